@@ -1,0 +1,419 @@
+"""What a user writes in `study.yaml`, validated before anything is spent.
+
+Every field is documented once, right beneath it; the same text goes into the JSON Schema that editors read
+(`veritune schema`). Errors name the path in the file (`conditions.all_layer.r`), what was expected, what was
+found, and for an unknown key the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from veritune.errors import StudyError
+
+NAME = r"^[A-Za-z][A-Za-z0-9_\-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
+BASELINE = "baseline"
+ClaimKind = Literal[
+    "improves", "better_by", "equivalent", "not_worse", "generalises", "no_regression", "probe", "differ"
+]
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `3e-4` as text; a person means a number."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):
+        return float(value)
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_number)]
+Share = Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Model(_Section):
+    """The base model, read and never written."""
+
+    path: str
+    """A local folder in Hugging Face format, a hub id, or `builtin:smollm2-135m-instruct`."""
+    revision: str | None = None
+    """Commit of a hub model. Pin it: a branch name moves."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Precision of the frozen base weights. Trained parameters are kept in float32."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off unless you have read that code."""
+
+
+class Data(_Section):
+    """The rows that are trained on and held out."""
+
+    path: str
+    """JSONL, CSV, Parquet or a `datasets` folder, relative to the study file."""
+    columns: dict[str, str] | None = None
+    """Which columns hold the turns, e.g. `{user: question, assistant: answer}`, where rows have no `messages`."""
+    family_field: str | None = None
+    """Column that names the original a row was rewritten from."""
+    id_field: str | None = None
+    """Column with a unique row id; without it the id is file and line."""
+    near_duplicates: bool = True
+    """Also join rows into one family when their texts are near-duplicates. Off only if you know better."""
+
+
+class SplitPlan(_Section):
+    """How families are dealt to zones. A family never straddles `seen`+`sibling`, `stranger` and `validation`."""
+
+    seed: int = 0
+    """Seed of the deal; the same seed and families give the same zones."""
+    stranger: Share = 0.3
+    """Share of families held out whole."""
+    validation: Share = 0.12
+    """Share of families held out whole for choosing checkpoints; never used for a claim."""
+    sibling: Share = 0.25
+    """Share of each trained family's rows held out as siblings: at least one row, never all."""
+
+
+class Train(_Section):
+    """One schedule for all conditions. Keys are named as in Hugging Face's TrainingArguments."""
+
+    num_train_epochs: Annotated[Real, Field(gt=0)] = 3
+    """Passes over the seen rows."""
+    max_steps: int = -1
+    """Stop after this many optimizer steps; -1 trains for `num_train_epochs`."""
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows per device and micro-batch."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches per optimizer step."""
+    learning_rate: Annotated[Real, Field(gt=0, lt=1)] = 2e-4
+    """Peak learning rate; a condition may name its own only if the study declares `lr` as a factor."""
+    lr_scheduler_type: str = "cosine"
+    """Schedule, as Hugging Face names them."""
+    warmup_steps: Annotated[Real, Field(ge=0)] = 0.05
+    """Warm-up: optimizer steps, or a share of them when below 1."""
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
+    """Gradient clipping norm."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Longest row in tokens. A longer row is an error, never cut in silence."""
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    """Validation NLL and a checkpoint every so many optimizer steps, and at the end; None means once an epoch."""
+
+
+class Condition(_Section):
+    """One arm of the comparison."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    method: str = "lora"
+    """`lora`, `full`, or any PEFT method by its name (`prompt_tuning`, `ia3`, ...), with its own config fields beside."""
+    target_modules: str | tuple[str, ...] | None = None
+    """`attention`, `mlp`, `all-linear`, or a list of module names. LoRA-like methods only."""
+    r: Annotated[int, Field(ge=1)] | None = None
+    """LoRA rank."""
+    lora_alpha: Annotated[Real, Field(gt=0)] | None = None
+    """LoRA scaling numerator; the update is scaled by lora_alpha / r."""
+    lora_dropout: Annotated[Real, Field(ge=0, lt=1)] | None = None
+    """Dropout on the adapter's input."""
+    learning_rate: Annotated[Real, Field(gt=0, lt=1)] | None = None
+    """This condition's own peak learning rate."""
+
+    @model_validator(mode="after")
+    def _combination(self) -> Condition:
+        given = {k for k in ("target_modules", "r", "lora_alpha", "lora_dropout") if getattr(self, k) is not None}
+        if self.method == "full":
+            given |= set(self.model_extra or {})
+            if given:
+                raise ValueError(
+                    f"`method: full` takes no {', '.join(sorted(given))}: remove it, or use `method: lora`"
+                )
+        if self.method == "lora" and self.target_modules is None:
+            raise ValueError("`method: lora` needs target_modules: `attention`, `mlp`, `all-linear` or a list of names")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """The method's own config fields as PEFT takes them, without `method` and `learning_rate`."""
+        known = {k: getattr(self, k) for k in ("target_modules", "r", "lora_alpha", "lora_dropout")}
+        return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})
+
+
+class Rule(_Section):
+    """One yes/no rule about an output. Exactly one of `pattern`, `contains`, `absent`."""
+
+    name: Name
+    """Name of the rule in scores and report."""
+    pattern: str | None = None
+    """Regular expression (Python `re`, multi-line off) that must be found."""
+    contains: str | None = None
+    """Text that must occur; `{column}` is filled from the item's own columns."""
+    absent: tuple[str, ...] | None = None
+    """Phrases that must not occur, compared without case."""
+    count: int | None = None
+    """With `pattern`: it must be found exactly so many times."""
+    when: dict[str, str] | None = None
+    """With `pattern`: must be found in items whose columns equal these values, and must not in all others."""
+    ignore_case: bool = False
+    """Compare `pattern` and `contains` without case."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Rule:
+        kinds = [k for k in ("pattern", "contains", "absent") if getattr(self, k) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"a rule has exactly one of pattern, contains, absent; found {kinds or 'none'}")
+        if (self.count is not None or self.when is not None) and self.pattern is None:
+            raise ValueError("`count` and `when` go with `pattern`")
+        if self.count is not None and self.when is not None:
+            raise ValueError("`count` and `when` exclude each other: write two rules")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as exc:
+                raise ValueError(f"pattern is not a regular expression: {exc}") from exc
+        return self
+
+
+class Eval(_Section):
+    """One eval contract: which items, how outputs are decoded, how they are scored."""
+
+    kind: Literal["rules", "match"] = "rules"
+    """`rules`: share of the rules that hold (or all of them). `match`: an extracted answer equals the expected one."""
+    zones: tuple[Literal["seen", "sibling", "stranger"], ...] = ("seen", "sibling", "stranger")
+    """Zones whose rows become items."""
+    per_family: Annotated[int, Field(ge=1)] | None = None
+    """At most so many items of a family and zone (the first by id); None takes all."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    """Generation stops here; how many outputs were cut is counted."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Prompts generated together; greedy outputs do not depend on it beyond rounding."""
+    rules: tuple[Rule, ...] = ()
+    """For `rules`."""
+    score: Literal["mean", "all"] = "mean"
+    """For `rules`: the share of rules that hold, or 1 only when all hold."""
+    extract: str | None = None
+    """For `match`: regular expression whose last match's first group is the answer."""
+    expected: str | None = None
+    """For `match`: the column with the expected answer."""
+
+    @model_validator(mode="after")
+    def _fields_of_kind(self) -> Eval:
+        if self.kind == "rules" and not self.rules:
+            raise ValueError("`kind: rules` needs at least one rule")
+        if self.kind == "match" and not (self.extract and self.expected):
+            raise ValueError("`kind: match` needs `extract` (a pattern with one group) and `expected` (a column)")
+        if self.kind == "match" and self.extract and re.compile(self.extract).groups < 1:
+            raise ValueError("`extract` needs a group: put parentheses around the answer")
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) != len(names):
+            raise ValueError("two rules have the same name")
+        return self
+
+
+class Claim(_Section):
+    """A sentence with a decision rule, declared before training. Scores are compared `condition` minus `against`."""
+
+    name: Name
+    """Name of the claim in the verdicts."""
+    kind: ClaimKind
+    """What is claimed; docs/decide.md has each kind's rule."""
+    eval: Name | None = None
+    """The eval whose scores decide; may be left out when the study has one."""
+    condition: Name | None = None
+    """The arm that is claimed to be better, equal, not worse, different, or to generalise."""
+    against: Name = BASELINE
+    """The other arm."""
+    zone: Literal["seen", "sibling", "stranger"] | None = "stranger"
+    """Items the claim speaks of; None takes all zones of the eval."""
+    margin: Annotated[Real, Field(gt=0)] | None = None
+    """The smallest difference that matters, in the eval's own units, declared before training."""
+    alpha: Annotated[Real, Field(gt=0, lt=0.5)] = 0.05
+    """Error rate of the decision, before the correction for several claims."""
+    share: Annotated[Real, Field(gt=0, le=1)] | None = None
+    """For `generalises`: the least share of the improvement on `from_zone` that must carry to `to_zone`."""
+    from_zone: Literal["seen", "sibling"] = "seen"
+    """For `generalises`: where the improvement was learned."""
+    to_zone: Literal["sibling", "stranger"] = "stranger"
+    """For `generalises`: where it must arrive."""
+    probe: str | None = None
+    """For `probe`: the recorded quantity."""
+    op: Literal["<", "<=", ">", ">="] | None = None
+    """For `probe`: how it compares."""
+    threshold: Real | None = None
+    """For `probe`: with what."""
+    correction: Literal["confirmatory", "exploratory"] = "confirmatory"
+    """Confirmatory claims share the error rate (Holm); exploratory ones are corrected by Benjamini-Hochberg."""
+    rule: dict[str, float] | None = None
+    """A frozen rule of the study's own, e.g. `{min_gap: 0.01}`, applied to the letter beside the verdict."""
+
+    @model_validator(mode="after")
+    def _fields_of_kind(self) -> Claim:
+        needs = {"better_by": "margin", "equivalent": "margin", "not_worse": "margin", "no_regression": "margin"}
+        needs |= {"differ": "margin", "generalises": "share"}
+        field = needs.get(self.kind)
+        if field and getattr(self, field) is None:
+            raise ValueError(f"`kind: {self.kind}` needs `{field}`, declared before training")
+        if self.kind == "probe" and (self.probe is None or self.op is None or self.threshold is None):
+            raise ValueError("`kind: probe` needs `probe`, `op` and `threshold`")
+        if self.kind != "probe" and self.condition is None:
+            raise ValueError(f"`kind: {self.kind}` needs `condition`")
+        return self
+
+
+class Study(_Section):
+    """One pre-declared comparison."""
+
+    name: Name
+    """Short name of the study."""
+    question: str
+    """The question in one sentence, as the report's title asks it."""
+    model: Model
+    data: Data
+    split: SplitPlan = SplitPlan()
+    train: Train = Train()
+    conditions: Annotated[dict[Name, Condition], Field(min_length=1)]
+    """The arms, by name. `baseline` (the untouched model) is always measured and is not declared."""
+    factor: tuple[str, ...] = ("target_modules",)
+    """What may differ between conditions; anything else that differs is an error."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1)
+    """Training seeds; every condition runs with each."""
+    evals: Annotated[dict[Name, Eval], Field(min_length=1)]
+    """The eval contracts, by name."""
+    claims: tuple[Claim, ...] = ()
+    """The claims, declared before training."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Study:
+        if BASELINE in self.conditions:
+            raise ValueError("conditions.baseline: the untouched model is always measured; rename this condition")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} names one twice; every seed is its own run")
+        names = [claim.name for claim in self.claims]
+        if len(set(names)) != len(names):
+            raise ValueError("claims: two claims have the same name")
+        for i, claim in enumerate(self.claims):
+            self._check_claim(claim, f"claims.{i}")
+        self._check_factor()
+        return self
+
+    def _check_claim(self, claim: Claim, where: str) -> None:
+        arms = [*self.conditions, BASELINE]
+        for field, value in (("condition", claim.condition), ("against", claim.against)):
+            if value is not None and value not in arms:
+                raise ValueError(f"{where}.{field}: no condition {value!r}{_nearest(value, arms)}; there are {arms}")
+        if claim.condition == claim.against:
+            raise ValueError(f"{where}: {claim.condition!r} is compared with itself; set `against`")
+        if claim.eval is not None and claim.eval not in self.evals:
+            raise ValueError(f"{where}.eval: no eval {claim.eval!r}{_nearest(claim.eval, list(self.evals))}")
+        if claim.eval is None and len(self.evals) > 1:
+            raise ValueError(f"{where}: the study has {len(self.evals)} evals; say which with `eval`")
+        spec = self.evals[claim.eval or next(iter(self.evals))]
+        zones = [claim.from_zone, claim.to_zone] if claim.kind == "generalises" else [claim.zone]
+        missing = [z for z in zones if z is not None and z not in spec.zones]
+        if missing and claim.kind != "probe":
+            raise ValueError(f"{where}: the eval has no items in zone {missing[0]!r}; add it to the eval's `zones`")
+        if claim.margin is not None and claim.margin >= 1 and claim.kind != "probe":
+            raise ValueError(f"{where}.margin: {claim.margin} lies outside the scale of the scores (0 to 1)")
+
+    def _check_factor(self) -> None:
+        rows = {
+            name: {"method": c.method, "learning_rate": c.learning_rate} | c.options()
+            for name, c in self.conditions.items()
+        }
+        for key in sorted({k for row in rows.values() for k in row}):
+            values = {name: row.get(key) for name, row in rows.items()}
+            if len({repr(v) for v in values.values()}) > 1 and key not in self.factor:
+                raise ValueError(
+                    f"conditions: {key} differs ({values}) and is not declared: make it equal, or add it to `factor`"
+                )
+
+    def eval_of(self, claim: Claim) -> str:
+        """Name of the eval that decides `claim`."""
+        return claim.eval or next(iter(self.evals))
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study file. Raises StudyError with every problem found, each with its path in the file."""
+    file = Path(path)
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise StudyError(f"no study file at {file}.", fix="Write one with `veritune init DATA`.") from None
+    except IsADirectoryError:
+        return load_study(file / "study.yaml")
+    except UnicodeDecodeError as exc:
+        raise StudyError(f"{file} is not UTF-8 (byte {exc.start}).", fix="Save it as UTF-8.") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise StudyError(f"{file} is not YAML: {' '.join(str(exc).split())}.", fix="Mend the named line.") from None
+    except RecursionError:
+        raise StudyError(f"{file} is nested too deeply to be a study.", fix="Mend the file.") from None
+    if not isinstance(raw, dict):
+        raise StudyError(
+            f"{file}: expected a mapping of settings, found {type(raw).__name__}.", fix="See `veritune init`."
+        )
+    return parse_study(raw, where=str(file))
+
+
+def parse_study(raw: dict[str, Any], *, where: str = "study") -> Study:
+    """Validate settings that are already a mapping. Raises StudyError."""
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as exc:
+        lines = [_problem(error) for error in exc.errors()]
+        raise StudyError(f"{where}: " + "; ".join(lines) + ".", fix="Nothing has run.") from None
+
+
+def _problem(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        return f"{path}: unknown key{_nearest(str(error['loc'][-1]), known)}"
+    if error["type"] == "missing":
+        return f"{path}: missing"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"]) if "ctx" in error else error["msg"]
+        return f"{path}: {message}" if path else message
+    return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, found {_short(error['input'])}"
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """Keys of the section at `loc`, following field annotations through dicts and tuples."""
+    section: Any = Study
+    for part in loc:
+        fields = getattr(section, "model_fields", {})
+        if part in fields:
+            section = _section_in(fields[part].annotation)
+    return list(getattr(section, "model_fields", {}))
+
+
+def _section_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for arg in getattr(annotation, "__args__", ()):
+        found = _section_in(arg)
+        if found is not None:
+            return found
+    return None
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a study file, for editors."""
+    return Study.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
