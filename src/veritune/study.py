@@ -114,7 +114,7 @@ class Condition(_Section):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     method: str = "lora"
-    """`lora`, `full`, or any PEFT method by its name (`prompt_tuning`, `ia3`, ...), with its own config fields beside."""
+    """`lora`, `full`, or any PEFT method by its name (`prompt_tuning`, `ia3`, ...) with its own config fields."""
     target_modules: str | tuple[str, ...] | None = None
     """`attention`, `mlp`, `all-linear`, or a list of module names. LoRA-like methods only."""
     r: Annotated[int, Field(ge=1)] | None = None
