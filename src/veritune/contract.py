@@ -1,0 +1,106 @@
+"""The contract: what a study declared before it trained, frozen with hashes.
+
+`freeze` writes `contract.lock.json`; from then on `check` refuses whatever differs and names the field, the frozen and
+the found value. `amend` appends an entry with a reason; every entry holds the hash of the one before it, so a changed
+past shows. What was declared after a result existed is marked exploratory for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from veritune.errors import StaleError, StoreError
+from veritune.records import FORMAT_VERSION, to_json
+from veritune.store import Store, hash_of, now, read_json, write_json
+from veritune.study import Study
+
+
+def terms(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that is frozen: the resolved settings and the facts (hashes of data, split, template, model ...)."""
+    return {"study": study.model_dump(mode="json"), "facts": to_json(facts)}
+
+
+def freeze(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the contract, or confirm the one that is there. Raises StaleError when the two differ."""
+    found = terms(study, facts)
+    if not store.contract_file.exists():
+        contract = {"format": FORMAT_VERSION, "entries": [_entry(found, None, "frozen", None)]}
+        write_json(store.contract_file, contract)
+        store.log("frozen", contract=contract["entries"][-1]["hash"])
+        return contract
+    contract = read(store)
+    differences = list(differ(contract["entries"][-1]["terms"], found))
+    if differences:
+        raise StaleError(
+            f"{store.study_file} differs from the frozen contract: " + "; ".join(differences[:5]) + _more(differences),
+            fix='Undo it, or record it: `veritune run STUDY --amend "the reason"`.',
+        )
+    return contract
+
+
+def amend(store: Store, study: Study, facts: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """Append the changed terms with a reason. Raises StoreError without a contract or without a change."""
+    if not reason.strip():
+        raise StoreError("an amendment needs a reason.", fix='Say why: --amend "the reason".')
+    if not store.contract_file.exists():
+        return freeze(store, study, facts)
+    contract = read(store)
+    found = terms(study, facts)
+    last = contract["entries"][-1]
+    changes = list(differ(last["terms"], found))
+    if not changes:
+        return contract
+    contract["entries"].append(_entry(found, last["hash"], reason, changes))
+    write_json(store.contract_file, contract)
+    store.log("amended", contract=contract["entries"][-1]["hash"], reason=reason, changes=changes)
+    return contract
+
+
+def read(store: Store) -> dict[str, Any]:
+    """The contract with its chain recomputed. Raises StaleError naming the first entry that was edited."""
+    store.check_format()
+    contract = read_json(store.contract_file)
+    previous = None
+    for number, entry in enumerate(contract["entries"]):
+        body = {k: v for k, v in entry.items() if k != "hash"}
+        if entry["previous"] != previous or hash_of(body) != entry["hash"]:
+            raise StaleError(
+                f"{store.contract_file}: entry {number} was edited after it was frozen.",
+                fix="Restore the file; a changed contract cannot be trusted.",
+            )
+        previous = entry["hash"]
+    return contract
+
+
+def exploratory_claims(contract: Mapping[str, Any]) -> set[str]:
+    """Names of the claims that were added or changed by an amendment made after a result existed."""
+    first = {c["name"]: c for c in contract["entries"][0]["terms"]["study"]["claims"]}
+    last = contract["entries"][-1]["terms"]["study"]["claims"]
+    return {c["name"] for c in last if first.get(c["name"]) != c}
+
+
+def _entry(found: Mapping[str, Any], previous: str | None, reason: str, changes: list[str] | None) -> dict[str, Any]:
+    body = {"time": now(), "previous": previous, "reason": reason, "changes": changes or [], "terms": found}
+    return {**body, "hash": hash_of(body)}
+
+
+def differ(frozen: Any, found: Any, path: str = "") -> Iterator[str]:
+    """Each difference as `path: frozen X, found Y`, depth first."""
+    if isinstance(frozen, Mapping) and isinstance(found, Mapping):
+        for key in sorted({*frozen, *found}):
+            yield from differ(frozen.get(key), found.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(frozen, list) and isinstance(found, list) and len(frozen) == len(found):
+        for i, (a, b) in enumerate(zip(frozen, found)):
+            yield from differ(a, b, f"{path}.{i}")
+    elif frozen != found:
+        yield f"{path}: frozen {_short(frozen)}, found {_short(found)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 70 else text[:67] + "..."
+
+
+def _more(items: list[str]) -> str:
+    return f" and {len(items) - 5} more." if len(items) > 5 else "."
