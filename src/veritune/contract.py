@@ -25,7 +25,7 @@ def freeze(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, An
     """Write the contract, or confirm the one that is there. Raises StaleError when the two differ."""
     found = terms(study, facts)
     if not store.contract_file.exists():
-        contract = {"format": FORMAT_VERSION, "entries": [_entry(found, None, "frozen", None)]}
+        contract: dict[str, Any] = {"format": FORMAT_VERSION, "entries": [_entry(found, None, "frozen", None)]}
         write_json(store.contract_file, contract)
         store.log("frozen", contract=contract["entries"][-1]["hash"])
         return contract
