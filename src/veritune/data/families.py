@@ -1,0 +1,371 @@
+"""Families: which rows are rewrites of one original.
+
+Three sources combine. A named column; equality of the canonical problem text (several accepted solutions of one
+problem are one family); and near-duplicate clustering of what user and assistant say, by the idf²-weighted cosine of
+word pairs with numbers masked. System prompts take no part. Boilerplate that most rows share weighs next to nothing,
+texts with fewer than `min_features` word pairs are never compared by similarity, every accepted pair was verified, and
+every member of a near-duplicate family is similar to the family's centre: chains are cut and reported.
+
+What it does not see: free paraphrases. Where rows were rewritten by a model, keep the original's name in a column.
+Measured precision, recall and speed: docs/families.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from veritune.data import _near
+from veritune.data._sweep import Sweep
+from veritune.data.text import F32, I64, U8, U64, TextBuffer
+from veritune.errors import DataError
+from veritune.records import Membership, Row
+
+if TYPE_CHECKING:
+    import polars as pl
+
+THRESHOLD = 0.38
+SPLIT_SAFE_THRESHOLD = 0.34  # where a missed sibling costs more than a wrongly joined stranger
+
+Evidence = Literal["column", "exact", "similarity", "singleton"]
+EVIDENCE: tuple[Evidence, ...] = ("singleton", "column", "exact", "similarity")
+Edge = tuple[int, int, float | None, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyConfig:
+    """How families are found.
+
+    `threshold` is the idf²-weighted cosine from which two texts are siblings; `min_features` the distinct word pairs
+    a text needs to be compared at all; `min_problem_tokens` what a problem without digits needs for its equality to
+    count ("Continue." does not make a family). A member less similar than `radius * threshold` to its family's centre
+    is cut off. Families larger than `report_size` rows are listed. `engine`: `auto` takes numba for
+    `numba_from` rows or more where it is installed.
+    """
+
+    column: bool = True
+    exact: bool = True
+    near: bool = True
+    threshold: float = THRESHOLD
+    min_features: int = 8
+    min_problem_tokens: int = 4
+    radius: float = 0.5
+    report_size: int = 1000
+    engine: Literal["auto", "numpy", "numba"] = "auto"
+    numba_from: int = 5000
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.threshold <= 1.0:
+            raise DataError(
+                f"expected a similarity threshold in (0, 1], found {self.threshold}.",
+                fix=f"The default is {THRESHOLD}, {SPLIT_SAFE_THRESHOLD} where a split must be safe.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyColumns:
+    """Rows as columns, for data too large for Python objects. `family` holds None where the data names no original."""
+
+    ids: Sequence[str]
+    text: TextBuffer
+    family: Sequence[str | None] | None = None
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Row]) -> FamilyColumns:
+        """System prompts are left out; the problem is everything before the last assistant turn."""
+        text = TextBuffer.from_parts((_said(row.prompt), row.target) for row in rows)
+        family = [row.family for row in rows] if any(row.family is not None for row in rows) else None
+        return cls([row.id for row in rows], text, family)
+
+    @classmethod
+    def from_frame(cls, frame: pl.DataFrame) -> FamilyColumns:
+        """From columns `problem` and `target` (or `text` alone), and `id` and `family` where present."""
+        import polars as pl
+
+        if "problem" in frame.columns and "target" in frame.columns:
+            head = frame["problem"].fill_null("")
+            whole = frame.select(pl.concat_str(["problem", "target"], separator="\n\n", ignore_nulls=True).alias("t"))
+            text = TextBuffer.from_series(whole["t"], head.str.len_bytes().cast(pl.Int64).to_numpy())
+        elif "text" in frame.columns:
+            text = TextBuffer.from_series(frame["text"])
+        else:
+            raise DataError(
+                f"expected columns `problem` and `target`, or `text`; found {frame.columns}.", fix="Rename or map them."
+            )
+        ids = frame["id"].cast(pl.String).to_list() if "id" in frame.columns else [str(i) for i in range(len(frame))]
+        family = frame["family"].cast(pl.String).to_list() if "family" in frame.columns else None
+        return cls(ids, text, family)
+
+
+def _said(messages: Sequence[Any]) -> str:
+    return "\n\n".join(m.content for m in messages if m.role != "system" and m.content)
+
+
+@dataclass(frozen=True)
+class FamilyResult:
+    """Which family each of N rows is in, and why. Codes are in order of first appearance; names are content-made.
+
+    `evidence_N` indexes `EVIDENCE`; `similarity_N` is the similarity to the family's centre, NaN where evidence is not
+    `similarity`. `notes` are sentences about what was cut, bridged or left out.
+    """
+
+    row_ids: Sequence[str]
+    code_N: I64
+    names: tuple[str, ...]
+    evidence_N: U8
+    similarity_N: F32
+    config: FamilyConfig
+    counts: Mapping[str, int]
+    extra: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.code_N)
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Rows per family."""
+        return dict(zip(self.names, self.size_F.tolist()))
+
+    @cached_property
+    def size_F(self) -> I64:
+        """Rows per family, in the order of `names`."""
+        return np.bincount(self.code_N, minlength=len(self.names)).astype(np.int64)
+
+    def family_of(self, i: int) -> str:
+        """The family of row i."""
+        return self.names[int(self.code_N[i])]
+
+    @cached_property
+    def families(self) -> list[str]:
+        """The family of every row, in the order of the rows."""
+        return [self.names[c] for c in self.code_N.tolist()]
+
+    @cached_property
+    def memberships(self) -> tuple[Membership, ...]:
+        """One record per row, in the order of the rows."""
+        return tuple(self._memberships())
+
+    def _memberships(self) -> Iterator[Membership]:
+        columns = zip(self.row_ids, self.code_N.tolist(), self.evidence_N.tolist(), self.similarity_N.tolist())
+        for row_id, code, evidence, score in columns:
+            kind = EVIDENCE[evidence]
+            yield Membership(row_id, self.names[code], kind, round(score, 4) if kind == "similarity" else None)
+
+    def largest(self, k: int = 10) -> list[tuple[str, int]]:
+        """The k largest families with their sizes; ties in the order of the rows."""
+        order = np.argsort(-self.size_F, kind="stable")[:k]
+        return [(self.names[f], int(self.size_F[f])) for f in order]
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The numbers to quote. `variant_share` = (rows - families) / rows: rows that add no new original."""
+        n, families = len(self), len(self.names)
+        size, how_many = np.unique(self.size_F, return_counts=True)
+        kinds = np.bincount(self.evidence_N, minlength=len(EVIDENCE))
+        return {
+            "rows": n,
+            "originals": families,
+            "variants": n - families,
+            "variant_share": (n - families) / n if n else None,
+            "singletons": int(np.count_nonzero(self.size_F == 1)),
+            "size_p50": float(np.median(self.size_F)) if families else None,
+            "size_mean": n / families if families else None,
+            "size_max": int(self.size_F.max()) if families else None,
+            "sizes": {int(s): int(c) for s, c in zip(size, how_many)},
+            "largest": self.largest(),
+            "oversize": [(f, s) for f, s in self.largest(len(self.names)) if s > self.config.report_size],
+            "evidence": {name: int(c) for name, c in zip(EVIDENCE, kinds)},
+            "threshold": self.config.threshold if self.config.near else None,
+            **self.counts,
+        }
+
+
+def find_families(
+    rows: Sequence[Row] | FamilyColumns | pl.DataFrame,
+    config: FamilyConfig | None = None,
+    *,
+    extra_edges: Iterable[Edge] = (),
+    **settings: Any,
+) -> FamilyResult:
+    """Family of every row, with its evidence.
+
+    `settings` are fields of `FamilyConfig` (`column=`, `exact=`, `near=`, `threshold=`, ...). `extra_edges` are
+    (row_i, row_j, score, evidence) from passes that see more than words: they join rows like any other evidence.
+    The result does not depend on the order of the rows nor on the engine, and never switches itself off on small data.
+    Raises DataError for unknown settings, a threshold outside (0, 1] or an edge that points outside the rows.
+    """
+    config = _configured(config, settings)
+    columns = _as_columns(rows)
+    n = len(columns.text)
+    sweep = _near.sweep(columns.text, config)
+    edges = _Edges(n)
+    counts: dict[str, int] = {"empty_rows": int(np.count_nonzero(sweep.hash_N == 0))}
+    if config.column and columns.family is not None:
+        counts["bridged_column_families"] = 0
+        edges.add_keys(_column_codes(columns.family), "column")
+    if config.exact:
+        edges.add_keys(_problem_keys(sweep, config), "exact")
+        edges.add_keys(_text_keys(sweep.hash_N), "exact")
+    if config.near:
+        counts.update(_add_near(sweep, edges, config))
+    extra = _add_extra(extra_edges, edges, n)
+    return _result(columns, sweep, edges, config, counts, extra)
+
+
+def _configured(config: FamilyConfig | None, settings: Mapping[str, Any]) -> FamilyConfig:
+    known = {f.name for f in dataclasses.fields(FamilyConfig)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise DataError(f"unknown setting {unknown[0]!r} for families.", fix=f"Known: {', '.join(sorted(known))}.")
+    return dataclasses.replace(config or FamilyConfig(), **settings)
+
+
+def _as_columns(rows: Sequence[Row] | FamilyColumns | pl.DataFrame) -> FamilyColumns:
+    if isinstance(rows, FamilyColumns):
+        return rows
+    if hasattr(rows, "get_column"):
+        return FamilyColumns.from_frame(cast("pl.DataFrame", rows))
+    return FamilyColumns.from_rows(rows)
+
+
+class _Edges:
+    """Joins found so far: pairs of rows, and for each row the strongest evidence that put it where it is."""
+
+    def __init__(self, n: int) -> None:
+        self.left: list[I64] = []
+        self.right: list[I64] = []
+        self.evidence_N = np.zeros(n, np.uint8)
+        self.similarity_N = np.full(n, np.nan, np.float32)
+
+    def add_keys(self, key_N: I64, evidence: Evidence) -> None:
+        """Join rows with equal keys; -1 joins nothing."""
+        row = np.flatnonzero(key_N >= 0)
+        order = row[np.argsort(key_N[row], kind="stable")]
+        same = key_N[order[1:]] == key_N[order[:-1]]
+        self.add_pairs(order[:-1][same], order[1:][same])
+        self._mark(np.concatenate((order[:-1][same], order[1:][same])), evidence)
+
+    def add_pairs(self, left: I64, right: I64) -> None:
+        self.left.append(left)
+        self.right.append(right)
+
+    def mark_similar(self, row: I64, score: npt.NDArray[Any]) -> None:
+        fresh = self.evidence_N[row] == 0
+        self.evidence_N[row[fresh]] = EVIDENCE.index("similarity")
+        self.similarity_N[row[fresh]] = score[fresh]
+
+    def _mark(self, row: I64, evidence: Evidence) -> None:
+        fresh = row[self.evidence_N[row] == 0]
+        self.evidence_N[fresh] = EVIDENCE.index(evidence)
+
+    def roots(self) -> I64:
+        if not self.left:
+            return np.arange(len(self.evidence_N))
+        left, right = np.concatenate(self.left), np.concatenate(self.right)
+        return _near.components(len(self.evidence_N), left, right)
+
+
+def _column_codes(family: Sequence[str | None]) -> I64:
+    codes: dict[str, int] = {}
+    return np.array([-1 if f is None or f == "" else codes.setdefault(f, len(codes)) for f in family], np.int64)
+
+
+def _text_keys(hash_N: U64) -> I64:
+    """Dense codes of equal hashes; an empty text equals nothing."""
+    _, code_N = np.unique(hash_N, return_inverse=True)
+    return np.where(hash_N == 0, -1, code_N.astype(np.int64))
+
+
+def _problem_keys(sweep: Sweep, config: FamilyConfig) -> I64:
+    """Codes of equal problems; one too short to name a problem ("Continue.") joins nothing by itself."""
+    names_a_problem = (sweep.problem_token_N >= config.min_problem_tokens) | (sweep.problem_digit_N > 0)
+    return np.where(names_a_problem, _text_keys(sweep.problem_hash_N), -1)
+
+
+def _add_near(sweep: Sweep, edges: _Edges, config: FamilyConfig) -> dict[str, int]:
+    near = _near.clusters(sweep, config)
+    edges.add_pairs(near.row_M, near.centre_M)
+    edges.mark_similar(near.row_M, near.similarity_M)
+    return {"too_short_rows": near.n_short, "recut_clusters": near.n_recut, "recut_rows": near.n_recut_rows}
+
+
+def _add_extra(extra_edges: Iterable[Edge], edges: _Edges, n: int) -> dict[int, str]:
+    named: dict[int, str] = {}
+    left: list[int] = []
+    right: list[int] = []
+    score_of: dict[int, float] = {}
+    for i, j, score, evidence in extra_edges:
+        if not (0 <= i < n and 0 <= j < n):
+            raise DataError(f"an extra edge joins rows {i} and {j}, but there are {n} rows (0-based).")
+        left.append(i)
+        right.append(j)
+        for row in (i, j):
+            named.setdefault(row, evidence)
+            score_of[row] = max(score_of.get(row, 0.0), 0.0 if score is None else float(score))
+    if left:
+        edges.add_pairs(np.array(left, np.int64), np.array(right, np.int64))
+        scored = np.array(sorted(score_of), np.int64)
+        edges.mark_similar(scored, np.array([min(1.0, score_of[r]) for r in sorted(score_of)]))
+    return named
+
+
+def _result(
+    columns: FamilyColumns,
+    sweep: Sweep,
+    edges: _Edges,
+    config: FamilyConfig,
+    counts: dict[str, int],
+    extra: dict[int, str],
+) -> FamilyResult:
+    root_N = edges.roots()
+    first_root, code_N = _dense_in_order(root_N)
+    names, bridged = _names(columns, sweep, code_N, len(first_root), config)
+    if "bridged_column_families" in counts:
+        counts["bridged_column_families"] = bridged
+    return FamilyResult(columns.ids, code_N, names, edges.evidence_N, edges.similarity_N, config, counts, extra)
+
+
+def _dense_in_order(root_N: I64) -> tuple[I64, I64]:
+    unique, code_N = np.unique(root_N, return_inverse=True)  # a root is the family's first row, so this is row order
+    return unique, code_N.astype(np.int64)
+
+
+def _names(
+    columns: FamilyColumns, sweep: Sweep, code_N: I64, n: int, config: FamilyConfig
+) -> tuple[tuple[str, ...], int]:
+    """The column's name where there is one (the smallest of several), else made from the members' smallest hash."""
+    low_F = np.full(n, 2**64 - 1, np.uint64)
+    np.minimum.at(low_F, code_N, sweep.hash_N)
+    names = [f"f-{h:016x}" for h in low_F.tolist()]
+    bridged: set[int] = set()
+    if config.column and columns.family is not None:
+        named: dict[int, str] = {}
+        for code, family in zip(code_N.tolist(), columns.family):
+            if family is None or family == "":
+                continue
+            if code in named and named[code] != family:
+                bridged.add(code)
+            named[code] = min(named.get(code, family), family)
+        for code, family in named.items():
+            names[code] = family
+    return _distinct(names, columns, code_N), len(bridged)
+
+
+def _distinct(names: list[str], columns: FamilyColumns, code_N: I64) -> tuple[str, ...]:
+    """Equal texts in different families (exact=False, empty rows) get the first row's id behind the name."""
+    if len(set(names)) == len(names):
+        return tuple(names)
+    seen: set[str] = set()
+    _, first = np.unique(code_N, return_index=True)
+    for code, name in enumerate(names):
+        if name in seen:
+            names[code] = f"{name}.{columns.ids[int(first[code])]}"
+        seen.add(name)
+    return tuple(names)
