@@ -1,0 +1,493 @@
+"""Declared claims, judged by their own rules, with the sentence that may be written and those that may not.
+
+Gap is condition − against on the claim's eval and zone; CI95 stands for the interval at level 1 − alpha, CI90 for
+that at 1 − 2·alpha; both come from the headline estimand (the recipe where seeds allow it).
+
+    kind                       supported when                    refuted when
+    improves                   CI95 above 0, p agrees            CI95 below 0; or CI90 inside ± a declared margin
+    better_by                  CI95 above the margin             CI95 below the margin
+    equivalent                 CI90 inside ± the margin          CI95 beyond ± the margin
+    not_worse, no_regression   CI95 above − the margin           CI95 below − the margin
+    differ                     CI95 beyond ± the margin (or 0)   CI90 inside ± the margin
+    generalises                CI95 of the share carried over    the same below the declared share, or the seen gap
+                               above the declared share          itself below 0
+    probe                      the quantity meets the threshold (its interval, where it has one), or fails it
+
+    inconclusive  neither; or only a guess about missing scores would decide; or the seen gap of `generalises` holds 0
+    untested      scores or a probe are missing, or the claim lacks what its rule needs; the reason says which
+
+Confirmatory claims share alpha by Holm over all that were declared, tested or not; exploratory ones by
+Benjamini–Hochberg. A claim's p is the least alpha at which its rule would settle it, in either direction.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from veritune.decide import multiplicity, power, rule, seeds
+from veritune.decide.intervals import Spread, Student, Unknown, smallest_alpha, t_quantile
+from veritune.decide.paired import Comparison, Options, compare_pair, compare_tables
+from veritune.decide.table import Floats, Missing, Pair, ScoreTable, pair
+from veritune.errors import ScoreError
+from veritune.records import Estimate, Verdict
+
+Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
+Status = Literal["supported", "refuted", "inconclusive", "untested"]
+TableKey = tuple[str, str]
+
+
+class ClaimLike(Protocol):
+    """What a claim must say. `study.Claim` and `ClaimSpec` both do."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def eval(self) -> str | None: ...
+    @property
+    def condition(self) -> str | None: ...
+    @property
+    def against(self) -> str: ...
+    @property
+    def zone(self) -> str | None: ...
+    @property
+    def margin(self) -> float | None: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def share(self) -> float | None: ...
+    @property
+    def from_zone(self) -> str: ...
+    @property
+    def to_zone(self) -> str: ...
+    @property
+    def probe(self) -> str | None: ...
+    @property
+    def op(self) -> str | None: ...
+    @property
+    def threshold(self) -> float | None: ...
+    @property
+    def correction(self) -> str: ...
+    @property
+    def rule(self) -> Mapping[str, Any] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimSpec:
+    """A claim as declared before training. `condition` is A, `against` is B; `rule` is a study's own frozen rule."""
+
+    name: str
+    kind: Kind
+    eval: str | None = None
+    condition: str | None = None
+    against: str = "baseline"
+    zone: str | None = None
+    margin: float | None = None
+    alpha: float = 0.05
+    share: float | None = None
+    from_zone: str = "seen"
+    to_zone: str = "stranger"
+    probe: str | None = None
+    op: str | None = None
+    threshold: float | None = None
+    correction: str = "confirmatory"
+    rule: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What judging needs besides the tables.
+
+    `probes` maps a probe name to a recorded number or an Estimate. `scales` and `failure_values` are per eval.
+    `evidence` maps a claim's name (or `*` for all) to named evidence: `contamination` (`clean`, `unchecked`,
+    `found`), `replicated` (true, false, None).
+    """
+
+    probes: Mapping[str, Estimate | float] = field(default_factory=dict)
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    failure_values: Mapping[str, float] = field(default_factory=dict)
+    evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tested:
+    """A claim's evidence before correction: the p of settling it either way, and what it would settle to."""
+
+    claim: ClaimLike
+    p: float | None
+    settles: Status
+    estimates: tuple[Estimate, ...] = ()
+    comparison: Comparison | None = None
+    reason: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    fragile: str = ""
+
+
+def judge(
+    claims: Sequence[ClaimLike], tables: Mapping[TableKey, ScoreTable], context: Context | None = None
+) -> list[Verdict]:
+    """One verdict per claim, in order. A claim that cannot be tested says why; nothing is raised for one claim's
+    scores. Raises ScoreError when two claims share a name."""
+    context = context or Context()
+    names = [c.name for c in claims]
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise ScoreError(f"expected each claim to have its own name, found {', '.join(map(repr, twice))} twice.")
+    tested = [_test(claim, tables, context) for claim in claims]
+    adjusted = _adjust(tested)
+    return [_verdict(t, p, k, context) for t, (p, k) in zip(tested, adjusted)]
+
+
+def _adjust(tested: Sequence[_Tested]) -> list[tuple[float | None, int]]:
+    """Corrected p per claim and the size of its correction family. Probes without a p stand outside."""
+    out: list[tuple[float | None, int]] = [(None, 0)] * len(tested)
+    for family in ("confirmatory", "exploratory"):
+        members = [i for i, t in enumerate(tested) if t.claim.correction == family and _in_family(t)]
+        with_p = [i for i in members if tested[i].p is not None]
+        p = [tested[i].p or 0.0 for i in with_p]
+        if family == "confirmatory":
+            corrected = multiplicity.holm(p, len(members))
+        else:
+            corrected = multiplicity.benjamini_hochberg(p) if p else []
+        for i, value in zip(with_p, corrected):
+            out[i] = (value, len(members))
+    return out
+
+
+def _in_family(t: _Tested) -> bool:
+    """A plain threshold on a recorded number is no test and takes no share of alpha."""
+    return not (t.claim.kind == "probe" and t.p is None and t.settles != "untested")
+
+
+# ---------------------------------------------------------------- testing one claim
+
+
+def _test(claim: ClaimLike, tables: Mapping[TableKey, ScoreTable], context: Context) -> _Tested:
+    try:
+        if claim.kind == "probe":
+            return _test_probe(claim, context)
+        a, b = (_table(tables, name, claim.eval) for name in (claim.condition, claim.against))
+        if claim.kind == "generalises":
+            return _test_generalises(claim, a, b, context)
+        return _test_gap(claim, a.in_zone(claim.zone), b.in_zone(claim.zone), context)
+    except ScoreError as error:
+        return _Tested(claim, None, "untested", reason=str(error))
+
+
+def _table(tables: Mapping[TableKey, ScoreTable], condition: str | None, eval_name: str | None) -> ScoreTable:
+    if not condition or not eval_name:
+        raise ScoreError("the claim names no condition or no eval.")
+    if (condition, eval_name) not in tables:
+        raise ScoreError(f"no scores of {condition!r} on {eval_name!r}.", fix="Run and score it, then decide again.")
+    return tables[condition, eval_name]
+
+
+def _options(claim: ClaimLike, context: Context, policy: str = "fail") -> Options:
+    name = claim.eval or ""
+    value = context.failure_values.get(name)
+    return replace(context.options, scale=context.scales.get(name), missing=Missing(policy, value))
+
+
+_NEEDS_MARGIN = frozenset({"better_by", "equivalent", "not_worse", "no_regression"})
+
+
+def _test_gap(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
+    if claim.margin is None and claim.kind in _NEEDS_MARGIN:
+        raise ScoreError(f"a claim of kind {claim.kind!r} needs a margin, declared before training.")
+    comparison = compare_tables(a, b, _options(claim, context))
+    rule.check_margin(claim.margin, comparison.pair.scale)
+    p, settles = _settle(claim, comparison)
+    details: dict[str, Any] = {"p_before_correction": p}
+    if claim.rule:
+        details["frozen_rule"] = rule.frozen_rule(comparison, claim.rule)
+    fragile = ""
+    if a.n_missing or b.n_missing:
+        bounds = {policy: compare_tables(a, b, _options(claim, context, policy)) for policy in ("worst", "best")}
+        details["missing_bounds"] = {policy: _bound(claim, c) for policy, c in bounds.items()}
+        fragile = _fragile(claim, settles, (a, b), details["missing_bounds"])
+    estimates = tuple(comparison.estimate(1 - claim.alpha, e) for e in _ordered(comparison))
+    return _Tested(claim, p, settles, estimates, comparison, details=details, fragile=fragile)
+
+
+def _ordered(comparison: Comparison) -> list[Any]:
+    """Estimands, the headline first."""
+    first = comparison.headline.estimand
+    return [first, *(e for e in comparison.results if e != first)]
+
+
+def _bound(claim: ClaimLike, comparison: Comparison) -> dict[str, Any]:
+    p, settles = _settle(claim, comparison)
+    estimate = comparison.estimate(1 - claim.alpha)
+    settled = settles if p <= claim.alpha else "inconclusive"
+    return {"gap": estimate.value, "low": estimate.low, "high": estimate.high, "status": settled}
+
+
+def _fragile(
+    claim: ClaimLike, settles: Status, tables: Sequence[ScoreTable], bounds: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Why missing scores forbid a settled verdict: they are the machine's, and the bounds do not agree with it."""
+    if all(b["status"] == settles for b in bounds.values()):
+        return ""
+    lost = sum(int(t.machine_missing_S_N.sum()) for t in tables if t.machine_missing_S_N is not None)
+    if not lost:
+        return ""
+    return f"{lost} scores are missing for reasons that are not the model's, and could change the answer"
+
+
+def _settle(claim: ClaimLike, comparison: Comparison) -> tuple[float, Status]:
+    """The least alpha at which the claim's rule settles it, and to what. Rules: see the module's table."""
+    spread, m = comparison.headline.spread, claim.margin or 0.0
+    agree = max(spread.p(), (comparison.details.get("family_sign_flip") or {}).get("p", 0.0))
+
+    def above(x: float, sides: int = 2) -> float:
+        found = smallest_alpha(spread, x, side=1, sides=sides)
+        return max(found, agree) if x == 0 else found
+
+    def below(x: float, sides: int = 2) -> float:
+        found = smallest_alpha(spread, x, side=-1, sides=sides)
+        return max(found, agree) if x == 0 else found
+
+    def inside() -> float:
+        return max(above(-m, 1), below(m, 1)) if m > 0 else 1.0
+
+    table: dict[str, Callable[[], tuple[float, float]]] = {
+        "improves": lambda: (above(0), min(below(0), inside())),
+        "better_by": lambda: (above(m), below(m)),
+        "equivalent": lambda: (inside(), min(above(m), below(-m))),
+        "not_worse": lambda: (above(-m), below(-m)),
+        "no_regression": lambda: (above(-m), below(-m)),
+        "differ": lambda: (min(above(m), below(-m)), inside()),
+    }
+    if claim.kind not in table:
+        raise ScoreError(f"expected a claim kind of {', '.join(table)}, generalises or probe; found {claim.kind!r}.")
+    supported, refuted = table[claim.kind]()
+    if claim.kind == "improves" and supported <= claim.alpha:
+        return supported, "supported"
+    return (supported, "supported") if supported <= refuted else (refuted, "refuted")
+
+
+# ---------------------------------------------------------------- generalises
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Carried:
+    """How much of a gap on one zone carries to another: ρ = Δ_to/Δ_from, by inverting L(ρ) = Δ_to − ρ·Δ_from.
+
+    Families may span the zones and seeds are shared by them, so L(ρ) is one contrast of the crossed model.
+    Source: Fieller 1954, J R Stat Soc B 16:175. Without a Δ_from clear of 0 the share is unbounded.
+    """
+
+    parts: seeds.Crossed
+    floor_K_K: Floats
+    recipe: bool
+
+    def contrast(self, share: float) -> Student:
+        """L(share) with its standard error and degrees of freedom. Strata: 0 is `to`, 1 is `from`."""
+        return self._student(np.array([1.0, -share]))
+
+    @property
+    def base(self) -> Student:
+        """Δ_from."""
+        return self._student(np.array([0.0, 1.0]))
+
+    def _student(self, weight_K: Floats) -> Student:
+        variance = (seeds.new_items_and_seeds if self.recipe else seeds.new_items)(self.parts, weight_K)
+        least = float(weight_K @ self.floor_K_K @ weight_K)
+        return Student(float(weight_K @ self.parts.gap_K), math.sqrt(max(variance.value, least)), variance.df)
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Bounds on ρ at `level`; infinite when Δ_from's own interval holds 0."""
+        low, high = self.base.interval(level)
+        if low <= 0 <= high:
+            return -math.inf, math.inf
+        return self._edge(level, -1), self._edge(level, 1)
+
+    def _edge(self, level: float, side: int) -> float:
+        from scipy.optimize import brentq
+
+        def beyond(share: float) -> float:
+            s = self.contrast(share)
+            return abs(s.center) - t_quantile(0.5 + level / 2, s.df) * s.se
+
+        center = float(self.parts.gap_K[0] / self.parts.gap_K[1])
+        step = 1e-3
+        while beyond(center + side * step) <= 0:
+            step *= 2
+            if step > 1e6:
+                return side * math.inf
+        inner = center if step == 1e-3 else center + side * step / 2
+        return float(brentq(beyond, inner, center + side * step)) if beyond(inner) < 0 else center
+
+
+def _carried(matched: Pair, z_N: Any) -> Carried:
+    parts = seeds.crossed(matched, z_N)
+    # A zone without a single differing item still has the uncertainty of an empty 2x2 table.
+    floor = np.where(np.diag(parts.item_K_K) == 0, (2.0 / parts.n_K) ** 2, 0.0)
+    arms = ((matched.a, matched.score_a_S_N), (matched.b, matched.score_b_S_N))
+    many = [score.shape[0] > 1 for _, score in arms]
+    recipe = any(many) and all(m or table.fixed for m, (table, _) in zip(many, arms))
+    return Carried(parts, np.diag(floor), recipe)
+
+
+def _test_generalises(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
+    share = claim.share
+    if share is None or not math.isfinite(share):
+        raise ScoreError("a claim of kind 'generalises' needs a share: the least part of the gap that must carry over.")
+    options = _options(claim, context)
+    zones = (claim.to_zone, claim.from_zone)
+    comparisons = [compare_tables(a.in_zone(z), b.in_zone(z), options) for z in zones]
+    matched = pair(*(_two_zones(t, zones) for t in (a, b)), scale=options.scale, missing=options.missing)
+    z_N = np.array([zones.index(z) for z in matched.a.zone_N or ()])
+    carried = _carried(matched, z_N)
+    estimate = _share_estimate(claim, comparisons, carried, matched)
+    estimates = (estimate, *(c.estimate(1 - claim.alpha) for c in comparisons))
+    base, contrast = carried.base, carried.contrast(share)
+    gained = max(
+        smallest_alpha(base, 0, side=1),
+        smallest_alpha(comparisons[1].headline.spread, 0, side=1),
+    )
+    lost = smallest_alpha(base, 0, side=-1)
+    if lost <= claim.alpha:
+        return _Tested(claim, lost, "refuted", estimates, comparisons[0], reason="there is no gain to carry over")
+    if gained > claim.alpha:
+        reason = f"the gap on {claim.from_zone} itself is not clear of 0, so its share is unbounded"
+        return _Tested(claim, gained, "inconclusive", estimates, comparisons[0], reason=reason)
+    up = max(gained, smallest_alpha(contrast, 0, side=1))
+    down = max(gained, smallest_alpha(contrast, 0, side=-1))
+    p, settles = (up, "supported") if up <= down else (down, "refuted")
+    return _Tested(claim, p, settles, estimates, comparisons[0], details={"share_declared": share})  # type: ignore[arg-type]
+
+
+def _two_zones(table: ScoreTable, zones: tuple[str, str]) -> ScoreTable:
+    keep = [i for i, z in enumerate(table.zone_N or ()) if z in zones]
+    return table.take(np.array(keep, dtype=np.int64))
+
+
+def _share_estimate(claim: ClaimLike, comparisons: Sequence[Comparison], carried: Carried, matched: Pair) -> Estimate:
+    low, high = carried.interval(1 - claim.alpha)
+    bounded = math.isfinite(low) and math.isfinite(high)
+    base = float(carried.parts.gap_K[1])
+    warning = f"unbounded: the gap on {claim.from_zone} is not clear of 0"
+    return Estimate(
+        name=f"share of the {claim.from_zone} gap carried to {claim.to_zone}",
+        value=float(carried.parts.gap_K[0] / base) if base else None,
+        low=low if bounded else None,
+        high=high if bounded else None,
+        level=1 - claim.alpha,
+        n=matched.n,
+        method="Fieller-type inversion of the gap contrast, seeds × items",
+        scope=comparisons[0].scope + f", relative to {comparisons[1].pair.n} items of zone {claim.from_zone}",
+        n_clusters=matched.n_families,
+        n_seeds=max(matched.score_a_S_N.shape[0], matched.score_b_S_N.shape[0]),
+        warnings=() if bounded else (warning,),
+    )
+
+
+# ---------------------------------------------------------------- probes
+
+
+_OPS: Mapping[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+def _test_probe(claim: ClaimLike, context: Context) -> _Tested:
+    if claim.probe is None or claim.threshold is None or claim.op is None or claim.op not in _OPS:
+        raise ScoreError(f"a probe claim needs a probe, a threshold and an op of {', '.join(_OPS)}.")
+    if claim.probe not in context.probes:
+        raise ScoreError(f"no record of the probe {claim.probe!r}.", fix="Run the probe, then decide again.")
+    found, meets = context.probes[claim.probe], _OPS[claim.op]
+    estimate = found if isinstance(found, Estimate) else _plain_estimate(claim.probe, float(found))
+    if estimate.value is None:
+        raise ScoreError(
+            f"the probe {claim.probe!r} has no value: {'; '.join(estimate.warnings) or 'no reason given'}."
+        )
+    ends = [estimate.value] if estimate.low is None or estimate.high is None else [estimate.low, estimate.high]
+    met = [meets(x, claim.threshold) for x in ends]
+    status: Status = "supported" if all(met) else "refuted" if not any(met) else "inconclusive"
+    note = () if len(ends) == 2 else ("a single recorded number: its uncertainty is not known",)
+    return _Tested(claim, None, status, (estimate,), details={"probe": claim.probe}, warnings=note)
+
+
+def _plain_estimate(name: str, value: float) -> Estimate:
+    if not math.isfinite(value):
+        raise ScoreError(f"the probe {name!r} is {value}.")
+    return Estimate(name, value, None, None, 0.95, 1, "recorded number", warnings=("no interval was recorded",))
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def _verdict(t: _Tested, p_adjusted: float | None, family: int, context: Context) -> Verdict:
+    from veritune.decide import wording
+
+    claim = t.claim
+    status = t.settles
+    if status != "untested" and t.p is not None and (p_adjusted is None or p_adjusted > claim.alpha):
+        status = "inconclusive"
+    reason = t.reason
+    if t.fragile and status in ("supported", "refuted"):
+        status, reason = "inconclusive", t.fragile
+    comparison = t.comparison
+    detectable = needed = None
+    decision = None
+    details = dict(t.details)
+    if p_adjusted is not None:
+        details |= {"p_corrected": p_adjusted, "claims_in_family": family, "correction": claim.correction}
+    if comparison is not None and claim.kind != "generalises":
+        detectable = power.detectable_in(comparison, alpha=claim.alpha)
+        if claim.margin:
+            equal = claim.kind == "equivalent"
+            needed = power.items_to_settle(comparison, claim.margin, alpha=claim.alpha, equivalence=equal)
+        decision = rule.decide(comparison, claim.margin, claim.alpha).word
+        if claim.correction == "confirmatory" and family > 1:
+            low, high = comparison.headline.spread.interval(1 - claim.alpha / family)
+            bounded = math.isfinite(low) and math.isfinite(high)
+            details["simultaneous_interval"] = [low, high] if bounded else None
+    evidence = {**context.evidence.get("*", {}), **context.evidence.get(claim.name, {})}
+    draft = Verdict(
+        claim=claim.name,
+        kind=claim.kind,
+        status=status,
+        sentence="",
+        estimates=t.estimates,
+        margin=claim.margin,
+        alpha=claim.alpha,
+        decision=decision,
+        detectable=detectable,
+        needed_n=needed,
+        exploratory=claim.correction == "exploratory",
+        warnings=t.warnings + ((t.fragile,) if t.fragile else ()),
+        details={**details, **({"reason": reason} if reason else {})},
+    )
+    return replace(
+        draft,
+        sentence=wording.sentence(claim, draft, comparison, reason),
+        may_not=wording.may_not(claim, draft, comparison),
+        confidence=wording.confidence(draft, comparison, evidence),
+    )
+
+
+__all__ = [
+    "ClaimLike",
+    "ClaimSpec",
+    "Carried",
+    "Context",
+    "Kind",
+    "Spread",
+    "Unknown",
+    "compare_pair",
+    "judge",
+]

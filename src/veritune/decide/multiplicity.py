@@ -1,0 +1,49 @@
+"""Several claims at once: Holm for what was declared, Benjamini–Hochberg for what is explored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from veritune.decide.table import Floats
+from veritune.errors import ScoreError
+
+
+def _checked(p: Sequence[float]) -> Floats:
+    p_K = np.asarray(p, dtype=np.float64)
+    if p_K.ndim != 1 or np.any(~(p_K >= 0)) or np.any(p_K > 1):
+        raise ScoreError(f"expected p values between 0 and 1, found {list(p)[:5]}.")
+    return p_K
+
+
+def holm(p: Sequence[float], family_size: int | None = None) -> list[float]:
+    """Holm's step-down adjusted p: max over j ≤ i of (k − j + 1)·p_(j), at most 1. Holds under any dependence.
+
+    `family_size` k may exceed the number of p given, for claims that were declared but could not be tested.
+    Source: Holm 1979, Scand J Stat 6:65. The matching intervals are at level 1 − alpha/k.
+    """
+    p_K = _checked(p)
+    k = len(p_K) if family_size is None else family_size
+    if k < len(p_K):
+        raise ScoreError(f"expected a family of at least {len(p_K)} claims, found {k}.")
+    order = np.argsort(p_K, kind="stable")
+    adjusted = np.minimum(1.0, np.maximum.accumulate(p_K[order] * (k - np.arange(len(p_K)))))
+    out = np.empty(len(p_K))
+    out[order] = adjusted
+    return [float(x) for x in out]
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    """Benjamini–Hochberg adjusted p: min over j ≥ i of k·p_(j)/j. Bounds the share of false findings among the
+    findings, for independent or positively dependent tests; not for confirmatory claims.
+
+    Source: Benjamini & Hochberg 1995, J R Stat Soc B 57:289.
+    """
+    p_K = _checked(p)
+    k = len(p_K)
+    order = np.argsort(p_K, kind="stable")[::-1]
+    adjusted = np.minimum(1.0, np.minimum.accumulate(p_K[order] * k / np.arange(k, 0, -1)))
+    out = np.empty(k)
+    out[order] = adjusted
+    return [float(x) for x in out]

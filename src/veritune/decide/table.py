@@ -1,0 +1,465 @@
+"""Score tables: one condition's scores on one eval, seeds × items, and the pairing of two of them.
+
+Array axes: S runs (seeds), N items. NaN stands for a missing score inside arrays only; every missing score
+keeps its reason, counted per run. Nothing is dropped: unmatched or repeated item ids are errors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veritune.errors import ScoreError
+from veritune.records import Score
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+MODEL_FAILURES = frozenset({"extraction_failed", "truncated", "refused", "empty", "no_answer", "invalid"})
+"""Reasons that are the model's own doing: under an eval contract they count as its failure value.
+Any other reason (`crashed`, `timeout`, ...) is the machine's, and may hide any score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Scores as plain columns of equal length, the cheap form that readers produce. Optional columns may be empty.
+
+    `value` holds None where there is no score and `reason` then says why.
+    """
+
+    eval: str
+    run: Sequence[str]
+    item: Sequence[str]
+    value: Sequence[float | None]
+    reason: Sequence[str | None] = ()
+    family: Sequence[str | None] = ()
+    zone: Sequence[str | None] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """What stood behind averaged scores: how many samples each item had, and their spread.
+
+    `count_S_N` counts scored samples, `failed_S_N` those without a value; `variance_S_N` is the unbiased
+    variance between the samples of an item, NaN where fewer than two were scored.
+    """
+
+    count_S_N: Ints
+    failed_S_N: Ints
+    variance_S_N: Floats
+
+    @property
+    def mean_se(self) -> float | None:
+        """Standard error of the item-averaged mean that the sampling alone causes, None when no item has two."""
+        variance = np.nanmean(np.where(self.count_S_N > 1, self.variance_S_N, np.nan)) if self.known else np.nan
+        if not np.isfinite(variance):
+            return None
+        per_item = np.divide(variance, self.count_S_N, where=self.count_S_N > 0, out=np.zeros(self.count_S_N.shape))
+        return float(np.sqrt(per_item.sum()) / self.count_S_N.size)
+
+    @property
+    def known(self) -> bool:
+        """True when at least one item has two scored samples."""
+        return bool((self.count_S_N > 1).any())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreTable:
+    """Scores of one condition on one eval. `fixed` marks a deterministic arm without seeds (an untouched baseline)."""
+
+    condition: str
+    eval: str
+    runs: tuple[str, ...]
+    items: tuple[str, ...]
+    score_S_N: Floats
+    family_N: tuple[str, ...] | None = None
+    zone_N: tuple[str | None, ...] | None = None
+    missing: tuple[Mapping[str, int], ...] = ()
+    fixed: bool = False
+    samples: Samples | None = None
+    machine_missing_S_N: NDArray[np.bool_] | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_scores(
+        cls, scores: Iterable[Score], *, condition: str = "", fixed: bool = False, samples: bool = False
+    ) -> ScoreTable:
+        """A table from score records of one eval; each `run_id` is one seed.
+
+        `samples=True` allows several scores per run and item: they are averaged and their variance is kept.
+        Raises ScoreError for no scores, several evals, repeated or unmatched item ids, and NaN.
+        """
+        rows = list(scores)
+        names = sorted({s.eval for s in rows})
+        if len(names) > 1:
+            raise ScoreError(
+                f"expected the scores of one eval, found {len(names)}: {', '.join(names[:5])}.",
+                fix="Build one table per eval.",
+            )
+        columns = Columns(
+            eval=names[0] if names else "",
+            run=[s.run_id for s in rows],
+            item=[s.item_id for s in rows],
+            value=[s.value for s in rows],
+            reason=[s.reason for s in rows],
+            family=[s.family for s in rows] if any(s.family is not None for s in rows) else (),
+            zone=[s.zone for s in rows] if any(s.zone is not None for s in rows) else (),
+        )
+        return cls.from_columns(columns, condition=condition, fixed=fixed, samples=samples)
+
+    @classmethod
+    def from_columns(
+        cls, columns: Columns, *, condition: str = "", fixed: bool = False, samples: bool = False
+    ) -> ScoreTable:
+        """`from_scores` for columns. Raises the same errors."""
+        name = condition or columns.eval or "scores"
+        if not len(columns.item):
+            raise ScoreError(f"{name}: expected at least one score, found none.")
+        if fixed and len(set(columns.run)) > 1:
+            raise ScoreError(f"{name}: a fixed arm has one run, found {len(set(columns.run))}.")
+        runs, run_R = _codes(columns.run)
+        items, item_R = _codes(columns.item)
+        value_R = _values(columns.value, columns.item, name)
+        cell_R = run_R * len(items) + item_R
+        shape = (len(runs), len(items))
+        count_S_N = np.bincount(cell_R, minlength=shape[0] * shape[1]).reshape(shape)
+        _check_cells(count_S_N, runs, items, name, samples=samples)
+        machine = _machine_missing(columns, value_R, cell_R, shape)
+        if count_S_N.max() == 1:
+            score_S_N, kept = np.empty(shape[0] * shape[1]), None
+            score_S_N[cell_R] = value_R
+            score_S_N = score_S_N.reshape(shape)
+        else:
+            score_S_N, kept = _average(value_R, cell_R, shape)
+        return cls(
+            condition=condition,
+            eval=columns.eval,
+            runs=runs,
+            items=items,
+            score_S_N=score_S_N,
+            family_N=_per_item(columns.family, item_R, items, "family", name),
+            zone_N=_per_item(columns.zone, item_R, items, "zone", name),
+            missing=_reasons(columns, value_R, run_R, len(runs)),
+            fixed=fixed,
+            samples=kept,
+            machine_missing_S_N=machine,
+        )
+
+    @property
+    def n_missing(self) -> int:
+        """Scores without a value, over all runs."""
+        return int(np.isnan(self.score_S_N).sum())
+
+    @property
+    def is_binary(self) -> bool:
+        """True when every present score is 0 or 1."""
+        score = self.score_S_N
+        return bool(np.all((score == 0) | (score == 1) | np.isnan(score)))
+
+    def in_zone(self, zone: str | None) -> ScoreTable:
+        """The items of one zone, all of them for None. Raises ScoreError when the zone has none."""
+        if zone is None:
+            return self
+        keep = [i for i, z in enumerate(self.zone_N or ()) if z == zone]
+        if not keep:
+            found = Counter(z or "no zone" for z in self.zone_N) if self.zone_N else "no zones at all"
+            text = ", ".join(f"{v} in {k}" for k, v in found.items()) if isinstance(found, Counter) else found
+            raise ScoreError(f"{self.condition} on {self.eval}: no items in zone {zone!r}; found {text}.")
+        return self.take(np.array(keep))
+
+    def take(self, index_N: Ints) -> ScoreTable:
+        def part(array: Any) -> Any:
+            return None if array is None else array[:, index_N]
+
+        kept = self.samples and Samples(*(part(getattr(self.samples, f)) for f in Samples.__dataclass_fields__))
+        return replace(
+            self,
+            items=tuple(self.items[i] for i in index_N),
+            score_S_N=self.score_S_N[:, index_N],
+            family_N=None if self.family_N is None else tuple(self.family_N[i] for i in index_N),
+            zone_N=None if self.zone_N is None else tuple(self.zone_N[i] for i in index_N),
+            missing=_recount(self, index_N),
+            samples=kept,
+            machine_missing_S_N=part(self.machine_missing_S_N),
+        )
+
+
+def _codes(labels: Sequence[str]) -> tuple[tuple[str, ...], Ints]:
+    """Labels in order of first appearance, and each entry's index into them."""
+    index: dict[str, int] = {}
+    code_R = np.fromiter((index.setdefault(x, len(index)) for x in labels), dtype=np.int64, count=len(labels))
+    return tuple(index), code_R
+
+
+def _values(values: Sequence[float | None], items: Sequence[str], name: str) -> Floats:
+    """Values as floats, None as NaN. A NaN or infinity that came in as a value is refused."""
+    array_R = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+    bad = [i for i in np.flatnonzero(~np.isfinite(array_R)) if values[int(i)] is not None]
+    if bad:
+        raise ScoreError(
+            f"{name}: {len(bad)} scores are NaN or infinite, first at item {items[int(bad[0])]!r}.",
+            fix="Write null with a reason where there is no score.",
+        )
+    return array_R
+
+
+def _check_cells(count_S_N: Ints, runs: tuple[str, ...], items: tuple[str, ...], name: str, *, samples: bool) -> None:
+    problems = []
+    for run, count_N in zip(runs, count_S_N):
+        where = f"{name}" if len(runs) == 1 else f"{name}, run {run!r}"
+        twice, absent = np.flatnonzero(count_N > 1), np.flatnonzero(count_N == 0)
+        if len(twice) and not samples:
+            times = "twice" if count_N.max() == 2 else "more than once"
+            problems.append(f"{_count(len(twice), 'id')} {times} in {where} ({_some([items[i] for i in twice])})")
+        if len(absent):
+            problems.append(f"{_count(len(absent), 'item')} missing from {where} ({_some([items[i] for i in absent])})")
+    if problems:
+        raise ScoreError(
+            f"expected every run to score every item once, found {'; '.join(problems[:6])}.",
+            fix="Say samples=True (--samples) if several scores per item are samples; write null with a reason "
+            "for items that have no score.",
+        )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _some(ids: Sequence[str], limit: int = 3) -> str:
+    """Up to `limit` ids, quoted, and how many more there are."""
+    shown = ", ".join(repr(i) for i in ids[:limit])
+    return shown + (f" and {len(ids) - limit} more" if len(ids) > limit else "")
+
+
+def _machine_missing(
+    columns: Columns, value_R: Floats, cell_R: Ints, shape: tuple[int, int]
+) -> NDArray[np.bool_] | None:
+    """Cells whose score is missing for a reason that is not the model's own doing."""
+    gone = np.flatnonzero(np.isnan(value_R))
+    if not len(gone):
+        return None
+    flat = np.zeros(shape[0] * shape[1], dtype=bool)
+    for r in gone:
+        reason = columns.reason[int(r)] if len(columns.reason) else None
+        flat[cell_R[r]] |= reason not in MODEL_FAILURES
+    return flat.reshape(shape)
+
+
+def _average(value_R: Floats, cell_R: Ints, shape: tuple[int, int]) -> tuple[Floats, Samples]:
+    """Mean and unbiased variance of the samples in each cell; failed samples are counted apart."""
+    size = shape[0] * shape[1]
+    ok_R = ~np.isnan(value_R)
+    count = np.bincount(cell_R[ok_R], minlength=size)
+    total = np.bincount(cell_R[ok_R], weights=value_R[ok_R], minlength=size)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = total / count
+        square = np.bincount(cell_R[ok_R], weights=(value_R[ok_R] - mean[cell_R[ok_R]]) ** 2, minlength=size)
+        variance = np.where(count > 1, square / (count - 1), np.nan)
+    failed = np.bincount(cell_R[~ok_R], minlength=size)
+    return mean.reshape(shape), Samples(count.reshape(shape), failed.reshape(shape), variance.reshape(shape))
+
+
+def _per_item(
+    labels: Sequence[str | None], item_R: Ints, items: tuple[str, ...], what: str, name: str
+) -> tuple[Any, ...] | None:
+    """One label per item, None when there are none. Raises ScoreError when an item carries two."""
+    if not len(labels):
+        return None
+    label_N: list[str | None] = [None] * len(items)
+    for code, label in zip(item_R.tolist(), labels):
+        if label is None:
+            continue
+        if label_N[code] is not None and label_N[code] != label:
+            raise ScoreError(f"{name}: item {items[code]!r} has two {what} labels: {label_N[code]!r} and {label!r}.")
+        label_N[code] = label
+    if what == "family":
+        absent = [items[i] for i, label in enumerate(label_N) if label is None]
+        if absent:
+            raise ScoreError(
+                f"{name}: {_count(len(absent), 'item')} without a family ({_some(absent)}), the others have one.",
+                fix="Give each item a family, or none.",
+            )
+    return tuple(label_N)
+
+
+def _reasons(columns: Columns, value_R: Floats, run_R: Ints, n_runs: int) -> tuple[Mapping[str, int], ...]:
+    counts: list[Counter[str]] = [Counter() for _ in range(n_runs)]
+    for r in np.flatnonzero(np.isnan(value_R)):
+        reason = columns.reason[int(r)] if len(columns.reason) else None
+        counts[run_R[r]][reason or "no reason given"] += 1
+    return tuple(dict(sorted(c.items())) for c in counts)
+
+
+def _recount(table: ScoreTable, index_N: Ints) -> tuple[Mapping[str, int], ...]:
+    """Missing counts of a part: the reasons per item are not kept, so they fold into one count where they differ."""
+    counts = []
+    for run, reasons in enumerate(table.missing):
+        gone = int(np.isnan(table.score_S_N[run, index_N]).sum())
+        name = next(iter(reasons)) if len(reasons) == 1 else " or ".join(reasons)
+        counts.append({name: gone} if gone else {})
+    return tuple(counts)
+
+
+# ---------------------------------------------------------------- two tables on the same items
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Two arms on the same items in the same order, without gaps: A first, B second.
+
+    `family_N` are integer codes, None when there are no families or each item is its own. `scale` is the
+    range a score can take. `missing_a`/`missing_b` count filled-in scores; `filled` says with what.
+    """
+
+    a: ScoreTable
+    b: ScoreTable
+    score_a_S_N: Floats
+    score_b_S_N: Floats
+    family_N: Ints | None
+    scale: tuple[float, float]
+    filled: float | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return int(self.score_a_S_N.shape[1])
+
+    @property
+    def diff_N(self) -> Floats:
+        """Per item, the seed-averaged score of A minus that of B."""
+        diff: Floats = self.score_a_S_N.mean(axis=0) - self.score_b_S_N.mean(axis=0)
+        return diff
+
+    @property
+    def is_binary(self) -> bool:
+        """True when all scores of both arms are 0 or 1."""
+        return all(bool(np.all((x == 0) | (x == 1))) for x in (self.score_a_S_N, self.score_b_S_N))
+
+    @property
+    def n_families(self) -> int | None:
+        """Number of families, None when items are not grouped."""
+        return None if self.family_N is None else int(self.family_N.max()) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What stands in for a missing score, and how far the answer could move if it were otherwise.
+
+    `error` refuses any missing score. `fail` uses `value`, the eval's declared failure value (by default the low
+    end of the scale), the same on both sides. `worst` scores them against A: worst for A, best for B; `best` is its
+    mirror. The last two bound what missing scores could hide.
+    """
+
+    policy: str = "fail"
+    value: float | None = None
+
+
+def pair(
+    a: ScoreTable,
+    b: ScoreTable,
+    *,
+    scale: tuple[float, float] | None = None,
+    missing: Missing | None = None,
+) -> Pair:
+    """Line two tables up by item id. Raises ScoreError for unmatched ids, families that disagree, missing scores
+    under the `error` policy, and scores outside `scale`."""
+    order_N = _matching(a, b)
+    score_b_S_N = b.score_S_N if order_N is None else b.score_S_N[:, order_N]
+    scale = _scale(a, b, scale)
+    missing = missing or Missing()
+    gone = a.n_missing + b.n_missing
+    if not gone:
+        return Pair(a, b, a.score_S_N, score_b_S_N, _families(a, b, order_N), scale)
+    fill_a, fill_b = _fill_values(a, b, scale, missing)
+    return Pair(
+        a,
+        b,
+        np.where(np.isnan(a.score_S_N), fill_a, a.score_S_N),
+        np.where(np.isnan(score_b_S_N), fill_b, score_b_S_N),
+        _families(a, b, order_N),
+        scale,
+        filled=fill_a if fill_a == fill_b else None,
+    )
+
+
+def _fill_values(a: ScoreTable, b: ScoreTable, scale: tuple[float, float], missing: Missing) -> tuple[float, float]:
+    low, high = scale
+    if missing.policy == "fail":
+        value = low if missing.value is None else missing.value
+        return value, value
+    if missing.policy == "worst":
+        return low, high
+    if missing.policy == "best":
+        return high, low
+    counts = [f"{t.n_missing} of {t.score_S_N.size} in {t.condition or s}" for t, s in ((a, "A"), (b, "B"))]
+    raise ScoreError(
+        f"scores are missing: {', '.join(counts)} ({_reason_text(a, b)}); pairs are never dropped.",
+        fix="Choose what a missing score counts as: missing 'fail' (the eval's failure value) or 'worst'.",
+    )
+
+
+def _reason_text(*tables: ScoreTable) -> str:
+    total: Counter[str] = Counter()
+    for table in tables:
+        for counts in table.missing:
+            total.update(counts)
+    return ", ".join(f"{v} {k}" for k, v in sorted(total.items())) or "no reason given"
+
+
+def _matching(a: ScoreTable, b: ScoreTable) -> Ints | None:
+    """Where each item of A stands in B; None when the order is the same."""
+    if a.items == b.items:
+        return None
+    index = {item: i for i, item in enumerate(b.items)}
+    only_a = [i for i in a.items if i not in index]
+    in_a = set(a.items)
+    only_b = [i for i in b.items if i not in in_a]
+    if only_a or only_b:
+        parts = [
+            f"{_count(len(ids), 'item')} only in {table.condition or side} ({_some(ids)})"
+            for ids, table, side in ((only_a, a, "A"), (only_b, b, "B"))
+            if ids
+        ]
+        raise ScoreError(
+            f"expected both sides to score the same items, found {', '.join(parts)}; "
+            f"{len(a.items) - len(only_a)} are in both.",
+            fix="Score the same items on both sides; unmatched items are never dropped.",
+        )
+    return np.fromiter((index[i] for i in a.items), dtype=np.int64, count=len(a.items))
+
+
+def _families(a: ScoreTable, b: ScoreTable, order_N: Ints | None) -> Ints | None:
+    names_b = b.family_N
+    if names_b is not None and order_N is not None:
+        names_b = tuple(names_b[i] for i in order_N)
+    names = a.family_N if a.family_N is not None else names_b
+    if names is None:
+        return None
+    if a.family_N is not None and names_b is not None and a.family_N != names_b:
+        i = next(i for i, (x, y) in enumerate(zip(a.family_N, names_b)) if x != y)
+        raise ScoreError(
+            f"the sides disagree on families: item {a.items[i]!r} is in {a.family_N[i]!r} "
+            f"in {a.condition or 'A'} and in {names_b[i]!r} in {b.condition or 'B'}."
+        )
+    labels, code_N = _codes(names)
+    return None if len(labels) == len(names) else code_N
+
+
+def _scale(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> tuple[float, float]:
+    """The declared scale, else [0, 1] when all scores fit, else the range that was seen. Checked against the scores."""
+    present = [x[np.isfinite(x)] for x in (a.score_S_N, b.score_S_N)]
+    if not any(x.size for x in present):
+        raise ScoreError(f"{a.eval or 'the eval'}: every score is missing on both sides ({_reason_text(a, b)}).")
+    low = min(float(x.min()) for x in present if x.size)
+    high = max(float(x.max()) for x in present if x.size)
+    if scale is None:
+        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    if low < scale[0] or high > scale[1]:
+        raise ScoreError(
+            f"{a.eval or 'the eval'}: the scale is {scale[0]:g} to {scale[1]:g}, found scores from {low:g} to {high:g}."
+        )
+    return float(scale[0]), float(scale[1])
