@@ -1,0 +1,84 @@
+"""Greedy generation in batches, from token ids to text, with the reason each output ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One generated answer: its text without special tokens, its token ids, and why it ended."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    ended: Literal["stop_token", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How outputs are made. Greedy: the same prompts in the same batches give the same tokens."""
+
+    max_new_tokens: int
+    batch_size: int = 32
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end an answer: the generation config's and the tokenizer's end tokens, sorted."""
+    configured = model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    return sorted(i for i in ids if i is not None)
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    on_batch: Callable[[int, float], None] | None = None,
+) -> list[Output]:
+    """Answers to `prompts` (token ids), in their order. `on_batch(n_prompts, seconds)` is called after each batch.
+
+    Prompts are batched by length and padded on the left.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    outputs: dict[int, Output] = {}
+    for start in range(0, len(order), decoding.batch_size):
+        chunk = order[start : start + decoding.batch_size]
+        began = time.perf_counter()
+        for i, output in zip(chunk, _batch(model, tokenizer, [prompts[i] for i in chunk], decoding.max_new_tokens)):
+            outputs[i] = output
+        if on_batch is not None:
+            on_batch(len(chunk), time.perf_counter() - began)
+    return [outputs[i] for i in range(len(prompts))]
+
+
+def _batch(model: Any, tokenizer: Any, prompts: list[Sequence[int]], max_new_tokens: int) -> list[Output]:
+    import torch
+    from transformers import GenerationConfig
+
+    width, stops = max(len(p) for p in prompts), stop_tokens(model, tokenizer)
+    device = next(model.parameters()).device
+    ids_B_T = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.long)
+    mask_B_T = torch.zeros((len(prompts), width), dtype=torch.long)
+    for b, prompt in enumerate(prompts):
+        ids_B_T[b, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask_B_T[b, width - len(prompt) :] = 1
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+    )
+    model.eval()
+    with torch.inference_mode():
+        out_B_T = model.generate(
+            input_ids=ids_B_T.to(device), attention_mask=mask_B_T.to(device), generation_config=config
+        )
+    return [_output(row[width:], stops, tokenizer) for row in out_B_T.tolist()]
+
+
+def _output(ids: list[int], stops: list[int], tokenizer: Any) -> Output:
+    end = next((k for k, token in enumerate(ids) if token in stops), None)
+    kept = tuple(ids[:end])
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return Output(text, kept, "length" if end is None else "stop_token")

@@ -1,0 +1,105 @@
+"""Live progress with an honest estimate of the time left.
+
+The work is known before it starts, in units of its own kind (tokens trained, prompts answered). A kind's speed is
+measured as it happens; before its first measurement the estimate says that it is not known yet rather than guess.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from typing import TextIO
+
+
+class Progress:
+    """Counts planned and finished work per kind and prints one line a stage, with the time left.
+
+    On a terminal the current line is redrawn in place; elsewhere a line is printed at most every `every_s` seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, every_s: float = 10.0, silent: bool = False) -> None:
+        self.stream = stream or sys.stderr
+        self.every_s = every_s
+        self.silent = silent
+        self.planned: dict[str, float] = defaultdict(float)
+        self.done: dict[str, float] = defaultdict(float)
+        self.measured: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.started = time.monotonic()
+        self.last_print = 0.0
+        self.live = hasattr(self.stream, "isatty") and self.stream.isatty()
+        self._open_line = False
+
+    def plan(self, kind: str, units: float) -> None:
+        """Add work that is still to be done."""
+        self.planned[kind] += units
+
+    def measure(self, kind: str, units: float, seconds: float) -> None:
+        """A speed seen elsewhere (a live probe, a like kind of work); it counts as no work done."""
+        if self.measured[kind] == 0:
+            self.measured[kind], self.seconds[kind] = units, seconds
+
+    def advance(self, kind: str, units: float, seconds: float, note: str = "") -> None:
+        """`units` of `kind` were done in `seconds`."""
+        self.done[kind] += units
+        self.measured[kind] += units
+        self.seconds[kind] += seconds
+        self._show(note)
+
+    def skip(self, kind: str, units: float) -> None:
+        """`units` of `kind` need not be done."""
+        self.planned[kind] -= units
+
+    def left_s(self) -> float | None:
+        """Seconds left at the measured speeds; None while a kind of work that remains has not been measured."""
+        total = 0.0
+        for kind, planned in self.planned.items():
+            left = max(planned - self.done[kind], 0.0)
+            if left > 0 and self.measured[kind] == 0:
+                return None
+            if left > 0:
+                total += left * self.seconds[kind] / self.measured[kind]
+        return total
+
+    def elapsed_s(self) -> float:
+        """Seconds since the progress was made."""
+        return time.monotonic() - self.started
+
+    def say(self, message: str) -> None:
+        """Print one line for good."""
+        if self.silent:
+            return
+        self._close()
+        print(message, file=self.stream, flush=True)
+
+    def _show(self, note: str) -> None:
+        if self.silent:
+            return
+        now = time.monotonic()
+        if not self.live and now - self.last_print < self.every_s:
+            return
+        self.last_print = now
+        left = self.left_s()
+        eta = "time left: measuring" if left is None else f"about {clock(left)} left"
+        line = f"  {clock(now - self.started)}  {note}  {eta}"
+        if self.live:
+            print(f"\r\x1b[2K{line[:118]}", end="", file=self.stream, flush=True)
+            self._open_line = True
+        else:
+            print(line, file=self.stream, flush=True)
+
+    def _close(self) -> None:
+        if self._open_line:
+            print("\r\x1b[2K", end="", file=self.stream)
+            self._open_line = False
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `42 s`, `3 min 10 s` or `1 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,138 @@
+"""From a condition to a trainable model: full fine-tuning, LoRA, or any PEFT method by its own config fields.
+
+A new method goes here. Targets are resolved per architecture to the exact list of modules, and that list is recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from veritune.errors import StudyError
+from veritune.study import Condition
+from veritune.train.modules import module_group, module_type
+
+LORA_DEFAULTS = {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """What a condition trains. Parameter counts are numbers of scalars; `modules` names every matched module."""
+
+    method: str
+    options: dict[str, Any]
+    modules: tuple[str, ...]
+    n_trainable: int
+    n_total: int
+
+    @property
+    def share(self) -> float:
+        """Trainable share of all parameters."""
+        return self.n_trainable / self.n_total
+
+
+def check(name: str, condition: Condition) -> None:
+    """Raises StudyError for a method PEFT does not have, or a field that the method's config does not have."""
+    if condition.method == "full":
+        return
+    config = _config_class(name, condition.method)
+    known = [f.name for f in dataclasses.fields(config)]
+    for key in condition.options():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise StudyError(f"conditions.{name}.{key}: {condition.method} has no such setting{hint}.", fix="Mend it.")
+
+
+def build(name: str, condition: Condition, base: Any, seed: int) -> tuple[Any, Trainable]:
+    """The trainable model for one run and what it trains. Adapter weights are drawn from `seed`.
+
+    Raises StudyError when the targets match no module of this architecture.
+    """
+    import torch
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)
+    if condition.method == "full":
+        model = base.float()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return model, _count("full", {}, (), model)
+    options = condition.options()
+    modules: tuple[str, ...] = ()
+    if condition.target_modules is not None:
+        modules = targets(name, condition.target_modules, base)
+        options["target_modules"] = list(_suffixes(modules, base))
+    if condition.method == "lora":
+        options = LORA_DEFAULTS | options
+    config = _config_class(name, condition.method)(task_type="CAUSAL_LM", **options)
+    model = get_peft_model(base, config)
+    return model, _count(condition.method, options, modules, model)
+
+
+def targets(name: str, wanted: str | tuple[str, ...], base: Any) -> tuple[str, ...]:
+    """Full names of the linear modules that `wanted` stands for in this architecture, in model order."""
+    linear = _linear_names(base)
+    if wanted in ("attention", "mlp"):
+        found = [m for m in linear if module_group(m) == wanted]
+    elif wanted == "all-linear":
+        found = [m for m in linear if module_type(m) not in ("head", "embed")]
+    else:
+        names = (wanted,) if isinstance(wanted, str) else wanted
+        found = [m for m in linear if any(m == n or m.endswith("." + n) for n in names)]
+        unmatched = [n for n in names if not any(m == n or m.endswith("." + n) for m in linear)]
+        if unmatched:
+            known = sorted({m.rsplit(".", 1)[-1] for m in linear})
+            raise StudyError(
+                f"conditions.{name}.target_modules: no linear module named {unmatched[0]!r} in this model.",
+                fix=f"It has {', '.join(known)}; or use attention, mlp, all-linear.",
+            )
+    if not found:
+        raise StudyError(
+            f"conditions.{name}.target_modules: {wanted!r} matches no module of this model.",
+            fix=f"Name them: {', '.join(sorted({m.rsplit('.', 1)[-1] for m in linear}))}.",
+        )
+    return tuple(found)
+
+
+def _linear_names(base: Any) -> list[str]:
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    return [name for name, module in base.named_modules() if isinstance(module, Linear | Conv1D)]
+
+
+def _suffixes(modules: tuple[str, ...], base: Any) -> tuple[str, ...]:
+    """The shortest name endings that match exactly `modules` and no other linear module."""
+    linear, wanted = _linear_names(base), set(modules)
+    endings: list[str] = []
+    for module in modules:
+        parts = module.split(".")
+        for k in range(1, len(parts) + 1):
+            ending = ".".join(parts[-k:])
+            if all(m in wanted for m in linear if m == ending or m.endswith("." + ending)):
+                break
+        if ending not in endings:
+            endings.append(ending)
+    return tuple(sorted(endings))
+
+
+def _config_class(name: str, method: str) -> Any:
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if method not in known:
+        close = difflib.get_close_matches(method, [*known, "full"], n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise StudyError(f"conditions.{name}.method: no method {method!r}{hint}.", fix="Use full, lora or a PEFT type.")
+    assert issubclass(known[method], PeftConfig)
+    return known[method]
+
+
+def _count(method: str, options: dict[str, Any], modules: tuple[str, ...], model: Any) -> Trainable:
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    return Trainable(method, options, modules, trainable, total)

