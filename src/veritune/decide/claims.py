@@ -31,8 +31,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from veritune.decide import multiplicity, power, rule, seeds
-from veritune.decide.intervals import Spread, Student, Unknown, smallest_alpha, t_quantile
-from veritune.decide.paired import Comparison, Options, compare_pair, compare_tables
+from veritune.decide.intervals import Spread, smallest_alpha
+from veritune.decide.paired import Comparison, Options, compare_tables
 from veritune.decide.table import Floats, Missing, Pair, ScoreTable, pair
 from veritune.errors import ScoreError
 from veritune.records import Estimate, Verdict
@@ -175,7 +175,9 @@ def _test(claim: ClaimLike, tables: Mapping[TableKey, ScoreTable], context: Cont
     try:
         if claim.kind == "probe":
             return _test_probe(claim, context)
-        a, b = (_table(tables, name, claim.eval) for name in (claim.condition, claim.against))
+        evals = sorted({name for _, name in tables})
+        eval_name = claim.eval or (evals[0] if len(evals) == 1 else None)
+        a, b = (_table(tables, name, eval_name) for name in (claim.condition, claim.against))
         if claim.kind == "generalises":
             return _test_generalises(claim, a, b, context)
         return _test_gap(claim, a.in_zone(claim.zone), b.in_zone(claim.zone), context)
@@ -191,8 +193,7 @@ def _table(tables: Mapping[TableKey, ScoreTable], condition: str | None, eval_na
     return tables[condition, eval_name]
 
 
-def _options(claim: ClaimLike, context: Context, policy: str = "fail") -> Options:
-    name = claim.eval or ""
+def _options(name: str, context: Context, policy: str = "fail") -> Options:
     value = context.failure_values.get(name)
     return replace(context.options, scale=context.scales.get(name), missing=Missing(policy, value))
 
@@ -203,7 +204,7 @@ _NEEDS_MARGIN = frozenset({"better_by", "equivalent", "not_worse", "no_regressio
 def _test_gap(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
     if claim.margin is None and claim.kind in _NEEDS_MARGIN:
         raise ScoreError(f"a claim of kind {claim.kind!r} needs a margin, declared before training.")
-    comparison = compare_tables(a, b, _options(claim, context))
+    comparison = compare_tables(a, b, _options(a.eval, context))
     rule.check_margin(claim.margin, comparison.pair.scale)
     p, settles = _settle(claim, comparison)
     details: dict[str, Any] = {"p_before_correction": p}
@@ -211,7 +212,7 @@ def _test_gap(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) 
         details["frozen_rule"] = rule.frozen_rule(comparison, claim.rule)
     fragile = ""
     if a.n_missing or b.n_missing:
-        bounds = {policy: compare_tables(a, b, _options(claim, context, policy)) for policy in ("worst", "best")}
+        bounds = {policy: compare_tables(a, b, _options(a.eval, context, policy)) for policy in ("worst", "best")}
         details["missing_bounds"] = {policy: _bound(claim, c) for policy, c in bounds.items()}
         fragile = _fragile(claim, settles, (a, b), details["missing_bounds"])
     estimates = tuple(comparison.estimate(1 - claim.alpha, e) for e in _ordered(comparison))
@@ -290,19 +291,19 @@ class Carried:
     floor_K_K: Floats
     recipe: bool
 
-    def contrast(self, share: float) -> Student:
-        """L(share) with its standard error and degrees of freedom. Strata: 0 is `to`, 1 is `from`."""
-        return self._student(np.array([1.0, -share]))
+    def contrast(self, share: float) -> Spread:
+        """L(share) and its uncertainty. Strata: 0 is `to`, 1 is `from`."""
+        return self._spread(np.array([1.0, -share]))
 
     @property
-    def base(self) -> Student:
-        """Δ_from."""
-        return self._student(np.array([0.0, 1.0]))
+    def base(self) -> Spread:
+        """Δ_from and its uncertainty."""
+        return self._spread(np.array([0.0, 1.0]))
 
-    def _student(self, weight_K: Floats) -> Student:
+    def _spread(self, weight_K: Floats) -> Spread:
         variance = (seeds.new_items_and_seeds if self.recipe else seeds.new_items)(self.parts, weight_K)
         least = float(weight_K @ self.floor_K_K @ weight_K)
-        return Student(float(weight_K @ self.parts.gap_K), math.sqrt(max(variance.value, least)), variance.df)
+        return variance.spread(float(weight_K @ self.parts.gap_K), least)
 
     def interval(self, level: float) -> tuple[float, float]:
         """Bounds on ρ at `level`; infinite when Δ_from's own interval holds 0."""
@@ -315,8 +316,8 @@ class Carried:
         from scipy.optimize import brentq
 
         def beyond(share: float) -> float:
-            s = self.contrast(share)
-            return abs(s.center) - t_quantile(0.5 + level / 2, s.df) * s.se
+            low, high = self.contrast(share).interval(level)
+            return max(low, -high)
 
         center = float(self.parts.gap_K[0] / self.parts.gap_K[1])
         step = 1e-3
@@ -342,7 +343,7 @@ def _test_generalises(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: C
     share = claim.share
     if share is None or not math.isfinite(share):
         raise ScoreError("a claim of kind 'generalises' needs a share: the least part of the gap that must carry over.")
-    options = _options(claim, context)
+    options = _options(a.eval, context)
     zones = (claim.to_zone, claim.from_zone)
     comparisons = [compare_tables(a.in_zone(z), b.in_zone(z), options) for z in zones]
     matched = pair(*(_two_zones(t, zones) for t in (a, b)), scale=options.scale, missing=options.missing)
@@ -363,8 +364,8 @@ def _test_generalises(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: C
         return _Tested(claim, gained, "inconclusive", estimates, comparisons[0], reason=reason)
     up = max(gained, smallest_alpha(contrast, 0, side=1))
     down = max(gained, smallest_alpha(contrast, 0, side=-1))
-    p, settles = (up, "supported") if up <= down else (down, "refuted")
-    return _Tested(claim, p, settles, estimates, comparisons[0], details={"share_declared": share})  # type: ignore[arg-type]
+    settles: Status = "supported" if up <= down else "refuted"
+    return _Tested(claim, min(up, down), settles, estimates, comparisons[0], details={"share_declared": share})
 
 
 def _two_zones(table: ScoreTable, zones: tuple[str, str]) -> ScoreTable:
@@ -478,16 +479,3 @@ def _verdict(t: _Tested, p_adjusted: float | None, family: int, context: Context
         may_not=wording.may_not(claim, draft, comparison),
         confidence=wording.confidence(draft, comparison, evidence),
     )
-
-
-__all__ = [
-    "ClaimLike",
-    "ClaimSpec",
-    "Carried",
-    "Context",
-    "Kind",
-    "Spread",
-    "Unknown",
-    "compare_pair",
-    "judge",
-]

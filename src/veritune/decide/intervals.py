@@ -2,6 +2,7 @@
 
 Tango    paired binary scores                    score interval, mid-p McNemar
 Student  a mean with a standard error and df     t interval, t test
+Added    a mean with variances of few df          their margins squared and added
 Flips    a sample of sign-flipped means          test-inversion interval, sign-flip p
 Widest   several of these                        the widest interval, the largest p
 Unknown  no spread to learn from                 no interval
@@ -61,8 +62,10 @@ def _tango_low(b: float, c: float, n: float, z: float) -> float:
         return b - c - n * delta - z * math.sqrt(max(0.0, variance))
 
     gap = (b - c) / n
-    if gap <= -1 or excess(gap) >= 0:
-        return gap
+    if gap <= -1:
+        return -1.0
+    if b + c == 0:
+        return -z * z / (n + z * z)  # 0 is a root too, but not the one the interval ends at
     return float(brentq(excess, -1.0, gap, xtol=1e-14, rtol=1e-14))
 
 
@@ -154,6 +157,25 @@ class Student:
         t = abs(self.center) / self.se
         tail = special.ndtr(-t) if math.isinf(self.df) else special.stdtr(self.df, -t)
         return max(TINY_P, 2.0 * float(tail))
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A mean whose variance is a sum of parts with few degrees of freedom each: half-width √(Σ v·t²_df).
+
+    The parts' own margins of error, squared and added. Used where Satterthwaite's single df is too optimistic.
+    Sources: Howe 1974, JASA 69:789; Zou & Donner 2008, Stat Med 27:1693.
+    """
+
+    center: float
+    parts: tuple[tuple[float, float], ...]
+
+    def interval(self, level: float) -> tuple[float, float]:
+        half = math.sqrt(sum(v * t_quantile(0.5 + level / 2, df) ** 2 for v, df in self.parts if v > 0))
+        return self.center - half, self.center + half
+
+    def p(self) -> float:
+        return smallest_alpha(self, 0.0, side=1 if self.center > 0 else -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

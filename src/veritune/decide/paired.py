@@ -255,7 +255,7 @@ def _recipe(matched: Pair, parts: seeds.Crossed) -> Result:
         reason = "all items are one family: nothing independent to learn an interval from"
         return Result("recipe", gap, Unknown(reason), "none", "none")
     variance = seeds.new_items_and_seeds(parts, ONE_K)
-    student = Student(gap, variance.se, variance.df)
+    student = variance.spread(gap)
     spread: Spread = student
     naive = float(parts.item_K_K[0, 0])
     shrink = max(1.0, variance.item / naive) if naive > 0 else matched.n / (matched.n_families or matched.n)
@@ -264,10 +264,11 @@ def _recipe(matched: Pair, parts: seeds.Crossed) -> Result:
     elif matched.is_binary:
         spread = Widest((student, three_valued(matched.diff_N, shrink)))
     method = "seeds × items, crossed" + (", clustered by family" if parts.clustered else "")
+    if variance.added:
+        method += ", margins squared and added (few seeds)"
     warnings = ("seed variance is not above what items explain; the interval is that of new items",)
-    return Result(
-        "recipe", gap, spread, method, "t test", variance.se, variance.df, warnings if variance.floored else ()
-    )
+    df = variance.effective_df()
+    return Result("recipe", gap, spread, method, "t test", variance.se, df, warnings if variance.floored else ())
 
 
 def _these_items(matched: Pair, parts: seeds.Crossed) -> Result:
@@ -276,9 +277,8 @@ def _these_items(matched: Pair, parts: seeds.Crossed) -> Result:
     if variance is None or variance.value == 0:
         spread: Spread = Unknown("all seeds scored the same on these items: no seed spread to learn from")
         return Result("items", gap, spread, "none", "none")
-    return Result(
-        "items", gap, Student(gap, variance.se, variance.df), "Welch t over seeds", "t test", variance.se, variance.df
-    )
+    student = Student(gap, variance.se, variance.df)
+    return Result("items", gap, student, "Welch t over seeds", "t test", variance.se, variance.df)
 
 
 # ---------------------------------------------------------------- sign flips

@@ -15,6 +15,7 @@ from scipy import special
 
 from veritune.decide.intervals import normal_quantile, t_quantile
 from veritune.decide.paired import Comparison
+from veritune.decide.seeds import Variance
 from veritune.errors import ScoreError
 
 
@@ -156,22 +157,24 @@ def plan(design: Design) -> tuple[Plan, ...]:
     return _plan(design, 0.0), _plan(design, 1.0)
 
 
-def _variance(design: Design, stable: float) -> tuple[float, float, float]:
-    """(item part, seed part, df) of the variance of the mean gap that the design should have."""
+def _variance(design: Design, stable: float) -> Variance:
+    """The variance of the mean gap that the design should have, with the same rules as `seeds`."""
     arms = [s for s in (design.seeds_a, design.seeds_b) if s > 0]
     noise = sum(1 / s for s in arms) / len(arms)
     item = design.discordance * (stable + (1 - stable) * noise) * design.design_effect / design.items
-    item_df = (design.families or design.items) - 1
-    terms = [(design.seed_sd**2 / s, s - 1) for s in arms if s > 1]
+    item_df = float((design.families or design.items) - 1)
+    terms = [(design.seed_sd**2 / s, s - 1.0) for s in arms if s > 1]
     seed = sum(v for v, _ in terms)
-    total = item + seed
-    df = total**2 / (item**2 / item_df + sum(v**2 / d for v, d in terms))
-    return item, seed, df
+    if seed == 0:
+        return Variance(item, item_df, df=item_df)
+    seeds_df = seed**2 / sum(v**2 / d for v, d in terms)
+    df = (item + seed) ** 2 / (item**2 / item_df + sum(v**2 / d for v, d in terms))
+    return Variance(item, item_df, seed, seeds_df, df, added=len(terms) < 2 or min(d for _, d in terms) < 2)
 
 
 def _plan(design: Design, stable: float) -> Plan:
-    item, seed, df = _variance(design, stable)
-    se = math.sqrt(item + seed)
+    variance = _variance(design, stable)
+    item, seed, se, df = variance.item, variance.seeds, variance.se, variance.effective_df()
     single = max(design.seeds_a, design.seeds_b) <= 1 and design.design_effect == 1 and design.families is None
     gap = mcnemar_gap(design.items, design.discordance, alpha=design.alpha, power=design.power) if single else None
     if gap is None:

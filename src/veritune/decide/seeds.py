@@ -9,6 +9,12 @@ For a contrast L = Σ_z c_z·gap_z over strata z of items (one stratum in a plai
            the clustered one, G/(G − 1)·Σ_g(Σ_{i∈g}(d_i − mean))²/n²
     resid  MS_resid/n of the two-way table; with families the smaller of that and its clustered counterpart
 
+Satterthwaite's t interval is kept where both arms have at least 3 runs. With fewer (one arm against a fixed baseline,
+or 2 runs) it errs up to 8 % (one arm of 3) or 13 % (one arm of 2) of the time at 5 %, because two or three runs that
+happen to agree shrink the variance and raise its degrees of freedom at once. There the parts' margins of error are
+squared and added, each with its own df; and an arm of 2 runs against a fixed arm subtracts no noise. That errs at most
+4.7 % of the time (table in docs/statistics.md).
+
 The subtraction takes out the item-by-seed noise that `item` already holds. With one stratum and no families this is
 V = s²_d/n + Σ_arm [ s²_seedmean/S − MS_resid/(n·S) ]. An arm of one run adds nothing: its seed variance is unknown,
 and the estimate speaks of that checkpoint only.
@@ -20,10 +26,12 @@ factors); Cameron & Miller 2015, J Hum Resour 50:317 (clusters, G − 1 degrees 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from veritune.decide.intervals import Added, Student, t_quantile
 from veritune.decide.table import Floats, Ints, Pair
 
 
@@ -53,18 +61,47 @@ class Crossed:
 
 @dataclass(frozen=True, slots=True)
 class Variance:
-    """A variance with its Satterthwaite degrees of freedom and the parts it came from."""
+    """A variance: over items, over seeds, and the degrees of freedom of each.
 
-    value: float
-    df: float
+    `df` is Satterthwaite's for the sum. `added` marks too few runs for that: margins are then squared and added.
+    `floored` marks a seed part that came out negative and counts as 0.
+    """
+
     item: float
-    seeds: float
-    floored: bool
+    item_df: float
+    seeds: float = 0.0
+    seeds_df: float = math.inf
+    df: float = math.inf
+    added: bool = False
+    floored: bool = False
+
+    @property
+    def value(self) -> float:
+        """The whole variance."""
+        return self.item + self.seeds
 
     @property
     def se(self) -> float:
         """Standard error."""
         return math.sqrt(self.value)
+
+    def spread(self, center: float, least: float = 0.0) -> Student | Added:
+        """Uncertainty of an estimate `center` with this variance; `least` is a lower bound on the variance."""
+        if self.added:
+            return Added(center, ((max(self.item, least - self.seeds), self.item_df), (self.seeds, self.seeds_df)))
+        return Student(center, math.sqrt(max(self.value, least)), self.df)
+
+    def effective_df(self, level: float = 0.95) -> float:
+        """The df of the t interval that is as wide as this one at `level`."""
+        if not self.added or self.value == 0:
+            return self.df
+        half = self.spread(0.0).interval(level)[1]
+        low, high = math.log(0.5), math.log(1e9)
+        for _ in range(60):
+            middle = (low + high) / 2
+            wide = t_quantile(0.5 + level / 2, math.exp(middle)) * self.se > half
+            low, high = (middle, high) if wide else (low, middle)
+        return math.exp(high)
 
 
 def crossed(pair: Pair, stratum_N: Ints | None = None) -> Crossed:
@@ -141,33 +178,52 @@ def _arm(score_S_N: Floats, layout: _Layout) -> Arm:
 def new_items(parts: Crossed, weight_K: Floats) -> Variance:
     """Variance of the contrast over new items, for the checkpoints at hand."""
     item = max(_form(parts.item_K_K, weight_K), _form(parts.item_clustered_K_K, weight_K))
-    return Variance(item, _item_df(parts, weight_K), item, 0.0, floored=False)
+    df = float(max(1, _units(parts, weight_K) - 1))
+    return Variance(item, df, df=df)
 
 
 def new_items_and_seeds(parts: Crossed, weight_K: Floats) -> Variance:
     """Variance of the contrast over new items and new seeds: the recipe. Arms of one run count as fixed."""
     base = new_items(parts, weight_K)
-    units = _units(parts, weight_K)
-    terms = [(base.item, base.df)]
+    if not parts.arms:
+        return base
+    noise_df = max(1, _units(parts, weight_K) - 1)
+    few = sum(arm.seeds - 1 for arm in parts.arms) == 1
+    means, noises = [], []
     for arm in parts.arms:
         noise = min(_form(arm.resid_K_K, weight_K), _form(arm.resid_clustered_K_K, weight_K))
-        terms.append((_form(arm.seed_K_K, weight_K) / arm.seeds, arm.seeds - 1))
-        terms.append((-noise / arm.seeds, (arm.seeds - 1) * max(1, units - 1)))
-    total = sum(value for value, _ in terms)
-    if total <= base.item:
-        return Variance(base.item, base.df, base.item, 0.0, floored=bool(parts.arms))
-    df = total**2 / sum(value**2 / df for value, df in terms)
-    return Variance(total, max(1.0, df), base.item, total - base.item, floored=False)
+        means.append((_form(arm.seed_K_K, weight_K) / arm.seeds, arm.seeds - 1.0))
+        noises.append((0.0 if few else -noise / arm.seeds, (arm.seeds - 1.0) * noise_df))
+    seed = sum(v for v, _ in means + noises)
+    added = len(parts.arms) < 2 or min(arm.seeds for arm in parts.arms) < 3
+    if seed <= 0:
+        return Variance(base.item, base.df, df=base.df, added=added, floored=True)
+    total = base.item + seed
+    return Variance(
+        item=base.item,
+        item_df=base.df,
+        seeds=seed,
+        seeds_df=_satterthwaite(means),
+        df=max(1.0, total**2 / sum(v**2 / df for v, df in [(base.item, base.df), *means, *noises])),
+        added=added,
+    )
 
 
 def new_seeds(parts: Crossed, weight_K: Floats) -> Variance | None:
     """Variance of the contrast over new seeds on these very items (Welch); None when no arm has several runs."""
-    terms = [(_form(arm.seed_K_K, weight_K) / arm.seeds, arm.seeds - 1) for arm in parts.arms]
-    total = sum(value for value, _ in terms)
-    if not terms:
+    means = [(_form(arm.seed_K_K, weight_K) / arm.seeds, arm.seeds - 1.0) for arm in parts.arms]
+    if not means:
         return None
-    df = total**2 / sum(value**2 / df for value, df in terms) if total > 0 else float(min(df for _, df in terms))
-    return Variance(total, df, 0.0, total, floored=False)
+    df = _satterthwaite(means)
+    return Variance(0.0, math.inf, sum(v for v, _ in means), df, df=df)
+
+
+def _satterthwaite(terms: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of mean squares: (Σv)²/Σ(v²/df); the least df when all are 0."""
+    total = sum(v for v, _ in terms)
+    if total <= 0:
+        return min(df for _, df in terms)
+    return total**2 / sum(v**2 / df for v, df in terms)
 
 
 def _form(matrix_K_K: Floats, weight_K: Floats) -> float:
@@ -177,7 +233,3 @@ def _form(matrix_K_K: Floats, weight_K: Floats) -> float:
 def _units(parts: Crossed, weight_K: Floats) -> int:
     """Independent units (families, else items) of the smallest stratum that has a weight."""
     return int(parts.clusters_K[weight_K != 0].min())
-
-
-def _item_df(parts: Crossed, weight_K: Floats) -> float:
-    return float(max(1, _units(parts, weight_K) - 1))
