@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from veritune.data._sweep import MIX_1, MIX_2
+from veritune.data._sweep import MIX_1, MIX_2, Sweep
 from veritune.data.text import I32, I64, U8, U32, U64
 
 KEEP = 64
 BUCKETS = 32
+BIT_WORDS = 8
+BIT_SLACK = 2  # shared ids that fell on one bit
 PAD = np.uint32(0xFFFFFFFF)
 RARE_DF = 16  # below it a shared feature is reason enough to compare two rows
 RARE_KEYS, PAIR_FROM, MIN_KEYS = 16, 10, 4
@@ -41,16 +43,20 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Sketches:
-    """N sketches: ids ascending and padded with `PAD`, how many there are, and the squared norm of the whole row."""
+    """N sketches: ids ascending and padded with `PAD`, how many there are, the squared norm of the row, and its bits.
+
+    `bits_N_B` holds a bit per id, eight words a row: what two rows can share at most is seen from them alone.
+    """
 
     id_N_K: U32
     count_N: I32
     mass_N: I64
+    bits_N_B: U64
     weights: Weights
 
     def take(self, row: I64) -> Sketches:
         """The sketches of some rows."""
-        return Sketches(self.id_N_K[row], self.count_N[row], self.mass_N[row], self.weights)
+        return Sketches(self.id_N_K[row], self.count_N[row], self.mass_N[row], self.bits_N_B[row], self.weights)
 
 
 def weights_for(n_rows: int) -> Weights:
@@ -67,14 +73,16 @@ def table_bits(n_rows: int) -> int:
     return min(26, max(16, math.ceil(math.log2(max(16 * n_rows, 1)))))
 
 
-def sketches(feature_F: U32, offset_N1: I64, min_features: int) -> Sketches:
-    """Sketches of N rows; a row with fewer than `min_features` features gets an empty one."""
-    n = len(offset_N1) - 1
+def sketches(sweep: Sweep, row_N: I64, min_features: int) -> Sketches:
+    """Sketches of N rows of a sweep; a row with fewer than `min_features` features gets an empty one."""
+    n = len(row_N)
     weights = weights_for(n)
+    length_N = sweep.length_N[row_N].astype(np.int64)
+    begin_N = np.cumsum(length_N) - length_N
+    feature_F = sweep.feature_F[np.repeat(sweep.start_N[row_N] - begin_N, length_N) + np.arange(length_N.sum())]
     slot_F = feature_F & np.uint32((1 << table_bits(n)) - 1)
     df = np.bincount(slot_F, minlength=1)
     bucket_F = weights.lut[df[slot_F]]
-    length_N = np.diff(offset_N1)
     row_F = np.repeat(np.arange(n), length_N)
     order = np.lexsort((bucket_F, row_F))
     order = order[(bucket_F[order] > 0) & (length_N[row_F[order]] >= min_features)]
@@ -87,9 +95,18 @@ def sketches(feature_F: U32, offset_N1: I64, min_features: int) -> Sketches:
     id_N_K[row_S, rank_S] = (feature_F[order] << np.uint32(5)) | bucket_F[order]
     id_N_K.sort(axis=1)
     mass_N = np.bincount(row_S, weights=weights.weight[bucket_F[order]], minlength=n)
-    alone_N = np.bincount(row_F, weights=bucket_F == 0, minlength=n)
+    alone_N = np.bincount(row_F, weights=bucket_F == 0, minlength=n) * (length_N >= min_features)
     mass_N = (mass_N + alone_N * weights.weight[0]).astype(np.int64)
-    return Sketches(id_N_K, np.minimum(count_N, KEEP).astype(np.int32), mass_N, weights)
+    return Sketches(id_N_K, np.minimum(count_N, KEEP).astype(np.int32), mass_N, _bits(id_N_K), weights)
+
+
+def _bits(id_N_K: U32) -> U64:
+    """512 bits a row, one set per id by the hash's low nine bits."""
+    bits_N_B = np.zeros((len(id_N_K), BIT_WORDS), np.uint64)
+    row, k = np.nonzero(id_N_K != PAD)
+    bit = (id_N_K[row, k] >> np.uint32(5)) & np.uint32(64 * BIT_WORDS - 1)
+    np.bitwise_or.at(bits_N_B, (row, bit >> np.uint32(6)), np.uint64(1) << (bit & np.uint32(63)).astype(np.uint64))
+    return bits_N_B
 
 
 def mix_ids(left: U64, right: U64, salt: int) -> U64:
@@ -175,9 +192,15 @@ def similarity(sketch: Sketches, left_P: I64, right_P: I64) -> npt.NDArray[np.fl
 
 def accepted(sketch: Sketches, left_P: I64, right_P: I64, threshold: float) -> Bool:
     """Which pairs are similar enough, decided on integers so that every engine decides alike."""
-    shared = shared_mass(sketch, left_P, right_P).astype(np.float64)
     product = sketch.mass_N[left_P].astype(np.float64) * sketch.mass_N[right_P].astype(np.float64)
-    return (shared > 0) & (shared * shared >= threshold * threshold * product)
+    needed = threshold * threshold * product
+    common = np.bitwise_count(sketch.bits_N_B[left_P] & sketch.bits_N_B[right_P]).sum(axis=1, dtype=np.int64)
+    bound = ((common + BIT_SLACK) * sketch.weights.weight[1]).astype(np.float64)
+    good = np.flatnonzero(bound * bound >= needed)
+    shared = shared_mass(sketch, left_P[good], right_P[good]).astype(np.float64)
+    verdict = np.zeros(len(left_P), bool)
+    verdict[good] = (shared > 0) & (shared * shared >= needed[good])
+    return verdict
 
 
 def components(n: int, left: I64, right: I64) -> I64:

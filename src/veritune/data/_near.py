@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,8 @@ import numpy.typing as npt
 from veritune.data import _join, _sweep_numpy
 from veritune.data._join import Sketches, components
 from veritune.data._sweep import Sweep
-from veritune.data.text import I64, U32, TextBuffer
+from veritune.data.text import I64, TextBuffer
+from veritune.errors import MachineError
 
 if TYPE_CHECKING:
     from veritune.data.families import FamilyConfig
@@ -33,29 +36,58 @@ class Near:
     n_recut_rows: int
 
 
+class _Numpy:
+    """Vectorised, nothing to compile."""
+
+    sweep = staticmethod(_sweep_numpy.sweep)
+    sketches = staticmethod(_join.sketches)
+    near_components = staticmethod(_join.near_components)
+
+
+class _Numba:
+    """Compiled loops on several threads; imported only when used."""
+
+    def __init__(self, threads: int) -> None:
+        from veritune.data import _join_numba, _sweep_numba
+
+        self.sweep = partial(_sweep_numba.sweep, threads=threads)
+        self.sketches = partial(_join_numba.sketches, threads=threads)
+        self.near_components = partial(_join_numba.near_components, threads=threads)
+
+
+def _engine(n_rows: int, config: FamilyConfig) -> Any:
+    """numba where it pays and is there; asking for it where it is not raises MachineError."""
+    if config.engine == "numpy" or (config.engine == "auto" and n_rows < config.numba_from):
+        return _Numpy
+    try:
+        return _Numba(config.threads or available_cores())
+    except ImportError as error:
+        if config.engine == "auto":
+            return _Numpy
+        raise MachineError(
+            "the numba engine was asked for and numba is not installed.", fix="pip install 'veritune[audit]'"
+        ) from error
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def sweep(text: TextBuffer, config: FamilyConfig) -> Sweep:
     """Hashes and digit-masked features of every row."""
-    return _sweep_numpy.sweep(text)
+    return cast(Sweep, _engine(len(text), config).sweep(text))
 
 
 def clusters(sweep: Sweep, config: FamilyConfig) -> Near:
     """Clusters of near-duplicates. Equal texts are looked at once, in the order of their hashes, never of the rows."""
     _, first_U = np.unique(sweep.hash_N, return_index=True)
-    feature_F, offset_U1 = _gather(sweep, first_U)
-    sketch = _join.sketches(feature_F, offset_U1, config.min_features)
-    n_short = int(np.count_nonzero(np.diff(sweep.offset_N1) < config.min_features))
-    root_U = _join.near_components(sketch, config.threshold)
+    engine = _engine(len(sweep.hash_N), config)
+    sketch = engine.sketches(sweep, first_U, config.min_features)
+    n_short = int(np.count_nonzero(sweep.length_N < config.min_features))
+    root_U = engine.near_components(sketch, config.threshold)
     member_M, centre_M, score_M, recut = _around_centres(sketch, root_U, config)
     return Near(first_U[member_M], first_U[centre_M], score_M, n_short, recut[0], recut[1])
-
-
-def _gather(sweep: Sweep, row: I64) -> tuple[U32, I64]:
-    """The features of some rows, in their order."""
-    length = np.diff(sweep.offset_N1)[row]
-    offset = np.zeros(len(row) + 1, np.int64)
-    np.cumsum(length, out=offset[1:])
-    at = np.arange(offset[-1]) + np.repeat(sweep.offset_N1[:-1][row] - offset[:-1], length)
-    return sweep.feature_F[at], offset
 
 
 def _around_centres(sketch: Sketches, root_U: I64, config: FamilyConfig) -> tuple[I64, I64, Any, tuple[int, int]]:

@@ -7,6 +7,7 @@ values, so that a vectorised prefix sum and a plain loop give the same numbers.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,13 @@ from veritune.data.text import BYTE_VALUE, I32, I64, MASKED_VALUE, U8, U32, U64
 HORNER = 0x9E3779B97F4A7C15 | 1
 MIX_1 = 0xFF51AFD7ED558CCD
 MIX_2 = 0xC4CEB9FE1A85EC53
-ROW_CAP = 512  # distinct features kept of one row; longer rows keep those with the smallest hashes
+ROW_CAP = 256  # distinct features kept of one row; longer rows keep those with the smallest hashes
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One pass over N texts. Features are in the order of their first occurrence in the row.
+    """One pass over N texts. Row i's features are `feature_F[start_N[i]:start_N[i] + length_N[i]]`, in the order of
+    their first occurrence in the row; between rows there may be room that nothing was written to.
 
     `hash_N` is of the whole canonical text, `problem_hash_N` of its part before the cut, 0 where that is empty.
     """
@@ -32,7 +34,8 @@ class Sweep:
     problem_token_N: I32
     problem_digit_N: U8
     feature_F: U32
-    offset_N1: I64
+    start_N: I64
+    length_N: I32
 
 
 def token_values(mask_digits: bool) -> U64:
@@ -49,18 +52,10 @@ def join_sweeps(parts: list[Sweep]) -> Sweep:
     """Sweeps of consecutive row ranges as one."""
     if len(parts) == 1:
         return parts[0]
-    count = [np.diff(p.offset_N1) for p in parts]
-    offset_N1 = np.zeros(sum(len(c) for c in count) + 1, np.int64)
-    np.cumsum(np.concatenate(count) if count else np.zeros(0, np.int64), out=offset_N1[1:])
+    shift = np.cumsum([0] + [len(p.feature_F) for p in parts[:-1]])
+    moved = [dataclasses.replace(p, start_N=p.start_N + s) for p, s in zip(parts, shift)]
 
-    def cat(name: str, dtype: type) -> Any:
-        return np.concatenate([getattr(p, name) for p in parts]) if parts else np.zeros(0, dtype)
+    def cat(name: str) -> Any:
+        return np.concatenate([getattr(p, name) for p in moved])
 
-    return Sweep(
-        cat("hash_N", np.uint64),
-        cat("problem_hash_N", np.uint64),
-        cat("problem_token_N", np.int32),
-        cat("problem_digit_N", np.uint8),
-        cat("feature_F", np.uint32),
-        offset_N1,
-    )
+    return Sweep(*(cat(f.name) for f in dataclasses.fields(Sweep)))

@@ -10,6 +10,7 @@ from veritune.data.text import (
     BYTE_CLASS,
     BYTE_VALUE,
     DIGIT,
+    I32,
     I64,
     SPACE,
     U8,
@@ -60,7 +61,8 @@ def _empty() -> Sweep:
         np.zeros(0, np.int32),
         np.zeros(0, np.uint8),
         np.zeros(0, np.uint32),
-        np.zeros(1, np.int64),
+        np.zeros(0, np.int64),
+        np.zeros(0, np.int32),
     )
 
 
@@ -75,7 +77,7 @@ def _sweep_chunk(buffer: TextBuffer, a: int, b: int, mask_digits: bool) -> Sweep
     hash_N, problem_hash_N = _canonical_hashes(data, kind, offset_N1, cut_N)
     token_T, token_at_T, digit_count = _token_hashes(data, kind, first[:-1], mask_digits)
     row_T = np.searchsorted(offset_N1, token_at_T, side="right") - 1
-    feature_F, feature_offset_N1 = _features(token_T, row_T, b - a)
+    feature_F, start_N, length_N = _features(token_T, row_T, b - a)
     before_cut = np.searchsorted(token_at_T, cut_N) - np.searchsorted(token_at_T, offset_N1[:-1])
     digits = digit_count[cut_N] > digit_count[offset_N1[:-1]]
     return Sweep(
@@ -84,7 +86,8 @@ def _sweep_chunk(buffer: TextBuffer, a: int, b: int, mask_digits: bool) -> Sweep
         before_cut.astype(np.int32),
         digits.astype(np.uint8),
         feature_F,
-        feature_offset_N1,
+        start_N,
+        length_N,
     )
 
 
@@ -144,7 +147,7 @@ def mix_pairs(left: U64, right: U64) -> U32:
     return (z >> np.uint64(32)).astype(np.uint32)
 
 
-def _features(token_T: U64, row_T: I64, n: int) -> tuple[U32, I64]:
+def _features(token_T: U64, row_T: I64, n: int) -> tuple[U32, I64, I32]:
     """Distinct bigrams by row in order of first occurrence, sampled by hash where a row has more than `ROW_CAP`."""
     same = row_T[1:] == row_T[:-1]
     row_P = row_T[:-1][same]
@@ -158,9 +161,7 @@ def _features(token_T: U64, row_T: I64, n: int) -> tuple[U32, I64]:
         at_F, row_F = at_F[kept], row_F[kept]
         count_N = np.bincount(row_F, minlength=n)
     feature_F = feature_P[np.sort(at_F)]
-    offset_N1 = np.zeros(n + 1, np.int64)
-    np.cumsum(count_N, out=offset_N1[1:])
-    return feature_F, offset_N1
+    return feature_F, np.cumsum(count_N) - count_N, count_N.astype(np.int32)
 
 
 def _sample(key_F: U64, row_F: I64, count_N: I64) -> Bool:

@@ -212,6 +212,7 @@ def find_families(
         edges.add_keys(_column_codes(columns.family), "column")
     if config.exact:
         edges.add_keys(_problem_keys(sweep, config), "exact")
+    if config.exact or config.near:
         edges.add_keys(_text_keys(sweep.hash_N), "exact")
     if config.near:
         counts.update(_add_near(sweep, edges, config))

@@ -1,0 +1,328 @@
+"""Sketches, join keys and verified pairs as compiled loops; the rules and their reasons are in `_join`.
+
+Threads share one union-find without a lock. A write always points a node to a smaller one of its own component, so a
+lost write loses a short cut, never a fact: every accepted pair is also listed, and the lists are joined at the end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from veritune.data import _join
+from veritune.data._join import BIT_SLACK, BIT_WORDS, KEEP, MIN_KEYS, PAIR_FROM, RARE_KEYS, Sketches
+from veritune.data._sweep import MIX_1, MIX_2, Sweep
+from veritune.data._sweep_numba import read_only, run_blocks
+from veritune.data.text import I64, U64
+
+_ROWS = 1 << 14
+_PARTITION_KEYS = 1 << 24  # keys sorted at a time: 128 MB
+_PAD = np.uint32(0xFFFFFFFF)
+_M1, _M2 = np.uint64(MIX_1), np.uint64(MIX_2)
+_S29, _S31, _S32 = np.uint64(29), np.uint64(31), np.uint64(32)
+_LOW = np.uint64(0xFFFFFFFF)
+_HIGH = np.uint64(0xFFFFFFFF00000000)
+_ONE = np.uint64(1)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _popcount(typing, word):  # type: ignore[no-untyped-def]
+    """The machine's population count of a 64-bit word."""
+
+    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        function = builder.module.declare_intrinsic("llvm.ctpop", [ir.IntType(64)])
+        return builder.call(function, args)
+
+    return types.uint64(types.uint64), build
+
+
+@njit(nogil=True, cache=True)
+def _count_df(feature_F, start, length, row_N, a, b, df):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    mask = np.uint32(len(df) - 1)
+    for u in range(a, b):
+        r = row_N[u]
+        for i in range(start[r], start[r] + length[r]):
+            df[feature_F[i] & mask] += 1
+
+
+@njit(nogil=True, cache=True)
+def _to_buckets(df, lut, bucket):  # type: ignore[no-untyped-def]
+    for i in range(len(df)):
+        bucket[i] = lut[df[i]]
+
+
+@njit(nogil=True, cache=True)
+def _sketch_rows(feature_F, start, length, row_N, bounds, bucket_of, weight, id_N_K, count_N, mass_N):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    a, b, least = bounds
+    mask = np.uint32(len(bucket_of) - 1)
+    bucket = np.empty(1 << 12, np.uint8)
+    size = np.empty(32, np.int64)
+    for u in range(a, b):
+        r = row_N[u]
+        n = length[r]
+        if n < least:
+            continue
+        size[:] = 0
+        mass = np.int64(0)
+        at = start[r]
+        for i in range(n):
+            k = bucket_of[feature_F[at + i] & mask]
+            bucket[i] = k
+            size[k] += 1
+        mass = size[0] * weight[0]
+        limit, room = 1, KEEP
+        while limit < 32 and size[limit] <= room:
+            room -= size[limit]
+            mass += size[limit] * weight[limit]
+            limit += 1
+        if limit < 32:
+            mass += room * weight[limit]
+        kept = 0
+        for i in range(n):
+            k = bucket[i]
+            tie = k == limit and room > 0
+            if (k > 0 and k < limit) or tie:
+                id_N_K[u, kept] = (feature_F[at + i] << np.uint32(5)) | np.uint32(k)
+                kept += 1
+                room -= tie
+        count_N[u] = kept
+        mass_N[u] = mass
+
+
+@njit(nogil=True, cache=True)
+def _set_bits(id_N_K, count_N, a, b, bits_N_B):  # type: ignore[no-untyped-def]
+    for u in range(a, b):
+        for i in range(count_N[u]):
+            bit = np.uint64(id_N_K[u, i] >> np.uint32(5)) & np.uint64(64 * BIT_WORDS - 1)
+            bits_N_B[u, bit >> np.uint64(6)] |= _ONE << (bit & np.uint64(63))
+
+
+def sketches(sweep: Sweep, row_N: I64, min_features: int, *, threads: int = 1) -> Sketches:
+    """Sketches of some rows of a sweep; as `_join.sketches`."""
+    n = len(row_N)
+    weights = _join.weights_for(n)
+    blocks = [(a, min(a + _ROWS, n)) for a in range(0, n, _ROWS)]
+    columns = (sweep.feature_F, sweep.start_N, sweep.length_N, row_N)
+    bucket_of = _bucket_table(columns, n, threads, weights)
+    id_N_K = np.full((n, KEEP), _PAD, np.uint32)
+    count_N, mass_N = np.zeros(n, np.int32), np.zeros(n, np.int64)
+    bits_N_B = np.zeros((n, BIT_WORDS), np.uint64)
+
+    def block(bounds: tuple[int, int]) -> None:
+        a, b = bounds
+        _sketch_rows(*columns, (a, b, min_features), bucket_of, weights.weight, id_N_K, count_N, mass_N)
+        id_N_K[a:b].sort(axis=1)
+        _set_bits(id_N_K, count_N, a, b, bits_N_B)
+
+    run_blocks(block, blocks, threads)
+    return Sketches(id_N_K, count_N, mass_N, bits_N_B, weights)
+
+
+def _bucket_table(columns: tuple, n: int, threads: int, weights: _join.Weights) -> np.ndarray:  # type: ignore[type-arg]
+    """The bucket of every document-frequency counter."""
+    parts = max(1, min(threads, n // _ROWS))
+    tables = [np.zeros(1 << _join.table_bits(n), np.uint32) for _ in range(parts)]
+    edges = np.linspace(0, n, parts + 1).astype(np.int64)
+    run_blocks(lambda i: _count_df(*columns, edges[i], edges[i + 1], tables[i]), list(range(parts)), threads)
+    for other in tables[1:]:
+        tables[0] += other
+    bucket = np.empty(len(tables[0]), np.uint8)
+    _to_buckets(tables[0], weights.lut, bucket)
+    return bucket
+
+
+@njit(nogil=True, cache=True)
+def _mix(left, right, salt):  # type: ignore[no-untyped-def]
+    z = left * _M1 + right * _M2 + salt
+    z = (z ^ (z >> _S31)) * _M2
+    return (z ^ (z >> _S29)) & _HIGH
+
+
+@njit(nogil=True, cache=True)
+def _row_keys(ids, count, rare_below, low, out):  # type: ignore[no-untyped-def]
+    """The join keys of one sketch to `out`; returns how many."""
+    n = 0
+    n_rare = 0
+    n_low = 0
+    seen = 0
+    zero = np.uint64(0)
+    for i in range(count):
+        wide = np.uint64(ids[i])
+        bucket = wide & np.uint64(31)
+        if bucket < rare_below:
+            if n_rare < RARE_KEYS:
+                out[n] = _mix(wide, zero, np.uint64(1))
+                n += 1
+                n_rare += 1
+        else:
+            entry = (bucket << _S32) | wide
+            if n_low < PAIR_FROM or entry < low[PAIR_FROM - 1]:
+                j = min(n_low, PAIR_FROM - 1)
+                while j > 0 and low[j - 1] > entry:
+                    low[j] = low[j - 1]
+                    j -= 1
+                low[j] = entry
+                n_low = min(n_low + 1, PAIR_FROM)
+        part = 1 << ((ids[i] >> np.uint32(5)) & np.uint32(MIN_KEYS - 1))
+        if not seen & part:
+            seen |= part
+            out[n] = _mix(wide, zero, np.uint64(2))
+            n += 1
+    for i in range(n_low):
+        for j in range(i + 1, n_low):
+            x, y = low[i] & _LOW, low[j] & _LOW
+            out[n] = _mix(min(x, y), max(x, y), np.uint64(3))
+            n += 1
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _write_keys(id_N_K, count_N, bounds, rare_below, starts, keys):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    """Count (keys empty) or write the keys of rows [a, b) that fall into one of `parts` partitions of key space."""
+    a, b, part, parts = bounds
+    out = np.empty(128, np.uint64)
+    low = np.empty(PAIR_FROM, np.uint64)
+    n_parts = np.uint64(parts)
+    sizes = np.zeros(parts, np.int64)
+    at = starts
+    for u in range(a, b):
+        n = _row_keys(id_N_K[u], count_N[u], rare_below, low, out)
+        for i in range(n):
+            mine = ((out[i] >> _S32) * n_parts) >> _S32
+            if len(keys) == 0:
+                sizes[mine] += 1
+            elif mine == np.uint64(part):
+                keys[at] = out[i] | np.uint64(u)
+                at += 1
+    return sizes
+
+
+@njit(nogil=True, cache=True)
+def _root(parent, x):  # type: ignore[no-untyped-def]
+    while parent[x] != x:
+        parent[x] = parent[parent[x]]
+        x = parent[x]
+    return x
+
+
+@njit(nogil=True, cache=True)
+def _similar(x, y, id_N_K, count_N, mass_N, bits_N_B, weight, square):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    needed = square * (np.float64(mass_N[x]) * np.float64(mass_N[y]))
+    common = np.uint64(0)
+    for w in range(BIT_WORDS):
+        common += _popcount(bits_N_B[x, w] & bits_N_B[y, w])
+    bound = np.float64((np.int64(common) + BIT_SLACK) * weight[1])
+    if bound * bound < needed:
+        return False
+    i, j, n, m = 0, 0, count_N[x], count_N[y]
+    shared = np.int64(0)
+    while i < n and j < m:
+        p, q = id_N_K[x, i], id_N_K[y, j]
+        shared += weight[p & np.uint32(31)] if p == q else 0
+        i += p <= q
+        j += q <= p
+    total = np.float64(shared)
+    return shared > 0 and total * total >= needed
+
+
+@njit(nogil=True, cache=True)
+def _scan(keys, a, b, sketch, square, parent, edges):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    """Verify the candidate pairs of sorted keys [a, b), which begin and end between buckets; returns the edges."""
+    id_N_K, count_N, mass_N, bits_N_B, weight = sketch
+    n_edges = 0
+    at = a
+    while at < b:
+        key = keys[at] >> _S32
+        end = at + 1
+        while end < b and keys[end] >> _S32 == key:
+            end += 1
+        size = end - at
+        for i in range(at + 1, end):
+            x = np.int64(keys[i] & _LOW)
+            root_x = _root(parent, x)
+            for back in range(1, min(i - at, 5 if size <= 6 else 2) + 1):
+                j = i - back if back == 1 or size <= 6 else at
+                if j == i - 1 and back == 2:
+                    continue
+                y = np.int64(keys[j] & _LOW)
+                root_y = _root(parent, y)
+                if root_x == root_y:
+                    continue
+                if _similar(y, x, id_N_K, count_N, mass_N, bits_N_B, weight, square):
+                    if n_edges == len(edges):
+                        grown = np.empty((2 * n_edges, 2), np.int32)
+                        grown[:n_edges] = edges
+                        edges = grown
+                    edges[n_edges, 0] = x
+                    edges[n_edges, 1] = y
+                    n_edges += 1
+                    parent[max(root_x, root_y)] = min(root_x, root_y)
+                    root_x = _root(parent, x)
+        at = end
+    return edges[:n_edges]
+
+
+def near_components(sketch: Sketches, threshold: float, *, threads: int = 1) -> I64:
+    """As `_join.near_components`."""
+    n = len(sketch.count_N)
+    root = _one_pass(sketch, threshold, threads)
+    alone = np.flatnonzero(root == np.arange(n))
+    if len(alone) == n:
+        return root
+    again = _one_pass(sketch.take(alone), threshold, threads)
+    return alone[again[np.searchsorted(alone, root)]]
+
+
+def _one_pass(sketch: Sketches, threshold: float, threads: int) -> I64:
+    n = len(sketch.count_N)
+    parent = np.arange(n, dtype=np.int32)
+    columns = (sketch.id_N_K, sketch.count_N, sketch.mass_N, sketch.bits_N_B, read_only(sketch.weights.weight))
+    found = []
+    for keys in _partitions(sketch, threads):
+        cuts = _between_buckets(keys, threads)
+        scan = [(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:])]
+
+        def work(bounds: tuple[int, int], keys: U64 = keys) -> np.ndarray:  # type: ignore[type-arg]
+            edges = np.empty((1 << 12, 2), np.int32)
+            return _scan(keys, *bounds, columns, threshold * threshold, parent, edges)  # type: ignore[no-any-return]
+
+        found.extend(run_blocks(work, scan, threads))
+    edge = np.concatenate(found) if found else np.zeros((0, 2), np.int32)
+    return _join.components(n, edge[:, 0].astype(np.int64), edge[:, 1].astype(np.int64))
+
+
+def _between_buckets(keys: U64, parts: int) -> I64:
+    cuts = [0]
+    for p in range(1, parts):
+        at = len(keys) * p // parts
+        if at and at < len(keys):
+            at = int(np.searchsorted(keys, (keys[at] >> _S32) << _S32))
+        cuts.append(max(at, cuts[-1]))
+    return np.array([*cuts, len(keys)], np.int64)
+
+
+def _partitions(sketch: Sketches, threads: int):  # type: ignore[no-untyped-def]
+    """Sorted keys, a partition of key space at a time, so that memory does not grow with the number of keys."""
+    n = len(sketch.count_N)
+    blocks = [(a, min(a + _ROWS, n)) for a in range(0, n, _ROWS)]
+    parts = max(1, -(-n * 48 // _PARTITION_KEYS))
+    none = np.zeros(0, np.uint64)
+    rare = np.uint64(sketch.weights.rare)
+    sizes = run_blocks(
+        lambda b: _write_keys(sketch.id_N_K, sketch.count_N, (*b, 0, parts), rare, 0, none), blocks, threads
+    )
+    size_R_P = np.array(sizes).reshape(len(blocks), parts)
+    for part in range(parts):
+        starts = np.concatenate(([0], np.cumsum(size_R_P[:, part])))
+        keys = np.empty(int(starts[-1]), np.uint64)
+
+        def write(i: int, keys: U64 = keys, part: int = part, starts: I64 = starts) -> None:
+            bounds = (*blocks[i], part, parts)
+            if len(keys):
+                _write_keys(sketch.id_N_K, sketch.count_N, bounds, rare, int(starts[i]), keys)
+
+        run_blocks(write, list(range(len(blocks))), threads)
+        keys.sort()
+        yield keys
