@@ -22,7 +22,6 @@ from pathlib import Path
 
 import polars as pl
 
-ROWS_PER_ORIGINAL = 8
 NAMES = (
     "Aaliyah Bo Carmen Dmitri Esperanza Farouk Greta Hideo Ingrid Jamal Keiko Lorenzo Mei Nikolai Ottilie Priya "
     "Quentin Rosalind Santiago Tamsin Ulrich Valentina Wendell Ximena Yusuf Zora Anselm Bettina Caspian Delphine"
@@ -171,18 +170,18 @@ class Originals:
             lines = []
             for j in range(len(own)):
                 lender = re.split(r"(?<=[.!?])\s+|\n", self.rows[(i + j * (17 * k + 1)) % len(self.rows)][part])
-                lines.append(lender[min(j, len(lender) - 1)])
+                lines.extend(lender[j : j + 1])  # a sentence is lent once a round, or two originals would share it
             return WORD.sub(other, sep.join(lines))
 
         return patched(0, " "), patched(1, "\n")
 
 
 def family_sizes(n_rows: int, rng: random.Random) -> list[int]:
-    """Heavy-tailed sizes that sum to `n_rows`: a third singletons, a mean near eight, a few in the hundreds."""
+    """Heavy-tailed sizes that sum to `n_rows`: a third singletons, a mean near seven, at most 100."""
     sizes: list[int] = []
     left = n_rows
     while left > 0:
-        size = 1 if rng.random() < 0.33 else min(int(2 + rng.paretovariate(1.25) * 2.2), max(20, n_rows // 100))
+        size = 1 if rng.random() < 0.33 else min(int(2 + rng.paretovariate(1.25) * 2.2), 100)
         sizes.append(min(size, left))
         left -= sizes[-1]
     return sizes
