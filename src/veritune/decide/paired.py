@@ -9,6 +9,7 @@ several runs                      seeds × items (see `seeds`), one interval per
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -376,6 +377,7 @@ def _sample_details(table: ScoreTable) -> dict[str, Any]:
         "failed": int(kept.failed_S_N.sum()),
         "within_item_variance": float(np.nanmean(kept.variance_S_N)) if kept.known else None,
         "sampling_se": kept.mean_se,
+        "rater_agreement": None if kept.raters is None else dataclasses.asdict(kept.raters),
     }
 
 

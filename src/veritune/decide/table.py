@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from veritune.decide import agreement
 from veritune.errors import ScoreError
+from veritune.evaluate.imports import Columns
 from veritune.records import Score
 
 Floats = NDArray[np.float64]
@@ -25,41 +27,27 @@ MODEL_FAILURES = frozenset({"extraction_failed", "truncated", "refused", "empty"
 Any other reason (`crashed`, `timeout`, ...) is the machine's, and may hide any score."""
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Scores as plain columns of equal length, the cheap form that readers produce. Optional columns may be empty.
-
-    `value` holds None where there is no score and `reason` then says why.
-    """
-
-    eval: str
-    run: Sequence[str]
-    item: Sequence[str]
-    value: Sequence[float | None]
-    reason: Sequence[str | None] = ()
-    family: Sequence[str | None] = ()
-    zone: Sequence[str | None] = ()
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
     """What stood behind averaged scores: how many samples each item had, and their spread.
 
     `count_S_N` counts scored samples, `failed_S_N` those without a value; `variance_S_N` is the unbiased
-    variance between the samples of an item, NaN where fewer than two were scored.
+    variance between the samples of an item, NaN where fewer than two were scored. `raters` holds their agreement
+    where the samples came from several raters.
     """
 
     count_S_N: Ints
     failed_S_N: Ints
     variance_S_N: Floats
+    raters: agreement.Agreement | None = None
 
     @property
     def mean_se(self) -> float | None:
         """Standard error of the item-averaged mean that the sampling alone causes, None when no item has two."""
-        variance = np.nanmean(np.where(self.count_S_N > 1, self.variance_S_N, np.nan)) if self.known else np.nan
-        if not np.isfinite(variance):
+        if not self.known:
             return None
-        per_item = np.divide(variance, self.count_S_N, where=self.count_S_N > 0, out=np.zeros(self.count_S_N.shape))
+        pooled = float(np.mean(self.variance_S_N[self.count_S_N > 1]))
+        per_item = pooled / np.maximum(1, self.count_S_N)
         return float(np.sqrt(per_item.sum()) / self.count_S_N.size)
 
     @property
@@ -83,6 +71,7 @@ class ScoreTable:
     fixed: bool = False
     samples: Samples | None = None
     machine_missing_S_N: NDArray[np.bool_] | None = field(default=None, repr=False)
+    content_N: tuple[str | None, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def from_scores(
@@ -108,6 +97,8 @@ class ScoreTable:
             reason=[s.reason for s in rows],
             family=[s.family for s in rows] if any(s.family is not None for s in rows) else (),
             zone=[s.zone for s in rows] if any(s.zone is not None for s in rows) else (),
+            sample=_parts(rows, "sample"),
+            rater=_parts(rows, "rater"),
         )
         return cls.from_columns(columns, condition=condition, fixed=fixed, samples=samples)
 
@@ -115,7 +106,8 @@ class ScoreTable:
     def from_columns(
         cls, columns: Columns, *, condition: str = "", fixed: bool = False, samples: bool = False
     ) -> ScoreTable:
-        """`from_scores` for columns. Raises the same errors."""
+        """`from_scores` for columns. Columns that tell samples or raters apart imply `samples`. The same errors."""
+        samples = samples or len(columns.sample) > 0 or len(columns.rater) > 0
         name = condition or columns.eval or "scores"
         if not len(columns.item):
             raise ScoreError(f"{name}: expected at least one score, found none.")
@@ -128,13 +120,15 @@ class ScoreTable:
         shape = (len(runs), len(items))
         count_S_N = np.bincount(cell_R, minlength=shape[0] * shape[1]).reshape(shape)
         _check_cells(count_S_N, runs, items, name, samples=samples)
+        _check_samples(columns, cell_R, name)
         machine = _machine_missing(columns, value_R, cell_R, shape)
         if count_S_N.max() == 1:
             score_S_N, kept = np.empty(shape[0] * shape[1]), None
             score_S_N[cell_R] = value_R
             score_S_N = score_S_N.reshape(shape)
         else:
-            score_S_N, kept = _average(value_R, cell_R, shape)
+            raters = agreement.of_columns(columns.rater, item_R + run_R * len(items), value_R)
+            score_S_N, kept = _average(value_R, cell_R, shape, raters)
         return cls(
             condition=condition,
             eval=columns.eval,
@@ -147,6 +141,7 @@ class ScoreTable:
             fixed=fixed,
             samples=kept,
             machine_missing_S_N=machine,
+            content_N=_per_item(columns.content, item_R, items, "content", name),
         )
 
     @property
@@ -175,13 +170,19 @@ class ScoreTable:
         def part(array: Any) -> Any:
             return None if array is None else array[:, index_N]
 
-        kept = self.samples and Samples(*(part(getattr(self.samples, f)) for f in Samples.__dataclass_fields__))
+        old = self.samples
+        kept = old and Samples(part(old.count_S_N), part(old.failed_S_N), part(old.variance_S_N), raters=old.raters)
+
+        def labels(names: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+            return None if names is None else tuple(names[i] for i in index_N)
+
         return replace(
             self,
             items=tuple(self.items[i] for i in index_N),
             score_S_N=self.score_S_N[:, index_N],
-            family_N=None if self.family_N is None else tuple(self.family_N[i] for i in index_N),
-            zone_N=None if self.zone_N is None else tuple(self.zone_N[i] for i in index_N),
+            family_N=labels(self.family_N),
+            zone_N=labels(self.zone_N),
+            content_N=labels(self.content_N),
             missing=_recount(self, index_N),
             samples=kept,
             machine_missing_S_N=part(self.machine_missing_S_N),
@@ -249,7 +250,28 @@ def _machine_missing(
     return flat.reshape(shape)
 
 
-def _average(value_R: Floats, cell_R: Ints, shape: tuple[int, int]) -> tuple[Floats, Samples]:
+def _parts(rows: Sequence[Score], key: str) -> Sequence[str]:
+    """The named part of each score as text, nothing unless every score has it."""
+    return [str(s.parts[key]) for s in rows] if rows and all(key in s.parts for s in rows) else ()
+
+
+def _check_samples(columns: Columns, cell_R: Ints, name: str) -> None:
+    """Raises ScoreError when one sample of one item occurs twice in a run."""
+    marks = [c for c in (columns.sample, columns.rater) if len(c)]
+    if not marks:
+        return
+    seen = Counter(zip(cell_R.tolist(), *marks))
+    twice = [key for key, times in seen.items() if times > 1]
+    if twice:
+        raise ScoreError(
+            f"{name}: {_count(len(twice), 'sample')} twice, first {twice[0][1:]!r} of item "
+            f"{next(i for i, c in zip(columns.item, cell_R.tolist()) if c == twice[0][0])!r}."
+        )
+
+
+def _average(
+    value_R: Floats, cell_R: Ints, shape: tuple[int, int], raters: agreement.Agreement | None
+) -> tuple[Floats, Samples]:
     """Mean and unbiased variance of the samples in each cell; failed samples are counted apart."""
     size = shape[0] * shape[1]
     ok_R = ~np.isnan(value_R)
@@ -260,7 +282,8 @@ def _average(value_R: Floats, cell_R: Ints, shape: tuple[int, int]) -> tuple[Flo
         square = np.bincount(cell_R[ok_R], weights=(value_R[ok_R] - mean[cell_R[ok_R]]) ** 2, minlength=size)
         variance = np.where(count > 1, square / (count - 1), np.nan)
     failed = np.bincount(cell_R[~ok_R], minlength=size)
-    return mean.reshape(shape), Samples(count.reshape(shape), failed.reshape(shape), variance.reshape(shape))
+    kept = Samples(count.reshape(shape), failed.reshape(shape), variance.reshape(shape), raters)
+    return mean.reshape(shape), kept
 
 
 def _per_item(
@@ -368,6 +391,7 @@ def pair(
     """Line two tables up by item id. Raises ScoreError for unmatched ids, families that disagree, missing scores
     under the `error` policy, and scores outside `scale`."""
     order_N = _matching(a, b)
+    _check_content(a, b, order_N)
     score_b_S_N = b.score_S_N if order_N is None else b.score_S_N[:, order_N]
     scale = _scale(a, b, scale)
     missing = missing or Missing()
@@ -430,6 +454,19 @@ def _matching(a: ScoreTable, b: ScoreTable) -> Ints | None:
             fix="Score the same items on both sides; unmatched items are never dropped.",
         )
     return np.fromiter((index[i] for i in a.items), dtype=np.int64, count=len(a.items))
+
+
+def _check_content(a: ScoreTable, b: ScoreTable, order_N: Ints | None) -> None:
+    """Raises ScoreError when items of one id ask different things on the two sides."""
+    if a.content_N is None or b.content_N is None:
+        return
+    other_N = b.content_N if order_N is None else tuple(b.content_N[i] for i in order_N)
+    differ = [i for i, x, y in zip(a.items, a.content_N, other_N) if x is not None and y is not None and x != y]
+    if differ:
+        raise ScoreError(
+            f"{_count(len(differ), 'item')} of the same id ask different things on the two sides ({_some(differ)}).",
+            fix="Score the same documents in the same order on both sides.",
+        )
 
 
 def _families(a: ScoreTable, b: ScoreTable, order_N: Ints | None) -> Ints | None:
