@@ -230,18 +230,13 @@ class _Runner:
         decoding = Decoding(spec.max_new_tokens, spec.batch_size)
         outputs = generate(model, self.tokenizer, [context.data.prompts[r.id] for r in rows], decoding, on_batch)
         data = context.data
-        scores = [
-            replace(
-                tasks.score(name, spec, row, output),
-                run_id=cell.run_id,
-                family=data.family_of[row.id],
-                zone=data.zone_of[row.id],
-            )
-            for row, output in zip(rows, outputs)
-        ]
+        scores = []
+        for row, output in zip(rows, outputs):
+            where = {"family": data.family_of[row.id], "zone": data.zone_of[row.id]}
+            scores.append(replace(tasks.score(name, spec, row, output), run_id=cell.run_id, **where))
         write_jsonl(path, scores)
         write_json(
-            stamp, {"input_hash": digest, "items": len(scores), "decoding": decoding.__class__.__name__ + " greedy"}
+            stamp, {"input_hash": digest, "items": len(scores), "decoding": {"greedy": True, **asdict(decoding)}}
         )
         return path
 

@@ -20,6 +20,7 @@ from veritune.errors import StudyError
 NAME = r"^[A-Za-z][A-Za-z0-9_\-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 BASELINE = "baseline"
+EvalZone = Literal["seen", "sibling", "stranger"]
 ClaimKind = Literal[
     "improves", "better_by", "equivalent", "not_worse", "generalises", "no_regression", "probe", "differ"
 ]
@@ -185,10 +186,10 @@ class Eval(_Section):
 
     kind: Literal["rules", "match"] = "rules"
     """`rules`: share of the rules that hold (or all of them). `match`: an extracted answer equals the expected one."""
-    zones: tuple[Literal["seen", "sibling", "stranger"], ...] = ("seen", "sibling", "stranger")
+    zones: tuple[EvalZone, ...] = ("seen", "sibling", "stranger")
     """Zones whose rows become items."""
-    per_family: Annotated[int, Field(ge=1)] | None = None
-    """At most so many items of a family and zone (the first by id); None takes all."""
+    per_family: Annotated[int, Field(ge=1)] | dict[EvalZone, Annotated[int, Field(ge=1)]] | None = None
+    """At most so many items of each family (the first by id), for all zones or by zone; None takes all."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     """Generation stops here; how many outputs were cut is counted."""
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -201,6 +202,11 @@ class Eval(_Section):
     """For `match`: regular expression whose last match's first group is the answer."""
     expected: str | None = None
     """For `match`: the column with the expected answer."""
+
+    def items_per_family(self, zone: str) -> int | None:
+        """The cap for one zone; None takes all rows."""
+        cap = self.per_family
+        return next((n for name, n in cap.items() if name == zone), None) if isinstance(cap, dict) else cap
 
     @model_validator(mode="after")
     def _fields_of_kind(self) -> Eval:
@@ -229,7 +235,7 @@ class Claim(_Section):
     """The arm that is claimed to be better, equal, not worse, different, or to generalise."""
     against: Name = BASELINE
     """The other arm."""
-    zone: Literal["seen", "sibling", "stranger"] | None = "stranger"
+    zone: EvalZone | None = "stranger"
     """Items the claim speaks of; None takes all zones of the eval."""
     margin: Annotated[Real, Field(gt=0)] | None = None
     """The smallest difference that matters, in the eval's own units, declared before training."""

@@ -26,7 +26,8 @@ def items(spec: Eval, rows: Sequence[Row], zone_of: Mapping[str, str], family_of
         if zone not in spec.zones:
             continue
         key = (zone, family_of[row.id])
-        if spec.per_family is None or taken[key] < spec.per_family:
+        cap = spec.items_per_family(zone)
+        if cap is None or taken[key] < cap:
             taken[key] += 1
             chosen.append(row)
     return chosen

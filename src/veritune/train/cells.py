@@ -164,18 +164,18 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
         bf16=condition.method == "full" and context.model.dtype == "bfloat16",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    return ContractTrainer(
+    trainer = ContractTrainer(
         model,
         arguments,
         rows=context.data.zone("seen"),
         validation=context.data.zone("validation"),
         pad_id=context.tokenizer.pad_token_id,
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -> None:
-    from transformers import PrinterCallback
-
     from veritune.train.telemetry import GradientTelemetry
     from veritune.train.trainer import Cadence, OnLog
 
@@ -188,7 +188,6 @@ def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -
             note = f"{cell.condition} seed {cell.seed}: step {step}/{total}, loss {logs['loss']:.3f}"
             context.progress.advance("train", tokens / total, elapsed, note)
 
-    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Cadence(context.study.train.eval_steps))
     trainer.add_callback(GradientTelemetry(context.store.run(cell.run_id) / "telemetry.jsonl"))
     trainer.add_callback(OnLog(on_log))
@@ -434,4 +433,7 @@ def _score_summary(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         cut = sum(s["parts"].get("ended") == "length" for s in here)
         mean = sum(values) / len(values) if values else None
         result[zone] = {"mean": mean, "scored": len(values), "items": len(here), "missing": reasons, "cut": cut}
+        ruled = [s["parts"]["rules"] for s in here if "rules" in s["parts"]]
+        if ruled:
+            result[zone]["rules"] = {k: {"held": sum(r[k] for r in ruled), "of": len(ruled)} for k in ruled[0]}
     return result

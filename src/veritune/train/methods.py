@@ -12,6 +12,7 @@ from typing import Any
 
 from veritune.errors import StudyError
 from veritune.study import Condition
+from veritune.train.models import quiet_transformers
 from veritune.train.modules import module_group, module_type
 
 LORA_DEFAULTS = {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
@@ -68,7 +69,8 @@ def build(name: str, condition: Condition, base: Any, seed: int) -> tuple[Any, T
     if condition.method == "lora":
         options = LORA_DEFAULTS | options
     config = _config_class(name, condition.method)(task_type="CAUSAL_LM", **options)
-    model = get_peft_model(base, config)
+    with quiet_transformers():
+        model = get_peft_model(base, config)
     return model, _count(condition.method, options, modules, model)
 
 

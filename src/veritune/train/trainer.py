@@ -107,6 +107,8 @@ def mean_nll(parts: Sequence[tuple[float, int]]) -> float:
 class ContractTrainer(Trainer):  # type: ignore[misc]
     """Trains on the contract's rows and counts the rows it has compared with the contract (`rows_checked`)."""
 
+    control: Any
+
     def __init__(
         self,
         model: Any,
