@@ -192,6 +192,13 @@ class Capture:
         loss_N.sum().backward()  # type: ignore[no-untyped-call]
 
     @property
+    def numel(self) -> int:
+        """Numbers per example that the sink receives."""
+        if self.of == "trainable":
+            return self.coverage.captured
+        return sum(_outputs(m) for m in self._targets.values()) * self._rank
+
+    @property
     def arrived(self) -> frozenset[str]:
         """Names of the matrices whose gradients the last backward gave; a module it did not reach is not among them."""
         return frozenset(self._names)
@@ -361,6 +368,11 @@ def _probe_coverage(model: torch.nn.Module) -> Coverage:
     return Coverage(captured, whole, {"(everything outside the blocks' linears)": "not tapped by the probe"})
 
 
+def _outputs(module: torch.nn.Module) -> int:
+    base: Any = getattr(module, "base_layer", module)
+    return int(getattr(base, "out_features", None) or getattr(base, "nf", None) or base.weight.shape[0])
+
+
 def _grad_on() -> bool:
     return torch.is_grad_enabled()
 
@@ -399,6 +411,32 @@ class Gram:
     def total(self) -> torch.Tensor:
         """The Gram matrix over all captured parameters [N, N]."""
         return torch.stack(list(self.by_type.values())).sum(0)
+
+
+class Store:
+    """Keeps flattened float32 gradients until the inner products of all batches are asked for: exact, and large."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, dict[str, torch.Tensor]] = {}
+        self._done: dict[str, list[torch.Tensor]] = {}
+
+    def __call__(self, name: str, grad_N: torch.Tensor) -> None:
+        wide = grad_N if grad_N.dtype == torch.float64 else grad_N.float()
+        self._now.setdefault(module_type(name), {})[name] = wide.reshape(len(grad_N), -1)
+
+    def end_batch(self) -> None:
+        """Closes a batch; pieces are put in the order of their names, so that columns line up between batches."""
+        for kind, pieces in self._now.items():
+            self._done.setdefault(kind, []).append(torch.cat([pieces[name] for name in sorted(pieces)], 1))
+        self._now = {}
+
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self._done)
+
+    def gram(self, kind: str) -> torch.Tensor:
+        """Inner products of all rows so far, in the order captured [examples, examples], float64 on the CPU."""
+        rows_N_P = torch.cat(self._done[kind])
+        return (rows_N_P @ rows_N_P.t()).double().cpu()
 
 
 class Sketch:
@@ -461,6 +499,13 @@ class Sketch:
 
     def kinds(self) -> tuple[str, ...]:
         return tuple(self._done[0][0]) if self._done else ()
+
+    def gram(self, kind: str = "all") -> torch.Tensor:
+        """Unbiased inner products [examples, examples], float64; the diagonal is exact."""
+        rows_N_D = self.rows(kind).double()
+        gram_N_N = rows_N_D @ rows_N_D.t()
+        gram_N_N.fill_diagonal_(0.0)
+        return gram_N_N + torch.diag(self.squared_norms(kind).double())
 
     @staticmethod
     def _pick(parts: Mapping[str, torch.Tensor], kind: str) -> torch.Tensor:

@@ -1,0 +1,235 @@
+"""The number of independent examples, against data whose number is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from veritune.errors import DataError
+from veritune.probe.effective import (
+    Plan,
+    Sample,
+    align,
+    by_family,
+    choose,
+    directions,
+    effective_n,
+    find_families,
+    restrict,
+    unit,
+)
+
+
+def gradients(sizes: list[int], *, rho: float, dims: int = 400, seed: int = 0, shared: float = 1.0) -> np.ndarray:
+    """Rows [N, D]: a common part, `rho` of the rest from the family and 1 - rho from the row."""
+    draw = np.random.default_rng(seed)
+    common = draw.normal(size=dims) * shared
+    rows = []
+    for size in sizes:
+        family = draw.normal(size=dims) * np.sqrt(rho)
+        rows += [common + family + draw.normal(size=dims) * np.sqrt(1 - rho) for _ in range(size)]
+    return np.array(rows)
+
+
+def names(sizes: list[int]) -> list[str]:
+    return [f"f{i}" for i, size in enumerate(sizes) for _ in range(size)]
+
+
+def cosines(rows_N_D: np.ndarray) -> np.ndarray:
+    return unit(rows_N_D @ rows_N_D.T)
+
+
+def test_originals_repeated_k_times_read_as_the_originals() -> None:
+    originals = gradients([1] * 32, rho=0.0)
+    for k in (2, 5):
+        repeated = np.repeat(originals, k, axis=0)
+        read = align(cosines(repeated), choose(names([k] * 32)))
+        assert read.rho.value == pytest.approx(1.0)
+        assert read.n_eff.value == pytest.approx(32.0)
+        assert read.n_eff.low == pytest.approx(32.0) and read.n_eff.high == pytest.approx(32.0)
+
+
+def test_unrelated_rows_under_invented_families_read_as_all_rows() -> None:
+    values = []
+    for seed in range(20):
+        read = align(cosines(gradients([4] * 20, rho=0.0, seed=seed)), choose(names([4] * 20)))
+        assert read.rho.value is not None
+        values.append(read.rho.value)
+    assert abs(np.mean(values)) < 0.01
+
+
+def test_a_worked_example() -> None:
+    """Two families of two and one single row, by hand."""
+    gram = np.eye(5)
+    siblings, strangers = {(0, 1): 0.8, (2, 3): 0.6}, 0.2
+    for i in range(5):
+        for j in range(5):
+            if i != j:
+                gram[i, j] = siblings.get((min(i, j), max(i, j)), strangers)
+    read = align(gram, choose(["a", "a", "b", "b", "c"]))
+    assert read.sibling.value == pytest.approx(0.7)
+    assert read.stranger.value == pytest.approx(0.2)
+    assert read.rho.value == pytest.approx(0.5 / 0.8)
+    assert read.n_eff.value == pytest.approx(5 / (1 + (9 / 5 - 1) * 0.625))
+    assert read.n_eff.low is None and "no interval" in read.n_eff.warnings[0]
+    families = by_family(gram, choose(["a", "a", "b", "b", "c"]))
+    assert [f["n_eff"] for f in families] == [pytest.approx(2 / 1.75), pytest.approx(2 / 1.5)]
+
+
+def test_design_effect_equals_the_variance_of_the_mean_gradient() -> None:
+    """n_eff is defined by Var(mean of n rows) = Var(mean of n_eff unrelated rows); checked by drawing data sets."""
+    sizes, rho = [1] * 6 + [3] * 5 + [7] * 2, 0.4
+    draws = np.array([gradients(sizes, rho=rho, dims=50, seed=s, shared=0.0).mean(0) for s in range(800)])
+    variance_of_mean = np.square(draws).sum(1).mean() / 50
+    assert effective_n(rho, sizes) == pytest.approx(1 / variance_of_mean, rel=0.05)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    for sizes in ([2] * 10, [4] * 12 + [1] * 20, [2, 3, 4, 5] * 8):
+        hits, runs, rho = 0, 200, 0.5
+        for seed in range(runs):
+            rows = gradients(sizes, rho=rho, dims=60, seed=seed)
+            read = align(rows @ rows.T, choose(names(sizes)))
+            assert read.rho.low is not None and read.rho.high is not None
+            hits += read.rho.low <= rho <= read.rho.high
+        # 400 runs each gave 0.94 to 0.99; below 0.91 a true 0.95 comes up less than once in a hundred times.
+        assert hits / runs > 0.91, (sizes, hits / runs)
+
+
+def test_few_families_or_one_heavy_family_give_no_interval() -> None:
+    few = align(cosines(gradients([3] * 7, rho=0.5)), choose(names([3] * 7)))
+    assert few.n_eff.value is not None and few.n_eff.low is None
+    heavy = [40] + [2] * 10
+    lopsided = align(cosines(gradients(heavy, rho=0.5)), choose(names(heavy)))
+    assert lopsided.n_eff.low is None
+
+
+def test_one_family_and_all_singles_are_said_to_be_undecidable() -> None:
+    one = align(cosines(gradients([6], rho=0.5)), choose(["a"] * 6))
+    assert one.n_eff.value is None and "one family" in one.n_eff.warnings[0]
+    alone = align(cosines(gradients([1] * 9, rho=0.0)), choose(names([1] * 9)))
+    assert alone.n_eff.value is None and any("own family" in w for w in alone.n_eff.warnings)
+    assert alone.stranger.value is not None
+
+
+def test_order_of_rows_changes_nothing() -> None:
+    sizes = [3] * 12
+    rows, labels = gradients(sizes, rho=0.5), names(sizes)
+    shuffled = np.random.default_rng(1).permutation(len(rows))
+    a = align(cosines(rows), choose(labels))
+    b = align(cosines(rows[shuffled]), choose([labels[i] for i in shuffled]))
+    for x, y in zip(a.estimates(), b.estimates(), strict=True):
+        assert (x.value, x.low, x.high) == pytest.approx((y.value, y.low, y.high))
+
+
+def test_a_sample_of_a_large_data_set_reads_like_the_whole() -> None:
+    sizes = [8] * 60 + [2] * 60 + [1] * 100
+    rows, labels = gradients(sizes, rho=0.6, dims=300), names(sizes)
+    whole = align(cosines(rows), choose(labels, Plan(max_rows=10_000)))
+    assert whole.n_eff.value is not None
+    reads = []
+    for seed in range(12):
+        sample = choose(labels, Plan(seed=seed))
+        assert not sample.whole and sample.n_rows == len(rows) and len(sample.index_N) <= 96
+        reads.append(align(cosines(rows[sample.index_N]), sample).n_eff.value)
+    assert np.mean(np.array(reads, float)) == pytest.approx(whole.n_eff.value, rel=0.05)
+
+
+def test_weights_of_a_sample_add_up_to_the_data() -> None:
+    sizes = [50] + [8] * 60 + [2] * 60 + [1] * 300
+    sample = choose(names(sizes), Plan())
+    assert 0 in sample.family_N[np.isin(sample.index_N, range(50))]  # the heavy family is always taken
+    singles = np.isin(sample.index_N, range(sum(sizes) - 300, sum(sizes)))
+    assert sample.weight_N[singles].sum() == pytest.approx(300)
+    totals = []
+    for seed in range(200):
+        drawn = choose(names(sizes), Plan(seed=seed))
+        totals.append((drawn.weight_N.sum(), drawn.pair_weight_F.sum()))
+    pairs = sum(s * (s - 1) for s in sizes)
+    assert np.mean(totals, 0) == pytest.approx([sum(sizes), pairs], rel=0.05)
+
+
+def test_a_part_of_the_data_reads_like_that_part_alone() -> None:
+    sizes = [3] * 20
+    rows, labels = gradients(sizes, rho=0.5), names(sizes)
+    keep = np.arange(60) < 36
+    part, place_K = restrict(choose(labels), labels, keep)
+    alone = align(cosines(rows[:36]), choose(labels[:36]))
+    got = align(cosines(rows)[np.ix_(place_K, place_K)], part)
+    assert got.n_eff.value == pytest.approx(alone.n_eff.value)
+    assert got.n_eff.low == pytest.approx(alone.n_eff.low)
+    everything, _ = restrict(choose(labels, Plan(max_rows=30)), labels, np.ones(60, bool))
+    drawn = choose(labels, Plan(max_rows=30))
+    assert np.allclose(everything.pair_weight_F.sum(), drawn.pair_weight_F.sum())
+    assert (everything.size_F.sum(), len(everything.index_N)) == (60, len(drawn.index_N))
+
+
+def test_directions_count_the_dimensions_of_a_round_cloud() -> None:
+    for d in (5, 40):
+        values = []
+        for seed in range(30):
+            draw = np.random.default_rng(seed)
+            rows = draw.normal(size=(80, d)) + 3 * np.ones(d)  # the mean must not count as a direction
+            values.append(directions(rows @ rows.T).value)
+        assert np.mean(np.array(values, float)) == pytest.approx(d, rel=0.05)
+
+
+def test_directions_do_not_depend_on_the_number_of_rows() -> None:
+    spectrum = np.sqrt(1 / np.arange(1, 61))
+    truth = np.square(spectrum).sum() ** 2 / np.square(np.square(spectrum)).sum()
+    for n in (32, 256):
+        draw = np.random.default_rng(n)
+        values = []
+        for _ in range(20):
+            rows = draw.normal(size=(n, 60)) * spectrum
+            values.append(directions(rows @ rows.T).value)
+        assert np.mean(np.array(values, float)) == pytest.approx(truth, rel=0.1)
+
+
+def test_a_sketch_adds_directions_that_are_taken_away_again() -> None:
+    draw = np.random.default_rng(0)
+    plain, fixed = [], []
+    for _ in range(20):
+        rows = draw.normal(size=(120, 3000))
+        sketch = rows @ draw.choice([-1.0, 1.0], size=(3000, 200)) / np.sqrt(200)
+        gram = sketch @ sketch.T
+        plain.append(directions(gram).value)
+        fixed.append(directions(gram, sketch_dims=200).value)
+    assert np.median(np.array(plain, float)) < 260
+    known = [v for v in fixed if v is not None]
+    assert np.median(np.array(known, float)) > 800
+
+
+def test_families_are_found_where_nobody_labelled_them() -> None:
+    sizes = [8] * 8 + [1] * 30
+    rows = gradients(sizes, rho=0.6, shared=1.0)
+    found = find_families(cosines(rows))
+    labels = np.array(names(sizes))
+    for code in np.unique(found.family_N):
+        assert len(set(labels[found.family_N == code])) == 1
+    assert len(found.sizes) == 38
+    assert len(found.edges) == len(rows) - 38
+    assert all(labels[i] == labels[j] for i, j, _, _ in found.edges)
+
+
+def test_unrelated_rows_are_not_joined() -> None:
+    assert len(find_families(cosines(gradients([1] * 60, rho=0.0))).edges) == 0
+
+
+def test_a_zero_gradient_is_named() -> None:
+    rows = gradients([1] * 4, rho=0.0)
+    rows[2] = 0
+    with pytest.raises(DataError, match="row 2"):
+        unit(rows @ rows.T)
+
+
+def test_no_rows_is_an_error() -> None:
+    with pytest.raises(DataError, match="needs rows"):
+        choose([])
+
+
+def test_a_sample_is_the_same_for_a_seed() -> None:
+    labels = names([3] * 200)
+    a, b = choose(labels, Plan(seed=4)), choose(labels, Plan(seed=4))
+    assert isinstance(a, Sample) and (a.index_N == b.index_N).all()
+    assert (choose(labels, Plan(seed=5)).index_N != a.index_N).any()
