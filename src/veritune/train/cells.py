@@ -134,7 +134,7 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
 
 def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: int | None = None) -> Any:
     import torch
-    from transformers import TrainingArguments
+    from transformers import PrinterCallback, TrainingArguments
 
     from veritune.train.trainer import ContractTrainer
 
