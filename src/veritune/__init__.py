@@ -1,0 +1,82 @@
+"""Veritune: which claims about a fine-tuned language model the evidence carries, and whether it may ship.
+
+The verbs of the command line as functions. Names are imported when they are first used, so that `import veritune` is
+quick and nothing heavy is loaded for what does not need it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from veritune.data.families import find_families
+    from veritune.data.load import load_rows
+    from veritune.decide.claims import judge
+    from veritune.decide.paired import compare_tables
+    from veritune.decide.table import ScoreTable
+    from veritune.errors import VerituneError
+    from veritune.records import Estimate, Row, Score, Verdict
+    from veritune.stages import Outcome, run, score_tables
+    from veritune.store import Store
+    from veritune.study import Study, load_study
+    from veritune.train.telemetry import GradientTelemetry
+    from veritune.verbs import doctor, init, report, status
+
+_HOMES = {
+    "Estimate": "records",
+    "GradientTelemetry": "train.telemetry",
+    "Outcome": "stages",
+    "Row": "records",
+    "Score": "records",
+    "ScoreTable": "decide.table",
+    "Store": "store",
+    "Study": "study",
+    "Verdict": "records",
+    "VerituneError": "errors",
+    "compare_tables": "decide.paired",
+    "doctor": "verbs",
+    "find_families": "data.families",
+    "init": "verbs",
+    "judge": "decide.claims",
+    "load_rows": "data.load",
+    "load_study": "study",
+    "report": "verbs",
+    "run": "stages",
+    "score_tables": "stages",
+    "status": "verbs",
+}
+
+__all__ = [
+    "Estimate",
+    "GradientTelemetry",
+    "Outcome",
+    "Row",
+    "Score",
+    "ScoreTable",
+    "Store",
+    "Study",
+    "Verdict",
+    "VerituneError",
+    "compare_tables",
+    "doctor",
+    "find_families",
+    "init",
+    "judge",
+    "load_rows",
+    "load_study",
+    "report",
+    "run",
+    "score_tables",
+    "status",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'veritune' has no attribute {name!r}")
+    return getattr(import_module(f"veritune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
