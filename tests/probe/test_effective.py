@@ -96,6 +96,25 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
         assert hits / runs > 0.91, (sizes, hits / runs)
 
 
+def test_interval_equals_a_jackknife_that_deletes_each_family_and_starts_again() -> None:
+    from scipy.stats import t
+
+    sizes = [2] * 9 + [1] * 4
+    gram, labels = cosines(gradients(sizes, rho=0.5)), np.array(names(sizes))
+    read = align(gram, choose(labels.tolist()))
+    for name in ("stranger", "rho"):
+        again = []
+        for family in dict.fromkeys(labels):
+            keep = labels != family
+            without = align(gram[np.ix_(keep, keep)], choose(labels[keep].tolist()))
+            again.append(getattr(without, name).value)
+        deviations = np.array(again) - np.mean(again)
+        se = np.sqrt(12 / 13 * np.square(deviations).sum())
+        got = getattr(read, name)
+        assert got.se == pytest.approx(se, rel=1e-9)
+        assert got.high - got.value == pytest.approx(t.ppf(0.975, 8) * se, rel=1e-9)
+
+
 def test_few_families_or_one_heavy_family_give_no_interval() -> None:
     few = align(cosines(gradients([3] * 7, rho=0.5)), choose(names([3] * 7)))
     assert few.n_eff.value is not None and few.n_eff.low is None
