@@ -531,9 +531,16 @@ def _arrow_table(path: Path, names: Sequence[str] | None) -> _Table | None:
     wanted = [n for n in (names or first) if not isinstance(first.get(n), dict | list)]
     if any(first.get(n) for n in (names or first) if n not in wanted):
         return None
-    fields = [(n, pyarrow.float64() if isinstance(first.get(n), int | float) else pyarrow.string()) for n in wanted]
-    if any(isinstance(first.get(n), bool) for n in wanted):
-        return None
+    kinds = {str: pyarrow.string(), type(None): pyarrow.string(), int: pyarrow.int64()}
+    fields = []
+    for n in wanted:
+        kind = type(first.get(n))
+        if kind in (int, float) and n in SCORE_NAMES:
+            fields.append((n, pyarrow.float64()))
+        elif kind in kinds:
+            fields.append((n, kinds[kind]))
+        else:
+            return None
     options = pyarrow.json.ParseOptions(
         explicit_schema=pyarrow.schema(fields),
         unexpected_field_behavior="ignore" if names else "error",
@@ -574,7 +581,7 @@ def _column(known: set[str], named: str | None, usual: Sequence[str], path: Path
     found = next((name for name in usual if name in known), "")
     if not found and option:
         raise ScoreError(
-            f"{path.name}: expected an {what} column ({', '.join(usual[:4])}, ...), found "
+            f"{path.name}: expected a column with the {what} ({', '.join(usual[:4])}, ...), found "
             f"{', '.join(sorted(known)[:_MAX_SHOWN])}.",
             fix=f"Name it with {option} COLUMN.",
         )
