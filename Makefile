@@ -42,6 +42,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_study.py
 
 build: $(STAMP)
 	$(BIN)/python -m build
