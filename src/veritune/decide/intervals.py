@@ -65,7 +65,9 @@ def _tango_low(b: float, c: float, n: float, z: float) -> float:
     if gap <= -1:
         return -1.0
     if b + c == 0:
-        return -z * z / (n + z * z)  # 0 is a root too, but not the one the interval ends at
+        return -z * z / (n + z * z)  # here and below the estimate is a root too, but not the interval's end
+    if c == 0 and b >= n:
+        return (n - z * z) / (n + z * z)
     return float(brentq(excess, -1.0, gap, xtol=1e-14, rtol=1e-14))
 
 
