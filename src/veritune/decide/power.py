@@ -82,7 +82,21 @@ def detectable_gap(se: float, df: float, *, alpha: float = 0.05, power: float = 
 def _t_power(ncp: float, critical: float, df: float) -> float:
     if math.isinf(df) or df > 1e6:
         return float(special.ndtr(ncp - critical) + special.ndtr(-ncp - critical))
-    return float(1 - special.nctdtr(df, ncp, critical) + special.nctdtr(df, ncp, -critical))
+    upper, lower = (float(special.nctdtr(df, ncp, x)) for x in (critical, -critical))
+    if math.isnan(upper) or math.isnan(lower):  # the series fails far out in a tail, at 1 to 3 df above all
+        return _t_power_integral(ncp, critical, df)
+    return 1 - upper + lower
+
+
+def _t_power_integral(ncp: float, critical: float, df: float) -> float:
+    """The same probability as a mean over the standard error's own distribution, s² ~ χ²(df) / df."""
+    from scipy.integrate import quad
+
+    def given(share: float) -> float:
+        bound = critical * math.sqrt(special.chdtri(df, share) / df)
+        return float(special.ndtr(ncp - bound) + special.ndtr(-ncp - bound))
+
+    return float(quad(given, 0.0, 1.0, epsabs=1e-10, limit=200)[0])
 
 
 def _check(gap: float, alpha: float, power: float) -> None:
