@@ -18,7 +18,7 @@ from veritune.decide.claims import judge
 from veritune.decide.table import ScoreTable
 from veritune.errors import StudyError
 from veritune.evaluate import tasks
-from veritune.machine import describe_machine, package_versions
+from veritune.machine import describe_machine, keep_large_blocks, package_versions
 from veritune.progress import Progress
 from veritune.records import Row, Score, Verdict
 from veritune.report.page import write_report
@@ -55,6 +55,7 @@ def run(study_file: str | Path, *, amend: str | None = None, progress: Progress 
     if file.name != "study.yaml":
         raise StudyError(f"{file}: a study file is named study.yaml; its folder is the study.", fix="Rename it.")
     store = Store(file.parent)
+    keep_large_blocks()
     with store.lock():
         store.check_format()
         store.clear_partial()
