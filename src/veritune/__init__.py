@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from veritune.decide.table import ScoreTable
     from veritune.errors import VerituneError
     from veritune.records import Estimate, Row, Score, Verdict
-    from veritune.stages import Outcome, run, score_tables
+    from veritune.stages import Outcome, run, scores
     from veritune.store import Store
     from veritune.study import Study, load_study
     from veritune.train.telemetry import GradientTelemetry
@@ -43,7 +43,7 @@ _HOMES = {
     "load_study": "study",
     "report": "verbs",
     "run": "stages",
-    "score_tables": "stages",
+    "scores": "stages",
     "status": "verbs",
 }
 
@@ -67,7 +67,7 @@ __all__ = [
     "load_study",
     "report",
     "run",
-    "score_tables",
+    "scores",
     "status",
 ]
 

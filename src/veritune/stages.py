@@ -16,7 +16,7 @@ from veritune.data.prepare import Prepared, prepare
 from veritune.decide.claims import Context as ClaimContext
 from veritune.decide.claims import judge
 from veritune.decide.table import ScoreTable
-from veritune.errors import StudyError
+from veritune.errors import InputError, StudyError
 from veritune.evaluate import tasks
 from veritune.machine import describe_machine, keep_large_blocks, package_versions
 from veritune.progress import Progress
@@ -266,7 +266,8 @@ class _Runner:
         ]
         inputs = hash_of({"contract": kept["entries"][-1]["hash"], "scores": self._score_hashes(cells)})
         if not self.store.is_done(self.store.verdict_file, inputs):
-            record = {"input_hash": inputs, "contract": kept["entries"][-1]["hash"], "verdicts": verdicts}
+            runs = [cell.run_id for cell in cells]
+            record = {"input_hash": inputs, "contract": kept["entries"][-1]["hash"], "runs": runs, "verdicts": verdicts}
             write_json(self.store.verdict_file, record)
             self.store.log("decided", verdicts={v.claim: v.status for v in verdicts})
         return verdicts
@@ -275,6 +276,18 @@ class _Runner:
         folders = [self.store.run(cell.run_id) / "scores" for cell in cells]
         paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
         return {self.store.relative(path): read_json(path)["input_hash"] for path in paths}
+
+
+def scores(study: str | Path) -> dict[tuple[str, str], ScoreTable]:
+    """Tables by (condition, eval) of a finished study: the runs its verdicts were made from.
+
+    Raises InputError when the study has no verdicts yet.
+    """
+    folder = Path(study)
+    store = Store(folder if folder.is_dir() else folder.parent)
+    if not store.verdict_file.exists():
+        raise InputError(f"{store.root} has no verdicts yet.", fix=f"Run it first: veritune run {store.root}")
+    return score_tables(store, load_study(store.study_file), read_json(store.verdict_file)["runs"])
 
 
 def score_tables(store: Store, study: Study, run_ids: Sequence[str]) -> dict[tuple[str, str], ScoreTable]:
