@@ -2,7 +2,8 @@
 
 A sketch holds a row's `KEEP` rarest features that at least two rows share. An id is 27 bits of hash above 5 bits that
 name a bucket of document frequency, so a feature's weight, idf squared, is a table look-up and all sums are integers:
-both engines give the same numbers to the last bit.
+both engines give the same numbers to the last bit. The hash's top nine bits set one of 512 bits; of two ids on one bit
+the rarer stays, so the common bits of two rows bound what they share, and a bit's rank is its id's place in the row.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from veritune.data.text import I32, I64, U8, U32, U64
 KEEP = 64
 BUCKETS = 32
 BIT_WORDS = 8
-BIT_SLACK = 2  # shared ids that fell on one bit
+SPREAD = 0x9E3779B1  # odd: spreads the small hashes of sampled rows over all bits
+_BIT_SHIFT = np.uint32(23)
 PAD = np.uint32(0xFFFFFFFF)
 RARE_DF = 16  # below it a shared feature is reason enough to compare two rows
-RARE_KEYS, PAIR_FROM, MIN_KEYS = 16, 10, 4
+RARE_KEYS, PAIR_FROM, MIN_KEYS = 8, 8, 4
 KEYS_A_ROW = RARE_KEYS + PAIR_FROM * (PAIR_FROM - 1) // 2 + MIN_KEYS
 ALL_PAIRS_UP_TO = 6
+_PAIRS = 1 << 18  # pairs looked at at a time
 _WEIGHT_SCALE = 256.0
 _MIN_ROWS = 64  # idf is taken as if there were at least this many rows, so that two rows can be compared at all
 _SLACK = 1.5  # df = N keeps a little weight, so that identical texts have a similarity
 
 Bool = npt.NDArray[np.bool_]
+F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +96,43 @@ def sketches(sweep: Sweep, row_N: I64, min_features: int) -> Sketches:
     kept = rank_S < KEEP
     order, row_S, rank_S = order[kept], row_S[kept], rank_S[kept]
     id_N_K = np.full((n, KEEP), PAD, np.uint32)
-    id_N_K[row_S, rank_S] = (feature_F[order] << np.uint32(5)) | bucket_F[order]
-    id_N_K.sort(axis=1)
-    mass_N = np.bincount(row_S, weights=weights.weight[bucket_F[order]], minlength=n)
-    alone_N = np.bincount(row_F, weights=bucket_F == 0, minlength=n) * (length_N >= min_features)
-    mass_N = (mass_N + alone_N * weights.weight[0]).astype(np.int64)
-    return Sketches(id_N_K, np.minimum(count_N, KEEP).astype(np.int32), mass_N, _bits(id_N_K), weights)
+    hash_S = (feature_F[order].astype(np.uint64) * np.uint64(SPREAD)).astype(np.uint32)
+    id_S = (hash_S & np.uint32(0xFFFFFFE0)) | bucket_F[order]
+    id_S[id_S == PAD] ^= np.uint32(32)
+    id_N_K[row_S, rank_S] = id_S
+    before_N = _mass(id_N_K, weights)
+    id_N_K = _one_id_a_bit(id_N_K)
+    count_N = (id_N_K != PAD).sum(axis=1)
+    mass_N = _mass(id_N_K, weights)
+    alone_N = np.bincount(row_F, weights=bucket_F == 0, minlength=n).astype(np.int64) * weights.weight[0]
+    mass_N += alone_N * mass_N // np.maximum(before_N, 1)  # ids lost to a shared bit must not weigh for difference
+    return Sketches(id_N_K, count_N.astype(np.int32), mass_N, _bits(id_N_K), weights)
+
+
+def _mass(id_N_K: U32, weights: Weights) -> I64:
+    bucket = np.where(id_N_K == PAD, BUCKETS, id_N_K & np.uint32(BUCKETS - 1))
+    return np.asarray(np.append(weights.weight, 0)[bucket].sum(axis=1), np.int64)
+
+
+def _one_id_a_bit(id_N_K: U32) -> U32:
+    """Of the ids that fall on one bit the rarest stays, of equally rare ones the smallest; ascending, then padded."""
+    by_rarity = ((id_N_K >> _BIT_SHIFT).astype(np.uint64) << np.uint64(37)) | (
+        (id_N_K & np.uint32(BUCKETS - 1)).astype(np.uint64) << np.uint64(32)
+    )
+    packed = by_rarity | id_N_K
+    packed.sort(axis=1)
+    ids = (packed & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    again = ids[:, 1:] >> _BIT_SHIFT == ids[:, :-1] >> _BIT_SHIFT
+    ids[:, 1:][again] = PAD
+    ids.sort(axis=1)
+    return ids
 
 
 def _bits(id_N_K: U32) -> U64:
-    """512 bits a row, one set per id by the hash's low nine bits."""
+    """512 bits a row, one set per id."""
     bits_N_B = np.zeros((len(id_N_K), BIT_WORDS), np.uint64)
     row, k = np.nonzero(id_N_K != PAD)
-    bit = (id_N_K[row, k] >> np.uint32(5)) & np.uint32(64 * BIT_WORDS - 1)
+    bit = id_N_K[row, k] >> _BIT_SHIFT
     np.bitwise_or.at(bits_N_B, (row, bit >> np.uint32(6)), np.uint64(1) << (bit & np.uint32(63)).astype(np.uint64))
     return bits_N_B
 
@@ -183,23 +211,46 @@ def shared_mass(sketch: Sketches, left_P: I64, right_P: I64) -> I64:
     return out
 
 
-def similarity(sketch: Sketches, left_P: I64, right_P: I64) -> npt.NDArray[np.float64]:
+def similarity(sketch: Sketches, left_P: I64, right_P: I64) -> F64:
     """IDF²-weighted cosine of pairs of rows in [0, 1], shape [P]."""
-    shared = shared_mass(sketch, left_P, right_P).astype(np.float64)
+    return cosine(sketch, shared_mass(sketch, left_P, right_P), left_P, right_P)
+
+
+def cosine(sketch: Sketches, shared_P: I64, left_P: I64, right_P: I64) -> F64:
+    """Shared mass over the geometric mean of both rows' masses."""
     product = sketch.mass_N[left_P].astype(np.float64) * sketch.mass_N[right_P].astype(np.float64)
-    return np.minimum(1.0, shared / np.sqrt(np.maximum(product, 1.0)))
+    return np.minimum(1.0, shared_P / np.sqrt(np.maximum(product, 1.0)))
+
+
+def least_shared(sketch: Sketches, threshold: float) -> U8:
+    """How many ids a row must share, at the least, to reach the threshold with a row no lighter than itself.
+
+    Σ shared >= θ sqrt(m m') >= θ m where m <= m'; the row's heaviest ids reach that first.
+    """
+    bucket = np.where(sketch.id_N_K == PAD, BUCKETS, sketch.id_N_K & np.uint32(BUCKETS - 1))
+    weight = np.append(sketch.weights.weight, 0)
+    mass = np.cumsum(weight[np.sort(bucket, axis=1)], axis=1)
+    short = mass < (threshold * sketch.mass_N.astype(np.float64))[:, None]
+    return np.minimum(short.sum(axis=1) + (sketch.mass_N > 0), sketch.count_N).astype(np.uint8)
 
 
 def accepted(sketch: Sketches, left_P: I64, right_P: I64, threshold: float) -> Bool:
-    """Which pairs are similar enough, decided on integers so that every engine decides alike."""
-    product = sketch.mass_N[left_P].astype(np.float64) * sketch.mass_N[right_P].astype(np.float64)
-    needed = threshold * threshold * product
-    common = np.bitwise_count(sketch.bits_N_B[left_P] & sketch.bits_N_B[right_P]).sum(axis=1, dtype=np.int64)
-    bound = ((common + BIT_SLACK) * sketch.weights.weight[1]).astype(np.float64)
-    good = np.flatnonzero(bound * bound >= needed)
-    shared = shared_mass(sketch, left_P[good], right_P[good]).astype(np.float64)
+    """Which pairs are similar enough, decided on integers so that every engine decides alike.
+
+    A pair whose bits show that it cannot share enough is not looked at further.
+    """
+    mass_N = sketch.mass_N.astype(np.float64)
+    least_N = least_shared(sketch, threshold).astype(np.int64)
     verdict = np.zeros(len(left_P), bool)
-    verdict[good] = (shared > 0) & (shared * shared >= needed[good])
+    for a in range(0, len(left_P), _PAIRS):
+        left, right = left_P[a : a + _PAIRS], right_P[a : a + _PAIRS]
+        common = np.bitwise_count(sketch.bits_N_B[left] & sketch.bits_N_B[right]).sum(axis=1, dtype=np.int64)
+        lighter = np.where(mass_N[left] <= mass_N[right], left, right)
+        good = np.flatnonzero(common >= least_N[lighter])
+        left, right = left[good], right[good]
+        shared = shared_mass(sketch, left, right).astype(np.float64)
+        needed = threshold * threshold * (mass_N[left] * mass_N[right])
+        verdict[a + good] = (shared > 0) & (shared * shared >= needed)
     return verdict
 
 

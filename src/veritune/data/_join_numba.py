@@ -12,11 +12,16 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from veritune.data import _join
-from veritune.data._join import BIT_SLACK, BIT_WORDS, KEEP, MIN_KEYS, PAIR_FROM, RARE_KEYS, Sketches
+from veritune.data._join import ALL_PAIRS_UP_TO, BIT_WORDS, KEEP, MIN_KEYS, PAIR_FROM, RARE_KEYS, SPREAD, Sketches
 from veritune.data._sweep import MIX_1, MIX_2, Sweep
-from veritune.data._sweep_numba import read_only, run_blocks
-from veritune.data.text import I64, U64
+from veritune.data._sweep_numba import run_blocks
+from veritune.data._join import F64
+from veritune.data.text import I64, U8, U64
 
+# numba's cache knows this file's text alone, so the numbers compiled into the kernels are repeated in it.
+_RULES = (64, 8, 0x9E3779B1, 8, 8, 4, 6, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
+if _RULES != (KEEP, BIT_WORDS, SPREAD, RARE_KEYS, PAIR_FROM, MIN_KEYS, ALL_PAIRS_UP_TO, MIX_1, MIX_2):
+    raise RuntimeError("_join_numba._RULES must repeat the constants of _join and _sweep")
 _ROWS = 1 << 14
 _PARTITION_KEYS = 1 << 24  # keys sorted at a time: 128 MB
 _PAD = np.uint32(0xFFFFFFFF)
@@ -25,6 +30,8 @@ _S29, _S31, _S32 = np.uint64(29), np.uint64(31), np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 _HIGH = np.uint64(0xFFFFFFFF00000000)
 _ONE = np.uint64(1)
+_23, _31 = np.uint32(23), np.uint32(31)
+_SPREAD = np.uint64(SPREAD)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -65,38 +72,52 @@ def _sketch_rows(feature_F, start, length, row_N, bounds, bucket_of, weight, id_
         if n < least:
             continue
         size[:] = 0
-        mass = np.int64(0)
         at = start[r]
         for i in range(n):
             k = bucket_of[feature_F[at + i] & mask]
             bucket[i] = k
             size[k] += 1
-        mass = size[0] * weight[0]
         limit, room = 1, KEEP
         while limit < 32 and size[limit] <= room:
             room -= size[limit]
-            mass += size[limit] * weight[limit]
             limit += 1
-        if limit < 32:
-            mass += room * weight[limit]
         kept = 0
         for i in range(n):
             k = bucket[i]
             tie = k == limit and room > 0
             if (k > 0 and k < limit) or tie:
-                id_N_K[u, kept] = (feature_F[at + i] << np.uint32(5)) | np.uint32(k)
+                hashed = np.uint32(feature_F[at + i] * _SPREAD) & np.uint32(0xFFFFFFE0)
+                new = hashed | np.uint32(k)
+                id_N_K[u, kept] = new if new != _PAD else new ^ np.uint32(32)
                 kept += 1
                 room -= tie
         count_N[u] = kept
-        mass_N[u] = mass
+        mass_N[u] = size[0] * weight[0]
 
 
 @njit(nogil=True, cache=True)
-def _set_bits(id_N_K, count_N, a, b, bits_N_B):  # type: ignore[no-untyped-def]
+def _one_id_a_bit(id_N_K, count_N, mass_N, weight, a, b, bits_N_B):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     for u in range(a, b):
+        kept = 0
+        mass = np.int64(0)
+        lost = np.int64(0)
         for i in range(count_N[u]):
-            bit = np.uint64(id_N_K[u, i] >> np.uint32(5)) & np.uint64(64 * BIT_WORDS - 1)
+            new = id_N_K[u, i]
+            if kept and id_N_K[u, kept - 1] >> _23 == new >> _23:
+                old = id_N_K[u, kept - 1]
+                rarer = old if old & _31 <= new & _31 else new
+                mass += weight[rarer & _31] - weight[old & _31]
+                lost += weight[(old if rarer == new else new) & _31]
+                id_N_K[u, kept - 1] = rarer
+                continue
+            id_N_K[u, kept] = new
+            kept += 1
+            mass += weight[new & _31]
+            bit = np.uint64(new >> _23)
             bits_N_B[u, bit >> np.uint64(6)] |= _ONE << (bit & np.uint64(63))
+        id_N_K[u, kept : count_N[u]] = _PAD
+        count_N[u] = kept
+        mass_N[u] = mass + mass_N[u] * mass // max(mass + lost, 1)
 
 
 def sketches(sweep: Sweep, row_N: I64, min_features: int, *, threads: int = 1) -> Sketches:
@@ -114,7 +135,7 @@ def sketches(sweep: Sweep, row_N: I64, min_features: int, *, threads: int = 1) -
         a, b = bounds
         _sketch_rows(*columns, (a, b, min_features), bucket_of, weights.weight, id_N_K, count_N, mass_N)
         id_N_K[a:b].sort(axis=1)
-        _set_bits(id_N_K, count_N, a, b, bits_N_B)
+        _one_id_a_bit(id_N_K, count_N, mass_N, weights.weight, a, b, bits_N_B)
 
     run_blocks(block, blocks, threads)
     return Sketches(id_N_K, count_N, mass_N, bits_N_B, weights)
@@ -208,29 +229,62 @@ def _root(parent, x):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _similar(x, y, id_N_K, count_N, mass_N, bits_N_B, weight, square):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    needed = square * (np.float64(mass_N[x]) * np.float64(mass_N[y]))
+def _shared(x, y, id_N_K, bits_N_B, weight):  # type: ignore[no-untyped-def]
+    """Of each common bit the ranks in both rows name the two ids; they count where they are equal."""
+    shared = np.int64(0)
+    at_x, at_y = np.uint64(0), np.uint64(0)
+    for w in range(BIT_WORDS):
+        bits_x, bits_y = bits_N_B[x, w], bits_N_B[y, w]
+        common = bits_x & bits_y
+        while common:
+            below = (common & (~common + _ONE)) - _ONE
+            p = id_N_K[x, at_x + _popcount(bits_x & below)]
+            q = id_N_K[y, at_y + _popcount(bits_y & below)]
+            shared += weight[p & _31] if p == q else 0
+            common &= common - _ONE
+        at_x += _popcount(bits_x)
+        at_y += _popcount(bits_y)
+    return shared
+
+
+@njit(nogil=True, cache=True)
+def _shared_pairs(left_P, right_P, a, b, id_N_K, bits_N_B, weight, out):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    for i in range(a, b):
+        out[i] = _shared(left_P[i], right_P[i], id_N_K, bits_N_B, weight)
+
+
+@njit(nogil=True, cache=True)
+def _similar(x, y, sketch, square):  # type: ignore[no-untyped-def]
+    id_N_K, mass_N, least_N, bits_N_B, weight = sketch
     common = np.uint64(0)
     for w in range(BIT_WORDS):
         common += _popcount(bits_N_B[x, w] & bits_N_B[y, w])
-    bound = np.float64((np.int64(common) + BIT_SLACK) * weight[1])
-    if bound * bound < needed:
+    lighter = x if mass_N[x] <= mass_N[y] else y
+    if np.int64(common) < np.int64(least_N[lighter]):
         return False
-    i, j, n, m = 0, 0, count_N[x], count_N[y]
-    shared = np.int64(0)
-    while i < n and j < m:
-        p, q = id_N_K[x, i], id_N_K[y, j]
-        shared += weight[p & np.uint32(31)] if p == q else 0
-        i += p <= q
-        j += q <= p
+    needed = square * (np.float64(mass_N[x]) * np.float64(mass_N[y]))
+    shared = _shared(x, y, id_N_K, bits_N_B, weight)
     total = np.float64(shared)
     return shared > 0 and total * total >= needed
 
 
 @njit(nogil=True, cache=True)
-def _scan(keys, a, b, sketch, square, parent, edges):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _union(parent, edges, n_edges, x, y, root_x, root_y):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    if n_edges == len(edges):
+        grown = np.empty((2 * n_edges, 2), np.int32)
+        grown[:n_edges] = edges
+        edges = grown
+    edges[n_edges, 0] = x
+    edges[n_edges, 1] = y
+    parent[max(root_x, root_y)] = min(root_x, root_y)
+    return edges
+
+
+@njit(nogil=True, cache=True)
+def _scan(keys, a, b, sketch, square, parent):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Verify the candidate pairs of sorted keys [a, b), which begin and end between buckets; returns the edges."""
-    id_N_K, count_N, mass_N, bits_N_B, weight = sketch
+    edges = np.empty((1 << 12, 2), np.int32)
+    root = np.empty(ALL_PAIRS_UP_TO, np.int64)
     n_edges = 0
     at = a
     while at < b:
@@ -238,30 +292,72 @@ def _scan(keys, a, b, sketch, square, parent, edges):  # type: ignore[no-untyped
         end = at + 1
         while end < b and keys[end] >> _S32 == key:
             end += 1
-        size = end - at
-        for i in range(at + 1, end):
-            x = np.int64(keys[i] & _LOW)
-            root_x = _root(parent, x)
-            for back in range(1, min(i - at, 5 if size <= 6 else 2) + 1):
-                j = i - back if back == 1 or size <= 6 else at
-                if j == i - 1 and back == 2:
-                    continue
-                y = np.int64(keys[j] & _LOW)
-                root_y = _root(parent, y)
-                if root_x == root_y:
-                    continue
-                if _similar(y, x, id_N_K, count_N, mass_N, bits_N_B, weight, square):
-                    if n_edges == len(edges):
-                        grown = np.empty((2 * n_edges, 2), np.int32)
-                        grown[:n_edges] = edges
-                        edges = grown
-                    edges[n_edges, 0] = x
-                    edges[n_edges, 1] = y
-                    n_edges += 1
-                    parent[max(root_x, root_y)] = min(root_x, root_y)
-                    root_x = _root(parent, x)
+        if end - at > ALL_PAIRS_UP_TO:
+            first = np.int64(keys[at] & _LOW)
+            before = first
+            for i in range(at + 1, end):
+                x = np.int64(keys[i] & _LOW)
+                for y in (before, first):
+                    root_x, root_y = _root(parent, x), _root(parent, y)
+                    if root_x != root_y and _similar(y, x, sketch, square):
+                        edges = _union(parent, edges, n_edges, x, y, root_x, root_y)
+                        n_edges += 1
+                    if before == first:
+                        break
+                before = x
+        elif end - at > 1:
+            for i in range(end - at):
+                x = np.int64(keys[at + i] & _LOW)
+                root[i] = _root(parent, x)
+                for j in range(i - 1, -1, -1):
+                    if root[i] == root[j]:
+                        continue
+                    y = np.int64(keys[at + j] & _LOW)
+                    if _similar(y, x, sketch, square):
+                        edges = _union(parent, edges, n_edges, x, y, root[i], root[j])
+                        n_edges += 1
+                        low, high = min(root[i], root[j]), max(root[i], root[j])
+                        for k in range(i + 1):
+                            root[k] = low if root[k] == high else root[k]
         at = end
     return edges[:n_edges]
+
+
+@njit(nogil=True, cache=True)
+def _least_shared(id_N_K, count_N, mass_N, weight, threshold, a, b, least_N):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    size = np.empty(32, np.int64)
+    for u in range(a, b):
+        size[:] = 0
+        for i in range(count_N[u]):
+            size[id_N_K[u, i] & np.uint32(31)] += 1
+        needed = threshold * np.float64(mass_N[u])
+        least = 0
+        for bucket in range(32):
+            for _ in range(size[bucket]):
+                if needed <= 0:
+                    break
+                needed -= np.float64(weight[bucket])
+                least += 1
+        least_N[u] = least
+
+
+def least_shared(sketch: Sketches, threshold: float, threads: int) -> U8:
+    """As `_join.least_shared`."""
+    n = len(sketch.count_N)
+    least_N = np.zeros(n, np.uint8)
+    columns = (sketch.id_N_K, sketch.count_N, sketch.mass_N, sketch.weights.weight, threshold)
+    blocks = [(a, min(a + _ROWS, n)) for a in range(0, n, _ROWS)]
+    run_blocks(lambda block: _least_shared(*columns, *block, least_N), blocks, threads)
+    return least_N
+
+
+def similarity(sketch: Sketches, left_P: I64, right_P: I64, *, threads: int = 1) -> F64:
+    """As `_join.similarity`."""
+    shared_P = np.zeros(len(left_P), np.int64)
+    columns = (sketch.id_N_K, sketch.bits_N_B, sketch.weights.weight, shared_P)
+    blocks = [(a, min(a + _ROWS, len(left_P))) for a in range(0, len(left_P), _ROWS)]
+    run_blocks(lambda block: _shared_pairs(left_P, right_P, *block, *columns), blocks, threads)
+    return _join.cosine(sketch, shared_P, left_P, right_P)
 
 
 def near_components(sketch: Sketches, threshold: float, *, threads: int = 1) -> I64:
@@ -278,15 +374,15 @@ def near_components(sketch: Sketches, threshold: float, *, threads: int = 1) -> 
 def _one_pass(sketch: Sketches, threshold: float, threads: int) -> I64:
     n = len(sketch.count_N)
     parent = np.arange(n, dtype=np.int32)
-    columns = (sketch.id_N_K, sketch.count_N, sketch.mass_N, sketch.bits_N_B, read_only(sketch.weights.weight))
+    least_N = least_shared(sketch, threshold, threads)
+    columns = (sketch.id_N_K, sketch.mass_N, least_N, sketch.bits_N_B, sketch.weights.weight)
     found = []
     for keys in _partitions(sketch, threads):
         cuts = _between_buckets(keys, threads)
         scan = [(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:])]
 
         def work(bounds: tuple[int, int], keys: U64 = keys) -> np.ndarray:  # type: ignore[type-arg]
-            edges = np.empty((1 << 12, 2), np.int32)
-            return _scan(keys, *bounds, columns, threshold * threshold, parent, edges)  # type: ignore[no-any-return]
+            return _scan(keys, *bounds, columns, threshold * threshold, parent)  # type: ignore[no-any-return]
 
         found.extend(run_blocks(work, scan, threads))
     edge = np.concatenate(found) if found else np.zeros((0, 2), np.int32)

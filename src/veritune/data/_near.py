@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Near", "clusters", "components", "sweep"]
 
-_CENTRES = 8  # members tried as the centre of a cluster
+_CENTRES = 4  # members tried as the centre of a cluster
+_SAMPLE = 24  # members each of them is compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class _Numpy:
     sweep = staticmethod(_sweep_numpy.sweep)
     sketches = staticmethod(_join.sketches)
     near_components = staticmethod(_join.near_components)
+    similarity = staticmethod(_join.similarity)
 
 
 class _Numba:
@@ -53,6 +55,7 @@ class _Numba:
         self.sweep = partial(_sweep_numba.sweep, threads=threads)
         self.sketches = partial(_join_numba.sketches, threads=threads)
         self.near_components = partial(_join_numba.near_components, threads=threads)
+        self.similarity = partial(_join_numba.similarity, threads=threads)
 
 
 def _engine(n_rows: int, config: FamilyConfig) -> Any:
@@ -86,52 +89,72 @@ def clusters(sweep: Sweep, config: FamilyConfig) -> Near:
     sketch = engine.sketches(sweep, first_U, config.min_features)
     n_short = int(np.count_nonzero(sweep.length_N < config.min_features))
     root_U = engine.near_components(sketch, config.threshold)
-    member_M, centre_M, score_M, recut = _around_centres(sketch, root_U, config)
-    return Near(first_U[member_M], first_U[centre_M], score_M, n_short, recut[0], recut[1])
+    member_M, centre_M, score_M, n_recut, n_recut_rows = _around_centres(engine, sketch, root_U, config)
+    return Near(first_U[member_M], first_U[centre_M], score_M, n_short, n_recut, n_recut_rows)
 
 
-def _around_centres(sketch: Sketches, root_U: I64, config: FamilyConfig) -> tuple[I64, I64, Any, tuple[int, int]]:
-    """Every cluster as members around a centre; members out of its reach are clustered again among themselves."""
-    order = np.argsort(root_U, kind="stable")
-    begins = np.flatnonzero(np.append(True, root_U[order][1:] != root_U[order][:-1])) if len(order) else order
-    sizes = np.diff(np.append(begins, len(order)))
-    members, centres, scores = [], [], []
-    n_recut = n_recut_rows = 0
-    for a, size in zip(begins[sizes > 1].tolist(), sizes[sizes > 1].tolist()):
-        queue = [order[a : a + size]]
-        cut = 0
-        while queue:
-            group = queue.pop()
-            centre, score = _centre(sketch, group)
-            near = score >= config.radius * config.threshold
-            if np.count_nonzero(near) > 1:
-                members.append(group[near])
-                centres.append(np.full(np.count_nonzero(near), centre))
-                scores.append(score[near])
-            rest = group[~near]
-            cut += len(rest)
-            if len(rest) > 1:
-                again = rest[_join.near_components(sketch.take(rest), config.threshold)]
-                queue.extend(rest[again == r] for r in np.unique(again) if np.count_nonzero(again == r) > 1)
-        n_recut += cut > 0
-        n_recut_rows += cut
-    if not members:
-        none = np.zeros(0, np.int64)
-        return none, none, np.zeros(0), (n_recut, n_recut_rows)
-    return np.concatenate(members), np.concatenate(centres), np.concatenate(scores), (n_recut, n_recut_rows)
+def _around_centres(engine: Any, sketch: Sketches, root_U: I64, config: FamilyConfig) -> tuple[I64, I64, Any, int, int]:
+    """Every cluster as members around a centre; members out of its reach are clustered again among themselves.
 
-
-def _centre(sketch: Sketches, group: I64) -> tuple[int, npt.NDArray[np.float64]]:
-    """The member most similar to all others among a few tried, and every member's similarity to it.
-
-    The centre's own similarity is that of its nearest neighbour.
+    Returns members, their centres and similarities, how many clusters were cut and how many members were cut off.
     """
-    tried = group[np.unique(np.linspace(0, len(group) - 1, min(_CENTRES, len(group))).astype(np.int64))]
-    best, best_score = int(tried[0]), np.full(len(group), -1.0)
-    for candidate in tried.tolist():
-        score = _join.similarity(sketch, np.full(len(group), candidate), group)
-        if score.sum() > best_score.sum() + 1e-12:
-            best, best_score = candidate, score
-    own = group == best
-    best_score[own] = best_score[~own].max(initial=0.0)
-    return best, best_score
+    row_U = np.arange(len(root_U))
+    kept: list[tuple[I64, I64, Any]] = []
+    n_recut = n_recut_rows = 0
+    while len(row_U):
+        member_M, group_M = _grouped(root_U)
+        if not len(member_M):
+            break
+        centre_M, score_M = _centres(engine, sketch, row_U[member_M], group_M)
+        near = score_M >= config.radius * config.threshold
+        kept.append((row_U[member_M[near]], centre_M[near], score_M[near]))
+        n_recut += len(np.unique(group_M[~near]))
+        n_recut_rows += int(np.count_nonzero(~near))
+        row_U = np.sort(row_U[member_M[~near]])
+        root_U = engine.near_components(sketch.take(row_U), config.threshold) if len(row_U) else row_U
+    if not kept:
+        none = np.zeros(0, np.int64)
+        return none, none, np.zeros(0), 0, 0
+    member, centre, score = (np.concatenate([k[i] for k in kept]) for i in range(3))
+    return member, centre, score, n_recut, n_recut_rows
+
+
+def _grouped(root_U: I64) -> tuple[I64, I64]:
+    """Members of components of two or more, group by group and ascending within; and their group's number."""
+    order = np.argsort(root_U, kind="stable")
+    size_U = np.bincount(root_U, minlength=len(root_U))[root_U[order]]
+    member_M = order[size_U > 1]
+    root_M = root_U[member_M]
+    group_M = np.cumsum(np.append(True, root_M[1:] != root_M[:-1])) - 1 if len(member_M) else member_M
+    return member_M, group_M
+
+
+def _centres(engine: Any, sketch: Sketches, row_M: I64, group_M: I64) -> tuple[I64, Any]:
+    """Of a few members spread over the group, the one most similar to a sample of the others is its centre.
+
+    Returns each member's centre and its similarity to it; the centre's own is that of its nearest neighbour.
+    """
+    begin_G = np.flatnonzero(np.append(True, group_M[1:] != group_M[:-1]))
+    size_G = np.diff(np.append(begin_G, len(group_M)))
+    best_G, best_sum_G = begin_G.copy(), np.full(len(begin_G), -1.0)
+    sampled_M = _spread(size_G, begin_G, _SAMPLE)
+    for c in range(_CENTRES):
+        tried_G = begin_G + (c * (size_G - 1)) // (_CENTRES - 1)
+        open_G = (size_G > 2) & ((c == 0) | (tried_G > best_G))
+        at = sampled_M[open_G[group_M[sampled_M]]]
+        score = engine.similarity(sketch, row_M[tried_G[group_M[at]]], row_M[at])
+        sum_G = np.bincount(group_M[at], weights=score, minlength=len(begin_G))
+        better = open_G & (sum_G > best_sum_G)
+        best_G[better], best_sum_G[better] = tried_G[better], sum_G[better]
+    centre_M = row_M[best_G[group_M]]
+    score_M = engine.similarity(sketch, centre_M, row_M)
+    other_M = np.where(centre_M == row_M, 0.0, score_M)
+    nearest_G = np.maximum.reduceat(other_M, begin_G)
+    return centre_M, np.where(centre_M == row_M, nearest_G[group_M], score_M)
+
+
+def _spread(size_G: I64, begin_G: I64, most: int) -> I64:
+    """Positions of at most `most` members per group, evenly spread."""
+    count_G = np.minimum(size_G, most)
+    rank = np.arange(count_G.sum()) - np.repeat(np.cumsum(count_G) - count_G, count_G)
+    return np.repeat(begin_G, count_G) + rank * np.repeat(size_G, count_G) // np.repeat(count_G, count_G)

@@ -67,10 +67,8 @@ def _empty() -> Sweep:
 
 
 def _sweep_chunk(buffer: TextBuffer, a: int, b: int, mask_digits: bool) -> Sweep:
-    start = int(buffer.offset_N1[a])
-    data = buffer.data[start : int(buffer.offset_N1[b])]
-    offset_N1 = buffer.offset_N1[a : b + 1] - start
-    cut_N = buffer.cut_N[a:b] - start
+    block = buffer.prepared(a, b)
+    data, offset_N1, cut_N = block.data, block.offset_N1, block.cut_N
     kind = BYTE_CLASS[data]
     first = np.zeros(len(data) + 1, bool)
     first[offset_N1[:-1]] = True

@@ -70,6 +70,7 @@ _DROP = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\ufeff" + "".join(
 )
 _CONTROL = "".join(chr(c) for c in (*range(9), *range(14, 32), *range(127, 160)) if c != 0x85)
 _TABLE = str.maketrans({**_MEND, **dict.fromkeys(_DROP, ""), **dict.fromkeys(_CONTROL, "")})
+_TOUCHED = re.compile("[" + re.escape("".join((*_MEND, _DROP, _CONTROL))) + "]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Scripts that are written without spaces: every character is a token, so a word bigram is a character bigram.
@@ -130,12 +131,14 @@ MASKED_VALUE = _masked_values(BYTE_VALUE)
 def _fold(text: str) -> str:
     """NFKC and case folding until nothing changes, with quotes, dashes and invisible characters mended."""
     if text.isascii():
-        return text.translate(_TABLE).lower()
-    text = _SURROGATE.sub("\ufffd", text).translate(_TABLE)
-    for _ in range(3):  # casefold can undo NFKC and the other way round; Unicode needs at most two rounds
-        folded = unicodedata.normalize("NFKC", text).translate(_TABLE).casefold()
-        if folded == text:
-            break
+        return (text.translate(_TABLE) if _TOUCHED.search(text) else text).lower()
+    text = _SURROGATE.sub("\ufffd", text)
+    for _ in range(4):  # casefold can undo NFKC and the other way round; Unicode needs at most three rounds
+        folded = text.translate(_TABLE) if _TOUCHED.search(text) else text
+        folded = unicodedata.normalize("NFKC", folded)
+        folded = (folded.translate(_TABLE) if _TOUCHED.search(folded) else folded).casefold()
+        if folded == text or folded.isascii():
+            return folded
         text = folded
     return text
 
@@ -164,7 +167,7 @@ def prepare(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class TextBuffer:
-    """N prepared texts in one array of bytes.
+    """N texts in one array of UTF-8 bytes, as they came.
 
     Row i is `data[offset_N1[i]:offset_N1[i + 1]]`; its problem (the part that a family shares) ends at byte
     `cut_N[i]`, which is the row's end where the data does not separate problem and target.
@@ -182,9 +185,16 @@ class TextBuffer:
         """Bytes of text, without the offsets."""
         return int(self.offset_N1[-1] - self.offset_N1[0])
 
-    def row(self, i: int) -> bytes:
-        """The prepared bytes of row i."""
-        return bytes(self.data[self.offset_N1[i] : self.offset_N1[i + 1]])
+    def row(self, i: int) -> str:
+        """The text of row i."""
+        return bytes(self.data[self.offset_N1[i] : self.offset_N1[i + 1]]).decode("utf-8", "replace")
+
+    def prepared(self, a: int, b: int) -> TextBuffer:
+        """Rows [a, b) as the kernels read them; without a copy where all of it is ASCII."""
+        start = int(self.offset_N1[a])
+        data = self.data[start : int(self.offset_N1[b])]
+        offset_N1, cut_N = self.offset_N1[a : b + 1] - start, self.cut_N[a:b] - start
+        return _prepared(TextBuffer(data, offset_N1, cut_N))
 
     @classmethod
     def from_parts(cls, parts: Iterable[tuple[str | None, str | None]]) -> TextBuffer:
@@ -195,12 +205,12 @@ class TextBuffer:
         at = 0
         separator = SEPARATOR.encode()
         for problem, target in parts:
-            head = prepare(problem) if problem else b""
+            head = _encode(problem) if problem else b""
             chunk.append(head)
             at += len(head)
             cut_N.append(at)
             if target:
-                tail = separator + prepare(target) if head else prepare(target)
+                tail = separator + _encode(target) if head else _encode(target)
                 chunk.append(tail)
                 at += len(tail)
             end_N.append(at)
@@ -212,47 +222,94 @@ class TextBuffer:
     @classmethod
     def from_strings(cls, texts: Iterable[str | None]) -> TextBuffer:
         """From whole texts, problem and target not told apart."""
-        return cls.from_parts((text, None) for text in texts)
+        chunk = [_encode(text) if text else b"" for text in texts]
+        offset_N1 = np.zeros(len(chunk) + 1, np.int64)
+        np.cumsum([len(c) for c in chunk], out=offset_N1[1:])
+        return cls(np.frombuffer(b"".join(chunk), np.uint8), offset_N1, offset_N1[1:])
 
     @classmethod
     def from_series(cls, text: pl.Series, problem_bytes: I64 | None = None) -> TextBuffer:
-        """From a polars string column, without making Python strings of its ASCII rows.
+        """From a polars string column, on its own buffers.
 
         `problem_bytes`: how many bytes of each row are its problem, for columns made by `concat_str`.
         Raises DataError when the column does not hold text.
         """
-        return _from_series(cls, text, problem_bytes)
+        import polars as pl
 
-
-def _from_series(cls: type[TextBuffer], text: pl.Series, problem_bytes: I64 | None) -> TextBuffer:
-    import polars as pl
-
-    if text.dtype != pl.String:
-        raise DataError(f"expected a text column, found `{text.name}` of type {text.dtype}.", fix="Cast it to String.")
-    data, offset_N1 = _arrow_buffers(text)
-    n = len(text)
-    cut_N = offset_N1[1:].copy() if problem_bytes is None else np.minimum(offset_N1[:-1] + problem_bytes, offset_N1[1:])
-    odd = np.flatnonzero(_rows_with_high_bytes(data, offset_N1))
-    if not len(odd):
+        if text.dtype != pl.String:
+            raise DataError(
+                f"expected a text column, found `{text.name}` of type {text.dtype}.", fix="Cast it to String."
+            )
+        data, offset_N1 = _arrow_buffers(text)
+        end_N = offset_N1[1:]
+        cut_N = end_N if problem_bytes is None else np.minimum(offset_N1[:-1] + problem_bytes, end_N)
         return cls(data, offset_N1, cut_N)
-    chunks: list[Any] = []
-    length_N = np.diff(offset_N1)
-    cut_length_N = cut_N - offset_N1[:-1]
+
+
+def _encode(text: str) -> bytes:
+    """UTF-8; a lone surrogate becomes U+FFFD, as no bytes can hold it."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text).encode()
+
+
+def _prepared(block: TextBuffer) -> TextBuffer:
+    """Common punctuation is mended in place, what is still not ASCII goes through `prepare`, row by row."""
+    if not len(block.data) or not (block.data.view(np.int8) < 0).any():
+        return block
+    data = block.data.copy()
+    _mend_in_place(data)
+    odd = _rows_with_high_bytes(data, block.offset_N1)
+    if not len(odd):
+        return TextBuffer(data, block.offset_N1, block.cut_N)
+    pieces: list[Any] = []
+    length_N = np.diff(block.offset_N1)
+    cut_length_N = block.cut_N - block.offset_N1[:-1]
     at = 0
     for i in odd.tolist():
-        chunks.append(data[offset_N1[at] : offset_N1[i]])
-        raw = bytes(data[offset_N1[i] : offset_N1[i + 1]])
-        k = int(cut_length_N[i])
-        head = prepare(raw[:k].decode("utf-8", "replace"))
-        tail = prepare(raw[k:].decode("utf-8", "replace"))
-        chunks.append(head + tail)
+        begin, cut, end = int(block.offset_N1[i]), int(block.cut_N[i]), int(block.offset_N1[i + 1])
+        head = prepare(bytes(block.data[begin:cut]).decode("utf-8", "replace"))
+        tail = prepare(bytes(block.data[cut:end]).decode("utf-8", "replace")) if cut < end else b""
+        pieces += (data[at:begin], head, tail)
         length_N[i], cut_length_N[i] = len(head) + len(tail), len(head)
-        at = i + 1
-    chunks.append(data[offset_N1[at] : offset_N1[n]])
-    joined = np.frombuffer(b"".join(chunks), np.uint8)
-    start_N1 = np.zeros(n + 1, np.int64)
-    np.cumsum(length_N, out=start_N1[1:])
-    return cls(joined, start_N1, start_N1[:-1] + cut_length_N)
+        at = end
+    pieces.append(data[at:])
+    offset_N1 = np.zeros(len(block) + 1, np.int64)
+    np.cumsum(length_N, out=offset_N1[1:])
+    return TextBuffer(np.frombuffer(b"".join(pieces), np.uint8), offset_N1, offset_N1[:-1] + cut_length_N)
+
+
+def _mend_tables() -> dict[int, npt.NDArray[np.uint32]]:
+    """For each lead byte, what its following bytes stand for: three ASCII bytes in one number, 0 where unknown.
+
+    Only marks that end a token: what follows the ASCII byte is filled with control characters, which nothing reads.
+    """
+    tables = {lead: np.zeros(1 << 16, np.uint32) for lead in (0xC2, 0xE2)}
+    for character, ascii_text in _MEND.items():
+        raw = character.encode()
+        if raw[0] in tables:
+            filled = (ascii_text + "\x01\x01\x01")[:3].encode()
+            low = raw[1] << 8 | (raw[2] if len(raw) == 3 else 0)
+            tables[raw[0]][low] = int.from_bytes(filled, "little")
+    return tables
+
+
+_MEND_BYTES = _mend_tables()
+
+
+def _mend_in_place(data: U8) -> None:
+    """Quotes, dashes, ellipses and hard blanks as ASCII, at the same length."""
+    for lead, width in ((0xC2, 2), (0xE2, 3)):
+        at = np.flatnonzero(data == lead)
+        at = at[at + width <= len(data)]
+        low = data[at + 1].astype(np.int64) << 8
+        if width == 3:
+            low |= data[at + 2]
+        new = _MEND_BYTES[lead][low]
+        at, new = at[new > 0], new[new > 0]
+        for i in range(width):
+            data[at + i] = (new >> np.uint32(8 * i)).astype(np.uint8)
 
 
 def _arrow_buffers(text: pl.Series) -> tuple[U8, I64]:
@@ -268,16 +325,10 @@ def _arrow_buffers(text: pl.Series) -> tuple[U8, I64]:
     return (np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)), offset_N1
 
 
-def _rows_with_high_bytes(data: U8, offset_N1: I64) -> npt.NDArray[np.bool_]:
-    """Which rows hold a byte >= 0x80, in blocks so that no array of the text's size is made."""
-    n = len(offset_N1) - 1
-    flag_N = np.zeros(n, bool)
-    step = 1 << 24
-    for a in range(int(offset_N1[0]), int(offset_N1[-1]), step):
-        at = np.flatnonzero(data[a : min(a + step, int(offset_N1[-1]))].view(np.int8) < 0) + a
-        if len(at):
-            flag_N[np.searchsorted(offset_N1, at, side="right") - 1] = True
-    return flag_N
+def _rows_with_high_bytes(data: U8, offset_N1: I64) -> I64:
+    """The rows that hold a byte >= 0x80."""
+    at = np.flatnonzero(data.view(np.int8) < 0)
+    return np.unique(np.searchsorted(offset_N1, at, side="right") - 1)
 
 
 def chunks_by_bytes(offset_N1: I64, limit: int) -> list[tuple[int, int]]:
