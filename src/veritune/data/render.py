@@ -87,7 +87,7 @@ class Renderer:
         """`row` as ids and labels. Raises DataError, naming the row, when it cannot be rendered exactly."""
         done = self.try_row(row)
         if isinstance(done, Finding):
-            raise DataError(f"row {row.id} ({row.source}:{row.line}): {done.message}.", fix=str(done.evidence["fix"]))
+            raise DataError(f"{done.message}.", fix=str(done.evidence["fix"]))
         return done
 
     def try_row(self, row: Row) -> Rendered | Finding:
@@ -266,10 +266,11 @@ def render_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[tuple[Rendered
 
 def _finding(row: Row, unfit: _Unfit) -> Finding:
     evidence = {"expected": unfit.expected, "found": unfit.found, "fix": _FIX[unfit.check]}
+    message = f"row {row.id!r}" + (f" ({row.source}:{row.line})" if row.line else "") + f": {unfit.message}"
     return Finding(
         f"render.{unfit.check}",
         "error",
-        unfit.message,
+        message,
         row.id,
         row.source or None,
         row.line or None,

@@ -20,6 +20,7 @@ from veritune.records import ZONES, Finding, Row, Zone
 
 MIN_HELD_FAMILIES = 2
 FEW_FAMILIES = 10  # below this a cluster-robust interval rests on very few independent units
+SHORT_PROMPT = 4  # words; shorter prompts without a digit are shared by unrelated rows
 LONG_ANSWER = 20  # characters; shorter answers ("yes", "42") coincide without a leak
 
 
@@ -125,6 +126,16 @@ def _check(rows: Sequence[Row], family_of: Mapping[str, str], config: SplitConfi
         )
 
 
+def problem_of(row: Row) -> str:
+    """The canonical text of what is asked: everything before the last assistant turn, system prompts left out."""
+    return canonical("\n\n".join(m.content for m in row.prompt if m.role != "system"))
+
+
+def _names_a_problem(prompt: str) -> bool:
+    """Whether a prompt is long enough for its equality to mean something: "Continue." is not (as in families)."""
+    return len(prompt.split()) >= SHORT_PROMPT or any(c.isdigit() for c in prompt)
+
+
 def _held(n_families: int, share: float) -> int:
     """Families for a held-out zone: the share rounded, at least two where one is wanted at all."""
     return max(MIN_HELD_FAMILIES, round(share * n_families)) if share > 0 else 0
@@ -169,7 +180,7 @@ def _siblings(family: str, rows: Sequence[Row], config: SplitConfig) -> frozense
         return frozenset()
     same: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        same[f"{canonical(row.text('user'))}\0{canonical(row.text('assistant'))}"].append(row.id)
+        same[f"{problem_of(row)}\0{canonical(row.target or '')}"].append(row.id)
     groups = sorted((sorted(ids) for ids in same.values()), key=lambda ids: _order(config.seed, f"{family}\0{ids[0]}"))
     kept: list[str] = []
     for ids in groups[:-1]:
@@ -284,9 +295,9 @@ class _Keys:
 
     @classmethod
     def of(cls, rows: Sequence[Row], family_of: Mapping[str, str]) -> _Keys:
-        prompts = [canonical(row.text("user")) for row in rows]
+        prompts = [problem_of(row) for row in rows]
         answers = [canonical(row.target or "") for row in rows]
-        texts = [f"{prompt}\0{canonical(row.text('assistant'))}" for prompt, row in zip(prompts, rows)]
+        texts = [f"{prompt}\0{answer}" for prompt, answer in zip(prompts, answers)]
         return cls(rows, [row.id for row in rows], texts, prompts, answers, [family_of.get(row.id) for row in rows])
 
 
@@ -301,7 +312,7 @@ def _overlap(a: str, b: str, keys: Mapping[str, _Keys], partners: Mapping[str, s
     hits = {
         "ids": shared("ids"),
         "texts": shared("texts"),
-        "prompts": shared("prompts"),
+        "prompts": shared("prompts", _names_a_problem),
         "answers": shared("answers", lambda answer: len(answer) >= LONG_ANSWER),
         "families": shared("families"),
         "near": [i for i in right.ids if not left_ids.isdisjoint(partners.get(i, ()))],
