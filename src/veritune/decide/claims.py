@@ -431,6 +431,24 @@ def _plain_estimate(name: str, value: float) -> Estimate:
 # ---------------------------------------------------------------- the verdict
 
 
+def _needed(claim: ClaimLike, comparison: Comparison, status: Status) -> int | None:
+    """Items that settle the margin with 80 % power; for an open claim whose edge is the margin also enough to tell
+    the gap as observed from that edge. None when no number of items is enough."""
+    margin, gap = claim.margin or 0.0, comparison.gap
+    equal = claim.kind == "equivalent"
+    needed = power.items_to_settle(comparison, margin, alpha=claim.alpha, equivalence=equal)
+    edges = {
+        "better_by": abs(gap - margin),
+        "equivalent": abs(abs(gap) - margin),
+        "not_worse": abs(gap + margin),
+        "no_regression": abs(gap + margin),
+    }
+    if status != "inconclusive" or claim.kind not in edges:
+        return needed
+    observed = power.items_for_distance(comparison, edges[claim.kind], alpha=claim.alpha)
+    return None if needed is None or observed is None else max(needed, observed)
+
+
 def _verdict(t: _Tested, p_adjusted: float | None, family: int, context: Context) -> Verdict:
     from veritune.decide import wording
 
@@ -450,8 +468,7 @@ def _verdict(t: _Tested, p_adjusted: float | None, family: int, context: Context
     if comparison is not None and claim.kind != "generalises":
         detectable = power.detectable_in(comparison, alpha=claim.alpha)
         if claim.margin:
-            equal = claim.kind == "equivalent"
-            needed = power.items_to_settle(comparison, claim.margin, alpha=claim.alpha, equivalence=equal)
+            needed = _needed(claim, comparison, status)
         decision = rule.decide(comparison, claim.margin, claim.alpha).word
         if claim.correction == "confirmatory" and family > 1:
             low, high = comparison.headline.spread.interval(1 - claim.alpha / family)

@@ -270,7 +270,7 @@ def _may_write(comparison: Comparison, estimate: Estimate, decision: rule.Decisi
     where = f"on {comparison.pair.n} items of {comparison.pair.a.eval or 'this eval'}"
     gap = f"gap {wording.signed(comparison.gap)}, {wording.interval_text(estimate)}"
     who = f"{wording.subject(comparison).capitalize()} {a}"
-    size = "" if margin is None else wording.number(margin)
+    size = "" if margin is None else f"{margin:g}"
     verbs = {
         "better by the margin": f"is better than {b} by more than {size}",
         "worse by the margin": f"is worse than {b} by more than {size}",
@@ -319,7 +319,7 @@ def _render(c: ComparisonReport) -> str:
     ]
     lines += _render_tables(c.details)
     lines += _render_estimates(c)
-    margin = "" if c.margin is None else f" at a margin of {wording.number(c.margin)}"
+    margin = "" if c.margin is None else f" at a margin of {c.margin:g}"
     lines.append(_line("decision", f"{c.decision}{margin}: {c.reason}"))
     if c.frozen_rule:
         winner = {"a": c.a, "b": c.b, None: "no winner"}[c.frozen_rule["winner"]]
@@ -398,7 +398,10 @@ def _render_needed(c: ComparisonReport) -> list[str]:
     if c.margin is None:
         return [_line("margin", "none declared: no size can be claimed (--margin)")]
     parts = []
-    for n, what in ((c.items_for_margin, "a gap of the margin"), (c.items_for_equivalence, "equivalence")):
+    for n, what in (
+        (c.items_for_margin, "a gap of the margin"),
+        (c.items_for_equivalence, "equivalence if the true gap is 0"),
+    ):
         parts.append(f"about {n:,} items for {what}" if n is not None else f"no number of items for {what}: add seeds")
     lines = [_line("to settle", "; ".join(parts) + " (80 % power)")] if c.detectable is not None else []
     if c.reachable_equivalence is False:

@@ -283,7 +283,7 @@ def design_from(comparison: Comparison, *, margin: float | None = None, alpha: f
             fix="Give a discordance instead, or check that the adapter was loaded.",
         )
     noise = 1 / len(a) if pair.b.fixed else (1 / len(a) + 1 / len(b)) / 2
-    stable = 1.0 if noise == 1 else min(1.0, max(0.0, (averaged / one_run - noise) / (1 - noise)))
+    stable = None if noise == 1 else min(1.0, max(0.0, (averaged / one_run - noise) / (1 - noise)))
     seed_variance = [
         max(0.0, float(arm.seed_K_K[0, 0] - min(arm.resid_K_K[0, 0], arm.resid_clustered_K_K[0, 0])))
         for arm in parts.arms
@@ -291,7 +291,7 @@ def design_from(comparison: Comparison, *, margin: float | None = None, alpha: f
     naive, clustered = float(parts.item_K_K[0, 0]), float(parts.item_clustered_K_K[0, 0])
     return Design(
         items=pair.n,
-        discordance=min(1.0, one_run),
+        discordance=comparison.details.get("discordance") or min(1.0, one_run),
         seeds_a=len(a),
         seeds_b=0 if pair.b.fixed else len(b),
         seed_sd=math.sqrt(sum(seed_variance) / len(seed_variance)) if seed_variance else 0.0,
@@ -319,15 +319,25 @@ def detectable_in(comparison: Comparison, *, alpha: float = 0.05, power: float =
 def items_to_settle(
     comparison: Comparison, margin: float, *, alpha: float = 0.05, equivalence: bool = False
 ) -> int | None:
-    """Items, with the seeds at hand, that would settle `margin` with 80 % power; None when items cannot."""
-    result, pair = comparison.headline, comparison.pair
+    """Items, with the seeds at hand, that would settle `margin` with 80 % power; None when items cannot.
+
+    For equivalence the true gap is taken to be 0.
+    """
     discordance = comparison.details.get("discordance")
-    if result.method == "Tango score interval" and discordance:
+    if comparison.headline.method == "Tango score interval" and discordance:
         if equivalence:
             return tost_n(margin, discordance, alpha=alpha)
         return mcnemar_n(margin, max(discordance, margin), alpha=alpha)
-    if not result.se:
+    return items_for_distance(comparison, margin, alpha=alpha, equivalence=equivalence)
+
+
+def items_for_distance(
+    comparison: Comparison, distance: float, *, alpha: float = 0.05, equivalence: bool = False
+) -> int | None:
+    """Items, with the seeds at hand, that tell a gap from an edge this far away; None when items cannot."""
+    result = comparison.headline
+    if not result.se or distance <= 0:
         return None
     item = comparison.results["checkpoints"].se or 0.0
     seed = max(0.0, result.se**2 - item**2)
-    return items_needed(margin, item**2 * pair.n, seed, alpha=alpha, equivalence=equivalence)
+    return items_needed(distance, item**2 * comparison.pair.n, seed, alpha=alpha, equivalence=equivalence)

@@ -92,7 +92,7 @@ def sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None, 
     if claim.kind == "generalises":
         return _share_sentence(claim, verdict, reason)
     assert comparison is not None
-    margin = None if claim.margin is None else number(claim.margin)
+    margin = None if claim.margin is None else f"{claim.margin:g}"
     words = {"margin": margin, "by_margin": f"by more than {margin} " if margin else ""}
     who, whom = f"{subject(comparison)} {claim.condition}", str(claim.against)
     where = f"on {claim.eval}" + (f", zone {claim.zone}" if claim.zone else "")
@@ -100,7 +100,9 @@ def sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None, 
     if verdict.status == "inconclusive":
         question = _QUESTION[claim.kind].format(**words)
         why = f" ({reason})" if reason else ""
-        return f"Whether {who} {question} {whom} {where} stays open{why}: {facts}.{_outlook(verdict)}"
+        return (
+            f"Whether {who} {question} {whom} {where} stays open{why}: {facts}.{_outlook(verdict, comparison.pair.n)}"
+        )
     verb = _VERBS[claim.kind, verdict.status].format(**words)
     return f"{who[0].upper()}{who[1:]} {verb} {whom} {where}: {facts}."
 
@@ -121,12 +123,12 @@ def _facts(comparison: Comparison, estimate: Estimate) -> str:
     return f"{a} against {b}, gap {gap}, {interval_text(estimate)}, {p} ({estimate.method}); {estimate.scope}"
 
 
-def _outlook(verdict: Verdict) -> str:
+def _outlook(verdict: Verdict, n: int) -> str:
     parts = []
     if verdict.detectable is not None:
         parts.append(f" The smallest gap this design detects with 80 % power is {number(verdict.detectable)}.")
-    if verdict.needed_n is not None and verdict.margin is not None:
-        parts.append(f" Settling {number(verdict.margin)} takes about {verdict.needed_n:,} items.")
+    if verdict.needed_n is not None and verdict.needed_n > n and verdict.margin is not None:
+        parts.append(f" Settling {verdict.margin:g} takes about {verdict.needed_n:,} items.")
     return "".join(parts)
 
 
@@ -250,7 +252,7 @@ def _power_evidence(verdict: Verdict) -> dict[str, str]:
     if gap is None or margin is None:
         return {"state": "weak", "why": "no margin was declared" if margin is None else "detectable gap unknown"}
     state = "good" if gap <= margin else "weak" if gap <= 2 * margin else "poor"
-    return {"state": state, "why": f"smallest detectable gap {number(gap)}, margin {number(margin)}"}
+    return {"state": state, "why": f"smallest detectable gap {number(gap)}, margin {margin:g}"}
 
 
 def _missing_evidence(comparison: Comparison) -> dict[str, str]:

@@ -1,0 +1,325 @@
+"""Claims: each kind's rule, corrections, missing scores, and what may and may not be written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from veritune import records
+from veritune.decide.claims import ClaimSpec, Context, judge
+from veritune.decide.paired import compare_tables
+from veritune.decide.table import ScoreTable
+from veritune.errors import ScoreError
+from veritune.records import Estimate
+
+N = 600
+
+
+def side(name, right, *, runs=1, fixed=False, missing=0, reason="crashed") -> ScoreTable:
+    """A table whose first `right` items are right in every run; the last `missing` are missing for `reason`."""
+    score = np.tile((np.arange(N) < right) * 1.0, (runs, 1))
+    rng = np.random.default_rng(runs)
+    for row in score:  # each run errs on a few items of its own
+        row[rng.choice(right, 3 * (runs > 1), replace=False)] = 0
+    score[:, N - missing :] = np.nan if missing else score[:, N:]
+    machine = np.isnan(score) & (reason not in {"extraction_failed"})
+    items = tuple(map(str, range(N)))
+    labels = tuple(map(str, range(runs)))
+    reasons = ({reason: missing} if missing else {},) * runs
+    return ScoreTable(name, "sums", labels, items, score, missing=reasons, fixed=fixed, machine_missing_S_N=machine)
+
+
+def verdict(kind, a, b, **more):
+    context = more.pop("context", None)
+    tables = {("a", "sums"): a, ("b", "sums"): b}
+    claim = ClaimSpec("c", kind, "sums", "a", "b", **more)
+    (found,) = judge([claim], tables, context)
+    records.dumps(found)
+    return found
+
+
+BASE = side("b", 300, fixed=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "margin", "status"),
+    [
+        ("improves", 340, None, "supported"),
+        ("improves", 260, None, "refuted"),
+        ("improves", 302, None, "inconclusive"),
+        ("improves", 302, 0.05, "refuted"),
+        ("better_by", 340, 0.02, "supported"),
+        ("better_by", 302, 0.05, "refuted"),
+        ("better_by", 320, 0.03, "inconclusive"),
+        ("equivalent", 302, 0.02, "supported"),
+        ("equivalent", 340, 0.02, "refuted"),
+        ("equivalent", 310, 0.02, "inconclusive"),
+        ("not_worse", 302, 0.02, "supported"),
+        ("not_worse", 340, 0.02, "supported"),
+        ("not_worse", 260, 0.02, "refuted"),
+        ("not_worse", 292, 0.02, "inconclusive"),
+        ("no_regression", 302, 0.02, "supported"),
+        ("no_regression", 260, 0.02, "refuted"),
+        ("differ", 340, 0.02, "supported"),
+        ("differ", 260, 0.02, "supported"),
+        ("differ", 302, 0.02, "refuted"),
+        ("differ", 310, 0.02, "inconclusive"),
+    ],
+)
+def test_each_kind_follows_its_rule(kind, right, margin, status):
+    assert verdict(kind, side("a", right), BASE, margin=margin).status == status
+
+
+@pytest.mark.parametrize("kind", ["better_by", "equivalent", "not_worse", "no_regression"])
+def test_a_claim_without_the_margin_it_needs_is_untested(kind):
+    found = verdict(kind, side("a", 302), BASE)
+    assert found.status == "untested"
+    assert "needs a margin" in found.sentence
+
+
+def test_a_margin_outside_the_scale_is_untested_and_says_what_was_meant():
+    found = verdict("equivalent", side("a", 302), BASE, margin=2.0)
+    assert found.status == "untested"
+    assert "below 1, the width of the scale" in found.sentence
+    assert "Did you mean 0.02?" in found.sentence
+
+
+def test_missing_tables_probes_and_zones_are_untested_with_the_reason():
+    claims = [
+        ClaimSpec("one", "improves", "sums", "zeta", "b"),
+        ClaimSpec("two", "probe", probe="norm", op=">", threshold=1.0),
+        ClaimSpec("three", "improves", "sums", "a", "b", zone="stranger"),
+        ClaimSpec("four", "generalises", "sums", "a", "b"),
+    ]
+    found = judge(claims, {("a", "sums"): side("a", 302), ("b", "sums"): BASE})
+    assert [v.status for v in found] == ["untested"] * 4
+    for v, says in zip(found, ("no scores of 'zeta'", "no record of the probe", "no items in zone", "needs a share")):
+        assert says in v.sentence
+        assert v.confidence["grade"] == "none"
+
+
+def test_two_claims_of_one_name_are_refused():
+    claim = ClaimSpec("c", "probe", probe="x", op=">", threshold=1.0)
+    with pytest.raises(ScoreError, match="'c' twice"):
+        judge([claim, claim], {})
+
+
+def test_one_seed_speaks_of_an_adapter_and_several_of_a_recipe():
+    one = verdict("improves", side("a", 340), BASE)
+    assert "This adapter a" in one.sentence
+    assert any("the recipe" in text for text in one.may_not)
+    many = verdict("improves", side("a", 340, runs=3), BASE)
+    assert "This recipe a" in many.sentence
+    assert not any("the recipe" in text for text in many.may_not)
+    unfixed = verdict("improves", side("a", 340, runs=3), side("b", 300))
+    assert "These adapters a" in unfixed.sentence
+    assert any("the recipe" in text for text in unfixed.may_not)
+
+
+def test_a_fixed_baseline_is_named_in_the_scope():
+    assert "b (fixed arm, no seeds)" in verdict("improves", side("a", 340, runs=3), BASE).sentence
+
+
+def test_inconclusive_forbids_equal_and_trend():
+    found = verdict("improves", side("a", 302), BASE)
+    assert any("are equal" in text for text in found.may_not)
+    assert any("a trend" in text for text in found.may_not)
+    assert "stays open" in found.sentence
+
+
+def test_every_verdict_on_scores_forbids_general_superiority_and_mechanism():
+    for right in (260, 302, 340):
+        found = verdict("improves", side("a", right), BASE)
+        assert any("in general" in text for text in found.may_not)
+        assert any("NLL" in text for text in found.may_not)
+
+
+def test_sentences_carry_denominators_interval_n_and_p():
+    text = verdict("improves", side("a", 340), BASE).sentence
+    for part in ("(340/600)", "(300/600)", "95 % interval [", "p < 1e-4", "600 items", "Tango"):
+        assert part in text
+
+
+def test_the_frozen_rule_runs_to_the_letter_beside_the_verdict():
+    found = verdict("improves", side("a", 340), BASE, rule={"min_gap": 0.1})
+    assert found.status == "supported"
+    assert found.details["frozen_rule"]["winner"] is None
+    assert verdict("improves", side("a", 340), BASE, rule={"min_gap": 0.05}).details["frozen_rule"]["winner"] == "a"
+    unknown = verdict("improves", side("a", 340), BASE, rule={"min_gap": 0.05, "min_seeds": 3})
+    assert unknown.status == "untested"
+    assert "ignored silently" in unknown.sentence
+
+
+def test_detectable_and_needed_items_follow_the_margin():
+    found = verdict("equivalent", side("a", 310), BASE, margin=0.02)
+    assert found.detectable == pytest.approx(0.0167, abs=2e-3)
+    # The gap of 10/600 lies 2/600 inside the margin: far more items than the margin alone would take.
+    assert found.needed_n > 15 * N
+    settled = verdict("equivalent", side("a", 302), BASE, margin=0.02)
+    assert settled.needed_n < N
+    assert "takes about" not in settled.sentence
+
+
+# ---------------------------------------------------------------- corrections
+
+
+def test_holm_counts_declared_claims_even_when_they_were_not_tested():
+    tables = {("a", "sums"): side("a", 306), ("b", "sums"): BASE}
+    claim = ClaimSpec("c", "improves", "sums", "a", "b")
+    (alone,) = judge([claim], tables)
+    assert alone.status == "supported"
+    p = alone.details["p_corrected"]
+    others = [ClaimSpec(f"x{i}", "improves", "sums", "never run", "b") for i in range(3)]
+    together = judge([claim, *others], tables)[0]
+    assert together.details["p_corrected"] == pytest.approx(4 * p)
+    assert together.status == "inconclusive"
+    assert together.details["claims_in_family"] == 4
+
+
+def test_exploratory_claims_do_not_cost_confirmatory_ones_and_say_what_they_are():
+    tables = {("a", "sums"): side("a", 306), ("b", "sums"): BASE}
+    claims = [
+        ClaimSpec("c", "improves", "sums", "a", "b"),
+        ClaimSpec("e", "differ", "sums", "a", "b", correction="exploratory"),
+    ]
+    first, second = judge(claims, tables)
+    assert first.details["claims_in_family"] == 1
+    assert second.exploratory
+    assert any("as predicted" in text for text in second.may_not)
+
+
+def test_claim_order_does_not_matter():
+    tables = {("a", "sums"): side("a", 308), ("b", "sums"): BASE}
+    claims = [
+        ClaimSpec("1", "improves", "sums", "a", "b"),
+        ClaimSpec("2", "equivalent", "sums", "a", "b", margin=0.03),
+        ClaimSpec("3", "better_by", "sums", "a", "b", margin=0.05),
+    ]
+    forward = {v.claim: v for v in judge(claims, tables)}
+    backward = {v.claim: v for v in judge(claims[::-1], tables)}
+    assert forward == backward
+
+
+# ---------------------------------------------------------------- missing scores
+
+
+def test_lost_scores_that_could_change_the_answer_make_it_inconclusive():
+    found = verdict("improves", side("a", 320), side("b", 300, fixed=True, missing=60))
+    assert found.status == "inconclusive"
+    assert "not the model's" in found.details["reason"]
+    assert found.details["missing_bounds"]["worst"]["status"] != "supported"
+
+
+def test_lost_scores_that_cannot_change_the_answer_do_not():
+    found = verdict("improves", side("a", 360), side("b", 300, fixed=True, missing=10))
+    assert found.status == "supported"
+    assert found.confidence["evidence"]["missing"]["state"] == "weak"
+
+
+def test_failed_extractions_count_as_failures_and_are_counted_apart():
+    found = verdict("improves", side("a", 340), side("b", 300, fixed=True, missing=60, reason="extraction_failed"))
+    assert found.status == "supported"
+    assert "60 missing" in found.sentence
+    assert found.details["missing_bounds"]["worst"]["gap"] < found.estimates[0].value
+
+
+# ---------------------------------------------------------------- generalises
+
+
+def zoned(gain_seen, gain_stranger, *, runs=1, name="a", seed=0) -> ScoreTable:
+    rng = np.random.default_rng(seed)
+    zones = ("seen",) * (N // 2) + ("stranger",) * (N // 2)
+    gain = np.repeat([gain_seen, gain_stranger], N // 2)
+    score = np.clip(0.3 + gain + rng.normal(size=(runs, N)) * 0.05, 0, 1)
+    items = tuple(map(str, range(N)))
+    return ScoreTable(name, "sums", tuple(map(str, range(runs))), items, score, zone_N=zones, missing=({},) * runs)
+
+
+@pytest.mark.parametrize(
+    ("seen", "stranger", "share", "status"),
+    [
+        (0.2, 0.18, 0.5, "supported"),
+        (0.2, 0.02, 0.5, "refuted"),
+        (0.2, 0.1, 0.5, "inconclusive"),
+        (0.0, 0.1, 0.5, "inconclusive"),
+        (-0.1, 0.1, 0.5, "refuted"),
+    ],
+)
+def test_generalises_follows_its_rule(seen, stranger, share, status):
+    found = verdict("generalises", zoned(seen, stranger), zoned(0, 0, name="b", seed=1), share=share)
+    assert found.status == status
+
+
+def test_the_share_is_unbounded_when_the_seen_gap_holds_zero():
+    found = verdict("generalises", zoned(0.001, 0.1), zoned(0, 0, name="b", seed=1), share=0.5)
+    share = found.estimates[0]
+    assert (share.low, share.high) == (None, None)
+    assert any("unbounded" in w for w in share.warnings)
+
+
+def test_the_share_interval_ends_where_the_contrast_meets_its_margin_of_error():
+    from veritune.decide.claims import _carried
+    from veritune.decide.paired import pair
+
+    a, b = zoned(0.2, 0.1, runs=3), zoned(0, 0, name="b", seed=1)
+    b = ScoreTable("b", "sums", ("0",), b.items, b.score_S_N[:1], zone_N=b.zone_N, fixed=True, missing=({},))
+    carried = _carried(pair(a, b), np.repeat([1, 0], N // 2))
+    for end, edge in zip(carried.interval(0.95), (0, 1)):
+        assert carried.contrast(end).interval(0.95)[1 - edge if edge else 0] is not None
+        low, high = carried.contrast(end).interval(0.95)
+        assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-9)
+
+
+def test_scaling_both_gaps_leaves_the_share():
+    shares = []
+    for scale in (1.0, 2.0):
+        tables = [
+            ScoreTable(t.condition, "sums", t.runs, t.items, t.score_S_N * scale, zone_N=t.zone_N, missing=t.missing)
+            for t in (zoned(0.2, 0.1), zoned(0, 0, name="b", seed=1))
+        ]
+        found = verdict("generalises", *tables, share=0.3, context=Context(scales={"sums": (0, 2)}))
+        shares.append((found.estimates[0].low, found.estimates[0].value, found.estimates[0].high))
+    assert shares[0] == pytest.approx(shares[1])
+
+
+# ---------------------------------------------------------------- probes
+
+
+@pytest.mark.parametrize(
+    ("probe", "status"),
+    [
+        (0.4, "supported"),
+        (0.2, "refuted"),
+        (Estimate("x", 0.4, 0.2, 0.6, 0.95, 9, "m"), "inconclusive"),
+        (Estimate("x", 0.5, 0.4, 0.6, 0.95, 9, "m"), "supported"),
+        (Estimate("x", None, None, None, 0.95, 0, "m", warnings=("never measured",)), "untested"),
+    ],
+)
+def test_probes_meet_their_threshold_with_their_whole_interval(probe, status):
+    claim = ClaimSpec("c", "probe", probe="x", op=">", threshold=0.3)
+    (found,) = judge([claim], {}, Context(probes={"x": probe}))
+    assert found.status == status
+    records.dumps(found)
+
+
+# ---------------------------------------------------------------- confidence
+
+
+def test_the_grade_follows_the_named_evidence():
+    good = {"c": {"contamination": "clean", "replicated": True}}
+    a = side("a", 400, runs=3)
+    high = verdict("better_by", a, BASE, margin=0.08, context=Context(evidence=good))
+    assert high.status == "supported"
+    assert {k: v["state"] for k, v in high.confidence["evidence"].items()} == dict.fromkeys(
+        ("seeds", "units", "power", "missing", "contamination", "replication"), "good"
+    )
+    assert high.confidence["grade"] == "high"
+    assert verdict("better_by", a, BASE, margin=0.08).confidence["grade"] == "moderate"
+    found = {"*": {"contamination": "found", "replicated": True}}
+    assert verdict("better_by", a, BASE, margin=0.08, context=Context(evidence=found)).confidence["grade"] == "low"
+    assert verdict("better_by", side("a", 400), BASE, margin=0.08).confidence["grade"] == "low"
+
+
+def test_the_first_estimate_is_the_one_the_comparison_leads_with():
+    a = side("a", 340, runs=3)
+    assert verdict("improves", a, BASE).estimates[0] == compare_tables(a, BASE).estimate()

@@ -1,0 +1,239 @@
+"""The three-sided rule, planning, and corrections for many claims."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from veritune.decide import intervals, multiplicity, power, seeds
+from veritune.decide.paired import compare_tables
+from veritune.decide.rule import _word, check_margin, decide, frozen_rule
+from veritune.decide.table import ScoreTable
+from veritune.errors import ScoreError
+
+
+def table(name, score):
+    score = np.atleast_2d(np.asarray(score, dtype=float))
+    runs = tuple(str(i) for i in range(len(score)))
+    items = tuple(f"q{i}" for i in range(score.shape[1]))
+    return ScoreTable(name, "sums", runs, items, score, missing=({},) * len(score))
+
+
+# ---------------------------------------------------------------- the rule
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "p", "word"),
+    [
+        ((0.02, 0.06), (0.025, 0.055), 0.001, "better by the margin"),
+        ((-0.06, -0.02), (-0.055, -0.025), 0.001, "worse by the margin"),
+        ((-0.008, 0.009), (-0.006, 0.007), 0.8, "equivalent"),
+        ((0.001, 0.009), (0.002, 0.008), 0.01, "equivalent"),
+        ((0.001, 0.03), (0.004, 0.026), 0.03, "better, size unresolved"),
+        ((-0.03, -0.001), (-0.026, -0.004), 0.03, "worse, size unresolved"),
+        ((-0.005, 0.02), (-0.003, 0.018), 0.2, "inconclusive"),
+        ((0.001, 0.03), (0.004, 0.026), 0.06, "inconclusive"),
+        ((0.02, 0.06), (0.025, 0.055), 0.06, "inconclusive"),
+    ],
+)
+def test_the_words_of_the_rule(wide, narrow, p, word):
+    assert _word(wide, narrow, p, 0.01, 0.05)[0] == word
+
+
+def test_without_a_margin_size_is_never_claimed():
+    assert _word((0.2, 0.6), (0.25, 0.5), 0.001, None, 0.05)[0] == "better, size unresolved"
+    assert _word((-0.1, 0.1), (-0.05, 0.05), 0.5, None, 0.05)[0] == "inconclusive"
+
+
+def test_a_sign_flip_p_over_few_families_can_veto_a_win():
+    rng = np.random.default_rng(0)
+    family = tuple(str(i // 40) for i in range(200))
+    a = rng.random(200) * 0.05 + 0.4
+    one = table("a", a)
+    one = ScoreTable("a", "sums", one.runs, one.items, one.score_S_N, family_N=family, missing=one.missing)
+    comparison = compare_tables(one, table("b", a - 0.2 + rng.random(200) * 0.05))
+    assert comparison.headline.spread.p() < 0.05 < comparison.details["family_sign_flip"]["p"]
+    assert decide(comparison, None).word == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("margin", "says"), [(0.0, "above 0"), (-0.1, "above 0"), (1.0, "Did you mean 0.01"), (5, "0.05")]
+)
+def test_a_margin_outside_the_scale_is_refused(margin, says):
+    with pytest.raises(ScoreError, match=says):
+        check_margin(margin, (0.0, 1.0))
+    check_margin(5.0, (0.0, 100.0))
+
+
+def test_the_frozen_rule_knows_its_keys_and_every_seed():
+    a, b = table("a", np.eye(3, 40) + 0.5), table("b", np.full((3, 40), 0.5))
+    comparison = compare_tables(a, b)
+    assert frozen_rule(comparison, {"min_gap": 0.02})["winner"] == "a"
+    assert frozen_rule(comparison, {"min_gap": 0.03})["winner"] is None
+    uneven = compare_tables(table("a", np.array([[0.9] * 40, [0.4] * 40])), table("b", np.full((2, 40), 0.5)))
+    assert frozen_rule(uneven, {"min_gap": 0.02})["winner"] == "a"
+    assert frozen_rule(uneven, {"min_gap": 0.02, "every_seed": True})["winner"] is None
+    with pytest.raises(ScoreError, match="ignored silently"):
+        frozen_rule(comparison, {"min_gap": 0.02, "mingap": 1})
+
+
+# ---------------------------------------------------------------- planning
+
+
+def test_connor_by_hand():
+    # [1.95996·√.2 + .84162·√(.2 − .01)]²/.01 = [.87652 + .36685]²/.01 = 154.6
+    assert power.mcnemar_n(0.1, 0.2) == 155
+
+
+def test_tost_by_hand():
+    # (1.64485 + 1.28155)²·.1/.0025 = 8.5638·40 = 342.6
+    assert power.tost_n(0.05, 0.1) == 343
+
+
+def test_the_detectable_gap_inverts_connor():
+    for psi, n in ((0.07, 1319), (0.2, 200)):
+        gap = power.mcnemar_gap(n, psi)
+        assert abs(power.mcnemar_n(gap, psi) - n) <= 1
+    assert power.mcnemar_gap(10, 0.05) is None
+
+
+@pytest.mark.parametrize("df", [2.0, 10.0, 300.0])
+def test_detectable_gap_agrees_with_scipys_noncentral_t(df):
+    gap = power.detectable_gap(2.0, df)
+    critical = stats.t.ppf(0.975, df)
+    found = stats.nct.sf(critical, df, gap / 2) + stats.nct.cdf(-critical, df, gap / 2)
+    assert found == pytest.approx(0.8, abs=1e-6)
+
+
+def test_detectable_gap_agrees_with_statsmodels():
+    from statsmodels.stats.power import TTestPower
+
+    effect = TTestPower().solve_power(nobs=50, power=0.8, alpha=0.05)
+    assert power.detectable_gap(1 / math.sqrt(50), 49.0) == pytest.approx(effect, rel=1e-5)
+
+
+def test_more_items_seeds_or_power_move_the_plan_the_right_way():
+    design = power.Design(800, 0.1, 3, 3, seed_sd=0.005, stable=0.5, margin=0.02)
+    base = power.plan(design)[0]
+    assert power.plan(replace(design, items=3200))[0].detectable < base.detectable
+    assert power.plan(replace(design, seeds_a=6, seeds_b=6))[0].detectable < base.detectable
+    assert power.plan(replace(design, power=0.9))[0].detectable > base.detectable
+    assert power.plan(replace(design, design_effect=2.0))[0].detectable > base.detectable
+    assert power.plan(replace(design, seeds_b=0))[0].df < base.df
+
+
+def test_a_plan_says_when_equivalence_or_the_margin_is_out_of_reach():
+    (out,) = power.plan(power.Design(1319, 0.0707, margin=0.01))
+    assert out.can_say_equivalent is False
+    text = " ".join(out.sentences)
+    assert 'can never say "equivalent"' in text
+    assert "takes about 5,547 items" in text
+    (never,) = power.plan(power.Design(10_000, 0.05, 2, 2, seed_sd=0.02, stable=1.0, margin=0.01))
+    assert never.items_for_margin is None
+    assert "add seeds" in " ".join(never.sentences)
+
+
+def test_no_equivalence_is_ever_said_where_the_plan_calls_it_unreachable():
+    rng = np.random.default_rng(1)
+    (out,) = power.plan(power.Design(300, 0.1, margin=0.02))
+    assert out.can_say_equivalent is False
+    for _ in range(200):
+        kind = rng.choice(3, 300, p=[0.05, 0.05, 0.9])
+        a, b = (kind != 1) * 1.0, (kind != 0) * 1.0
+        if abs((kind < 2).sum() - 30) <= 3:
+            assert decide(compare_tables(table("a", a), table("b", b)), 0.02).word != "equivalent"
+
+
+def test_a_pilot_gives_back_the_design_it_was_drawn_from():
+    rng = np.random.default_rng(2)
+    n, s = 20_000, 8
+    item = rng.normal(size=n)
+    a, b = (
+        0.5 + 0.1 * item + 0.05 * rng.normal(size=n) + 0.02 * rng.normal(size=(s, n)) + 0.003 * rng.normal(size=(s, 1))
+        for _ in range(2)
+    )
+    design = power.design_from(compare_tables(table("a", a), table("b", b)), margin=0.01)
+    assert design.discordance == pytest.approx(2 * (0.05**2 + 0.02**2), rel=0.05)
+    assert design.stable == pytest.approx(0.05**2 / (0.05**2 + 0.02**2), abs=0.03)
+    assert design.seed_sd == pytest.approx(0.003, rel=0.6)
+
+
+def test_a_pilot_without_any_difference_is_refused():
+    score = np.arange(30) % 2
+    with pytest.raises(ScoreError, match="the same on every item"):
+        power.design_from(compare_tables(table("a", score), table("b", score)))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"items": 1},
+        {"discordance": 0.0},
+        {"discordance": 1.5},
+        {"seeds_a": 0},
+        {"seed_sd": -1.0},
+        {"margin": 0.0},
+        {"alpha": 0.0},
+        {"power": 1.0},
+    ],
+)
+def test_an_impossible_design_is_refused(broken):
+    with pytest.raises(ScoreError):
+        power.Design(**{"items": 100, "discordance": 0.1, **broken})
+    with pytest.raises(ScoreError):
+        power.mcnemar_n(0.2, 0.1)
+
+
+def test_the_grid_has_one_row_per_cell_and_assumption():
+    design = power.Design(500, 0.1, 3, 3)
+    rows = power.detectable_grid(design, [100, 400], [1, 3])
+    assert len(rows) == 2 * (1 + 2)
+    assert all(r["detectable"] > 0 for r in rows)
+
+
+def test_effective_df_of_a_plain_variance_is_its_own():
+    assert seeds.Variance(1.0, 9.0, df=9.0).effective_df() == 9.0
+
+
+# ---------------------------------------------------------------- many claims
+
+
+def test_corrections_agree_with_statsmodels_and_scipy():
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(0)
+    for k in (1, 2, 7, 40):
+        p = list(rng.random(k) ** 2)
+        assert multiplicity.holm(p) == pytest.approx(list(multipletests(p, method="holm")[1]))
+        assert multiplicity.benjamini_hochberg(p) == pytest.approx(list(stats.false_discovery_control(p)))
+
+
+def test_holm_by_hand():
+    assert multiplicity.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert multiplicity.holm([0.01], 5) == pytest.approx([0.05])
+    assert multiplicity.benjamini_hochberg([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+
+
+@pytest.mark.parametrize("broken", [[-0.1], [1.1], [float("nan")]])
+def test_what_is_no_p_is_refused(broken):
+    with pytest.raises(ScoreError):
+        multiplicity.holm(broken)
+
+
+def test_the_smallest_alpha_of_an_interval_is_its_p():
+    student = intervals.Student(0.03, 0.012, 25.0)
+    assert intervals.smallest_alpha(student, 0.0, side=1) == pytest.approx(student.p())
+    one_sided = stats.t.sf((0.03 - 0.01) / 0.012, 25)
+    assert intervals.smallest_alpha(student, 0.01, side=1, sides=1) == pytest.approx(one_sided)
+    assert intervals.smallest_alpha(student, 0.04, side=1) == 1.0
+    assert intervals.smallest_alpha(student, 0.06, side=-1) == pytest.approx(2 * stats.t.sf(0.03 / 0.012, 25))
+
+
+def test_added_margins_with_one_part_are_students():
+    one, other = intervals.Added(0.2, ((0.01, 7.0),)), intervals.Student(0.2, 0.1, 7.0)
+    assert one.interval(0.9) == pytest.approx(other.interval(0.9))
+    assert one.p() == pytest.approx(other.p())
