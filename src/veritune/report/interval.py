@@ -1,0 +1,147 @@
+"""Where the parts of a claim's interval go on the page: positions only, no number that is not in the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+WIDTH, LEFT, RIGHT = 380.0, 14.0, 366.0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A labelled position. `x` in the drawing's units; `anchor` is where its label hangs."""
+
+    x: float
+    label: str
+    anchor: str = "middle"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An interval drawn to scale. `band` is the region that the margin calls too small to matter."""
+
+    point: float
+    bar: tuple[float, float] | None
+    whisker: tuple[float, float] | None
+    zero: Mark | None
+    lines: tuple[Mark, ...]
+    band: tuple[float, float] | None
+    ticks: tuple[Mark, ...]
+    ends: tuple[str, str] | None
+    label: str
+
+
+TWO_SIDED = ("differ", "equivalent")
+DOWNWARD = ("not_worse", "no_regression")
+
+
+def plot(verdict: Json, claim: Json) -> Plot | None:
+    """The drawing for a verdict's first estimate, None where there is no value. `claim` is the declared claim."""
+    first = next(iter(verdict.get("estimates") or ()), None)
+    if first is None or not _finite(first.get("value")):
+        return None
+    kind = str(verdict.get("kind"))
+    value, bounds = first["value"], _pair(first.get("low"), first.get("high"))
+    details = verdict.get("details") or {}
+    simultaneous = _pair(*(details.get("simultaneous_interval") or (None, None)))
+    declared = _declared(kind, verdict, claim)
+    with_zero = kind != "probe"
+    shown = [value, *(bounds or ()), *(simultaneous or ()), *(x for x, _ in declared), *((0.0,) if with_zero else ())]
+    scale = _Scale.over(shown)
+    lines = tuple(Mark(scale(x), label) for x, label in declared)
+    return Plot(
+        point=scale(value),
+        bar=(scale(bounds[0]), scale(bounds[1])) if bounds else None,
+        whisker=(scale(simultaneous[0]), scale(simultaneous[1])) if simultaneous else None,
+        zero=Mark(scale(0.0), "0") if with_zero else None,
+        lines=_spread(lines),
+        band=(lines[0].x, lines[-1].x) if kind in TWO_SIDED and len(lines) == 2 else None,
+        ticks=tuple(Mark(scale(x), text) for x, text in scale.ticks()),
+        ends=_ends(kind, first),
+        label=_label(first, declared),
+    )
+
+
+def _declared(kind: str, verdict: Json, claim: Json) -> list[tuple[float, str]]:
+    """The declared limits of the claim's rule: margin, share or threshold, in ascending order."""
+    margin = verdict.get("margin")
+    if kind == "generalises":
+        share = (verdict.get("details") or {}).get("share_declared", claim.get("share"))
+        return [(share, f"declared share {share:g}"), (1.0, "all of it")] if _finite(share) else [(1.0, "all of it")]
+    if kind == "probe":
+        threshold = claim.get("threshold")
+        return [(threshold, f"threshold {claim.get('op') or ''} {threshold:g}")] if _finite(threshold) else []
+    if not isinstance(margin, int | float) or not _finite(margin):
+        return []
+    if kind in TWO_SIDED:
+        return [(-margin, f"−{margin:g}"), (margin, f"margin +{margin:g}")]
+    return [(-margin, f"margin −{margin:g}")] if kind in DOWNWARD else [(margin, f"margin +{margin:g}")]
+
+
+def _spread(lines: tuple[Mark, ...]) -> tuple[Mark, ...]:
+    """Labels hang outwards where there are two, inwards at the edge of the drawing."""
+    if len(lines) == 2:
+        left, right = lines
+        first = Mark(left.x, left.label, "end" if left.x > LEFT + 70 else "start")
+        return first, Mark(right.x, right.label, "start" if right.x < RIGHT - 80 else "end")
+    anchors = ["end" if m.x > RIGHT - 60 else "start" if m.x < LEFT + 60 else "middle" for m in lines]
+    return tuple(Mark(m.x, m.label, a) for m, a in zip(lines, anchors))
+
+
+def _ends(kind: str, estimate: Json) -> tuple[str, str] | None:
+    """What the two directions mean: which arm scores higher."""
+    details = estimate.get("details") or {}
+    arms = [(details.get(side) or {}).get("condition") for side in ("b", "a")]
+    if kind in ("generalises", "probe") or not all(arms):
+        return None
+    return f"← {arms[0]} higher", f"{arms[1]} higher →"
+
+
+def _label(estimate: Json, declared: Sequence[tuple[float, str]]) -> str:
+    low, high = estimate.get("low"), estimate.get("high")
+    bounds = f", interval from {low:.4g} to {high:.4g}" if _finite(low) and _finite(high) else ", no interval"
+    limits = "".join(f", {text}" for _, text in declared)
+    return f"{estimate.get('name')}: {estimate['value']:.4g}{bounds}{limits}"
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> _Scale:
+        low, high = min(values), max(values)
+        pad = 0.08 * (high - low) or 0.1 * abs(high) or 0.1
+        return cls(low - pad, high + pad)
+
+    def __call__(self, x: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * (x - self.low) / (self.high - self.low), 2)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Four to eight round numbers inside the scale."""
+        raw = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+        places = max(0, -math.floor(math.log10(step)) + (1 if round(step / power, 1) == 2.5 else 0))
+        first = math.ceil(self.low / step)
+        count = math.floor(self.high / step) - first + 1
+        return [((first + i) * step, _tick((first + i) * step, places)) for i in range(count)]
+
+
+def _tick(x: float, places: int) -> str:
+    text = f"{x:.{places}f}".replace("-", "−")
+    return "0" if float(text.replace("−", "-")) == 0 else text
+
+
+def _pair(low: Any, high: Any) -> tuple[float, float] | None:
+    return (low, high) if _finite(low) and _finite(high) else None
+
+
+def _finite(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)

@@ -1,0 +1,403 @@
+"""What each section of the page shows, taken from the records: chosen and ordered, never computed.
+
+A value that a record does not hold is None here and `not recorded` on the page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from veritune.decide.wording import p_text
+from veritune.records import ZONES
+from veritune.report import interval
+from veritune.report.read import Records, Run
+
+Json = Mapping[str, Any]
+
+STATES = ("supported", "refuted", "inconclusive", "untested")
+ASKS = {
+    "improves": "scores higher",
+    "better_by": "is better by the margin",
+    "equivalent": "is equivalent within the margin",
+    "not_worse": "is not worse by the margin",
+    "no_regression": "shows no regression by the margin",
+    "differ": "differs by more than the margin",
+    "generalises": "carries its gain to another zone",
+    "probe": "a recorded quantity meets a threshold",
+}
+SAMPLES = 3
+
+
+def get(record: Any, *path: str) -> Any:
+    """The value at a path of keys, None where any step is missing."""
+    for key in path:
+        if not isinstance(record, Mapping) or key not in record:
+            return None
+        record = record[key]
+    return record
+
+
+# ---------------------------------------------------------------- claims
+
+
+def claims(records: Records) -> list[dict[str, Any]]:
+    """One card a declared claim, in the order of the verdicts; a claim without a verdict is a card that says so."""
+    declared = {c.name: c.model_dump(mode="json") for c in records.study.claims}
+    cards = [_card(v, declared.get(str(v.get("claim")), {})) for v in records.verdicts]
+    decided = {card["name"] for card in cards}
+    return cards + [_undecided(name, claim) for name, claim in declared.items() if name not in decided]
+
+
+def _card(verdict: Json, claim: Json) -> dict[str, Any]:
+    estimates = verdict.get("estimates") or []
+    status = verdict.get("status")
+    return {
+        "name": str(verdict.get("claim")),
+        "status": status if status in STATES else "untested",
+        "asks": asks(claim, str(verdict.get("kind"))),
+        "sentence": verdict.get("sentence"),
+        "exploratory": verdict.get("exploratory"),
+        "decision": verdict.get("decision"),
+        "grade": get(verdict, "confidence", "grade"),
+        "plot": interval.plot(verdict, claim),
+        "no_interval": _no_interval(estimates),
+        "facts": list(_facts(verdict, estimates)),
+        "estimates": [{**e, "p_text": _p(e)} for e in estimates],
+        "may_not": verdict.get("may_not") or [],
+        "warnings": list(_warnings(verdict, estimates)),
+        "evidence": list((get(verdict, "confidence", "evidence") or {}).items()),
+        "runs": list(_runs_of(estimates)),
+    }
+
+
+def _undecided(name: str, claim: Json) -> dict[str, Any]:
+    empty = dict.fromkeys(("exploratory", "decision", "grade", "plot", "no_interval"))
+    lists: dict[str, list[Any]] = {k: [] for k in ("facts", "estimates", "may_not", "warnings", "evidence", "runs")}
+    text = "No verdict is recorded for this claim. Nothing may be written about it yet."
+    return {
+        "name": name, "status": "untested", "asks": asks(claim, str(claim.get("kind"))), "sentence": text, **empty, **lists
+    }  # fmt: skip
+
+
+def asks(claim: Json, kind: str) -> str:
+    """The declared claim in a few words."""
+    words = ASKS.get(kind, kind)
+    if kind == "probe":
+        return f"{claim.get('probe')} {claim.get('op')} {claim.get('threshold')}"
+    if not claim:
+        return words
+    if kind == "generalises":
+        return (
+            f"{claim.get('condition')} carries at least {claim.get('share')} of its gain over {claim.get('against')} "
+            f"from {claim.get('from_zone')} to {claim.get('to_zone')}"
+        )
+    where = f" on {claim['zone']} items" if claim.get("zone") else " on all items"
+    if claim.get("margin") is not None:
+        words = words.replace("the margin", f"{claim['margin']:g}")
+    joint = {"scores higher": "than", "differs": "from", "is equivalent": "to", "shows": "against"}
+    link = next((v for k, v in joint.items() if words.startswith(k)), "than")
+    return f"{claim.get('condition')} {words} {link} {claim.get('against')}{where}"
+
+
+def _p(estimate: Json) -> str | None:
+    p = estimate.get("p")
+    return p_text(p, estimate.get("p_floor")) if isinstance(p, int | float) else None
+
+
+def _no_interval(estimates: Sequence[Json]) -> str | None:
+    """Why the first estimate has no interval."""
+    first = next(iter(estimates), None)
+    if first is None or (first.get("low") is not None and first.get("high") is not None):
+        return None
+    return (list(first.get("warnings") or ()) or ["no reason is recorded"])[-1]
+
+
+def _facts(verdict: Json, estimates: Sequence[Json]) -> Iterator[tuple[str, str | None, str]]:
+    """(term, value, small print) of the first estimate. A value of None is drawn as `not recorded`."""
+    first: Json = next(iter(estimates), {})
+    details = verdict.get("details") or {}
+    kind = verdict.get("kind")
+    if first:
+        families = first.get("n_clusters")
+        yield "n", _count(first.get("n"), "items"), f"in {families} families" if families is not None else ""
+        yield "seeds", _count(first.get("n_seeds")), ""
+        p_method = str(first.get("p_method") or "")
+        corrected = details.get("p_corrected")
+        if first.get("p") is not None:
+            yield "p", p_bare(first["p"], first.get("p_floor")), p_method
+        if corrected is not None:
+            family = details.get("claims_in_family")
+            among = f"over {family} {details.get('correction') or ''} claims".replace("  ", " ") if family else ""
+            yield "p corrected", p_bare(corrected), among
+    margin = verdict.get("margin")
+    yield "margin", _plain(margin) if margin is not None else "none declared", ""
+    size = kind not in ("generalises", "probe") and verdict.get("status") != "untested"
+    if size:
+        yield "detectable", _plain(verdict.get("detectable")), "smallest difference, 80 % power"
+        if margin is not None:
+            yield "n to settle", _count(verdict.get("needed_n"), "items"), "for the margin"
+    elif kind == "generalises":
+        yield "detectable", "does not apply", "to a share"
+    if first:
+        yield "method", first.get("method"), ""
+
+
+def p_bare(p: float, floor: float | None = None) -> str:
+    """p without the leading `p =`, an upper bound with its sign."""
+    return p_text(p, floor).removeprefix("p ").removeprefix("= ")
+
+
+def _plain(value: Any) -> str | None:
+    return f"{value:.4g}" if isinstance(value, int | float) else None
+
+
+def _count(value: Any, unit: str = "") -> str | None:
+    return f"{value:,} {unit}".strip() if isinstance(value, int | float) else None
+
+
+def _warnings(verdict: Json, estimates: Sequence[Json]) -> Iterator[str]:
+    seen = set()
+    for text in [*(verdict.get("warnings") or ()), *(w for e in estimates for w in e.get("warnings") or ())]:
+        if text not in seen:
+            seen.add(text)
+            yield text
+
+
+def _runs_of(estimates: Sequence[Json]) -> Iterator[str]:
+    seen = set()
+    for estimate in estimates:
+        for side in ("a", "b"):
+            for run_id in get(estimate, "details", side, "runs") or ():
+                if run_id not in seen:
+                    seen.add(run_id)
+                    yield str(run_id)
+
+
+# ---------------------------------------------------------------- scores
+
+
+def scores(records: Records) -> list[dict[str, Any]]:
+    """For every eval: one row a run, one column a zone, with denominators, missing by reason and outputs cut."""
+    tables = []
+    for name, spec in records.study.evals.items():
+        found = [(run, get(run.summary, "scores", name) or {}) for run in records.runs]
+        zones = [z for z in ZONES if any(z in by_zone for _, by_zone in found)]
+        limits = {run.decoding[name].get("max_new_tokens") for run in records.runs if name in run.decoding}
+        tables.append(
+            {
+                "name": name,
+                "kind": spec.kind,
+                "zones": zones,
+                "rows": [(run, [by_zone.get(z) for z in zones]) for run, by_zone in found],
+                "limit": next(iter(limits)) if len(limits) == 1 else spec.max_new_tokens,
+                "rules": _rules(zones, found),
+                "sources": [run.path("summary.json") for run in records.runs if run.summary],
+            }
+        )
+    return tables
+
+
+def _rules(zones: Sequence[str], found: Sequence[tuple[Run, Json]]) -> list[dict[str, Any]]:
+    """Per zone, rule × run: how often each rule held, of how many. Empty where no summary recorded it."""
+    tables = []
+    for zone in sorted(zones, key=lambda z: z != "stranger"):
+        by_run = [(run, get(by_zone, zone, "rules") or {}) for run, by_zone in found]
+        names = list(dict.fromkeys(name for _, rules in by_run for name in rules))
+        if names:
+            rows = [(name, [rules.get(name) for _, rules in by_run]) for name in names]
+            tables.append({"zone": zone, "runs": [run for run, _ in by_run], "rows": rows})
+    return tables
+
+
+def losses(records: Records) -> dict[str, Any]:
+    """NLL by run and zone with the target tokens it was taken over."""
+    zones = [z for z in ZONES if any(get(run.summary, "nll", z) for run in records.runs)]
+    rows = [(run, [get(run.summary, "nll", z) for z in zones]) for run in records.runs]
+    sources = [run.path("summary.json") for run in records.runs if get(run.summary, "nll")]
+    return {"zones": zones, "rows": rows, "sources": sources}
+
+
+# ---------------------------------------------------------------- conditions and training
+
+
+def conditions(records: Records) -> dict[str, Any]:
+    """What each condition is, setting by setting, and which settings differ."""
+    arms = {name: [r for r in records.runs if r.condition == name] for name in records.study.conditions}
+    columns = [(name, runs[0] if runs else None) for name, runs in arms.items()]
+    manifests = [run.manifest if run else {} for _, run in columns]
+    keys = list(dict.fromkeys(k for m in manifests for k in get(m, "method") or {} if k != "learning_rate"))
+    rows = [(key.replace("_", " "), [get(m, "method", key) for m in manifests]) for key in keys]
+    rows.append(("peak learning rate", [get(m, "lr") for m in manifests]))
+    trained = [get(run.training, "trainable") if run else None for _, run in columns]
+    rows.append(("modules resolved", [_modules(t) for t in trained]))
+    rows.append(("trainable parameters", [get(t, "n_trainable") for t in trained]))
+    rows.append(("of all parameters", [get(t, "n_total") for t in trained]))
+    if any(get(t, "share") is not None for t in trained):
+        rows.append(("trainable share", [get(t, "share") for t in trained]))
+    sources = [run.path(f) for _, run in columns if run for f in ("manifest.json", "training.json")]
+    differing = [(term, values, len({repr(v) for v in values}) > 1) for term, values in rows]
+    return {"names": [n for n, _ in columns], "rows": differing, "factor": records.study.factor, "sources": sources}
+
+
+def _modules(trainable: Any) -> list[str] | None:
+    names = get(trainable, "options", "target_modules") or get(trainable, "modules")
+    if not isinstance(names, list | tuple):
+        return None
+    return list(dict.fromkeys(str(name).rsplit(".", 1)[-1] for name in names))
+
+
+def training(records: Records) -> dict[str, Any]:
+    """One row a trained run: what it did and which checkpoint was chosen."""
+    rows = [run for run in records.runs if not run.is_baseline]
+    shared = get(rows[0].manifest, "train") if rows else None
+    return {
+        "rows": rows,
+        "shared": shared or {},
+        "sources": [run.path("training.json") for run in rows if run.training],
+    }
+
+
+# ---------------------------------------------------------------- sample outputs
+
+
+def samples(records: Records) -> list[dict[str, Any]]:
+    """For every eval: the first item, by id, of each of the first families of the farthest zone that was asked."""
+    found = []
+    for name in records.study.evals:
+        arms = _first_of_each_arm(records, name)
+        zone = next((z for z in ("stranger", "sibling", "seen") if _ids(arms, name, z)), None)
+        if zone is None:
+            continue
+        items = [_item(records, arms, name, item_id) for item_id in _ids(arms, name, zone)]
+        sources = [run.path(f"scores/{name}.jsonl") for run in arms] + [records.data_path("rows.parquet")]
+        found.append({"name": name, "zone": zone, "items": items, "sources": sources})
+    return found
+
+
+def _first_of_each_arm(records: Records, name: str) -> list[Run]:
+    first: dict[str, Run] = {}
+    for run in records.runs:
+        if run.scores.get(name):
+            first.setdefault(run.condition, run)
+    return list(first.values())
+
+
+def _ids(arms: Sequence[Run], name: str, zone: str) -> list[str]:
+    """Item ids by the fixed rule: sorted by id, the first of each family, SAMPLES of them."""
+    first: dict[str, str] = {}
+    for run in arms:
+        for score in sorted(run.scores[name], key=lambda s: str(s.get("item_id"))):
+            if score.get("zone") == zone:
+                first.setdefault(str(score.get("family") or score.get("item_id")), str(score.get("item_id")))
+        break
+    return sorted(first.values())[:SAMPLES]
+
+
+def _item(records: Records, arms: Sequence[Run], name: str, item_id: str) -> dict[str, Any]:
+    row: Json = records.rows.get(item_id) or {}
+    messages = list(row.get("messages") or ())
+    ends_on_answer = bool(messages) and messages[-1].get("role") == "assistant"
+    by_arm = []
+    for run in arms:
+        score = next((s for s in run.scores[name] if str(s.get("item_id")) == item_id), None)
+        by_arm.append((run, score, list(_marks(score or {}))))
+    return {
+        "id": item_id,
+        "prompt": messages[:-1] if ends_on_answer else messages,
+        "expected": messages[-1].get("content") if ends_on_answer else None,
+        "line": row.get("line"),
+        "arms": by_arm,
+    }
+
+
+def _marks(score: Json) -> Iterator[tuple[str, bool | None, str]]:
+    """(rule, whether it held, what was found) for a rule-scored output; the extracted answer for a matched one."""
+    found = get(score, "parts", "found") or {}
+    for rule, held in (get(score, "parts", "rules") or {}).items():
+        yield str(rule), held, json.dumps(found.get(rule), ensure_ascii=False, sort_keys=True)
+    if "extracted" in (get(score, "parts") or {}):
+        parts = score["parts"]
+        yield f"extracted {parts.get('extracted')!r}, expected {parts.get('expected')!r}", score.get("value") == 1, ""
+
+
+# ---------------------------------------------------------------- data
+
+
+def data(records: Records) -> dict[str, Any]:
+    """Zones, families and their evidence, what the zones share, and the loss mask of one example."""
+    facts = records.facts
+    zones = [
+        (z, get(facts, "zones", z), get(facts, "tokens", z), get(facts, "target_tokens", z))
+        for z in ZONES
+        if get(facts, "zones", z)
+    ]
+    families = {k: v for k, v in (get(facts, "families") or {}).items() if not isinstance(v, list | dict)}
+    largest = get(facts, "families", "largest") or []
+    pairs = get(records.split, "counts", "pairs")
+    findings = [*(get(records.split, "findings") or []), *records.findings]
+    return {
+        "zones": zones,
+        "families": list(families.items()),
+        "evidence": list((get(facts, "families", "evidence") or {}).items()),
+        "sizes": list((get(facts, "families", "sizes") or {}).items()),
+        "largest": largest[:5],
+        "pairs": pairs if isinstance(pairs, list) else None,
+        "findings": findings,
+        "warnings": get(records.split, "warnings") or [],
+        "render": records.render,
+        "rejects": list((get(records.data, "rejects") or {}).items()),
+        "has_split": records.split is not None,
+        "near": records.study.data.near_duplicates,
+    }
+
+
+# ---------------------------------------------------------------- timeline and reproduction
+
+
+def timeline(records: Records) -> list[dict[str, Any]]:
+    """Events oldest first, each with the facts it carries."""
+    hidden = ("time", "event", "previous")
+    return [
+        {
+            "time": event.get("time"),
+            "event": event.get("event"),
+            "facts": [(k, _flat(v)) for k, v in event.items() if k not in hidden],
+        }
+        for event in records.events
+    ]
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_flat(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_flat(v) for v in value)
+    return str(value)
+
+
+def reproduction(records: Records) -> dict[str, Any]:
+    """Everything needed to make the numbers again, and the hashes that tie them."""
+    facts, entries = records.facts, (records.contract or {}).get("entries") or []
+    manifests = [run.manifest for run in records.runs]
+    machines = list(dict.fromkeys(json.dumps(get(m, "machine"), sort_keys=True) for m in manifests))
+    packages = get(facts, "packages") or (get(manifests[0], "packages") if manifests else None) or {}
+    return {
+        "hashes": [
+            ("contract", get(records.terms, "hash")),
+            ("data version", get(facts, "data_version")),
+            ("data file", get(facts, "data_sha256")),
+            ("rendered rows", get(facts, "rendered_sha256")),
+            ("chat template", get(facts, "template_sha256")),
+            ("tokenizer", get(facts, "tokenizer_sha256")),
+            *((f"model: {name}", digest) for name, digest in (get(facts, "model", "files") or {}).items()),
+        ],
+        "model": get(facts, "model"),
+        "path": records.study.model.path,
+        "entries": entries,
+        "packages": list(packages.items()),
+        "machines": [[(k.replace("_", " "), _flat(v)) for k, v in (json.loads(m) or {}).items()] for m in machines],
+        "seeds": records.study.seeds,
+        "runs": records.runs,
+    }
