@@ -22,7 +22,7 @@ PAINT = ("fill", "stroke")
 
 
 def inline_svg(figure: Any, name: str, label: str, colours: Mapping[str, str]) -> Markup:
-    """Draw `figure` as inline SVG. `colours` maps `#rrggbb` to what stands for it on the page; `label` is read aloud."""
+    """Draw `figure` as inline SVG. `colours` maps `#rrggbb` to its stand-in on the page; `label` is read aloud."""
     stream = StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     # The text was written a line ago by matplotlib itself, so no foreign XML is parsed here.

@@ -1,8 +1,8 @@
 """The figures of a study, drawn from its records: inline SVG for the page, PNG, PDF and CSV files for anybody's paper.
 
 Each drawing function takes `Records` and returns a `Drawing`, or None where its records are missing. It places recorded
-numbers and computes none. The same records give the same bytes; `figures/<name>.provenance.json` names the function, the
-source files and their hashes.
+numbers and computes none. The same records give the same bytes; `figures/<name>.provenance.json` names the function,
+the source files and their hashes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MARKERS = "osD^vP"
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 MOST_POINTS = 80
 WIDTH_IN, HEIGHT_IN = 5.2, 3.0
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "veritune",
     "pdf.fonttype": 42,
@@ -386,8 +386,7 @@ def validation_nll(records: Records) -> Drawing | None:
     for run, points in curves:
         look = {"color": colour_of(records, run.condition), "linestyle": _dash(records, run)}
         axes.plot(*zip(*points), marker=marker_of(records, run.condition), markersize=4, linewidth=1.3, **look)
-        best = (run.training or {}).get("best_step")
-        chosen = [point for point in points if point[0] == best]
+        chosen = [point for point in points if point[0] == (run.training or {}).get("best_step")]
         for x, y in chosen:
             axes.plot([x], [y], "o", markersize=10, markerfacecolor="none", markeredgecolor=INK)
     base = _baseline_validation(records)
@@ -400,8 +399,11 @@ def validation_nll(records: Records) -> Drawing | None:
     axes.set_ylabel("validation NLL, nats per token")
     axes.set_ylim(bottom=0)
     _run_legend(records, axes, [run for run, _ in curves])
-    rows = [
-        (r.run_id, r.condition, r.seed, s, n, (r.training or {}).get("best_step") == s) for r, p in curves for s, n in p
+    best = {r.run_id: (r.training or {}).get("best_step") for r, _ in curves}
+    rows: list[tuple[Any, ...]] = [
+        (r.run_id, r.condition, r.seed, step, nll, step == best[r.run_id])
+        for r, points in curves
+        for step, nll in points
     ]
     rows += [(base[0].run_id, base[0].condition, None, None, base[1], None)] if base else []
     return Drawing(
@@ -421,7 +423,7 @@ def validation_nll(records: Records) -> Drawing | None:
 
 def _baseline_validation(records: Records) -> tuple[Run, float] | None:
     for run in records.runs:
-        value = (((run.summary or {}).get("nll") or {}).get("validation") or {}).get("nll")
+        value: Any = (((run.summary or {}).get("nll") or {}).get("validation") or {}).get("nll")
         if run.is_baseline and _number(value):
             return run, value
     return None
@@ -470,7 +472,7 @@ def gradient_shares(records: Records, condition: str) -> Drawing | None:
 
 def _shares(run: Run) -> list[tuple[int, Mapping[str, float]]]:
     """Recorded shares by module type; a step whose gradients could not be seen is left out, not drawn as 0."""
-    found = []
+    found: list[tuple[int, Mapping[str, float]]] = []
     for row in run.telemetry:
         by_type = (row.get("share") or {}).get("type") or {}
         known = {str(k): v for k, v in by_type.items() if _number(v)}

@@ -71,10 +71,10 @@ def _declared(kind: str, verdict: Json, claim: Json) -> list[tuple[float, str]]:
     """The declared limits of the claim's rule: margin, share or threshold, in ascending order."""
     margin = verdict.get("margin")
     if kind == "generalises":
-        share = (verdict.get("details") or {}).get("share_declared", claim.get("share"))
+        share: Any = (verdict.get("details") or {}).get("share_declared", claim.get("share"))
         return [(share, f"declared share {share:g}"), (1.0, "all of it")] if _finite(share) else [(1.0, "all of it")]
     if kind == "probe":
-        threshold = claim.get("threshold")
+        threshold: Any = claim.get("threshold")
         return [(threshold, f"threshold {claim.get('op') or ''} {threshold:g}")] if _finite(threshold) else []
     if not isinstance(margin, int | float) or not _finite(margin):
         return []

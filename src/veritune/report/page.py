@@ -84,7 +84,7 @@ def _environment() -> Any:
     )
     environment.filters |= {
         "count": lambda x: _known(x, lambda v: f"{v:,}"),
-        "fixed": lambda x, places=3: _known(x, lambda v: f"{v:.{places}f}"),
+        "fixed": _fixed,
         "number": lambda x: _known(x, number),
         "signed": lambda x: _known(x, signed),
         "percent": lambda x: _known(x, lambda v: f"{100 * v:.3g} %"),
@@ -95,6 +95,10 @@ def _environment() -> Any:
         "get": views.get,
     }
     return environment
+
+
+def _fixed(value: Any, places: int = 3) -> Any:
+    return _known(value, lambda v: f"{v:.{places}f}")
 
 
 def _known(value: Any, form: Any) -> Any:

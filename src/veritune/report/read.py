@@ -189,7 +189,7 @@ def _run(reader: _Reader, folder: Path) -> Run | None:
 
 def _telemetry(path: Path) -> list[Json]:
     """Only what is drawn of each step: a record by layer is long, and a run has many steps."""
-    kept = []
+    kept: list[Json] = []
     with path.open(encoding="utf-8") as stream:
         for line in stream:
             row = json.loads(line)

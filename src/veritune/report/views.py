@@ -73,12 +73,10 @@ def _card(verdict: Json, claim: Json) -> dict[str, Any]:
 
 
 def _undecided(name: str, claim: Json) -> dict[str, Any]:
-    empty = dict.fromkeys(("exploratory", "decision", "grade", "plot", "no_interval"))
-    lists: dict[str, list[Any]] = {k: [] for k in ("facts", "estimates", "may_not", "warnings", "evidence", "runs")}
-    text = "No verdict is recorded for this claim. Nothing may be written about it yet."
-    return {
-        "name": name, "status": "untested", "asks": asks(claim, str(claim.get("kind"))), "sentence": text, **empty, **lists
-    }  # fmt: skip
+    card: dict[str, Any] = dict.fromkeys(("exploratory", "decision", "grade", "plot", "no_interval"))
+    card |= {k: [] for k in ("facts", "estimates", "may_not", "warnings", "evidence", "runs")}
+    card["sentence"] = "No verdict is recorded for this claim. Nothing may be written about it yet."
+    return card | {"name": name, "status": "untested", "asks": asks(claim, str(claim.get("kind")))}
 
 
 def asks(claim: Json, kind: str) -> str:
@@ -111,7 +109,7 @@ def _no_interval(estimates: Sequence[Json]) -> str | None:
     first = next(iter(estimates), None)
     if first is None or (first.get("low") is not None and first.get("high") is not None):
         return None
-    return (list(first.get("warnings") or ()) or ["no reason is recorded"])[-1]
+    return str((list(first.get("warnings") or ()) or ["no reason is recorded"])[-1])
 
 
 def _facts(verdict: Json, estimates: Sequence[Json]) -> Iterator[tuple[str, str | None, str]]:
@@ -123,25 +121,25 @@ def _facts(verdict: Json, estimates: Sequence[Json]) -> Iterator[tuple[str, str 
         families = first.get("n_clusters")
         yield "n", _count(first.get("n"), "items"), f"in {families} families" if families is not None else ""
         yield "seeds", _count(first.get("n_seeds")), ""
-        p_method = str(first.get("p_method") or "")
-        corrected = details.get("p_corrected")
-        if first.get("p") is not None:
-            yield "p", p_bare(first["p"], first.get("p_floor")), p_method
-        if corrected is not None:
-            family = details.get("claims_in_family")
-            among = f"over {family} {details.get('correction') or ''} claims".replace("  ", " ") if family else ""
-            yield "p corrected", p_bare(corrected), among
+        yield from _p_facts(first, details)
     margin = verdict.get("margin")
     yield "margin", _plain(margin) if margin is not None else "none declared", ""
-    size = kind not in ("generalises", "probe") and verdict.get("status") != "untested"
-    if size:
-        yield "detectable", _plain(verdict.get("detectable")), "smallest difference, 80 % power"
-        if margin is not None:
-            yield "n to settle", _count(verdict.get("needed_n"), "items"), "for the margin"
-    elif kind == "generalises":
+    if kind == "generalises":
         yield "detectable", "does not apply", "to a share"
+    elif kind != "probe" and verdict.get("status") != "untested":
+        yield "detectable", _plain(verdict.get("detectable")), "at 80 % power"
+        if margin is not None:
+            yield "settles the margin", _count(verdict.get("needed_n"), "items"), ""
     if first:
         yield "method", first.get("method"), ""
+
+
+def _p_facts(first: Json, details: Json) -> Iterator[tuple[str, str | None, str]]:
+    if first.get("p") is not None:
+        yield "p", p_bare(first["p"], first.get("p_floor")), str(first.get("p_method") or "")
+    corrected, family = details.get("p_corrected"), details.get("claims_in_family")
+    if corrected is not None:
+        yield "p corrected", p_bare(corrected), f"over {family} claims" if family else ""
 
 
 def p_bare(p: float, floor: float | None = None) -> str:
