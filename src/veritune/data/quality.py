@@ -1,0 +1,516 @@
+"""Row checks: each finding gives a reason, and reasons are counted by source.
+
+Patterns stand in `patterns.yaml`, which a user extends with a file of the same form. Any function that takes a Row and
+returns what is wrong (a text, several, or nothing) is a check as well. Checks flag; they never drop a row.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from veritune.data.split import SHORT_PROMPT, problem_of, stratum_of
+from veritune.data.text import canonical
+from veritune.errors import DataError
+from veritune.records import Finding, Row
+
+Check = Callable[[Row], "str | Finding | Iterable[str | Finding] | None"]
+Severity = Literal["error", "warning", "note"]
+
+PATTERNS = Path(__file__).with_name("patterns.yaml")
+MIN_FOR_OUTLIERS = 20  # rows of one source, below which "unusually long" means nothing
+OUTLIER_Z = 6.0  # robust standard deviations of log length
+MIN_LETTERS = 40  # letters a text needs before its script is judged
+MINOR_SCRIPT = 0.15  # share of the letters from which a second script counts as mixed
+UNKNOWN_LICENCES = frozenset({"", "unknown", "none", "null", "n/a", "other", "unlicensed", "proprietary"})
+
+
+@dataclass(frozen=True, slots=True)
+class QualityConfig:
+    """What to check. `patterns` are user files, `checks` functions, `off` reasons not to run.
+
+    `allowed_licences` (lower case), when given, flags every other licence.
+    """
+
+    patterns: tuple[str | Path, ...] = ()
+    checks: tuple[Check, ...] = ()
+    off: tuple[str, ...] = ()
+    expected_field: str = "expected_answer"
+    licence_fields: tuple[str, ...] = ("license", "licence")
+    allowed_licences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QualityResult:
+    """Findings in the order of the rows, and `counts[reason]` = rows flagged, out of `n_rows`, in all and by source."""
+
+    findings: tuple[Finding, ...]
+    counts: Mapping[str, Any]
+    n_rows: int
+    rows_by_source: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def flagged(self) -> frozenset[str]:
+        """Ids of rows with a finding above a note."""
+        return frozenset(f.row_id for f in self.findings if f.row_id is not None and f.severity != "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One reason of the pattern file, compiled."""
+
+    reason: str
+    says: str
+    where: tuple[str, ...]
+    severity: Severity
+    regex: re.Pattern[str]
+
+    def __call__(self, row: Row) -> Iterator[Finding]:
+        for turn, message in enumerate(row.messages):
+            hit = self.regex.search(message.content.lower()) if message.role in self.where else None
+            if hit is not None:
+                found = hit[0].strip()[:120]
+                evidence = {"found": found, "turn": turn + 1, "role": message.role}
+                message_ = f"{self.says}: {found!r}"
+                yield _finding(row, self.reason, message_, self.severity, evidence)
+                return
+
+
+# ---------------------------------------------------------------- the pass
+
+
+def check_rows(rows: Sequence[Row], config: QualityConfig | None = None) -> QualityResult:
+    """Every check over every row. Raises DataError for a pattern file or a check function that cannot be used."""
+    config = config or QualityConfig()
+    patterns, nouns = load_patterns(*config.patterns)
+    ready = {p.reason: p for p in patterns}
+    checks: dict[str, Check] = {**_CHECKS, **ready}
+    checks["expected_answer"] = lambda row: _expected(row, config.expected_field)
+    checks["impossible_count"] = lambda row: _impossible(row, nouns)
+    unknown = sorted(set(config.off) - set(checks) - set(_SET_CHECKS) - {c.__name__ for c in config.checks})
+    if unknown:
+        known = ", ".join(sorted({*checks, *_SET_CHECKS}))
+        raise DataError(f"no check is called {unknown[0]!r}.", fix=f"Known: {known}.")
+    active = [(name, check) for name, check in checks.items() if name not in config.off]
+    active += [(c.__name__, c) for c in config.checks if c.__name__ not in config.off]
+    found: list[list[Finding]] = [[f for name, check in active for f in _run(name, check, row)] for row in rows]
+    place = {row.id: i for i, row in enumerate(rows)}
+    general: list[Finding] = []
+    for name, set_check in _SET_CHECKS.items():
+        for finding in set_check(rows, config) if name not in config.off else ():
+            (found[place[finding.row_id]] if finding.row_id is not None else general).append(finding)
+    findings = (*general, *(f for of_row in found for f in of_row))
+    totals = Counter(stratum_of(row, "source") for row in rows)
+    return QualityResult(findings, _counted(findings, rows), len(rows), dict(totals))
+
+
+def _counted(findings: Iterable[Finding], rows: Sequence[Row]) -> dict[str, Any]:
+    source = {row.id: stratum_of(row, "source") for row in rows}
+    flagged: dict[str, set[str]] = defaultdict(set)
+    severity: dict[str, str] = {}
+    for finding in findings:
+        reason = finding.check.removeprefix("quality.")
+        severity.setdefault(reason, finding.severity)
+        if finding.row_id is not None:
+            flagged[reason].add(finding.row_id)
+    return {
+        reason: {
+            "rows": len(flagged[reason]),
+            "n_rows": len(rows),
+            "severity": severity[reason],
+            "by_source": dict(sorted(Counter(source[i] for i in flagged[reason]).items())),
+        }
+        for reason in sorted(severity, key=lambda r: (-len(flagged[r]), r))
+    }
+
+
+def _run(name: str, check: Check, row: Row) -> Iterator[Finding]:
+    """The findings of one check on one row; a user's function that raises is named, not passed over."""
+    try:
+        answer = check(row)
+        items = [] if answer is None else [answer] if isinstance(answer, str | Finding) else list(answer)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"check {name!r} failed on row {row.id!r}: {type(error).__name__}: {error}.", fix="Correct the function."
+        ) from error
+    for item in items:
+        if isinstance(item, Finding):
+            yield item
+        elif isinstance(item, str):
+            yield _finding(row, name, item)
+        else:
+            raise DataError(f"check {name!r} gave a {type(item).__name__}; expected a text, a Finding or None.")
+
+
+def _finding(
+    row: Row, reason: str, message: str, severity: Severity = "warning", evidence: Mapping[str, Any] | None = None
+) -> Finding:
+    return Finding(
+        f"quality.{reason}", severity, message, row.id, row.source or None, row.line or None, None, evidence or {}
+    )
+
+
+# ---------------------------------------------------------------- the pattern file
+
+
+def load_patterns(*extra: str | Path) -> tuple[tuple[Pattern, ...], frozenset[str]]:
+    """The compiled patterns and the countable nouns of the built-in file and of each file in `extra`, in order."""
+    return _load_patterns(tuple(str(path) for path in (PATTERNS, *extra)))
+
+
+@lru_cache(maxsize=8)
+def _load_patterns(paths: tuple[str, ...]) -> tuple[tuple[Pattern, ...], frozenset[str]]:
+    import yaml
+
+    merged: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8") as stream:
+                content = yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DataError(f"pattern file {path} cannot be read: {error}.", fix="It is YAML in UTF-8.") from error
+        for reason, entry in _entries(content, path):
+            old = merged.get(reason, {})
+            before = [] if entry.get("replace") else old.get("patterns", [])
+            merged[reason] = {**old, **entry, "patterns": [*before, *entry.get("patterns", [])], "file": path}
+    nouns = " ".join(str(merged.pop("countable", {}).get("nouns", "")).split()).split()
+    done = tuple(_compiled(reason, entry) for reason, entry in merged.items() if not entry.get("off"))
+    return done, frozenset(nouns)
+
+
+def _entries(content: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise DataError(f"pattern file {path} holds a {type(content).__name__}; expected reasons with their patterns.")
+    known = {"says", "where", "severity", "patterns", "replace", "off", "nouns"}
+    for reason, entry in content.items():
+        if not isinstance(entry, dict) or set(entry) - known:
+            odd = sorted(set(entry) - known) if isinstance(entry, dict) else entry
+            raise DataError(
+                f"{path}: {reason} holds {odd!r}; expected {', '.join(sorted(known))}.",
+                fix="See the head of the built-in patterns.yaml.",
+            )
+        patterns = entry.get("patterns", [])
+        if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
+            raise DataError(f"{path}: {reason}.patterns holds {patterns!r}; expected a list of texts.")
+        yield str(reason), entry
+
+
+def _compiled(reason: str, entry: Mapping[str, Any]) -> Pattern:
+    for pattern in entry["patterns"]:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise DataError(
+                f"{entry['file']}: {reason}: {pattern!r} is no regular expression: {error}.", fix="Correct or quote it."
+            ) from error
+    severity = entry.get("severity", "warning")
+    where = tuple(entry.get("where", ("assistant",)))
+    if severity not in ("error", "warning", "note") or not set(where) <= {"system", "user", "assistant"}:
+        raise DataError(
+            f"{entry['file']}: {reason} has severity {severity!r} and where {list(where)}.",
+            fix="severity: error, warning or note; where: system, user, assistant.",
+        )
+    inline = "|".join(f"(?:{_scoped(p)})" for p in entry["patterns"]) or r"(?!)"
+    return Pattern(reason, str(entry.get("says", reason)), where, cast(Severity, severity), re.compile(inline))
+
+
+def _scoped(pattern: str) -> str:
+    """A leading `(?m)` as a scoped flag, so that patterns can be joined."""
+    flags = re.match(r"\(\?([aimsx]+)\)", pattern)
+    return f"(?{flags[1]}:{pattern[flags.end() :]})" if flags else pattern
+
+
+# ---------------------------------------------------------------- answers
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last complete `\boxed{...}`, braces counted; None when there is none."""
+    found = None
+    for start in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
+        depth, i = 1, start.end()
+        while i < len(text) and depth:
+            if text[i] == "\\":
+                i += 2
+                continue
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            i += 1
+        if depth == 0:
+            found = text[start.end() : i - 1]
+    return found
+
+
+def final_answer(text: str) -> str | None:
+    r"""What a worked answer ends on: the last `\boxed{}`, else the last `####` line; None when it has neither."""
+    inside = boxed(text)
+    if inside is not None:
+        return inside.strip()
+    marks = re.findall(r"(?m)^\s*####[ \t]*(.+?)\s*$", text)
+    return str(marks[-1]) if marks else None
+
+
+def number_of(answer: str) -> Fraction | None:
+    r"""An answer as an exact number: `$1,250.00`, `-3`, `1/2`, `\frac{1}{2}`, `2 1/2`, `12\%`; None when it is none."""
+    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", answer.replace("−", "-"))
+    text = re.sub(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r" \1/\2", text)
+    text = re.sub(r"\\[!,;: ]|\\(?:left|right)|[$€£{}]|\\%|%|°|\\circ|\^", "", text).strip().rstrip(".")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    match = re.fullmatch(r"([+-]?)\s*(?:(\d+)\s+)?(\d+(?:\.\d+)?|\.\d+)(?:\s*/\s*(\d+(?:\.\d+)?))?", text)
+    if match is None or (match[2] and not match[4]):
+        return None
+    below = Fraction(match[4] or 1)
+    if below == 0:
+        return None
+    value = Fraction(match[2] or 0) + Fraction(match[3]) / below
+    return -value if match[1] == "-" else value
+
+
+def same_answer(a: str, b: str) -> bool:
+    """Whether two answers are the same number, or the same text once white space, case and markup are set aside."""
+    left, right = number_of(a), number_of(b)
+    if left is not None and right is not None:
+        return left == right
+    return _bare(a) == _bare(b)
+
+
+def _bare(answer: str) -> str:
+    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", answer)
+    text = re.sub(r"\\[dt]frac", r"\\frac", re.sub(r"\\(?:left|right)|\\[!,;: ]|\$", "", text))
+    return re.sub(r"\s+", "", canonical(text)).rstrip(".")
+
+
+def _expected(row: Row, field: str) -> Iterator[Finding]:
+    wanted = row.meta.get(field)
+    if wanted is None or wanted == "" or isinstance(wanted, dict | list):
+        return
+    text = str(wanted)
+    wanted = final_answer(text) or text.strip()
+    found = final_answer(row.target or "")
+    evidence = {"expected": wanted, "found": found, "field": field}
+    if found is None:
+        if not _stands_at_end(wanted, row.target or ""):
+            message = f"{field} is {wanted!r}, the answer has neither \\boxed{{}} nor #### and does not end on it"
+            yield _finding(row, "no_final_answer", message, "note", evidence)
+    elif not same_answer(found, wanted):
+        yield _finding(
+            row, "expected_answer", f"the answer ends on {found!r}, {field} is {wanted!r}", "warning", evidence
+        )
+
+
+def _stands_at_end(wanted: str, target: str) -> bool:
+    lines = target.strip().splitlines()
+    last = canonical(lines[-1]) if lines else ""
+    number = number_of(wanted)
+    if number is None:
+        return canonical(wanted) in last
+    figures = re.findall(r"[+-]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?", last)
+    return bool(figures) and number_of(figures[-1].rstrip(",")) == number
+
+
+# ---------------------------------------------------------------- checks of one row
+
+
+def _empty_target(row: Row) -> Iterator[Finding]:
+    if row.target is None or not canonical(row.target):
+        yield _finding(row, "empty_target", "there is no answer to learn from", "error")
+
+
+def _cut_off(row: Row) -> Iterator[Finding]:
+    """Signs of a cut answer that a pattern cannot see: an open fence, an open box, a length stop in the metadata."""
+    target = row.target or ""
+    if row.meta.get("finish_reason") == "length" or row.meta.get("truncated") is True:
+        yield _finding(row, "truncated", "its metadata says that generation stopped at the length limit")
+    elif len(re.findall(r"(?m)^\s*```", target)) % 2:
+        yield _finding(row, "truncated", "a code block is never closed", evidence={"found": "```"})
+    elif target.count("\\boxed{") and boxed(target[target.rindex("\\boxed{") :]) is None:
+        yield _finding(row, "truncated", "its last \\boxed{ is never closed", evidence={"found": target[-60:]})
+
+
+def _role_order(row: Row) -> Iterator[Finding]:
+    roles = [m.role for m in row.messages if m.role != "system"]
+    wrong = any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)) or len(roles) % 2
+    if wrong or any(m.role == "system" for m in row.messages[1:]):
+        found = " ".join(m.role for m in row.messages[:8])
+        yield _finding(row, "role_order", f"roles out of order: {found}", "error", {"found": found})
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffd\ufffe\uffff]")  # fmt: skip
+
+
+def _control_characters(row: Row) -> Iterator[Finding]:
+    for turn, message in enumerate(row.messages):
+        found = sorted(set(_CONTROL.findall(message.content)))
+        if found:
+            names = [f"U+{ord(c):04X}" for c in found]
+            n = len(_CONTROL.findall(message.content))
+            text = f"turn {turn + 1} holds {n} control or invisible characters: {', '.join(names[:5])}"
+            yield _finding(row, "control_characters", text, "warning", {"found": names, "n": n, "turn": turn + 1})
+            return
+
+
+_SCRIPTS = (
+    ("Latin", "A-Za-z\u00c0-\u024f\u1e00-\u1eff"),
+    ("Greek", "\u0370-\u03ff\u1f00-\u1fff"),
+    ("Cyrillic", "\u0400-\u052f"),
+    ("Hebrew", "\u0590-\u05ff"),
+    ("Arabic", "\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff"),
+    ("Devanagari", "\u0900-\u097f"),
+    ("Thai", "\u0e00-\u0e7f"),
+    ("Hangul", "\u1100-\u11ff\uac00-\ud7af"),
+    ("Han and kana", "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"),
+)
+_SCRIPT_RE = tuple((name, re.compile(f"[{chars}]")) for name, chars in _SCRIPTS)
+
+
+def scripts_of(text: str) -> dict[str, int]:
+    """Letters per script, most frequent first; code in fences and TeX commands are left out."""
+    if text.isascii():
+        return {"Latin": sum(map(str.isalpha, text))}
+    plain = re.sub(r"```.*?(?:```|\Z)|\\[A-Za-z]+|https?://\S+", " ", text, flags=re.DOTALL)
+    counts = {name: len(regex.findall(plain)) for name, regex in _SCRIPT_RE}
+    return dict(sorted(((k, n) for k, n in counts.items() if n), key=lambda item: -item[1]))
+
+
+def _mixed_languages(row: Row) -> Iterator[Finding]:
+    """Two scripts in one answer, or an answer in another script than the question. Languages of one script are not seen."""
+    target = row.target or ""
+    if target.isascii() and all(m.content.isascii() for m in row.messages):
+        return
+    answer = scripts_of(target)
+    letters = sum(answer.values())
+    if letters < MIN_LETTERS:
+        return
+    minor = {name: n for name, n in list(answer.items())[1:] if n >= MINOR_SCRIPT * letters and name != "Greek"}
+    if minor:
+        what = ", ".join(f"{name} {n / letters:.0%}" for name, n in answer.items() if n >= MINOR_SCRIPT * letters)
+        text = f"the answer mixes scripts: {what} of {letters} letters"
+        yield _finding(row, "mixed_languages", text, "warning", {"scripts": answer, "letters": letters})
+        return
+    asked = scripts_of("\n".join(m.content for m in row.prompt if m.role == "user"))
+    if sum(asked.values()) >= MIN_LETTERS and next(iter(asked)) != next(iter(answer)):
+        text = f"asked in {next(iter(asked))}, answered in {next(iter(answer))}"
+        yield _finding(row, "mixed_languages", text, "note", {"asked": asked, "answered": answer})
+
+
+@lru_cache(maxsize=8)
+def _counting(nouns: frozenset[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    names = "|".join(sorted(nouns, key=lambda n: (-len(n), n))) or r"(?!)"
+    fraction = re.compile(
+        rf"(?<![\d.,$/])(\d+\.\d*[1-9]\d*)\s+(?:more |fewer |other |new )?({names})\b(?!\s*(?:per|/|an? ))"
+    )
+    asked = re.compile(rf"how many (?:\w+ ){{0,2}}?({names})\b(?!\s+(?:per|an?|each|every)\b)")
+    return fraction, asked
+
+
+def _impossible(row: Row, nouns: frozenset[str]) -> Iterator[Finding]:
+    """`7.5 children`, or a negative or broken final answer to `how many children`."""
+    fraction, asked = _counting(nouns)
+    target = row.target or ""
+    answer = final_answer(target)
+    value = number_of(answer) if answer is not None else None
+    if value is not None and (value < 0 or value.denominator != 1):
+        question = row.prompt[-1].content.lower() if row.prompt else ""
+        hits = asked.findall(question)
+        if hits and "average" not in question and "percent" not in question:
+            text = f"the answer to 'how many {hits[-1]}' is {answer}"
+            yield _finding(row, "impossible_count", text, "warning", {"found": answer, "noun": hits[-1]})
+            return
+    lowered = target.lower()
+    hit = fraction.search(lowered)
+    if hit is not None and "average" not in lowered and "per " not in lowered[hit.end() : hit.end() + 12]:
+        yield _finding(row, "impossible_count", f"{hit[0]!r} is no count", "warning", {"found": hit[0], "noun": hit[2]})
+
+
+_CHECKS: dict[str, Check] = {
+    "empty_target": _empty_target,
+    "role_order": _role_order,
+    "cut_off": _cut_off,
+    "control_characters": _control_characters,
+    "mixed_languages": _mixed_languages,
+}
+
+
+# ---------------------------------------------------------------- checks of the whole set
+
+
+def _conflicts(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
+    """One prompt (system prompt included), different final answers; or different texts, which is only a note."""
+    by_prompt: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        prompt = problem_of(row)
+        if len(prompt.split()) >= SHORT_PROMPT or any(c.isdigit() for c in prompt):
+            by_prompt[f"{canonical(row.text('system'))}\0{prompt}"].append(row)
+    for same in by_prompt.values():
+        if len(same) < 2:
+            continue
+        answers = {row.id: final_answer(row.target or "") for row in same}
+        given = [answer for answer in answers.values() if answer is not None]
+        differ = any(not same_answer(given[0], answer) for answer in given[1:])
+        texts = {canonical(row.target or "") for row in same}
+        for row in same if differ or len(texts) > 1 else ():
+            others = [other.id for other in same if other.id != row.id][:5]
+            evidence = {"others": others, "n": len(same), "answer": answers[row.id]}
+            if differ:
+                text = f"the same prompt has {len(same)} rows with different final answers"
+                yield _finding(row, "conflict", text, "warning", evidence)
+            else:
+                text = f"the same prompt has {len(same)} rows with different answer texts"
+                yield _finding(row, "several_answers", text, "note", evidence)
+
+
+def _outliers(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
+    """Answers whose log length is far from their source's median, in units of the scaled median absolute deviation."""
+    import numpy as np
+
+    by_source: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.target:
+            by_source[stratum_of(row, "source")].append(row)
+    for source, group in by_source.items():
+        if len(group) < MIN_FOR_OUTLIERS:
+            continue
+        log_N = np.log([len(row.target or "") for row in group])
+        middle = float(np.median(log_N))
+        spread = max(1.4826 * float(np.median(np.abs(log_N - middle))), 0.1)
+        z_N = (log_N - middle) / spread
+        for i in np.flatnonzero(np.abs(z_N) > OUTLIER_Z).tolist():
+            n = len(group[i].target or "")
+            kind = "long" if z_N[i] > 0 else "short"
+            text = f"unusually {kind}: {n} characters where the median of {source or 'this source'} is {math.exp(middle):.0f}"
+            evidence = {"characters": n, "median": math.exp(middle), "robust_z": round(float(z_N[i]), 2)}
+            yield _finding(group[i], "length_outlier", text, "warning", evidence)
+
+
+def _licences(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
+    """Rows without a known licence, where the data names licences at all; one note where it names none."""
+    fields = [name for name in config.licence_fields if any(name in row.meta for row in rows)]
+    if not fields:
+        if rows:
+            text = f"no row names a licence (looked for {', '.join(config.licence_fields)})"
+            yield Finding("quality.unlicensed", "note", text, evidence={"n_rows": len(rows)})
+        return
+    allowed = {name.lower() for name in config.allowed_licences}
+    for row in rows:
+        value = next((row.meta[name] for name in fields if row.meta.get(name) is not None), None)
+        name = unicodedata.normalize("NFKC", str(value if value is not None else "")).strip().lower()
+        if name in UNKNOWN_LICENCES or (allowed and name not in allowed):
+            text = f"licence {name!r} is not among the allowed ones" if allowed and name else "no known licence"
+            yield _finding(row, "unlicensed", text, "warning", {"found": name or None})
+
+
+_SET_CHECKS: dict[str, Callable[[Sequence[Row], QualityConfig], Iterator[Finding]]] = {
+    "conflict": _conflicts,
+    "length_outlier": _outliers,
+    "unlicensed": _licences,
+}

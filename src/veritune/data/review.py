@@ -1,0 +1,387 @@
+"""Review packs, decisions, and the lineage of data versions.
+
+A pack is a JSONL file of suspicious rows for a person to read: fill in `decision` (`keep`, `drop` or `edit`), `why`
+and `reviewer`. `apply_decisions` turns it into the next version of the data; what was dropped or edited is counted by
+reason. Beside the data lies `_lineage.jsonl`, to which every version and every retirement is appended, by content hash:
+a retired version is refused under any file name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from veritune.data.split import stratum_of
+from veritune.errors import DataError
+from veritune.records import Finding, Message, Row, dumps, to_json
+from veritune.store import disk_errors, sha256_file, write_text
+
+LEDGER = "_lineage.jsonl"
+DECISIONS = ("keep", "drop", "edit")
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewItem:
+    """One row to look at. `reasons` is empty for a control row, drawn from those no check has flagged."""
+
+    row: Row
+    reasons: tuple[str, ...]
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a reviewer decided on a row; `row_sha256` is the row as it was read, so that a stale decision is refused."""
+
+    row_id: str
+    decision: Literal["keep", "drop", "edit"]
+    why: str
+    reviewer: str
+    row_sha256: str
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The rows that go on, and how many were kept, dropped and edited; `by_why` counts drops and edits by their reason."""
+
+    rows: tuple[Row, ...]
+    kept: int
+    dropped: int
+    edited: int
+    by_why: Mapping[str, int]
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of the data in a folder's lineage. `retired` is the reason why it may no longer be trained on."""
+
+    sha256: str
+    file: str
+    rows: int | None
+    parents: tuple[str, ...] = ()
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    how: str = ""
+    created: str = ""
+    retired: str | None = None
+    successor: str | None = None
+
+    @property
+    def short(self) -> str:
+        return self.sha256[:12]
+
+
+# ---------------------------------------------------------------- packs
+
+
+def make_pack(
+    rows: Sequence[Row], findings: Iterable[Finding], *, per_reason: int = 20, control: int = 10, seed: int = 0
+) -> tuple[ReviewItem, ...]:
+    """Suspicious rows to read: up to `per_reason` of each reason, spread over the sources, and `control` unflagged ones.
+
+    The same rows, findings and seed give the same pack. Notes make no row suspicious.
+    """
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    for finding in findings:
+        if finding.row_id is not None and finding.severity != "note":
+            texts[finding.row_id].setdefault(finding.check, finding.message)
+    by_id = {row.id: row for row in rows}
+    reasons = sorted({reason for found in texts.values() for reason in found})
+    chosen: set[str] = set()
+    for reason in reasons:
+        chosen |= set(_sample([by_id[i] for i in texts if reason in texts[i] and i in by_id], per_reason, seed, reason))
+    calm = [row for row in rows if row.id not in texts]
+    chosen |= set(_sample(calm, control, seed, "control"))
+    return tuple(
+        ReviewItem(row, tuple(texts.get(row.id, {})), tuple(texts.get(row.id, {}).values()))
+        for row in rows
+        if row.id in chosen
+    )
+
+
+def _sample(rows: Sequence[Row], n: int, seed: int, purpose: str) -> list[str]:
+    """Ids of `n` rows, drawn in turn from each source (shuffled under the seed), so that no source is left out."""
+    draw = random.Random(f"{seed}\0{purpose}")
+    groups: dict[str, list[str]] = defaultdict(list)
+    for row in sorted(rows, key=lambda r: r.id):
+        groups[stratum_of(row, "source")].append(row.id)
+    for name in sorted(groups):
+        draw.shuffle(groups[name])
+    order = sorted(groups)
+    draw.shuffle(order)
+    taken: list[str] = []
+    while len(taken) < n and any(groups.values()):
+        for name in order:
+            if groups[name] and len(taken) < n:
+                taken.append(groups[name].pop())
+    return taken
+
+
+def write_pack(items: Iterable[ReviewItem], path: str | Path) -> Path:
+    """The pack as JSONL, one row a line, `decision`, `why`, `reviewer` and `edited` left open for the reviewer."""
+    lines = []
+    for item in items:
+        record = {
+            "row_id": item.row.id,
+            "row_sha256": row_sha256(item.row),
+            "source": item.row.source,
+            "line": item.row.line,
+            "reasons": list(item.reasons),
+            "found": list(item.messages),
+            "messages": [{"role": m.role, "content": m.content} for m in item.row.messages],
+            "decision": None,
+            "why": None,
+            "reviewer": None,
+            "edited": None,
+        }
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_text(Path(path), "".join(lines))
+    return Path(path)
+
+
+def row_sha256(row: Row) -> str:
+    """Hash of what a row says: its id and turns."""
+    return hashlib.sha256(dumps([row.id, row.messages]).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def read_decisions(path: str | Path) -> tuple[Decision, ...]:
+    """The decisions of a pack that came back; rows still open are left out. Raises DataError naming line and field."""
+    decisions = []
+    seen: dict[str, int] = {}
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", fix="It is a JSONL file in UTF-8.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: broken JSON: {error}.", fix="Correct the line.") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}:{number}: found {type(record).__name__}.", fix="Each line is a row of the pack.")
+        if record.get("decision") is None:
+            continue
+        decision = _decision(record, f"{path}:{number}")
+        if decision.row_id in seen:
+            raise DataError(
+                f"{path}:{number}: {decision.row_id!r} was decided on line {seen[decision.row_id]} already.",
+                fix="Keep one of the two.",
+            )
+        seen[decision.row_id] = number
+        decisions.append(decision)
+    return tuple(decisions)
+
+
+def _decision(record: Mapping[str, Any], where: str) -> Decision:
+    choice = record.get("decision")
+    if choice not in DECISIONS:
+        raise DataError(f"{where}: decision is {choice!r}.", fix=f"Expected {', '.join(DECISIONS)}, or null if open.")
+    for name in ("row_id", "row_sha256", "reviewer", *(("why",) if choice != "keep" else ())):
+        if not isinstance(record.get(name), str) or not record[name].strip():
+            raise DataError(f"{where}: {choice} without {name}.", fix=f"Fill in {name}.")
+    messages: tuple[Message, ...] = ()
+    if choice == "edit":
+        edited = record.get("edited")
+        if not isinstance(edited, list) or not all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in edited
+        ):
+            raise DataError(f"{where}: edit without the edited messages.", fix="Put the whole new list in `edited`.")
+        messages = tuple(Message(m["role"], m["content"]) for m in edited)
+    why = str(record.get("why") or "")
+    return Decision(record["row_id"], choice, why, record["reviewer"], record["row_sha256"], messages)
+
+
+def apply_decisions(rows: Sequence[Row], decisions: Sequence[Decision]) -> Applied:
+    """The next version's rows. Raises DataError for decisions on unknown rows, or on rows that have changed since."""
+    from veritune.data.load import require_clean, rows_from
+
+    by_id = {d.row_id: d for d in decisions}
+    known = {row.id: row for row in rows}
+    for decision in decisions:
+        row = known.get(decision.row_id)
+        if row is None:
+            raise DataError(f"decision on {decision.row_id!r}, which is no row of this data.", fix="Use its own pack.")
+        if row_sha256(row) != decision.row_sha256:
+            raise DataError(
+                f"row {decision.row_id!r} has changed since it was reviewed.", fix="Make a new pack and look again."
+            )
+    after = []
+    why: Counter[str] = Counter()
+    for row in rows:
+        made = by_id.get(row.id)
+        if made is not None and made.decision != "keep":
+            why[f"{made.decision}: {made.why}"] += 1
+        if made is None or made.decision == "keep":
+            after.append(row)
+        elif made.decision == "edit":
+            after.append(replace(row, messages=made.messages))
+    edited = [row for row in after if row.id in by_id]
+    if edited:
+        require_clean(rows_from(edited, source="edited rows"))
+    n = Counter(d.decision for d in decisions)
+    return Applied(tuple(after), n["keep"], n["drop"], n["edit"], dict(sorted(why.items())), tuple(decisions))
+
+
+# ---------------------------------------------------------------- versions
+
+
+def write_version(
+    rows: Sequence[Row],
+    path: str | Path,
+    *,
+    parents: Sequence[str | Path],
+    rejects: Mapping[str, int] | None = None,
+    how: str = "",
+) -> Version:
+    """Write `rows` as JSONL and append the version to the lineage: parents by hash, counts, rejects by reason.
+
+    Raises DataError when the file is there already: a version is written once.
+    """
+    target = Path(path)
+    if target.exists():
+        raise DataError(f"{target} is there already; a data version is written once.", fix="Choose another name.")
+    ledger = {v.sha256 for v in lineage(target.parent)}
+    lines: list[str] = []
+    for parent in parents:
+        sha = sha256_file(Path(parent))
+        if sha not in ledger:
+            lines.append(_event("version", Version(sha, Path(parent).name, None, how="as it came")))
+            ledger.add(sha)
+    write_text(target, "".join(_row_line(row) for row in rows))
+    version = Version(
+        sha256_file(target),
+        target.name,
+        len(rows),
+        tuple(sha256_file(Path(parent)) for parent in parents),
+        dict(rejects or {}),
+        how,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    _append(target.parent, [*lines, _event("version", version)])
+    return version
+
+
+def retire(path: str | Path, why: str, *, successor: str | Path | None = None) -> Version:
+    """Mark the version in `path` as one that may no longer be trained on. Raises DataError without a reason."""
+    if not why.strip():
+        raise DataError(f"{path} cannot be retired without a reason.", fix="Say why.")
+    file = Path(path)
+    sha = sha256_file(file)
+    lines = []
+    if all(v.sha256 != sha for v in lineage(file.parent)):
+        lines.append(_event("version", Version(sha, file.name, None, how="as it came")))
+    other = sha256_file(Path(successor)) if successor else None
+    record = {"event": "retired", "sha256": sha, "why": why, "successor": other, "created": _now()}
+    _append(file.parent, [*lines, dumps(record) + "\n"])
+    return next(v for v in lineage(file.parent) if v.sha256 == sha)
+
+
+def lineage(folder: str | Path) -> tuple[Version, ...]:
+    """Every version in a folder's lineage, oldest first, with retirements applied. Raises DataError where it is damaged."""
+    file = Path(folder) / LEDGER
+    if not file.exists():
+        return ()
+    versions: dict[str, Version] = {}
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            sha = record["sha256"]
+            if record["event"] == "retired":
+                versions[sha] = replace(versions[sha], retired=record["why"], successor=record["successor"])
+                continue
+            fields = {k: v for k, v in record.items() if k != "event"}
+            known = versions.get(sha)
+            made = Version(**{**fields, "parents": tuple(fields["parents"])})
+            versions[sha] = replace(made, retired=known.retired, successor=known.successor) if known else made
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file}:{number} is damaged: {error!r}.", fix="Restore it from a copy.") from error
+    return tuple(versions.values())
+
+
+def require_usable(path: str | Path, sha256: str | None = None) -> None:
+    """Raises DataError when the data in `path` is a retired version, whatever the file is called now."""
+    file = Path(path)
+    folder = file if file.is_dir() else file.parent
+    if not (folder / LEDGER).exists():
+        return
+    sha = sha256 or sha256_file(file)
+    version = next((v for v in lineage(folder) if v.sha256 == sha), None)
+    if version is not None and version.retired is not None:
+        after = next((v.file for v in lineage(folder) if v.sha256 == version.successor), None)
+        raise DataError(
+            f"{file.name} is data version {version.short}, retired: {version.retired}.",
+            fix=f"Train on {after} instead." if after else f"Make or choose another version ({folder / LEDGER}).",
+        )
+
+
+def draw_lineage(versions: Sequence[Version]) -> str:
+    """The lineage as a text tree, children under their first parent."""
+    known = {v.sha256 for v in versions}
+    children: dict[str | None, list[Version]] = defaultdict(list)
+    for version in versions:
+        parent = next((p for p in version.parents if p in known), None)
+        children[parent].append(version)
+    lines: list[str] = []
+
+    def walk(version: Version, indent: str, last: bool, top: bool) -> None:
+        stem = "" if top else indent + ("└─ " if last else "├─ ")
+        rows = "rows unknown" if version.rows is None else f"{version.rows:,} rows"
+        rejects = ", ".join(f"{n:,} {why}" for why, n in version.rejects.items())
+        gone = f"; without {rejects}" if rejects else ""
+        retired = f"  RETIRED: {version.retired}" if version.retired else ""
+        more = f"; also from {', '.join(p[:12] for p in version.parents[1:])}" if len(version.parents) > 1 else ""
+        lines.append(f"{stem}{version.file} [{version.short}] {rows}{gone}{more}{retired}")
+        inside = children[version.sha256]
+        for i, child in enumerate(inside):
+            walk(child, "" if top else indent + ("   " if last else "│  "), i == len(inside) - 1, False)
+
+    for root in children[None]:
+        walk(root, "", True, True)
+    return "\n".join(lines)
+
+
+def _row_line(row: Row) -> str:
+    """A row as JSON: id, messages, every other column as it came, and where it was read."""
+    record: dict[str, Any] = {"id": row.id, "messages": [{"role": m.role, "content": m.content} for m in row.messages]}
+    record.update((k, _jsonable(v)) for k, v in row.meta.items() if k not in record)
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _jsonable(value: Any) -> Any:
+    """Plain JSON, with dates and other table values as their text."""
+    try:
+        return to_json(value)
+    except (TypeError, ValueError):
+        if isinstance(value, Mapping):
+            return {str(k): _jsonable(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [_jsonable(v) for v in value]
+        return None if isinstance(value, float) else str(value)
+
+
+def _event(event: str, version: Version) -> str:
+    fields = {k: v for k, v in to_json(version).items() if k not in ("retired", "successor")}
+    return dumps({"event": event, **fields, "created": version.created or _now()}) + "\n"
+
+
+def _append(folder: Path, lines: Sequence[str]) -> None:
+    with disk_errors(folder / LEDGER), (folder / LEDGER).open("a", encoding="utf-8") as ledger:
+        ledger.write("".join(lines))
+        ledger.flush()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
