@@ -95,7 +95,7 @@ class Drawn:
     svg: Markup
     sources: tuple[str, ...]
     group: str = ""
-    files: tuple[str, ...] = field(default=())
+    files: tuple[tuple[str, str], ...] = field(default=())
 
 
 @contextmanager
@@ -134,8 +134,8 @@ def _drawings(records: Records) -> Iterator[tuple[str, list[Drawing]]]:
 # ---------------------------------------------------------------- files
 
 
-def _write_files(store: Store, drawing: Drawing, svg: str) -> list[str]:
-    """PNG, PDF, CSV and provenance, unless the very same are there. Their paths in the study folder."""
+def _write_files(store: Store, drawing: Drawing, svg: str) -> list[tuple[str, str]]:
+    """PNG, PDF, CSV and provenance, unless the very same are there: (kind, path in the study folder)."""
     names = {kind: f"figures/{drawing.name}.{kind}" for kind in ("png", "pdf", "csv")}
     record_path = store.figures / f"{drawing.name}.provenance.json"
     record = {
@@ -145,7 +145,7 @@ def _write_files(store: Store, drawing: Drawing, svg: str) -> list[str]:
         "drawing_sha256": sha256_text(svg),
         "matplotlib": _version(),
     }
-    files = [*names.values(), f"figures/{drawing.name}.provenance.json"]
+    files = [(k.upper(), n) for k, n in names.items()] + [("provenance", f"figures/{drawing.name}.provenance.json")]
     paths = {kind: store.root / name for kind, name in names.items()}
     if all(p.exists() for p in paths.values()) and _same(record_path, record):
         return files
@@ -208,11 +208,16 @@ def marker_of(records: Records, condition: str) -> str:
     return MARKERS[names.index(condition) % len(MARKERS)] if condition in names else "_"
 
 
-def _axes(height: float = HEIGHT_IN) -> tuple[Any, Any]:
+def _axes(x_label: str | None = None) -> tuple[Any, Any]:
+    """A figure with room for a legend above and, where there is an x label, for that below."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(WIDTH_IN, height))
-    axes = figure.add_axes((0.115, 0.15, 0.865, 0.72))
+    figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN))
+    axes = figure.add_axes((0.115, 0.15, 0.865, 0.74) if x_label else (0.115, 0.09, 0.865, 0.80))
+    if x_label:
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
@@ -357,12 +362,12 @@ def train_loss(records: Records) -> Drawing | None:
     curves = [(run, points) for run in records.runs if (points := _losses(run, "seen"))]
     if not curves:
         return None
-    figure, axes = _axes()
+    figure, axes = _axes("optimizer step")
     for run, points in curves:
         x, y = zip(*_thinned(points))
         axes.plot(x, y, color=colour_of(records, run.condition), linestyle=_dash(records, run), linewidth=1.3)
-    axes.set_xlabel("optimizer step")
     axes.set_ylabel("training loss, nats per token")
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     _run_legend(records, axes, [run for run, _ in curves])
     return Drawing(
@@ -382,7 +387,7 @@ def validation_nll(records: Records) -> Drawing | None:
     curves = [(run, points) for run in records.runs if (points := _losses(run, "validation"))]
     if not curves:
         return None
-    figure, axes = _axes()
+    figure, axes = _axes("optimizer step")
     for run, points in curves:
         look = {"color": colour_of(records, run.condition), "linestyle": _dash(records, run)}
         axes.plot(*zip(*points), marker=marker_of(records, run.condition), markersize=4, linewidth=1.3, **look)
@@ -395,8 +400,8 @@ def validation_nll(records: Records) -> Drawing | None:
         axes.annotate(
             "baseline", (1, base[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=MUTED
         )
-    axes.set_xlabel("optimizer step")
     axes.set_ylabel("validation NLL, nats per token")
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     _run_legend(records, axes, [run for run, _ in curves])
     best = {r.run_id: (r.training or {}).get("best_step") for r, _ in curves}
@@ -438,7 +443,7 @@ def gradient_shares(records: Records, condition: str) -> Drawing | None:
     run, shares = runs[0]
     names = [n for n in PARTS if any(n in share for _, share in shares)]
     names += sorted({n for _, share in shares for n in share} - set(names))
-    figure, axes = _axes()
+    figure, axes = _axes("optimizer step")
     points = _thinned(shares)
     steps = [step for step, _ in points]
     axes.stackplot(
@@ -450,7 +455,6 @@ def gradient_shares(records: Records, condition: str) -> Drawing | None:
     )
     axes.set_xlim(steps[0], steps[-1] if steps[-1] > steps[0] else steps[0] + 1)
     axes.set_ylim(0, 1)
-    axes.set_xlabel("optimizer step")
     axes.set_ylabel("share of squared norm")
     square = {"marker": "s", "linestyle": "none", "markersize": 6}
     _legend(axes, [(n, {"color": PARTS.get(n, PARTS["other"]), **square}) for n in names], columns=len(names))

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veritune.decide.wording import number, signed
+
 Json = Mapping[str, Any]
 
 WIDTH, LEFT, RIGHT = 380.0, 14.0, 366.0
@@ -26,6 +28,7 @@ class Plot:
     """An interval drawn to scale. `band` is the region that the margin calls too small to matter."""
 
     point: float
+    value: Mark
     bar: tuple[float, float] | None
     whisker: tuple[float, float] | None
     zero: Mark | None
@@ -56,6 +59,7 @@ def plot(verdict: Json, claim: Json) -> Plot | None:
     lines = tuple(Mark(scale(x), label) for x, label in declared)
     return Plot(
         point=scale(value),
+        value=_value(scale(value), kind, value),
         bar=(scale(bounds[0]), scale(bounds[1])) if bounds else None,
         whisker=(scale(simultaneous[0]), scale(simultaneous[1])) if simultaneous else None,
         zero=Mark(scale(0.0), "0") if with_zero else None,
@@ -65,6 +69,12 @@ def plot(verdict: Json, claim: Json) -> Plot | None:
         ends=_ends(kind, first),
         label=_label(first, declared),
     )
+
+
+def _value(x: float, kind: str, value: float) -> Mark:
+    """The number over the point, as the verdict's sentence writes it."""
+    text = number(value) if kind in ("generalises", "probe") else signed(value)
+    return Mark(min(max(x, LEFT + 22), RIGHT - 22), text.replace("-", "−"))
 
 
 def _declared(kind: str, verdict: Json, claim: Json) -> list[tuple[float, str]]:

@@ -91,6 +91,7 @@ def _environment() -> Any:
         "general": lambda x: _known(x, lambda v: f"{v:.6g}"),
         "known": lambda x: UNKNOWN if x is None else x,
         "setting": _setting,
+        "grouped": _grouped,
         "href": lambda path: "./" + quote(str(path), safe="/"),
         "get": views.get,
     }
@@ -99,6 +100,15 @@ def _environment() -> Any:
 
 def _fixed(value: Any, places: int = 3) -> Any:
     return _known(value, lambda v: f"{v:.{places}f}")
+
+
+def _grouped(paths: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Paths for a source line: the same file of several runs becomes one entry with the runs' ids."""
+    of_runs: dict[str, list[tuple[str, str]]] = {}
+    for path in dict.fromkeys(paths):
+        match = re.fullmatch(r"runs/([^/]+)/(.+)", path)
+        of_runs.setdefault(match.group(2) if match else path, []).extend([(match.group(1), path)] if match else [])
+    return [(runs[0][1], []) if len(runs) == 1 else (file, runs) for file, runs in of_runs.items()]
 
 
 def _known(value: Any, form: Any) -> Any:

@@ -28,6 +28,7 @@ ASKS = {
     "probe": "a recorded quantity meets a threshold",
 }
 SAMPLES = 3
+FAMILY_FACTS = ("rows", "originals", "variants", "singletons", "size_p50", "size_max")
 
 
 def get(record: Any, *path: str) -> Any:
@@ -125,9 +126,9 @@ def _facts(verdict: Json, estimates: Sequence[Json]) -> Iterator[tuple[str, str 
     margin = verdict.get("margin")
     yield "margin", _plain(margin) if margin is not None else "none declared", ""
     if kind == "generalises":
-        yield "detectable", "does not apply", "to a share"
+        yield "smallest detectable", "does not apply", "to a share"
     elif kind != "probe" and verdict.get("status") != "untested":
-        yield "detectable", _plain(verdict.get("detectable")), "at 80 % power"
+        yield "smallest detectable", _plain(verdict.get("detectable")), "at 80 % power"
         if margin is not None:
             yield "settles the margin", _count(verdict.get("needed_n"), "items"), ""
     if first:
@@ -190,19 +191,20 @@ def scores(records: Records) -> list[dict[str, Any]]:
                 "zones": zones,
                 "rows": [(run, [by_zone.get(z) for z in zones]) for run, by_zone in found],
                 "limit": next(iter(limits)) if len(limits) == 1 else spec.max_new_tokens,
-                "rules": _rules(zones, found),
+                "rules": _rules(zones, found, [rule.name for rule in spec.rules]),
                 "sources": [run.path("summary.json") for run in records.runs if run.summary],
             }
         )
     return tables
 
 
-def _rules(zones: Sequence[str], found: Sequence[tuple[Run, Json]]) -> list[dict[str, Any]]:
+def _rules(zones: Sequence[str], found: Sequence[tuple[Run, Json]], order: Sequence[str]) -> list[dict[str, Any]]:
     """Per zone, rule × run: how often each rule held, of how many. Empty where no summary recorded it."""
     tables = []
     for zone in sorted(zones, key=lambda z: z != "stranger"):
         by_run = [(run, get(by_zone, zone, "rules") or {}) for run, by_zone in found]
-        names = list(dict.fromkeys(name for _, rules in by_run for name in rules))
+        seen = list(dict.fromkeys(name for _, rules in by_run for name in rules))
+        names = sorted(seen, key=lambda name: order.index(name) if name in order else len(order))
         if names:
             rows = [(name, [rules.get(name) for _, rules in by_run]) for name in names]
             tables.append({"zone": zone, "runs": [run for run, _ in by_run], "rows": rows})
@@ -297,10 +299,11 @@ def _item(records: Records, arms: Sequence[Run], name: str, item_id: str) -> dic
     row: Json = records.rows.get(item_id) or {}
     messages = list(row.get("messages") or ())
     ends_on_answer = bool(messages) and messages[-1].get("role") == "assistant"
+    order = [rule.name for rule in records.study.evals[name].rules]
     by_arm = []
     for run in arms:
         score = next((s for s in run.scores[name] if str(s.get("item_id")) == item_id), None)
-        by_arm.append((run, score, list(_marks(score or {}))))
+        by_arm.append((run, score, list(_marks(score or {}, order))))
     return {
         "id": item_id,
         "prompt": messages[:-1] if ends_on_answer else messages,
@@ -310,10 +313,12 @@ def _item(records: Records, arms: Sequence[Run], name: str, item_id: str) -> dic
     }
 
 
-def _marks(score: Json) -> Iterator[tuple[str, bool | None, str]]:
-    """(rule, whether it held, what was found) for a rule-scored output; the extracted answer for a matched one."""
+def _marks(score: Json, order: Sequence[str]) -> Iterator[tuple[str, bool | None, str]]:
+    """(rule, whether it held, what was found) in the study's order; the extracted answer for a matched output."""
     found = get(score, "parts", "found") or {}
-    for rule, held in (get(score, "parts", "rules") or {}).items():
+    rules = get(score, "parts", "rules") or {}
+    for rule in sorted(rules, key=lambda name: order.index(name) if name in order else len(order)):
+        held = rules[rule]
         yield str(rule), held, json.dumps(found.get(rule), ensure_ascii=False, sort_keys=True)
     if "extracted" in (get(score, "parts") or {}):
         parts = score["parts"]
@@ -331,13 +336,14 @@ def data(records: Records) -> dict[str, Any]:
         for z in ZONES
         if get(facts, "zones", z)
     ]
-    families = {k: v for k, v in (get(facts, "families") or {}).items() if not isinstance(v, list | dict)}
+    counts = {k: v for k, v in (get(facts, "families") or {}).items() if not isinstance(v, list | dict)}
     largest = get(facts, "families", "largest") or []
     pairs = get(records.split, "counts", "pairs")
     findings = [*(get(records.split, "findings") or []), *records.findings]
     return {
         "zones": zones,
-        "families": list(families.items()),
+        "families": [(k, counts[k]) for k in FAMILY_FACTS if k in counts],
+        "more_families": [(k, v) for k, v in counts.items() if k not in FAMILY_FACTS],
         "evidence": list((get(facts, "families", "evidence") or {}).items()),
         "sizes": list((get(facts, "families", "sizes") or {}).items()),
         "largest": largest[:5],
@@ -368,6 +374,8 @@ def timeline(records: Records) -> list[dict[str, Any]]:
 
 
 def _flat(value: Any) -> str:
+    if value in (None, [], {}, ()):
+        return "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{k}: {_flat(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
