@@ -288,6 +288,8 @@ def test_few_seeds_against_a_fixed_arm_are_wider_than_satterthwaite():
     a = rng.random((2, 400)) + np.array([[0.0], [0.05]])
     comparison = compare_tables(table("a", a), table("b", rng.random((1, 400)), fixed=True))
     variance = seeds.new_items_and_seeds(seeds.crossed(comparison.pair), np.ones(1))
+    # Two runs against a fixed arm: nothing is subtracted.
+    assert variance.seeds == pytest.approx(a.mean(axis=1).var(ddof=1) / 2)
     low, high = variance.spread(0.0).interval(0.95)
     assert high > stats.t.ppf(0.975, variance.df) * variance.se
     assert variance.effective_df() == pytest.approx(comparison.estimate().df)

@@ -49,6 +49,18 @@ def test_without_a_margin_size_is_never_claimed():
     assert _word((-0.1, 0.1), (-0.05, 0.05), 0.5, None, 0.05)[0] == "inconclusive"
 
 
+def test_the_decision_rests_on_ci95_for_wins_and_ci90_for_equivalence():
+    kind = np.repeat([0, 1, 2], [540, 45, 15])
+    comparison = compare_tables(table("a", kind != 2), table("b", kind != 1))
+    one, two = comparison.estimate(0.95), comparison.estimate(0.90)
+    decision = decide(comparison, 0.027)
+    assert one.low < 0.027 < two.low
+    assert decision.interval == (one.low, one.high)
+    assert decision.equivalence_interval == (two.low, two.high)
+    assert decision.word == "better, size unresolved"
+    assert decide(comparison, 0.02).word == "better by the margin"
+
+
 def test_a_sign_flip_p_over_few_families_can_veto_a_win():
     rng = np.random.default_rng(0)
     family = tuple(str(i // 40) for i in range(200))
