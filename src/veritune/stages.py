@@ -231,6 +231,7 @@ class _Runner:
         decoding = Decoding(spec.max_new_tokens, spec.batch_size)
         outputs = generate(model, self.tokenizer, [context.data.prompts[r.id] for r in rows], decoding, on_batch)
         data = context.data
+        stamp.unlink(missing_ok=True)  # the stamp of other scores must not vouch for these
         scores = []
         for row, output in zip(rows, outputs):
             where = {"family": data.family_of[row.id], "zone": data.zone_of[row.id]}
@@ -259,7 +260,7 @@ class _Runner:
         context = ClaimContext(
             scales=dict.fromkeys(self.study.evals, (0.0, 1.0)),
             failure_values=dict.fromkeys(self.study.evals, 0.0),
-            evidence={"*": {"contamination": "unchecked", "replicated": None}},
+            evidence={"*": {"contamination": _contamination(kept), "replicated": None}},
         )
         verdicts = [
             replace(v, exploratory=v.exploratory or v.claim in exploratory) for v in judge(claims, tables, context)
@@ -276,6 +277,12 @@ class _Runner:
         folders = [self.store.run(cell.run_id) / "scores" for cell in cells]
         paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
         return {self.store.relative(path): read_json(path)["input_hash"] for path in paths}
+
+
+def _contamination(kept: Mapping[str, Any]) -> str:
+    """`clean` when no near-copy of a held-out item was found in the trained rows, else `found`."""
+    counts = kept["entries"][-1]["terms"]["facts"]["contamination"]["evals"].values()
+    return "found" if any(c["rows_exact"] + c["rows_confirmed"] for c in counts) else "clean"
 
 
 def scores(study: str | Path) -> dict[tuple[str, str], ScoreTable]:

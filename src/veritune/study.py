@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,14 +27,23 @@ ClaimKind = Literal[
 ]
 
 
+def _no_switch(value: Any) -> Any:
+    """YAML 1.1 reads `no`, `off` and `yes` as switches, which Python would take for 0 and 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found a switch ({'yes/on/true' if value else 'no/off/false'})")
+    return value
+
+
 def _number(value: Any) -> Any:
     """YAML 1.1 reads `3e-4` as text; a person means a number."""
+    _no_switch(value)
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):
         return float(value)
     return value
 
 
-Real = Annotated[float, BeforeValidator(_number)]
+Int = Annotated[int, BeforeValidator(_no_switch)]
+Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
 
 
@@ -67,12 +77,14 @@ class Data(_Section):
     """Column with a unique row id; without it the id is file and line."""
     near_duplicates: bool = True
     """Also join rows into one family when their texts are near-duplicates. Off only if you know better."""
+    evals: dict[Name, str] = Field(default_factory=dict)
+    """Benchmark files the rows must not hold, by name. An exact overlap stops the study before anything trains."""
 
 
 class SplitPlan(_Section):
     """How families are dealt to zones. A family never straddles `seen`+`sibling`, `stranger` and `validation`."""
 
-    seed: int = 0
+    seed: Int = 0
     """Seed of the deal; the same seed and families give the same zones."""
     stranger: Share = 0.3
     """Share of families held out whole."""
@@ -87,15 +99,17 @@ class Train(_Section):
 
     num_train_epochs: Annotated[Real, Field(gt=0)] = 3
     """Passes over the seen rows."""
-    max_steps: int = -1
+    max_steps: Int = -1
     """Stop after this many optimizer steps; -1 trains for `num_train_epochs`."""
-    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 8
+    per_device_train_batch_size: Annotated[Int, Field(ge=1)] = 8
     """Rows per device and micro-batch."""
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    gradient_accumulation_steps: Annotated[Int, Field(ge=1)] = 1
     """Micro-batches per optimizer step."""
     learning_rate: Annotated[Real, Field(gt=0, lt=1)] = 2e-4
     """Peak learning rate; a condition may name its own only if the study declares `lr` as a factor."""
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "cosine"
     """Schedule, as Hugging Face names them."""
     warmup_steps: Annotated[Real, Field(ge=0)] = 0.05
     """Warm-up: optimizer steps, or a share of them when below 1."""
@@ -103,10 +117,16 @@ class Train(_Section):
     """AdamW weight decay."""
     max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
     """Gradient clipping norm."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
+    max_length: Annotated[Int, Field(ge=8)] = 1024
     """Longest row in tokens. A longer row is an error, never cut in silence."""
-    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    eval_steps: Annotated[Int, Field(ge=1)] | None = None
     """Validation NLL and a checkpoint every so many optimizer steps, and at the end; None means once an epoch."""
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Train:
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}: expected -1 (train for num_train_epochs) or at least 1")
+        return self
 
 
 class Condition(_Section):
@@ -118,7 +138,7 @@ class Condition(_Section):
     """`lora`, `full`, or any PEFT method by its name (`prompt_tuning`, `ia3`, ...) with its own config fields."""
     target_modules: str | tuple[str, ...] | None = None
     """`attention`, `mlp`, `all-linear`, or a list of module names. LoRA-like methods only."""
-    r: Annotated[int, Field(ge=1)] | None = None
+    r: Annotated[Int, Field(ge=1)] | None = None
     """LoRA rank."""
     lora_alpha: Annotated[Real, Field(gt=0)] | None = None
     """LoRA scaling numerator; the update is scaled by lora_alpha / r."""
@@ -146,6 +166,13 @@ class Condition(_Section):
         return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})
 
 
+def _compiled(key: str, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as exc:
+        raise ValueError(f"{key} is not a regular expression: {exc}") from exc
+
+
 class Rule(_Section):
     """One yes/no rule about an output. Exactly one of `pattern`, `contains`, `absent`."""
 
@@ -157,7 +184,7 @@ class Rule(_Section):
     """Text that must occur; `{column}` is filled from the item's own columns."""
     absent: tuple[str, ...] | None = None
     """Phrases that must not occur, compared without case."""
-    count: int | None = None
+    count: Annotated[Int, Field(ge=0)] | None = None
     """With `pattern`: it must be found exactly so many times."""
     when: dict[str, str] | None = None
     """With `pattern`: must be found in items whose columns equal these values, and must not in all others."""
@@ -174,11 +201,21 @@ class Rule(_Section):
         if self.count is not None and self.when is not None:
             raise ValueError("`count` and `when` exclude each other: write two rules")
         if self.pattern is not None:
-            try:
-                re.compile(self.pattern)
-            except re.error as exc:
-                raise ValueError(f"pattern is not a regular expression: {exc}") from exc
+            _compiled("pattern", self.pattern)
+        self.columns()
         return self
+
+    def columns(self) -> set[str]:
+        """The item's columns that `contains` is filled from. Raises ValueError where its braces are no column."""
+        try:
+            parts = list(string.Formatter().parse(self.contains or ""))
+        except ValueError as exc:
+            raise ValueError(f"contains {self.contains!r}: {exc}; write {{{{ for a brace itself") from None
+        names = [name for _, name, _, _ in parts if name is not None]
+        wrong = [name for name in names if not re.fullmatch(r"\w+", name) or name.isdigit()]
+        if wrong or any(spec or conversion for _, _, spec, conversion in parts):
+            raise ValueError(f"contains {self.contains!r}: a column is written {{name}}; write {{{{ for a brace itself")
+        return set(names)
 
 
 class Eval(_Section):
@@ -188,11 +225,11 @@ class Eval(_Section):
     """`rules`: share of the rules that hold (or all of them). `match`: an extracted answer equals the expected one."""
     zones: tuple[EvalZone, ...] = ("seen", "sibling", "stranger")
     """Zones whose rows become items."""
-    per_family: Annotated[int, Field(ge=1)] | dict[EvalZone, Annotated[int, Field(ge=1)]] | None = None
+    per_family: Annotated[Int, Field(ge=1)] | dict[EvalZone, Annotated[Int, Field(ge=1)]] | None = None
     """At most so many items of each family (the first by id), for all zones or by zone; None takes all."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    max_new_tokens: Annotated[Int, Field(ge=1)] = 128
     """Generation stops here; how many outputs were cut is counted."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[Int, Field(ge=1)] = 32
     """Prompts generated together; greedy outputs do not depend on it beyond rounding."""
     rules: tuple[Rule, ...] = ()
     """For `rules`."""
@@ -214,7 +251,7 @@ class Eval(_Section):
             raise ValueError("`kind: rules` needs at least one rule")
         if self.kind == "match" and not (self.extract and self.expected):
             raise ValueError("`kind: match` needs `extract` (a pattern with one group) and `expected` (a column)")
-        if self.kind == "match" and self.extract and re.compile(self.extract).groups < 1:
+        if self.kind == "match" and self.extract and _compiled("extract", self.extract).groups < 1:
             raise ValueError("`extract` needs a group: put parentheses around the answer")
         names = [rule.name for rule in self.rules]
         if len(set(names)) != len(names):
@@ -255,7 +292,7 @@ class Claim(_Section):
     """For `probe`: with what."""
     correction: Literal["confirmatory", "exploratory"] = "confirmatory"
     """Confirmatory claims share the error rate (Holm); exploratory ones are corrected by Benjamini-Hochberg."""
-    rule: dict[str, float] | None = None
+    rule: dict[str, Real] | None = None
     """A frozen rule of the study's own, e.g. `{min_gap: 0.01}`, applied to the letter beside the verdict."""
 
     @model_validator(mode="after")
@@ -287,7 +324,7 @@ class Study(_Section):
     """The arms, by name. `baseline` (the untouched model) is always measured and is not declared."""
     factor: tuple[str, ...] = ("target_modules",)
     """What may differ between conditions; anything else that differs is an error."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1)
+    seeds: Annotated[tuple[Annotated[Int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0, 1)
     """Training seeds; every condition runs with each."""
     evals: Annotated[dict[Name, Eval], Field(min_length=1)]
     """The eval contracts, by name."""
@@ -344,6 +381,21 @@ class Study(_Section):
         return claim.eval or next(iter(self.evals))
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice; plain YAML would keep the last and say nothing."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def load_study(path: str | Path) -> Study:
     """Read and validate a study file. Raises StudyError with every problem found, each with its path in the file."""
     file = Path(path)
@@ -356,7 +408,7 @@ def load_study(path: str | Path) -> Study:
     except UnicodeDecodeError as exc:
         raise StudyError(f"{file} is not UTF-8 (byte {exc.start}).", fix="Save it as UTF-8.") from None
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as exc:
         raise StudyError(f"{file} is not YAML: {' '.join(str(exc).split())}.", fix="Mend the named line.") from None
     except RecursionError:
@@ -373,21 +425,35 @@ def parse_study(raw: dict[str, Any], *, where: str = "study") -> Study:
     try:
         return Study.model_validate(raw)
     except ValidationError as exc:
-        lines = [_problem(error) for error in exc.errors()]
+        problems: dict[str, list[str]] = {}
+        for error in exc.errors():
+            said = problems.setdefault(_path(error, raw), [])
+            said += [m for m in [_problem(error)] if m not in said]
+        lines = [f"{path}: {' or '.join(said)}" if path else " or ".join(said) for path, said in problems.items()]
         raise StudyError(f"{where}: " + "; ".join(lines) + ".", fix="Nothing has run.") from None
 
 
+def _path(error: Any, raw: Any) -> str:
+    """The path as the file has it: what pydantic adds for a choice between types is left out."""
+    parts: list[str] = []
+    value, loc = raw, error["loc"]
+    for n, part in enumerate(loc, start=1):
+        inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if inside:
+            value = value[part]
+        if inside or (n == len(loc) and error["type"] in ("missing", "extra_forbidden")):
+            parts.append(str(part))
+    return ".".join(parts)
+
+
 def _problem(error: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1])
-        return f"{path}: unknown key{_nearest(str(error['loc'][-1]), known)}"
+        return f"unknown key{_nearest(str(error['loc'][-1]), _known_keys(error['loc'][:-1]))}"
     if error["type"] == "missing":
-        return f"{path}: missing"
+        return "missing"
     if error["type"] == "value_error":
-        message = str(error["ctx"]["error"]) if "ctx" in error else error["msg"]
-        return f"{path}: {message}" if path else message
-    return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, found {_short(error['input'])}"
+        return str(error["ctx"]["error"]) if "ctx" in error else str(error["msg"])
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, found {_short(error['input'])}"
 
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:

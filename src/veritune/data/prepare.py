@@ -6,10 +6,11 @@ The data version is the hash of the rows, families and zones. What is on disk un
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veritune.data.contamination import check_contamination
 from veritune.data.families import SPLIT_SAFE_THRESHOLD, FamilyResult, find_families
 from veritune.data.load import load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
@@ -70,6 +71,7 @@ def prepare(store: Store, study: Study, tokenizer: Any) -> Prepared:
     prompts = {row.id: renderer.prompt_ids(row) for row in loaded.rows}
     _write(store, version, loaded.rows, families, split, facts)
     _split_gate(store, loaded.rows, family_of, split)
+    facts["contamination"] = _contamination_gate(store, study, loaded.rows, split)
     _render_record(store, rendered, renderer, tokenizer)
     return Prepared(
         version, loaded.rows, family_of, split.zone_of, {r.row_id: r for r in rendered}, prompts, to_json(facts)
@@ -140,6 +142,30 @@ def _split_gate(store: Store, rows: tuple[Row, ...], family_of: Mapping[str, str
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         raise GateError(f"split: {errors[0].message}.", fix="See audit/split.json. Nothing has trained.")
+
+
+def _contamination_gate(store: Store, study: Study, rows: tuple[Row, ...], split: Split) -> dict[str, Any]:
+    """Look in the trained rows for the items of every named benchmark and of the held-out zones; the counts.
+
+    Raises GateError on an exact overlap. Siblings are left out: they share a family with trained rows by design.
+    """
+    evals: dict[str, Sequence[Row]] = {}
+    for name, path in study.data.evals.items():
+        loaded = load_rows(store.root / path)
+        require_clean(loaded)
+        evals[name] = loaded.rows
+    for zone in ("stranger", "validation"):
+        evals[f"zone {zone}"] = [row for row in rows if split.zone_of[row.id] == zone]
+    trained = [row for row in rows if split.zone_of[row.id] == "seen"]
+    result = check_contamination(trained, evals)
+    gate = result.gate()
+    write_json(store.audit("contamination.json"), {"gate": gate, "findings": result.findings()})
+    if gate.status == "failed":
+        raise GateError(
+            f"contamination: {gate.message} First: {gate.evidence[0]}.",
+            fix="See audit/contamination.json. Drop the rows or the evals; nothing has trained.",
+        )
+    return {"status": gate.status, "evals": to_json(result.by_eval)}
 
 
 def _render_record(store: Store, rendered: tuple[Rendered, ...], renderer: Renderer, tokenizer: Any) -> None:
