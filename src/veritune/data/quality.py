@@ -345,7 +345,10 @@ def _role_order(row: Row) -> Iterator[Finding]:
         yield _finding(row, "role_order", f"roles out of order: {found}", "error", {"found": found})
 
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffd\ufffe\uffff]")  # fmt: skip
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f"  # C0 and C1 without tab, line and page breaks
+    "\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffd\ufffe\uffff]"  # invisible, directional, replaced
+)
 
 
 def _control_characters(row: Row) -> Iterator[Finding]:
@@ -383,7 +386,7 @@ def scripts_of(text: str) -> dict[str, int]:
 
 
 def _mixed_languages(row: Row) -> Iterator[Finding]:
-    """Two scripts in one answer, or an answer in another script than the question. Languages of one script are not seen."""
+    """Two scripts in one answer, or another script than the question's. Languages that share a script are not told apart."""
     target = row.target or ""
     if target.isascii() and all(m.content.isascii() for m in row.messages):
         return
@@ -487,7 +490,8 @@ def _outliers(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
         for i in np.flatnonzero(np.abs(z_N) > OUTLIER_Z).tolist():
             n = len(group[i].target or "")
             kind = "long" if z_N[i] > 0 else "short"
-            text = f"unusually {kind}: {n} characters where the median of {source or 'this source'} is {math.exp(middle):.0f}"
+            median = f"the median of {source or 'this source'} is {math.exp(middle):.0f}"
+            text = f"unusually {kind}: {n} characters where {median}"
             evidence = {"characters": n, "median": math.exp(middle), "robust_z": round(float(z_N[i]), 2)}
             yield _finding(group[i], "length_outlier", text, "warning", evidence)
 

@@ -51,7 +51,7 @@ class Traced:
         return max((i for i, on in enumerate(self.labelled) if on), default=-1) + 1
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """A row that cannot be rendered as the contract asks; becomes a finding."""
 
     def __init__(self, check: str, message: str, expected: str, found: str) -> None:
@@ -92,40 +92,42 @@ class Renderer:
 
     def try_row(self, row: Row) -> Rendered | Finding:
         """`row` rendered, or the finding of severity `error` that says why it cannot be."""
-        try:
-            traced = self.trace(row.messages)
-            stop = traced.stop
-            if stop > self.max_length:
-                raise _Unfit(
-                    "too_long",
-                    f"{stop} tokens where max_length is {self.max_length}; nothing is truncated",
-                    f"at most {self.max_length} tokens",
-                    f"{stop} tokens",
-                )
-        except _Unfit as unfit:
-            return _finding(row, unfit)
+        traced = self.try_trace(row)
+        if isinstance(traced, Finding):
+            return traced
+        stop = traced.stop
+        if stop > self.max_length:
+            what = f"{stop} tokens where max_length is {self.max_length}; nothing is truncated"
+            return _finding(row, Unfit("too_long", what, f"at most {self.max_length} tokens", f"{stop} tokens"))
         ids = traced.ids[:stop]
         labels = tuple(i if on else IGNORE for i, on in zip(ids, traced.labelled))
         return Rendered(row.id, ids, labels)
+
+    def try_trace(self, row: Row) -> Traced | Finding:
+        """`row` traced whatever its length, or the finding of severity `error` that says why it cannot be rendered."""
+        try:
+            return self.trace(row.messages)
+        except Unfit as unfit:
+            return _finding(row, unfit)
 
     def prompt_ids(self, row: Row) -> tuple[int, ...]:
         """Ids of the generation prompt for the last assistant turn: what the model is given at evaluation."""
         try:
             self._refuse_control(row.prompt)
-            text = self._apply(row.prompt, prompt=True)
-        except _Unfit as unfit:
+            text = self.text(row.prompt, prompt=True)
+        except Unfit as unfit:
             raise DataError(f"row {row.id}: {unfit.message}.", fix=_FIX[unfit.check]) from None
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def trace(self, messages: Sequence[Message]) -> Traced:
-        """Text, ids, offsets and mask of a conversation, every boundary checked. Raises _Unfit inside this module."""
+        """Text, ids, offsets and mask of a conversation, every boundary checked. Raises Unfit."""
         self._refuse_control(messages)
-        text = self._apply(messages, prompt=False)
+        text = self.text(messages, prompt=False)
         spans = tuple(
             self._span(messages, turn, text) for turn, message in enumerate(messages) if message.role == "assistant"
         )
         if not spans or messages[-1].role != "assistant":
-            raise _Unfit("no_target", "the last turn is not the assistant's", "an assistant turn last", "none")
+            raise Unfit("no_target", "the last turn is not the assistant's", "an assistant turn last", "none")
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = tuple(encoded["input_ids"]), tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
         labelled = [False] * len(ids)
@@ -134,27 +136,34 @@ class Renderer:
         prompt_ids = self._check_prefix(messages[:-1], ids, labelled)
         return Traced(text, ids, offsets, tuple(labelled), spans, prompt_ids)
 
-    def _apply(self, messages: Sequence[Message], *, prompt: bool) -> str:
+    def template_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The ids that `apply_chat_template(tokenize=True)` gives for a whole conversation."""
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        out = self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **self.template_kwargs)
+        return tuple(out["input_ids"])
+
+    def text(self, messages: Sequence[Message], *, prompt: bool, **kwargs: Any) -> str:
+        """The template's text of `messages`; `prompt` adds the generation prompt. Raises Unfit when it refuses."""
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=prompt, **self.template_kwargs
+                turns, tokenize=False, add_generation_prompt=prompt, **{**self.template_kwargs, **kwargs}
             )
         except VerituneError:
             raise
         except Exception as error:  # a template raises whatever its author wrote
             roles = " ".join(m.role for m in messages)
-            raise _Unfit(
+            raise Unfit(
                 "template", f"the chat template refuses it: {error}", "roles the template knows", roles
             ) from error
         return str(text)
 
     def _span(self, messages: Sequence[Message], turn: int, text: str) -> Span:
         """Where turn `turn` lies in `text`. The text before it must be exactly its generation prompt."""
-        prompt = self._apply(messages[:turn], prompt=True)
+        prompt = self.text(messages[:turn], prompt=True)
         if not text.startswith(prompt):
-            at = _first_difference(prompt, text)
-            raise _Unfit(
+            at = first_difference(prompt, text)
+            raise Unfit(
                 "prefix",
                 f"assistant turn {turn + 1} is not preceded by its generation prompt: they part at character {at}",
                 repr(prompt[at : at + 40]),
@@ -171,7 +180,7 @@ class Renderer:
             0,
         )
         if not end and content.strip() in text[begin:]:
-            raise _Unfit(
+            raise Unfit(
                 "gap",
                 f"the template writes text of its own between the generation prompt and assistant turn {turn + 1}",
                 "the answer right behind the generation prompt",
@@ -179,9 +188,9 @@ class Renderer:
             )
         if not end:
             what = f"the template changes the text of assistant turn {turn + 1}"
-            raise _Unfit("content", what, repr(content[:40]), repr(text[begin : begin + 40]))
-        whole = text if turn == len(messages) - 1 else self._apply(messages[: turn + 1], prompt=False)
-        limit = len(whole) if text.startswith(whole) else _first_difference(whole, text)
+            raise Unfit("content", what, repr(content[:40]), repr(text[begin : begin + 40]))
+        whole = text if turn == len(messages) - 1 else self.text(messages[: turn + 1], prompt=False)
+        limit = len(whole) if text.startswith(whole) else first_difference(whole, text)
         return Span(turn, len(prompt), end, max(limit, end))
 
     def _mark(self, span: Span, ids: Sequence[int], offsets: Sequence[tuple[int, int]], labelled: list[bool]) -> None:
@@ -193,22 +202,22 @@ class Renderer:
                 edge = "begins" if start < span.start else "ends"
                 token = self.tokenizer.convert_ids_to_tokens(ids[i])
                 what = f"one token lies across the place where assistant turn {span.turn + 1} {edge}"
-                raise _Unfit("straddle", what, "a token boundary", repr(token))
+                raise Unfit("straddle", what, "a token boundary", repr(token))
             if start >= span.limit:
                 break
             labelled[i] = True
             if start >= span.content_end and ids[i] in self._end_ids:
                 return
         what = f"no end token follows assistant turn {span.turn + 1}: a model would never learn to stop"
-        raise _Unfit("no_end_token", what, "a special token after the answer", "none")
+        raise Unfit("no_end_token", what, "a special token after the answer", "none")
 
     def _check_prefix(self, prompt: Sequence[Message], ids: Sequence[int], labelled: Sequence[bool]) -> tuple[int, ...]:
         """The prompt tokenised by itself must be how the whole begins, or training and evaluation see other ids."""
-        alone = tuple(self.tokenizer(self._apply(prompt, prompt=True), add_special_tokens=False)["input_ids"])
+        alone = tuple(self.tokenizer(self.text(prompt, prompt=True), add_special_tokens=False)["input_ids"])
         n = len(alone)
         if tuple(ids[:n]) != alone or (n < len(labelled) and not labelled[n]) or (n and labelled[n - 1]):
-            at = _first_difference(alone, ids)
-            raise _Unfit(
+            at = first_difference(alone, ids)
+            raise Unfit(
                 "prefix",
                 f"the prompt alone and within the whole are different tokens from token {at + 1} on",
                 str(self.tokenizer.convert_ids_to_tokens(list(alone[at : at + 3]))),
@@ -221,13 +230,13 @@ class Renderer:
             hit = self._control.search(message.content)
             if hit is not None:
                 what = f"turn {turn + 1} ({message.role}) contains the control token {hit[0]!r}"
-                raise _Unfit("control_token", what, "plain text", repr(hit[0]))
+                raise Unfit("control_token", what, "plain text", repr(hit[0]))
 
     def _check_template(self) -> None:
         """One small conversation, so that a template with a habit of its own is met here and not on row one."""
         try:
             self.trace(_PROBE)
-        except _Unfit as unfit:
+        except Unfit as unfit:
             thinking = "think" in self.template
             raise ModelError(
                 f"The chat template cannot be trained on as it is: {unfit.message} "
@@ -264,7 +273,7 @@ def render_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[tuple[Rendered
     return tuple(done), tuple(problems)
 
 
-def _finding(row: Row, unfit: _Unfit) -> Finding:
+def _finding(row: Row, unfit: Unfit) -> Finding:
     evidence = {"expected": unfit.expected, "found": unfit.found, "fix": _FIX[unfit.check]}
     message = f"row {row.id!r}" + (f" ({row.source}:{row.line})" if row.line else "") + f": {unfit.message}"
     return Finding(
@@ -314,6 +323,6 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
+def first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Index of the first place where two sequences differ, the shorter one's length when one begins the other."""
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -50,7 +50,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The rows that go on, and how many were kept, dropped and edited; `by_why` counts drops and edits by their reason."""
+    """The rows that go on, and how many were kept, dropped and edited; `by_why` counts drops and edits by reason."""
 
     rows: tuple[Row, ...]
     kept: int
@@ -85,7 +85,7 @@ class Version:
 def make_pack(
     rows: Sequence[Row], findings: Iterable[Finding], *, per_reason: int = 20, control: int = 10, seed: int = 0
 ) -> tuple[ReviewItem, ...]:
-    """Suspicious rows to read: up to `per_reason` of each reason, spread over the sources, and `control` unflagged ones.
+    """Suspicious rows to read: up to `per_reason` of each reason, over all sources, and `control` unflagged ones.
 
     The same rows, findings and seed give the same pack. Notes make no row suspicious.
     """
@@ -290,7 +290,7 @@ def retire(path: str | Path, why: str, *, successor: str | Path | None = None) -
 
 
 def lineage(folder: str | Path) -> tuple[Version, ...]:
-    """Every version in a folder's lineage, oldest first, with retirements applied. Raises DataError where it is damaged."""
+    """Every version in a folder's lineage, oldest first, retirements applied. Raises DataError where it is damaged."""
     file = Path(folder) / LEDGER
     if not file.exists():
         return ()
