@@ -95,6 +95,101 @@ def report(study: StudyArg) -> None:
 
 
 @app.command()
+def compare(
+    sides: Annotated[
+        list[str],
+        typer.Argument(help="Two or more sides: FILE, NAME=FILE, several seeds as NAME=F1,F2, or a folder of files."),
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="The side the others are compared with; default: the last.")
+    ] = None,
+    margin: Annotated[float | None, typer.Option(help="The smallest difference that matters, in score units.")] = None,
+    alpha: Annotated[float, typer.Option(help="Error rate of the decision.")] = 0.05,
+    eval_name: Annotated[str | None, typer.Option("--eval", help="Which eval of a file that holds several.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Score column, lm-eval metric or Inspect scorer.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Column with the item id.")] = None,
+    family: Annotated[str | None, typer.Option(help="Column with families or clusters of items.")] = None,
+    run_column: Annotated[str | None, typer.Option("--run", help="Column with the seed or run.")] = None,
+    rater: Annotated[str | None, typer.Option(help="Column with the rater.")] = None,
+    sample: Annotated[str | None, typer.Option(help="Column that tells several samples of an item apart.")] = None,
+    zone: Annotated[str | None, typer.Option(help="Only the items of one zone.")] = None,
+    scale: Annotated[tuple[float, float] | None, typer.Option(help="Lowest and highest possible score.")] = None,
+    missing: Annotated[str, typer.Option(help="Missing scores: fail, error, worst or best.")] = "fail",
+    draws: Annotated[int, typer.Option(help="Draws of a resampled test.")] = 99_999,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare score files item by item: ours, lm-eval samples, Inspect logs, CSV or JSONL."""
+    from veritune.decide import commands
+    from veritune.decide.table import Missing
+
+    reading = _reading(eval_name, metric, id_column, family, run_column, rater, sample)
+    options = commands.CompareOptions(
+        margin=margin,
+        alpha=alpha,
+        against=against,
+        zone=zone,
+        samples=sample is not None or rater is not None,
+        reading=reading,
+        scale=scale,
+        missing=Missing(missing),
+        draws=draws,
+    )
+    found = commands.compare([commands.parse_side(side) for side in sides], options)
+    print(_json(found) if as_json else commands.render_text(found))
+
+
+def _reading(*names: str | None) -> Any:
+    from veritune.evaluate.imports import Reading
+
+    keys = ("eval", "metric", "id", "family", "run", "rater", "sample")
+    return Reading(**dict(zip(keys, names)))
+
+
+@app.command()
+def power(
+    pilot: Annotated[list[str] | None, typer.Argument(help="Pilot scores: two sides as in `compare`.")] = None,
+    items: Annotated[int | None, typer.Option(help="Number of items.")] = None,
+    discordance: Annotated[float, typer.Option(help="Share of items on which two runs differ.")] = 0.1,
+    seeds: Annotated[int, typer.Option(help="Seeds per arm.")] = 1,
+    seed_sd: Annotated[float, typer.Option(help="Spread of a run's mean score between seeds, in score units.")] = 0.0,
+    baseline: Annotated[bool, typer.Option("--baseline", help="The other arm is a baseline without seeds.")] = False,
+    margin: Annotated[float | None, typer.Option(help="The margin to be resolved, in score units.")] = None,
+    alpha: Annotated[float, typer.Option(help="Error rate.")] = 0.05,
+    target: Annotated[float, typer.Option("--power", help="Power aimed at.")] = 0.8,
+    zone: Annotated[str | None, typer.Option(help="Only the pilot's items of one zone.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the plot of detectable gap to this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a design can detect, before it is paid for: from its numbers or from pilot scores."""
+    from veritune.decide import commands
+    from veritune.decide.power import Design
+    from veritune.errors import InputError
+
+    if pilot:
+        if len(pilot) != 2:
+            raise InputError(f"expected two pilot sides, found {len(pilot)}.", fix="veritune power A B")
+        options = commands.CompareOptions(margin=margin, alpha=alpha, zone=zone)
+        found = commands.plan_from_scores(commands.parse_side(pilot[0]), commands.parse_side(pilot[1]), options)
+    elif items is None:
+        raise InputError("expected pilot scores or --items.", fix="veritune power --items 1319 --discordance 0.07")
+    else:
+        design = Design(
+            items=items,
+            discordance=discordance,
+            seeds_a=seeds,
+            seeds_b=0 if baseline else seeds,
+            seed_sd=seed_sd,
+            margin=margin,
+            alpha=alpha,
+            power=target,
+        )
+        found = commands.plan_power(design)
+    if plot is not None:
+        commands.plot_power(found, plot)
+    print(_json(found) if as_json else commands.render_power(found))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Check this machine: versions, cores, memory, accelerator, optional parts, a matmul and a tokenizer."""
     from veritune.verbs import doctor as verb
@@ -135,18 +230,23 @@ def _without_paths(record: Any) -> Any:
 def main() -> None:
     """Entry point: one line on the screen for an error, the traceback with `--debug`."""
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
     except VerituneError as exc:
         if "--debug" in sys.argv:
             raise
-        print(f"veritune: {exc}", file=sys.stderr)
+        print(f"veritune: {' '.join(str(exc).split())}", file=sys.stderr)
         sys.exit(exc.exit_code)
-    except KeyboardInterrupt:
-        print("veritune: stopped. What was finished is on disk; the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as exc:
+        if not hasattr(exc, "format_message"):  # what typer raises for a wrong command line; its class is not public
+            raise
+        print(f"veritune: {exc.format_message()} See `veritune --help`.", file=sys.stderr)
+        sys.exit(1)
+    if code == 130:  # typer's word for Ctrl-C
+        print("veritune: stopped. What was finished is on disk; the same command goes on from there.", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":
