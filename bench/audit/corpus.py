@@ -22,10 +22,7 @@ from pathlib import Path
 
 import polars as pl
 
-NAMES = (
-    "Aaliyah Bo Carmen Dmitri Esperanza Farouk Greta Hideo Ingrid Jamal Keiko Lorenzo Mei Nikolai Ottilie Priya "
-    "Quentin Rosalind Santiago Tamsin Ulrich Valentina Wendell Ximena Yusuf Zora Anselm Bettina Caspian Delphine"
-).split()
+NAMES = ["Aaliyah", "Bo", "Carmen", "Dmitri", "Esperanza", "Farouk", "Greta", "Hideo", "Ingrid", "Jamal", "Keiko", "Lorenzo", "Mei", "Nikolai", "Ottilie", "Priya", "Quentin", "Rosalind", "Santiago", "Tamsin", "Ulrich", "Valentina", "Wendell", "Ximena", "Yusuf", "Zora", "Anselm", "Bettina", "Caspian", "Delphine"]
 SYNONYMS = {
     "buys": "purchases", "bought": "purchased", "sold": "retailed", "sells": "retails", "gave": "handed", "gets": "receives",
     "got": "received", "total": "overall", "altogether": "in total", "each": "every", "many": "numerous", "friends": "pals",
@@ -209,6 +206,67 @@ def make(n_rows: int, seed: int = 1, rows: list[Pair] | None = None) -> pl.DataF
             out.append((*row, label, "+".join(sorted(names))))
     rng.shuffle(out)
     return pl.DataFrame(out, schema=["problem", "target", "label", "edits"], orient="row")
+
+
+def plant(frame: pl.DataFrame, tests: list[Pair], n_planted: int, seed: int = 1) -> pl.DataFrame:
+    """The corpus with test items hidden in it: `leak` is the item's number (-1: none), `how` the way it was hidden.
+
+    The planted rows replace rows of the corpus; targets are the item's own, a new answer, or cut off.
+    """
+    rng = random.Random(seed)
+    names = list(HIDDEN)
+    problem, target = frame["problem"].to_list(), frame["target"].to_list()
+    leak, how = [-1] * len(frame), [""] * len(frame)
+    for k, row in enumerate(rng.sample(range(len(frame)), n_planted)):
+        item, name = rng.randrange(len(tests)), names[k % len(names)]
+        problem[row], target[row] = HIDDEN[name](tests[item], rng)
+        leak[row], how[row] = item, name
+    return frame.with_columns(
+        pl.Series("problem", problem), pl.Series("target", target), pl.Series("leak", leak), pl.Series("how", how)
+    )
+
+
+def _surface(row: Pair, rng: random.Random) -> Pair:
+    text = re.sub(r"  +", " ", row[0]).replace("'", "\u2019").replace(" ", "\u00a0", 3)
+    return rng.choice((text.upper(), text, text.title())), new_answer(row, rng)[1]
+
+
+def _inside(row: Pair, rng: random.Random) -> Pair:
+    before = "I have been preparing for my exams all week and this is one of the tasks our tutor handed out yesterday."
+    after = "Please also tell me which chapter of the book I should read again, because I keep getting stuck."
+    return f"{before} {row[0]} {after}", new_answer(row, rng)[1]
+
+
+def _half(row: Pair, rng: random.Random) -> Pair:
+    words = row[0].split(" ")
+    return " ".join(words[: max(6, int(len(words) * rng.uniform(0.55, 0.75)))]), new_answer(row, rng)[1]
+
+
+def _thinned(share: float) -> Callable[[Pair, random.Random], Pair]:
+    def thin(row: Pair, rng: random.Random) -> Pair:
+        return " ".join(w for w in row[0].split(" ") if rng.random() >= share), new_answer(row, rng)[1]
+
+    return thin
+
+
+def _quoted(row: Pair, rng: random.Random) -> Pair:
+    return "Give me a practice problem for my pupils.", f"Here is one you could use: {row[0]}"
+
+
+HIDDEN: dict[str, Callable[[Pair, random.Random], Pair]] = {
+    "verbatim": lambda row, rng: row,
+    "surface": _surface,
+    "wrapped": lambda row, rng: new_answer(wrap(row, rng), rng),
+    "inside": _inside,
+    "quoted": _quoted,
+    "half": _half,
+    "reorder": lambda row, rng: new_answer(reorder(row, rng), rng),
+    "names": lambda row, rng: new_answer(swap_names(row, rng), rng),
+    "synonyms": lambda row, rng: new_answer(synonyms(row, rng), rng),
+    "paraphrase": lambda row, rng: new_answer(reorder(synonyms(row, rng), rng), rng),
+    "delete 15 %": _thinned(0.15),
+    "delete 30 %": _thinned(0.30),
+}
 
 
 def main() -> None:

@@ -231,7 +231,8 @@ def least_shared(sketch: Sketches, threshold: float) -> U8:
     weight = np.append(sketch.weights.weight, 0)
     mass = np.cumsum(weight[np.sort(bucket, axis=1)], axis=1)
     short = mass < (threshold * sketch.mass_N.astype(np.float64))[:, None]
-    return np.minimum(short.sum(axis=1) + (sketch.mass_N > 0), sketch.count_N).astype(np.uint8)
+    least = np.minimum(short.sum(axis=1) + (sketch.mass_N > 0), sketch.count_N)
+    return np.asarray(least, np.uint8)
 
 
 def accepted(sketch: Sketches, left_P: I64, right_P: I64, threshold: float) -> Bool:

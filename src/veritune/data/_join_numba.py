@@ -6,16 +6,18 @@ lost write loses a short cut, never a fact: every accepted pair is also listed, 
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
 from veritune.data import _join
-from veritune.data._join import ALL_PAIRS_UP_TO, BIT_WORDS, KEEP, MIN_KEYS, PAIR_FROM, RARE_KEYS, SPREAD, Sketches
+from veritune.data._join import ALL_PAIRS_UP_TO, BIT_WORDS, F64, KEEP, MIN_KEYS, PAIR_FROM, RARE_KEYS, SPREAD, Sketches
 from veritune.data._sweep import MIX_1, MIX_2, Sweep
 from veritune.data._sweep_numba import run_blocks
-from veritune.data._join import F64
 from veritune.data.text import I64, U8, U64
 
 # numba's cache knows this file's text alone, so the numbers compiled into the kernels are repeated in it.
@@ -34,7 +36,7 @@ _23, _31 = np.uint32(23), np.uint32(31)
 _SPREAD = np.uint64(SPREAD)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _popcount(typing, word):  # type: ignore[no-untyped-def]
     """The machine's population count of a 64-bit word."""
 
@@ -141,7 +143,7 @@ def sketches(sweep: Sweep, row_N: I64, min_features: int, *, threads: int = 1) -
     return Sketches(id_N_K, count_N, mass_N, bits_N_B, weights)
 
 
-def _bucket_table(columns: tuple, n: int, threads: int, weights: _join.Weights) -> np.ndarray:  # type: ignore[type-arg]
+def _bucket_table(columns: tuple[Any, ...], n: int, threads: int, weights: _join.Weights) -> Any:
     """The bucket of every document-frequency counter."""
     parts = max(1, min(threads, n // _ROWS))
     tables = [np.zeros(1 << _join.table_bits(n), np.uint32) for _ in range(parts)]
@@ -200,7 +202,7 @@ def _row_keys(ids, count, rare_below, low, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _write_keys(id_N_K, count_N, bounds, rare_below, starts, keys):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _write_keys(id_N_K, count_N, bounds, rare_below, starts, keys):  # type: ignore[no-untyped-def]
     """Count (keys empty) or write the keys of rows [a, b) that fall into one of `parts` partitions of key space."""
     a, b, part, parts = bounds
     out = np.empty(128, np.uint64)
@@ -281,7 +283,7 @@ def _union(parent, edges, n_edges, x, y, root_x, root_y):  # type: ignore[no-unt
 
 
 @njit(nogil=True, cache=True)
-def _scan(keys, a, b, sketch, square, parent):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _scan(keys, a, b, sketch, square, parent):  # type: ignore[no-untyped-def]  # noqa: C901
     """Verify the candidate pairs of sorted keys [a, b), which begin and end between buckets; returns the edges."""
     edges = np.empty((1 << 12, 2), np.int32)
     root = np.empty(ALL_PAIRS_UP_TO, np.int64)
@@ -379,10 +381,10 @@ def _one_pass(sketch: Sketches, threshold: float, threads: int) -> I64:
     found = []
     for keys in _partitions(sketch, threads):
         cuts = _between_buckets(keys, threads)
-        scan = [(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:])]
+        scan = [(int(a), int(b)) for a, b in pairwise(cuts)]
 
-        def work(bounds: tuple[int, int], keys: U64 = keys) -> np.ndarray:  # type: ignore[type-arg]
-            return _scan(keys, *bounds, columns, threshold * threshold, parent)  # type: ignore[no-any-return]
+        def work(bounds: tuple[int, int], keys: U64 = keys) -> Any:
+            return _scan(keys, *bounds, columns, threshold * threshold, parent)
 
         found.extend(run_blocks(work, scan, threads))
     edge = np.concatenate(found) if found else np.zeros((0, 2), np.int32)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from veritune.errors import MachineError
 if TYPE_CHECKING:
     from veritune.data.families import FamilyConfig
 
-__all__ = ["Near", "clusters", "components", "sweep"]
+__all__ = ["Near", "choose", "clusters", "components", "sweep"]
 
 _CENTRES = 4  # members tried as the centre of a cluster
 _SAMPLE = 24  # members each of them is compared with
@@ -58,15 +59,29 @@ class _Numba:
         self.similarity = partial(_join_numba.similarity, threads=threads)
 
 
-def _engine(n_rows: int, config: FamilyConfig) -> Any:
-    """numba where it pays and is there; asking for it where it is not raises MachineError."""
+class EngineChoice(Protocol):
+    """The settings that choose an engine."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def numba_from(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+
+
+def choose(n_rows: int, config: EngineChoice, plain: Any, compiled: Callable[[int], Any]) -> Any:
+    """`compiled(threads)` where it pays and numba is there, else `plain`.
+
+    Asking for numba where it is not installed raises MachineError.
+    """
     if config.engine == "numpy" or (config.engine == "auto" and n_rows < config.numba_from):
-        return _Numpy
+        return plain
     try:
-        return _Numba(config.threads or available_cores())
+        return compiled(config.threads or available_cores())
     except ImportError as error:
         if config.engine == "auto":
-            return _Numpy
+            return plain
         raise MachineError(
             "the numba engine was asked for and numba is not installed.", fix="pip install 'veritune[audit]'"
         ) from error
@@ -79,13 +94,13 @@ def available_cores() -> int:
 
 def sweep(text: TextBuffer, config: FamilyConfig) -> Sweep:
     """Hashes and digit-masked features of every row."""
-    return cast(Sweep, _engine(len(text), config).sweep(text))
+    return cast(Sweep, choose(len(text), config, _Numpy, _Numba).sweep(text))
 
 
 def clusters(sweep: Sweep, config: FamilyConfig) -> Near:
     """Clusters of near-duplicates. Equal texts are looked at once, in the order of their hashes, never of the rows."""
     _, first_U = np.unique(sweep.hash_N, return_index=True)
-    engine = _engine(len(sweep.hash_N), config)
+    engine = choose(len(sweep.hash_N), config, _Numpy, _Numba)
     sketch = engine.sketches(sweep, first_U, config.min_features)
     n_short = int(np.count_nonzero(sweep.length_N < config.min_features))
     root_U = engine.near_components(sketch, config.threshold)
@@ -157,4 +172,5 @@ def _spread(size_G: I64, begin_G: I64, most: int) -> I64:
     """Positions of at most `most` members per group, evenly spread."""
     count_G = np.minimum(size_G, most)
     rank = np.arange(count_G.sum()) - np.repeat(np.cumsum(count_G) - count_G, count_G)
-    return np.repeat(begin_G, count_G) + rank * np.repeat(size_G, count_G) // np.repeat(count_G, count_G)
+    step = rank * np.repeat(size_G, count_G) // np.repeat(count_G, count_G)
+    return np.asarray(np.repeat(begin_G, count_G) + step, np.int64)

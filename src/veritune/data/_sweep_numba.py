@@ -29,7 +29,7 @@ _0, _1, _2, _3 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3)
 
 @njit(nogil=True, cache=True, inline="always")
 def _read_part(data, at, stop, kind, values, token_T, state):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    """Bytes [at, stop) of a row. Conditions are masks (all ones or zero): a jump per byte would cost four times this."""
+    """Bytes [at, stop) of a row. Conditions are masks (all ones or zero): a jump per byte costs four times this."""
     h, seen, w, after_space, before, n, digits = state
     value, masked = values
     for i in range(at, stop):
@@ -143,8 +143,10 @@ def sweep(buffer: TextBuffer, *, mask_digits: bool = True, threads: int = 1) -> 
     def block(bounds: tuple[int, int]) -> None:
         part = buffer.prepared(*bounds)
         a = bounds[0]
-        columns: tuple[Any, ...] = (read_only(x) for x in (part.data, part.offset_N1, part.cut_N))
-        _sweep_block(*columns, a, BYTE_CLASS, values, counted_2_N, hash_2_N, feature_F, int(room_N1[a]), start_N, length_N)
+        columns = [read_only(x) for x in (part.data, part.offset_N1, part.cut_N)]
+        _sweep_block(
+            *columns, a, BYTE_CLASS, values, counted_2_N, hash_2_N, feature_F, int(room_N1[a]), start_N, length_N
+        )
 
     run_blocks(block, chunks_by_bytes(buffer.offset_N1, _BLOCK), threads)
     return Sweep(

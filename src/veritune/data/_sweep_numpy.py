@@ -72,8 +72,8 @@ def _sweep_chunk(buffer: TextBuffer, a: int, b: int, mask_digits: bool) -> Sweep
     kind = BYTE_CLASS[data]
     first = np.zeros(len(data) + 1, bool)
     first[offset_N1[:-1]] = True
-    hash_N, problem_hash_N = _canonical_hashes(data, kind, offset_N1, cut_N)
-    token_T, token_at_T, digit_count = _token_hashes(data, kind, first[:-1], mask_digits)
+    hash_N, problem_hash_N = canonical_hashes(data, kind, offset_N1, cut_N)
+    token_T, token_at_T, digit_count = token_hashes(data, kind, first[:-1], mask_digits)
     row_T = np.searchsorted(offset_N1, token_at_T, side="right") - 1
     feature_F, start_N, length_N = _features(token_T, row_T, b - a)
     before_cut = np.searchsorted(token_at_T, cut_N) - np.searchsorted(token_at_T, offset_N1[:-1])
@@ -89,7 +89,7 @@ def _sweep_chunk(buffer: TextBuffer, a: int, b: int, mask_digits: bool) -> Sweep
     )
 
 
-def _canonical_hashes(data: U8, kind: U8, offset_N1: I64, cut_N: I64) -> tuple[U64, U64]:
+def canonical_hashes(data: U8, kind: U8, offset_N1: I64, cut_N: I64) -> tuple[U64, U64]:
     """Horner sums over the visible bytes and one blank per run of white space, ended at the last visible byte."""
     text = np.flatnonzero(kind & (VISIBLE | SPACE))
     space = (kind[text] & SPACE) != 0
@@ -114,7 +114,7 @@ def _canonical_hashes(data: U8, kind: U8, offset_N1: I64, cut_N: I64) -> tuple[U
     return ended_at(offset_N1[1:]), ended_at(cut_N)
 
 
-def _token_hashes(data: U8, kind: U8, first: Bool, mask_digits: bool) -> tuple[U64, I64, I64]:
+def token_hashes(data: U8, kind: U8, first: Bool, mask_digits: bool) -> tuple[U64, I64, I64]:
     """Hash and first byte of every token, and the running count of digits before each byte, shape [bytes + 1]."""
     word = (kind & WORD) != 0
     digit = (kind & DIGIT) != 0

@@ -25,13 +25,13 @@ from veritune.data import _near
 from veritune.data._sweep import Sweep
 from veritune.data.text import F32, I64, U8, U64, TextBuffer
 from veritune.errors import DataError
-from veritune.records import Membership, Row
+from veritune.records import Membership, Message, Row
 
 if TYPE_CHECKING:
     import polars as pl
 
 THRESHOLD = 0.38
-SPLIT_SAFE_THRESHOLD = 0.34  # where a missed sibling costs more than a wrongly joined stranger
+SPLIT_SAFE_THRESHOLD = 0.32  # where a missed sibling costs more than a wrongly joined stranger
 
 Evidence = Literal["column", "exact", "similarity", "singleton"]
 EVIDENCE: tuple[Evidence, ...] = ("singleton", "column", "exact", "similarity")
@@ -78,9 +78,16 @@ class FamilyColumns:
     family: Sequence[str | None] | None = None
 
     @classmethod
+    def of(cls, rows: Sequence[Row] | pl.DataFrame) -> FamilyColumns:
+        """From rows, or from a polars frame."""
+        if hasattr(rows, "get_column"):
+            return cls.from_frame(cast("pl.DataFrame", rows))
+        return cls.from_rows(rows)
+
+    @classmethod
     def from_rows(cls, rows: Sequence[Row]) -> FamilyColumns:
         """System prompts are left out; the problem is everything before the last assistant turn."""
-        text = TextBuffer.from_parts((_said(row.prompt), row.target) for row in rows)
+        text = TextBuffer.from_parts((said(row.prompt), row.target) for row in rows)
         family = [row.family for row in rows] if any(row.family is not None for row in rows) else None
         return cls([row.id for row in rows], text, family)
 
@@ -104,7 +111,8 @@ class FamilyColumns:
         return cls(ids, text, family)
 
 
-def _said(messages: Sequence[Any]) -> str:
+def said(messages: Sequence[Message]) -> str:
+    """What was said, without system prompts."""
     return "\n\n".join(m.content for m in messages if m.role != "system" and m.content)
 
 
@@ -202,7 +210,7 @@ def find_families(
     Raises DataError for unknown settings, a threshold outside (0, 1] or an edge that points outside the rows.
     """
     config = _configured(config, settings)
-    columns = _as_columns(rows)
+    columns = rows if isinstance(rows, FamilyColumns) else FamilyColumns.of(rows)
     n = len(columns.text)
     sweep = _near.sweep(columns.text, config)
     edges = _Edges(n)
@@ -226,14 +234,6 @@ def _configured(config: FamilyConfig | None, settings: Mapping[str, Any]) -> Fam
     if unknown:
         raise DataError(f"unknown setting {unknown[0]!r} for families.", fix=f"Known: {', '.join(sorted(known))}.")
     return dataclasses.replace(config or FamilyConfig(), **settings)
-
-
-def _as_columns(rows: Sequence[Row] | FamilyColumns | pl.DataFrame) -> FamilyColumns:
-    if isinstance(rows, FamilyColumns):
-        return rows
-    if hasattr(rows, "get_column"):
-        return FamilyColumns.from_frame(cast("pl.DataFrame", rows))
-    return FamilyColumns.from_rows(rows)
 
 
 class _Edges:

@@ -1,0 +1,457 @@
+"""Contamination: which training rows hold what the evals will ask.
+
+Four ways, strongest first. `identical`: equal after canonical normalisation. `contained`: the item stands word for word
+in a longer text. `near`: enough of the item's idf²-weighted words and word pairs, numbers kept, stand in the row.
+`ngram`: row and item share a run of `ngram` words that no other item holds. Items' prompts and answers are looked for
+apart, in the rows' prompts and in their targets apart. Instructions that many texts share weigh next to nothing.
+
+It is a gate: exact overlap (identical, contained) fails. From `confirmed` on a row is a near-copy; between `review` and
+`confirmed` a person decides. Measured precision, recall and speed: docs/contamination.md. Free paraphrases are out of
+reach of any comparison of words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from veritune.data import _near, _overlap
+from veritune.data._overlap import Index, Overlap
+from veritune.data.families import FamilyColumns, said
+from veritune.data.text import I64, TextBuffer, canonical, tokens
+from veritune.errors import DataError
+from veritune.records import Finding, GateResult, Row
+
+if TYPE_CHECKING:
+    import polars as pl
+
+CONFIRMED = 0.45
+REVIEW = 0.30
+
+Kind = Literal["identical", "contained", "near", "ngram"]
+Status = Literal["exact", "confirmed", "review"]
+Level = Literal["exact", "confirmed", "review"]
+_KINDS: tuple[Kind, ...] = ("identical", "contained", "near", "ngram")
+_STATUS: tuple[Status, ...] = ("exact", "confirmed", "review")
+_PARTS = ("prompt", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class ContaminationConfig:
+    """How contamination is judged.
+
+    `confirmed` and `review`: shares of an item's idf² weight found in a row. `ngram`: words in a run that counts.
+    `min_features`: distinct words and word pairs an item needs for `near`; shorter items must match exactly.
+    `min_tokens`: words an item needs for `contained`, and for `identical` where it holds no digit. `fail_on`: the
+    weakest status that fails the gate.
+    """
+
+    confirmed: float = CONFIRMED
+    review: float = REVIEW
+    ngram: int = 13
+    min_features: int = 16
+    min_tokens: int = 4
+    answers: bool = True
+    fail_on: Level = "exact"
+    engine: Literal["auto", "numpy", "numba"] = "auto"
+    numba_from: int = 5000
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.15 < self.review <= self.confirmed <= 1.0:
+            raise DataError(
+                f"expected 0.15 < review <= confirmed <= 1, found review={self.review}, confirmed={self.confirmed}.",
+                fix=f"The defaults are {REVIEW} and {CONFIRMED}.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One row that holds (part of) an eval item. Of several items of one eval and part the closest is named.
+
+    `score` is the share of the item's weight found in `row_part`, 1.0 for exact kinds. `span` is the longest run of
+    words that both share, in canonical form. `others`: further items of that eval which the row also comes near to.
+    """
+
+    row: int
+    row_id: str
+    eval: str
+    item: int
+    item_id: str
+    item_part: Literal["prompt", "answer"]
+    row_part: Literal["prompt", "target"]
+    kind: Kind
+    status: Status
+    score: float
+    span: str
+    others: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What is looked for: E texts, each an item's prompt or answer, with the eval and the item it belongs to."""
+
+    texts: tuple[str, ...]
+    eval_E: I64
+    item_E: I64
+    answer_E: npt.NDArray[np.bool_]
+    evals: tuple[str, ...]
+    item_ids: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class ContaminationResult:
+    """All pairs of row and item found, by row. Equal items of one eval are one entry each, equal rows one pair each."""
+
+    columns: FamilyColumns
+    entries: Entries
+    row_P: I64
+    entry_P: I64
+    part_P: I64
+    kind_P: I64
+    status_P: I64
+    score_P: npt.NDArray[np.float64]
+    config: ContaminationConfig
+
+    def __len__(self) -> int:
+        return len(self.row_P)
+
+    @cached_property
+    def hits(self) -> tuple[Hit, ...]:
+        """The closest item per row, eval and item part, in the order of the rows."""
+        entry_P = self.entry_P
+        part_P = self.entries.eval_E[entry_P] * 2 + self.entries.answer_E[entry_P]
+        group_P = self.row_P * (2 * len(self.entries.evals)) + part_P
+        order = np.lexsort((entry_P, -self.score_P, self.kind_P, group_P))
+        _, first, size = np.unique(group_P[order], return_index=True, return_counts=True)
+        return tuple(self._hit(int(order[i]), int(n) - 1) for i, n in zip(first, size))
+
+    def _hit(self, p: int, others: int) -> Hit:
+        row, e = int(self.row_P[p]), int(self.entry_P[p])
+        eval_number, item = int(self.entries.eval_E[e]), int(self.entries.item_E[e])
+        return Hit(
+            row=row,
+            row_id=self.columns.ids[row],
+            eval=self.entries.evals[eval_number],
+            item=item,
+            item_id=self.entries.item_ids[eval_number][item],
+            item_part="answer" if self.entries.answer_E[e] else "prompt",
+            row_part=cast(Any, _PARTS[int(self.part_P[p])]),
+            kind=_KINDS[int(self.kind_P[p])],
+            status=_STATUS[int(self.status_P[p])],
+            score=round(float(self.score_P[p]), 4),
+            span=common_run(self.entries.texts[e], _part_text(self.columns.text, row, int(self.part_P[p]))),
+            others=others,
+        )
+
+    @cached_property
+    def by_eval(self) -> dict[str, dict[str, int]]:
+        """Per eval: its items, items and rows hit by status (each counted once, at its strongest), and by kind."""
+        out: dict[str, dict[str, int]] = {}
+        eval_P = self.entries.eval_E[self.entry_P]
+        for number, name in enumerate(self.entries.evals):
+            mine = eval_P == number
+            item_status = _strongest(self.entries.item_E[self.entry_P[mine]], self.status_P[mine])
+            row_status = _strongest(self.row_P[mine], self.status_P[mine])
+            counts = {"items": len(self.entries.item_ids[number])}
+            for i, status in enumerate(_STATUS):
+                counts[f"items_{status}"] = int(np.count_nonzero(item_status == i))
+                counts[f"rows_{status}"] = int(np.count_nonzero(row_status == i))
+            out[name] = counts
+        return out
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The numbers to quote. Every rate comes with its denominator."""
+        row_status = _strongest(self.row_P, self.status_P)
+        return {
+            "rows": len(self.columns.text),
+            **{f"rows_{name}": int(np.count_nonzero(row_status == i)) for i, name in enumerate(_STATUS)},
+            "pairs": len(self),
+            "by_kind": {name: int(np.count_nonzero(self.kind_P == i)) for i, name in enumerate(_KINDS)},
+            "evals": self.by_eval,
+            "thresholds": {
+                "confirmed": self.config.confirmed,
+                "review": self.config.review,
+                "ngram": self.config.ngram,
+            },
+        }
+
+    def gate(self) -> GateResult:
+        """Failed when a pair of status `fail_on` or stronger was found; undecided when nothing was looked for."""
+        weakest = _STATUS.index(self.config.fail_on)
+        bad = self.status_P <= weakest
+        n_rows = len(np.unique(self.row_P[bad]))
+        n_items = len(np.unique(self.entry_P[bad]))
+        numbers = self.summary
+        if not self.entries.texts:
+            return GateResult(
+                "contamination", "undecided", "no eval items were given, so nothing was checked.", numbers
+            )
+        if n_rows:
+            evidence = tuple(f"{h.row_id}: {h.eval}/{h.item_id} {h.kind}: {h.span[:120]}" for h in self._first(bad, 5))
+            message = f"{n_rows} of {len(self.columns.text)} rows hold {n_items} eval texts ({self.config.fail_on})."
+            return GateResult("contamination", "failed", message, numbers, evidence, "drop these rows, or the evals")
+        near = numbers["rows_confirmed"]
+        message = (
+            f"no {self.config.fail_on} overlap of {len(self.columns.text)} rows with {len(self.entries.texts)} texts"
+        )
+        return GateResult(
+            "contamination", "passed", f"{message}; {near} near-copies, {numbers['rows_review']} to review.", numbers
+        )
+
+    def _first(self, wanted: npt.NDArray[np.bool_], k: int) -> list[Hit]:
+        return [self._hit(int(p), 0) for p in np.flatnonzero(wanted)[:k]]
+
+    def findings(self) -> list[Finding]:
+        """One finding per hit: exact ones are errors, confirmed ones warnings, the rest notes."""
+        severity: dict[str, Any] = {"exact": "error", "confirmed": "warning", "review": "note"}
+        return [
+            Finding(
+                "contamination",
+                severity[h.status],
+                f"{h.row_part} {_VERB[h.kind]} the {h.item_part} of {h.eval}/{h.item_id}",
+                row_id=h.row_id,
+                evidence={k: v for k, v in dataclasses.asdict(h).items() if k not in ("row", "row_id")},
+            )
+            for h in self.hits
+        ]
+
+    def drop(self, level: Level = "confirmed") -> DropResult:
+        """Which rows stay when everything of status `level` or stronger goes, and why each of the others goes."""
+        weakest = _STATUS.index(level)
+        reasons: dict[int, str] = {}
+        for p in np.flatnonzero(self.status_P <= weakest).tolist():
+            row, e = int(self.row_P[p]), int(self.entry_P[p])
+            name = self.entries.evals[int(self.entries.eval_E[e])]
+            item = self.entries.item_ids[int(self.entries.eval_E[e])][int(self.entries.item_E[e])]
+            reasons.setdefault(row, f"contamination: {_KINDS[int(self.kind_P[p])]} {name}/{item}")
+        ids = self.columns.ids
+        kept = tuple(ids[i] for i in range(len(self.columns.text)) if i not in reasons)
+        return DropResult(kept, {ids[i]: why for i, why in sorted(reasons.items())}, tuple(sorted(reasons)))
+
+
+_VERB = {
+    "identical": "is",
+    "contained": "contains",
+    "near": "nearly repeats",
+    "ngram": "shares a long run of words with",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DropResult:
+    """Rows that stay, and for each dropped row its reason; `dropped_rows` are 0-based positions."""
+
+    kept_ids: tuple[str, ...]
+    reasons: Mapping[str, str]
+    dropped_rows: tuple[int, ...]
+
+    @property
+    def by_reason(self) -> dict[str, int]:
+        """Dropped rows by kind of overlap and eval."""
+        return dict(Counter(why.rsplit("/", 1)[0] for why in self.reasons.values()))
+
+
+def check_contamination(
+    rows: Sequence[Row] | FamilyColumns | pl.DataFrame,
+    evals: Mapping[str, Sequence[Row] | Sequence[str]],
+    config: ContaminationConfig | None = None,
+    **settings: Any,
+) -> ContaminationResult:
+    """Look for the items of every eval in the rows.
+
+    `evals` maps a name to items, as rows (prompt and answer) or as texts (prompts). System prompts take no part.
+    `settings` are fields of `ContaminationConfig`. Raises DataError for unknown settings or thresholds out of order.
+    """
+    config = _configured(config, settings)
+    columns = rows if isinstance(rows, FamilyColumns) else FamilyColumns.of(rows)
+    entries = gather(evals, config.answers)
+    engine = _near.choose(len(columns.text), config, _Numpy, _Numba)
+    index = _overlap.build(TextBuffer.from_strings(entries.texts), config.ngram)
+    df_V, df_G, hash_2_N, token_2_N = engine.count(columns.text, index)
+    rule = _overlap.scoring(index, df_V, df_G, len(columns.text), config.review, config.min_features)
+    overlap = engine.score(columns.text, index, rule)
+    same = _identical(index, entries, hash_2_N, token_2_N, config)
+    return _judge(columns, entries, overlap, same, config)
+
+
+def _configured(config: ContaminationConfig | None, settings: Mapping[str, Any]) -> ContaminationConfig:
+    known = {f.name for f in dataclasses.fields(ContaminationConfig)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise DataError(f"unknown setting {unknown[0]!r} for contamination.", fix=f"Known: {', '.join(sorted(known))}.")
+    return dataclasses.replace(config or ContaminationConfig(), **settings)
+
+
+def gather(evals: Mapping[str, Sequence[Row] | Sequence[str]], answers: bool = True) -> Entries:
+    """The distinct prompts and answers of all evals; of equal texts in one eval the first item is named."""
+    texts: list[str] = []
+    eval_E: list[int] = []
+    item_E: list[int] = []
+    answer_E: list[bool] = []
+    ids: list[tuple[str, ...]] = []
+    for number, (_, items) in enumerate(evals.items()):
+        seen: set[tuple[bool, str]] = set()
+        ids.append(tuple(item.id if isinstance(item, Row) else str(i) for i, item in enumerate(items)))
+        for i, item in enumerate(cast("Sequence[Row | str]", items)):
+            pair = _prompt_and_answer(item, answers)
+            for is_answer, text in enumerate(pair):
+                if not text or (bool(is_answer), text) in seen:
+                    continue
+                seen.add((bool(is_answer), text))
+                texts.append(text)
+                eval_E.append(number)
+                item_E.append(i)
+                answer_E.append(bool(is_answer))
+    return Entries(
+        tuple(texts),
+        np.array(eval_E, np.int64),
+        np.array(item_E, np.int64),
+        np.array(answer_E, bool),
+        tuple(evals),
+        tuple(ids),
+    )
+
+
+def _prompt_and_answer(item: Row | str, answers: bool) -> tuple[str | None, str | None]:
+    if isinstance(item, Row):
+        return said(item.prompt), item.target if answers else None
+    return item, None
+
+
+def _identical(
+    index: Index, entries: Entries, hash_2_N: npt.NDArray[np.uint64], token_2_N: I64, config: ContaminationConfig
+) -> tuple[I64, I64, I64]:
+    """Pairs (row, entry, row part) of equal canonical texts; too short a text without digits equals nothing.
+
+    A prompt may stand in either part of a row; an answer counts only with enough features to be told from any other.
+    """
+    feature_E = np.diff(index.offset_E1)
+    digit_E = np.array([any(c.isdigit() for c in t) for t in entries.texts], bool)
+    short = (index.token_E < config.min_tokens) & ~digit_E
+    usable = ~short & (~entries.answer_E | (feature_E >= config.min_features)) & (index.hash_E != 0)
+    entry = np.flatnonzero(usable)
+    order = entry[np.argsort(index.hash_E[entry], kind="stable")]
+    hashes = index.hash_E[order]
+    rows, found, parts = [], [], []
+    for part in range(2):
+        low = np.searchsorted(hashes, hash_2_N[part], side="left")
+        size = np.searchsorted(hashes, hash_2_N[part], side="right") - low
+        at = np.repeat(low - (np.cumsum(size) - size), size) + np.arange(size.sum())
+        rows.append(np.repeat(np.arange(len(size)), size))
+        found.append(order[at])
+        parts.append(np.full(len(at), part))
+    return np.concatenate(rows), np.concatenate(found).astype(np.int64), np.concatenate(parts)
+
+
+def _judge(
+    columns: FamilyColumns,
+    entries: Entries,
+    overlap: Overlap,
+    same: tuple[I64, I64, I64],
+    config: ContaminationConfig,
+) -> ContaminationResult:
+    """Every pair with its kind, status, part and score; the strongest evidence for a pair is the one it carries."""
+    best = overlap.score_P_2.max(axis=1, initial=0.0)
+    part = overlap.score_P_2.argmax(axis=1) if len(best) else np.zeros(0, np.int64)
+    kind = np.where(best >= config.review, 2, 3)
+    status = np.where(best >= config.confirmed, 1, 2)
+    inside = _contained(columns, entries, overlap, config)
+    kind[inside], status[inside], best[inside] = 1, 0, 1.0
+    row = np.concatenate((same[0], overlap.row_P))
+    entry = np.concatenate((same[1], overlap.entry_P))
+    part = np.concatenate((same[2], part))
+    kind = np.concatenate((np.zeros(len(same[0]), np.int64), kind))
+    status = np.concatenate((np.zeros(len(same[0]), np.int64), status))
+    best = np.concatenate((np.ones(len(same[0])), best))
+    order = np.lexsort((part, kind, entry, row))
+    row, entry = row[order], entry[order]
+    first = np.append(True, (row[1:] != row[:-1]) | (entry[1:] != entry[:-1]))[: len(row)]
+    keep = order[first]
+    return ContaminationResult(
+        columns, entries, row[first], entry[first], part[keep], kind[keep], status[keep], best[keep], config
+    )
+
+
+def _contained(
+    columns: FamilyColumns, entries: Entries, overlap: Overlap, config: ContaminationConfig
+) -> npt.NDArray[np.bool_]:
+    """Which pairs hold the whole item word for word: only pairs with nearly all of its weight are read."""
+    out = np.zeros(len(overlap.row_P), bool)
+    needle: dict[int, str] = {}
+    for p in np.flatnonzero(overlap.score_P_2.max(axis=1, initial=0.0) >= 0.9).tolist():
+        e = int(overlap.entry_P[p])
+        wanted = needle.setdefault(e, canonical(entries.texts[e]))
+        for part in np.flatnonzero(overlap.score_P_2[p] >= 0.9).tolist():
+            held = canonical(_part_text(columns.text, int(overlap.row_P[p]), part))
+            out[p] |= _stands_in(wanted, held)
+    return out
+
+
+def _stands_in(wanted: str, held: str) -> bool:
+    """Whether `wanted` occurs in `held` between word boundaries."""
+    at = held.find(wanted)
+    while at >= 0:
+        end = at + len(wanted)
+        left = at == 0 or not (held[at - 1].isalnum() and wanted[0].isalnum())
+        right = end == len(held) or not (held[end].isalnum() and wanted[-1].isalnum())
+        if left and right:
+            return True
+        at = held.find(wanted, at + 1)
+    return False
+
+
+def _part_text(text: TextBuffer, row: int, part: int) -> str:
+    begin, cut, end = (int(x) for x in (text.offset_N1[row], text.cut_N[row], text.offset_N1[row + 1]))
+    bounds = (begin, cut) if part == 0 else (cut, end)
+    return bytes(text.data[bounds[0] : bounds[1]]).decode("utf-8", "replace")
+
+
+def common_run(left: str, right: str) -> str:
+    """The longest run of tokens that both texts hold, by bisection on its length; "" when there is none."""
+    a, b = tokens(left), tokens(right)
+    low, high = 0, min(len(a), len(b))
+    best: tuple[str, ...] = ()
+    while low < high:
+        n = (low + high + 1) // 2
+        held = {tuple(b[i : i + n]) for i in range(len(b) - n + 1)}
+        match = next((t for t in (tuple(a[i : i + n]) for i in range(len(a) - n + 1)) if t in held), None)
+        if match is None:
+            high = n - 1
+        else:
+            low, best = n, match
+    return " ".join(best)
+
+
+def _strongest(key: I64, status: I64) -> I64:
+    """The strongest status of every distinct key."""
+    if not len(key):
+        return np.zeros(0, np.int64)
+    order = np.lexsort((status, key))
+    first = np.append(True, key[order][1:] != key[order][:-1])
+    return np.asarray(status[order][first], np.int64)
+
+
+class _Numpy:
+    """Vectorised, nothing to compile."""
+
+    count = staticmethod(_overlap.count)
+    score = staticmethod(_overlap.score)
+
+
+class _Numba:
+    """Compiled loops on several threads; imported only when used."""
+
+    def __init__(self, threads: int) -> None:
+        from veritune.data import _overlap_numba
+
+        self.count = partial(_overlap_numba.count, threads=threads)
+        self.score = partial(_overlap_numba.score, threads=threads)
