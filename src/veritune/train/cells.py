@@ -23,7 +23,7 @@ from veritune.data.prepare import Prepared
 from veritune.errors import GateError, ModelError
 from veritune.progress import Progress
 from veritune.records import MetricRow, RunManifest, dumps, to_json
-from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, read_jsonl, write_json
+from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, read_jsonl, whole_lines, write_json
 from veritune.study import BASELINE, Condition, Study
 from veritune.train import methods
 from veritune.train.models import ModelRef, load_base, quiet_transformers
@@ -109,6 +109,8 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
 
     Raises GateError when the trainer sees other rows than the contract's, ModelError on a loss that is not finite.
     """
+    from veritune.train.trainer import COMPLETE, last_complete
+
     folder = context.store.run(cell.run_id)
     record = folder / "training.json"
     work = folder / "work"
@@ -120,12 +122,17 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
     model, trainable = methods.build(cell.condition, condition, load_base(context.model), cell.seed)
     trainer = _trainer(context, cell, model, work)
     _add_callbacks(context, cell, trainer, log)
-    resumed = _last_complete(work)
+    resumed = last_complete(work)
+    share = _share_done(resumed) if resumed else 0.0
     log.rewind(int(resumed.name.rsplit("-", 1)[-1]) if resumed else 0)
     if resumed:
-        context.progress.skip("train", training_tokens(context.study, context.data) * _share_done(resumed))
+        trainer.rows_checked = int((resumed / COMPLETE).read_text(encoding="utf-8"))
+        context.progress.skip("train", training_tokens(context.study, context.data) * share)
     with quiet_transformers(), disk_errors(work):
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        if resumed and share >= 1:
+            trainer.take_up_finished(resumed)
+        else:
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     result = _training_record(context, cell, trainer, trainable, log)
     write_json(record, result)
     shutil.rmtree(work, ignore_errors=True)
@@ -177,7 +184,7 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
 
 def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -> None:
     from veritune.train.telemetry import GradientTelemetry
-    from veritune.train.trainer import Cadence, OnLog
+    from veritune.train.trainer import Cadence, MarkComplete, OnLog
 
     tokens = training_tokens(context.study, context.data)
 
@@ -191,12 +198,7 @@ def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -
     trainer.add_callback(Cadence(context.study.train.eval_steps))
     trainer.add_callback(GradientTelemetry(context.store.run(cell.run_id) / "telemetry.jsonl"))
     trainer.add_callback(OnLog(on_log))
-
-
-def _last_complete(work: Path) -> Path | None:
-    from veritune.train.trainer import last_complete
-
-    return last_complete(work)
+    trainer.add_callback(MarkComplete(lambda: trainer.rows_checked))
 
 
 def _share_done(checkpoint: Path) -> float:
@@ -218,9 +220,7 @@ def _training_record(context: Context, cell: Cell, trainer: Any, trainable: Any,
             shutil.copytree(
                 folder / "work" / f"checkpoint-{best['step']}",
                 partial,
-                ignore=shutil.ignore_patterns(
-                    "optimizer*", "scheduler*", "rng_state*", "trainer_state*", "*.bin", "complete"
-                ),
+                ignore=shutil.ignore_patterns(*NOT_KEPT),
             )
             partial.rename(kept)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -260,7 +260,7 @@ class MetricLog:
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [json.loads(line) for line in whole_lines(text)]
 
     def add(self, step: int, logs: Mapping[str, Any]) -> float:
         """Append what the trainer logged at `step`; seconds since the last row. Raises ModelError on NaN."""

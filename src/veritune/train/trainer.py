@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from veritune.errors import GateError
 from veritune.records import Rendered
@@ -159,10 +159,9 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        (folder / COMPLETE).touch()
+    def take_up_finished(self, checkpoint: Path) -> None:
+        """Take the state of a checkpoint after which no step is left: `train` would go on into the epoch's rest."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 class Cadence(TrainerCallback):  # type: ignore[misc]
@@ -191,7 +190,18 @@ class OnLog(TrainerCallback):  # type: ignore[misc]
         self.sink(state.global_step, logs or {})
 
 
+class MarkComplete(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint when all that belongs to it is on disk, so add it last. The mark holds `rows_checked`."""
+
+    def __init__(self, rows_checked: Callable[[], int]) -> None:
+        self.rows_checked = rows_checked
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (folder / COMPLETE).write_text(str(self.rows_checked()), encoding="utf-8")
+
+
 def last_complete(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end, None when there is none."""
-    found = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    found = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}") if p.read_text(encoding="utf-8")]
     return max(found, key=lambda p: int(p.name.rsplit("-", 1)[-1]), default=None)
