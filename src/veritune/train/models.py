@@ -170,11 +170,18 @@ def load_base(ref: ModelRef) -> Any:
     options = {"dtype": getattr(torch, ref.dtype), "trust_remote_code": ref.trust_remote_code, "use_safetensors": True}
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(ref.path, **options)
+            model, loading = AutoModelForCausalLM.from_pretrained(ref.path, output_loading_info=True, **options)
     except Exception as exc:
         raise ModelError(
             f"{ref.path}: the model cannot be loaded ({_first_line(exc)}).", fix="Check the files."
         ) from None
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{ref.path}: {len(missing)} of the model's weights are in no file, first {missing[0]}; "
+            "they would be drawn at random.",
+            fix="Complete the folder, or correct its config.json.",
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.eval().to(device)
 
@@ -188,7 +195,10 @@ def context_length(ref: ModelRef) -> int | None:
     """Longest sequence the model was built for, in tokens; None when its config does not say."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
+    except Exception as exc:  # transformers raises many kinds for a broken config
+        raise ModelError(f"{ref.path}: no usable config.json ({_first_line(exc)}).", fix="Check the files.") from None
     return getattr(config, "max_position_embeddings", None)
 
 
