@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,11 +71,28 @@ def _batch(model: Any, tokenizer: Any, prompts: list[Sequence[int]], max_new_tok
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
     )
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), _bare_generation_config(model):
         out_B_T = model.generate(
             input_ids=ids_B_T.to(device), attention_mask=mask_B_T.to(device), generation_config=config
         )
     return [_output(row[width:], stops, tokenizer) for row in out_B_T.tolist()]
+
+
+@contextmanager
+def _bare_generation_config(model: Any) -> Iterator[None]:
+    """Without the settings that ship with a model while the block runs.
+
+    `generate` fills what a config leaves open from the model's own, so that a shipped repetition penalty, say, would
+    bend the argmax in silence.
+    """
+    from transformers import GenerationConfig
+
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    shipped, owner.generation_config = owner.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        owner.generation_config = shipped
 
 
 def _output(ids: list[int], stops: list[int], tokenizer: Any) -> Output:

@@ -36,7 +36,7 @@ def items(spec: Eval, rows: Sequence[Row], zone_of: Mapping[str, str], family_of
 def check_items(name: str, spec: Eval, rows: Sequence[Row]) -> None:
     """Raises StudyError when an item lacks a column that a rule or the expected answer names."""
     needed = {key for rule in spec.rules for key in rule.when or {}}
-    needed |= {key for rule in spec.rules for key in re.findall(r"\{(\w+)\}", rule.contains or "")}
+    needed |= {key for rule in spec.rules for key in rule.columns()}
     if spec.expected:
         needed.add(spec.expected)
     for row in rows:
@@ -94,6 +94,8 @@ def _match(spec: Eval, row: Row, text: str) -> tuple[float | None, str | None, d
     if not found:
         return None, "extraction_failed", {"extracted": None, "expected": expected}
     last = found[-1] if isinstance(found[-1], str) else found[-1][0]
+    if not last.strip():
+        return None, "extraction_failed", {"extracted": None, "expected": expected}
     answer = normalise(last)
     return float(answer == expected), None, {"extracted": answer, "expected": expected}
 
