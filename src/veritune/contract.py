@@ -7,7 +7,7 @@ past shows. What was declared after a result existed is marked exploratory for e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from veritune.errors import StaleError, StoreError
@@ -25,11 +25,11 @@ def freeze(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, An
     """Write the contract, or confirm the one that is there. Raises StaleError when the two differ."""
     found = terms(study, facts)
     if not store.contract_file.exists():
+        _refuse_lost(store)
         contract: dict[str, Any] = {"format": FORMAT_VERSION, "entries": [_entry(found, None, "frozen", None)]}
         write_json(store.contract_file, contract)
-        store.log("frozen", contract=contract["entries"][-1]["hash"])
-        return contract
     contract = read(store)
+    store.log_once("frozen", contract=contract["entries"][0]["hash"])
     differences = list(differ(contract["entries"][-1]["terms"], found))
     if differences:
         raise StaleError(
@@ -51,7 +51,7 @@ def amend(store: Store, study: Study, facts: Mapping[str, Any], reason: str) -> 
     changes = list(differ(last["terms"], found))
     if not changes:
         return contract
-    contract["entries"].append(_entry(found, last["hash"], reason, changes))
+    contract["entries"].append(_entry(found, last["hash"], reason, changes, results=_results(store)))
     write_json(store.contract_file, contract)
     store.log("amended", contract=contract["entries"][-1]["hash"], reason=reason, changes=changes)
     return contract
@@ -74,14 +74,46 @@ def read(store: Store) -> dict[str, Any]:
 
 
 def exploratory_claims(contract: Mapping[str, Any]) -> set[str]:
-    """Names of the claims that were added or changed by an amendment made after a result existed."""
-    first = {c["name"]: c for c in contract["entries"][0]["terms"]["study"]["claims"]}
-    last = contract["entries"][-1]["terms"]["study"]["claims"]
-    return {c["name"] for c in last if first.get(c["name"]) != c}
+    """Names of the claims that are not as they were declared when the last result-free entry was made.
+
+    A claim is also another one when what decides it is: its eval, its arms, the seeds, the schedule, model or data.
+    """
+    blind = [entry["terms"] for entry in contract["entries"] if not entry.get("results")]
+    declared = {c["name"]: _decides(blind[-1], c) for c in blind[-1]["study"]["claims"]}
+    now_terms = contract["entries"][-1]["terms"]
+    claims = now_terms["study"]["claims"]
+    return {c["name"] for c in claims if declared.get(c["name"]) != _decides(now_terms, c)}
 
 
-def _entry(found: Mapping[str, Any], previous: str | None, reason: str, changes: list[str] | None) -> dict[str, Any]:
+def _decides(terms: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a claim's outcome depends on. Package versions are recorded and not part of it."""
+    study = terms["study"]
+    shared = {key: study[key] for key in ("model", "data", "split", "train", "seeds")}
+    facts = {key: value for key, value in terms["facts"].items() if key != "packages"}
+    name = claim["eval"] or next(iter(study["evals"]))
+    arms = [study["conditions"].get(claim[side]) for side in ("condition", "against")]
+    return {**shared, "claim": claim, "eval": study["evals"][name], "arms": arms, "facts": facts}
+
+
+def _results(store: Store) -> list[str]:
+    """Runs of which scores were on disk when an amendment was made."""
+    return sorted({path.parent.parent.name for path in store.runs.glob("*/scores/*.jsonl")})
+
+
+def _refuse_lost(store: Store) -> None:
+    frozen = [event for event in store.events() if event["event"] == "frozen"]
+    if frozen:
+        raise StaleError(
+            f"{store.contract_file} is gone, though the study was frozen at {frozen[0]['time']}.",
+            fix="Restore the file, or start a new folder with the same study.yaml.",
+        )
+
+
+def _entry(
+    found: Mapping[str, Any], previous: str | None, reason: str, changes: list[str] | None, results: Sequence[str] = ()
+) -> dict[str, Any]:
     body = {"time": now(), "previous": previous, "reason": reason, "changes": changes or [], "terms": found}
+    body["results"] = list(results)
     return {**body, "hash": hash_of(body)}
 
 

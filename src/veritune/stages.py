@@ -58,6 +58,7 @@ def run(study_file: str | Path, *, amend: str | None = None, progress: Progress 
     keep_large_blocks()
     with store.lock():
         store.check_format()
+        store.check_events()
         store.clear_partial()
         return _Runner(store, study, progress or Progress()).run(amend)
 
@@ -270,7 +271,7 @@ class _Runner:
             runs = [cell.run_id for cell in cells]
             record = {"input_hash": inputs, "contract": kept["entries"][-1]["hash"], "runs": runs, "verdicts": verdicts}
             write_json(self.store.verdict_file, record)
-            self.store.log("decided", verdicts={v.claim: v.status for v in verdicts})
+        self.store.log_once("decided", inputs=inputs, verdicts={v.claim: v.status for v in verdicts})
         return verdicts
 
     def _score_hashes(self, cells: Sequence[Any]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from veritune.errors import FormatError, LockedError, MachineError, StoreError
+from veritune.errors import FormatError, LockedError, MachineError, StaleError, StoreError
 from veritune.records import FORMAT_VERSION, dumps, to_json
 
 CHUNK = 1 << 20
@@ -110,11 +110,27 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> None:
             stream.write(dumps(record) + "\n")
 
 
+def whole_lines(text: str, *, torn: bool = False) -> list[str]:
+    """Lines that end in a newline; with `torn` also a last one that does not.
+
+    Only the newline counts: `str.splitlines` also cuts at U+2028 and U+0085, which JSON texts may hold as they are.
+    """
+    *lines, rest = text.split("\n")
+    return [*lines, rest] if torn and rest else lines
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object. Raises FormatError where the file is damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError, RecursionError) as exc:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as exc:
         raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: expected a JSON object, found {type(value).__name__}.", fix="Restore it.")
@@ -124,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL record. Raises FormatError naming the line."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(whole_lines(_text(path), torn=True), start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as exc:
@@ -266,6 +282,27 @@ class Store:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def log_once(self, event: str, **facts: Any) -> None:
+        """Append the event unless one with these facts is there, as after a kill between a record and its event."""
+        wanted = {"event": event, **to_json(facts)}
+        if not any({key: line.get(key) for key in wanted} == wanted for line in self.events()):
+            self.log(event, **facts)
+
+    def check_events(self) -> None:
+        """Raises StaleError naming the first line of the timeline that was edited, taken out or put in."""
+        previous = None
+        for number, line in enumerate(self._whole_lines(), start=1):
+            try:
+                found = json.loads(line).get("previous")
+            except (ValueError, AttributeError):
+                found = line
+            if found != previous:
+                raise StaleError(
+                    f"{self.events_file} line {number} does not follow from the one before it: it was edited.",
+                    fix="Restore the file.",
+                )
+            previous = sha256_text(line)
+
     def events(self) -> list[dict[str, Any]]:
         """The timeline, oldest first."""
         return [json.loads(line) for line in self._whole_lines()]
@@ -273,8 +310,7 @@ class Store:
     def _whole_lines(self) -> list[str]:
         if not self.events_file.exists():
             return []
-        text = self.events_file.read_text(encoding="utf-8")
-        return text[: text.rfind("\n") + 1].splitlines()
+        return whole_lines(_text(self.events_file))
 
 
 def write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:
