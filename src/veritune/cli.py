@@ -230,7 +230,7 @@ def _without_paths(record: Any) -> Any:
 def main() -> None:
     """Entry point: one line on the screen for an error, the traceback with `--debug`."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except VerituneError as exc:
         if "--debug" in sys.argv:
             raise

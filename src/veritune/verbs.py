@@ -10,7 +10,7 @@ from typing import Any
 
 from veritune.errors import InputError, StudyError, VerituneError
 from veritune.records import Verdict
-from veritune.store import Store, disk_errors, read_json, write_text
+from veritune.store import Store, disk_errors, read_json, whole_lines, write_text
 from veritune.study import load_study
 
 MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
@@ -109,7 +109,7 @@ evals:
     max_new_tokens: 128
     # Replace these by what your answers must do. Columns you can use in rules: {columns}
     rules:
-      - {{name: not_too_long, pattern: '\\A\\s*(\\S+\\s*){{1,80}}\\Z'}}
+      - {{name: not_too_long, pattern: '\\A\\s*(?:\\S+\\s+){{0,79}}\\S+\\s*\\Z'}}
       - {{name: no_apology, absent: ["I'm sorry", "As an AI"]}}
 
 claims:             # declared before training, or they are exploratory
@@ -199,7 +199,7 @@ def _cell_state(store: Store, folder: Path) -> dict[str, Any]:
 def _last_step(metrics: Path) -> dict[str, Any]:
     import json
 
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    rows = [json.loads(line) for line in whole_lines(metrics.read_text(encoding="utf-8"))]
     losses = [r for r in rows if r["split"] == "seen" and r["loss"] is not None]
     if not losses:
         return {}
