@@ -58,6 +58,8 @@ BASE = side("b", 300, fixed=True)
         ("not_worse", 340, 0.02, "supported"),
         ("not_worse", 260, 0.02, "refuted"),
         ("not_worse", 292, 0.02, "inconclusive"),
+        ("not_worse", 294, 0.02, "inconclusive"),  # the 90 % interval alone would support it
+        ("equivalent", 294, 0.02, "supported"),
         ("no_regression", 302, 0.02, "supported"),
         ("no_regression", 260, 0.02, "refuted"),
         ("differ", 340, 0.02, "supported"),

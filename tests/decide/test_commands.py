@@ -157,6 +157,24 @@ def test_files_of_one_name_are_told_apart_by_folder(tmp_path):
     assert table.runs == ("x/scores:scores", "y/scores:scores")
 
 
+def test_a_runs_folder_stands_for_its_scores(tmp_path):
+    for run in ("new-0", "new-1", "old-0"):
+        folder = tmp_path / run / "scores"
+        folder.mkdir(parents=True)
+        for name in ("sums", "other"):
+            rows = [
+                {"run_id": run, "eval": name, "item_id": f"q{i}", "value": float((i + len(run)) % 3 > 0)}
+                for i in range(9)
+            ]
+            (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+            (folder / f"{name}.json").write_text('{"input_hash": "x"}')
+    side = parse_side(f"new={tmp_path}/new-0,{tmp_path}/new-1", "sums")
+    table, _ = load_side(side)
+    assert (table.eval, table.runs, len(table.items)) == ("sums", ("new-0", "new-1"), 9)
+    with pytest.raises(ScoreError, match="files of one eval, found other, sums"):
+        load_side(parse_side(f"old={tmp_path}/old-0"))
+
+
 @pytest.mark.parametrize("argument", ["{}/none*.jsonl", "{}/empty"])
 def test_an_argument_without_files_is_named(tmp_path, argument):
     (tmp_path / "empty").mkdir()

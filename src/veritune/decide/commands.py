@@ -98,25 +98,37 @@ class CompareReport:
 # ---------------------------------------------------------------- reading the sides
 
 
-def parse_side(text: str) -> Side:
-    """A side from one argument: `path`, `name=path`, several seeds as `name=path1,path2`, a folder or a glob."""
+_SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".eval"})
+
+
+def parse_side(text: str, eval_name: str | None = None) -> Side:
+    """A side from one argument: `path`, `name=path`, several seeds as `name=path1,path2`, a folder or a glob.
+
+    A folder stands for its score files, a run's folder for those in its `scores`; `eval_name` picks one eval of them.
+    """
     name, _, rest = text.rpartition("=") if "=" in text and not Path(text).exists() else ("", "", text)
     paths: list[Path] = []
     for part in [rest] if Path(rest).exists() else rest.split(","):
-        path = Path(part)
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix in {".jsonl", ".json", ".csv", ".tsv", ".eval"})
-            if not inside:
-                raise ScoreError(f"{path}: expected score files in the folder, found none.")
-            paths += inside
-        elif any(c in part for c in "*?[") and not path.exists():
+        found = [Path(part)]
+        if any(c in part for c in "*?[") and not Path(part).exists():
             found = sorted(Path(p) for p in glob.glob(part))
             if not found:
-                raise ScoreError(f"{part}: no file matches.")
-            paths += found
-        else:
-            paths.append(path)
+                raise ScoreError(f"{part}: expected files that match, found none.")
+        paths += [path for place in found for path in (_inside(place, eval_name) if place.is_dir() else [place])]
     return Side(name or Path(rest.split(",")[0]).stem, tuple(paths))
+
+
+def _inside(folder: Path, eval_name: str | None) -> list[Path]:
+    """The score files of a folder. A .json beside the .jsonl of the same name is its stamp, not scores."""
+    if (folder / "scores").is_dir():
+        folder = folder / "scores"
+    found = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
+    found = [p for p in found if not (p.suffix == ".json" and p.with_suffix(".jsonl") in found)]
+    if eval_name and any(p.stem == eval_name for p in found):
+        found = [p for p in found if p.stem == eval_name]
+    if not found:
+        raise ScoreError(f"{folder}: expected score files in the folder, found none.")
+    return found
 
 
 def load_side(side: Side, reading: Reading | None = None, *, samples: bool = False) -> tuple[ScoreTable, list[str]]:
