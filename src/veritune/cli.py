@@ -87,6 +87,18 @@ def status(study: StudyArg, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def verify(study: StudyArg, as_json: JsonOption = False) -> None:
+    """Recompute every hash in a study folder and name each file that was edited, added or lost."""
+    from veritune.seal import sealed_count, verify_text
+    from veritune.seal import verify as verb
+
+    found = verb(study)
+    print(_json(found) if as_json else verify_text(found, sealed_count(study)))
+    if found:
+        raise typer.Exit(2)
+
+
+@app.command()
 def report(study: StudyArg) -> None:
     """Draw report.html again from the records. It computes nothing."""
     from veritune.verbs import report as verb

@@ -22,6 +22,7 @@ from veritune.machine import describe_machine, keep_large_blocks, package_versio
 from veritune.progress import Progress
 from veritune.records import Row, Score, Verdict
 from veritune.report.page import write_report
+from veritune.seal import refuse_edited, seal
 from veritune.store import Store, hash_of, read_json, read_jsonl, write_json, write_jsonl
 from veritune.study import BASELINE, Study, load_study
 
@@ -60,6 +61,7 @@ def run(study_file: str | Path, *, amend: str | None = None, progress: Progress 
         store.check_format()
         store.check_events()
         store.clear_partial()
+        refuse_edited(store)
         return _Runner(store, study, progress or Progress()).run(amend)
 
 
@@ -91,6 +93,7 @@ class _Runner:
         wall_s = progress.elapsed_s()
         if self.trained:
             self.store.log("ran", cells=len(cells), trained=self.trained, skipped=self.skipped, wall_s=round(wall_s, 1))
+        seal(self.store)
         return Outcome(self.store.root, tuple(verdicts), report, self.trained, self.skipped, wall_s)
 
     # -- checks before anything is spent ----------------------------------------------------------------------
