@@ -182,7 +182,9 @@ def test_an_argument_without_files_is_named(tmp_path, argument):
         parse_side(argument.format(tmp_path))
 
 
-def test_one_side_and_an_unknown_arm_are_refused(files):
+def test_one_side_an_unknown_arm_and_an_impossible_alpha_are_refused(files):
+    with pytest.raises(ScoreError, match="alpha between 0 and"):
+        CompareOptions(alpha=0.0)
     with pytest.raises(ScoreError, match="at least two sides"):
         compare([parse_side(str(files[0]))])
     with pytest.raises(ScoreError, match="found 'zeta'"):

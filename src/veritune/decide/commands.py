@@ -50,6 +50,10 @@ class CompareOptions:
     seed: int = 0
     rule: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 0.5:
+            raise ScoreError(f"expected alpha between 0 and 0.5, found {self.alpha!r}.")
+
 
 @dataclass(frozen=True, slots=True)
 class Flipped:
@@ -213,9 +217,7 @@ def compare_score_tables(
 ) -> CompareReport:
     """`compare` for tables in memory. With k arms the intervals are at 1 − alpha/k and p is Holm-corrected."""
     options = options or CompareOptions()
-    inner = Options(
-        level=1 - options.alpha, draws=options.draws, seed=options.seed, scale=options.scale, missing=options.missing
-    )
+    inner = Options(draws=options.draws, seed=options.seed, scale=options.scale, missing=options.missing)
     comparisons = [compare_tables(arm, against, inner) for arm in arms]
     corrected: list[float | None] = [None] * len(arms)
     if len(arms) > 1:

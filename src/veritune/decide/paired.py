@@ -46,15 +46,12 @@ _CHUNK_CELLS = 4_000_000
 class Options:
     """How to compare. `draws` are Monte Carlo sign flips, used only when exact enumeration is too large."""
 
-    level: float = 0.95
     draws: int = 99_999
     seed: int = 0
     scale: tuple[float, float] | None = None
     missing: Missing = field(default_factory=Missing)
 
     def __post_init__(self) -> None:
-        if not 0 < self.level < 1:
-            raise ScoreError(f"expected a confidence level between 0 and 1, found {self.level!r}.")
         if not 99 <= self.draws <= MAX_DRAWS:
             raise ScoreError(
                 f"expected 99 to {MAX_DRAWS:,} resampling draws, found {self.draws:,}.",
