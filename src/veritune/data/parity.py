@@ -22,7 +22,6 @@ from veritune.data.split import stratum_of
 from veritune.errors import DataError
 from veritune.records import Finding, Message, Rendered, Row
 
-
 ALL = "(all)"
 
 
@@ -101,7 +100,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Rows in one sequence. `start_R1` are the row starts with the end appended; `segment_L` numbers the row per token."""
+    """Rows in one sequence. `start_R1` are row starts with the end appended; `segment_L` is each token's row number."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]

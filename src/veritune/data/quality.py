@@ -386,7 +386,7 @@ def scripts_of(text: str) -> dict[str, int]:
 
 
 def _mixed_languages(row: Row) -> Iterator[Finding]:
-    """Two scripts in one answer, or another script than the question's. Languages that share a script are not told apart."""
+    """Two scripts in one answer, or another than the question's. Languages of one script are not told apart."""
     target = row.target or ""
     if target.isascii() and all(m.content.isascii() for m in row.messages):
         return
