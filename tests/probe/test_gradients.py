@@ -133,6 +133,8 @@ def test_a_checkpoint_without_its_base_says_it_does_not_know_when_it_was_measure
     probe = probe_gradients(make_model("llama"), rows, families)
     assert probe.loss["at"] == "unknown"
     assert "no base loss was given" in probe.limits
+    base = probe_gradients(make_model("llama"), rows, families, base_loss="self")
+    assert base.loss["at"] == "base" and "no base loss" not in base.limits
 
 
 def test_without_labels_families_are_found_and_no_number_is_claimed(make_model: Any, make_rows: Any) -> None:
@@ -200,6 +202,16 @@ def test_the_model_comes_back_as_it_was(make_model: Any, make_rows: Any) -> None
     probe_gradients(model, rows, families)
     assert model.training and all(m.training for m in model.modules())
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_prompt_tuning_is_probed_through_its_blocks(make_model: Any, make_rows: Any) -> None:
+    from peft import PromptTuningConfig
+
+    rows, families = copies(make_rows(9), 2)
+    model = get_peft_model(make_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    probe = probe_gradients(model, rows, families)
+    assert probe.settings["of"] == "probe"
+    assert probe.estimate("n_eff").value == pytest.approx(9, rel=1e-4)
 
 
 def test_nan_weights_are_named_with_the_row(make_model: Any, make_rows: Any) -> None:

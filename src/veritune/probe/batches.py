@@ -66,6 +66,7 @@ def require_targets(rows: Sequence[Rendered]) -> None:
 def token_losses(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL in nats of every target token and which positions those are, both [N, T - 1] (position t predicts t + 1)."""
     logits_N_T_V = model(input_ids=batch.ids_N_T, attention_mask=batch.mask_N_T, use_cache=False).logits
+    logits_N_T_V = logits_N_T_V[:, -batch.ids_N_T.shape[1] :]  # virtual tokens of a prompt method come first
     target = batch.labels_N_T[:, 1:]
     # Transposing to [N, V, T] would be shorter and 6 times slower; flattened rows stay contiguous.
     flat = logits_N_T_V[:, :-1].reshape(-1, logits_N_T_V.shape[-1])

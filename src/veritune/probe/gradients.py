@@ -117,13 +117,13 @@ def probe_gradients(
     *,
     sources: Sequence[str] | None = None,
     settings: Settings | None = None,
-    base_loss: float | None = None,
+    base_loss: float | Literal["self"] | None = None,
 ) -> GradientProbe:
     """Measures gradients and reads sibling alignment and the effective number of examples from them.
 
     families: a name per row (None: the row stands alone); without any, directions and found families are reported
     instead. sources: a name per row for a reading of each. base_loss: the base model's mean loss on these rows, for a
-    checkpoint that does not carry its base; adapters are compared with their own base.
+    checkpoint that does not carry its base, or `self` when this is the base; adapters are compared with their own base.
     Raises DataError for unusable rows and non-finite losses, ModelError where gradients cannot be captured.
     """
     settings = settings or Settings()
@@ -230,11 +230,13 @@ def _require_finite(loss_B: Floats, row_ids: Sequence[str]) -> None:
 
 
 def _when(
-    model: torch.nn.Module, rows: Sequence[Rendered], measured: Measured, settings: Settings, base_loss: float | None
+    model: torch.nn.Module, rows: Sequence[Rendered], measured: Measured, settings: Settings, base_loss: Any
 ) -> dict[str, Any]:
     """Whether this is the base or an early model: mean losses, `at` (`base`, `early`, `late`, `unknown`) and why."""
     now = float(measured.loss_N.mean())
-    if base_loss is None and hasattr(model, "disable_adapter"):
+    if base_loss == "self":
+        base_loss = now
+    elif base_loss is None and hasattr(model, "disable_adapter"):
         base_loss = now if _untouched(model) else float(_plain_losses(model, rows, settings.batch_size).mean())
     made: dict[str, Any] = {"mean": now, "base_mean": base_loss, "unit": "nats per target token"}
     if base_loss is None:
