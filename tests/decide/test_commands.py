@@ -157,6 +157,12 @@ def test_files_of_one_name_are_told_apart_by_folder(tmp_path):
     assert table.runs == ("x/scores:scores", "y/scores:scores")
 
 
+def test_flipped_items_come_largest_first(tmp_path):
+    a, b = write(tmp_path / "a.jsonl", [0.1, 0.9, 0.5, 0.2]), write(tmp_path / "b.jsonl", [0.0, 0.2, 0.7, 0.9])
+    flipped = compare([parse_side(str(a)), parse_side(str(b))]).comparisons[0].flipped
+    assert (flipped.ids_a, flipped.ids_b) == (("q1", "q0"), ("q3", "q2"))
+
+
 def test_a_runs_folder_stands_for_its_scores(tmp_path):
     for run in ("new-0", "new-1", "old-0"):
         folder = tmp_path / run / "scores"
