@@ -25,6 +25,8 @@ _SCALE = 256.0
 _MIN_TEXTS = 64
 _SLACK = 1.5
 _CHUNK = 1 << 20
+SAMPLED = 25_000
+NEGLIGIBLE = 0.1  # of the heaviest weight: lighter features are left out, rows are full of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,15 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """P pairs of row and entry, with the score in the row's prompt and in its target, ordered by row, then entry."""
+    """P pairs of row and entry, with the score in the row's prompt and in its target, ordered by row, then entry.
+
+    `hash_N_2` are the hashes of every row's canonical prompt and target.
+    """
 
     row_P: I64
     entry_P: I64
     score_P_2: npt.NDArray[np.float64]
+    hash_N_2: U64
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +84,8 @@ class Block:
     token_T: U64
     row_T: I64
     part_T: I64
-    hash_2_N: U64
-    token_2_N: I64
+    hash_N_2: U64
+    token_N_2: I64
 
 
 def read(buffer: TextBuffer, a: int, b: int) -> Block:
@@ -96,7 +102,7 @@ def read(buffer: TextBuffer, a: int, b: int) -> Block:
     offset_2N1[:-1:2], offset_2N1[1::2], offset_2N1[-1] = block.offset_N1[:-1], block.cut_N, block.offset_N1[-1]
     hash_2N, _ = canonical_hashes(block.data, kind, offset_2N1, offset_2N1[1:])
     token_2N = np.bincount(2 * row_T + part_T, minlength=2 * (b - a))
-    return Block(token_T, row_T, part_T, hash_2N.reshape(-1, 2).T, token_2N.reshape(-1, 2).T)
+    return Block(token_T, row_T, part_T, hash_2N.reshape(-1, 2), token_2N.reshape(-1, 2))
 
 
 def features(block: Block) -> tuple[U32, I64, I64]:
@@ -137,8 +143,8 @@ def build(entries: TextBuffer, gram: int) -> Index:
     offset_E1 = np.searchsorted(key // max(len(vocabulary_V), 1), np.arange(n + 1))
     df_V = np.bincount(feature_F, minlength=len(vocabulary_V))
     gram_G, gram_entry_G = _own_grams([(g, r + a) for a, block in parts for g, r in [grams(block, gram)]])
-    hash_E = np.concatenate([b.hash_2_N[0] for _, b in parts] or [np.zeros(0, np.uint64)])
-    token_E = np.concatenate([b.token_2_N[0] for _, b in parts] or [none_r]).astype(np.int32)
+    hash_E = np.concatenate([b.hash_N_2[:, 0] for _, b in parts] or [np.zeros(0, np.uint64)])
+    token_E = np.concatenate([b.token_N_2[:, 0] for _, b in parts] or [none_r]).astype(np.int32)
     return Index(vocabulary_V, feature_F, offset_E1, df_V, gram_G, gram_entry_G, gram, hash_E, token_E)
 
 
@@ -156,21 +162,36 @@ def _own_grams(found: list[tuple[U64, I64]]) -> tuple[U64, I32]:
     return gram[begins][own], low[own].astype(np.int32)
 
 
-def count(rows: TextBuffer, index: Index) -> tuple[I64, I64, U64, I64]:
-    """First pass: in how many rows each feature and each run occurs; both parts' hashes and token counts."""
+def sample(rows: TextBuffer) -> tuple[TextBuffer, int]:
+    """About `SAMPLED` rows in which features are counted, and how many rows each of them stands for.
+
+    Chosen by length and the eight bytes in the middle, so that the choice does not depend on the order of the rows.
+    """
+    stride = max(1, len(rows) // SAMPLED)
+    if stride == 1:
+        return rows, 1
+    begin_N, end_N = rows.offset_N1[:-1], rows.offset_N1[1:]
+    key_N = (end_N - begin_N).astype(np.uint64)
+    for i in range(8):
+        at_N = np.minimum((begin_N + end_N) // 2 + i, len(rows.data) - 1)
+        key_N = (key_N ^ rows.data[at_N]) * np.uint64(HORNER)
+    chosen = (key_N >> np.uint64(33)) % np.uint64(stride) == 0
+    return rows.take(np.flatnonzero(chosen)), stride
+
+
+def count(rows: TextBuffer, index: Index) -> tuple[I64, I64]:
+    """First pass, over a sample: in how many rows each feature and each run occurs."""
     df_V = np.zeros(len(index.vocabulary_V), np.int64)
     df_G = np.zeros(len(index.gram_G), np.int64)
-    hash_2_N, token_2_N = np.zeros((2, len(rows)), np.uint64), np.zeros((2, len(rows)), np.int64)
     for a, b in chunks_by_bytes(rows.offset_N1, _CHUNK):
         block = read(rows, a, b)
-        hash_2_N[:, a:b], token_2_N[:, a:b] = block.hash_2_N, block.token_2_N
         place, row, _ = _known(block, index)
         pair = np.unique(row * max(len(df_V), 1) + place)
         df_V += np.bincount(pair % max(len(df_V), 1), minlength=len(df_V))
         gram_place, gram_row = _known_grams(block, index)
         pair = np.unique(gram_row * max(len(df_G), 1) + gram_place)
         df_G += np.bincount(pair % max(len(df_G), 1), minlength=len(df_G))
-    return df_V, df_G, hash_2_N, token_2_N
+    return df_V, df_G
 
 
 def _known(block: Block, index: Index) -> tuple[I64, I64, I64]:
@@ -201,6 +222,7 @@ def scoring(index: Index, df_V: I64, df_G: I64, n_rows: int, review: float, min_
     """
     n = max(n_rows + len(index), _MIN_TEXTS)
     weight_V = np.rint(_SCALE * np.log(_SLACK * n / np.maximum(df_V + index.df_V, 1)) ** 2).astype(np.int64)
+    weight_V[weight_V < NEGLIGIBLE * _SCALE * math.log(_SLACK * n) ** 2] = 0
     size_E = np.diff(index.offset_E1)
     entry_F = np.repeat(np.arange(len(index)), size_E)
     weight_F = weight_V[index.feature_F]
@@ -227,11 +249,12 @@ def join_overlaps(found: list[Overlap]) -> Overlap:
     """Overlaps of consecutive blocks as one."""
     if not found:
         none = np.zeros(0, np.int64)
-        return Overlap(none, none, np.zeros((0, 2)))
+        return Overlap(none, none, np.zeros((0, 2)), np.zeros((0, 2), np.uint64))
     return Overlap(
         np.concatenate([f.row_P for f in found]),
         np.concatenate([f.entry_P for f in found]),
         np.concatenate([f.score_P_2 for f in found]),
+        np.concatenate([f.hash_N_2 for f in found]),
     )
 
 
@@ -256,7 +279,7 @@ def _score_block(block: Block, a: int, index: Index, rule: Scoring) -> Overlap:
         for p in range(2):
             score_P_2[i, p] = int(weight[(parts[at] >> p) & 1 == 1].sum()) / max(int(rule.total_E[e]), 1)
     keep = (score_P_2.max(axis=1, initial=0.0) >= rule.review) | np.isin(pairs, gram_pair)
-    return Overlap(pair_row[keep] + a, entry[keep], score_P_2[keep])
+    return Overlap(pair_row[keep] + a, entry[keep], score_P_2[keep], block.hash_N_2)
 
 
 def _candidates(row: I64, place: I64, index: Index, rule: Scoring) -> I64:

@@ -276,10 +276,11 @@ def check_contamination(
     entries = gather(evals, config.answers)
     engine = _near.choose(len(columns.text), config, _Numpy, _Numba)
     index = _overlap.build(TextBuffer.from_strings(entries.texts), config.ngram)
-    df_V, df_G, hash_2_N, token_2_N = engine.count(columns.text, index)
+    sampled, stride = _overlap.sample(columns.text)
+    df_V, df_G = (counted * stride for counted in engine.count(sampled, index))
     rule = _overlap.scoring(index, df_V, df_G, len(columns.text), config.review, config.min_features)
     overlap = engine.score(columns.text, index, rule)
-    same = _identical(index, entries, hash_2_N, token_2_N, config)
+    same = _identical(index, entries, overlap.hash_N_2, config)
     return _judge(columns, entries, overlap, same, config)
 
 
@@ -328,7 +329,7 @@ def _prompt_and_answer(item: Row | str, answers: bool) -> tuple[str | None, str 
 
 
 def _identical(
-    index: Index, entries: Entries, hash_2_N: npt.NDArray[np.uint64], token_2_N: I64, config: ContaminationConfig
+    index: Index, entries: Entries, hash_N_2: npt.NDArray[np.uint64], config: ContaminationConfig
 ) -> tuple[I64, I64, I64]:
     """Pairs (row, entry, row part) of equal canonical texts; too short a text without digits equals nothing.
 
@@ -343,8 +344,9 @@ def _identical(
     hashes = index.hash_E[order]
     rows, found, parts = [], [], []
     for part in range(2):
-        low = np.searchsorted(hashes, hash_2_N[part], side="left")
-        size = np.searchsorted(hashes, hash_2_N[part], side="right") - low
+        hash_N = np.ascontiguousarray(hash_N_2[:, part])
+        low = np.searchsorted(hashes, hash_N, side="left")
+        size = np.searchsorted(hashes, hash_N, side="right") - low
         at = np.repeat(low - (np.cumsum(size) - size), size) + np.arange(size.sum())
         rows.append(np.repeat(np.arange(len(size)), size))
         found.append(order[at])

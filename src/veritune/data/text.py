@@ -196,6 +196,15 @@ class TextBuffer:
         offset_N1, cut_N = self.offset_N1[a : b + 1] - start, self.cut_N[a:b] - start
         return _prepared(TextBuffer(data, offset_N1, cut_N))
 
+    def take(self, row: I64) -> TextBuffer:
+        """Some rows, in a buffer of their own."""
+        begin, end = self.offset_N1[:-1][row], self.offset_N1[1:][row]
+        pieces = [self.data[a:b] for a, b in zip(begin.tolist(), end.tolist())]
+        offset_N1 = np.zeros(len(row) + 1, np.int64)
+        np.cumsum(end - begin, out=offset_N1[1:])
+        data = np.concatenate(pieces) if pieces else np.zeros(0, np.uint8)
+        return TextBuffer(data, offset_N1, offset_N1[:-1] + self.cut_N[row] - begin)
+
     @classmethod
     def from_parts(cls, parts: Iterable[tuple[str | None, str | None]]) -> TextBuffer:
         """From (problem, target) pairs; None and "" are the same: nothing there."""
