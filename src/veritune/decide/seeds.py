@@ -12,8 +12,8 @@ For a contrast L = Σ_z c_z·gap_z over strata z of items (one stratum in a plai
 Satterthwaite's t interval is kept where both arms have at least 3 runs. With fewer (one arm against a fixed baseline,
 or 2 runs) it errs up to 8 % (one arm of 3) or 13 % (one arm of 2) of the time at 5 %, because two or three runs that
 happen to agree shrink the variance and raise its degrees of freedom at once. There the parts' margins of error are
-squared and added, each with its own df; and an arm of 2 runs against a fixed arm subtracts no noise. That errs at most
-4.7 % of the time (table in docs/statistics.md).
+squared and added, each with its own df; and an arm of 2 runs against a fixed arm subtracts no noise. That errs 5 %
+of the time at most (tables in docs/statistics.md).
 
 The subtraction takes out the item-by-seed noise that `item` already holds. With one stratum and no families this is
 V = s²_d/n + Σ_arm [ s²_seedmean/S − MS_resid/(n·S) ]. An arm of one run adds nothing: its seed variance is unknown,
