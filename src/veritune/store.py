@@ -277,10 +277,17 @@ class Store:
         line = dumps({"time": now(), "event": event, "previous": previous, **to_json(facts)})
         if self.events_file.exists() and self.events_file.stat().st_size != sum(len(x.encode()) + 1 for x in lines):
             write_text(self.events_file, "".join(x + "\n" for x in lines))
-        with disk_errors(self.events_file), self.events_file.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        size = self.events_file.stat().st_size if self.events_file.exists() else 0
+        with disk_errors(self.events_file):
+            try:
+                with self.events_file.open("a", encoding="utf-8") as stream:
+                    stream.write(line + "\n")
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.events_file, size)  # give back what a half-written line took
+                raise
 
     def log_once(self, event: str, **facts: Any) -> None:
         """Append the event unless one with these facts is there, as after a kill between a record and its event."""
