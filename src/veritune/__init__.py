@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from veritune.store import Store
     from veritune.study import Study, load_study
     from veritune.train.telemetry import GradientTelemetry
-    from veritune.verbs import doctor, init, report, status
+    from veritune.verbs import doctor, draw_report, init, status
 
 _HOMES = {
     "Estimate": "records",
@@ -36,12 +36,12 @@ _HOMES = {
     "VerituneError": "errors",
     "compare_tables": "decide.paired",
     "doctor": "verbs",
+    "draw_report": "verbs",
     "find_families": "data.families",
     "init": "verbs",
     "judge": "decide.claims",
     "load_rows": "data.load",
     "load_study": "study",
-    "report": "verbs",
     "run": "stages",
     "scores": "stages",
     "status": "verbs",
@@ -60,12 +60,12 @@ __all__ = [
     "VerituneError",
     "compare_tables",
     "doctor",
+    "draw_report",
     "find_families",
     "init",
     "judge",
     "load_rows",
     "load_study",
-    "report",
     "run",
     "scores",
     "status",

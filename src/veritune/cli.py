@@ -101,7 +101,7 @@ def verify(study: StudyArg, as_json: JsonOption = False) -> None:
 @app.command()
 def report(study: StudyArg) -> None:
     """Draw report.html again from the records. It computes nothing."""
-    from veritune.verbs import report as verb
+    from veritune.verbs import draw_report as verb
 
     print(verb(study))
 

@@ -224,7 +224,7 @@ def status_text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def report(study: str | Path) -> Path:
+def draw_report(study: str | Path) -> Path:
     """Draw the report again from the records; its path. Raises InputError when there are no verdicts yet."""
     from veritune.report.page import write_report
 
