@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +29,13 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = (
+WORDS = re.findall(
+    r"\w+",
     "harbor gate lamp ferry crane boat quay rope net tide storm bridge bell buoy chart winch deck mast sail keel oar"
     " pump tank hose drum crate barrel anchor flag signal radio lens tower wall step door window roof floor ladder"
     " bench table chair clock stove kettle cup plate knife spoon bowl bread salt honey apple pear plum onion carrot"
-    " potato barley wheat rye oats goat sheep horse mule donkey raven heron gull swan otter badger hare"
-).split()
+    " potato barley wheat rye oats goat sheep horse mule donkey raven heron gull swan otter badger hare",
+)
 
 
 # ---------------------------------------------------------------- models

@@ -1,0 +1,271 @@
+"""The house rules, read from the source itself: imports run one way, names are public on purpose, functions are short,
+commands and settings are documented, and nothing heavy is imported by what does not need it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import veritune
+from veritune.cli import app
+from veritune.study import json_schema
+
+REPO = Path(__file__).resolve().parent.parent
+SRC = REPO / "src" / "veritune"
+ORDER = (
+    "errors",
+    "records",
+    "store",
+    "study",
+    "contract",
+    "seal",
+    "machine",
+    "progress",
+    "data",
+    "train",
+    "probe",
+    "evaluate",
+    "decide",
+    "release",
+    "report",
+    "stages",
+    "verbs",
+    "cli",
+)
+MAY_IMPORT_TORCH = ("train/trainer.py", "train/telemetry.py", "probe/")
+HEAVY = {"torch", "transformers", "peft", "accelerate", "trl", "numpy", "scipy", "pandas", "polars", "pyarrow"}
+HEAVY |= {"matplotlib", "jinja2", "numba", "datasets", "rich"}
+
+
+def sources(root: Path = SRC) -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(root.rglob("*.py")):
+        yield path.relative_to(root).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def room(path: str) -> str:
+    """The room a file belongs to: a folder's name, or the file's own."""
+    first = path.split("/")[0]
+    return first.removesuffix(".py")
+
+
+def imported(tree: ast.AST, path: str) -> Iterator[tuple[str, int]]:
+    """Dotted names of every import, at any depth, relative ones resolved; `from veritune import x` counts as x."""
+    package = ["veritune", *path.split("/")[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [alias.name for alias in node.names] if module == "veritune" else [""]
+            yield from ((f"{module}.{name}".rstrip("."), node.lineno) for name in names)
+
+
+def runs_back_up(root: Path = SRC) -> list[str]:
+    """Every import of a room that stands later in `ORDER`, as `file:line imports name`."""
+    found = []
+    for path, tree in sources(root):
+        here = room(path)
+        if here in ("__init__", "__main__"):
+            continue
+        assert here in ORDER, f"{path} stands in no room: add it to the order"
+        for name, line in imported(tree, path):
+            if name.split(".")[0] != "veritune":
+                continue
+            target = name.split(".")[1] if "." in name else ""
+            if target not in ORDER or ORDER.index(target) > ORDER.index(here):
+                found.append(f"{path}:{line} imports {name}")
+    return found
+
+
+def test_imports_run_one_way() -> None:
+    assert runs_back_up() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("store.py", "import veritune.cli"),
+        ("data/load.py", "from veritune.train.models import resolve"),
+        ("records.py", "def f():\n    from veritune import decide"),
+        ("data/load.py", "from ..report.page import write_report"),
+        ("train/models.py", "from veritune import run"),
+    ],
+)
+def test_an_import_that_runs_back_up_is_found(tmp_path: Path, path: str, line: str) -> None:
+    copy = tmp_path / "veritune"
+    shutil.copytree(SRC, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    file = copy / path
+    file.write_text(file.read_text(encoding="utf-8") + f"\n{line}\n", encoding="utf-8")
+    (found,) = runs_back_up(copy)
+    assert found.startswith(f"{path}:")
+
+
+def test_public_names_are_sorted_and_importable() -> None:
+    names = veritune.__all__
+    assert names == sorted(names) and len(names) == len(set(names))
+    assert set(dir(veritune)) == set(names)
+    assert all(getattr(veritune, name) is not None for name in names)
+    assert {"init", "run", "status", "draw_report", "doctor", "load_study"} <= set(names)
+
+
+def test_no_public_name_is_also_a_module() -> None:
+    """Importing `veritune.x` sets the attribute x of the package, and would hide a function of that name."""
+    modules = {path.stem if path.suffix else path.name for path in SRC.iterdir()}
+    assert set(veritune.__all__) & modules == set()
+
+
+def test_a_type_checker_sees_the_public_names_where_they_are() -> None:
+    """The lazy table and the imports under TYPE_CHECKING say the same."""
+    tree = ast.parse((SRC / "__init__.py").read_text(encoding="utf-8"))
+    listed = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("veritune.")
+        for alias in node.names
+    }
+    assert listed == {name: f"veritune.{home}" for name, home in veritune._HOMES.items()}
+    assert all(getattr(import_module(home), name) is getattr(veritune, name) for name, home in listed.items())
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        veritune.trian  # noqa: B018
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{path}:{node.lineno} {node.name}", node
+
+
+def test_no_function_is_longer_than_100_lines() -> None:
+    assert [name for name, node in functions() if (node.end_lineno or 0) - node.lineno + 1 > 100] == []
+
+
+def test_no_function_takes_more_than_six_parameters() -> None:
+    """Compiled kernels take arrays and commands take options; anything else says why beside its `noqa`."""
+
+    def excused(name: str) -> bool:
+        path, line = name.split(" ")[0].split(":")
+        text = (SRC / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+        return path == "cli.py" or path.endswith("_numba.py") or bool(re.search(r"noqa: PLR0913 - \w{3}", text))
+
+    def count(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+        names = [a.arg for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
+        return len([n for n in names if n not in ("self", "cls")])
+
+    assert [name for name, node in functions() if count(node) > 6 and not excused(name)] == []
+
+
+def test_every_public_function_and_class_says_what_it_is() -> None:
+    silent = [
+        f"{path}:{node.lineno} {node.name}"
+        for path, tree in sources()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert silent == []
+
+
+def test_the_source_holds_no_path_of_a_machine_and_no_todo() -> None:
+    wrong = re.compile(r"TODO|FIXME|XXX\b|/(home|root|Users|work|tmp|mnt)/\w")
+    places = [
+        *SRC.rglob("*.py"),
+        *(REPO / "tests").rglob("*.py"),
+        *(REPO / "examples").rglob("*.*"),
+        *(REPO / "docs").rglob("*.*"),
+    ]
+    found = [
+        f"{path.relative_to(REPO)}:{n} {line.strip()}"
+        for path in places
+        if path.suffix in (".py", ".md", ".yaml") and path != Path(__file__).resolve()
+        for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if wrong.search(line)
+    ]
+    assert found == []
+
+
+def test_only_named_files_import_torch_at_the_top() -> None:
+    found = []
+    for path, tree in sources():
+        top = ast.Module([n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], [])
+        if any(name.split(".")[0] in ("torch", "transformers", "peft") for name, _ in imported(top, path)):
+            found.append(path)
+    assert [path for path in found if not path.startswith(MAY_IMPORT_TORCH)] == []
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["--version"], ["schema"], ["status", "nowhere"]])
+def test_what_needs_no_model_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; from veritune.cli import main\n"
+        "try: main()\n"
+        "finally: print('LOADED', *sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    loaded = set(done.stderr.rsplit("LOADED", 1)[1].split())
+    assert "veritune" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, veritune; print(*{m.split('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) & (HEAVY | {"pydantic", "yaml", "typer"}) == set()
+
+
+# ---------------------------------------------------------------- documentation
+
+
+def commands() -> Iterator[tuple[str, object]]:
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        subs = getattr(command, "commands", {})
+        yield from ((f"{name} {sub}", inner) for sub, inner in subs.items())
+        if not subs:
+            yield name, command
+
+
+def test_every_command_and_option_is_documented() -> None:
+    page = (REPO / "docs" / "cli.md").read_text(encoding="utf-8")
+    for name, command in commands():
+        assert f"## `veritune {name}`" in page, name
+        section = page.split(f"## `veritune {name}`")[1].split("\n## ")[0]
+        for parameter in command.params:  # type: ignore[attr-defined]
+            assert parameter.opts[-1].upper() in section.upper(), f"{name} {parameter.opts}"
+            assert getattr(parameter, "help", None), f"{name} {parameter.opts} has no help text"
+
+
+@pytest.mark.parametrize("script", ["make_cli.py", "make_study.py"])
+def test_a_generated_page_is_what_its_script_makes_now(script: str, tmp_path: Path) -> None:
+    copy = tmp_path / "docs"
+    shutil.copytree(REPO / "docs", copy)
+    subprocess.run([sys.executable, str(copy / script)], cwd=tmp_path, check=True, capture_output=True)
+    changed = [p.name for p in sorted(copy.glob("*.md")) if p.read_bytes() != (REPO / "docs" / p.name).read_bytes()]
+    assert changed == [], "run `make docs`"
+
+
+def test_every_command_that_reports_speaks_json() -> None:
+    reporting = {name: command for name, command in commands() if name in ("run", "status", "doctor")}
+    assert len(reporting) == 3
+    for name, command in reporting.items():
+        assert any("--json" in p.opts for p in command.params), name  # type: ignore[attr-defined]
+
+
+def test_every_key_of_study_yaml_is_in_its_page() -> None:
+    page = (REPO / "docs" / "study.md").read_text(encoding="utf-8")
+    schema = json_schema()
+    keys = {key for body in (schema, *schema["$defs"].values()) for key in body.get("properties", {})}
+    assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
