@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first 
 
 import typer
 
+from veritune import cli_data
 from veritune.errors import VerituneError
 
 app = typer.Typer(
@@ -115,6 +116,7 @@ def compare(
     against: Annotated[
         str | None, typer.Option(help="The side the others are compared with; default: the last.")
     ] = None,
+    fixed: Annotated[list[str] | None, typer.Option(help="Name of a side without seeds, a baseline; repeat.")] = None,
     margin: Annotated[float | None, typer.Option(help="The smallest difference that matters, in score units.")] = None,
     alpha: Annotated[float, typer.Option(help="Error rate of the decision.")] = 0.05,
     eval_name: Annotated[str | None, typer.Option("--eval", help="Which eval of a file that holds several.")] = None,
@@ -146,8 +148,22 @@ def compare(
         missing=Missing(missing),
         draws=draws,
     )
-    found = commands.compare([commands.parse_side(side) for side in sides], options)
+    found = commands.compare(_sides(sides, eval_name, fixed or []), options)
     print(_json(found) if as_json else commands.render_text(found))
+
+
+def _sides(texts: list[str], eval_name: str | None, fixed: list[str]) -> list[Any]:
+    from dataclasses import replace
+
+    from veritune.decide.commands import parse_side
+    from veritune.errors import InputError
+
+    sides = [parse_side(text, eval_name) for text in texts]
+    unknown = sorted(set(fixed) - {side.name for side in sides})
+    if unknown:
+        names = ", ".join(side.name for side in sides)
+        raise InputError(f"--fixed: no side is called {unknown[0]!r}.", fix=f"The sides are {names}; name one: a=FILE.")
+    return [replace(side, fixed=side.name in fixed) for side in sides]
 
 
 def _reading(*names: str | None) -> Any:
@@ -219,6 +235,9 @@ def schema() -> None:
     from veritune.study import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+
+
+cli_data.register(app)
 
 
 def _json(record: Any) -> str:

@@ -260,7 +260,10 @@ class _Runner:
     def _decide(self, cells: Sequence[Any], kept: Mapping[str, Any]) -> list[Verdict]:
         tables = score_tables(self.store, self.study, [cell.run_id for cell in cells])
         exploratory = contract.exploratory_claims(kept)
-        claims = [c.model_copy(update={"eval": self.study.eval_of(c)}) for c in self.study.claims]
+        claims = []
+        for claim in self.study.claims:
+            late = {"correction": "exploratory"} if claim.name in exploratory else {}
+            claims.append(claim.model_copy(update={"eval": self.study.eval_of(claim), **late}))
         context = ClaimContext(
             scales=dict.fromkeys(self.study.evals, (0.0, 1.0)),
             failure_values=dict.fromkeys(self.study.evals, 0.0),

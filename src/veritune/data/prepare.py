@@ -14,6 +14,7 @@ from veritune.data.contamination import check_contamination
 from veritune.data.families import SPLIT_SAFE_THRESHOLD, FamilyResult, find_families
 from veritune.data.load import load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
+from veritune.data.review import require_usable
 from veritune.data.split import Split, SplitConfig, judge_split, split_zones
 from veritune.errors import DataError, GateError
 from veritune.records import ZONES, Rendered, Row, to_json
@@ -47,6 +48,7 @@ def prepare(store: Store, study: Study, tokenizer: Any) -> Prepared:
         id_field=study.data.id_field,
     )
     require_clean(loaded)
+    require_usable(store.root / study.data.path, loaded.source_sha256)
     families = _families(study, loaded.rows)
     family_of = {m.row_id: m.family for m in families.memberships}
     split = split_zones(loaded.rows, family_of, _split_config(study))
