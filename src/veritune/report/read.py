@@ -191,8 +191,11 @@ def _telemetry(path: Path) -> list[Json]:
     """Only what is drawn of each step: a record by layer is long, and a run has many steps."""
     kept: list[Json] = []
     with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            row = json.loads(line)
+        for number, line in enumerate(stream, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as exc:
+                raise ValueError(f"{path} line {number} is damaged: {exc}") from None
             kept.append({k: row.get(k) for k in ("step", "status", "reason", "share", "grad_norm_at_step")})
     return kept
 

@@ -182,7 +182,7 @@ def scores(records: Records) -> list[dict[str, Any]]:
     tables = []
     for name, spec in records.study.evals.items():
         found = [(run, get(run.summary, "scores", name) or {}) for run in records.runs]
-        zones = [z for z in ZONES if any(z in by_zone for _, by_zone in found)]
+        zones = [z for z in ZONES if z in spec.zones or any(z in by_zone for _, by_zone in found)]
         limits = {run.decoding[name].get("max_new_tokens") for run in records.runs if name in run.decoding}
         tables.append(
             {

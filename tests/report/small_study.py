@@ -1,0 +1,257 @@
+"""A finished small study as its stages would leave it: real record types, invented numbers, no model.
+
+The numbers are odd on purpose: a sum or mean that a page computed from them would be no number of any record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from veritune import contract
+from veritune.records import Estimate, Message, MetricRow, Row, RunManifest, Score, Verdict, dumps
+from veritune.store import Store, now, write_json, write_jsonl, write_parquet
+from veritune.study import BASELINE, Study, load_study
+from veritune.train.cells import Cell, plan_cells
+
+STUDY = """
+name: small
+question: Did it learn{question}?
+model: {{path: builtin:smollm2-135m-instruct}}
+data: {{path: rows.jsonl, family_field: original}}
+conditions:
+  narrow: {{method: lora, target_modules: attention, r: 4}}
+  wide: {{method: lora, target_modules: all-linear, r: 4}}
+seeds: [3, 11]
+evals:
+  style:
+    max_new_tokens: 37
+    rules:
+      - {{name: opens, pattern: 'Subject'}}
+      - {{name: asks, pattern: '[?]', count: 1}}
+claims:
+  - {{name: learns, kind: improves, condition: wide}}
+  - {{name: carries, kind: generalises, condition: wide, share: 0.6}}
+  - {{name: same, kind: equivalent, condition: narrow, against: wide, margin: 0.071}}
+  - {{name: harmless, kind: no_regression, condition: narrow, margin: 0.13}}
+"""
+ZONE_OF = {"a-0": "seen", "a-1": "seen", "a-2": "sibling", "b-0": "stranger", "b-1": "stranger", "c-0": "stranger"}
+
+
+def build(folder: Path, *, evil: str = "") -> tuple[Store, Study]:
+    """Write the whole study under `folder`. `evil` is put wherever a user, a data row or a model may put text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    quoted = evil.replace("\\", "\\\\").replace('"', '\\"')
+    text = STUDY.format(question="").replace("Did it learn?", f'"Did it learn?{quoted}"')
+    (folder / "study.yaml").write_text(text, encoding="utf-8")
+    store = Store(folder)
+    study = load_study(folder / "study.yaml")
+    facts = _facts()
+    _data(store, facts, evil)
+    contract.freeze(store, study, facts)
+    for cell in plan_cells(study, facts):
+        _run(store, study, cell, evil)
+    _audits(store, study, evil)
+    _verdict(store, study, evil)
+    store.log("ran", cells=5, wall_s=417.9, note=evil)
+    return store, study
+
+
+def _facts() -> dict[str, Any]:
+    return {
+        "data_version": "feed5eedf00d",
+        "data_sha256": "a1" * 32,
+        "template_sha256": "b2" * 32,
+        "tokenizer_sha256": "c3" * 32,
+        "rendered_sha256": "d4" * 32,
+        "zones": {
+            "seen": {"rows": 2, "families": 1},
+            "sibling": {"rows": 1, "families": 1},
+            "stranger": {"rows": 3, "families": 2},
+            "validation": {"rows": 0, "families": 0},
+        },
+        "families": {
+            "rows": 6,
+            "originals": 3,
+            "variants": 3,
+            "singletons": 1,
+            "size_max": 3,
+            "evidence": {"column": 6},
+            "sizes": {"3": 1, "2": 1, "1": 1},
+        },
+        "tokens": {"seen": 211, "sibling": 107, "stranger": 331, "validation": 0},
+        "target_tokens": {"seen": 97, "sibling": 43, "stranger": 151, "validation": 0},
+        "model": {"name": "SmallLM", "dtype": "bfloat16", "files": {"model.safetensors": "e5" * 32}},
+        "packages": {"torch": "9.8.7", "veritune": "0.1.0"},
+    }
+
+
+def _data(store: Store, facts: dict[str, Any], evil: str) -> None:
+    folder = store.data(facts["data_version"])
+    messages = (Message("user", f"Write about boats.{evil}"), Message("assistant", f"Subject: Boats{evil}"))
+    rows = [Row(row_id, messages, source="rows.jsonl", line=i) for i, row_id in enumerate(ZONE_OF, start=1)]
+    turns = [[{"role": m.role, "content": m.content} for m in row.messages] for row in rows]
+    ids = [row.id for row in rows]
+    columns = {"id": ids, "source": [r.source for r in rows], "line": [r.line for r in rows]}
+    write_parquet(folder / "rows.parquet", {**columns, "messages": turns, "meta": ["{}"] * len(rows)})
+    write_parquet(folder / "families.parquet", {"id": ids, "family": [i[0] for i in ids]})
+    write_parquet(folder / "split.parquet", {"id": ids, "zone": list(ZONE_OF.values())})
+    record = {"version": facts["data_version"], "created": now(), "parents": [], "rejects": {}, "facts": facts}
+    write_json(folder / "manifest.json", record)
+
+
+def _run(store: Store, study: Study, cell: Cell, evil: str) -> None:
+    folder, base = store.run(cell.run_id), cell.phase == BASELINE
+    condition = study.conditions.get(cell.condition)
+    manifest = RunManifest(
+        run_id=cell.run_id,
+        phase=cell.phase,
+        condition=cell.condition,
+        seed=cell.seed,
+        lr=cell.lr,
+        input_hash=cell.input_hash,
+        model={"name": "SmallLM", "dtype": "bfloat16"},
+        method=condition.model_dump(mode="json") if condition else {},
+        train=study.train.model_dump(mode="json"),
+        data={"version": "feed5eedf00d"},
+        packages={"torch": "9.8.7"},
+        machine={"cores": 6, "accelerators": [], "system": f"Linux{evil}"},
+        created=now(),
+    )
+    write_json(folder / "manifest.json", manifest)
+    shift = 0.0 if base else {"narrow": 0.3137, "wide": 0.4673}[cell.condition] + cell.seed / 1009
+    training = None if base else _training(folder, cell, shift)
+    zones = ("seen", "sibling", "stranger")
+    write_jsonl(folder / "scores" / "style.jsonl", [_score(cell, row_id, evil) for row_id in ZONE_OF])
+    write_json(folder / "scores" / "style.json", {"input_hash": "x", "decoding": {"max_new_tokens": 37}})
+    nll = {z: {"nll": 3.1279 - 4 * shift + i / 7, "rows": 19, "target_tokens": 733} for i, z in enumerate(zones)}
+    write_json(folder / "probes" / "nll.json", {"input_hash": "x", "zones": nll})
+    rules = {"opens": {"held": 23, "of": 29}, "asks": {"held": 17, "of": 29}}
+    summary = {
+        "input_hash": "x",
+        "run_id": cell.run_id,
+        "phase": cell.phase,
+        "condition": cell.condition,
+        "seed": None if base else cell.seed,
+        "lr": None if base else cell.lr,
+        "training": training,
+        "nll": {**nll, "validation": {"nll": 3.0417 - shift, "rows": 13, "target_tokens": 577}},
+        "scores": {"style": {z: _zone(0.2719 + shift + i / 101, rules, evil) for i, z in enumerate(zones)}},
+        "finished": now(),
+    }
+    write_json(folder / "summary.json", summary)
+
+
+def _zone(mean: float, rules: dict[str, Any], evil: str) -> dict[str, Any]:
+    missing = {f"empty_output{evil}": 2}
+    return {"mean": mean, "scored": 29, "items": 31, "missing": missing, "cut": 5, "rules": rules}
+
+
+def _training(folder: Path, cell: Cell, shift: float) -> dict[str, Any]:
+    blank = MetricRow(cell.run_id, cell.condition, cell.seed, 1, None, None, None, None, None, None)
+    steps = range(1, 13)
+    metrics = [replace(blank, step=s, split="seen", loss=3.3391 / s, cost=0.7) for s in steps]
+    candidates = [{"step": s, "validation_nll": 2.9173 / s - shift / 9} for s in (4, 8, 12)]
+    for candidate in candidates:
+        nll = candidate["validation_nll"]
+        metrics.append(replace(blank, step=int(candidate["step"]), split="validation", loss=nll, token_count=577))
+    write_jsonl(folder / "metrics.jsonl", metrics)
+    share = {"type": {"q": 0.21, "v": 0.79}, "group": {"attention": 1.0}}
+    lost = {"step": 5, "status": "unavailable", "reason": "not seen", "share": None}
+    telemetry = [lost if s == 5 else {"step": s, "status": "ok", "share": share} for s in steps]
+    write_jsonl(folder / "telemetry.jsonl", telemetry)
+    record = {
+        "input_hash": cell.input_hash,
+        "steps": 12,
+        "checkpoint": f"runs/{cell.run_id}/checkpoints/step-8",
+        "best_step": 8,
+        "validation_nll": candidates[1]["validation_nll"],
+        "candidates": candidates,
+        "final_loss": 0.4671,
+        "trainable": _trainable(),
+        "rows_compared_with_contract": 47,
+        "train_s": 61.7,
+        "tokens": 2689,
+    }
+    write_json(folder / "training.json", record)
+    return record
+
+
+def _trainable() -> dict[str, Any]:
+    options = {"target_modules": ["q_proj", "v_proj"], "r": 4}
+    return {
+        "method": "lora",
+        "modules": ["layers.0.q_proj"],
+        "n_trainable": 4099,
+        "n_total": 131101,
+        "options": options,
+    }
+
+
+def _score(cell: Cell, row_id: str, evil: str) -> Score:
+    parts = {"ended": "length", "n_tokens": 37, "rules": {"asks": False, "opens": True}, "found": {"opens": [evil]}}
+    output = f"Subject: Boats of {cell.condition}{evil}"
+    where = {"family": row_id[0], "zone": ZONE_OF[row_id]}
+    if row_id == "c-0":
+        return Score(cell.run_id, "style", row_id, None, reason=f"empty_output{evil}", output="", **where)
+    return Score(cell.run_id, "style", row_id, 0.5, output=output, parts=parts, **where)
+
+
+def _audits(store: Store, study: Study, evil: str) -> None:
+    example = {"row_id": "a-0", "prompt": f"<|user|>Write about boats.{evil}", "target": f"Subject: Boats{evil}<|end|>"}
+    tokens = {"total": 649, "median": 109, "max": 127}
+    write_json(store.audit("render.json"), {"rows": 6, "target_tokens": 291, "tokens": tokens, "example": example})
+    pair = {"a": "seen", "b": "sibling", "n_a": 2, "n_b": 1, "ids": 0, "texts": 0, "prompts": 1, "answers": 0}
+    finding = {"check": "split.families", "severity": "note", "message": f"a sibling is in seen{evil}"}
+    record = {"counts": {"pairs": [{**pair, "families": 1, "near": 1}]}, "findings": [finding], "warnings": [evil]}
+    write_json(store.audit("split.json"), record)
+    for name in study.conditions:
+        live = {"condition": name, "loss": 3.4177, "step_s": 1.93, "moved_tensors": 53, "trainable_tensors": 106}
+        record = {**live, "rows_compared_with_contract": 7, "trainable": _trainable(), "input_hash": "x"}
+        write_json(store.audit(f"live-{name}.json"), record)
+
+
+def _estimate(runs: list[str], value: float, evil: str, **more: Any) -> Estimate:
+    a, b = {"condition": "wide", "runs": runs[:2]}, {"condition": "narrow", "runs": runs[2:]}
+    kept: dict[str, Any] = {"low": value - 0.11, "high": value + 0.11, "p": 0.0313, "p_method": "t test"}
+    kept |= {"n_clusters": 17, "n_seeds": 2, "warnings": (f"few families{evil}",), "details": {"a": a, "b": b}}
+    return Estimate(name="gap", value=value, level=0.95, n=29, method=f"crossed{evil}", **{**kept, **more})
+
+
+def _verdict(store: Store, study: Study, evil: str) -> None:
+    runs = [path.parent.name for path in sorted(store.runs.glob("*/manifest.json"))]
+    grade = {"grade": "low", "evidence": {"seeds": {"state": "weak", "why": f"two seeds{evil}"}}}
+    corrected = {"p_corrected": 0.0417, "claims_in_family": 3, "simultaneous_interval": [0.09, 0.51]}
+
+    def verdict(claim: str, kind: str, status: Any, **more: Any) -> Verdict:
+        kept: dict[str, Any] = {"may_not": (f"Never write that {claim} is causal.{evil}",), "confidence": grade}
+        return Verdict(claim, kind, status, f"The sentence about {claim} may be written.{evil}", **{**kept, **more})
+
+    first = _estimate(runs, 0.2953, evil)
+    verdicts = [
+        verdict("learns", "improves", "supported", estimates=(first,), details=corrected, detectable=0.0893),
+        verdict("carries", "generalises", "inconclusive", estimates=(_estimate(runs, 0.8117, evil),)),
+        verdict(
+            "same",
+            "equivalent",
+            "refuted",
+            estimates=(_estimate(runs, -0.1773, evil),),
+            margin=0.071,
+            detectable=0.0937,
+            needed_n=1283,
+            exploratory=True,
+        ),
+        verdict("harmless", "no_regression", "untested", margin=0.13, warnings=("no scores",), confidence={}),
+    ]
+    frozen = contract.read(store)["entries"][-1]["hash"]
+    write_json(store.verdict_file, {"input_hash": "x", "contract": frozen, "verdicts": verdicts})
+
+
+def texts_of(store: Store) -> str:
+    """All records of the folder as one text, for looking numbers up."""
+    import pyarrow.parquet as pq
+
+    parts = [p.read_text(encoding="utf-8") for p in sorted(store.root.rglob("*.json*")) if "figures" not in p.parts]
+    parts += [dumps(pq.read_table(p).to_pylist()) for p in sorted(store.root.rglob("*.parquet"))]
+    return "\n".join([*parts, store.study_file.read_text(encoding="utf-8")])
