@@ -184,7 +184,7 @@ def _load_patterns(paths: tuple[str, ...]) -> tuple[tuple[Pattern, ...], frozens
             before = [] if entry.get("replace") else old.get("patterns", [])
             merged[reason] = {**old, **entry, "patterns": [*before, *entry.get("patterns", [])], "file": path}
     nouns = " ".join(str(merged.pop("countable", {}).get("nouns", "")).split()).split()
-    done = tuple(_compiled(reason, entry) for reason, entry in merged.items() if not entry.get("off"))
+    done = tuple(_compiled(reason, entry) for reason, entry in merged.items() if not entry.get("skip"))
     return done, frozenset(nouns)
 
 
@@ -193,7 +193,7 @@ def _entries(content: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     if not isinstance(content, dict):
         raise DataError(f"pattern file {path} holds a {type(content).__name__}; expected reasons with their patterns.")
-    known = {"says", "where", "severity", "patterns", "replace", "off", "nouns"}
+    known = {"says", "where", "severity", "patterns", "replace", "skip", "nouns"}
     for reason, entry in content.items():
         if not isinstance(entry, dict) or set(entry) - known:
             odd = sorted(set(entry) - known) if isinstance(entry, dict) else entry

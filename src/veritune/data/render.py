@@ -253,7 +253,7 @@ _FIX = {
     "prefix": "Train on rows with one assistant turn, or use a template that renders a turn the same way everywhere.",
     "content": "Use a template that writes contents as they are.",
     "gap": "Use template_kwargs or a template whose generation prompt holds that text.",
-    "straddle": "Use a template that sets special tokens around the turns.",
+    "straddle": "Take white space off the ends of the answer, or use a template with special tokens around the turns.",
     "no_end_token": "Use a template that ends each assistant turn with the model's end token.",
     "no_target": "End the row with an assistant turn.",
     "control_token": "Write it differently or drop the row: the model would read it as the end of a turn.",
