@@ -353,7 +353,7 @@ def test_a_run_that_the_contract_does_not_plan_is_named_and_not_drawn(small: Sma
     shutil.copytree(old, store.runs / "wide-s3-00000000")
     text = Page(page()).text
     assert "not drawn: wide-s3-00000000" in text
-    assert text.count("wide · seed 3") == text.replace("wide-s3-00000000", "").count("wide · seed 3") > 0
+    assert text.count("wide · seed 3") > 0
     csv = (store.figures / "zones_style.csv").read_text()
     assert csv.count("stranger,wide,3") == 1
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from veritune.decide.wording import number, signed
 from veritune.report import views
-from veritune.report.figures import Drawn, draw_all
+from veritune.report.figures import SERIES, Drawn, draw_all
 from veritune.report.read import Records, read_records
 from veritune.store import Store, write_text
 from veritune.study import Study
@@ -64,7 +64,7 @@ def render(records: Records, drawn: Sequence[Drawn]) -> str:
             timeline=views.timeline(records),
             reproduction=views.reproduction(records),
             figures={group: [d for d in drawn if d.group == group] for group in ("zones", "training", "gradients")},
-            series={name: f"s{i}" for i, name in enumerate(records.study.conditions, start=1)},
+            series={name: f"s{i % len(SERIES) + 1}" for i, name in enumerate(records.study.conditions)},
         )
     )
     return str(page).encode("utf-8", "replace").decode()

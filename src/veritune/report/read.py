@@ -43,7 +43,7 @@ class Run:
     @property
     def label(self) -> str:
         """Condition and seed as the report names a run."""
-        return self.condition if self.seed is None else f"{self.condition} · seed {self.seed}"
+        return self.condition if self.seed is None else f"{self.condition} ·\u00a0seed\u00a0{self.seed}"
 
     def path(self, name: str) -> str:
         """A file of this run, relative to the study folder."""

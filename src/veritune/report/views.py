@@ -28,6 +28,7 @@ ASKS = {
     "probe": "a recorded quantity meets a threshold",
 }
 SAMPLES = 3
+FIRST = ("method", "target_modules", "r", "lora_alpha", "lora_dropout")
 FAMILY_FACTS = ("rows", "originals", "variants", "singletons", "size_p50", "size_max")
 
 
@@ -65,7 +66,7 @@ def _card(verdict: Json, claim: Json) -> dict[str, Any]:
         "plot": interval.plot(verdict, claim),
         "no_interval": _no_interval(estimates),
         "facts": list(_facts(verdict, estimates)),
-        "estimates": [{**e, "p_text": _p(e)} for e in estimates],
+        "estimates": [{**e, "p_text": _p(e), "is_gap": _is_gap(verdict, i)} for i, e in enumerate(estimates)],
         "may_not": verdict.get("may_not") or [],
         "warnings": list(_warnings(verdict, estimates)),
         "evidence": list((get(verdict, "confidence", "evidence") or {}).items()),
@@ -93,6 +94,7 @@ def asks(claim: Json, kind: str) -> str:
             f"from {claim.get('from_zone')} to {claim.get('to_zone')}"
         )
     where = f" on {claim['zone']} items" if claim.get("zone") else " on all items"
+    where += f" of {claim['eval']}" if claim.get("eval") else ""
     if claim.get("margin") is not None:
         words = words.replace("the margin", f"{claim['margin']:g}")
     joint = {"scores higher": "than", "differs": "from", "is equivalent": "to", "shows": "against"}
@@ -103,6 +105,11 @@ def asks(claim: Json, kind: str) -> str:
 def _p(estimate: Json) -> str | None:
     p = estimate.get("p")
     return p_text(p, estimate.get("p_floor")) if isinstance(p, int | float) else None
+
+
+def _is_gap(verdict: Json, place: int) -> bool:
+    """Whether an estimate is a difference, written with its sign, and not a share or a probe's value."""
+    return place > 0 or verdict.get("kind") not in ("generalises", "probe")
 
 
 def _no_interval(estimates: Sequence[Json]) -> str | None:
@@ -227,7 +234,8 @@ def conditions(records: Records) -> dict[str, Any]:
     arms = {name: [r for r in records.runs if r.condition == name] for name in records.study.conditions}
     columns = [(name, runs[0] if runs else None) for name, runs in arms.items()]
     manifests = [run.manifest if run else {} for _, run in columns]
-    keys = list(dict.fromkeys(k for m in manifests for k in get(m, "method") or {} if k != "learning_rate"))
+    named = list(dict.fromkeys(k for m in manifests for k in get(m, "method") or {} if k != "learning_rate"))
+    keys = sorted(named, key=lambda k: FIRST.index(k) if k in FIRST else len(FIRST))
     rows = [(key.replace("_", " "), [get(m, "method", key) for m in manifests]) for key in keys]
     rows.append(("peak learning rate", [get(m, "lr") for m in manifests]))
     trained = [get(run.training, "trainable") if run else None for _, run in columns]
@@ -380,7 +388,7 @@ def _flat(value: Any) -> str:
         return ", ".join(f"{k}: {_flat(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return "; ".join(_flat(v) for v in value)
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def reproduction(records: Records) -> dict[str, Any]:
