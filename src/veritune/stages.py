@@ -6,6 +6,7 @@ Every stage skips what is on disk and was made from the same inputs.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from veritune.machine import describe_machine, keep_large_blocks, package_versio
 from veritune.progress import Progress
 from veritune.records import Row, Score, Verdict
 from veritune.report.page import write_report
-from veritune.seal import refuse_edited, seal
+from veritune.seal import break_seal, refuse_edited, seal
 from veritune.store import Store, hash_of, read_json, read_jsonl, write_json, write_jsonl
 from veritune.study import BASELINE, Study, load_study
 
@@ -104,6 +105,12 @@ class _Runner:
 
         for name, condition in self.study.conditions.items():
             methods.check(name, condition)
+        names = probe_names(self.study)
+        for claim in self.study.claims:
+            if claim.probe is not None and claim.probe not in names:
+                close = difflib.get_close_matches(claim.probe, names, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise StudyError(f"claims: {claim.name}: no probe {claim.probe!r}{hint}.", fix=f"There are: {names}.")
         self.model = resolve(self.study.model, self.store.root)
         self.tokenizer = load_tokenizer(self.model)
         longest = context_length(self.model)
@@ -204,6 +211,7 @@ class _Runner:
             self._tell(read_json(folder / "summary.json"), f"{label} {what}: done before, skipped")
             return
         self.trained += 1
+        break_seal(self.store)
         cells.start(context, cell, self.machine, self.packages)
         if cell.phase != BASELINE:
             cells.train(context, cell)
@@ -235,7 +243,7 @@ class _Runner:
         decoding = Decoding(spec.max_new_tokens, spec.batch_size)
         outputs = generate(model, self.tokenizer, [context.data.prompts[r.id] for r in rows], decoding, on_batch)
         data = context.data
-        stamp.unlink(missing_ok=True)  # the stamp of other scores must not vouch for these
+        _set_aside(path, stamp)
         scores = []
         for row, output in zip(rows, outputs):
             where = {"family": data.family_of[row.id], "zone": data.zone_of[row.id]}
@@ -265,6 +273,7 @@ class _Runner:
             late = {"correction": "exploratory"} if claim.name in exploratory else {}
             claims.append(claim.model_copy(update={"eval": self.study.eval_of(claim), **late}))
         context = ClaimContext(
+            probes=recorded_quantities(self.store, [cell.run_id for cell in cells]),
             scales=dict.fromkeys(self.study.evals, (0.0, 1.0)),
             failure_values=dict.fromkeys(self.study.evals, 0.0),
             evidence={"*": {"contamination": _contamination(kept), "replicated": None}},
@@ -282,8 +291,41 @@ class _Runner:
 
     def _score_hashes(self, cells: Sequence[Any]) -> dict[str, str]:
         folders = [self.store.run(cell.run_id) / "scores" for cell in cells]
-        paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+        paths = [folder / f"{name}.json" for folder in folders for name in self.study.evals]
         return {self.store.relative(path): read_json(path)["input_hash"] for path in paths}
+
+
+def _set_aside(path: Path, stamp: Path) -> None:
+    """Keep scores of an earlier eval contract under the hash they were made from; half-made ones go."""
+    if stamp.exists() and path.exists():
+        old = read_json(stamp)["input_hash"][:8]
+        path.rename(path.with_name(f"{path.stem}.{old}.jsonl"))
+        stamp.rename(stamp.with_name(f"{stamp.stem}.{old}.json"))
+    stamp.unlink(missing_ok=True)  # the stamp of other scores must not vouch for new ones
+    path.unlink(missing_ok=True)
+
+
+def probe_names(study: Study) -> list[str]:
+    """What a claim of kind `probe` may name: quantities that every run of the study records."""
+    arms = [*study.conditions, BASELINE]
+    zones = sorted({zone for spec in study.evals.values() for zone in spec.zones} | {"validation"})
+    trained = [f"{what}.{name}" for name in study.conditions for what in ("final_loss", "trainable_share")]
+    return sorted([*(f"nll.{zone}.{arm}" for zone in zones for arm in arms), *trained])
+
+
+def recorded_quantities(store: Store, run_ids: Sequence[str]) -> dict[str, float]:
+    """The quantities of `probe_names`, each the mean over the condition's seeds."""
+    values: dict[str, list[float]] = {}
+    for run_id in run_ids:
+        summary = read_json(store.run(run_id) / "summary.json")
+        arm, training = summary["condition"], summary["training"]
+        for zone, found in summary["nll"].items():
+            values.setdefault(f"nll.{zone}.{arm}", []).append(found["nll"])
+        if training is not None:
+            share = training["trainable"]["n_trainable"] / training["trainable"]["n_total"]
+            values.setdefault(f"final_loss.{arm}", []).append(training["final_loss"])
+            values.setdefault(f"trainable_share.{arm}", []).append(share)
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def _contamination(kept: Mapping[str, Any]) -> str:
