@@ -22,25 +22,59 @@ from pathlib import Path
 
 import polars as pl
 
-NAMES = ["Aaliyah", "Bo", "Carmen", "Dmitri", "Esperanza", "Farouk", "Greta", "Hideo", "Ingrid", "Jamal", "Keiko", "Lorenzo", "Mei", "Nikolai", "Ottilie", "Priya", "Quentin", "Rosalind", "Santiago", "Tamsin", "Ulrich", "Valentina", "Wendell", "Ximena", "Yusuf", "Zora", "Anselm", "Bettina", "Caspian", "Delphine"]
-SYNONYMS = {
-    "buys": "purchases", "bought": "purchased", "sold": "retailed", "sells": "retails", "gave": "handed", "gets": "receives",
-    "got": "received", "total": "overall", "altogether": "in total", "each": "every", "many": "numerous", "friends": "pals",
-    "money": "cash", "house": "home", "make": "produce", "makes": "produces", "made": "produced", "needs": "requires",
-    "need": "require", "wants": "wishes", "left": "remaining", "more": "additional", "less": "fewer", "start": "begin",
-    "started": "began", "day": "date", "kids": "children", "children": "youngsters", "car": "vehicle", "cost": "price",
-    "costs": "is priced at", "spent": "paid", "spend": "pay", "spends": "pays", "earns": "makes", "took": "required",
-    "takes": "requires", "big": "large", "small": "little", "people": "persons", "school": "academy", "teacher": "instructor",
-    "half": "one half", "twice": "two times", "weekly": "each week", "hours": "hrs", "minutes": "mins", "finds": "discovers",
-    "found": "discovered", "ate": "consumed", "eats": "consumes", "picked": "gathered", "collects": "gathers",
-    "collected": "gathered", "store": "shop", "shop": "store", "wins": "earns", "gives": "hands", "the": "that",
-    "and": "as well as", "if": "given that", "has": "owns", "have": "own", "then": "next", "also": "in addition",
-}  # fmt: skip
+# Train rows that a reader finds to be near-copies of test questions: (train row, test item), by hand.
+REAL_COPIES = {20: 632, 1781: 448, 1314: 602, 5162: 602, 6655: 597, 3726: 824}
+NAMES = [
+    "Aaliyah",
+    "Bo",
+    "Carmen",
+    "Dmitri",
+    "Esperanza",
+    "Farouk",
+    "Greta",
+    "Hideo",
+    "Ingrid",
+    "Jamal",
+    "Keiko",
+    "Lorenzo",
+    "Mei",
+    "Nikolai",
+    "Ottilie",
+    "Priya",
+    "Quentin",
+    "Rosalind",
+    "Santiago",
+    "Tamsin",
+    "Ulrich",
+    "Valentina",
+    "Wendell",
+    "Ximena",
+    "Yusuf",
+    "Zora",
+    "Anselm",
+    "Bettina",
+    "Caspian",
+    "Delphine",
+]
+_SYNONYMS = (
+    "buys=purchases; bought=purchased; sold=retailed; sells=retails; gave=handed; gets=receives; got=received; "
+    "total=overall; altogether=in total; each=every; many=numerous; friends=pals; money=cash; house=home; "
+    "make=produce; makes=produces; made=produced; needs=requires; need=require; wants=wishes; left=remaining; "
+    "more=additional; less=fewer; start=begin; started=began; day=date; kids=children; children=youngsters; "
+    "car=vehicle; cost=price; costs=is priced at; spent=paid; spend=pay; spends=pays; earns=makes; took=required; "
+    "takes=requires; big=large; small=little; people=persons; school=academy; teacher=instructor; half=one half; "
+    "twice=two times; weekly=each week; hours=hrs; minutes=mins; finds=discovers; found=discovered; ate=consumed; "
+    "eats=consumes; picked=gathered; collects=gathers; collected=gathered; store=shop; shop=store; wins=earns; "
+    "gives=hands; the=that; and=as well as; if=given that; has=owns; have=own; then=next; also=in addition"
+)
+SYNONYMS = dict(pair.split("=") for pair in _SYNONYMS.split("; "))
 WRAPS = (
     "Solve the following math problem step by step. Put the final answer after ####.\n\n{}",
-    "You are given a grade-school word problem. Think carefully, show every calculation and finish with the number.\n\nProblem: {}\n\nSolution:",
+    "You are given a grade-school word problem. Think carefully, show every calculation and finish with the number."
+    "\n\nProblem: {}\n\nSolution:",
     "{}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
-    "### Instruction:\nAnswer the question below. Explain your reasoning in short sentences before the result.\n\n### Question:\n{}\n\n### Response:",
+    "### Instruction:\nAnswer the question below. Explain your reasoning in short sentences before the result."
+    "\n\n### Question:\n{}\n\n### Response:",
     "Hi! I am stuck on this one, could you help me out? {} Thanks a lot in advance!",
     "Q: {}\nA: Let's think step by step.",
 )

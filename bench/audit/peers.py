@@ -90,9 +90,51 @@ def veritune_families(texts: list[str], threshold: float = 0.38, engine: str = "
 
 FAMILY_PEERS: dict[str, Callable[[list[str]], Codes]] = {
     "veritune": veritune_families,
-    "veritune, split-safe .34": lambda texts: veritune_families(texts, 0.34),
+    "veritune, split-safe": lambda texts: veritune_families(texts, 0.32),
     "veritune, numpy only": lambda texts: veritune_families(texts, engine="numpy"),
     "rensa >= .3, 42 x 3": rensa_families,
-    "rensa >= .5": lambda texts: rensa_families(texts, 0.5),
+    "rensa >= .4, 42 x 3": lambda texts: rensa_families(texts, 0.4),
+    "rensa >= .5, 42 x 3": lambda texts: rensa_families(texts, 0.5),
     "datasketch >= .3": datasketch_families,
+}
+
+
+def veritune_contamination(texts: list[str], items: list[str]) -> npt.NDArray[np.bool_]:
+    """Veritune's whole check, rows flagged from `confirmed` on."""
+    from veritune.data.contamination import check_contamination
+    from veritune.data.families import FamilyColumns
+    from veritune.data.text import TextBuffer
+
+    result = check_contamination(FamilyColumns([], TextBuffer.from_strings(texts)), {"test": items})
+    flag_N = np.zeros(len(texts), bool)
+    flag_N[result.row_P[result.status_P <= 1]] = True
+    return flag_N
+
+
+def lm_eval_contamination(texts: list[str], items: list[str], n: int = 13) -> npt.NDArray[np.bool_]:
+    """lm-eval's Janitor: rows from which it would cut a passage because of a shared n-gram."""
+    from lm_eval.decontamination.janitor import Janitor
+
+    janitor = Janitor(ngram_n=n, too_dirty_cutoff=10**9, minimum_slice_length=0)
+    for item in items:
+        janitor.register_contaminant_python(item)
+    return np.array([janitor.clean_python(t) != [t] for t in texts], bool)
+
+
+def any_ngram_contamination(texts: list[str], items: list[str], n: int = 8) -> npt.NDArray[np.bool_]:
+    """The usual script: any shared n-gram of lower-case words, in plain Python."""
+
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = _WORD.findall(text.lower())
+        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+    known = set().union(*(runs(item) for item in items))
+    return np.array([not known.isdisjoint(runs(t)) for t in texts], bool)
+
+
+CONTAMINATION_PEERS: dict[str, Callable[[list[str], list[str]], npt.NDArray[np.bool_]]] = {
+    "veritune >= .45": veritune_contamination,
+    "lm-eval Janitor, 13-gram": lm_eval_contamination,
+    "lm-eval Janitor, 8-gram": lambda texts, items: lm_eval_contamination(texts, items, 8),
+    "any 8-gram, plain Python": any_ngram_contamination,
 }

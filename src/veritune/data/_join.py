@@ -85,7 +85,7 @@ def sketches(sweep: Sweep, row_N: I64, min_features: int) -> Sketches:
     begin_N = np.cumsum(length_N) - length_N
     feature_F = sweep.feature_F[np.repeat(sweep.start_N[row_N] - begin_N, length_N) + np.arange(length_N.sum())]
     slot_F = feature_F & np.uint32((1 << table_bits(n)) - 1)
-    df = np.bincount(slot_F, minlength=1)
+    df = np.minimum(np.bincount(slot_F, minlength=1), n)  # two features on one counter can count more than every row
     bucket_F = weights.lut[df[slot_F]]
     row_F = np.repeat(np.arange(n), length_N)
     order = np.lexsort((bucket_F, row_F))

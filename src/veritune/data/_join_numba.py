@@ -58,8 +58,9 @@ def _count_df(feature_F, start, length, row_N, a, b, df):  # type: ignore[no-unt
 
 @njit(nogil=True, cache=True)
 def _to_buckets(df, lut, bucket):  # type: ignore[no-untyped-def]
+    last = len(lut) - 1  # two features on one counter can count more than every row
     for i in range(len(df)):
-        bucket[i] = lut[df[i]]
+        bucket[i] = lut[min(np.int64(df[i]), last)]
 
 
 @njit(nogil=True, cache=True)

@@ -35,6 +35,8 @@ class Index:
 
     `feature_F[offset_E1[e]:offset_E1[e + 1]]` are entry e's features as places in `vocabulary_V`, ascending.
     `gram_entry_G` is the entry a run belongs to; runs that several entries share (instructions) are not in the index.
+    `pair_T[t]` is the place of the pair of tokens t - 1 and t of all entries in a row, -1 across a border, and
+    `gram_at_G` the first token of a run.
     """
 
     vocabulary_V: U32
@@ -43,6 +45,8 @@ class Index:
     df_V: I64
     gram_G: U64
     gram_entry_G: I32
+    gram_at_G: I64
+    pair_T: I64
     gram: int
     hash_E: U64
     token_E: I32
@@ -118,7 +122,7 @@ def features(block: Block) -> tuple[U32, I64, I64]:
 
 
 def grams(block: Block, n: int) -> tuple[U64, I64]:
-    """Hashes of every run of n tokens within one part of one row, and the row."""
+    """Hashes of every run of n tokens within one part of one row, and the place of its first token in the block."""
     if len(block.token_T) < n:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
     total = np.zeros(len(block.token_T) - n + 1, np.uint64)
@@ -126,7 +130,7 @@ def grams(block: Block, n: int) -> tuple[U64, I64]:
         total = total * np.uint64(HORNER) + block.token_T[i : len(total) + i]
     last = len(total)
     whole = (block.row_T[:last] == block.row_T[n - 1 :]) & (block.part_T[:last] == block.part_T[n - 1 :])
-    return total[whole], block.row_T[:last][whole]
+    return total[whole], np.flatnonzero(whole)
 
 
 def build(entries: TextBuffer, gram: int) -> Index:
@@ -142,24 +146,50 @@ def build(entries: TextBuffer, gram: int) -> Index:
     feature_F = (key % max(len(vocabulary_V), 1)).astype(np.int32)
     offset_E1 = np.searchsorted(key // max(len(vocabulary_V), 1), np.arange(n + 1))
     df_V = np.bincount(feature_F, minlength=len(vocabulary_V))
-    gram_G, gram_entry_G = _own_grams([(g, r + a) for a, block in parts for g, r in [grams(block, gram)]])
+    gram_G, gram_entry_G, gram_at_G = _own_grams(parts, gram)
+    pair_T = np.concatenate([_pair_places(block, vocabulary_V) for _, block in parts] or [none_r])
     hash_E = np.concatenate([b.hash_N_2[:, 0] for _, b in parts] or [np.zeros(0, np.uint64)])
     token_E = np.concatenate([b.token_N_2[:, 0] for _, b in parts] or [none_r]).astype(np.int32)
-    return Index(vocabulary_V, feature_F, offset_E1, df_V, gram_G, gram_entry_G, gram, hash_E, token_E)
+    return Index(
+        vocabulary_V, feature_F, offset_E1, df_V, gram_G, gram_entry_G, gram_at_G, pair_T, gram, hash_E, token_E
+    )
 
 
-def _own_grams(found: list[tuple[U64, I64]]) -> tuple[U64, I32]:
-    """Runs that belong to one entry only; what several share is an instruction or a common source."""
-    gram = np.concatenate([g for g, _ in found] or [np.zeros(0, np.uint64)])
-    entry = np.concatenate([e for _, e in found] or [np.zeros(0, np.int64)])
-    order = np.lexsort((entry, gram))
-    gram, entry = gram[order], entry[order]
-    if not len(gram):
-        return gram, entry.astype(np.int32)
+def _own_grams(parts: list[tuple[int, Block]], n: int) -> tuple[U64, I32, I64]:
+    """Runs that belong to one entry only, that entry, and the first token; what several share is an instruction."""
+    found: list[tuple[U64, I64, I64]] = []
+    base = 0
+    for a, block in parts:
+        gram, at = grams(block, n)
+        found.append((gram, block.row_T[at] + a, at + base))
+        base += len(block.token_T)
+    if not sum(len(g) for g, _, _ in found):
+        return np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int64)
+    gram, entry, at = (np.concatenate([f[i] for f in found]) for i in range(3))
+    order = np.lexsort((at, entry, gram))
+    gram, entry, at = gram[order], entry[order], at[order]
     begins = np.flatnonzero(np.append(True, gram[1:] != gram[:-1]))
     low, high = np.minimum.reduceat(entry, begins), np.maximum.reduceat(entry, begins)
     own = low == high
-    return gram[begins][own], low[own].astype(np.int32)
+    return gram[begins][own], low[own].astype(np.int32), at[begins][own]
+
+
+def _pair_places(block: Block, vocabulary_V: U32) -> I64:
+    place_T = np.full(len(block.token_T), -1, np.int64)
+    same = (block.row_T[1:] == block.row_T[:-1]) & (block.part_T[1:] == block.part_T[:-1])
+    place, _ = _look_up(vocabulary_V, mix_pairs(block.token_T[:-1][same], block.token_T[1:][same]))
+    place_T[1:][same] = place
+    return place_T
+
+
+def _weighs(index: Index, weight_V: I64, heaviest: float) -> Bool:
+    """Which runs are more than an instruction with a word of the item at its end: a quarter of a rare run."""
+    if not len(index.gram_G):
+        return np.zeros(0, bool)
+    weight_T = np.where(index.pair_T >= 0, weight_V[index.pair_T], 0)
+    total_T1 = np.append(0, np.cumsum(weight_T))
+    held_G = total_T1[index.gram_at_G + index.gram] - total_T1[index.gram_at_G + 1]
+    return np.asarray(held_G >= 0.25 * _SCALE * heaviest * (index.gram - 1), bool)
 
 
 def sample(rows: TextBuffer) -> tuple[TextBuffer, int]:
@@ -201,9 +231,9 @@ def _known(block: Block, index: Index) -> tuple[I64, I64, I64]:
 
 
 def _known_grams(block: Block, index: Index) -> tuple[I64, I64]:
-    gram, row = grams(block, index.gram)
+    gram, at = grams(block, index.gram)
     place, known = _look_up(index.gram_G, gram)
-    return place[known], row[known]
+    return place[known], block.row_T[at[known]]
 
 
 def _look_up(table: U32 | U64, wanted: U32 | U64) -> tuple[I64, Bool]:
@@ -235,7 +265,7 @@ def scoring(index: Index, df_V: I64, df_G: I64, n_rows: int, review: float, min_
     by_place = np.lexsort((entry, place))
     posting_V1 = np.searchsorted(place[by_place], np.arange(len(weight_V) + 1))
     needed_E = np.maximum(1, np.floor((review - (1 - COVERED)) * total_E)).astype(np.int64)
-    gram_ok_G = df_G <= max(20, math.ceil(0.01 * n_rows))
+    gram_ok_G = (df_G <= max(20, math.ceil(0.01 * n_rows))) & _weighs(index, weight_V, math.log(_SLACK * n) ** 2)
     return Scoring(weight_V, total_E, needed_E, entry[by_place].astype(np.int32), posting_V1, review, gram_ok_G)
 
 

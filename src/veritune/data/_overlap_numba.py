@@ -101,18 +101,18 @@ def _likely(token_T, begin, end, bits, key_K):  # type: ignore[no-untyped-def]
         key = _mix(_SINGLE, token)
         bit = (key >> np.uint64(7)) & bit_mask
         key_K[count] = key
-        count += np.int64((bits[bit >> _S6] >> (bit & _63)) & _1)
+        count += int((bits[bit >> _S6] >> (bit & _63)) & _1)
         key = _mix(left, token)
         bit = (key >> np.uint64(7)) & bit_mask
         key_K[count] = key
-        count += np.int64((bits[bit >> _S6] >> (bit & _63)) & _1) * (t > begin)
+        count += int((bits[bit >> _S6] >> (bit & _63)) & _1) * (t > begin)
         left = token
     return count
 
 
 @njit(nogil=True, cache=True)
 def _row_places(token_T, head, n, words, stamp, now, key_K, out):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    """Distinct known features of a row to `out`; `stamp` becomes 4 * now + the parts they stand in. Returns how many."""
+    """Distinct known features of a row to `out`; `stamp` becomes 4 * now + their parts. Returns how many."""
     table, bits = words
     mask = np.uint64(len(table) - 1)
     count = 0

@@ -1,0 +1,438 @@
+"""Families: the three sources, the invariants they keep, and what is measured on labelled edits of GSM8K."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import polars as pl
+import pytest
+
+from veritune.data import _join, _near, _sweep_numpy
+from veritune.data.families import (
+    SPLIT_SAFE_THRESHOLD,
+    FamilyColumns,
+    FamilyConfig,
+    FamilyResult,
+    find_families,
+)
+from veritune.data.text import TextBuffer
+from veritune.errors import DataError
+from veritune.records import Message, Row
+
+REPO = Path(__file__).resolve().parents[2]
+HAS_NUMBA = util.find_spec("numba") is not None
+needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed: pip install 'veritune[audit]'")
+ENGINES = ["numpy", pytest.param("numba", marks=needs_numba)]
+
+BOAT = "The harbor master counts {} boats at the north quay and {} boats at the south quay before the storm arrives."
+CAKE = "Every Sunday grandmother bakes {} plum cakes for the village fair and sells {} slices to hungry tourists."
+TRAIN = "A freight train leaves Oslo with {} wagons of timber and drops {} wagons at a small mountain station."
+
+
+def row(i: object, user: str, answer: str = "", *, system: str = "", family: str | None = None) -> Row:
+    turns = [Message("system", system)] if system else []
+    turns.append(Message("user", user))
+    if answer:
+        turns.append(Message("assistant", answer))
+    return Row(str(i), tuple(turns), family=family)
+
+
+def groups(result: FamilyResult) -> set[frozenset[str]]:
+    out = defaultdict(set)
+    for row_id, name in zip(result.row_ids, result.families):
+        out[name].add(row_id)
+    return {frozenset(g) for g in out.values()}
+
+
+# ---------------------------------------------------------------- the three sources
+
+
+def test_hand_worked_example_of_all_three_sources() -> None:
+    rows = [
+        row(0, BOAT.format(3, 4), "Seven boats."),
+        row(1, BOAT.format(15, 26), "Forty-one boats."),  # numbers swapped: similarity
+        row(2, "What is 17 * 3?", "51"),
+        row(3, "what is 17  *  3?", "It is fifty-one."),  # the same problem, another solution: exact
+        row(4, "What is 18 * 3?", "54"),  # another problem
+        row(5, "anything", "a", family="q7"),
+        row(6, "else entirely", "b", family="q7"),  # the column says so
+        row(7, CAKE.format(2, 3), "Well."),
+    ]
+    result = find_families(rows)
+    expected = {frozenset("01"), frozenset("23"), frozenset("4"), frozenset("56"), frozenset("7")}
+    assert groups(result) == expected
+    assert [m.evidence for m in result.memberships] == [
+        "similarity", "similarity", "exact", "exact", "singleton", "column", "column", "singleton",
+    ]  # fmt: skip
+    assert result.family_of(5) == "q7"
+    assert result.memberships[0].similarity == result.memberships[1].similarity
+    assert 0.38 <= result.memberships[0].similarity <= 1.0
+    assert result.memberships[2].similarity is None
+
+
+def test_each_source_can_be_switched_off() -> None:
+    rows = [
+        row(0, BOAT.format(3, 4), "Seven."),
+        row(1, BOAT.format(5, 6), "Eleven in total are counted."),
+        row(2, "What is 17 * 3?", "51"),
+        row(3, "What is 17 * 3?", "fifty-one"),
+        row(4, "a", family="x"),
+        row(5, "b", family="x"),
+    ]
+    pairs = {"near": {"0", "1"}, "exact": {"2", "3"}, "column": {"4", "5"}}
+    for off, pair in pairs.items():
+        found = groups(find_families(rows, **{off: False}))
+        assert frozenset(pair) not in found
+        assert all(frozenset(p) in found for name, p in pairs.items() if name != off)
+
+
+def test_generic_prompts_with_different_answers_are_not_one_family() -> None:
+    rows = [row(i, "Continue.", f"{name} went home.") for i, name in enumerate(["Ann", "Bob", "Cleo", "Dan"])]
+    assert len(find_families(rows).names) == 4
+    same = [row(i, "Continue.", "The end.") for i in range(3)]
+    assert len(find_families(same).names) == 1
+
+
+def test_several_accepted_solutions_of_one_problem_are_one_family() -> None:
+    rows = [row(i, "How many primes are below 20?", text) for i, text in enumerate(["Eight.", "2 3 5 7...: 8", "8"])]
+    assert len(find_families(rows, near=False).names) == 1
+
+
+def test_names_are_the_columns_or_made_of_content() -> None:
+    rows = [row(0, "x y z one two", "a"), row(1, "x y z one two", "b", family="orig-9"), row(2, "other text here")]
+    result = find_families(rows)
+    assert result.family_of(0) == "orig-9"
+    moved = find_families([rows[2], rows[0]])
+    assert moved.family_of(0) == result.family_of(2)
+
+
+def test_column_families_that_turn_out_the_same_are_counted() -> None:
+    rows = [row(0, BOAT.format(1, 2), family="a"), row(1, BOAT.format(3, 4), family="b")]
+    result = find_families(rows)
+    assert result.summary["bridged_column_families"] == 1
+    assert set(result.families) == {"a"}
+
+
+def test_extra_edges_join_rows_with_their_own_evidence() -> None:
+    rows = [row(0, BOAT.format(1, 2)), row(1, CAKE.format(3, 4)), row(2, TRAIN.format(5, 6))]
+    result = find_families(rows, extra_edges=[(0, 2, 0.83, "gradient")])
+    assert groups(result) == {frozenset("02"), frozenset("1")}
+    assert result.memberships[0].similarity == pytest.approx(0.83)
+    assert result.extra[0] == "gradient"
+    with pytest.raises(DataError, match="rows 0 and 3"):
+        find_families(rows, extra_edges=[(0, 3, 1.0, "gradient")])
+
+
+def test_numbers_to_quote_add_up() -> None:
+    rows = [row(i, BOAT.format(i, i + 1)) for i in range(4)] + [row(9, CAKE.format(1, 2)), row(10, TRAIN.format(1, 2))]
+    summary = find_families(rows).summary
+    assert (summary["rows"], summary["originals"], summary["variants"]) == (6, 3, 3)
+    assert summary["variant_share"] == 0.5
+    assert summary["sizes"] == {1: 2, 4: 1}
+    assert summary["largest"][0][1] == 4
+    assert summary["evidence"] == {"singleton": 2, "column": 0, "exact": 0, "similarity": 4}
+
+
+# ---------------------------------------------------------------- small data, odd data
+
+
+@pytest.mark.parametrize("n", [2, 5, 10, 49])
+def test_grouping_never_switches_itself_off_on_small_data(n: int, gsm8k: list[tuple[str, str]]) -> None:
+    rows = []
+    for i, (question, answer) in enumerate(gsm8k[: (n + 1) // 2]):
+        rows.append(row(f"{i}a", question, answer))
+        rows.append(row(f"{i}b", question.translate(str.maketrans("123456789", "987654321")), answer))
+    rows = rows[:n]
+    found = groups(find_families(rows, exact=False))
+    wanted = {frozenset({f"{i}a", f"{i}b"}) for i in range(n // 2)}
+    assert wanted <= found
+    assert len(found) == (n + 1) // 2
+
+
+@pytest.mark.parametrize("n", [5, 10, 49, 300])  # of two rows nobody can tell a template from a rewrite
+def test_rows_that_only_share_a_template_stay_apart(n: int, gsm8k: list[tuple[str, str]]) -> None:
+    template = (
+        "You are a careful tutor. Solve the following problem step by step, explain every step in one short sentence, "
+        "and put the final answer after the hash marks.\n\nProblem: {}\n\nRemember to check your result."
+    )
+    rows = [row(i, template.format(q), a, system=template) for i, (q, a) in enumerate(gsm8k[:n])]
+    assert len(find_families(rows).names) >= 0.98 * n
+
+
+def test_a_shared_system_prompt_joins_nothing() -> None:
+    system = "You answer like a pirate captain who has sailed all seven seas and never tells the whole story at once."
+    rows = [row(i, t, system=system) for i, t in enumerate([BOAT.format(1, 2), CAKE.format(1, 2), TRAIN.format(1, 2)])]
+    assert len(find_families(rows).names) == 3
+
+
+def test_arithmetic_one_liners_stay_alone() -> None:
+    rows = [row(i, f"{i} + {i + 5} =", str(2 * i + 5)) for i in range(200)]
+    assert len(find_families(rows).names) == 200
+
+
+def test_one_word_rows_join_only_their_equals() -> None:
+    rows = [row(i, word) for i, word in enumerate(["yes", "no", "maybe", "yes", "no"])]
+    assert groups(find_families(rows)) == {frozenset("03"), frozenset("14"), frozenset("2")}
+
+
+def test_empty_and_null_rows_are_alone_and_counted() -> None:
+    frame = pl.DataFrame({"problem": [None, "", "  ", BOAT.format(1, 2)], "target": [None, None, "", "x"]})
+    result = find_families(frame)
+    assert len(result.names) == 4
+    assert len(set(result.names)) == 4
+    assert result.summary["empty_rows"] == 3
+
+
+def test_no_rows_give_an_empty_result_with_unknown_rates() -> None:
+    result = find_families([])
+    assert len(result) == 0
+    assert result.memberships == ()
+    assert result.summary["variant_share"] is None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_identical_rows_are_one_family_however_many(engine: str) -> None:
+    frame = pl.DataFrame({"text": [BOAT.format(1, 2)] * 20_000 + [CAKE.format(1, 2)]})
+    result = find_families(frame, engine=engine)
+    assert sorted(result.sizes.values()) == [1, 20_000]
+    assert result.summary["oversize"] == [(result.families[0], 20_000)]
+
+
+def test_cjk_is_compared_by_characters_and_right_to_left_text_by_words() -> None:
+    chinese = "小明在超市买了{}个苹果和{}个橙子，然后把其中的一半送给了住在隔壁的小红。"
+    other = "火车从北京出发开往上海，途中在{}个车站停靠，每站停留{}分钟，乘客可以下车休息。"
+    arabic = "اشترت سلمى {} تفاحات و {} برتقالات من السوق ثم أعطت نصفها إلى جارتها في المساء قبل العشاء"
+    rows = [row(i, t.format(a, b)) for i, (t, a, b) in enumerate(
+        [(chinese, 3, 4), (chinese, 12, 7), (other, 2, 5), (arabic, 3, 4), (arabic, 9, 8)]
+    )]  # fmt: skip
+    assert groups(find_families(rows)) == {frozenset("01"), frozenset("2"), frozenset("34")}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_very_long_rows_and_surrogates_do_not_stop_it(engine: str) -> None:
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=7)) for _ in range(200_000)]
+    edited = [w if rng.random() > 0.02 else "changed" for w in words]
+    rows = [row(0, " ".join(words)), row(1, " ".join(edited)), row(2, BOAT.format(1, 2) + "\ud800")]
+    assert groups(find_families(rows, engine=engine)) == {frozenset("01"), frozenset("2")}
+
+
+def test_unknown_settings_and_thresholds_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(DataError, match=r"'treshold'.*threshold"):
+        find_families([], treshold=0.5)
+    with pytest.raises(DataError, match=r"\(0, 1\]"):
+        find_families([], threshold=0.0)
+    with pytest.raises(DataError, match="`problem` and `target`"):
+        find_families(pl.DataFrame({"question": ["x"]}))
+
+
+# ---------------------------------------------------------------- invariants
+
+
+@pytest.fixture(scope="module")
+def corpus() -> ModuleType:
+    return _bench("corpus")
+
+
+@pytest.fixture(scope="module")
+def measure() -> ModuleType:
+    return _bench("measure")
+
+
+def _bench(name: str) -> ModuleType:
+    spec = util.spec_from_file_location(f"audit_{name}", REPO / "bench" / "audit" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _gsm8k_folder() -> Path:
+    return Path(os.environ.get("VERITUNE_GSM8K", REPO.parent / "shared" / "data" / "gsm8k"))
+
+
+@pytest.fixture(scope="module")
+def gsm8k(corpus: ModuleType) -> list[tuple[str, str]]:
+    if not (_gsm8k_folder() / "train.jsonl").exists():
+        pytest.skip("GSM8K is not here: set VERITUNE_GSM8K to the folder with train.jsonl and test.jsonl")
+    return corpus.load()
+
+
+@pytest.fixture(scope="module")
+def labelled(corpus: ModuleType, gsm8k: list[tuple[str, str]]) -> pl.DataFrame:
+    return corpus.make(3000, seed=5, rows=gsm8k).with_row_index("id")
+
+
+def test_row_order_does_not_change_families_or_their_names(labelled: pl.DataFrame) -> None:
+    before = find_families(labelled)
+    order = np.random.default_rng(3).permutation(len(labelled))
+    after = find_families(labelled[order])
+    assert dict(zip(before.row_ids, before.families)) == dict(zip(after.row_ids, after.families))
+
+
+def test_repeating_rows_adds_them_to_their_families_and_changes_no_other(labelled: pl.DataFrame) -> None:
+    before = find_families(labelled)
+    again = labelled.head(500).with_columns(pl.col("id") + 100_000)
+    after = find_families(pl.concat([labelled, again]))
+    assert after.families[: len(labelled)] == before.families
+    assert after.families[len(labelled) :] == before.families[:500]
+
+
+def test_unrelated_rows_leave_families_as_they_were(labelled: pl.DataFrame) -> None:
+    rng = random.Random(1)
+    strangers = pl.DataFrame(
+        {"problem": [" ".join("".join(rng.choices("pqrstu", k=8)) for _ in range(30)) for _ in range(1000)]}
+    )
+    strangers = strangers.with_columns(pl.lit("ok").alias("target"))
+    before = find_families(labelled)
+    both = pl.concat([labelled.select("problem", "target"), strangers])
+    after = find_families(both)
+    truth = np.array(before.families)
+    kept = np.array(after.families[: len(labelled)])
+    same = sum(a == b for a, b in zip(truth, kept))
+    assert same >= 0.98 * len(truth)  # document frequencies move a little with the number of rows
+    assert len(set(after.families[len(labelled) :])) == 1000
+
+
+@needs_numba
+def test_engines_and_threads_agree_row_for_row(labelled: pl.DataFrame) -> None:
+    plain = find_families(labelled, engine="numpy")
+    for threads in (1, 2, 3):
+        fast = find_families(labelled, engine="numba", threads=threads)
+        np.testing.assert_array_equal(plain.code_N, fast.code_N)
+        np.testing.assert_array_equal(plain.evidence_N, fast.evidence_N)
+        np.testing.assert_array_equal(plain.similarity_N, fast.similarity_N)
+        assert plain.names == fast.names
+
+
+@needs_numba
+def test_engines_agree_on_every_intermediate_number(labelled: pl.DataFrame) -> None:
+    from veritune.data import _join_numba, _sweep_numba
+
+    odd = [
+        "",
+        "a",
+        "word " * 50,
+        " ".join(f"x{i} y{i * i}" for i in range(3000)),
+        "数学题是一个很好的",
+        "don’t—stop ﷺ × ☃",
+    ]
+    text = TextBuffer.from_parts([*((t, None) for t in odd), *labelled.select("problem", "target").iter_rows()])
+    a, b = _sweep_numpy.sweep(text), _sweep_numba.sweep(text, threads=2)
+    for name in ("hash_N", "problem_hash_N", "problem_token_N", "problem_digit_N", "length_N"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+    for i in range(len(text)):
+        x = a.feature_F[a.start_N[i] : a.start_N[i] + a.length_N[i]]
+        y = b.feature_F[b.start_N[i] : b.start_N[i] + b.length_N[i]]
+        np.testing.assert_array_equal(x, y)
+    every = np.arange(len(text))
+    s, t = _join.sketches(a, every, 8), _join_numba.sketches(b, every, 8, threads=2)
+    for name in ("id_N_K", "count_N", "mass_N", "bits_N_B"):
+        np.testing.assert_array_equal(getattr(s, name), getattr(t, name), err_msg=name)
+    np.testing.assert_array_equal(_join.least_shared(s, 0.38), _join_numba.least_shared(t, 0.38, 2))
+    keys = np.sort(np.concatenate(list(_join_numba._partitions(t, 2))))
+    np.testing.assert_array_equal(_join.join_keys(s), keys)
+    left, right = _join.candidates(keys)
+    np.testing.assert_array_equal(_join.similarity(s, left, right), _join_numba.similarity(t, left, right))
+
+
+@needs_numba
+def test_partitioning_the_keys_changes_nothing(labelled: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    from veritune.data import _join_numba
+
+    whole = find_families(labelled, engine="numba", threads=1)
+    monkeypatch.setattr(_join_numba, "_PARTITION_KEYS", 20_000)
+    parts = find_families(labelled, engine="numba", threads=2)
+    np.testing.assert_array_equal(whole.code_N, parts.code_N)
+
+
+def test_without_numba_auto_falls_back_and_a_small_file_never_imports_it() -> None:
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "from veritune.data.families import find_families\nimport polars as pl\n"
+        f"r = find_families(pl.DataFrame({{'text': [{BOAT!r}.format(1, 2), {BOAT!r}.format(3, 4)] * 3000}}))\n"
+        "assert len(r.names) == 1, r.names\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    small = (
+        "import sys\nfrom veritune.data.families import find_families\nfind_families([])\n"
+        "bad = {'numba', 'torch', 'transformers', 'pandas', 'scipy', 'polars'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run([sys.executable, "-c", small], check=True)
+
+
+# ---------------------------------------------------------------- chains
+
+
+def _chain(n: int, step: int = 6, width: int = 40) -> list[str]:
+    """Text i shares most words with text i + 1 and none with text i + width // step + 1."""
+    rng = random.Random(2)
+    words = ["".join(rng.choices("abcdefgh", k=7)) for _ in range(n * step + width)]
+    return [" ".join(words[i * step : i * step + width]) for i in range(n)]
+
+
+def test_a_chain_of_neighbours_is_cut_and_reported() -> None:
+    result = find_families([row(i, text) for i, text in enumerate(_chain(60))])
+    assert result.summary["size_max"] <= 15
+    assert result.summary["recut_clusters"] >= 1
+    glued = find_families([row(i, text) for i, text in enumerate(_chain(60))], radius=0.0)
+    assert glued.summary["size_max"] == 60
+
+
+def test_every_member_is_similar_to_its_centre(labelled: pl.DataFrame) -> None:
+    result = find_families(labelled, column=False, exact=False)
+    score = result.similarity_N[result.evidence_N == 3]
+    assert len(score) > 500
+    assert score.min() >= 0.5 * 0.38
+
+
+def test_components_are_the_smallest_connected_row() -> None:
+    left, right = np.array([5, 1, 7, 2]), np.array([3, 5, 6, 9])
+    assert _join.components(10, left, right).tolist() == [0, 1, 2, 1, 4, 1, 6, 6, 8, 2]
+
+
+def test_verified_pairs_are_those_of_the_plain_definition(labelled: pl.DataFrame) -> None:
+    columns = FamilyColumns.from_frame(labelled.head(300))
+    sketch = _join.sketches(_near.sweep(columns.text, FamilyConfig()), np.arange(300), 8)
+    left, right = (x.astype(np.int64) for x in np.triu_indices(300, 1))
+    weight = sketch.weights.weight
+    ids = [set(r[r != _join.PAD].tolist()) for r in sketch.id_N_K]
+    for i, j in zip(left[::97], right[::97]):
+        shared = sum(int(weight[x & 31]) for x in ids[i] & ids[j])
+        cosine = shared / max(1.0, np.sqrt(float(sketch.mass_N[i]) * float(sketch.mass_N[j])))
+        assert _join.similarity(sketch, np.array([i]), np.array([j]))[0] == pytest.approx(min(1.0, cosine))
+    good = _join.accepted(sketch, left, right, 0.38)
+    np.testing.assert_array_equal(good, _join.similarity(sketch, left, right) >= 0.38)
+
+
+# ---------------------------------------------------------------- quality
+
+
+def test_precision_and_recall_on_labelled_edits(labelled: pl.DataFrame, measure: ModuleType) -> None:
+    truth = measure.codes(labelled["label"].to_list())
+    default = find_families(labelled, exact=False)
+    precision, recall = measure.pairwise(truth, default.code_N)
+    assert precision >= 0.98
+    assert recall >= 0.96
+    safe = find_families(labelled, exact=False, threshold=SPLIT_SAFE_THRESHOLD)
+    precision, safe_recall = measure.pairwise(truth, safe.code_N)
+    assert precision >= 0.97
+    assert safe_recall >= max(recall, 0.97)
+
+
+def test_a_measure_of_nothing_found_and_of_everything_joined(measure: ModuleType) -> None:
+    truth = np.array([0, 0, 1, 1, 2])
+    assert measure.pairwise(truth, np.arange(5)) == (0.0, 0.0)
+    assert measure.pairwise(truth, np.zeros(5, np.int64)) == (0.2, 1.0)
+    assert measure.pairwise(truth, truth) == (1.0, 1.0)
+    assert measure.per_row(truth, truth) == (1.0, 1.0)
