@@ -41,8 +41,8 @@ class Outcome:
 
     @property
     def all_supported(self) -> bool:
-        """Whether every confirmatory claim is supported."""
-        return all(v.status == "supported" for v in self.verdicts if not v.exploratory)
+        """Whether every declared claim is supported, exploratory ones too."""
+        return all(v.status == "supported" for v in self.verdicts)
 
 
 def run(study_file: str | Path, *, amend: str | None = None, progress: Progress | None = None) -> Outcome:
