@@ -36,6 +36,11 @@ def seal(store: Store) -> Path:
     return path
 
 
+def break_seal(store: Store) -> None:
+    """Take the seal off before records are made anew, so that a run killed on the way can be taken up again."""
+    (store.root / "seal.json").unlink(missing_ok=True)
+
+
 def verify(study: str | Path) -> list[Finding]:
     """Everything in a study folder that is not as it was sealed; empty when all of it is.
 

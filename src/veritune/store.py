@@ -31,6 +31,7 @@ from veritune.errors import FormatError, LockedError, MachineError, StaleError, 
 from veritune.records import FORMAT_VERSION, dumps, to_json
 
 CHUNK = 1 << 20
+SCARCE = 64 << 20  # bytes free below which a failed write of torch.save is put down to the disk
 
 
 def now() -> str:
@@ -72,6 +73,20 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {exc.strerror}.", fix="Make the folder writable or copy the study elsewhere."
             ) from exc
         raise
+    except Exception as exc:
+        if not _out_of_space(exc, path):
+            raise
+        raise MachineError(
+            f"the disk is full: {path} was not written.", fix="Free some space and run the same command again."
+        ) from exc
+
+
+def _out_of_space(exc: Exception, path: Path) -> bool:
+    """Whether an error that is no OSError means a full disk: safetensors wraps the system's, torch.save hides it."""
+    if "No space left on device" in str(exc):
+        return True
+    parent = next((p for p in (path, *path.parents) if p.is_dir()), Path.cwd())
+    return "inline_container" in str(exc) and shutil.disk_usage(parent).free < SCARCE
 
 
 @contextlib.contextmanager
@@ -216,9 +231,9 @@ class Store:
                 raise LockedError(
                     f"{self.root} is in use by {holder}.", fix="Wait for it, or watch it with `veritune status`."
                 ) from None
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {os.uname().nodename} since {now()}")
-            stream.flush()
+            with disk_errors(path):
+                os.ftruncate(stream.fileno(), 0)
+                os.write(stream.fileno(), f"process {os.getpid()} on {os.uname().nodename} since {now()}".encode())
             yield
 
     def holder(self) -> str | None:

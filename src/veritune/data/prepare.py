@@ -18,7 +18,7 @@ from veritune.data.review import require_usable
 from veritune.data.split import Split, SplitConfig, judge_split, split_zones
 from veritune.errors import DataError, GateError
 from veritune.records import ZONES, Rendered, Row, to_json
-from veritune.store import Store, hash_of, now, read_json, write_json, write_jsonl, write_parquet
+from veritune.store import Store, hash_of, now, write_json, write_jsonl, write_parquet
 from veritune.study import Study
 
 
@@ -104,7 +104,7 @@ def _write(
 ) -> None:
     folder = store.data(version)
     manifest = folder / "manifest.json"
-    if manifest.exists() and read_json(manifest).get("facts") == to_json(facts):
+    if manifest.exists():
         return
     columns: dict[str, list[Any]] = {"id": [], "source": [], "line": [], "messages": [], "meta": []}
     for row in rows:
