@@ -349,13 +349,13 @@ def test_a_verdict_of_another_contract_is_told_first(small: Small, page: Draw) -
 
 def test_a_run_that_the_contract_does_not_plan_is_named_and_not_drawn(small: Small, page: Draw) -> None:
     store, _ = small
-    (old, *_) = sorted(store.runs.glob("wide-*"))
+    before = Page(page()).text
+    (old, *_) = sorted(store.runs.glob("wide-s3-*"))
     shutil.copytree(old, store.runs / "wide-s3-00000000")
-    text = Page(page()).text
-    assert "not drawn: wide-s3-00000000" in text
-    assert text.count("wide · seed 3") > 0
-    csv = (store.figures / "zones_style.csv").read_text()
-    assert csv.count("stranger,wide,3") == 1
+    after = Page(page()).text
+    assert "not drawn: wide-s3-00000000" in after
+    assert after.count("wide · seed 3") == before.count("wide · seed 3") > 0
+    assert (store.figures / "zones_style.csv").read_text().count("stranger,wide,3,") == 1
 
 
 # ---------------------------------------------------------------- the same records, the same bytes
