@@ -277,9 +277,6 @@ def _rendering(
             f"{cut.lose_answer} rows some of their answer and {cut.lose_all} all of it"
         )
         parity.append(Finding("render.too_long", "warning", text, evidence=to_json(cut)))
-    for row_id in stats.nothing_to_learn:
-        text = "nothing to learn from: the loss falls on the end token alone"
-        parity.append(Finding("render.nothing_to_learn", "error", text, row_id))
     return [*stats.problems, *parity], stats, facts
 
 

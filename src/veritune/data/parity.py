@@ -134,7 +134,7 @@ def render_stats(rows: Sequence[Row], renderer: Renderer, *, batch: int = 8) -> 
             target[name].append(sum(found.labelled))
     stops = [t.stop for _, t in traced]
     packing, bins = packing_efficiency([min(s, renderer.max_length) for s in stops], renderer.max_length)
-    empty = tuple(row.id for row, t in traced if sum(t.labelled) <= len(t.spans))
+    empty = tuple(str(p.row_id) for p in problems if p.check in ("render.empty_answer", "render.no_target"))
     system = _system_cost([row for row, _ in traced], renderer)
     return RenderStats(
         tokens={k: Lengths.of(v) for k, v in total.items()},

@@ -171,6 +171,10 @@ class Renderer:
             )
         begin = len(prompt) + len(text[len(prompt) :]) - len(text[len(prompt) :].lstrip())
         content = messages[turn].content
+        if not content.strip():
+            raise Unfit(
+                "empty_answer", f"assistant turn {turn + 1} is empty: nothing to learn", "a text", repr(content)
+            )
         end = next(
             (
                 at + len(c)
@@ -255,6 +259,7 @@ _FIX = {
     "gap": "Use template_kwargs or a template whose generation prompt holds that text.",
     "straddle": "Take white space off the ends of the answer, or use a template with special tokens around the turns.",
     "no_end_token": "Use a template that ends each assistant turn with the model's end token.",
+    "empty_answer": "Drop the row, or fill in the answer.",
     "no_target": "End the row with an assistant turn.",
     "control_token": "Write it differently or drop the row: the model would read it as the end of a turn.",
 }
