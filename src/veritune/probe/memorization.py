@@ -1,0 +1,371 @@
+"""Did it learn the policy or the samples? How much of the gain on trained rows carries to siblings and to strangers.
+
+    gap = three_zone_gap(loss_before, loss_after, zones, families)
+    gap.verdict        # generalises | partly | memorises | cannot tell
+
+Each row's gain is its base loss minus its loss after training. Harder rows have more to gain, so every zone's mean gain
+is read at one common base loss, from a regression of gain on base loss within the zone. The share that carries is the
+zone's gain over the gain on `seen` rows, with Fieller's interval (1954, J. R. Stat. Soc. B 16:175) and families as
+clusters that may span zones. `verbatim_recall` asks more directly: does greedy decoding give the rows back verbatim?
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from veritune.errors import DataError, ScoreError
+from veritune.probe.batches import IGNORE, evaluating, in_batches, mean_losses, model_device, require_targets
+from veritune.probe.clusters import MIN_FAMILIES, Floats, Ints, codes, ratio, t_quantile
+from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+
+GENERALISES = 0.5
+"""`generalises` when the lower bound of the share carried to strangers is at least this."""
+
+MEMORISES = 0.2
+"""`memorises` when its upper bound is at most this."""
+
+Verdict = Literal["generalises", "partly", "memorises", "cannot tell"]
+GAP_ZONES = ("seen", "sibling", "stranger")
+
+
+@dataclass(frozen=True)
+class ThreeZoneGap:
+    """The record. Gains are in the units given (nats per token for losses); shares are of the gain on seen rows."""
+
+    zones: Json
+    carried: Mapping[str, Estimate]
+    verdict: Verdict
+    why: str
+    thresholds: Json
+    reading: str
+    limits: str
+    would_change: str
+    kind: str = "three_zone_gap"
+    format: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class _Zone:
+    """One zone's adjusted mean gain and each row's influence on it (they sum to 0)."""
+
+    n: int
+    gain: float
+    influence_N: Floats
+    family_N: Ints
+    slope: float | None
+
+    @property
+    def n_families(self) -> int:
+        return len(np.unique(self.family_N))
+
+
+def three_zone_gap(
+    before: Sequence[float],
+    after: Sequence[float],
+    zones: Sequence[str],
+    families: Sequence[str | None],
+    *,
+    higher_is_better: bool = False,
+    level: float = 0.95,
+) -> ThreeZoneGap:
+    """Per-row losses (or scores) of the base and the trained model on the same rows, with each row's zone and family.
+
+    Rows of other zones are ignored. Raises ScoreError for unequal lengths, non-finite values or a zone without rows
+    other than `sibling`, which a data set without siblings does not have.
+    """
+    base_N, gain_N, zone_N, family_N = _arrays(before, after, zones, families, higher_is_better)
+    present = [z for z in GAP_ZONES if (zone_N == z).any()]
+    reference = float(np.mean([base_N[zone_N == z].mean() for z in present]))
+    parts = {z: _adjusted(base_N, gain_N, family_N, zone_N == z, reference) for z in present}
+    carried = {z: _carried(z, parts[z], parts["seen"], level) for z in present if z != "seen"}
+    seen = _gain(parts["seen"], "gain on seen rows, at the common base value", level)
+    verdict, why = _verdict(seen, parts, carried["stranger"])
+    record = {z: _zone_record(z, base_N, gain_N, family_N, zone_N == z, parts[z]) for z in present}
+    reading, limits, change = _sentences(verdict, why, seen, carried)
+    return ThreeZoneGap(
+        zones=record | {"common_base": reference},
+        carried=carried,
+        verdict=verdict,
+        why=why,
+        thresholds={"generalises_at_least": GENERALISES, "memorises_at_most": MEMORISES, "min_families": MIN_FAMILIES},
+        reading=reading,
+        limits=limits,
+        would_change=change,
+    )
+
+
+def _arrays(
+    before: Sequence[float],
+    after: Sequence[float],
+    zones: Sequence[str],
+    families: Sequence[str | None],
+    higher_is_better: bool,
+) -> tuple[Floats, Floats, Any, Ints]:
+    lengths = {len(before), len(after), len(zones), len(families)}
+    if len(lengths) != 1:
+        raise ScoreError(f"expected one value, zone and family per row, found lists of lengths {sorted(lengths)}.")
+    base_N, after_N, zone_N = np.asarray(before, float), np.asarray(after, float), np.asarray(zones)
+    bad = np.flatnonzero(~(np.isfinite(base_N) & np.isfinite(after_N)))
+    if bad.size:
+        raise ScoreError(
+            f"row {int(bad[0])}: {base_N[bad[0]]} before and {after_N[bad[0]]} after; {bad.size} rows are not finite.",
+            fix="A diverged or broken run cannot be read; use another checkpoint.",
+        )
+    for zone in ("seen", "stranger"):
+        if not (zone_N == zone).any():
+            raise ScoreError(f"no row of zone '{zone}' was scored.", fix="Score rows of every zone, before and after.")
+    gain_N = after_N - base_N if higher_is_better else base_N - after_N
+    return base_N, gain_N, zone_N, codes(families)
+
+
+def _adjusted(base_N: Floats, gain_N: Floats, family_N: Ints, mask_N: Any, reference: float) -> _Zone:
+    """The zone's mean gain at the reference base value, by least squares within the zone."""
+    b, g, f = base_N[mask_N], gain_N[mask_N], family_N[mask_N]
+    n, spread = len(b), float(np.square(b - b.mean()).sum())
+    if n < MIN_FAMILIES or spread < 1e-12 * max(1.0, float(np.square(b).sum())):
+        return _Zone(n, float(g.mean()), (g - g.mean()) / n, f, None)
+    slope = float((b - b.mean()) @ g) / spread
+    residual = g - g.mean() - slope * (b - b.mean())
+    leverage = 1 / n + (b - b.mean()) * (reference - b.mean()) / spread
+    return _Zone(
+        n, float(g.mean() + slope * (reference - b.mean())), leverage * residual * math.sqrt(n / (n - 2)), f, slope
+    )
+
+
+def _covariance(a: _Zone, b: _Zone) -> float:
+    """Clustered covariance of two zones' gains; families that lie in both make them move together."""
+    size = int(max(a.family_N.max(), b.family_N.max())) + 1
+    sum_a = np.bincount(a.family_N, a.influence_N, size)
+    sum_b = np.bincount(b.family_N, b.influence_N, size)
+    g = len(np.union1d(a.family_N, b.family_N))
+    clustered = float(g / max(g - 1, 1) * (sum_a @ sum_b))
+    return max(clustered, float(a.influence_N @ a.influence_N)) if a is b else clustered
+
+
+def _df(*zones: _Zone) -> float:
+    return float(min(z.n_families for z in zones) - 1)
+
+
+def _gain(zone: _Zone, name: str, level: float) -> Estimate:
+    method = "mean gain adjusted for the base value, clustered by family"
+    made = Estimate(name, zone.gain, None, None, level, zone.n, method, n_clusters=zone.n_families)
+    if zone.n_families < MIN_FAMILIES:
+        return _warned(made, f"no interval: {zone.n_families} families, fewer than {MIN_FAMILIES} say too little")
+    se, df = math.sqrt(_covariance(zone, zone)), _df(zone)
+    half = t_quantile(0.5 + level / 2, df) * se
+    return replace(made, low=zone.gain - half, high=zone.gain + half, se=se, df=df)
+
+
+def _carried(name: str, to: _Zone, seen: _Zone, level: float) -> Estimate:
+    """Share of the seen gain that the zone shows, by Fieller's theorem."""
+    n_families = min(to.n_families, seen.n_families)
+    made = Estimate(
+        name, None, None, None, level, to.n, "ratio of adjusted gains, Fieller, clustered", n_clusters=n_families
+    )
+    if seen.gain <= 0:
+        return _warned(made, "seen rows did not gain: there is nothing to carry over")
+    made = replace(made, value=to.gain / seen.gain)
+    if n_families < MIN_FAMILIES:
+        return _warned(made, f"no interval: {n_families} families, fewer than {MIN_FAMILIES} say too little")
+    df = _df(to, seen)
+    t2 = t_quantile(0.5 + level / 2, df) ** 2
+    a = seen.gain**2 - t2 * _covariance(seen, seen)
+    b = to.gain * seen.gain - t2 * _covariance(to, seen)
+    c = to.gain**2 - t2 * _covariance(to, to)
+    if a <= 0:
+        return _warned(made, "unbounded: the gain on seen rows is not clear of zero")
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return replace(made, low=(b - root) / a, high=(b + root) / a, df=df)
+
+
+def _verdict(seen: Estimate, parts: Mapping[str, _Zone], stranger: Estimate) -> tuple[Verdict, str]:
+    few = [z for z in ("seen", "stranger") if parts[z].n_families < MIN_FAMILIES]
+    if few:
+        counts = " and ".join(f"{parts[z].n_families} families in '{z}'" for z in few)
+        return "cannot tell", f"{counts}: at least {MIN_FAMILIES} are needed"
+    if seen.low is None or seen.low <= 0:
+        return "cannot tell", "the gain on seen rows is not clear of zero: nothing was learned that could carry over"
+    if stranger.low is None or stranger.high is None:
+        return "cannot tell", stranger.warnings[0]
+    low, high = stranger.low, stranger.high
+    if low >= GENERALISES:
+        return "generalises", f"at least {GENERALISES:.0%} of the gain carries to strangers"
+    if high <= MEMORISES:
+        return "memorises", f"at most {MEMORISES:.0%} of the gain carries to strangers"
+    if low >= MEMORISES or (low > 0 and high <= GENERALISES):
+        return "partly", "some of the gain carries to strangers, and more than half is not shown"
+    return "cannot tell", f"the share carried to strangers lies anywhere from {low:.0%} to {high:.0%}"
+
+
+def _zone_record(zone: str, base_N: Floats, gain_N: Floats, family_N: Ints, mask_N: Any, part: _Zone) -> dict[str, Any]:
+    one_N = np.ones(int(mask_N.sum()))
+    return {
+        "n_rows": part.n,
+        "n_families": part.n_families,
+        "base_mean": float(base_N[mask_N].mean()),
+        "gain": ratio(f"gain on {zone} rows", gain_N[mask_N], one_N, family_N[mask_N]),
+        "gain_at_common_base": part.gain,
+        "slope_on_base": part.slope,
+    }
+
+
+def _sentences(verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, Estimate]) -> tuple[str, str, str]:
+    said = {
+        "generalises": "It generalises",
+        "partly": "It generalises in part",
+        "memorises": "It memorises",
+        "cannot tell": "Whether it generalises cannot be told",
+    }[verdict]
+    shares = []
+    for zone, e in carried.items():
+        if e.value is not None:
+            bounds = f" ({e.low:.0%} to {e.high:.0%})" if e.low is not None and e.high is not None else ""
+            shares.append(f"{e.value:.0%}{bounds} of it to {zone}s")
+    carries = f" Seen rows gained {seen.value:.3g}; {' and '.join(shares)} carried over." if shares else ""
+    return (
+        f"{said}: {why}.{carries}",
+        "It holds for rows like those held out, at this checkpoint; siblings alone show what a leaky split would.",
+        "More stranger families narrow the interval; strangers of another kind than these may read differently.",
+    )
+
+
+def _warned(estimate: Estimate, why: str) -> Estimate:
+    return replace(estimate, warnings=(*estimate.warnings, why))
+
+
+# ---------------------------------------------------------------- running the model
+
+
+def row_losses(model: torch.nn.Module, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[float]:
+    """Each row's mean NLL in nats per target token, in the order given. Under `model.disable_adapter()` the base's."""
+    require_targets(rows)
+    loss_N = np.zeros(len(rows))
+    device = model_device(model)
+    with evaluating(model), torch.no_grad():
+        for index, batch in in_batches(rows, batch_size):
+            loss_N[index] = mean_losses(model, batch.to(device)).double().cpu().numpy()
+    return [float(x) for x in loss_N]
+
+
+# ---------------------------------------------------------------- verbatim recall
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Greedy continuation of each row's own target after a prefix of it, word for word, by zone.
+
+    `matched` is the mean share of the rest that greedy decoding gives before its first difference; `exact` the share of
+    rows whose whole rest it gives; `longest` the longest such span in tokens. `base` is the base model, same rows.
+    """
+
+    zones: Json
+    prefix_share: float
+    min_rest: int
+    reading: str
+    limits: str
+    would_change: str
+    kind: str = "verbatim_recall"
+    format: int = FORMAT_VERSION
+
+
+def matched_spans(
+    model: torch.nn.Module,
+    rows: Sequence[Rendered],
+    *,
+    prefix_share: float = 0.5,
+    min_rest: int = 8,
+    batch_size: int = 8,
+) -> list[tuple[int, int] | None]:
+    """Per row: tokens that greedy decoding reproduces before its first difference, and tokens asked for.
+
+    Until the first difference greedy decoding sees the row's own tokens, so one forward pass over the row gives the
+    same count as generating would. None for rows with fewer than `min_rest` tokens to give back.
+    """
+    require_targets(rows)
+    spans: list[tuple[int, int] | None] = [None] * len(rows)
+    device = model_device(model)
+    caller: Any = model
+    with evaluating(model), torch.no_grad():
+        for index, batch in in_batches(rows, batch_size):
+            here = batch.to(device)
+            logits = caller(input_ids=here.ids_N_T, attention_mask=here.mask_N_T, use_cache=False).logits
+            guess_N_T = logits[:, -here.ids_N_T.shape[1] :][:, :-1].argmax(-1)
+            hit_N_T = (guess_N_T == here.ids_N_T[:, 1:]).cpu().numpy()
+            for i, hit_T in zip(index, hit_N_T):
+                spans[i] = _span(hit_T, rows[i], prefix_share, min_rest)
+    return spans
+
+
+def _span(hit_T: Any, row: Rendered, prefix_share: float, min_rest: int) -> tuple[int, int] | None:
+    targets = [t for t, label in enumerate(row.labels) if label != IGNORE and t > 0]
+    given = int(len(targets) * prefix_share)
+    rest = targets[given:]
+    if len(rest) < min_rest or rest[-1] - rest[0] + 1 != len(rest):
+        return None
+    hits = hit_T[rest[0] - 1 : rest[-1]]
+    misses = np.flatnonzero(~hits)
+    return (int(misses[0]) if misses.size else len(rest)), len(rest)
+
+
+def verbatim_recall(
+    before: Sequence[tuple[int, int] | None],
+    after: Sequence[tuple[int, int] | None],
+    zones: Sequence[str],
+    families: Sequence[str | None],
+    *,
+    prefix_share: float = 0.5,
+    min_rest: int = 8,
+) -> Recall:
+    """Spans from `matched_spans` of the base and the trained model, by zone, with intervals by family.
+
+    Raises ScoreError for unequal lengths and DataError when no row is long enough.
+    """
+    if len({len(before), len(after), len(zones), len(families)}) != 1:
+        raise ScoreError("expected one span before, one after, a zone and a family per row.")
+    family_N = codes(families)
+    made: dict[str, Any] = {}
+    for zone in dict.fromkeys(zones):
+        mine = [i for i, z in enumerate(zones) if z == zone and before[i] is not None and after[i] is not None]
+        skipped = sum(z == zone for z in zones) - len(mine)
+        made[zone] = {"n_rows": len(mine), "n_too_short": skipped}
+        if mine:
+            made[zone] |= {
+                "base": _recalled([before[i] for i in mine], family_N[mine]),
+                "trained": _recalled([after[i] for i in mine], family_N[mine]),
+            }
+    if not any(z["n_rows"] for z in made.values()):
+        raise DataError(f"no row has {min_rest} target tokens after its prefix.", fix="Lower min_rest or prefix_share.")
+    seen = made.get("seen", {}).get("trained")
+    others = [f"{z} {made[z]['trained']['exact'].value:.0%}" for z in made if z != "seen" and "trained" in made[z]]
+    reading = (
+        f"Greedy decoding gives back {seen['exact'].value:.0%} of seen rows word for word"
+        f" (base {made['seen']['base']['exact'].value:.0%}; {', '.join(others) or 'no other zone'})."
+        if seen
+        else "No seen row was long enough to ask back."
+    )
+    return Recall(
+        zones=made,
+        prefix_share=prefix_share,
+        min_rest=min_rest,
+        reading=reading,
+        limits="Rows with an obvious ending are given back without being memorised: compare with base and strangers.",
+        would_change="Longer rests are harder to give back by chance; sampling finds text that greedy decoding misses.",
+    )
+
+
+def _recalled(spans: Sequence[tuple[int, int] | None], family_N: Ints) -> dict[str, Any]:
+    known = [s for s in spans if s is not None]
+    hit_N = np.array([s[0] for s in known], float)
+    asked_N = np.array([s[1] for s in known], float)
+    one_N = np.ones(len(known))
+    return {
+        "matched": ratio("matched share of the rest", hit_N / asked_N, one_N, family_N),
+        "exact": ratio("rows given back whole", (hit_N == asked_N).astype(float), one_N, family_N),
+        "longest": int(hit_N.max()),
+    }

@@ -1,0 +1,248 @@
+"""Where the loss fell: which of the target tokens became easier, by how common they are across families.
+
+    before, after = token_nlls(base, rows), token_nlls(trained, rows)
+    fall = where_it_fell(rows, families, before, after, reference=seen_rows, reference_families=seen_families)
+
+A token is classed by the trigram it ends, counted over the families of the reference rows (those trained on), its own
+row left out: `template` in at least a fifth of them, `shared` in two or more, `family` in its own family alone,
+`prompt` if the token stands in the row's own prompt, `novel` otherwise. A model that learns the form gains on template
+tokens; one that learns the samples gains on family tokens. Training on unrelated data lowers family tokens too, so give
+a `control` where there is one and read the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from veritune.errors import DataError, ScoreError
+from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
+from veritune.probe.clusters import Floats, Ints, codes, ratio
+from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+
+CLASSES = ("template", "shared", "family", "prompt", "novel")
+TEMPLATE_SHARE = 0.2
+POSITIONS = ((0, 1), (1, 4), (4, 16), (16, 64), (64, None))
+
+
+@dataclass(frozen=True)
+class TokenFall:
+    """The record. Falls are nats per token, before minus after; `share` is of the whole fall over all target tokens."""
+
+    n_rows: int
+    n_tokens: int
+    total: Json
+    by_class: Json
+    by_position: tuple[Json, ...]
+    rows: tuple[Json, ...]
+    reading: str
+    limits: str
+    would_change: str
+    kind: str = "token_fall"
+    format: int = FORMAT_VERSION
+
+
+def token_nlls(model: torch.nn.Module, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[Floats]:
+    """NLL in nats of each row's target tokens, in their order (a target in the first place is never scored)."""
+    require_targets(rows)
+    made: list[Floats] = [np.zeros(0)] * len(rows)
+    device = model_device(model)
+    with evaluating(model), torch.no_grad():
+        for index, batch in in_batches(rows, batch_size):
+            loss_N_T, scored_N_T = token_losses(model, batch.to(device))
+            for i, loss_T, scored_T in zip(index, loss_N_T, scored_N_T):
+                made[i] = loss_T[scored_T].double().cpu().numpy()
+    return made
+
+
+def where_it_fell(
+    rows: Sequence[Rendered],
+    families: Sequence[str | None],
+    before: Sequence[Floats],
+    after: Sequence[Floats],
+    *,
+    reference: tuple[Sequence[Rendered], Sequence[str | None]] | None = None,
+    control: Sequence[Floats] | None = None,
+) -> TokenFall:
+    """The fall of the loss by token class and position. `reference` are the rows trained on, with their families;
+    without it the rows given count themselves. `control` are NLLs of a model trained as long on unrelated rows.
+    Raises ScoreError when NLLs do not fit the rows or are not finite, DataError for no rows.
+    """
+    _check(rows, families, before, after, control)
+    kinds = classify(rows, families, *(reference or (rows, families)))
+    flat = _Flat.of(families, before, after, kinds, control)
+    total = flat.summary(np.ones(len(flat.fall_K), bool), "fall per token")
+    whole = float(flat.fall_K.sum())
+    by_class = {}
+    for kind in CLASSES:
+        mask_K = flat.kind_K == kind
+        by_class[kind] = flat.summary(mask_K, f"fall per {kind} token") | {"share": _share(flat.fall_K[mask_K], whole)}
+    by_position = []
+    for low, high in POSITIONS:
+        mask_K = (flat.place_K >= low) & (flat.place_K < (high if high is not None else np.inf))
+        line = flat.summary(mask_K, "fall per token") | {"share": _share(flat.fall_K[mask_K], whole)}
+        by_position.append({"from": low, "to": high, **line})
+    return TokenFall(
+        n_rows=len(rows),
+        n_tokens=len(flat.fall_K),
+        total=total,
+        by_class=by_class,
+        by_position=tuple(by_position),
+        rows=tuple(_row(r, b, a, k) for r, b, a, k in zip(rows, before, after, kinds)),
+        reading=_reading(by_class, total, whole, control is not None),
+        limits="Classes follow trigrams of the trained rows: a rewording counts as novel, a common phrase as template.",
+        would_change="A control trained on unrelated rows, to be subtracted, and strangers scored beside seen rows.",
+    )
+
+
+def classify(
+    rows: Sequence[Rendered],
+    families: Sequence[str | None],
+    reference: Sequence[Rendered],
+    reference_families: Sequence[str | None],
+) -> list[list[str]]:
+    """The class of every scored target token of every row; a row in the reference does not count for itself."""
+    if len(reference) != len(reference_families):
+        raise DataError(f"expected a family per reference row ({len(reference)}), found {len(reference_families)}.")
+    named = [f"\0{r.row_id}" if f is None else f for r, f in zip(reference, reference_families)]
+    holders: dict[tuple[int, ...], dict[str, set[str]]] = {}
+    for row, family in zip(reference, named):
+        for t in _scored(row):
+            holders.setdefault(_trigram(row, t), {}).setdefault(family, set()).add(row.row_id)
+    n_families = len(set(named))
+    made = []
+    for row, own in zip(rows, families):
+        own_name = f"\0{row.row_id}" if own is None else own
+        prompt = {row.input_ids[t] for t, label in enumerate(row.labels) if label == IGNORE}
+        kinds = []
+        for t in _scored(row):
+            held = holders.get(_trigram(row, t), {})
+            others = len(held) - (own_name in held)
+            in_family = bool(held.get(own_name, set()) - {row.row_id})
+            kinds.append(_class(others, in_family, row.input_ids[t] in prompt, n_families))
+        made.append(kinds)
+    return made
+
+
+def _class(others: int, in_family: bool, in_prompt: bool, n_families: int) -> str:
+    """`others`: reference families besides its own that hold the trigram."""
+    families = others + in_family
+    if others and families >= max(2, TEMPLATE_SHARE * n_families):
+        return "template"
+    if others:
+        return "shared"
+    return "family" if in_family else "prompt" if in_prompt else "novel"
+
+
+def _trigram(row: Rendered, t: int) -> tuple[int, ...]:
+    return row.input_ids[max(0, t - 2) : t + 1]
+
+
+def _scored(row: Rendered) -> list[int]:
+    return [t for t, label in enumerate(row.labels) if label != IGNORE and t > 0]
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """All target tokens in one line [K]."""
+
+    before_K: Floats
+    after_K: Floats
+    control_K: Floats | None
+    kind_K: Any
+    place_K: Ints
+    family_K: Ints
+    row_K: Ints
+
+    @classmethod
+    def of(
+        cls,
+        families: Sequence[str | None],
+        before: Sequence[Floats],
+        after: Sequence[Floats],
+        kinds: Sequence[Sequence[str]],
+        control: Sequence[Floats] | None,
+    ) -> _Flat:
+        row_K = np.repeat(np.arange(len(before)), [len(b) for b in before])
+        place_K = np.concatenate([np.arange(len(b)) for b in before])
+        kind_K = np.array([k for row in kinds for k in row])
+        held = np.concatenate(control) if control is not None else None
+        return cls(np.concatenate(before), np.concatenate(after), held, kind_K, place_K, codes(families)[row_K], row_K)
+
+    @property
+    def fall_K(self) -> Floats:
+        return self.before_K - self.after_K
+
+    def summary(self, mask_K: Any, name: str) -> dict[str, Any]:
+        n = int(mask_K.sum())
+        if not n:
+            return {"n_tokens": 0, "reason": "no such token"}
+        made: dict[str, Any] = {
+            "n_tokens": n,
+            "before": float(self.before_K[mask_K].mean()),
+            "after": float(self.after_K[mask_K].mean()),
+            "fall": self._per_token(self.fall_K, mask_K, name),
+        }
+        if self.control_K is not None:
+            made["control_after"] = float(self.control_K[mask_K].mean())
+            made["fall_beyond_control"] = self._per_token(
+                self.control_K - self.after_K, mask_K, name + " beyond control"
+            )
+        return made
+
+    def _per_token(self, fall_K: Floats, mask_K: Any, name: str) -> Estimate:
+        rows, where_K = np.unique(self.row_K[mask_K], return_inverse=True)
+        top_N = np.bincount(where_K, fall_K[mask_K]).astype(float)
+        bottom_N = np.bincount(where_K).astype(float)
+        first = np.searchsorted(self.row_K, rows)
+        return ratio(name, np.asarray(top_N, float), np.asarray(bottom_N, float), self.family_K[first])
+
+
+def _share(fall_K: Floats, whole: float) -> float | None:
+    return float(fall_K.sum() / whole) if whole > 0 else None
+
+
+def _row(row: Rendered, before: Floats, after: Floats, kinds: Sequence[str]) -> dict[str, Any]:
+    """One row for the page that colours tokens: ids and, per scored token, its place, losses and class."""
+    return {
+        "row_id": row.row_id,
+        "ids": list(row.input_ids),
+        "at": _scored(row),
+        "before": [round(float(x), 4) for x in before],
+        "after": [round(float(x), 4) for x in after],
+        "class": list(kinds),
+    }
+
+
+def _reading(by_class: dict[str, Any], total: dict[str, Any], whole: float, controlled: bool) -> str:
+    fell = total["before"] - total["after"]
+    if whole <= 0:
+        return f"The loss did not fall on these tokens (it rose by {-fell:.3f} nats per token)."
+    shares = sorted(((v["share"], k) for k, v in by_class.items() if v["n_tokens"]), reverse=True)
+    said = ", ".join(f"{share:.0%} {kind}" for share, kind in shares)
+    tail = "" if controlled else " No control was given: unrelated training lowers these tokens too."
+    return f"The loss fell by {fell:.3f} nats per token; of the whole fall: {said}.{tail}"
+
+
+def _check(
+    rows: Sequence[Rendered],
+    families: Sequence[str | None],
+    before: Sequence[Floats],
+    after: Sequence[Floats],
+    control: Sequence[Floats] | None,
+) -> None:
+    require_targets(rows)
+    if len(families) != len(rows):
+        raise DataError(f"expected a family per row ({len(rows)}), found {len(families)}.")
+    for name, nlls in (("before", before), ("after", after), ("control", control)):
+        if nlls is None:
+            continue
+        if [len(x) for x in nlls] != [len(_scored(r)) for r in rows]:
+            raise ScoreError(f"the NLLs '{name}' do not fit the rows' target tokens one to one.")
+        bad = next((r.row_id for r, x in zip(rows, nlls) if not np.isfinite(x).all()), None)
+        if bad is not None:
+            raise ScoreError(f"row {bad}: the NLLs '{name}' are not finite.", fix="Use another checkpoint.")
