@@ -18,26 +18,7 @@ from veritune.data.review import LEDGER, lineage
 from veritune.errors import DataError, ModelError
 from veritune.store import read_jsonl
 
-SYLLABLES = [
-    "ba",
-    "ke",
-    "li",
-    "mo",
-    "nu",
-    "ra",
-    "se",
-    "ti",
-    "vo",
-    "zu",
-    "dan",
-    "fer",
-    "gil",
-    "hon",
-    "jus",
-    "kam",
-    "lor",
-    "mip",
-]
+SYLLABLES = [a + b for a in "bklmnrstvz" for b in "aeiou"]
 
 
 def problem(i: int) -> str:
