@@ -83,10 +83,12 @@ class _Runner:
         data = self._data()
         items = self._items(data)
         facts = self._facts(data)
-        kept = contract.amend(self.store, study, facts, amend) if amend else contract.freeze(self.store, study, facts)
+        if self.store.contract_file.exists() and not amend:
+            contract.freeze(self.store, study, facts)  # refuses a changed study before anything is spent
         context, cells = self._context(data), self._cells(facts)
         self._plan(context, cells, items)
         self._live_probes(context, cells)
+        kept = contract.amend(self.store, study, facts, amend) if amend else contract.freeze(self.store, study, facts)
         for number, cell in enumerate(cells, start=1):
             self._cell(context, cell, items, f"[{number}/{len(cells)}]")
         verdicts = self._decide(cells, kept)
@@ -212,6 +214,7 @@ class _Runner:
             return
         self.trained += 1
         break_seal(self.store)
+        (folder / "summary.json").unlink(missing_ok=True)  # it speaks of scores that are about to go
         cells.start(context, cell, self.machine, self.packages)
         if cell.phase != BASELINE:
             cells.train(context, cell)
@@ -237,8 +240,8 @@ class _Runner:
         kind = f"generate {'baseline' if cell.phase == BASELINE else 'tuned'}"
 
         def on_batch(n: int, seconds: float) -> None:
-            self.progress.advance(kind, n, seconds, f"{cell.condition} seed {cell.seed}: answering {name}")
             self.progress.measure("generate tuned", n, seconds)
+            self.progress.advance(kind, n, seconds, f"{cell.condition} seed {cell.seed}: answering {name}")
 
         decoding = Decoding(spec.max_new_tokens, spec.batch_size)
         outputs = generate(model, self.tokenizer, [context.data.prompts[r.id] for r in rows], decoding, on_batch)
