@@ -91,6 +91,7 @@ class _Runner:
         kept = contract.amend(self.store, study, facts, amend) if amend else contract.freeze(self.store, study, facts)
         for number, cell in enumerate(cells, start=1):
             self._cell(context, cell, items, f"[{number}/{len(cells)}]")
+        self._zone_gaps(cells)
         verdicts = self._decide(cells, kept)
         report = write_report(self.store, study)
         wall_s = progress.elapsed_s()
@@ -265,6 +266,19 @@ class _Runner:
             ]
             parts.append(f"{name} " + ", ".join(means))
         self.progress.say(f"{label:<44} " + "; ".join(parts))
+
+    def _zone_gaps(self, cells: Sequence[Any]) -> None:
+        """Policy or samples: how much of each run's gain in loss carries to siblings and strangers."""
+        from veritune.probe.study import zone_gap
+
+        zones = {zone for spec in self.study.evals.values() for zone in spec.zones}
+        if not {"seen", "stranger"} <= zones:
+            return
+        baseline = next(cell.run_id for cell in cells if cell.phase == BASELINE)
+        for cell in cells:
+            if cell.phase != BASELINE:
+                found = zone_gap(self.store, baseline, cell.run_id)
+                self.progress.say(f"gap      {cell.condition}, seed {cell.seed}: {found['reading']}")
 
     # -- decide -----------------------------------------------------------------------------------------------
 
