@@ -108,18 +108,20 @@ def test_two_claims_of_one_name_are_refused():
 
 def test_one_seed_speaks_of_an_adapter_and_several_of_a_recipe():
     one = verdict("improves", side("a", 340), BASE)
-    assert "This adapter a" in one.sentence
+    assert one.sentence.startswith("This adapter of a scores")
     assert any("the recipe" in text for text in one.may_not)
     many = verdict("improves", side("a", 340, runs=3), BASE)
-    assert "This recipe a" in many.sentence
+    assert many.sentence.startswith("With 3 seeds, a scores")
     assert not any("the recipe" in text for text in many.may_not)
     unfixed = verdict("improves", side("a", 340, runs=3), side("b", 300))
-    assert "These adapters a" in unfixed.sentence
+    assert unfixed.sentence.startswith("This set of adapters of a scores")
     assert any("the recipe" in text for text in unfixed.may_not)
 
 
 def test_a_fixed_baseline_is_named_in_the_scope():
-    assert "b (fixed arm, no seeds)" in verdict("improves", side("a", 340, runs=3), BASE).sentence
+    found = verdict("improves", side("a", 340, runs=3), BASE)
+    assert "b (fixed arm, no seeds)" in found.details["scope"]
+    assert found.details["scope"] == found.estimates[0].scope
 
 
 def test_inconclusive_forbids_equal_and_trend():
@@ -136,10 +138,33 @@ def test_every_verdict_on_scores_forbids_general_superiority_and_mechanism():
         assert any("NLL" in text for text in found.may_not)
 
 
-def test_sentences_carry_denominators_interval_n_and_p():
-    text = verdict("improves", side("a", 340), BASE).sentence
-    for part in ("(340/600)", "(300/600)", "95 % interval [", "p < 1e-4", "600 items", "Tango"):
-        assert part in text
+def test_the_sentence_is_short_and_the_estimate_carries_the_rest():
+    found = verdict("improves", side("a", 340), BASE)
+    assert found.sentence == (
+        "This adapter of a scores higher than b on sums: 0.567 against 0.500, gap +0.067, "
+        "95 % interval [0.049, 0.090] (600 items)."
+    )
+    (estimate,) = found.estimates
+    assert (estimate.details["a"]["total"], estimate.details["b"]["total"], estimate.n) == (340, 300, 600)
+    assert estimate.method == "Tango score interval"
+    assert estimate.p < 1e-4
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("right", [260, 302, 310, 340])
+def test_no_sentence_is_longer_than_45_words(right, runs):
+    for kind in ("improves", "better_by", "equivalent", "not_worse", "no_regression", "differ"):
+        found = verdict(kind, side("a", right, runs=runs), BASE, margin=0.02)
+        assert len(found.sentence.split()) <= 45, found.sentence
+        assert found.sentence.count(". ") == 0
+
+
+def test_printed_ends_never_touch_an_edge_that_the_interval_clears():
+    from veritune.decide.wording import _places
+
+    assert _places(Estimate("x", 0.02, 0.00031, 0.04, 0.95, 9, "m"), (0.0,)) == 4
+    assert _places(Estimate("x", 0.02, 0.0204, 0.04, 0.95, 9, "m"), (0.02, -0.02)) == 4
+    assert _places(Estimate("x", 0.02, -0.1, 0.04, 0.95, 9, "m"), (0.0,)) == 3
 
 
 def test_the_frozen_rule_runs_to_the_letter_beside_the_verdict():
@@ -157,9 +182,8 @@ def test_detectable_and_needed_items_follow_the_margin():
     assert found.detectable == pytest.approx(0.0167, abs=2e-3)
     # The gap of 10/600 lies 2/600 inside the margin: far more items than the margin alone would take.
     assert found.needed_n > 15 * N
-    settled = verdict("equivalent", side("a", 302), BASE, margin=0.02)
-    assert settled.needed_n < N
-    assert "takes about" not in settled.sentence
+    assert verdict("equivalent", side("a", 302), BASE, margin=0.02).needed_n is None
+    assert f"this design detects {found.detectable:.3g} or more" in found.sentence
 
 
 # ---------------------------------------------------------------- corrections
@@ -176,6 +200,90 @@ def test_holm_counts_declared_claims_even_when_they_were_not_tested():
     assert together.details["p_corrected"] == pytest.approx(4 * p)
     assert together.status == "inconclusive"
     assert together.details["claims_in_family"] == 4
+
+
+def random_study(rng):
+    """Claims of every kind on two random arms, with or without families and seeds; gaps near the claims' edges."""
+    n, runs = int(rng.choice([60, 240, 600])), int(rng.choice([1, 2, 3]))
+    family = tuple(str(i // (n // 24)) for i in range(n)) if rng.random() < 0.4 else None
+    ability = rng.random(n)
+    items = tuple(map(str, range(n)))
+
+    def arm(name, gain, runs, fixed=False):
+        score = (ability + 0.15 * rng.normal(size=(runs, n)) < 0.5 + gain + 0.02 * rng.normal(size=(runs, 1))) * 1.0
+        labels = tuple(map(str, range(runs)))
+        return ScoreTable(name, "sums", labels, items, score, family_N=family, missing=({},) * runs, fixed=fixed)
+
+    tables = {
+        ("a", "sums"): arm("a", rng.choice([0, 0.03, 0.06, 0.12]), runs),
+        ("b", "sums"): arm("b", 0, 1, fixed=True),
+    }
+    kinds = rng.permutation([*EDGES, "improves", "differ"])[: rng.integers(1, 6)]
+    correction = rng.choice(["confirmatory", "exploratory"])
+    claims = [
+        ClaimSpec(f"{i}", k, "sums", "a", "b", margin=float(rng.choice([0.02, 0.05])), correction=correction)
+        for i, k in enumerate(kinds)
+    ]
+    return claims, tables
+
+
+EDGES = ("improves", "better_by", "equivalent", "not_worse", "no_regression", "differ")
+
+
+def says(kind, low, high, m):
+    """What a reader concludes from an interval alone: (supported, refuted)."""
+    return {
+        "improves": (low > 0, high < 0 or (-m < low and high < m)),
+        "better_by": (low > m, high < m),
+        "equivalent": (-m < low and high < m, low > m or high < -m),
+        "not_worse": (low > -m, high < -m),
+        "no_regression": (low > -m, high < -m),
+        "differ": (low > m or high < -m, -m < low and high < m),
+    }[kind]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_interval_shown_is_the_one_that_decides(seed):
+    claims, tables = random_study(np.random.default_rng(seed))
+    for claim, found in zip(claims, judge(claims, tables)):
+        first = found.estimates[0]
+        yes, no = says(claim.kind, first.low, first.high, claim.margin)
+        expected = "supported" if yes else "refuted" if no else "inconclusive"
+        if found.status == "inconclusive" and expected != "inconclusive":
+            assert "does not" in found.details["reason"]  # another test vetoes, and the sentence says so
+            assert found.details["reason"] in found.sentence
+        else:
+            assert found.status == expected, (claim.kind, found.sentence)
+        alpha = found.details["decided_at_alpha"]
+        assert first.level in (1 - alpha, 1 - 2 * alpha)
+        assert (alpha == claim.alpha) == ("over" not in found.sentence.split("interval")[1])
+        plain = 1 - claim.alpha
+        assert first.level == plain or found.estimates[-1].level == plain
+        assert (found.details["p_corrected"] <= claim.alpha) == (found.details["p_before_correction"] <= alpha)
+
+
+def test_the_level_is_holms_step_down_level():
+    tables = {("a", "sums"): side("a", 340), ("b", "sums"): BASE, ("c", "sums"): side("c", 304)}
+    claims = [
+        ClaimSpec("first", "improves", "sums", "a", "b"),
+        ClaimSpec("second", "improves", "sums", "c", "b"),
+        ClaimSpec("third", "better_by", "sums", "c", "b", margin=0.006),
+    ]
+    first, second, third = judge(claims, tables)
+    assert first.estimates[0].level == pytest.approx(1 - 0.05 / 3)
+    assert second.estimates[0].level == third.estimates[0].level == pytest.approx(1 - 0.05 / 2)
+    assert [v.status for v in (first, second, third)] == ["supported", "inconclusive", "inconclusive"]
+    assert "98.3 % interval" in first.sentence
+    assert "Holm over 3 claims" in first.sentence
+
+
+def test_lost_scores_are_bounded_at_the_alpha_that_decides():
+    tables = {("a", "sums"): side("a", 322, missing=12), ("b", "sums"): BASE}
+    claims = [ClaimSpec("c", "improves", "sums", "a", "b")]
+    claims += [ClaimSpec(f"x{i}", "improves", "sums", "never run", "b") for i in range(30)]
+    found = judge(claims, tables)[0]
+    worst = found.details["missing_bounds"]["worst"]
+    assert (worst["low"] > 0) == (worst["status"] == "supported")
 
 
 def test_exploratory_claims_do_not_cost_confirmatory_ones_and_say_what_they_are():
@@ -221,7 +329,7 @@ def test_lost_scores_that_cannot_change_the_answer_do_not():
 def test_failed_extractions_count_as_failures_and_are_counted_apart():
     found = verdict("improves", side("a", 340), side("b", 300, fixed=True, missing=60, reason="extraction_failed"))
     assert found.status == "supported"
-    assert "60 missing" in found.sentence
+    assert "60 of 1,200 scores missing" in found.sentence
     assert found.details["missing_bounds"]["worst"]["gap"] < found.estimates[0].value
 
 
@@ -257,6 +365,22 @@ def test_the_share_is_unbounded_when_the_seen_gap_holds_zero():
     share = found.estimates[0]
     assert (share.low, share.high) == (None, None)
     assert any("unbounded" in w for w in share.warnings)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_share_interval_shown_is_the_one_that_decides(seed):
+    rng = np.random.default_rng(seed)
+    tables = {("b", "sums"): zoned(0, 0, name="b", seed=100 + seed)}
+    claims = []
+    for i in range(3):
+        tables[f"a{i}", "sums"] = zoned(0.04, rng.choice([0.02, 0.03]), name=f"a{i}", seed=10 * seed + i)
+        claims.append(ClaimSpec(f"{i}", "generalises", "sums", f"a{i}", "b", share=float(rng.choice([0.4, 0.6, 0.7]))))
+    for claim, found in zip(claims, judge(claims, tables)):
+        share = found.estimates[0]
+        low, high = (-np.inf, np.inf) if share.low is None else (share.low, share.high)
+        expected = "supported" if low > claim.share else "refuted" if high < claim.share else "inconclusive"
+        assert found.status == expected
+        assert len(found.sentence.split()) <= 45
 
 
 def test_the_share_interval_ends_where_the_contrast_meets_its_margin_of_error():
@@ -320,6 +444,14 @@ def test_the_grade_follows_the_named_evidence():
     found = {"*": {"contamination": "found", "replicated": True}}
     assert verdict("better_by", a, BASE, margin=0.08, context=Context(evidence=found)).confidence["grade"] == "low"
     assert verdict("better_by", side("a", 400), BASE, margin=0.08).confidence["grade"] == "low"
+
+
+def test_power_is_judged_by_the_interval_where_no_margin_is_needed():
+    settled = verdict("improves", side("a", 340), BASE).confidence["evidence"]["power"]
+    assert settled == {"state": "good", "why": "the interval decided the claim"}
+    assert verdict("improves", side("a", 302), BASE).confidence["evidence"]["power"]["state"] == "weak"
+    a, b = zoned(0.2, 0.18), zoned(0, 0, name="b", seed=1)
+    assert verdict("generalises", a, b, share=0.5).confidence["evidence"]["power"]["state"] == "good"
 
 
 def test_the_first_estimate_is_the_one_the_comparison_leads_with():

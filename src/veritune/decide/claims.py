@@ -17,7 +17,9 @@ that at 1 − 2·alpha; both come from the headline estimand (the recipe where s
     untested      scores or a probe are missing, or the claim lacks what its rule needs; the reason says which
 
 Confirmatory claims share alpha by Holm over all that were declared, tested or not; exploratory ones by
-Benjamini–Hochberg. A claim's p is the least alpha at which its rule would settle it, in either direction.
+Benjamini–Hochberg. A claim's p is the least alpha at which its rule would settle it, in either direction. The alpha at
+which the correction decides a claim is also that of the interval shown first: 1 − alpha, or 1 − 2·alpha where lying
+inside the margin settled it. So the status and the interval cannot disagree; the uncorrected interval comes last.
 """
 
 from __future__ import annotations
@@ -117,19 +119,58 @@ class Context:
     options: Options = field(default_factory=Options)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tested:
-    """A claim's evidence before correction: the p of settling it either way, and what it would settle to."""
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to settle a claim: the least alpha at which it does, to what, and by which interval.
 
-    claim: ClaimLike
-    p: float | None
-    settles: Status
-    estimates: tuple[Estimate, ...] = ()
-    comparison: Comparison | None = None
+    `inside` marks the statement of two one-sided tests, which rests on the interval at 1 − 2·alpha.
+    """
+
+    p: float
+    status: Status
+    inside: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A tested claim at the alpha that decides it: estimates, the deciding one first, and what else bears on it."""
+
+    estimates: tuple[Estimate, ...]
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
     fragile: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tested:
+    """A claim's evidence before correction: the ways to settle it, or its status where no p belongs to it."""
+
+    claim: ClaimLike
+    ways: tuple[_Way, ...] = ()
+    show: Callable[[float, _Way | None], _Shown] = lambda alpha, way: _Shown(())
+    status: Status = "inconclusive"
+    comparison: Comparison | None = None
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def p(self) -> float | None:
+        """The least alpha at which the claim is settled either way; None where it is no test."""
+        return min(way.p for way in self.ways) if self.ways else None
+
+    def way(self, alpha: float) -> _Way | None:
+        """What settles the claim at `alpha`, supporting ways first."""
+        return next((way for way in self.ways if way.p <= alpha), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What a correction leaves a claim: the alpha that decides it, its corrected p and the number of claims."""
+
+    alpha: float
+    p: float | None = None
+    claims: int = 0
 
 
 def judge(
@@ -143,29 +184,30 @@ def judge(
         twice = sorted({n for n in names if names.count(n) > 1})
         raise ScoreError(f"expected each claim to have its own name, found {', '.join(map(repr, twice))} twice.")
     tested = [_test(claim, tables, context) for claim in claims]
-    adjusted = _adjust(tested)
-    return [_verdict(t, p, k, context) for t, (p, k) in zip(tested, adjusted)]
+    return [_verdict(t, share, context) for t, share in zip(tested, _adjust(tested))]
 
 
-def _adjust(tested: Sequence[_Tested]) -> list[tuple[float | None, int]]:
-    """Corrected p per claim and the size of its correction family. Probes without a p stand outside."""
-    out: list[tuple[float | None, int]] = [(None, 0)] * len(tested)
+def _adjust(tested: Sequence[_Tested]) -> list[_Share]:
+    """What each claim's correction leaves it. Probes without a p stand outside."""
+    out = [_Share(t.claim.alpha) for t in tested]
     for family in ("confirmatory", "exploratory"):
         members = [i for i, t in enumerate(tested) if t.claim.correction == family and _in_family(t)]
         with_p = [i for i in members if tested[i].p is not None]
-        p = [tested[i].p or 0.0 for i in with_p]
-        if family == "confirmatory":
-            corrected = multiplicity.holm(p, len(members))
-        else:
-            corrected = multiplicity.benjamini_hochberg(p) if p else []
-        for i, value in zip(with_p, corrected):
-            out[i] = (value, len(members))
+        p, k = [tested[i].p or 0.0 for i in with_p], len(members)
+        if not p:
+            continue
+        holm = family == "confirmatory"
+        corrected = multiplicity.holm(p, k) if holm else multiplicity.benjamini_hochberg(p)
+        for place, i in enumerate(with_p):
+            alpha = tested[i].claim.alpha
+            shares = multiplicity.holm_share(p, alpha, k) if holm else multiplicity.benjamini_hochberg_share(p, alpha)
+            out[i] = _Share(shares[place], corrected[place], k)
     return out
 
 
 def _in_family(t: _Tested) -> bool:
     """A plain threshold on a recorded number is no test and takes no share of alpha."""
-    return not (t.claim.kind == "probe" and t.p is None and t.settles != "untested")
+    return not (t.claim.kind == "probe" and t.p is None and t.status != "untested")
 
 
 # ---------------------------------------------------------------- testing one claim
@@ -182,7 +224,7 @@ def _test(claim: ClaimLike, tables: Mapping[TableKey, ScoreTable], context: Cont
             return _test_generalises(claim, a, b, context)
         return _test_gap(claim, a.in_zone(claim.zone), b.in_zone(claim.zone), context)
     except ScoreError as error:
-        return _Tested(claim, None, "untested", reason=str(error))
+        return _Tested(claim, status="untested", reason=str(error))
 
 
 def _table(tables: Mapping[TableKey, ScoreTable], condition: str | None, eval_name: str | None) -> ScoreTable:
@@ -206,37 +248,59 @@ def _test_gap(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) 
         raise ScoreError(f"a claim of kind {claim.kind!r} needs a margin, declared before training.")
     comparison = compare_tables(a, b, _options(a.eval, context))
     rule.check_margin(claim.margin, comparison.pair.scale)
-    p, settles = _settle(claim, comparison)
-    details: dict[str, Any] = {"p_before_correction": p}
-    if claim.rule:
-        details["frozen_rule"] = rule.frozen_rule(comparison, claim.rule)
-    fragile = ""
-    if a.n_missing or b.n_missing:
-        bounds = {policy: compare_tables(a, b, _options(a.eval, context, policy)) for policy in ("worst", "best")}
-        details["missing_bounds"] = {policy: _bound(claim, c) for policy, c in bounds.items()}
-        fragile = _fragile(claim, settles, (a, b), details["missing_bounds"])
-    estimates = tuple(comparison.estimate(1 - claim.alpha, e) for e in _ordered(comparison))
-    return _Tested(claim, p, settles, estimates, comparison, details=details, fragile=fragile)
+    ways = _ways(claim, comparison)
+    frozen = {"frozen_rule": rule.frozen_rule(comparison, claim.rule)} if claim.rule else {}
+
+    def show(alpha: float, way: _Way | None) -> _Shown:
+        details: dict[str, Any] = dict(frozen)
+        fragile = ""
+        if a.n_missing or b.n_missing:
+            bounds = {policy: compare_tables(a, b, _options(a.eval, context, policy)) for policy in ("worst", "best")}
+            details["missing_bounds"] = {policy: _bound(claim, c, alpha) for policy, c in bounds.items()}
+            fragile = _fragile(way, (a, b), details["missing_bounds"])
+        reason = "" if way else _disagreement(claim, comparison, alpha)
+        return _Shown(_estimates(claim, comparison, alpha, way), reason, details, fragile)
+
+    return _Tested(claim, ways, show, comparison=comparison)
 
 
-def _ordered(comparison: Comparison) -> list[Any]:
-    """Estimands, the headline first."""
-    first = comparison.headline.estimand
-    return [first, *(e for e in comparison.results if e != first)]
+def _level(alpha: float, way: _Way | None) -> float:
+    """The level of the interval that decides."""
+    return 1 - (2 if way and way.inside else 1) * alpha
 
 
-def _bound(claim: ClaimLike, comparison: Comparison) -> dict[str, Any]:
-    p, settles = _settle(claim, comparison)
-    estimate = comparison.estimate(1 - claim.alpha)
-    settled = settles if p <= claim.alpha else "inconclusive"
-    return {"gap": estimate.value, "low": estimate.low, "high": estimate.high, "status": settled}
+def _estimates(claim: ClaimLike, comparison: Comparison, alpha: float, way: _Way | None) -> tuple[Estimate, ...]:
+    """The headline at the level that decided, the other estimands, last the headline at 1 − alpha if that differs."""
+    first, level, plain = comparison.headline.estimand, _level(alpha, way), 1 - claim.alpha
+    others = [comparison.estimate(plain, e) for e in comparison.results if e != first]
+    last = [] if level == plain else [comparison.estimate(plain)]
+    return (comparison.estimate(level), *others, *last)
 
 
-def _fragile(
-    claim: ClaimLike, settles: Status, tables: Sequence[ScoreTable], bounds: Mapping[str, Mapping[str, Any]]
-) -> str:
+def _disagreement(claim: ClaimLike, comparison: Comparison, alpha: float) -> str:
+    """Why a claim about 0 stays open although its interval excludes 0."""
+    low, high = comparison.headline.spread.interval(1 - alpha)
+    if claim.kind not in ("improves", "differ") or (claim.kind == "differ" and claim.margin) or low <= 0 <= high:
+        return ""
+    return f"the interval excludes 0 but a test beside it does not (p = {_agreeing_p(comparison):.2g})"
+
+
+def _agreeing_p(comparison: Comparison) -> float:
+    """The p that a claim about 0 needs as well: the largest of the interval's own and the family sign flips'."""
+    flips = comparison.details.get("family_sign_flip") or {}
+    return max(comparison.headline.spread.p(), float(flips.get("p", 0.0)))
+
+
+def _bound(claim: ClaimLike, comparison: Comparison, alpha: float) -> dict[str, Any]:
+    way = _Tested(claim, _ways(claim, comparison)).way(alpha)
+    estimate = comparison.estimate(_level(alpha, way))
+    status = way.status if way else "inconclusive"
+    return {"gap": estimate.value, "low": estimate.low, "high": estimate.high, "status": status}
+
+
+def _fragile(way: _Way | None, tables: Sequence[ScoreTable], bounds: Mapping[str, Mapping[str, Any]]) -> str:
     """Why missing scores forbid a settled verdict: they are the machine's, and the bounds do not agree with it."""
-    if all(b["status"] == settles for b in bounds.values()):
+    if way is None or all(b["status"] == way.status for b in bounds.values()):
         return ""
     lost = sum(int(t.machine_missing_S_N.sum()) for t in tables if t.machine_missing_S_N is not None)
     if not lost:
@@ -244,36 +308,32 @@ def _fragile(
     return f"{lost} scores are missing for reasons that are not the model's, and could change the answer"
 
 
-def _settle(claim: ClaimLike, comparison: Comparison) -> tuple[float, Status]:
-    """The least alpha at which the claim's rule settles it, and to what. Rules: see the module's table."""
+def _ways(claim: ClaimLike, comparison: Comparison) -> tuple[_Way, ...]:
+    """The ways to settle a claim on a gap, supporting ones first. Rules: see the module's table."""
     spread, m = comparison.headline.spread, claim.margin or 0.0
-    agree = max(spread.p(), (comparison.details.get("family_sign_flip") or {}).get("p", 0.0))
+    agree = _agreeing_p(comparison)
 
-    def above(x: float, sides: int = 2) -> float:
-        found = smallest_alpha(spread, x, side=1, sides=sides)
-        return max(found, agree) if x == 0 else found
+    def beyond(edge: float, side: int, status: Status) -> _Way:
+        found = smallest_alpha(spread, edge, side=side)
+        return _Way(max(found, agree) if edge == 0 else found, status)
 
-    def below(x: float, sides: int = 2) -> float:
-        found = smallest_alpha(spread, x, side=-1, sides=sides)
-        return max(found, agree) if x == 0 else found
+    def inside(status: Status) -> _Way:
+        ends = (smallest_alpha(spread, -m, side=1, sides=1), smallest_alpha(spread, m, side=-1, sides=1))
+        return _Way(max(ends) if m > 0 else 1.0, status, inside=True)
 
-    def inside() -> float:
-        return max(above(-m, 1), below(m, 1)) if m > 0 else 1.0
-
-    table: dict[str, Callable[[], tuple[float, float]]] = {
-        "improves": lambda: (above(0), min(below(0), inside())),
-        "better_by": lambda: (above(m), below(m)),
-        "equivalent": lambda: (inside(), min(above(m), below(-m))),
-        "not_worse": lambda: (above(-m), below(-m)),
-        "no_regression": lambda: (above(-m), below(-m)),
-        "differ": lambda: (min(above(m), below(-m)), inside()),
+    yes: Status = "supported"
+    no: Status = "refuted"
+    table: dict[str, Callable[[], tuple[_Way, ...]]] = {
+        "improves": lambda: (beyond(0, 1, yes), beyond(0, -1, no), inside(no)),
+        "better_by": lambda: (beyond(m, 1, yes), beyond(m, -1, no)),
+        "equivalent": lambda: (inside(yes), beyond(m, 1, no), beyond(-m, -1, no)),
+        "not_worse": lambda: (beyond(-m, 1, yes), beyond(-m, -1, no)),
+        "no_regression": lambda: (beyond(-m, 1, yes), beyond(-m, -1, no)),
+        "differ": lambda: (beyond(m, 1, yes), beyond(-m, -1, yes), inside(no)),
     }
     if claim.kind not in table:
         raise ScoreError(f"expected a claim kind of {', '.join(table)}, generalises or probe; found {claim.kind!r}.")
-    supported, refuted = table[claim.kind]()
-    if claim.kind == "improves" and supported <= claim.alpha:
-        return supported, "supported"
-    return (supported, "supported") if supported <= refuted else (refuted, "refuted")
+    return table[claim.kind]()
 
 
 # ---------------------------------------------------------------- generalises
@@ -349,23 +409,28 @@ def _test_generalises(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: C
     matched = pair(*(_two_zones(t, zones) for t in (a, b)), scale=options.scale, missing=options.missing)
     z_N = np.array([zones.index(z) for z in matched.a.zone_N or ()])
     carried = _carried(matched, z_N)
-    estimate = _share_estimate(claim, comparisons, carried, matched)
-    estimates = (estimate, *(c.estimate(1 - claim.alpha) for c in comparisons))
     base, contrast = carried.base, carried.contrast(share)
     gained = max(
         smallest_alpha(base, 0, side=1),
         smallest_alpha(comparisons[1].headline.spread, 0, side=1),
     )
-    lost = smallest_alpha(base, 0, side=-1)
-    if lost <= claim.alpha:
-        return _Tested(claim, lost, "refuted", estimates, comparisons[0], reason="there is no gain to carry over")
-    if gained > claim.alpha:
-        reason = f"the gap on {claim.from_zone} itself is not clear of 0, so its share is unbounded"
-        return _Tested(claim, gained, "inconclusive", estimates, comparisons[0], reason=reason)
-    up = max(gained, smallest_alpha(contrast, 0, side=1))
-    down = max(gained, smallest_alpha(contrast, 0, side=-1))
-    settles: Status = "supported" if up <= down else "refuted"
-    return _Tested(claim, min(up, down), settles, estimates, comparisons[0], details={"share_declared": share})
+    ways = (
+        _Way(max(gained, smallest_alpha(contrast, 0, side=1)), "supported"),
+        _Way(max(gained, smallest_alpha(contrast, 0, side=-1)), "refuted"),
+        _Way(smallest_alpha(base, 0, side=-1), "refuted", reason="there is no gain to carry over"),
+    )
+
+    def show(alpha: float, way: _Way | None) -> _Shown:
+        bounded = gained <= alpha
+        first = _share_estimate(claim, comparisons, carried, matched, alpha if bounded else None)
+        reason = "" if bounded or way else f"the gap on {claim.from_zone} itself is not clear of 0"
+        estimates = (first, *(c.estimate(1 - claim.alpha) for c in comparisons))
+        if alpha != claim.alpha:
+            plain = claim.alpha if gained <= claim.alpha else None
+            estimates += (_share_estimate(claim, comparisons, carried, matched, plain),)
+        return _Shown((replace(first, level=1 - alpha), *estimates[1:]), reason, {"share_declared": share})
+
+    return _Tested(claim, ways, show, comparison=comparisons[0])
 
 
 def _two_zones(table: ScoreTable, zones: tuple[str, str]) -> ScoreTable:
@@ -373,8 +438,11 @@ def _two_zones(table: ScoreTable, zones: tuple[str, str]) -> ScoreTable:
     return table.take(np.array(keep, dtype=np.int64))
 
 
-def _share_estimate(claim: ClaimLike, comparisons: Sequence[Comparison], carried: Carried, matched: Pair) -> Estimate:
-    low, high = carried.interval(1 - claim.alpha)
+def _share_estimate(
+    claim: ClaimLike, comparisons: Sequence[Comparison], carried: Carried, matched: Pair, alpha: float | None
+) -> Estimate:
+    """The share carried over with its interval at 1 − alpha; unbounded when alpha is None."""
+    low, high = carried.interval(1 - alpha) if alpha is not None else (-math.inf, math.inf)
     bounded = math.isfinite(low) and math.isfinite(high)
     base = float(carried.parts.gap_K[1])
     warning = f"unbounded: the gap on {claim.from_zone} is not clear of 0"
@@ -383,7 +451,7 @@ def _share_estimate(claim: ClaimLike, comparisons: Sequence[Comparison], carried
         value=float(carried.parts.gap_K[0] / base) if base else None,
         low=low if bounded else None,
         high=high if bounded else None,
-        level=1 - claim.alpha,
+        level=1 - (claim.alpha if alpha is None else alpha),
         n=matched.n,
         method="Fieller-type inversion of the gap contrast, seeds × items",
         scope=comparisons[0].scope + f", relative to {comparisons[1].pair.n} items of zone {claim.from_zone}",
@@ -419,7 +487,8 @@ def _test_probe(claim: ClaimLike, context: Context) -> _Tested:
     met = [meets(x, claim.threshold) for x in ends]
     status: Status = "supported" if all(met) else "refuted" if not any(met) else "inconclusive"
     note = () if len(ends) == 2 else ("a single recorded number: its uncertainty is not known",)
-    return _Tested(claim, None, status, (estimate,), details={"probe": claim.probe}, warnings=note)
+    shown = _Shown((estimate,), details={"probe": claim.probe})
+    return _Tested(claim, (), lambda alpha, way: shown, status, warnings=note)
 
 
 def _plain_estimate(name: str, value: float) -> Estimate:
@@ -431,63 +500,65 @@ def _plain_estimate(name: str, value: float) -> Estimate:
 # ---------------------------------------------------------------- the verdict
 
 
-def _needed(claim: ClaimLike, comparison: Comparison, status: Status) -> int | None:
-    """Items that settle the margin with 80 % power; for an open claim whose edge is the margin also enough to tell
-    the gap as observed from that edge. None when no number of items is enough."""
+def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> tuple[int | None, int | None]:
+    """Items that settle the margin of an open claim with 80 % power, and seeds where items cannot.
+
+    Where the claim's edge is the margin also enough to tell the gap as observed from that edge.
+    """
     margin, gap = claim.margin or 0.0, comparison.gap
-    equal = claim.kind == "equivalent"
-    needed = power.items_to_settle(comparison, margin, alpha=claim.alpha, equivalence=equal)
     edges = {
         "better_by": abs(gap - margin),
         "equivalent": abs(abs(gap) - margin),
         "not_worse": abs(gap + margin),
         "no_regression": abs(gap + margin),
     }
-    if status != "inconclusive" or claim.kind not in edges:
-        return needed
-    observed = power.items_for_distance(comparison, edges[claim.kind], alpha=claim.alpha)
-    return None if needed is None or observed is None else max(needed, observed)
+    asked = [(margin, claim.kind == "equivalent")]
+    if claim.kind in edges:
+        asked.append((edges[claim.kind], False))
+
+    def most(settle: Callable[..., int | None]) -> int | None:
+        found = [settle(comparison, distance, alpha=alpha, equivalence=equal) for distance, equal in asked]
+        return None if None in found else max(n for n in found if n is not None)
+
+    items = most(power.items_to_settle)
+    return items, most(power.seeds_to_settle) if items is None else None
 
 
-def _verdict(t: _Tested, p_adjusted: float | None, family: int, context: Context) -> Verdict:
+def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
     from veritune.decide import wording
 
-    claim = t.claim
-    status = t.settles
-    if status != "untested" and t.p is not None and (p_adjusted is None or p_adjusted > claim.alpha):
-        status = "inconclusive"
-    reason = t.reason
-    if t.fragile and status in ("supported", "refuted"):
-        status, reason = "inconclusive", t.fragile
-    comparison = t.comparison
-    detectable = needed = None
-    decision = None
-    details = dict(t.details)
-    if p_adjusted is not None:
-        details |= {"p_corrected": p_adjusted, "claims_in_family": family, "correction": claim.correction}
+    claim, comparison = t.claim, t.comparison
+    way = t.way(share.alpha)
+    shown = t.show(share.alpha, way)
+    status = way.status if way else t.status
+    reason = (way.reason if way else "") or shown.reason or t.reason
+    if shown.fragile:
+        status, reason = "inconclusive", shown.fragile
+    details = dict(shown.details) | _correction(t, share)
+    detectable = needed = decision = None
+    if comparison is not None:
+        details["scope"] = shown.estimates[0].scope
     if comparison is not None and claim.kind != "generalises":
-        detectable = power.detectable_in(comparison, alpha=claim.alpha)
-        if claim.margin:
-            needed = _needed(claim, comparison, status)
-        decision = rule.decide(comparison, claim.margin, claim.alpha).word
-        if claim.correction == "confirmatory" and family > 1:
-            low, high = comparison.headline.spread.interval(1 - claim.alpha / family)
-            bounded = math.isfinite(low) and math.isfinite(high)
-            details["simultaneous_interval"] = [low, high] if bounded else None
+        detectable = power.detectable_in(comparison, alpha=share.alpha)
+        decision = rule.decide(comparison, claim.margin, share.alpha).word
+        if claim.margin and status == "inconclusive":
+            needed, seeds_needed = _needed(claim, comparison, share.alpha)
+            if seeds_needed is not None:
+                details["needed_seeds"] = seeds_needed
     evidence = {**context.evidence.get("*", {}), **context.evidence.get(claim.name, {})}
     draft = Verdict(
         claim=claim.name,
         kind=claim.kind,
         status=status,
         sentence="",
-        estimates=t.estimates,
+        estimates=shown.estimates,
         margin=claim.margin,
         alpha=claim.alpha,
         decision=decision,
         detectable=detectable,
         needed_n=needed,
         exploratory=claim.correction == "exploratory",
-        warnings=t.warnings + ((t.fragile,) if t.fragile else ()),
+        warnings=t.warnings + ((shown.fragile,) if shown.fragile else ()),
         details={**details, **({"reason": reason} if reason else {})},
     )
     return replace(
@@ -496,3 +567,16 @@ def _verdict(t: _Tested, p_adjusted: float | None, family: int, context: Context
         may_not=wording.may_not(claim, draft, comparison),
         confidence=wording.confidence(draft, comparison, evidence),
     )
+
+
+def _correction(t: _Tested, share: _Share) -> dict[str, Any]:
+    """How the claim's p was corrected, and the alpha at which it was decided."""
+    if share.p is None:
+        return {}
+    return {
+        "p_before_correction": t.p,
+        "p_corrected": share.p,
+        "claims_in_family": share.claims,
+        "correction": t.claim.correction,
+        "decided_at_alpha": share.alpha,
+    }

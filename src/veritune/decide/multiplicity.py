@@ -34,6 +34,33 @@ def holm(p: Sequence[float], family_size: int | None = None) -> list[float]:
     return [float(x) for x in out]
 
 
+def holm_share(p: Sequence[float], alpha: float, family_size: int | None = None) -> list[float]:
+    """The alpha at which Holm decides each claim: alpha/(k − j + 1) at its rank j, or at the rank where it stopped.
+
+    A claim is rejected exactly when its own p is at most this, so the interval at 1 − this level agrees with it: a
+    claim that comes after the stop has a p no smaller than the one that stopped. Source: as `holm`.
+    """
+    p_K = _checked(p)
+    k = len(p_K) if family_size is None else family_size
+    out = np.empty(len(p_K))
+    rejected = 0
+    for rank, i in enumerate(np.argsort(p_K, kind="stable")):
+        out[i] = alpha / (k - rejected)
+        if rejected == rank and p_K[i] <= out[i]:
+            rejected = rank + 1
+    return [float(x) for x in out]
+
+
+def benjamini_hochberg_share(p: Sequence[float], alpha: float) -> list[float]:
+    """The alpha at which Benjamini–Hochberg decides each claim: alpha·R/k with R findings, alpha/k with none.
+
+    The intervals at 1 − this level hold the false coverage rate of the findings. Source: Benjamini & Yekutieli 2005,
+    J Am Stat Assoc 100:71.
+    """
+    found = sum(x <= alpha for x in benjamini_hochberg(p))
+    return [alpha * max(1, found) / len(p)] * len(p)
+
+
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     """Benjamini–Hochberg adjusted p: min over j ≥ i of k·p_(j)/j. Bounds the share of false findings among the
     findings, for independent or positively dependent tests; not for confirmatory claims.

@@ -1,5 +1,8 @@
 """The sentences of a verdict: the one that may be written, the ones that may not, and the grade of its evidence.
 
+The one that may is plain and short: who, what, than whom, on what, both means, the gap with the interval that decided,
+items and seeds. Method, p, denominators and scope stand in the estimates.
+
 Numbers keep their denominators, p is never 0, "not significant" is never "equal", one seed speaks of an adapter and
 several of a recipe. The grade follows a written rule from named evidence, never taste.
 """
@@ -84,52 +87,107 @@ _QUESTION: Mapping[str, str] = {
 
 
 def sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None, reason: str) -> str:
-    """The sentence for a verdict, with numbers and scope."""
+    """The sentence for a verdict: one plain sentence with its numbers."""
     if verdict.status == "untested":
         return f"The claim {claim.name!r} was not tested: {reason}"
     if claim.kind == "probe":
         return _probe_sentence(claim, verdict)
-    if claim.kind == "generalises":
-        return _share_sentence(claim, verdict, reason)
     assert comparison is not None
+    if claim.kind == "generalises":
+        return _share_sentence(claim, verdict, comparison, reason)
     margin = None if claim.margin is None else f"{claim.margin:g}"
     words = {"margin": margin, "by_margin": f"by more than {margin} " if margin else ""}
-    who, whom = f"{subject(comparison)} {claim.condition}", str(claim.against)
-    where = f"on {claim.eval}" + (f", zone {claim.zone}" if claim.zone else "")
-    facts = _facts(comparison, verdict.estimates[0])
+    where, facts = _where(comparison, claim.zone), _facts(claim, verdict, comparison)
     if verdict.status == "inconclusive":
         question = _QUESTION[claim.kind].format(**words)
+        runs = f", {_runs(comparison)}" if comparison.headline.estimand == "recipe" else ""
+        who = str(claim.condition) if runs else subject(comparison, claim)
         why = f" ({reason})" if reason else ""
-        return (
-            f"Whether {who} {question} {whom} {where} stays open{why}: {facts}.{_outlook(verdict, comparison.pair.n)}"
-        )
+        return f"Whether {who} {question} {claim.against} on {where} stays open{why}: {facts}{runs}{_outlook(verdict)}."
     verb = _VERBS[claim.kind, verdict.status].format(**words)
-    return f"{who[0].upper()}{who[1:]} {verb} {whom} {where}: {facts}."
+    who = subject(comparison, claim)
+    return f"{who[0].upper()}{who[1:]} {verb} {claim.against} on {where}: {facts}."
 
 
-def subject(comparison: Comparison) -> str:
-    """`this recipe` when seeds were replicated on every trained arm and that estimand is used, else `this adapter`."""
-    if comparison.headline.estimand == "recipe":
-        return "this recipe"
+def subject(comparison: Comparison, claim: ClaimLike | None = None) -> str:
+    """Who the numbers speak of: a recipe (`With 3 seeds, NAME`), or the adapters at hand (`this adapter of NAME`).
+
+    Without a claim, only the noun: `this recipe`, `this set of adapters`, `this adapter`.
+    """
     many = comparison.pair.score_a_S_N.shape[0] > 1
-    return "these adapters" if many else "this adapter"
+    if comparison.headline.estimand == "recipe":
+        return "this recipe" if claim is None else f"With {_runs(comparison)}, {claim.condition}"
+    noun = "this set of adapters" if many else "this adapter"
+    return noun if claim is None else f"{noun} of {claim.condition}"
 
 
-def _facts(comparison: Comparison, estimate: Estimate) -> str:
-    binary = comparison.pair.is_binary
-    a, b = (rate_text(comparison.details[side], binary=binary) for side in ("a", "b"))
-    p = p_text(estimate.p, estimate.p_floor)
-    gap = signed(estimate.value or 0.0)
-    return f"{a} against {b}, gap {gap}, {interval_text(estimate)}, {p} ({estimate.method}); {estimate.scope}"
+def _runs(comparison: Comparison) -> str:
+    """`2 seeds`, or both counts where the arms differ."""
+    counts = dict.fromkeys(len(s["runs"]) for s in (comparison.details["a"], comparison.details["b"]) if not s["fixed"])
+    return " against ".join(map(str, counts)) + " seeds"
 
 
-def _outlook(verdict: Verdict, n: int) -> str:
-    parts = []
-    if verdict.detectable is not None:
-        parts.append(f" The smallest gap this design detects with 80 % power is {number(verdict.detectable)}.")
-    if verdict.needed_n is not None and verdict.needed_n > n and verdict.margin is not None:
-        parts.append(f" Settling {verdict.margin:g} takes about {verdict.needed_n:,} items.")
-    return "".join(parts)
+def _where(comparison: Comparison, zone: str | None) -> str:
+    name = comparison.pair.a.eval or "this eval"
+    return f"{zone} items of {name}" if zone else name
+
+
+def _facts(claim: ClaimLike, verdict: Verdict, comparison: Comparison) -> str:
+    """Both means, the gap with the interval that decided, the items; what is missing where something is."""
+    estimate = verdict.estimates[0]
+    places = _places(estimate, (0.0, claim.margin or 0.0, -(claim.margin or 0.0)))
+    a, b = (_fixed(comparison.details[side]["mean"], places) for side in ("a", "b"))
+    gap = _fixed(estimate.value or 0.0, places, sign=True)
+    return f"{a} against {b}, gap {gap}, {_interval(estimate, verdict, places)} ({_units(comparison)})"
+
+
+def _places(estimate: Estimate, edges: tuple[float, ...]) -> int:
+    """Decimals: 3, or as many more as it takes that no printed end crosses or touches an edge that it does not."""
+    ends = [x for x in (estimate.low, estimate.high) if x is not None]
+    for places in range(3, 8):
+        if all((round(x, places) > edge) == (x > edge) and (round(x, places) < edge) == (x < edge)
+               for x in ends for edge in edges):  # fmt: skip
+            return places
+    return 8
+
+
+def _fixed(x: float, places: int, *, sign: bool = False) -> str:
+    text = f"{x:{'+' if sign else ''}.{places}f}" if abs(x) < 10 else f"{x:{'+' if sign else ''}.4g}"
+    return text.replace("-0." + "0" * places, "0." + "0" * places) if float(text) == 0 else text
+
+
+def _interval(estimate: Estimate, verdict: Verdict, places: int) -> str:
+    """`98.3 % interval [a, b]` at the level that decided; the number of claims where a correction widened it."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval: " + (estimate.warnings[-1] if estimate.warnings else "none can be given")
+    ends = f"[{_fixed(estimate.low, places)}, {_fixed(estimate.high, places)}]"
+    return f"{level_text(estimate.level)} interval {ends}{_correction(verdict)}"
+
+
+def level_text(level: float) -> str:
+    """`95 %`, `98.3 %`: three digits."""
+    return f"{100 * level:.3g} %" if level < 0.9995 else f"{100 * level:.5g} %"
+
+
+def _correction(verdict: Verdict) -> str:
+    """`, Holm over 3 claims` where the level is not the plain one."""
+    if verdict.details.get("decided_at_alpha", verdict.alpha) == verdict.alpha:
+        return ""
+    name = "Holm" if verdict.details["correction"] == "confirmatory" else "Benjamini–Hochberg"
+    return f", {name} over {verdict.details['claims_in_family']} claims"
+
+
+def _units(comparison: Comparison) -> str:
+    families = comparison.pair.n_families
+    text = f"{comparison.pair.n:,} items" + (f" in {families} families" if families is not None else "")
+    sides = [comparison.details[s] for s in ("a", "b")]
+    asked = sum(len(s["runs"]) * s["n"] for s in sides)
+    missing = asked - sum(s["scored"] for s in sides)
+    return text + (f", {missing} of {asked:,} scores missing" if missing else "")
+
+
+def _outlook(verdict: Verdict) -> str:
+    return "" if verdict.detectable is None else f"; this design detects {verdict.detectable:.3g} or more"
 
 
 def _probe_sentence(claim: ClaimLike, verdict: Verdict) -> str:
@@ -140,28 +198,25 @@ def _probe_sentence(claim: ClaimLike, verdict: Verdict) -> str:
     return f"{claim.probe} is {value} and {verb} the declared threshold {claim.op} {claim.threshold:g}."
 
 
-def _share_sentence(claim: ClaimLike, verdict: Verdict, reason: str) -> str:
+def _share_sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison, reason: str) -> str:
     share, to, base = verdict.estimates[:3]
-    value = "not defined" if share.value is None else f"{share.value:.3f}"
-    bounds = (
-        f"{100 * share.level:.4g} % interval [{share.low:.3f}, {share.high:.3f}]"
-        if share.low is not None and share.high is not None
-        else f"no bounded interval ({share.warnings[-1]})"
-    )
-    gaps = (
-        f"gap {signed(to.value or 0.0)} on {claim.to_zone} ({to.n} items) against "
-        f"{signed(base.value or 0.0)} on {claim.from_zone} ({base.n} items), {interval_text(base)}"
-    )
-    verb = {
-        "supported": f"carries at least the declared share {claim.share:g} of its gain",
-        "refuted": f"does not carry the declared share {claim.share:g} of its gain",
-        "inconclusive": f"leaves open whether the declared share {claim.share:g} of its gain carries",
-    }[verdict.status]
+    places = _places(share, (claim.share or 0.0,))
+    value = "not defined" if share.value is None else _fixed(share.value, places)
+    bounds = _interval(share, verdict, places)
+    gaps = f"gap {_fixed(to.value or 0.0, 3, sign=True)} on {to.n} {claim.to_zone} items, "
+    gaps += f"{_fixed(base.value or 0.0, 3, sign=True)} on {base.n} {claim.from_zone} items"
+    way = f"to {_where(comparison, claim.to_zone)}"
+    what = f"at least {claim.share:g} of its {claim.from_zone} gain over {claim.against}"
     why = f" ({reason})" if reason else ""
-    return (
-        f"{claim.condition} {verb} over {claim.against} from {claim.from_zone} to {claim.to_zone} items of "
-        f"{claim.eval}{why}: share {value}, {bounds}; {gaps}; {share.scope}."
-    )
+    numbers = f"share {value}, {bounds}; {gaps}"
+    if verdict.status == "inconclusive":
+        recipe = comparison.headline.estimand == "recipe"
+        who = str(claim.condition) if recipe else subject(comparison, claim)
+        seeds = f", {_runs(comparison)}" if recipe else ""
+        return f"Whether {who} carries {what} {way} stays open{why}: {numbers}{seeds}."
+    who = subject(comparison, claim)
+    verb = "carries" if verdict.status == "supported" else "does not carry"
+    return f"{who[0].upper()}{who[1:]} {verb} {what} {way}{why}: {numbers}."
 
 
 # ---------------------------------------------------------------- the sentences that may not
@@ -204,7 +259,8 @@ def confidence(verdict: Verdict, comparison: Comparison | None, evidence: Mappin
 
     seeds        good from 3 runs on every trained arm, weak at 2, poor at 1
     units        independent families (else items): good from 100, weak from 20, poor below
-    power        smallest detectable gap: good up to the margin, weak up to twice it or without a margin, poor above
+    power        smallest detectable gap: good up to the margin, weak up to twice it, poor above; for kinds that need no
+                 margin and declare none: good when the interval decided, weak when it did not
     missing      good when nothing is missing, weak up to 1 % of scores, poor above
     contamination  good when checked and clean, weak when unchecked, poor when found
     replication  good when repeated on another model or eval, weak when not tried, poor when it failed
@@ -249,8 +305,12 @@ def _unit_evidence(comparison: Comparison) -> dict[str, str]:
 
 def _power_evidence(verdict: Verdict) -> dict[str, str]:
     gap, margin = verdict.detectable, verdict.margin
-    if gap is None or margin is None:
-        return {"state": "weak", "why": "no margin was declared" if margin is None else "detectable gap unknown"}
+    if margin is None:
+        decided = verdict.status in ("supported", "refuted")
+        why = "the interval decided the claim" if decided else "the interval did not decide the claim"
+        return {"state": "good" if decided else "weak", "why": why}
+    if gap is None:
+        return {"state": "weak", "why": "detectable gap unknown"}
     state = "good" if gap <= margin else "weak" if gap <= 2 * margin else "poor"
     return {"state": state, "why": f"smallest detectable gap {number(gap)}, margin {margin:g}"}
 
