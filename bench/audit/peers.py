@@ -112,13 +112,17 @@ def veritune_contamination(texts: list[str], items: list[str]) -> npt.NDArray[np
 
 
 def lm_eval_contamination(texts: list[str], items: list[str], n: int = 13) -> npt.NDArray[np.bool_]:
-    """lm-eval's Janitor: rows from which it would cut a passage because of a shared n-gram."""
-    from lm_eval.decontamination.janitor import Janitor
+    """lm-eval's n-gram pass: its normalisation and its n-grams, a row is flagged at the first one it shares.
 
-    janitor = Janitor(ngram_n=n, too_dirty_cutoff=10**9, minimum_slice_length=0)
+    Cutting the passage out (`Janitor.clean_python`) is left aside; it takes three times as long.
+    """
+    from lm_eval.decontamination.janitor import Janitor, word_ngrams
+
+    janitor = Janitor(ngram_n=n)
     for item in items:
         janitor.register_contaminant_python(item)
-    return np.array([janitor.clean_python(t) != [t] for t in texts], bool)
+    known = janitor.dirt_ngrams
+    return np.array([any(g in known for g in word_ngrams(janitor.normalize_string(t), n)) for t in texts], bool)
 
 
 def any_ngram_contamination(texts: list[str], items: list[str], n: int = 8) -> npt.NDArray[np.bool_]:
@@ -134,7 +138,7 @@ def any_ngram_contamination(texts: list[str], items: list[str], n: int = 8) -> n
 
 CONTAMINATION_PEERS: dict[str, Callable[[list[str], list[str]], npt.NDArray[np.bool_]]] = {
     "veritune >= .45": veritune_contamination,
-    "lm-eval Janitor, 13-gram": lm_eval_contamination,
-    "lm-eval Janitor, 8-gram": lambda texts, items: lm_eval_contamination(texts, items, 8),
+    "lm-eval, 13-gram": lm_eval_contamination,
+    "lm-eval, 8-gram": lambda texts, items: lm_eval_contamination(texts, items, 8),
     "any 8-gram, plain Python": any_ngram_contamination,
 }

@@ -74,7 +74,7 @@ def weights_for(n_rows: int) -> Weights:
 
 def table_bits(n_rows: int) -> int:
     """log2 of the number of document-frequency counters."""
-    return min(26, max(16, math.ceil(math.log2(max(16 * n_rows, 1)))))
+    return min(26, max(16, math.ceil(math.log2(max(4 * n_rows, 1)))))
 
 
 def sketches(sweep: Sweep, row_N: I64, min_features: int) -> Sketches:

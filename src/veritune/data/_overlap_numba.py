@@ -251,7 +251,7 @@ def _score_block(data, offset, cut, kind, values, words, runs, gram, power, inde
 def _words(keys: Any, wanted: Any) -> tuple[Any, Any]:
     """An open-addressing table of `key << 32 | place + 1`, at most a third full, and the bits in front of it."""
     size = 1 << max(4, int(np.ceil(np.log2(3 * len(keys) + 1))))
-    table, bits = np.zeros(size, np.uint64), np.zeros(max(1, size // 4), np.uint64)
+    table, bits = np.zeros(size, np.uint64), np.zeros(max(1, size // 16), np.uint64)
     _fill_words(keys, wanted, table, bits)
     return table, bits
 
@@ -259,7 +259,7 @@ def _words(keys: Any, wanted: Any) -> tuple[Any, Any]:
 def _runs(keys: Any) -> tuple[Any, Any, Any]:
     """A table of places over 64-bit keys, at most a third full, and the bits in front of it."""
     size = 1 << max(4, int(np.ceil(np.log2(3 * len(keys) + 1))))
-    table, bits = np.full(size, -1, np.int32), np.zeros(max(1, size // 4), np.uint64)
+    table, bits = np.full(size, -1, np.int32), np.zeros(max(1, size // 16), np.uint64)
     _fill_runs(keys, table, bits)
     return keys, table, bits
 
