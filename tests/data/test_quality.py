@@ -182,6 +182,12 @@ def test_the_same_question_under_another_system_prompt_is_no_conflict() -> None:
     assert "conflict" not in reasons(under("in binary", "#### 100"), under("in decimal", "#### 4"))
 
 
+def test_a_copy_of_an_earlier_row_is_a_note_that_names_it() -> None:
+    rows = [row("Sunny.", row_id="a"), row("Rainy.", row_id="b"), row(" SUNNY. ", row_id="c")]
+    (copy,) = [f for f in check_rows(rows).findings if f.check == "quality.duplicate"]
+    assert (copy.row_id, copy.severity, copy.evidence["first"]) == ("c", "note", "a")
+
+
 def test_short_prompts_do_not_conflict() -> None:
     assert not reasons(row("#### 1", "Continue.", "a"), row("#### 2", "Continue.", "b")) & {
         "conflict",

@@ -96,6 +96,14 @@ def test_equal_rows_of_a_family_are_not_parted_into_seen_and_sibling() -> None:
     assert split.counts["sibling"]["rows"] > 0
 
 
+def test_a_family_of_one_text_repeated_stays_whole() -> None:
+    rows, family_of = families([3] * 12)
+    twins = [row(f"twin-{k}", "one and the same question", "one and the same answer") for k in range(4)]
+    split = split_zones([*rows, *twins], {**family_of, **{r.id: "twin" for r in twins}})
+    assert len({split.zone_of[r.id] for r in twins}) == 1
+    assert "sibling" not in {split.zone_of[r.id] for r in twins}
+
+
 @pytest.mark.parametrize(
     ("sizes", "config", "says"),
     [

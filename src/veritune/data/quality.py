@@ -331,7 +331,7 @@ def _cut_off(row: Row) -> Iterator[Finding]:
     target = row.target or ""
     if row.meta.get("finish_reason") == "length" or row.meta.get("truncated") is True:
         yield _finding(row, "truncated", "its metadata says that generation stopped at the length limit")
-    elif len(re.findall(r"(?m)^\s*```", target)) % 2:
+    elif "```" in target and len(re.findall(r"(?m)^\s*```", target)) % 2:
         yield _finding(row, "truncated", "a code block is never closed", evidence={"found": "```"})
     elif target.count("\\boxed{") and boxed(target[target.rindex("\\boxed{") :]) is None:
         yield _finding(row, "truncated", "its last \\boxed{ is never closed", evidence={"found": target[-60:]})
@@ -420,17 +420,17 @@ def _impossible(row: Row, nouns: frozenset[str]) -> Iterator[Finding]:
     """`7.5 children`, or a negative or broken final answer to `how many children`."""
     fraction, asked = _counting(nouns)
     target = row.target or ""
-    answer = final_answer(target)
+    question = row.prompt[-1].content.lower() if row.prompt else ""
+    answer = final_answer(target) if "how many" in question else None
     value = number_of(answer) if answer is not None else None
     if value is not None and (value < 0 or value.denominator != 1):
-        question = row.prompt[-1].content.lower() if row.prompt else ""
         hits = asked.findall(question)
         if hits and "average" not in question and "percent" not in question:
             text = f"the answer to 'how many {hits[-1]}' is {answer}"
             yield _finding(row, "impossible_count", text, "warning", {"found": answer, "noun": hits[-1]})
             return
     lowered = target.lower()
-    hit = fraction.search(lowered)
+    hit = fraction.search(lowered) if "." in lowered else None
     if hit is not None and "average" not in lowered and "per " not in lowered[hit.end() : hit.end() + 12]:
         yield _finding(row, "impossible_count", f"{hit[0]!r} is no count", "warning", {"found": hit[0], "noun": hit[2]})
 
@@ -461,8 +461,9 @@ def _conflicts(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
         given = [answer for answer in answers.values() if answer is not None]
         differ = any(not same_answer(given[0], answer) for answer in given[1:])
         texts = {canonical(row.target or "") for row in same}
+        first = [row.id for row in same[:6]]
         for row in same if differ or len(texts) > 1 else ():
-            others = [other.id for other in same if other.id != row.id][:5]
+            others = [other for other in first if other != row.id][:5]
             evidence = {"others": others, "n": len(same), "answer": answers[row.id]}
             if differ:
                 text = f"the same prompt has {len(same)} rows with different final answers"
@@ -470,6 +471,16 @@ def _conflicts(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
             else:
                 text = f"the same prompt has {len(same)} rows with different answer texts"
                 yield _finding(row, "several_answers", text, "note", evidence)
+
+
+def _duplicates(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
+    """Rows that say word for word, in canonical text, what an earlier row says; the first of them is not flagged."""
+    first: dict[str, str] = {}
+    for row in rows:
+        key = "\0".join((canonical(row.text("system")), problem_of(row), canonical(row.target or "")))
+        earlier = first.setdefault(key, row.id)
+        if earlier != row.id:
+            yield _finding(row, "duplicate", f"says the same as row {earlier!r}", "note", {"first": earlier})
 
 
 def _outliers(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
@@ -515,6 +526,7 @@ def _licences(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
 
 _SET_CHECKS: dict[str, Callable[[Sequence[Row], QualityConfig], Iterator[Finding]]] = {
     "conflict": _conflicts,
+    "duplicate": _duplicates,
     "length_outlier": _outliers,
     "unlicensed": _licences,
 }
