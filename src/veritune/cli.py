@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first 
 
 import typer
 
-from veritune import cli_data
+from veritune import cli_data, cli_probe
 from veritune.errors import VerituneError
 
 app = typer.Typer(
@@ -238,6 +238,7 @@ def schema() -> None:
 
 
 cli_data.register(app)
+app.add_typer(cli_probe.app)
 
 
 def _json(record: Any) -> str:

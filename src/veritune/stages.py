@@ -278,7 +278,12 @@ class _Runner:
         for cell in cells:
             if cell.phase != BASELINE:
                 found = zone_gap(self.store, baseline, cell.run_id)
-                self.progress.say(f"gap      {cell.condition}, seed {cell.seed}: {found['reading']}")
+                share = found["carried"]["stranger"]
+                carried = "" if share["low"] is None else f" ({share['low']:.0%} to {share['high']:.0%})"
+                self.progress.say(
+                    f"gap      {cell.condition}, seed {cell.seed}: {found['verdict']}; {share['value']:.0%}{carried}"
+                    " of the gain in loss carries to strangers"
+                )
 
     # -- decide -----------------------------------------------------------------------------------------------
 
