@@ -186,6 +186,32 @@ def test_a_token_across_the_boundary_is_refused(tiny_tokenizer: Any) -> None:
     assert isinstance(found, Finding) and found.check == "render.straddle"
 
 
+def test_a_boundary_that_trimmed_offsets_hide_is_still_refused(tiny_tokenizer: Any) -> None:
+    from tokenizers import processors
+
+    tokenizer = with_template(
+        tiny_tokenizer,
+        "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}",
+    )
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    found = Renderer(tokenizer, 200, check=False).try_row(row("ask", "hare"))
+    assert isinstance(found, Finding) and found.check == "render.prefix"
+    assert "different tokens" in found.message
+
+
+def test_the_next_turns_opening_token_is_no_end_token(tiny_tokenizer: Any) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+        "{% if loop.last and m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    renderer = Renderer(with_template(tiny_tokenizer, template), 200)
+    assert isinstance(renderer.try_row(row("ask", "answer")), Rendered)
+    found = renderer.try_row(row("ask", "answer", "more", "end"))
+    assert isinstance(found, Finding) and found.check == "render.no_end_token"
+
+
 def test_hashes_follow_template_and_tokenizer_and_not_padding(tiny_tokenizer: Any) -> None:
     one = Renderer(tiny_tokenizer, 100)
     other = Renderer(with_template(tiny_tokenizer, "{# other #}" + CHATML), 100)

@@ -59,6 +59,11 @@ def test_a_pack_is_sampled_by_reason_over_all_sources_with_control_rows() -> Non
     for reason in ("quality.refusal", "quality.truncated"):
         mine = [item for item in pack if reason in item.reasons]
         assert len(mine) >= 6 and {item.row.source for item in mine} == {"s0", "s1", "s2"}
+    everything = make_pack(rows(), findings(), per_reason=99, control=99)
+    assert len(everything) == 60 and {r for i in everything for r in i.reasons} == {
+        "quality.refusal",
+        "quality.truncated",
+    }
     assert pack == make_pack(rows()[::-1], findings(), per_reason=6, control=5, seed=1)[::-1]
     assert pack != make_pack(rows(), findings(), per_reason=6, control=5, seed=2)
 

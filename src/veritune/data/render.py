@@ -23,9 +23,10 @@ _PROBE = (Message("user", "ping"), Message("assistant", "pong"))
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One assistant turn in characters of the rendered text: `[start, end)` carries the loss, its end token included.
+    """One assistant turn in characters of the rendered text.
 
-    `start` is where the generation prompt ends, so the span is exactly what a model must write when it is asked.
+    `start` is where the generation prompt ends: from there on, through the end token, the text is exactly what a model
+    must write when it is asked. The end token has to end by `limit`, where the template is done with this turn.
     """
 
     turn: int
@@ -207,7 +208,7 @@ class Renderer:
                 token = self.tokenizer.convert_ids_to_tokens(ids[i])
                 what = f"one token lies across the place where assistant turn {span.turn + 1} {edge}"
                 raise Unfit("straddle", what, "a token boundary", repr(token))
-            if start >= span.limit:
+            if end > span.limit:
                 break
             labelled[i] = True
             if start >= span.content_end and ids[i] in self._end_ids:
