@@ -51,7 +51,7 @@ def test_all_claims_supported_is_status_0_and_any_other_is_2(finished: Any) -> N
 
     yes, no = (Verdict("a", "improves", s, "s") for s in ("supported", "inconclusive"))
     late = Verdict("b", "improves", "refuted", "s", exploratory=True)
-    assert outcome(yes) and outcome(yes, late)
+    assert outcome(yes) and outcome() and not outcome(yes, late)
     assert not outcome(yes, no) and not outcome(no)
 
 

@@ -53,8 +53,8 @@ def sources(root: Path = SRC) -> Iterator[tuple[str, ast.Module]]:
 
 def room(path: str) -> str:
     """The room a file belongs to: a folder's name, or the file's own."""
-    first = path.split("/")[0]
-    return first.removesuffix(".py")
+    first = path.split("/")[0].removesuffix(".py")
+    return "cli" if first.startswith("cli_") else first
 
 
 def imported(tree: ast.AST, path: str) -> Iterator[tuple[str, int]]:
@@ -159,7 +159,7 @@ def test_no_function_takes_more_than_six_parameters() -> None:
     def excused(name: str) -> bool:
         path, line = name.split(" ")[0].split(":")
         text = (SRC / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
-        return path == "cli.py" or path.endswith("_numba.py") or bool(re.search(r"noqa: PLR0913 - \w{3}", text))
+        return room(path) == "cli" or path.endswith("_numba.py") or bool(re.search(r"noqa: PLR0913 - \w{3}", text))
 
     def count(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         names = [a.arg for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
@@ -181,7 +181,7 @@ def test_every_public_function_and_class_says_what_it_is() -> None:
 
 
 def test_the_source_holds_no_path_of_a_machine_and_no_todo() -> None:
-    wrong = re.compile(r"TODO|FIXME|XXX\b|/(home|root|Users|work|tmp|mnt)/\w")
+    wrong = re.compile(r"#.*\b(TODO|FIXME|XXX)\b|/(home|root|Users|work|tmp|mnt)/\w")
     places = [
         *SRC.rglob("*.py"),
         *(REPO / "tests").rglob("*.py"),

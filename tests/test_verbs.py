@@ -142,7 +142,7 @@ def test_the_report_is_drawn_again_from_the_records(finished_copy: Any) -> None:
 
 
 def test_no_report_without_verdicts(study: Any) -> None:
-    with pytest.raises(InputError, match="has no verdicts yet.*veritune run"):
+    with pytest.raises(InputError, match=r"has no verdicts yet.*veritune run"):
         draw_report(study.root)
 
 
