@@ -379,3 +379,20 @@ def test_an_estimate_is_the_same_bytes_every_time_and_holds_no_nan():
     one, two = (records.dumps(compare_tables(table("a", a), table("b", b)).estimate()) for _ in range(2))
     assert one == two
     assert "NaN" not in one
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_root_agrees_with_brentq(seed):
+    rng = np.random.default_rng(seed)
+    shift, power = rng.random(), int(rng.integers(1, 6))
+    calls = []
+
+    def f(x):
+        calls.append(x)
+        return math.copysign(abs(x - shift) ** power, x - shift) + 0.3 * (x - shift)
+
+    for low, high in ((-1.0, 2.0), (shift, 3.0), (-5.0, shift)):
+        assert intervals.root(f, low, high, xtol=1e-13) == pytest.approx(optimize.brentq(f, -9, 9), abs=1e-11)
+    assert len(calls) < 200
+    with pytest.raises(ValueError, match="one sign"):
+        intervals.root(f, shift + 1, shift + 2, xtol=1e-12)

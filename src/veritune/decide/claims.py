@@ -33,7 +33,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from veritune.decide import multiplicity, power, rule, seeds
-from veritune.decide.intervals import Spread, smallest_alpha
+from veritune.decide.intervals import Spread, root, smallest_alpha
 from veritune.decide.paired import Comparison, Options, compare_tables
 from veritune.decide.table import Floats, Missing, Pair, ScoreTable, pair
 from veritune.errors import ScoreError
@@ -373,8 +373,6 @@ class Carried:
         return self._edge(level, -1), self._edge(level, 1)
 
     def _edge(self, level: float, side: int) -> float:
-        from scipy.optimize import brentq
-
         def beyond(share: float) -> float:
             low, high = self.contrast(share).interval(level)
             return max(low, -high)
@@ -386,7 +384,7 @@ class Carried:
             if step > 1e6:
                 return side * math.inf
         inner = center if step == 1e-3 else center + side * step / 2
-        return float(brentq(beyond, inner, center + side * step)) if beyond(inner) < 0 else center
+        return root(beyond, inner, center + side * step, xtol=2e-12) if beyond(inner) < 0 else center
 
 
 def _carried(matched: Pair, z_N: Any) -> Carried:

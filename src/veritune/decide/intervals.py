@@ -13,6 +13,7 @@ Endpoints may be infinite: then no bound can be given at that level.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +38,39 @@ class Spread(Protocol):
         ...
 
 
+def root(f: Callable[[float], float], low: float, high: float, *, xtol: float) -> float:
+    """The x in [low, high] at which f changes sign, within `xtol`. f(low) and f(high) must differ in sign.
+
+    Inverse quadratic interpolation or bisection, as Chandrupatla 1997, Adv Eng Softw 28:145. Written out because
+    importing scipy.optimize for this one function takes longer than a whole comparison.
+    """
+    a, b = high, low
+    f_a, f_b = f(a), f(b)
+    if f_a == 0 or f_b == 0:
+        return a if f_a == 0 else b
+    if (f_a > 0) == (f_b > 0):
+        raise ValueError(f"f has one sign at {low!r} and {high!r}")
+    share = 0.5
+    while True:
+        x = a + share * (b - a)
+        f_x = f(x)
+        if (f_x > 0) == (f_a > 0):
+            c, f_c = a, f_a
+        else:
+            c, f_c, b, f_b = b, f_b, a, f_a
+        a, f_a = x, f_x
+        best = a if abs(f_a) < abs(f_b) else b
+        tolerance = (4e-16 * abs(best) + xtol) / abs(b - c) if b != c else 1.0
+        if f_a == 0 or tolerance > 0.5:
+            return best
+        place, height = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
+        share = 0.5
+        if height**2 < place and (1 - height) ** 2 < 1 - place:
+            share = f_a / (f_b - f_a) * f_c / (f_b - f_c)
+            share += (c - a) / (b - a) * f_a / (f_c - f_a) * f_b / (f_c - f_b)
+        share = min(1 - tolerance, max(tolerance, share))
+
+
 def normal_quantile(probability: float) -> float:
     """The standard normal quantile."""
     return float(special.ndtri(probability))
@@ -52,7 +86,6 @@ def t_quantile(probability: float, df: float) -> float:
 
 def _tango_low(b: float, c: float, n: float, z: float) -> float:
     """Lower end for gap (b − c)/n: the root of (b − c − nΔ) = z·√(n(2q + Δ(1 − Δ))), q the constrained MLE."""
-    from scipy.optimize import brentq
 
     def excess(delta: float) -> float:
         linear = -b - c + (2 * n - b + c) * delta
@@ -68,7 +101,7 @@ def _tango_low(b: float, c: float, n: float, z: float) -> float:
         return -z * z / (n + z * z)  # here and below the estimate is a root too, but not the interval's end
     if c == 0 and b >= n:
         return (n - z * z) / (n + z * z)
-    return float(brentq(excess, -1.0, gap, xtol=1e-14, rtol=1e-14))
+    return root(excess, -1.0, gap, xtol=1e-14)
 
 
 def tango_interval(n10: float, n01: float, n: float, level: float = 0.95) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from scipy import special
 
 from veritune.decide import prospects
 from veritune.decide import seeds as crossed_seeds
-from veritune.decide.intervals import Unknown, normal_quantile, t_quantile
+from veritune.decide.intervals import Unknown, normal_quantile, root, t_quantile
 from veritune.decide.paired import FEW_FAMILIES, T_FROM_N, Comparison
 from veritune.decide.seeds import Variance
 from veritune.errors import ScoreError
@@ -53,8 +53,6 @@ def tost_n(margin: float, discordance: float, *, alpha: float = 0.05, power: flo
 
 def mcnemar_gap(n: int, discordance: float, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """The smallest gap that `n` items detect: `mcnemar_n` solved for δ. None when even δ = ψ is too small."""
-    from scipy.optimize import brentq
-
     a, b = normal_quantile(1 - alpha / 2), normal_quantile(power)
 
     def excess(gap: float) -> float:
@@ -63,7 +61,7 @@ def mcnemar_gap(n: int, discordance: float, *, alpha: float = 0.05, power: float
 
     if n < 1 or discordance <= 0 or excess(discordance) < 0:
         return None
-    return float(brentq(excess, 0.0, discordance, xtol=1e-12))
+    return root(excess, 0.0, discordance, xtol=1e-12)
 
 
 def detectable_gap(se: float, df: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -71,8 +69,6 @@ def detectable_gap(se: float, df: float, *, alpha: float = 0.05, power: float = 
 
     Solves P(|T'| > t_crit; ncp = δ/se) = power. Source: `scipy.stats.nct`; Johnson, Kotz & Balakrishnan 1995, ch. 31.
     """
-    from scipy.optimize import brentq
-
     critical = t_quantile(1 - alpha / 2, df)
 
     def shortfall(ncp: float) -> float:
@@ -82,7 +78,7 @@ def detectable_gap(se: float, df: float, *, alpha: float = 0.05, power: float = 
     high = max(1.0, start)
     while shortfall(high) > 0:
         high *= 2
-    return se * float(brentq(shortfall, 0.0, high, xtol=1e-10))
+    return se * root(shortfall, 0.0, high, xtol=1e-10)
 
 
 def _t_power(ncp: float, critical: float, df: float) -> float:
@@ -343,15 +339,13 @@ def _equivalence_z(design: Design) -> float:
 
 def _score_gap(n: float, design: Design) -> float | None:
     """`mcnemar_n` solved for the gap, where a gap above the discordance raises it. None under about 4 items."""
-    from scipy.optimize import brentq
-
     a, b = normal_quantile(1 - design.alpha / 2), normal_quantile(design.power)
 
     def excess(gap: float) -> float:
         share = max(gap, design.discordance)
         return math.sqrt(n) * gap - a * math.sqrt(share) - b * math.sqrt(max(0.0, share - gap**2))
 
-    return float(brentq(excess, 0.0, 1.0, xtol=1e-13)) if excess(1.0) > 0 else None
+    return root(excess, 0.0, 1.0, xtol=1e-13) if excess(1.0) > 0 else None
 
 
 def _variance(design: Design) -> Variance:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from veritune.decide.intervals import root
 from veritune.decide.table import Floats
 
 _ITEM_NODES, _ONE_ARM_NODES, _TWO_ARM_NODES = 16, 128, 36
@@ -68,13 +69,11 @@ class Halves:
 
     def least(self, chance: str, target: float) -> float:
         """The least gap (`excludes_zero`) or margin (`inside`) at which that chance reaches `target`."""
-        from scipy.optimize import brentq
-
         reach = getattr(self, chance)
         high = self.sd
         while reach(high) < target:
             high *= 2
-        return float(brentq(lambda x: reach(x) - target, 0.0, high, xtol=1e-9 * high))
+        return root(lambda x: reach(x) - target, 0.0, high, xtol=1e-9 * high)
 
 
 def halves(parts: Parts, n: float, unit_df: float, level: float) -> Halves:
