@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from veritune.data.audit import AuditReport, audit, write_clean, write_report
+from veritune.data.audit import AuditConfig, AuditReport, audit, write_clean, write_report
 from veritune.data.datasheet import OPEN_QUESTIONS, datasheet, recount
+from veritune.data.quality import QualityConfig
+from veritune.records import Row
 
 
 @pytest.fixture
@@ -68,3 +70,13 @@ def test_the_lineage_is_drawn_in_the_datasheet_of_the_next_version(report: Audit
     write_clean(report, tmp_path / "clean.jsonl")
     markdown = datasheet(audit(tmp_path / "clean.jsonl")).markdown
     assert "└─ clean.jsonl [" in markdown and "Not checked: no eval was given." in markdown
+
+
+def test_a_row_flagged_twice_by_one_check_is_one_row(report: AuditReport, tmp_path: Path) -> None:
+    def twice(row: Row) -> list[str]:
+        return ["one thing", "another thing"]
+
+    again = audit(list(report.rows), config=AuditConfig(quality=QualityConfig(checks=(twice,))))
+    write_report(again, tmp_path / "out")
+    (number,) = [n for n in datasheet(again).record["numbers"] if n["check"] == "quality.twice"]
+    assert number["value"] == 9 == recount(number, tmp_path / "out")
