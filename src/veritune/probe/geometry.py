@@ -174,7 +174,8 @@ def _hidden(model: Any, rows: Sequence[tuple[int, ...]], method: Method, max_new
         )
         answer_N_T = made_N_T[:, width:]
         ends = model.generation_config.eos_token_id
-        stop = torch.isin(answer_N_T, torch.tensor(ends if isinstance(ends, list) else [ends], device=made_N_T.device))
+        last = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        stop = torch.isin(answer_N_T, torch.tensor(last, dtype=torch.long, device=made_N_T.device))
         said_N_T = (stop.cumsum(1) - stop.long() == 0).long()  # up to and with the first end token
         ids_N_T, mask_N_T = made_N_T, torch.cat([mask_N_T, said_N_T], 1)
         keep_N_T = torch.cat([torch.zeros_like(keep_N_T), said_N_T], 1)
