@@ -157,6 +157,12 @@ def test_grouping_never_switches_itself_off_on_small_data(n: int, gsm8k: list[tu
     assert len(found) == (n + 1) // 2
 
 
+def test_two_rows_alone_are_compared_though_every_shared_word_is_in_every_row() -> None:
+    edited = BOAT.replace("harbor", "dock").replace("north", "western").replace("storm", "hurricane")
+    assert len(find_families([row(0, BOAT.format(3, 4)), row(1, edited.format(8, 9))]).names) == 1
+    assert len(find_families([row(0, BOAT.format(3, 4)), row(1, CAKE.format(8, 9))]).names) == 2
+
+
 @pytest.mark.parametrize("n", [5, 10, 49, 300])  # of two rows nobody can tell a template from a rewrite
 def test_rows_that_only_share_a_template_stay_apart(n: int, gsm8k: list[tuple[str, str]]) -> None:
     template = (
