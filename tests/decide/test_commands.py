@@ -91,7 +91,13 @@ def test_several_arms_share_alpha(tmp_path):
     assert [(c.a, c.b) for c in report.comparisons] == [("x", "base"), ("y", "base")]
     assert all(c.estimates[0].level == pytest.approx(0.975) for c in report.comparisons)
     assert all(c.p_corrected >= c.estimates[0].p for c in report.comparisons)
-    assert "p corrected by Holm" in render_text(report)
+    assert "p times 2 (Bonferroni)" in render_text(report)
+    for c in report.comparisons:  # p, interval and decision tell one story
+        assert (
+            (c.p_corrected <= 0.05)
+            == (c.decision != "inconclusive")
+            == (not c.estimates[0].low <= 0 <= c.estimates[0].high)
+        )
     other = compare([parse_side(str(p)) for p in paths], CompareOptions(against="x"))
     assert [(c.a, c.b) for c in other.comparisons] == [("y", "x"), ("base", "x")]
 

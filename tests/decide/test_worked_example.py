@@ -60,6 +60,9 @@ def test_detectable_gap_runs_from_12_to_21_thousandths():
     discordance = np.mean([t[0] + t[1] for t in TABLES]) / N
     other, same = power.plan(power.Design(N, discordance, 3, 3, margin=0.01))
     assert (round(other.detectable, 3), round(same.detectable, 3)) == (0.012, 0.021)
+    # Without taking the seeds' own spread of 0 as known, three runs an arm have to show it.
+    assert (round(other.if_estimated, 4), round(same.if_estimated, 4)) == (0.0175, 0.0205)
+    assert "Estimated from 3 runs" in other.sentences[1]
     assert all("lies above the declared margin" in " ".join(p.sentences) for p in (other, same))
 
 

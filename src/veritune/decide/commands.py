@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from veritune.decide import multiplicity, power, rule, wording
-from veritune.decide.intervals import normal_quantile
+from veritune.decide import power, rule, wording
 from veritune.decide.paired import ESTIMANDS, Comparison, Options, compare_tables
 from veritune.decide.table import Floats, Missing, ScoreTable
 from veritune.errors import ScoreError
@@ -215,13 +214,14 @@ def compare_score_tables(
     options: CompareOptions | None = None,
     notes: tuple[str, ...] = (),
 ) -> CompareReport:
-    """`compare` for tables in memory. With k arms the intervals are at 1 − alpha/k and p is Holm-corrected."""
+    """`compare` for tables in memory. With k arms the intervals are at 1 − alpha/k and p is multiplied by k
+    (Bonferroni), so that p, interval and decision agree."""
     options = options or CompareOptions()
     inner = Options(draws=options.draws, seed=options.seed, scale=options.scale, missing=options.missing)
     comparisons = [compare_tables(arm, against, inner) for arm in arms]
     corrected: list[float | None] = [None] * len(arms)
     if len(arms) > 1:
-        corrected = list(multiplicity.holm([c.headline.spread.p() for c in comparisons]))
+        corrected = [min(1.0, len(arms) * c.headline.spread.p()) for c in comparisons]
     alpha = options.alpha / len(arms)
     return CompareReport(tuple(_report(c, p, alpha, options, inner) for c, p in zip(comparisons, corrected)), notes)
 
@@ -234,8 +234,8 @@ def _report(
     first = comparison.headline.estimand
     estimands = [first, *(e for e in comparison.results if e != first)]
     estimates = tuple(comparison.estimate(1 - alpha, e) for e in estimands)
-    se = comparison.headline.se
-    reachable = None if margin is None or se is None else normal_quantile(1 - alpha) * se < margin
+    low, high = comparison.headline.spread.interval(1 - 2 * alpha)
+    reachable = None if margin is None or comparison.headline.se is None else (high - low) / 2 < margin
     details = dict(comparison.details)
     if pair.a.n_missing or pair.b.n_missing:
         bounds = (replace(inner, missing=Missing(p)) for p in ("worst", "best"))
@@ -315,7 +315,7 @@ def render_text(report: CompareReport) -> str:
     blocks = [_render(c) for c in report.comparisons]
     if len(report.comparisons) > 1:
         k = len(report.comparisons)
-        blocks.append(f"{k} comparisons: intervals at 1 − alpha/{k}, p corrected by Holm.")
+        blocks.append(f"{k} comparisons: intervals at 1 − alpha/{k}, p times {k} (Bonferroni).")
     return "\n\n".join(blocks)
 
 
@@ -395,8 +395,8 @@ def _render_estimates(c: ComparisonReport) -> list[str]:
     p = wording.p_text(first.p, first.p_floor)
     tables = c.details.get("tables") or []
     exact = f"; exact {wording.p_text(tables[0]['exact_p'])}" if first.p_method == "mid-p McNemar" else ""
-    holm = f"; Holm {wording.p_text(c.p_corrected)}" if c.p_corrected is not None else ""
-    lines.append(_line("", f"{p} ({first.p_method}{exact}{holm}); {first.method}"))
+    corrected = f"; corrected {wording.p_text(c.p_corrected)}" if c.p_corrected is not None else ""
+    lines.append(_line("", f"{p} ({first.p_method}{exact}{corrected}); {first.method}"))
     flips = c.details.get("family_sign_flip")
     if flips:
         lines.append(_line("", f"{wording.p_text(flips['p'], flips['p_floor'])} (sign flips of whole families)"))
