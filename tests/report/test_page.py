@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -18,7 +20,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from veritune.report.page import write_report
+from veritune.report.page import render, write_report
+from veritune.report.read import read_records
 from veritune.store import Store, read_json, write_json
 from veritune.study import Study
 
@@ -329,6 +332,50 @@ def test_a_damaged_record_is_named_and_the_rest_is_drawn(name: str, small: Small
     assert damaged.relative_to(store.root).as_posix() in banner.group()
     assert str(store.root) not in html
     assert "To do it again" in html
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _places(item, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from _places(value[0], (*path, 0))
+
+
+def _with(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    changed = copy.copy(value)
+    changed[path[0]] = _with(value[path[0]], path[1:], new)
+    return changed
+
+
+def test_a_misfit_is_left_out_and_said_where_it_sits(small: Small) -> None:
+    store, study = small
+    verdict = read_json(store.verdict_file)
+    write_json(store.verdict_file, _with(verdict, ("verdicts", 0, "detectable"), "wide"))
+    records = read_records(store, study)
+    (said,) = records.problems
+    assert said == "verdict.json.verdicts.0.detectable: expected a number, found str; it is left out"
+    assert said in render(records, [])
+
+
+SHAPED = ("verdict.json", "contract.lock.json", "audit/split.json", "runs/wide-s3-*/summary.json")
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_a_value_of_another_shape_does_not_stop_the_drawing(name: str, small: Small) -> None:
+    """Eight places of each record, drawn by a seeded generator, hold text or a number where something else belongs."""
+    store, study = small
+    (path,) = store.root.glob(name)
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    places = [place for place in _places(whole) if place]
+    for place in random.Random(3).sample(places, 8):
+        for new in (7, "x", [[]]):
+            write_json(path, _with(whole, place, new))
+            records = read_records(store, study)
+            assert "To do it again" in render(records, [])
 
 
 def test_a_contract_edited_after_the_freeze_is_told_first(small: Small, page: Draw) -> None:

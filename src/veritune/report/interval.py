@@ -51,7 +51,8 @@ def plot(verdict: Json, claim: Json) -> Plot | None:
     kind = str(verdict.get("kind"))
     value, bounds = first["value"], _pair(first.get("low"), first.get("high"))
     details = verdict.get("details") or {}
-    simultaneous = _pair(*(details.get("simultaneous_interval") or (None, None)))
+    both = details.get("simultaneous_interval") or ()
+    simultaneous = _pair(*both) if len(both) == 2 else None
     declared = _declared(kind, verdict, claim)
     with_zero = kind != "probe"
     shown = [value, *(bounds or ()), *(simultaneous or ()), *(x for x, _ in declared), *((0.0,) if with_zero else ())]

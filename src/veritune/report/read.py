@@ -14,11 +14,14 @@ from typing import Any, TypeVar
 
 from veritune import contract
 from veritune.errors import VerituneError
+from veritune.report import shapes
+from veritune.report.shapes import fit
 from veritune.store import Store, read_json, read_jsonl
 from veritune.study import BASELINE, Study
 
 Json = Mapping[str, Any]
 T = TypeVar("T")
+MOST_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -105,28 +108,28 @@ class _Reader:
             return read(path)
         except (VerituneError, OSError, ValueError) as exc:
             text = exc.message if isinstance(exc, VerituneError) else str(exc)
-            # Messages name the full path; a report that travels should not.
-            self.problems.append(text.replace(f"{self.store.root}/", ""))
-            return otherwise
+        except (KeyError, TypeError, AttributeError):
+            text = f"{path} has an unexpected shape"
+        # Messages name the full path; a report that travels should not.
+        self.problems.append(text.replace(f"{self.store.root}/", ""))
+        return otherwise
 
-    def json(self, path: Path) -> Json | None:
-        return self.maybe(path, read_json, None)
+    def json(self, path: Path, shape: Any) -> Json | None:
+        found: Json | None = fit(self.maybe(path, read_json, None), shape, self.store.relative(path), self.problems)
+        return found
 
-    def jsonl(self, path: Path) -> Sequence[Json]:
-        return self.maybe(path, _objects, [])
-
-
-def _objects(path: Path) -> list[dict[str, Any]]:
-    return [row for row in read_jsonl(path) if isinstance(row, dict)]
+    def jsonl(self, path: Path, shape: Any, read: Callable[[Path], Any] = read_jsonl) -> Sequence[Json]:
+        found: Sequence[Json] = fit(self.maybe(path, read, []), [shape], self.store.relative(path), self.problems)
+        return found
 
 
 def read_records(store: Store, study: Study) -> Records:
     """Read the whole study folder. Never raises for a missing or damaged record."""
     reader = _Reader(store)
-    kept = reader.json(store.contract_file)
+    kept = reader.json(store.contract_file, shapes.CONTRACT)
     if kept is not None:
         reader.maybe(store.contract_file, lambda _: contract.read(store), None)
-    verdict = reader.json(store.verdict_file)
+    verdict = reader.json(store.verdict_file, shapes.VERDICT)
     found = [_run(reader, path.parent) for path in sorted(store.runs.glob("*/manifest.json"))]
     planned = _planned(study, kept)
     runs = sorted((r for r in found if r and (not planned or r.run_id in planned)), key=_order(study))
@@ -138,13 +141,13 @@ def read_records(store: Store, study: Study) -> Records:
         contract=kept,
         runs=tuple(runs),
         strays=strays,
-        data=reader.json(folder / "manifest.json") if folder else None,
+        data=reader.json(folder / "manifest.json", shapes.DATA) if folder else None,
         rows=reader.maybe(folder / "rows.parquet", _rows, {}) if folder else {},
-        render=reader.json(store.audit("render.json")),
-        split=reader.json(store.audit("split.json")),
-        findings=reader.jsonl(store.audit("findings.jsonl")),
-        live={n: r for n in study.conditions if (r := reader.json(store.audit(f"live-{n}.json")))},
-        events=reader.jsonl(store.events_file),
+        render=reader.json(store.audit("render.json"), shapes.RENDER),
+        split=reader.json(store.audit("split.json"), shapes.SPLIT),
+        findings=reader.jsonl(store.audit("findings.jsonl"), shapes.FINDING),
+        live={n: r for n in study.conditions if (r := reader.json(store.audit(f"live-{n}.json"), shapes.LIVE))},
+        events=reader.jsonl(store.events_file, shapes.EVENT),
         problems=(),
     )
     return _with_problems(records, reader.problems, planned)
@@ -153,7 +156,9 @@ def read_records(store: Store, study: Study) -> Records:
 def _with_problems(records: Records, problems: Sequence[str], planned: Sequence[str]) -> Records:
     from dataclasses import replace
 
-    named = list(problems)
+    named = list(problems[:MOST_NAMED])
+    if len(problems) > MOST_NAMED:
+        named.append(f"and {len(problems) - MOST_NAMED} more of the kind")
     frozen, decided = records.terms.get("hash"), (records.verdict or {}).get("contract")
     if frozen and decided and frozen != decided:
         named.append(
@@ -166,37 +171,41 @@ def _with_problems(records: Records, problems: Sequence[str], planned: Sequence[
 
 
 def _run(reader: _Reader, folder: Path) -> Run | None:
-    manifest = reader.json(folder / "manifest.json")
+    manifest = reader.json(folder / "manifest.json", shapes.MANIFEST)
     if manifest is None:
         return None
     scores = sorted((folder / "scores").glob("*.jsonl"))
-    stamps = {path.stem: reader.json(path.with_suffix(".json")) for path in scores}
-    summary = reader.json(folder / "summary.json")
-    condition = str(manifest.get("condition", folder.name))
+    stamps = {path.stem: reader.json(path.with_suffix(".json"), shapes.STAMP) for path in scores}
+    summary = reader.json(folder / "summary.json", shapes.SUMMARY)
+    condition = str(manifest.get("condition") or folder.name)
     return Run(
         run_id=folder.name,
         condition=condition,
         seed=None if condition == BASELINE else manifest.get("seed"),
         manifest=manifest,
         summary=summary,
-        training=reader.json(folder / "training.json") or (summary or {}).get("training"),
-        metrics=reader.jsonl(folder / "metrics.jsonl"),
-        telemetry=reader.maybe(folder / "telemetry.jsonl", _telemetry, []),
-        scores={path.stem: reader.jsonl(path) for path in scores},
+        training=reader.json(folder / "training.json", shapes.TRAINING) or (summary or {}).get("training"),
+        metrics=reader.jsonl(folder / "metrics.jsonl", shapes.METRIC),
+        telemetry=reader.jsonl(folder / "telemetry.jsonl", shapes.TELEMETRY, _telemetry),
+        scores={path.stem: reader.jsonl(path, shapes.SCORE) for path in scores},
         decoding={name: stamp.get("decoding") or {} for name, stamp in stamps.items() if stamp},
     )
 
 
-def _telemetry(path: Path) -> list[Json]:
+def _telemetry(path: Path) -> list[Any]:
     """Only what is drawn of each step: a record by layer is long, and a run has many steps."""
-    kept: list[Json] = []
+    kept: list[Any] = []
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 row = json.loads(line)
             except ValueError as exc:
                 raise ValueError(f"{path} line {number} is damaged: {exc}") from None
-            kept.append({k: row.get(k) for k in ("step", "status", "reason", "share", "grad_norm_at_step")})
+            kept.append(
+                row
+                if not isinstance(row, dict)
+                else {k: row.get(k) for k in ("step", "status", "reason", "share", "grad_norm_at_step")}
+            )
     return kept
 
 

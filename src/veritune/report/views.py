@@ -6,7 +6,7 @@ A value that a record does not hold is None here and `not recorded` on the page.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from veritune.decide.wording import p_text
@@ -135,9 +135,9 @@ def _facts(verdict: Json, estimates: Sequence[Json]) -> Iterator[tuple[str, str 
     if kind == "generalises":
         yield "smallest detectable", "does not apply", "to a share"
     elif kind != "probe" and verdict.get("status") != "untested":
-        yield "smallest detectable", _plain(verdict.get("detectable")), "at 80 % power"
+        yield "smallest detectable", _given(verdict, "detectable", _plain), "at 80 % power"
         if margin is not None:
-            yield "settles the margin", _count(verdict.get("needed_n"), "items"), ""
+            yield "settles the margin", _given(verdict, "needed_n", lambda n: _count(n, "items")), ""
     if first:
         yield "method", first.get("method"), ""
 
@@ -153,6 +153,11 @@ def _p_facts(first: Json, details: Json) -> Iterator[tuple[str, str | None, str]
 def p_bare(p: float, floor: float | None = None) -> str:
     """p without the leading `p =`, an upper bound with its sign."""
     return p_text(p, floor).removeprefix("p ").removeprefix("= ")
+
+
+def _given(verdict: Json, key: str, form: Callable[[Any], str | None]) -> str | None:
+    """A number that the decision may leave open on purpose: recorded as null it is `none given`."""
+    return "none given" if key in verdict and verdict[key] is None else form(verdict.get(key))
 
 
 def _plain(value: Any) -> str | None:
