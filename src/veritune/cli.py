@@ -218,6 +218,39 @@ def power(
 
 
 @app.command()
+def lint(
+    writeup: Annotated[Path, typer.Argument(help="The write-up, in Markdown.")],
+    study: Annotated[Path, typer.Option(help="The study it speaks of: its file or folder.")],
+    rules: Annotated[Path | None, typer.Option(help="A file that switches rules or adds some.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every number and claim of a write-up against the records."""
+    from veritune.decide.lint.check import lint_command, render_text
+
+    found, code = lint_command(writeup, study, rules)
+    print(_json(found) if as_json else render_text(found))
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def writeup(
+    study: StudyArg,
+    out: Annotated[Path | None, typer.Option(help="Write the draft here instead of to the screen.")] = None,
+) -> None:
+    """Draft a write-up from the records. It passes `lint`; what it cannot know is left for you."""
+    from veritune.decide.writeup import writeup as verb
+    from veritune.store import write_text
+
+    text = verb(study)
+    if out is None:
+        print(text)
+        return
+    write_text(out, text)
+    print(f"wrote {out}")
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Check this machine: versions, cores, memory, accelerator, optional parts, a matmul and a tokenizer."""
     from veritune.verbs import doctor as verb

@@ -21,7 +21,7 @@ from veritune.errors import InputError, StudyError
 from veritune.evaluate import tasks
 from veritune.machine import describe_machine, keep_large_blocks, package_versions
 from veritune.progress import Progress
-from veritune.records import Row, Score, Verdict
+from veritune.records import Row, Score, Verdict, to_json
 from veritune.report.page import write_report
 from veritune.seal import break_seal, refuse_edited, seal
 from veritune.store import Store, hash_of, read_json, read_jsonl, write_json, write_jsonl
@@ -304,9 +304,9 @@ class _Runner:
             replace(v, exploratory=v.exploratory or v.claim in exploratory) for v in judge(claims, tables, context)
         ]
         inputs = hash_of({"contract": kept["entries"][-1]["hash"], "scores": self._score_hashes(cells)})
-        if not self.store.is_done(self.store.verdict_file, inputs):
-            runs = [cell.run_id for cell in cells]
-            record = {"input_hash": inputs, "contract": kept["entries"][-1]["hash"], "runs": runs, "verdicts": verdicts}
+        runs = [cell.run_id for cell in cells]
+        record = {"input_hash": inputs, "contract": kept["entries"][-1]["hash"], "runs": runs, "verdicts": verdicts}
+        if not self.store.verdict_file.exists() or read_json(self.store.verdict_file) != to_json(record):
             write_json(self.store.verdict_file, record)
         self.store.log_once("decided", inputs=inputs, verdicts={v.claim: v.status for v in verdicts})
         return verdicts
