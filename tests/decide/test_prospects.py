@@ -19,6 +19,7 @@ DESIGNS = {
     "two seeds": Design(48, 0.011, 2, 2, seed_sd=0.009, stable=0.5, families=16, design_effect=1.6),
     "two seeds against a baseline": Design(48, 0.02, 2, 0, seed_sd=0.012, stable=0.8, families=16),
     "three seeds": Design(600, 0.08, 3, 3, seed_sd=0.004, stable=0.5),
+    "three seeds far apart": Design(200, 0.09, 3, 3, seed_sd=0.0141, stable=0.55),
     "three seeds against a baseline": Design(600, 0.08, 3, 0, seed_sd=0.004, stable=0.5),
     "two against five": Design(600, 0.08, 2, 5, seed_sd=0.004, stable=0.2, families=100, design_effect=2.0),
     "seeds without a spread of their own": Design(600, 0.08, 3, 3, stable=0.5),
