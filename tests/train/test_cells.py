@@ -58,7 +58,7 @@ def test_the_plan_is_the_baseline_and_every_condition_with_every_seed_seeds_oute
         ("attention_only", 1),
         ("all_layer", 1),
     ]
-    assert len({c.run_id for c in plan}) == 5
+    assert len({c.run_id for c in plan}) == len({c.input_hash for c in plan}) == 5
 
 
 @pytest.mark.parametrize(
