@@ -318,3 +318,36 @@ def test_good_data_is_left_alone(gsm8k: Path) -> None:
 
     rows = load_rows(gsm8k / "test.jsonl").rows
     assert len(check_rows(rows).flagged) <= 0.005 * len(rows)
+
+
+NASTY = [
+    "\n",
+    " ",
+    "#",
+    "## ",
+    "{{ ",
+    "{{a",
+    "1",
+    "1.1",
+    "```\n",
+    "\\boxed{",
+    "\\boxed{{1",
+    "a ",
+    "the ",
+    "#### ",
+    "####\n",
+    "\\text{",
+]
+
+
+@pytest.mark.parametrize("unit", NASTY)
+def test_a_long_row_of_anything_is_checked_to_the_end(unit: str) -> None:
+    """Patterns that back-track over a whole text would not come to an end here."""
+    text = "x " + unit * (200_000 // len(unit)) + "!"
+    check_rows([row(text, text), row(text, "How many children are there?", "b", expected_answer=text)])
+
+
+def test_a_final_answer_of_thousands_of_digits_is_text() -> None:
+    digits = "9" * 6000
+    assert number_of(digits) is None and same_answer(digits, digits) and not same_answer(digits, digits + "9")
+    check_rows([row(f"#### {digits}", "How many children are there?", expected_answer=digits)])

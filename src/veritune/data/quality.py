@@ -28,6 +28,7 @@ Severity = Literal["error", "warning", "note"]
 PATTERNS = Path(__file__).with_name("patterns.yaml")
 MIN_FOR_OUTLIERS = 20  # rows of one source, below which "unusually long" means nothing
 OUTLIER_Z = 6.0  # robust standard deviations of log length
+MAX_ANSWER = 200  # characters; a longer final answer is compared as text, never as a number
 MIN_LETTERS = 40  # letters a text needs before its script is judged
 MINOR_SCRIPT = 0.15  # share of the letters from which a second script counts as mixed
 UNKNOWN_LICENCES = frozenset({"", "unknown", "none", "null", "n/a", "other", "unlicensed", "proprietary"})
@@ -235,19 +236,23 @@ def _scoped(pattern: str) -> str:
 # ---------------------------------------------------------------- answers
 
 
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.DOTALL)
+
+
 def boxed(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, braces counted; None when there is none."""
-    found = None
-    for start in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        depth, i = 1, start.end()
-        while i < len(text) and depth:
-            if text[i] == "\\":
-                i += 2
-                continue
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            i += 1
-        if depth == 0:
-            found = text[start.end() : i - 1]
+    if "boxed" not in text and "fbox" not in text:
+        return None
+    opened: list[int] = []  # where the content of each open brace begins, negative for one that is no box
+    last, found = -1, None
+    for match in _BRACES.finditer(text):
+        token = match[0]
+        if token == "}":
+            begin = opened.pop() if opened else -1
+            if begin > last:
+                last, found = begin, text[begin : match.start()]
+        elif token.endswith("{") and token != "\\{":
+            opened.append(-1 if token == "{" else match.end())
     return found
 
 
@@ -256,12 +261,16 @@ def final_answer(text: str) -> str | None:
     inside = boxed(text)
     if inside is not None:
         return inside.strip()
-    marks = re.findall(r"(?m)^\s*####[ \t]*(.+?)\s*$", text)
-    return str(marks[-1]) if marks else None
+    if "####" not in text:
+        return None
+    lines = (line.strip() for line in reversed(text.splitlines()))
+    return next((line[4:].strip() for line in lines if line.startswith("####") and line[4:].strip()), None)
 
 
 def number_of(answer: str) -> Fraction | None:
     r"""An answer as an exact number: `$1,250.00`, `-3`, `1/2`, `\frac{1}{2}`, `2 1/2`, `12\%`; None when it is none."""
+    if len(answer) > MAX_ANSWER:
+        return None
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", "", answer.replace("−", "-"))
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", r" \1/\2", text)
     text = re.sub(r"\\[!,;: ]|\\(?:left|right)|[$€£{}]|\\%|%|°|\\circ|\^", "", text).strip().rstrip(".")
@@ -331,7 +340,7 @@ def _cut_off(row: Row) -> Iterator[Finding]:
     target = row.target or ""
     if row.meta.get("finish_reason") == "length" or row.meta.get("truncated") is True:
         yield _finding(row, "truncated", "its metadata says that generation stopped at the length limit")
-    elif "```" in target and len(re.findall(r"(?m)^\s*```", target)) % 2:
+    elif "```" in target and sum(line.lstrip().startswith("```") for line in target.splitlines()) % 2:
         yield _finding(row, "truncated", "a code block is never closed", evidence={"found": "```"})
     elif target.count("\\boxed{") and boxed(target[target.rindex("\\boxed{") :]) is None:
         yield _finding(row, "truncated", "its last \\boxed{ is never closed", evidence={"found": target[-60:]})
@@ -409,9 +418,8 @@ def _mixed_languages(row: Row) -> Iterator[Finding]:
 @lru_cache(maxsize=8)
 def _counting(nouns: frozenset[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     names = "|".join(sorted(nouns, key=lambda n: (-len(n), n))) or r"(?!)"
-    fraction = re.compile(
-        rf"(?<![\d.,$/])(\d+\.\d*[1-9]\d*)\s+(?:more |fewer |other |new )?({names})\b(?!\s*(?:per|/|an? ))"
-    )
+    number = r"(?<![\d.,$/])(\d{1,9}\.\d{0,6}[1-9]\d{0,6})\s{1,3}(?:more |fewer |other |new )?"
+    fraction = re.compile(rf"{number}({names})\b(?!\s*(?:per|/|an? ))")
     asked = re.compile(rf"how many (?:\w+ ){{0,2}}?({names})\b(?!\s+(?:per|an?|each|every)\b)")
     return fraction, asked
 
