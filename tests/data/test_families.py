@@ -177,6 +177,8 @@ def test_a_shared_system_prompt_joins_nothing() -> None:
     system = "You answer like a pirate captain who has sailed all seven seas and never tells the whole story at once."
     rows = [row(i, t, system=system) for i, t in enumerate([BOAT.format(1, 2), CAKE.format(1, 2), TRAIN.format(1, 2)])]
     assert len(find_families(rows).names) == 3
+    same = [row(0, "What is 17 * 3?", "51", system=system), row(1, "What is 17 * 3?", "51", system="Be brief.")]
+    assert len(find_families(same).names) == 1
 
 
 def test_arithmetic_one_liners_stay_alone() -> None:
