@@ -232,7 +232,7 @@ def _training_record(context: Context, cell: Cell, trainer: Any, trainable: Any,
         "validation_nll": best["validation_nll"],
         "candidates": candidates,
         "final_loss": losses[-1],
-        "trainable": to_json(trainable),
+        "trainable": {**to_json(trainable), "share": trainable.share},
         "rows_compared_with_contract": trainer.rows_checked,
         "train_s": log.train_s,
         "tokens": training_tokens(context.study, context.data),
@@ -376,7 +376,7 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
         "rows_compared_with_contract": trainer.rows_checked,
         "moved_tensors": len(moved),
         "trainable_tensors": len(learns),
-        "trainable": to_json(trainable),
+        "trainable": {**to_json(trainable), "share": trainable.share},
     }
 
 
