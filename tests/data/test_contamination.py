@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from veritune.data import _overlap
-from veritune.data.contamination import check_contamination, common_run
+from veritune.data.contamination import check_contamination, common_run, stands_in
 from veritune.data.families import FamilyColumns
 from veritune.data.text import TextBuffer
 from veritune.errors import DataError
@@ -66,6 +66,13 @@ def test_contained_in_a_longer_text_and_in_the_target() -> None:
 def test_contained_means_whole_words() -> None:
     assert one(f"Solve: {ITEM[:-1]}").kind != "contained"
     assert one(ITEM.replace("17", "317") + " Please.").kind == "near"
+
+
+def test_standing_in_a_text_ends_at_word_boundaries() -> None:
+    assert stands_in("17 rows of 2", "plant 17 rows of 2, please")
+    assert not stands_in("17 rows of 2", "plant 17 rows of 23, please")
+    assert not stands_in("17 rows of 2", "plant 317 rows of 2")
+    assert stands_in("17 rows of 2", "317 rows of 2 and 17 rows of 2")
 
 
 def test_near_duplicates_are_scored_by_the_weight_they_hold() -> None:

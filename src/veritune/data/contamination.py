@@ -394,11 +394,11 @@ def _contained(
         wanted = needle.setdefault(e, canonical(entries.texts[e]))
         for part in np.flatnonzero(overlap.score_P_2[p] >= 0.9).tolist():
             held = canonical(_part_text(columns.text, int(overlap.row_P[p]), part))
-            out[p] |= _stands_in(wanted, held)
+            out[p] |= stands_in(wanted, held)
     return out
 
 
-def _stands_in(wanted: str, held: str) -> bool:
+def stands_in(wanted: str, held: str) -> bool:
     """Whether `wanted` occurs in `held` between word boundaries."""
     at = held.find(wanted)
     while at >= 0:
