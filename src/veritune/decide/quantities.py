@@ -222,7 +222,7 @@ _TRAIN_WORDS = {
     "max_steps": ("max_steps",),
     "eval_steps": ("eval_steps",),
 }
-_KIND_OF = {"num_train_epochs": "epochs", "learning_rate": "lr", "per_device_train_batch_size": "batch_size"}
+_KIND_OF = {"max_length": "tokens", "num_train_epochs": "epochs", "learning_rate": "lr", "per_device_train_batch_size": "batch_size"}
 
 
 def _settings(terms: Mapping[str, Any], entry: int) -> Iterator[Quantity]:

@@ -15,7 +15,7 @@ from itertools import combinations
 
 from veritune.decide.lint.numbers import Number
 from veritune.decide.lint.scope import COMPARED, Passage, allowed
-from veritune.decide.lint.words import DIMENSIONS, kinds_of
+from veritune.decide.lint.words import DIMENSIONS, Dimension, kinds_of
 from veritune.decide.quantities import Quantity, Records, Scope
 
 COUNTS = frozenset(
@@ -48,11 +48,13 @@ class Binder:
         self.now = [q for q in records.quantities if not q.stale]
         self.stale = [q for q in records.quantities if q.stale]
         self.now += list(_derived(self.now))
+        self._asked: dict[tuple[int, str], frozenset[str | int] | None] = {}
 
     # -- a passage --------------------------------------------------------------------------------------------
 
     def check(self, passage: Passage, exempt: Iterable[Number] = ()) -> list[Outcome]:
         """One outcome per number that is not exempt."""
+        self._asked = {}
         done: dict[int, Outcome] = {n.start: Outcome(n) for n in exempt}
         skip = set(done)
         for low, high in self._intervals(passage):
@@ -94,6 +96,8 @@ class Binder:
         if kinds == frozenset({"p"}) and number.value == 0:
             return Outcome(number, "p.zero", "a p-value is never 0", suggestion="print a bound: p < 1e-4")
         scoped = [q for q in self.now if q.kind in kinds and self._in_scope(passage, number, q)]
+        if number.relation in ("<", "≤", ">", "≥"):
+            scoped = _headline_p(scoped, passage.text)
         found = self._match(passage, number, scoped)
         if found is not None:
             return Outcome(number, quantity=found)
@@ -137,7 +141,7 @@ class Binder:
     def _meant(self, passage: Passage, number: Number) -> str:
         parts = []
         for dimension in DIMENSIONS:
-            values = allowed(passage, number, dimension)
+            values = self._allowed(passage, number, dimension)
             if values:
                 parts.append("/".join(str(v) for v in sorted(values, key=str)))
         return ", ".join(parts) or "the mean over seeds"
@@ -243,7 +247,8 @@ class Binder:
         ):
             kinds = kinds_of(words) & base
             if kinds:
-                return kinds | ({"gap"} if number.signed else frozenset())
+                extra = {"score", "rule"} if "gap" in kinds and "score" in base else set()
+                return kinds | extra | ({"gap"} if number.signed else set())
         return base
 
     def _touched(self, passage: Passage, number: Number) -> frozenset[str]:
@@ -268,6 +273,8 @@ class Binder:
             text[tail[-1].end : number.start],
         ):
             last = kinds_of(k for k in tail if k.end == tail[-1].end)
+            if "gap" in last:
+                last = frozenset()
             if last & {"rank", "seed", "step", "lora_alpha", "alpha", "batch_size", "lr", "margin", "threshold", "df", "se",
                        "design_effect", "nll", "epochs", "setting", "max_new_tokens", "detectable"}:  # fmt: skip
                 return last
@@ -278,18 +285,33 @@ class Binder:
 
     # -- scope ------------------------------------------------------------------------------------------------
 
+    def _allowed(self, passage: Passage, number: Number, dimension: Dimension) -> frozenset[str | int] | None:
+        """`allowed`, asked once per number and dimension."""
+        key = (number.start, dimension)
+        if key not in self._asked:
+            self._asked[key] = allowed(passage, number, dimension)
+        return self._asked[key]
+
     def _in_scope(self, passage: Passage, number: Number, q: Quantity) -> bool:
-        scope = q.scope
+        if q.kind in ("rule", "held") and not self._named(passage, q):
+            return False
+        scope = q.scope if q.kind not in ("level", "power", "margin", "alpha") else replace(q.scope, zone=None)
         if scope.against is not None:
             return self._pair_in_scope(passage, number, q)
         if scope.condition is not None:
-            conditions = allowed(passage, number, "condition")
+            conditions = self._allowed(passage, number, "condition")
             if conditions is not None and scope.condition not in conditions:
                 return False
         return self._place_in_scope(passage, number, scope)
 
+    @staticmethod
+    def _named(passage: Passage, q: Quantity) -> bool:
+        """Whether the words name a quantity's own alias: one rule among several."""
+        text = " ".join((passage.text, *(a.text for a in passage.around))).lower()
+        return any(re.sub(r"[_-]", " ", alias.lower()) in re.sub(r"[_-]", " ", text) for alias in q.aliases)
+
     def _place_in_scope(self, passage: Passage, number: Number, scope: Scope) -> bool:
-        zones = allowed(passage, number, "zone")
+        zones = self._allowed(passage, number, "zone")
         if scope.zone is not None:
             needed = set(scope.zone.split("|"))
             if len(needed) > 1:
@@ -298,10 +320,10 @@ class Binder:
                     return False
             elif zones is not None and scope.zone not in zones:
                 return False
-        evals = allowed(passage, number, "eval")
+        evals = self._allowed(passage, number, "eval")
         if scope.eval is not None and evals is not None and scope.eval not in evals:
             return False
-        seeds = allowed(passage, number, "seed")
+        seeds = self._allowed(passage, number, "seed")
         if scope.seed is not None:
             if seeds is not None:
                 return scope.seed in seeds
@@ -330,7 +352,8 @@ class Binder:
         )
         if q.scope.claim is not None and claims and q.scope.claim not in claims:
             return False
-        return self._place_in_scope(passage, number, q.scope) and self._sign(passage, number, q)
+        place = replace(q.scope, zone=None) if q.kind in ("level", "margin", "alpha") else q.scope
+        return self._place_in_scope(passage, number, place) and self._sign(passage, number, q)
 
     def _sign(self, passage: Passage, number: Number, q: Quantity) -> bool:
         """A printed sign must be that of subject minus object; without both named either way round may be meant."""
@@ -412,6 +435,8 @@ class Binder:
         counts = [
             q for q in self.now if q.denominator is not None and q.kind in COUNTS and self._in_scope(passage, part, q)
         ]
+        if not re.search(r"\bscored|answered|finished", passage.text):
+            counts = [q for q in counts if q.kind not in ("items", "scored")]
         here = [q for q in counts if q.denominator == whole.value]
         found = [q for q in here if q.value == part.value]
         kinds = self._kinds(passage, whole) | self._kinds(passage, part)
@@ -435,6 +460,14 @@ class Binder:
 def q_is_unseeded(scope: Scope) -> bool:
     """Whether a quantity has no runs at all behind it, so that a seed in the sentence does not speak against it."""
     return scope.condition is None or scope.against is not None or scope.condition == "baseline"
+
+
+def _headline_p(scoped: Sequence[Quantity], text: str) -> list[Quantity]:
+    """For a bound on p: the headline estimates, unless the words name another test."""
+    if re.search(r"correct|Holm|sign[\s-]?flip|checkpoint|these items|over seeds|raw", text, re.IGNORECASE):
+        return list(scoped)
+    words = {"recipe", "checkpoints", "items", "sign_flip"}
+    return [q for q in scoped if q.kind != "p" or (q.name.startswith("p.") and not words & set(q.name.split(".")))]
 
 
 def _subject(passage: Passage, number: Number) -> str | None:
@@ -524,6 +557,7 @@ def _derived(now: Sequence[Quantity]) -> Iterator[Quantity]:
             zones = "|".join(sorted((str(a.scope.zone), str(b.scope.zone))))
             yield _contrast(a, b, Scope(a.scope.condition, None, zones, a.scope.eval))
     yield from _seed_spreads([q for q in measured if q.scope.seed is not None])
+    yield Quantity("power", "power", 0.8, source="decide.power", aliases=("power",), rate=True)
     sizes = {q.scope.claim: q.value for q in now if q.name.startswith("n.claims.")}
     alphas = {q.scope.claim: q for q in now if q.kind == "alpha"}
     for claim, k in sizes.items():

@@ -12,7 +12,7 @@ from veritune.decide.lint.numbers import Number, scan
 from veritune.decide.lint.rules import Finding, LintReport, Rules, load_rules
 from veritune.decide.lint.scope import Around, Passage
 from veritune.decide.lint.speech import Speech
-from veritune.decide.lint.words import Lexicon, kind_words
+from veritune.decide.lint.words import KindWord, Lexicon, kind_words
 from veritune.decide.quantities import Records, read_records
 from veritune.errors import InputError
 from veritune.store import Store
@@ -124,8 +124,8 @@ class _Check:
         text = sentence.text
         mentions = tuple(self.lexicon.mentions(text))
         numbers = _percent_lists(text, [n for n in scan(text) if not self._ignored(text, n)])
-        seeds = {m.start for m in mentions if m.dimension == "seed"}
-        kept = tuple(n for n in numbers if n.start not in seeds or self._no_seed(n))
+        seeds = {m.end for m in mentions if m.dimension == "seed"}
+        kept = tuple(n for n in numbers if n.end not in seeds or self._no_seed(n))
         return Passage(text, sentence.start, kept, mentions, tuple(kind_words(text)), tuple(outer))
 
     def _no_seed(self, number: Number) -> bool:
@@ -158,18 +158,21 @@ class _Check:
                 head = self._cell_around(header[column].text) if column in header and row else Around(())
                 outer = [level for level in (label, head) if level.text.strip() and level.text != cell.text]
                 self._passage(
-                    self._cell(cell, (*_merged(outer), caption, heading), head.text + caption.text * (not head.text))
+                    self._cell(
+                        cell, (*_merged(outer), caption, heading), _percent_words(label.text, head.text, caption.text)
+                    )
                 )
 
     def _cell_around(self, text: str) -> Around:
-        return Around(tuple(self.lexicon.mentions(text, bare=True)), tuple(kind_words(text)), text)
+        kinds = kind_words(text) or ([KindWord(frozenset({"p"}), 0, 1)] if text.strip(" _*") in ("p", "P") else [])
+        return Around(tuple(self.lexicon.mentions(text, bare=True)), tuple(kinds), text)
 
     def _cell(self, cell: Cell, outer: Sequence[Around], head: str) -> Passage:
         text = cell.text
         mentions = tuple(self.lexicon.mentions(text, bare=True))
         numbers = _percent_lists(text, [n for n in scan(text) if not self._ignored(text, n)])
-        seeds = {m.start for m in mentions if m.dimension == "seed"}
-        kept = tuple(n for n in numbers if n.start not in seeds or self._no_seed(n))
+        seeds = {m.end for m in mentions if m.dimension == "seed"}
+        kept = tuple(n for n in numbers if n.end not in seeds or self._no_seed(n))
         return Passage(text, cell.start, kept, mentions, tuple(kind_words(text)), tuple(outer), _in_percent(head), True)
 
     # -- numbers ----------------------------------------------------------------------------------------------
@@ -208,6 +211,11 @@ class _Check:
 def _label(cells: dict[int, Cell]) -> str:
     """A row's own words: its first cell, and further cells without a number."""
     return "  ".join(c.text for k, c in cells.items() if k == 0 or not scan(c.text))
+
+
+def _percent_words(label: str, head: str, caption: str) -> str:
+    """Where a table says that its numbers are percentages: row, column, or the caption when neither says a unit."""
+    return label + " " + head + " " + caption
 
 
 def _merged(levels: Sequence[Around]) -> list[Around]:

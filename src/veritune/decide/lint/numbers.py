@@ -42,7 +42,9 @@ class Number:
 
     @property
     def integer(self) -> bool:
-        return self.decimals == 0 and not self.percent and self.half <= 0.5 and "e" not in self.text.lower()
+        return self.word or (
+            self.decimals == 0 and not self.percent and self.half <= 0.5 and "e" not in self.text.lower()
+        )
 
     def holds(self, value: float, factor: float = 1.0) -> bool:
         """Whether `value · factor`, rounded to the printed precision, is what was printed."""
@@ -184,7 +186,7 @@ COUNT_NOUNS = (
     "zones|passes|modules|examples|prompts|checkpoints|questions|letters|wordings|rewrites|passes|cells|scores|verdicts"
 )
 WORDS = re.compile(
-    rf"\b({'|'.join(WORD_NUMBERS)})\s(?:[a-z][a-z\-]{{2,15}}\s){{0,2}}(?:{COUNT_NOUNS})\b", re.IGNORECASE
+    rf"(?<![\w-])({'|'.join(WORD_NUMBERS)})\s(?:[a-z][a-z\-]{{2,15}}\s){{0,2}}(?:{COUNT_NOUNS})\b", re.IGNORECASE
 )
 
 

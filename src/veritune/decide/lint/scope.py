@@ -111,7 +111,10 @@ class _Clause:
         compared = bool(COMPARED.search(self.text[max(0, number.start - 40) : number.start]))
         if len(values) == 1:
             taken = self._taken_later(number)
-            return None if compared or taken else frozenset(values)
+            return None if (compared and self.dimension == "condition") or taken else frozenset(values)
+        alternating = self._alternating(number)
+        if alternating is not None:
+            return frozenset({alternating.value})
         paired = self._in_order(number)
         if paired is not None:
             return frozenset({paired.value})
@@ -177,6 +180,16 @@ class _Clause:
 
     def _between(self, a: int, b: int) -> bool:
         return any(a <= m.start < b for m in self.mentions)
+
+    def _alternating(self, number: Number) -> Mention | None:
+        """`26 families are seen, 16 families are strangers`: numbers and mentions in turn, a number first."""
+        free = [n for n in self.numbers if n is number or self._bare(n)]
+        if len(free) != len(self.mentions) or len(free) < 2:
+            return None
+        for n, m, after in zip(free, self.mentions, [*(x.start for x in free[1:]), len(self.text) + 1]):
+            if not n.end <= m.start < after:
+                return None
+        return self.mentions[free.index(number)]
 
     def _taken_later(self, number: Number) -> bool:
         """Whether the only mention belongs to a later number that this one is compared with: `0.56 against 0.61 on X`."""

@@ -31,7 +31,7 @@ OUTCOME = re.compile(
 )
 CAUSAL = re.compile(
     r"\b(?:because(?:\sof)?|caus(?:es|ed by|ed|ing)|due to|owing to|thanks to|as a result of|leads? to|led to|drives?|driven by|"
-    r"explains? (?:why|the)|the reason|is why|responsible for|stems? from|comes? from|attributable to|brought about|enabl(?:es|ed)|"
+    r"explains? (?:why|the)|the reason|is why|responsible for|stems? from|(?:gain|gap|improvement|difference|advantage|lift)s? (?:\w+ ){0,5}(?:comes?|came) from|attributable to|brought about|enabl(?:es|ed)|"
     r"results? from|gives rise to|forces?|makes (?:the|it))\b",
     re.IGNORECASE,
 )
@@ -310,6 +310,8 @@ class Speech:
         if not win or not about or self._denied(text, win.start(), win.end()) or STATUS.search(text):
             return
         if any(v["status"] == "supported" for v, _ in about):
+            return
+        if re.match("equivalent|no regr|is not", win.group(), re.IGNORECASE) and any(_equivalent(v) for v, _ in about):
             return
         loser = DOWN.search(text)
         settled = [v for v, _ in about if v["status"] == "refuted" and (loser or "worse" in str(v.get("decision")))]

@@ -27,7 +27,7 @@ class Mention:
 _ZONE_WORDS: Mapping[str, tuple[str, ...]] = {
     "seen": (
         r"seen(?=\s(?:items?|zone|rows?|families|briefs?|examples?|prompts?|ones?|data|gap|and|score|nll|loss|,))",
-        r"(?:zone|on|from|to|of|for)\sseen\b",
+        r"(?:zone|on|from|to|of|for)\sseen\b", r"(?<=\bare\s)seen(?=[,.;)]|\sand)",
         r"seen\s(?=\()",
         r"(?:items|rows|families|briefs|examples|prompts)\s(?:it|the model|they)\s(?:was|were|had been)\s(?:trained on|shown)",
         r"train(?:ing|ed)[\s-](?:items|rows|on rows|families|examples|briefs|on items)",
@@ -42,7 +42,7 @@ _ZONE_WORDS: Mapping[str, tuple[str, ...]] = {
 _BARE_ZONES: Mapping[str, str] = {z: rf"{z}s?" for z in ("seen", "sibling", "stranger", "validation")}
 _BASELINE_WORDS = (
     r"baseline", r"(?:untouched|untrained|base|original|unmodified|starting)\s(?:model|base|checkpoint)",
-    r"(?:before|without)\s(?:any\s)?(?:training|fine[\s-]?tuning)",
+    r"out[\s-]of[\s-]the[\s-]box", r"(?:before|without)\s(?:any\s)?(?:training|fine[\s-]?tuning)",
 )  # fmt: skip
 _COMMON = frozenset({"full", "base", "small", "large", "short", "long", "high", "low", "mean", "all", "control"})
 
@@ -95,7 +95,8 @@ class Lexicon:
         for match in self._seed.finditer(text):
             for digits in re.finditer(r"\d{1,9}", match.group(1)):
                 at = match.start(1) + digits.start()
-                yield Mention("seed", int(digits.group()), at, at + len(digits.group()))
+                begin = match.start() if digits.start() == 0 else at
+                yield Mention("seed", int(digits.group()), begin, at + len(digits.group()))
 
     def _listed_zones(self, text: str) -> Iterator[Mention]:
         """`seen` alone counts where another zone stands beside it: `on seen, sibling and stranger items`."""
@@ -147,7 +148,7 @@ KINDS: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = tuple(
         ("rows", r"rows?\b|examples?\b|briefs?\b|wordings?\b|rewrites?\b|variants?\b"),
         ("variants", r"wordings?\b|rewrites?\b|variants?\b"),
         ("seeds seed split_seed", r"seeds?\b"),
-        ("runs", r"runs?\b|cells?\b|adapters?\b|checkpoints\b|trainings\b"),
+        ("runs conditions", r"runs?\b|cells?\b|adapters?\b|checkpoints\b|trainings\b"),
         ("conditions", r"conditions?\b|arms?\b|recipes\b"),
         ("claims", r"claims?\b|verdicts?\b|confirmatory"),
         ("evals", r"evals?\b"),
