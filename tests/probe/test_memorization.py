@@ -151,6 +151,13 @@ def test_difficulty_is_taken_out_by_the_base_loss() -> None:
     assert np.mean(raw) > 1.0
 
 
+def test_zones_without_common_difficulty_cannot_tell_rather_than_extrapolate() -> None:
+    for shift in (-2.5, 2.5):
+        gap = three_zone_gap(*data(share=1.0, seed=0, n=40, shift=shift))
+        assert gap.verdict == "cannot tell" and "extrapolated" in gap.why
+    assert three_zone_gap(*data(share=1.0, seed=0, n=40, shift=0.5)).verdict == "generalises"
+
+
 def test_no_gain_on_seen_rows_cannot_tell() -> None:
     base, _, zones, families = data(share=0.5, seed=0)
     draw = np.random.default_rng(0)

@@ -59,6 +59,7 @@ class _Zone:
     influence_N: Floats
     family_N: Ints
     slope: float | None
+    overlaps: bool = True
 
     @property
     def n_families(self) -> int:
@@ -133,9 +134,10 @@ def _adjusted(base_N: Floats, gain_N: Floats, family_N: Ints, mask_N: Any, refer
     slope = float((b - b.mean()) @ g) / spread
     residual = g - g.mean() - slope * (b - b.mean())
     leverage = 1 / n + (b - b.mean()) * (reference - b.mean()) / spread
-    return _Zone(
-        n, float(g.mean() + slope * (reference - b.mean())), leverage * residual * math.sqrt(n / (n - 2)), f, slope
-    )
+    influence = leverage * residual * math.sqrt(n / (n - 2))
+    low, high = np.quantile(b, (0.05, 0.95))
+    gain = float(g.mean() + slope * (reference - b.mean()))
+    return _Zone(n, gain, influence, f, slope, bool(low <= reference <= high))
 
 
 def _covariance(a: _Zone, b: _Zone) -> float:
@@ -189,6 +191,12 @@ def _verdict(seen: Estimate, parts: Mapping[str, _Zone], stranger: Estimate) -> 
     if few:
         counts = " and ".join(f"{parts[z].n_families} families in '{z}'" for z in few)
         return "cannot tell", f"{counts}: at least {MIN_FAMILIES} are needed"
+    apart = [z for z in ("seen", "stranger") if not parts[z].overlaps]
+    if apart:
+        return "cannot tell", (
+            f"the zones differ too much in difficulty: the common base value lies outside most {' and '.join(apart)} "
+            "rows, so their gain there would be extrapolated"
+        )
     if seen.low is None or seen.low <= 0:
         return "cannot tell", "the gain on seen rows is not clear of zero: nothing was learned that could carry over"
     if stranger.low is None or stranger.high is None:
@@ -212,6 +220,7 @@ def _zone_record(zone: str, base_N: Floats, gain_N: Floats, family_N: Ints, mask
         "gain": ratio(f"gain on {zone} rows", gain_N[mask_N], one_N, family_N[mask_N]),
         "gain_at_common_base": part.gain,
         "slope_on_base": part.slope,
+        "common_base_within_rows": part.overlaps,
     }
 
 
