@@ -45,7 +45,7 @@ def test_held_out_families_never_have_a_row_elsewhere() -> None:
     assert {z: split.counts[z]["rows"] for z in ZONES} == {"seen": 84, "sibling": 28, "stranger": 56, "validation": 24}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, derandomize=True, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=8, max_size=40),
     seed=st.integers(0, 5),
