@@ -57,6 +57,7 @@ def render(records: Records, drawn: Sequence[Drawn]) -> str:
             claims=views.claims(records),
             scores=views.scores(records),
             losses=views.losses(records),
+            gaps=views.gaps(records),
             conditions=views.conditions(records),
             training=views.training(records),
             samples=views.samples(records),

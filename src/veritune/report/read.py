@@ -38,6 +38,7 @@ class Run:
     telemetry: Sequence[Json] = ()
     scores: Mapping[str, Sequence[Json]] = field(default_factory=dict)
     decoding: Mapping[str, Json] = field(default_factory=dict)
+    gap: Json | None = None
 
     @property
     def is_baseline(self) -> bool:
@@ -174,7 +175,8 @@ def _run(reader: _Reader, folder: Path) -> Run | None:
     manifest = reader.json(folder / "manifest.json", shapes.MANIFEST)
     if manifest is None:
         return None
-    scores = sorted((folder / "scores").glob("*.jsonl"))
+    # Scores of an earlier eval contract are kept as <eval>.<hash>.jsonl; an eval's name holds no full stop.
+    scores = sorted(path for path in (folder / "scores").glob("*.jsonl") if "." not in path.stem)
     stamps = {path.stem: reader.json(path.with_suffix(".json"), shapes.STAMP) for path in scores}
     summary = reader.json(folder / "summary.json", shapes.SUMMARY)
     condition = str(manifest.get("condition") or folder.name)
@@ -189,6 +191,7 @@ def _run(reader: _Reader, folder: Path) -> Run | None:
         telemetry=reader.jsonl(folder / "telemetry.jsonl", shapes.TELEMETRY, _telemetry),
         scores={path.stem: reader.jsonl(path, shapes.SCORE) for path in scores},
         decoding={name: stamp.get("decoding") or {} for name, stamp in stamps.items() if stamp},
+        gap=(reader.json(folder / "probes" / "three_zone.json", shapes.GAP) or {}).get("gap"),
     )
 
 

@@ -104,6 +104,14 @@ LIVE = {
     "trainable": TRAINABLE,
 }
 EVENT = {"time": TEXT, "event": TEXT}
+CARRIED = dict.fromkeys(("value", "low", "high", "level", "n", "n_clusters"), NUMBER)
+GAP = {
+    "gap": {
+        **dict.fromkeys(("verdict", "why", "limits", "would_change"), TEXT),
+        "carried": {"*": CARRIED},
+        "thresholds": {"*": NUMBER},
+    }
+}
 
 
 def fit(value: Any, shape: Any, where: str, problems: list[str]) -> Any:

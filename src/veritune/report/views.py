@@ -231,6 +231,14 @@ def losses(records: Records) -> dict[str, Any]:
     return {"zones": zones, "rows": rows, "sources": sources}
 
 
+def gaps(records: Records) -> dict[str, Any]:
+    """The three-zone gap of every trained run: how much of its gain in loss carries to siblings and strangers."""
+    runs = [run for run in records.runs if run.gap]
+    rows = [(run, [get(run.gap, "carried", zone) for zone in ("sibling", "stranger")]) for run in runs]
+    first = runs[0].gap if runs else None
+    return {"rows": rows, "first": first, "sources": [run.path("probes/three_zone.json") for run in runs]}
+
+
 # ---------------------------------------------------------------- conditions and training
 
 
