@@ -81,7 +81,7 @@ def runs_back_up(root: Path = SRC) -> list[str]:
         for name, line in imported(tree, path):
             if name.split(".")[0] != "veritune":
                 continue
-            target = name.split(".")[1] if "." in name else ""
+            target = room(name.split(".")[1]) if "." in name else ""
             if target not in ORDER or ORDER.index(target) > ORDER.index(here):
                 found.append(f"{path}:{line} imports {name}")
     return found

@@ -18,6 +18,7 @@ MIN_FAMILIES = 8
 
 
 def t_quantile(probability: float, df: float) -> float:
+    """The t below which a share `probability` of Student's distribution with `df` degrees of freedom lies."""
     from scipy.special import stdtrit
 
     return float(stdtrit(df, probability))
