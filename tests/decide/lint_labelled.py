@@ -9,7 +9,7 @@ import random
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import lint_study
@@ -90,7 +90,7 @@ def plant(name: str, template: str, records: Records, rng: random.Random) -> Ite
     clean = fill(template, records)
     for kind, make in NUMBER_KINDS.items():
         made: set[tuple[int, str]] = set()
-        chosen = [s for s in slots(template)]
+        chosen = list(slots(template))
         rng.shuffle(chosen)
         for k, quantity, form in chosen:
             wrong = make(records, records.by_name[quantity], form, rng)

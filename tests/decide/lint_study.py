@@ -92,7 +92,8 @@ def scores(run_id: str, condition: str, seed: int | None) -> dict[str, list[Scor
                 held = {rule: bool(i < round(p * 6)) for i, rule in enumerate(RULES)}
                 ended = "length" if condition == "baseline" and k == 0 else "stop_token"
                 parts = {"ended": ended, "rules": held}
-                text = f"Subject: {family} notice {k}\n\nThe {condition.replace('_', ' ')} letter for item {item} says it is settled."
+                text = f"Subject: {family} notice {k}\n\nThe {condition.replace('_', ' ')} letter for "
+                text += f"item {item} says it is settled."
                 made["house_style"].append(
                     Score(run_id, "house_style", item, sum(held.values()) / 6, None, family, zone, text, parts)
                 )
@@ -138,7 +139,8 @@ def write_run(store: Store, condition: str, seed: int | None, *, old: bool = Fal
             "best_step": 30, "steps": 30, "tokens": 24039, "train_s": 61.25 + 3 * seed, "final_loss": 0.42 + bump,
             "validation_nll": nll["validation"]["nll"] + 0.0001, "input_hash": digest,
             "candidates": [{"step": s, "validation_nll": nll["validation"]["nll"] + (30 - s) / 40} for s in (10, 20)],
-            "trainable": {"method": "lora", "n_trainable": PARAMS[condition], "n_total": 134_515_008 + PARAMS[condition],
+            "trainable": {"method": "lora", "n_trainable": PARAMS[condition],
+                          "n_total": 134_515_008 + PARAMS[condition],
                           "modules": ["q_proj"]},
         }  # fmt: skip
     write_json(folder / "summary.json", {

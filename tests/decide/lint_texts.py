@@ -1,9 +1,11 @@
 """Clean write-ups of the fixture study, each in its own manner, with a slot for every number: ⟨quantity|format⟩.
 
 `.3f` prints the value, `%.1f` a percentage with its sign, `d` a whole number, `+.3f` with its sign, `-.3f` its size,
-`pp.1f` percentage points, `p` a p-value, `s.1f` minutes. PAPER, BLOG and MEMO were used while lint was written; NOTES and
-LETTER were written afterwards and are held out: what lint finds in them was not tuned for.
+`pp.1f` percentage points, `p` a p-value, `s.1f` minutes. DIARY was written when lint was done and shows how it does on
+a text that it was not tuned on; the others were used to find its faults.
 """
+
+# ruff: noqa: E501 - Markdown table rows cannot be wrapped
 
 TAIL = """
 ## Sample outputs
@@ -273,5 +275,45 @@ The loss on siblings is ⟨nll.sibling.all_layer|.3f⟩ for all_layer and ⟨nll
     + TAIL
 )
 
-TEXTS = {"paper": PAPER, "blog": BLOG, "memo": MEMO, "notes": NOTES, "letter": LETTER}
-HELD_OUT = ("notes", "letter")
+DIARY = (
+    """# What a small adapter picked up: all_layer outscores the baseline on families it never saw (low confidence)
+
+## Background
+
+Over one week we trained adapters on the desk's briefs and read their letters.
+"""
+    + FIGURE
+    + """
+## Procedure
+
+Briefs: ⟨n.rows|d⟩ rows. Of the families, ⟨families.stranger|d⟩ were held out as strangers. Each adapter saw the seen rows for
+⟨train.num_train_epochs|d⟩ epochs (⟨steps.attention_only|d⟩ steps, ⟨tokens.all_layer|,d⟩ training tokens). all_layer has
+⟨params.all_layer|M2⟩ trainable parameters against ⟨params.attention_only|M2⟩ for attention_only.
+
+## Findings
+
+1. On the house style eval, stranger items: ⟨score.house_style.stranger.all_layer|.4f⟩ for all_layer, ⟨score.house_style.stranger.attention_only|.4f⟩ for attention_only, ⟨score.house_style.stranger.baseline|.4f⟩ for the baseline.
+2. The difference between all_layer and the baseline is ⟨gap.learns_the_style|.3f⟩ (95 % interval [⟨ci.learns_the_style.low|.3f⟩, ⟨ci.learns_the_style.high|.3f⟩]).
+3. all_layer carries ⟨share.carries_to_strangers|%.0f⟩ of its seen gain over to strangers.
+
+## Details
+
+Sibling items of house_style sit in between: all_layer has a mean of ⟨score.house_style.sibling.all_layer|.3f⟩ there, and the
+baseline a mean of ⟨score.house_style.sibling.baseline|.3f⟩. Seed 2 of all_layer reaches
+⟨score.house_style.seen.all_layer.seed2|.3f⟩ on seen items.
+
+| loss (nats per token) | all_layer | attention_only |
+| --- | --- | --- |
+| seen | ⟨nll.seen.all_layer|.2f⟩ | ⟨nll.seen.attention_only|.2f⟩ |
+| stranger | ⟨nll.stranger.all_layer|.2f⟩ | ⟨nll.stranger.attention_only|.2f⟩ |
+
+Table 1. Loss on the targets after training, mean over the seeds.
+
+The sums eval has ⟨n.items.sums.stranger|d⟩ items. attention_only solves ⟨score.sums.stranger.attention_only|%.1f⟩ of them,
+all_layer ⟨score.sums.stranger.all_layer|%.1f⟩. For keeps_sums the interval is ⟨ci.keeps_sums.low|+.2f⟩ to ⟨ci.keeps_sums.high|+.2f⟩.
+"""
+    + TAIL
+)
+
+TEXTS = {"paper": PAPER, "blog": BLOG, "memo": MEMO, "notes": NOTES, "letter": LETTER, "diary": DIARY}
+HELD_OUT = ("diary",)

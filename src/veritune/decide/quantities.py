@@ -142,7 +142,7 @@ def _records(store: Store, entries: list[dict[str, Any]]) -> Records:
     found = list(_settings(terms, len(entries) - 1))
     found += _of_runs(store, terms, runs, "")
     for number, claim in enumerate(verdicts):
-        declared = next((c for c in terms["study"]["claims"] if c["name"] == claim["claim"]), {})
+        declared: dict[str, Any] = next((c for c in terms["study"]["claims"] if c["name"] == claim["claim"]), {})
         found += _of_verdict(claim, declared, list(terms["study"]["evals"]), f"/verdicts/{number}")
     found += _of_study(store, terms, runs)
     found = _unique(found)
@@ -222,7 +222,12 @@ _TRAIN_WORDS = {
     "max_steps": ("max_steps",),
     "eval_steps": ("eval_steps",),
 }
-_KIND_OF = {"max_length": "tokens", "num_train_epochs": "epochs", "learning_rate": "lr", "per_device_train_batch_size": "batch_size"}
+_KIND_OF = {
+    "max_length": "tokens",
+    "num_train_epochs": "epochs",
+    "learning_rate": "lr",
+    "per_device_train_batch_size": "batch_size",
+}
 
 
 def _settings(terms: Mapping[str, Any], entry: int) -> Iterator[Quantity]:
@@ -385,12 +390,12 @@ def _training(tail: str, training: Mapping[str, Any], scope: Scope, source: str)
         ("final_loss", "nll", ("training loss", "final loss", "loss"), "nats per target token"),
         ("rows_compared_with_contract", "rows", ("rows",), "count"),
     )
-    for key, kind, words, unit in numbers:
+    for key, kind, names, unit in numbers:
         if _is_number(training.get(key)):
             zone = {"validation_nll": "validation", "final_loss": "seen"}.get(key)
             yield Quantity(
                 f"{key}.{tail}", kind, training[key], unit, None, replace(scope, zone=zone), source,
-                f"/training/{key}", words,
+                f"/training/{key}", names,
             )  # fmt: skip
     for i, candidate in enumerate(training.get("candidates", ())):
         step, where = candidate["step"], f"/training/candidates/{i}"
@@ -403,15 +408,13 @@ def _training(tail: str, training: Mapping[str, Any], scope: Scope, source: str)
     trainable = training.get("trainable") or {}
     n, total = trainable.get("n_trainable"), trainable.get("n_total")
     if n and total:
-        at, where = "/training/trainable", ("parameters", "trainable parameters", "weights")
-        adapter = trainable.get("method") != "full"
-        parts = (("params", n, "n_trainable"), ("params.total", total, "n_total"))
-        for name, value, key in (*parts, ("params.base", total - n if adapter else total, "n_total")):
-            words = where if name == "params" else ("parameters",)
-            yield Quantity(f"{name}.{tail}", "params", value, "count", None, scope, source, f"{at}/{key}", words)
-        yield Quantity(
-            f"params.share.{tail}", "params_share", n / total, "rate", total, scope, source, at, ("parameters",), True
-        )
+        root, share = "/training/trainable", n / total
+        base = total - n if trainable.get("method") != "full" else total
+        parts = (("params", n, "n_trainable"), ("params.total", total, "n_total"), ("params.base", base, "n_total"))
+        words = ("parameters",)
+        for label, value, key in parts:
+            yield Quantity(f"{label}.{tail}", "params", value, "count", None, scope, source, f"{root}/{key}", words)
+        yield Quantity(f"params.share.{tail}", "params_share", share, "rate", total, scope, source, root, words, True)
     if trainable.get("modules"):
         n_modules = len(trainable["modules"])
         yield Quantity(

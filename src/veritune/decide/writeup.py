@@ -34,8 +34,9 @@ def writeup(study_folder: str | Path) -> str:
         raise InputError(f"{store.root} has no verdicts, so there is nothing to write up.", fix="Run the study first.")
     draw_hero(store, records)
     parts = [
-        _front(records), _title(records), _background(records), _takeaways(records), _figure(records), _methods(records),
-        _results(records), _samples(store, records), _caveats(records), _next(records), _card(store, records),
+        _front(records), _title(records), _background(records), _takeaways(records), _figure(records),
+        _methods(records), _results(records), _samples(store, records), _caveats(records), _next(records),
+        _card(store, records),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -94,15 +95,19 @@ def _background(records: Records) -> str:
     base = records.terms["facts"]["model"]["name"]
     return (
         "## Background\n\n"
-        f"The question: {study['question'].strip()} The base model is {base}; beside the untouched baseline the study has "
-        f"{_arms(records)}. A zone says where an item's family sits: seen families were trained on, siblings are held-out "
-        "rewrites of them, strangers are families that were held out whole."
+        f"The question: {study['question'].strip()} The base model is {base}; beside the untouched baseline the study "
+        f"has {_arms(records)}. A zone says where an item's family sits: seen families were trained on, siblings are "
+        "held-out rewrites of them, strangers are families that were held out whole."
     )
 
 
 def _arms(records: Records) -> str:
     names = list(records.terms["study"]["conditions"])
-    return "the condition " + names[0] if len(names) == 1 else "the conditions " + ", ".join(names[:-1]) + " and " + names[-1]
+    return (
+        "the condition " + str(names[0])
+        if len(names) == 1
+        else "the conditions " + ", ".join(names[:-1]) + " and " + names[-1]
+    )
 
 
 def _takeaways(records: Records) -> str:
@@ -128,7 +133,8 @@ def _gap_line(records: Records, verdict: Mapping[str, Any], claim: Mapping[str, 
     sign = "+" if kind == "gap" else ""
     label = {
         "gap": f"Gap of {claim.get('condition')} over {claim.get('against')}",
-        "share": f"Share of the {claim.get('from_zone')} gap of {claim.get('condition')} over {claim.get('against')} that carries over",
+        "share": f"Share of the {claim.get('from_zone')} gap of {claim.get('condition')} over "
+        f"{claim.get('against')} that is found again on {claim.get('to_zone')}",
         "probe": f"Recorded {claim.get('probe')}",
     }[kind]
     text = f"{label}: " + _mark(f"{kind}.{name}", format(e["value"], f"{sign}.3f"))
@@ -147,8 +153,8 @@ def _figure(records: Records) -> str:
     zones = ", ".join(_zones(records, name))
     return (
         f"![Hero: mean score of each condition by zone](figures/{FIGURE}.svg)\n\n"
-        f"Figure 1. Mean score on {name} by zone ({zones}) and condition; small dots are single seeds. Drawn from the run "
-        f"summaries; the numbers are in figures/{FIGURE}.csv."
+        f"Figure 1. Mean score on {name} by zone ({zones}) and condition; small dots are single seeds. Drawn from the "
+        f"run summaries; the numbers are in figures/{FIGURE}.csv."
     )
 
 
@@ -156,17 +162,19 @@ def _methods(records: Records) -> str:
     study, facts = records.terms["study"], records.terms["facts"]
     train, zones = study["train"], facts["zones"]
     lines = [
-        f"- Data: {facts['families']['rows']} rows in {facts['families']['originals']} families; whole families go to one "
-        "zone. " + " ".join(f"Zone {z}: {c['rows']} rows in {c['families']} families." for z, c in zones.items()),
-        f"- Training: {train['num_train_epochs']:g} epochs, batch size {train['per_device_train_batch_size']}, learning rate "
-        f"{train['learning_rate']:g}, {_seed_words(records)}; the checkpoint with the lowest validation loss is kept.",
+        f"- Data: {facts['families']['rows']} rows in {facts['families']['originals']} families; whole families go "
+        "to one zone. "
+        + " ".join(f"Zone {z}: {c['rows']} rows in {c['families']} families." for z, c in zones.items()),
+        f"- Training: {train['num_train_epochs']:g} epochs, batch size {train['per_device_train_batch_size']}, "
+        f"learning rate {train['learning_rate']:g}, {_seed_words(records)}; the checkpoint with the "
+        "lowest validation loss is kept.",
     ]
     for name, spec in study["evals"].items():
         rules = f"; a score is the share of its {len(spec['rules'])} rules that hold" if spec.get("rules") else ""
         lines.append(f"- Eval {name}: greedy decoding of at most {spec['max_new_tokens']} new tokens{rules}.")
     lines.append(
-        "- Decision: conditions are compared item by item, families are clusters, and the claims and margins were frozen in "
-        "the contract before training. Conditions differ only in the declared factor."
+        "- Decision: conditions are compared item by item, families are clusters, and the claims and margins were "
+        "frozen in the contract before training. Conditions differ only in the declared factor."
     )
     return "## Methods\n\n" + "\n".join(lines)
 
@@ -182,10 +190,13 @@ def _results(records: Records) -> str:
         zones = _zones(records, name)
         if zones:
             parts += [f"### Scores on {name}", _score_table(records, name, zones)]
-            parts.append(f"Table: mean score on {name} over seeds, by condition and zone; items are scored once per run.")
+            parts.append(
+                f"Table: mean score on {name} over seeds, by condition and zone; items are scored once per run."
+            )
     parts += ["### Loss", _nll_table(records)]
     parts.append(
-        "Table: mean negative log-likelihood (NLL) of the targets, nats per target token, over seeds, by condition and zone."
+        "Table: mean negative log-likelihood (NLL) of the targets, nats per target token, over "
+        "seeds, by condition and zone."
     )
     parts.append("### Verdicts, in the words that may be written")
     for verdict in records.verdicts:
@@ -221,9 +232,15 @@ def _nll_table(records: Records) -> str:
 
 def _samples(store: Store, records: Records) -> str:
     """The same item from every condition, for each eval that a verdict speaks of."""
-    parts = ["## Sample outputs", "Chosen by rule: the first scored item of the claim's zone, first seed of each condition."]
+    parts = [
+        "## Sample outputs",
+        "Chosen by rule: the first scored item of the claim's zone, first seed of each condition.",
+    ]
     for name in records.evals:
-        zone = next((str(c["zone"]) for c in records.terms["study"]["claims"] if records.eval_of(c) == name and c.get("zone")), None)
+        zone = next(
+            (str(c["zone"]) for c in records.terms["study"]["claims"] if records.eval_of(c) == name and c.get("zone")),
+            None,
+        )
         for condition in records.conditions:
             run = next((r for r in sorted(records.runs) if records.runs[r]["condition"] == condition), None)
             rows = [r for r in outputs(store, run, name) if zone is None or r["zone"] == zone] if run else []
@@ -245,7 +262,7 @@ def _caveats(records: Records) -> str:
     for verdict in records.verdicts:
         weak = [e["why"] for e in verdict["confidence"].get("evidence", {}).values() if e["state"] != "good"]
         if weak:
-            lines.append(f"- `{verdict['claim']}`: weak or poor evidence on what the records name: <!-- from verdict.json -->{_quote(weak)}")
+            lines.append(f"- `{verdict['claim']}`, weak or poor evidence: {_quote(weak)}")
     said: dict[str, None] = {}
     for verdict in records.verdicts:
         said |= dict.fromkeys(verdict["may_not"])
@@ -351,13 +368,15 @@ def _svg(records: Records, name: str, rows: Sequence[HeroRow]) -> str:
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" font-family="sans-serif">',
         f"<title>Mean score on {escape(name)} by condition and zone</title>",
-        f'<rect width="100%" height="100%" fill="#ffffff"/><text x="16" y="26" font-size="15" fill="#222222">Mean score on '
-        f"{escape(name)} by zone</text>",
+        f'<rect width="100%" height="100%" fill="#ffffff"/><text x="16" y="26" font-size="15" fill="#222222">Mean '
+        f"score on {escape(name)} by zone</text>",
     ]
     for tick in range(6):
         at = low + (high - low) * tick / 5
         out.append(f'<line x1="{x(at)}" x2="{x(at)}" y1="{top - 14}" y2="{height - 34}" stroke="#e2e2e2"/>')
-        out.append(f'<text x="{x(at)}" y="{height - 16}" font-size="11" fill="#555555" text-anchor="middle">{at:.1f}</text>')
+        out.append(
+            f'<text x="{x(at)}" y="{height - 16}" font-size="11" fill="#555555" text-anchor="middle">{at:.1f}</text>'
+        )
     for i, (zone, arm) in enumerate(lines):
         y = top + step * i + 12 * (i // len(arms))
         colour = colours[-1] if arm == BASELINE else colours[arms.index(arm) % (len(colours) - 1)]
@@ -365,7 +384,12 @@ def _svg(records: Records, name: str, rows: Sequence[HeroRow]) -> str:
         for condition, z, seed, value in rows:
             if (condition, z) == (arm, zone):
                 mean = seed is None
-                out.append(f'<circle cx="{x(value)}" cy="{y}" r="{5.5 if mean else 2.5}" fill="{colour}" fill-opacity="{1 if mean else 0.45}"/>')
+                out.append(
+                    f'<circle cx="{x(value)}" cy="{y}" r="{5.5 if mean else 2.5}" fill="{colour}" '
+                    f'fill-opacity="{1 if mean else 0.45}"/>'
+                )
                 if mean:
-                    out.append(f'<text x="{left + width + 14}" y="{y + 4}" font-size="12" fill="#222222">{value:.3f}</text>')
+                    out.append(
+                        f'<text x="{left + width + 14}" y="{y + 4}" font-size="12" fill="#222222">{value:.3f}</text>'
+                    )
     return "\n".join([*out, "</svg>"]) + "\n"

@@ -1,9 +1,9 @@
-"""From a printed number to the recorded quantity it may stand for, and to what is wrong when none of them has its value.
+"""From a printed number to the recorded quantity it may stand for, and to what is wrong when none has its value.
 
-Bound by marker first, then by the words: syntax (`p <`, brackets, `of`, a noun that is counted), the words of the clause
-that name a kind, and the mentions that say whose number it is. A number is right when one quantity of an admissible kind
-and scope has its value at the printed precision. Otherwise the finding says the most that is known: stale, a percentage
-for a fraction, recorded elsewhere, another value, or nowhere.
+Bound by marker first, then by the words: syntax (`p <`, brackets, `of`, a noun that is counted), the words of the
+clause that name a kind, and the mentions that say whose number it is. A number is right when one quantity of an
+admissible kind and scope has its value at the printed precision. Otherwise the finding says the most that is known:
+stale, a percentage for a fraction, recorded elsewhere, another value, or nowhere.
 """
 
 from __future__ import annotations
@@ -19,14 +19,59 @@ from veritune.decide.lint.words import DIMENSIONS, Dimension, kinds_of
 from veritune.decide.quantities import Quantity, Records, Scope
 
 COUNTS = frozenset(
-    "items scored right cut missing held rows families variants seeds runs conditions claims evals rules modules steps "
-    "step epochs tokens max_new_tokens batch_size rank lora_alpha per_family needed_n params seed split_seed table".split()
+    {
+        "items",
+        "scored",
+        "right",
+        "cut",
+        "missing",
+        "held",
+        "rows",
+        "families",
+        "variants",
+        "seeds",
+        "runs",
+        "conditions",
+    }
+    | {
+        "claims",
+        "evals",
+        "rules",
+        "modules",
+        "steps",
+        "step",
+        "epochs",
+        "tokens",
+        "max_new_tokens",
+        "batch_size",
+        "rank",
+    }
+    | {"lora_alpha", "per_family", "needed_n", "params", "seed", "split_seed", "table"}
 )
 MEASURES = frozenset(
-    "score rule gap ci share nll p level margin detectable se df lr alpha setting split design_effect params_share time "
-    "probe threshold ratio per_family lora_alpha params table".split()
+    {"score", "rule", "gap", "ci", "share", "nll", "p", "level", "margin", "detectable", "se", "df", "lr", "alpha"}
+    | {"setting", "split", "design_effect", "params_share", "time", "probe", "threshold", "ratio", "per_family"}
+    | {"lora_alpha", "params", "table"}
 )
 ALL = COUNTS | MEASURES
+NAMED_FIRST = frozenset(
+    {
+        "rank",
+        "seed",
+        "step",
+        "lora_alpha",
+        "alpha",
+        "batch_size",
+        "lr",
+        "margin",
+        "threshold",
+        "df",
+        "se",
+        "design_effect",
+    }
+    | {"nll", "epochs", "setting", "max_new_tokens", "detectable"}
+)
+"""Kinds whose name stands right before their number: `rank 8`, `a learning rate of 1e-3`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +132,7 @@ class Binder:
         import difflib
 
         match = difflib.get_close_matches(name, list(self.records.by_name), n=1, cutoff=0.5)
-        return f"did you mean {match[0]}?" if match else "`veritune lint --names` lists them"
+        return f"did you mean {match[0]}?" if match else "docs/lint.md says how names are formed"
 
     # -- one number -------------------------------------------------------------------------------------------
 
@@ -170,8 +215,8 @@ class Binder:
                 for q in near:
                     factor = 100.0 if number.percent else 1.0
                     if abs(abs(q.value) * factor - abs(number.value)) <= 3.01 * number.half:
-                        return Outcome(number, "number.delta", f"{q.name} is {_shown(q, number)}; this is the difference of the "
-                                       "printed parts", q)  # fmt: skip
+                        message = f"{q.name} is {_shown(q, number)}; this is the difference of the printed parts"
+                        return Outcome(number, "number.delta", message, q)
         return None
 
     def _wrong(self, number: Number, scoped: Sequence[Quantity], kinds: frozenset[str]) -> Outcome:
@@ -263,10 +308,7 @@ class Binder:
             near = [k for k in passage.kinds if number.end <= k.start < min(limit, reach + 30)]
             kinds = kinds_of(near) & COUNTS
             if kinds and near[0].start - number.end <= 45:
-                if text[number.end : number.end + 1] == "-" or near:
-                    return kinds | (
-                        frozenset({"per_family"}) if "per family" in text[number.end : number.end + 40] else frozenset()
-                    )
+                return kinds | ({"per_family"} if "per family" in text[number.end : number.end + 40] else set())
         tail = [k for k in passage.kinds if 0 <= number.start - k.end <= 12]
         if tail and re.fullmatch(
             r"s?\s?(?:\(\w+\)\s)?(?:of|=|is|was|:|at|about|r\s=|≈|<|>|≥|≤|size|size of|rate of|rate|to)?\s?(?:±\s?)?",
@@ -275,8 +317,7 @@ class Binder:
             last = kinds_of(k for k in tail if k.end == tail[-1].end)
             if "gap" in last:
                 last = frozenset()
-            if last & {"rank", "seed", "step", "lora_alpha", "alpha", "batch_size", "lr", "margin", "threshold", "df", "se",
-                       "design_effect", "nll", "epochs", "setting", "max_new_tokens", "detectable"}:  # fmt: skip
+            if last & NAMED_FIRST:
                 return last
         if re.search(r"±\s?$", text[max(0, number.start - 3) : number.start]):
             return frozenset({"margin", "se"})
@@ -336,17 +377,15 @@ class Binder:
         """A contrast: the conditions of the clause (else the sentence, else around) must be its two."""
         pair = {q.scope.condition, q.scope.against}
         low, high = passage.clause(number.start)
-        said = [m for m in passage.of("condition")]
+        said = list(passage.of("condition"))
         near = {m.value for m in said if low <= m.start < high}
-        for values in (
-            near,
-            {m.value for m in said},
-            *({m.value for m in a.mentions if m.dimension == "condition"} for a in passage.around),
-        ):
-            if values:
-                if not (values <= pair or pair <= values):
-                    return False
-                break
+        named = any(m.value == q.scope.claim for m in passage.of("claim"))
+        levels = [near, {m.value for m in said}]
+        if not named:
+            levels += [{m.value for m in a.mentions if m.dimension == "condition"} for a in passage.around]
+        values = next((v for v in levels if v), set())
+        if values and not (values <= pair or pair <= values):
+            return False
         claims = {m.value for m in passage.of("claim")} or next(
             (v for a in passage.around if (v := {m.value for m in a.mentions if m.dimension == "claim"})), set()
         )
@@ -404,13 +443,15 @@ class Binder:
         everywhere = [(a, b) for a, b in self._all_ci() if self._ends(low, high, a, b, passage)]
         if everywhere:
             a, b = everywhere[0]
-            message = f"this is the interval of {a.name.removesuffix('.low')} ({a.scope.text()}), the words say {self._meant(passage, low)}"
+            name, meant = a.name.removesuffix(".low"), self._meant(passage, low)
+            message = f"this is the interval of {name} ({a.scope.text()}), the words say {meant}"
             return [Outcome(low, "number.scope", message, a), Outcome(high, quantity=b)]
         if not pairs:
             return [Outcome(low, "number.interval", "no recorded interval belongs to these words"), Outcome(high)]
         factor = 100.0 if low.percent or passage.percent_column else 1.0
         a, b = min(pairs, key=lambda p: abs(p[0].value * factor - low.value) + abs(p[1].value * factor - high.value))
-        message = f"the interval of {a.name.removeprefix('ci.').removesuffix('.low')} is [{_shown(a, low)}, {_shown(b, high)}]"
+        name = a.name.removeprefix("ci.").removesuffix(".low")
+        message = f"the interval of {name} is [{_shown(a, low)}, {_shown(b, high)}]"
         return [Outcome(low, "number.interval", message, a), Outcome(high, quantity=b)]
 
     def _all_ci(self) -> list[tuple[Quantity, Quantity]]:
@@ -516,7 +557,7 @@ def _holds(number: Number, q: Quantity, factor: float) -> bool:
     if number.holds(q.value, factor):
         return True
     contrast = q.kind in ("gap", "detectable", "margin") or (q.kind == "ci" and not number.signed)
-    return contrast and not number.signed and number.holds(-q.value, factor) or (
+    return (contrast and not number.signed and number.holds(-q.value, factor)) or (
         q.kind == "gap" and number.signed and number.holds(-q.value, factor) and _oriented(q)
     )  # fmt: skip
 

@@ -198,6 +198,16 @@ class _Parser:
 
     def _prose(self, line: str) -> None:
         item, quote = ITEM.match(line), QUOTE.match(line)
+        if (
+            item
+            and self.run_of
+            and self.kind == "paragraph"
+            and line.lstrip()[0].isdigit()
+            and line.split()[0] not in ("1.", "1)")
+        ):
+            item = (
+                None  # a sentence that happens to wrap before its number: only a list's first item breaks a paragraph
+            )
         if item:
             self._flush()
             self.kind = "item"

@@ -11,13 +11,9 @@ import re
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
-WORD_NUMBERS = {
-    w: i
-    for i, w in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()
-    )
-}
+_WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen twenty"""
+WORD_NUMBERS = {word: i for i, word in enumerate(_WORDS.split())}
 SCALE = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "thousand": 1e3, "million": 1e6, "billion": 1e9}
 
 
@@ -25,7 +21,7 @@ SCALE = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "thousand": 1e3, "million": 1e6
 class Number:
     """A number as printed: `value ± half` is what the print stands for. `start`/`end` are offsets in the scanned text.
 
-    `percent` is `%` or `points` where one was printed (then `value` is still the printed one); `signed` that a sign was.
+    `percent` is `%` or `points` where one was printed (`value` is still the printed one); `signed` that a sign was.
     `relation` is `=`, `<`, `>`, `≤`, `≥`, `≈` right before it, `word` a number written out.
     """
 
@@ -72,7 +68,8 @@ NO_CLAIM = tuple(
         ("date", rf"\b{MONTH}\s\d{{4}}\b"),
         ("time", r"\b\d{1,2}:\d{2}(?::\d{2})?\b"),
         ("version", r"\bv?\d+\.\d+\.\d+[\w.+\-]*|\bv\d+(?:\.\d+)*\b|\b\d+\.\d+\+\w+"),
-        ("version", r"\b(?:[Pp]ython|CUDA|[Vv]ersions?|PyTorch|torch|[Tt]ransformers|PEFT|peft|numpy|scipy|format)\s\d[\w.]*"),
+        ("version", r"\b(?:[Pp]ython|CUDA|[Vv]ersions?|PyTorch|torch|[Tt]ransformers|PEFT|peft|numpy|scipy|format)"
+                    r"\s\d[\w.]*"),
         ("reference", r"\b(?:[Ff]ig(?:ure|\.)?|[Tt]ab(?:le|\.)?|[Ss]ec(?:tion|t?\.)|[Ee]q(?:uation|\.)?|[Aa]ppendix|"
                       r"[Cc]hapter|[Pp]art|[Ll]ines?|[Ff]ootnote|[Pp]age|pp?\.|[Ii]ssue|[Ss]tage|[Nn]ote|[Rr]ule)\s#?\d+"
                       r"(?:\.\d+)*(?:[–-]\d+)?|#\d+|\bL\d+|§\s?\d+(?:\.\d+)*"),
@@ -90,9 +87,10 @@ NO_CLAIM = tuple(
 def scan(text: str) -> list[Number]:
     """The numbers of a prose text that may be claims, in order."""
     silent = _silent(text)
-    found = []
+    found: list[Number] = []
     for match in NUMBER.finditer(text):
-        if not silent[match.start()]:
+        taken = found and match.start() < found[-1].end  # the power in `3 × 10^-4`
+        if not silent[match.start()] and not taken:
             number = _number(text, match)
             if number:
                 found.append(number)

@@ -1,11 +1,12 @@
 """Which mention a number belongs to: the words at its side, lists in order, the clause, then what stands around.
 
-`A scores 0.91 against 0.35 for B`, `A and B reach 0.91 and 0.75`, `0.91 (A)`, `0.91 and 0.90 on seen and sibling items`.
+`A scores 0.91 against 0.35 for B`, `A and B reach 0.91 and 0.75`, `0.91 (A)`, `0.91 and 0.90 on seen and sibling`.
 A number whose owner the words do not settle is not constrained: lint would rather miss a swap than invent one.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from veritune.decide.lint.words import Dimension, KindWord, Mention
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What stands around a sentence or cell: mentions and kind words of one level (earlier sentence, row, caption ...)."""
+    """What stands around a sentence or cell: mentions and kind words of one level (earlier sentence, row ...)."""
 
     mentions: tuple[Mention, ...]
     kinds: tuple[KindWord, ...] = ()
@@ -39,7 +40,7 @@ class Passage:
     def clause(self, at: int) -> tuple[int, int]:
         """The clause around an offset: between semicolons and `while`, `whereas`, `but`."""
         cuts = [0, *(m.end() for m in CLAUSE.finditer(self.text)), len(self.text) + 1]
-        return next((a, b) for a, b in zip(cuts, cuts[1:]) if a <= at < b)
+        return next((a, b) for a, b in itertools.pairwise(cuts) if a <= at < b)
 
     def of(self, dimension: Dimension) -> list[Mention]:
         return [m for m in self.mentions if m.dimension == dimension]
@@ -192,7 +193,7 @@ class _Clause:
         return self.mentions[free.index(number)]
 
     def _taken_later(self, number: Number) -> bool:
-        """Whether the only mention belongs to a later number that this one is compared with: `0.56 against 0.61 on X`."""
+        """Whether the only mention belongs to a later number, compared with this one: `0.56 against 0.61 on X`."""
         later = [n for n in self.numbers if n.start > number.start]
         before = [m for m in self.mentions if m.start < number.start]
         if before or not later:
@@ -207,7 +208,7 @@ class _Clause:
     def _in_order(self, number: Number) -> Mention | None:
         """k mentions, then k numbers: the first is the first's. A list of later mentions may do as well."""
         run = self._number_run(number)
-        run = [n for n in run if n.decimals == number.decimals and n.percent == number.percent or n is number]
+        run = [n for n in run if (n.decimals == number.decimals and n.percent == number.percent) or n is number]
         before = [m for m in self.mentions if m.end <= run[0].start]
         if not before:
             return None

@@ -5,6 +5,8 @@ baseline because its target modules were trained` may be said where that contras
 A sentence that denies, asks or quotes is free: `this does not show …`, `whether …`, what stands under "may not be said".
 """
 
+# ruff: noqa: E501 - a word list reads better as one pattern
+
 from __future__ import annotations
 
 import re
@@ -239,26 +241,26 @@ class Speech:
         yield from self._status(text, named, at)
         about = named or self._about(mentions)
         equal = EQUAL.search(text)
-        if equal and not self._denied(text, equal.start(), equal.end()) and self._performance(text, mentions):
-            if not any(_equivalent(v) for v, _ in about):
-                yield (
-                    "speech.equal",
-                    at + equal.start(),
-                    f"{equal.group()!r}: no equivalence within a margin was shown",
-                    "a high p is not equality",
-                )
-                return
+        free = equal is None or self._denied(text, equal.start(), equal.end()) or not self._performance(text, mentions)
+        if equal and not free and not any(_equivalent(v) for v, _ in about):
+            yield (
+                "speech.equal",
+                at + equal.start(),
+                f"{equal.group()!r}: no equivalence within a margin was shown",
+                "a high p is not equality",
+            )
+            return
         yield from self._wins(text, mentions, about, at)
         yield from self._direction(text, mentions, at)
         explored = EXPLORED.search(text)
-        if explored and any(v.get("exploratory") for v, _ in about) and all(v.get("exploratory") for v, _ in about):
-            if not self._denied(text, explored.start(), explored.end()):
-                yield (
-                    "speech.exploratory",
-                    at + explored.start(),
-                    "the claim was not declared before the freeze",
-                    "call it exploratory",
-                )
+        only = bool(about) and all(v.get("exploratory") for v, _ in about)
+        if explored and only and not self._denied(text, explored.start(), explored.end()):
+            yield (
+                "speech.exploratory",
+                at + explored.start(),
+                "the claim was not declared before the freeze",
+                "call it exploratory",
+            )
 
     def _performance(self, text: str, mentions: list[Mention]) -> bool:
         """Whether a sentence compares outcomes: two arms, or an arm and an outcome word."""
@@ -301,7 +303,7 @@ class Speech:
         if len(named) == 1:
             grade, recorded = grade_said(text), str(named[0][0]["confidence"].get("grade"))
             explicit = grade is not None and re.search(r"\bconfidence\b", text, re.I)
-            if explicit and grade != recorded and not (grade == "none"):
+            if explicit and grade != recorded and grade != "none":
                 yield "title.confidence", at, f"{named[0][0]['claim']} is graded {recorded}, the text says {grade}", ""
 
     def _wins(self, text: str, mentions: list[Mention], about: list[Any], at: int) -> Iterator[Raised]:

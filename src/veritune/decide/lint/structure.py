@@ -1,4 +1,4 @@
-"""What a clean result holds: a claim in the title, sections, a hero figure pinned to its data, captions, samples, card."""
+"""What a clean result holds: a claim in the title, sections, a hero figure pinned to data, captions, samples, card."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ Raised = tuple[str, int, str, str]
 """Rule, offset, message, suggestion."""
 
 GRADE = re.compile(
-    r"\b(?P<grade>high|moderate|low|no)[\s-]confidence\b|\bconfidence\s?(?:[:=]|is|grade[d:]?|\()\s?(?P<after>high|moderate|low|none)\b",
+    r"\b(?P<grade>high|moderate|low|no)[\s-]confidence\b|"
+    r"\bconfidence\s?(?:[:=]|is|grade[d:]?|\()\s?(?P<after>high|moderate|low|none)\b",
     re.IGNORECASE,
 )
 NO_GRADE = re.compile(r"\b(?:inconclusive|untested|not settled|stays? open|open question|undecided)\b", re.IGNORECASE)
 VERB = re.compile(
-    r"\b(?:scores?|learns?|learned|beats?|improves?|differs?|carries|carry|matters?|outperforms?|outscores?|is|are|was|were|does|"
-    r"stays?|holds?|raises?|reach(?:es)?|gains?|generali[sz]es?|loses?|trails?|shows?|meets?|leaves?|regress(?:es)?|follows?|adds?|"
-    r"has|have|picks?|transfers?|keeps?|lifts?|teaches|taught|changes?|makes?|wins?|drops?|rises?|fails?|writes?|brings?|did|can|cannot)\b",
+    r"\b(?:scores?|learns?|learned|beats?|improves?|differs?|carries|carry|matters?|outperforms?|outscores?|is|are|was|were|"
+    r"does|stays?|holds?|raises?|reach(?:es)?|gains?|generali[sz]es?|loses?|trails?|shows?|meets?|leaves?|regress(?:es)?|follows?|"
+    r"adds?|has|have|picks?|transfers?|keeps?|lifts?|teaches|taught|changes?|makes?|wins?|drops?|rises?|fails?|writes?|brings?|did|"
+    r"can|cannot)\b",
     re.IGNORECASE,
 )
 
@@ -100,7 +102,8 @@ def _sections(document: Document, rules: Rules) -> Iterator[Raised]:
         if block.kind != "heading" and block.raw.strip():
             filled |= {name for h in block.section[1:] for name in section_of(h, rules)}
             filled |= {name for h in block.section[:1] for name in section_of(h, rules) if len(block.section) == 1
-                       and document.title is not None and not document.title.raw.strip("# \t").startswith(h)}  # fmt: skip
+                       and document.title is not None
+                       and not document.title.raw.strip("# \t").startswith(h)}  # fmt: skip
     end = len(document.source.rstrip())
     for name, words in rules.sections.items():
         if name not in filled:
@@ -265,7 +268,8 @@ def sample_text(block: Block) -> str:
 
 
 def _known_outputs(records: Records) -> dict[tuple[str, str], list[str]]:
-    store, found = Store(records.root), {}
+    store = Store(records.root)
+    found: dict[tuple[str, str], list[str]] = {}
     for run_id, summary in records.runs.items():
         for name in summary["scores"]:
             texts = [" ".join(str(row.get("output") or "").split()) for row in outputs(store, run_id, name)]
@@ -339,7 +343,7 @@ PLACEHOLDER = re.compile(
 
 
 def _acronyms(document: Document, rules: Rules) -> Iterator[Raised]:
-    """`negative log-likelihood (NLL)`, `NLL (negative …)`, `NLL: …`, `NLL is/means/stands for …` anywhere explains it."""
+    """`negative log-likelihood (NLL)`, `NLL (negative …)`, `NLL: …`, `NLL is/means/stands for …` explains it."""
     prose = [b for b in document.blocks if b.kind not in ("code", "quote")]
     whole = "\n".join(_prose(b) for b in prose)
     done = set(rules.acronyms)
@@ -371,7 +375,10 @@ def _explained(word: str, text: str) -> bool:
     behind = re.search(rf"([A-Za-z][\w\-]+(?:\s[\w\-]+){{0,6}})\s\(\s?{w}s?\s?[),;:]", text)
     if behind and behind.group(1).split()[-1][0].isalpha():
         return True
-    ahead = rf"\b{w}s?\s?(?:\(\s?[a-z][\w\-]+\s[\w\s\-,]{{3,120}}\)|:\s[a-z]\w+\s\w+|,?\s(?:stands for|means|is short for|=)\s)"
+    ahead = (
+        rf"\b{w}s?\s?(?:\(\s?[a-z][\w\-]+\s[\w\s\-,]{{3,120}}\)|:\s[a-z]\w+\s\w+|"
+        r",?\s(?:stands for|means|is short for|=)\s)"
+    )
     return bool(re.search(ahead, text)) or bool(re.search(rf"\|\s?{w}\s?\|\s?[A-Za-z][\w\-]+\s\w+", text))
 
 

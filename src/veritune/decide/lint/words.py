@@ -1,5 +1,7 @@
 """The words that say what a number speaks of: conditions, zones, evals, seeds, claims, and the kind of quantity."""
 
+# ruff: noqa: E501 - a word list reads better as one pattern
+
 from __future__ import annotations
 
 import re
@@ -7,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from veritune.decide.quantities import BASELINE, Records
 from veritune.decide.lint.rules import Rules
+from veritune.decide.quantities import BASELINE, Records
 
 Dimension = Literal["condition", "zone", "eval", "seed", "claim"]
 DIMENSIONS: tuple[Dimension, ...] = ("condition", "zone", "eval", "seed", "claim")
@@ -62,8 +64,8 @@ class Lexicon:
             table.append(("eval", name, [_spelled(name)]))
         for verdict in records.verdicts:
             table.append(("claim", verdict["claim"], [_spelled(verdict["claim"], strict=True)]))
-        for dimension, name, patterns in table:
-            patterns += [re.escape(w).replace(r"\ ", r"[\s_-]") for w in rules.aliases.get(dimension, {}).get(name, ())]
+        for dimension, name, words in table:
+            words += [re.escape(w).replace(r"\ ", r"[\s_-]") for w in rules.aliases.get(dimension, {}).get(name, ())]
         self._table = [(d, n, re.compile(rf"(?<![\w])(?:{'|'.join(p)})(?![\w])", re.IGNORECASE)) for d, n, p in table]
         self._bare = [
             ("zone", z, re.compile(rf"(?<![\w])(?:{p})(?![\w])", re.IGNORECASE)) for z, p in _BARE_ZONES.items()
@@ -85,7 +87,7 @@ class Lexicon:
     def _all(self, text: str, *, bare: bool) -> Iterator[Mention]:
         for dimension, name, pattern in self._table:
             for match in pattern.finditer(text):
-                yield Mention(dimension, name, match.start(), match.end())  # type: ignore[arg-type]
+                yield Mention(dimension, name, match.start(), match.end())
         if bare:
             for _, name, pattern in self._bare:
                 for match in pattern.finditer(text):
