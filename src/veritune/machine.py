@@ -55,20 +55,3 @@ def describe_machine() -> dict[str, Any]:
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_large_blocks() -> bool:
-    """Ask glibc to reuse large blocks rather than return them to the system after every use; False elsewhere.
-
-    Training on a CPU otherwise spends a tenth of its time on page faults. Peak memory grows by about a tenth.
-    """
-    import ctypes
-
-    if sys.platform != "linux":
-        return False
-    mmap_threshold, trim_threshold = -3, -1
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        return bool(libc.mallopt(mmap_threshold, 1 << 30) and libc.mallopt(trim_threshold, (1 << 31) - 1))
-    except (OSError, AttributeError):
-        return False

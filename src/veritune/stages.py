@@ -19,7 +19,7 @@ from veritune.decide.claims import judge
 from veritune.decide.table import ScoreTable
 from veritune.errors import InputError, StudyError
 from veritune.evaluate import tasks
-from veritune.machine import describe_machine, keep_large_blocks, package_versions
+from veritune.machine import describe_machine, package_versions
 from veritune.progress import Progress
 from veritune.records import Row, Score, Verdict, to_json
 from veritune.report.page import write_report
@@ -57,7 +57,6 @@ def run(study_file: str | Path, *, amend: str | None = None, progress: Progress 
     if file.name != "study.yaml":
         raise StudyError(f"{file}: a study file is named study.yaml; its folder is the study.", fix="Rename it.")
     store = Store(file.parent)
-    keep_large_blocks()
     with store.lock():
         store.check_format()
         store.check_events()
