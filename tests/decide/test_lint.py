@@ -79,14 +79,16 @@ def test_what_is_no_claim_is_not_read_as_a_number() -> None:
 def test_numbers_are_read_with_precision_sign_unit_and_magnitude() -> None:
     found = scan("0.910 and −0.16, 91.0 %, 5.6 points, 2,442,240, 2.44M, 1e-3, 3 × 10^-4, p < .001, two seeds")
     assert [(round(n.value, 9), n.percent) for n in found] == [
-        (0.91, ""), (-0.16, ""), (91.0, "%"), (5.6, "points"), (2442240.0, ""), (2440000.0, ""), (0.001, ""), (0.0003, ""),
+        (0.91, ""), (-0.16, ""), (91.0, "%"), (5.6, "points"), (2442240.0, ""), (2440000.0, ""), (0.001, ""),
+        (0.0003, ""),
         (0.001, ""), (2.0, ""),
     ]  # fmt: skip
     assert found[0].half == pytest.approx(0.0005) and found[8].relation == "<"
 
 
 @pytest.mark.parametrize(("printed", "recorded", "right"), [
-    ("0.910", 0.9104, True), ("0.910", 0.9106, False), ("0.91", 0.9097, True), ("0.9", 0.86, True), ("0.90", 0.9097, False),
+    ("0.910", 0.9104, True), ("0.910", 0.9106, False), ("0.91", 0.9097, True), ("0.9", 0.86, True), ("0.90",
+    0.9097, False),
     ("48", 48.0, True), ("48", 48.4, True), ("48", 47.0, False), ("1e-3", 0.001, True), ("0.911", 0.9105, True),
 ])  # fmt: skip
 def test_a_number_holds_at_half_a_unit_of_its_last_place(printed: str, recorded: float, right: bool) -> None:
@@ -158,6 +160,15 @@ def test_swapped_conditions_zones_and_seeds_are_mis_scoped(records: Records) -> 
     assert said(f"On stranger items of house_style all_layer reaches {seen}.", records) == ["number.scope"]
     assert said(f"On stranger items of house_style all_layer reaches {one}.", records) == ["number.scope"]
     assert said(f"On stranger items of house_style all_layer reaches {one} with seed 1.", records) == []
+    assert said(f"On stranger items of house_style all_layer reaches {one} with seed 2.", records) == ["number.scope"]
+
+
+def test_a_sign_follows_the_order_of_the_two_conditions(records: Records) -> None:
+    gap = records.by_name["gap.learns_the_style"].value
+    ahead = "On strangers of house_style the gap of all_layer over the baseline is {:+.3f}."
+    behind = "On strangers of house_style the gap of the baseline against all_layer is {:+.3f}."
+    assert said(ahead.format(gap), records) == said(behind.format(-gap), records) == []
+    assert said(ahead.format(-gap), records) == said(behind.format(gap), records) == ["number.direction"]
 
 
 def test_a_marker_binds_whatever_the_words_say(records: Records) -> None:
@@ -182,6 +193,9 @@ def test_a_delta_of_rounded_parts_is_noted_and_another_delta_is_an_error(records
     assert f"{a:.2f}" == "0.89" and f"{c:.2f}" == "0.39" and f"{a - c:.2f}" == "0.50"
     assert said(f"{start}0.50.", records) == []
     assert said(f"{start}0.93.", records) == ["number.mismatch"]
+    near = "On strangers of house_style attention_only scores 0.87 against 0.89 for all_layer, a gap of 0.02."
+    report = lint_text(near, records, load_rules(), Path("w.md"))
+    assert [(f.rule, f.severity) for f in report.findings if f.rule.startswith("number.")] == [("number.delta", "note")]
 
 
 def test_counts_are_held_against_their_denominators(records: Records) -> None:
@@ -279,7 +293,8 @@ def report_on(text: str, records: Records) -> LintReport:
     ("figure.file", "writeup-hero.svg)", "none.svg)"), ("caption.figure", "Figure 1. Mean score on", "Mean scores:"),
     ("card.blank", "| Seeds | seeds 0, 1 and 2 |", "| Seeds | TBD |"), ("card.field", "| Hardware |", "| Other |"),
     ("acronym", "negative log-likelihood (NLL)", "NLL"), ("placeholder", "## Background\n", "## Background\n\nTODO\n"),
-    ("samples.recorded", "it is settled.", "it was invented."), ("caption.table", "Table: mean score on sums", "Scores on sums"),
+    ("samples.recorded", "it is settled.", "it was invented."), ("caption.table", "Table: mean score on sums",
+    "Scores on sums"),
 ])  # fmt: skip
 def test_what_a_clean_result_lacks_is_named(rule: str, old: str, new: str, draft: str, records: Records) -> None:
     assert old in draft
@@ -319,7 +334,8 @@ def test_rules_are_switched_and_added_in_a_file(tmp_path: Path, study: Path, dra
 
 @pytest.mark.parametrize(("content", "message"), [
     ("rulez: {}", "did you mean 'rules'"), ("rules: {section.nxt: off}", "did you mean 'section.next'"),
-    ("rules: {p.zero: loud}", "error, note or off"), ("ignore: ['(']", "not a regular expression"), ("[1]", "a mapping"),
+    ("rules: {p.zero: loud}", "error, note or off"), ("ignore: ['(']", "not a regular expression"), ("[1]",
+    "a mapping"),
     ("forbid: [{id: a}]", "id, pattern and message"), ("rules: {a: [", "cannot be read"),
 ])  # fmt: skip
 def test_a_wrong_rules_file_is_refused_with_what_was_expected(content: str, message: str, tmp_path: Path) -> None:
@@ -334,7 +350,8 @@ def test_a_wrong_rules_file_is_refused_with_what_was_expected(content: str, mess
 
 PIECES = st.sampled_from(
     ["#", "|", "-", "`", "```", "![", "](", "[", "]", "<!--", "-->", "<!--v:", "**", "_", ">", "1.", "\n", "\n\n", " ",
-     "0.91", "48 of 48", "all_layer", "baseline", "seen", "seed 1", "p = 0", "[0.1, 0.2]", "%", "NLL", "because", "—", "\t",
+     "0.91", "48 of 48", "all_layer", "baseline", "seen", "seed 1", "p = 0", "[0.1, 0.2]", "%", "NLL", "because",
+     "—", "\t",
      "| a | b |\n|---|---|\n| 1 | 2 |\n", "---\n", "\r\n", "\x00", "é", "𝔘", "e9", "1e999", "9" * 30, "²"]
 )  # fmt: skip
 

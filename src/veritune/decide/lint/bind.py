@@ -74,6 +74,12 @@ NAMED_FIRST = frozenset(
 """Kinds whose name stands right before their number: `rank 8`, `a learning rate of 1e-3`."""
 
 
+SEVERAL_RUNS = re.compile(
+    r"\bseeds\b|\bper[\s-]seed|each seed|seed to seed|individual|\bruns\b|\brange|spread", re.IGNORECASE
+)
+"""Words with which a sentence may speak of single runs without naming a seed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one number: bound to `quantity`, or a rule that it breaks."""
@@ -155,6 +161,9 @@ class Binder:
         swapped = self._percent(number, [q for q in scoped if q.rate])
         if swapped is not None:
             return swapped
+        turned = self._turned(passage, number, kinds)
+        if turned is not None:
+            return turned
         elsewhere = self._elsewhere(passage, number, kinds)
         if elsewhere is not None:
             return elsewhere
@@ -169,6 +178,18 @@ class Binder:
                 if _holds(number, q, factor):
                     return q
         return None
+
+    def _turned(self, passage: Passage, number: Number, kinds: frozenset[str]) -> Outcome | None:
+        """A gap of the right size with the sign of the other order."""
+        if "gap" not in kinds or not number.signed:
+            return None
+        other = replace(number, value=-number.value)
+        gaps = [q for q in self.now if q.kind == "gap" and self._in_scope(passage, other, q)]
+        found = self._match(passage, other, gaps)
+        if found is None:
+            return None
+        message = f"{found.name} has this size and the other sign: {found.scope.text()}"
+        return Outcome(number, "number.direction", message, found)
 
     def _elsewhere(self, passage: Passage, number: Number, kinds: frozenset[str]) -> Outcome | None:
         """The value is recorded with another scope. Small counts and one-digit numbers say too little for that."""
@@ -225,6 +246,7 @@ class Binder:
                            suggestion="name its condition, zone and quantity, mark it <!--v:name-->, or "
                            "<!--v:none--> when it is no claim")  # fmt: skip
         factor = 100.0 if number.percent else 1.0
+        scoped = [q for q in scoped if q.kind != "ci"] or scoped  # one number alone is no interval
         nearest = min(scoped, key=lambda q: abs(abs(q.value) * (factor if q.rate else 1.0) - abs(number.value)))
         rule = "number.mismatch"
         if nearest.kind == "p":
@@ -336,6 +358,8 @@ class Binder:
     def _in_scope(self, passage: Passage, number: Number, q: Quantity) -> bool:
         if q.kind in ("rule", "held") and not self._named(passage, q):
             return False
+        if q.name.startswith("spread(") and not SEVERAL_RUNS.search(passage.text):
+            return False
         scope = q.scope if q.kind not in ("level", "power", "margin", "alpha") else replace(q.scope, zone=None)
         if scope.against is not None:
             return self._pair_in_scope(passage, number, q)
@@ -368,9 +392,8 @@ class Binder:
         if scope.seed is not None:
             if seeds is not None:
                 return scope.seed in seeds
-            return bool(
-                re.search(r"\bseeds\b|\bper[\s-]seed|each seed|individual|\bruns\b|\brange", passage.text, re.I)
-            )
+            averaged = re.search(r"\b(?:average|mean)\b", passage.text, re.IGNORECASE)
+            return averaged is None and SEVERAL_RUNS.search(passage.text) is not None
         return seeds is None or q_is_unseeded(scope)
 
     def _pair_in_scope(self, passage: Passage, number: Number, q: Quantity) -> bool:

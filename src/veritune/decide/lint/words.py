@@ -128,7 +128,7 @@ KINDS: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = tuple(
     (frozenset(kinds.split()), re.compile(rf"\b(?:{pattern})", re.IGNORECASE))
     for kinds, pattern in (
         ("nll", r"nll\b|loss(?:es)?\b|nats\b|negative log|log-likelihood|perplex"),
-        ("gap ci detectable margin se", r"gaps?\b|difference|delta|Δ|gains?\b|gained|improve|ahead|behind|higher|lower|better|worse|"
+        ("gap", r"gaps?\b|difference|delta|Δ|gains?\b|gained|improve|ahead|behind|higher|lower|better|worse|"
             r"advantage|trails?\b|lead\b|leads\b|rises?\b|rose\b|lift|drop|points\b|increase|decrease|outscore|beats?\b|exceed|above\b|below\b"),
         ("score rule right", r"scor(?:e|es|ed|ing)\b|rates?\b|mean\b|averag|accura|reach|share of|percent of|rules? (?:hold|kept|that hold)|keeps?\b|kept\b|"
             r"follows?\b|result|got\b|gets\b|at\b|manag|solved?\b|correct|right\b|pass"),
