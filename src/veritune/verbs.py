@@ -143,10 +143,12 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     tag = " (exploratory)" if verdict.exploratory else ""
     lines = [f"{MARK[verdict.status]} {verdict.claim}: {verdict.status.upper()}{tag}"]
     lines += textwrap.wrap(verdict.sentence, 106, initial_indent="    ", subsequent_indent="    ")
-    if verdict.detectable is not None:
+    if verdict.detectable is not None and "detects" not in verdict.sentence:
         lines.append(f"    Smallest difference this design detects with 80 % power: {verdict.detectable:.3f}.")
     if verdict.needed_n is not None:
         lines.append(f"    To settle it: about {verdict.needed_n:,} items.")
+    elif verdict.details.get("needed_seeds"):
+        lines.append(f"    More items cannot settle it; about {verdict.details['needed_seeds']} seeds per arm could.")
     for warning in verdict.warnings:
         lines += textwrap.wrap("! " + warning, 106, initial_indent="    ", subsequent_indent="      ")
     return lines
