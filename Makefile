@@ -25,8 +25,9 @@ $(STAMP): $(CORE)
 
 setup: $(STAMP)
 
+# A claim that is not supported is exit status 2 and no failure of the quickstart.
 quickstart: $(CORE)
-	$(BIN)/veritune run examples/quickstart/study.yaml
+	@$(BIN)/veritune run examples/quickstart/study.yaml || { s=$$?; test $$s -eq 2 -a -f examples/quickstart/report.html; }
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests
