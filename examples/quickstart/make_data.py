@@ -111,7 +111,9 @@ def make_rows(seed: int = 11, wordings: int = 4) -> list[dict[str, object]]:
     return rows
 
 
-def _row(family: str, k: int, original: tuple[str, ...], wording: tuple[str, ...], confidence: str) -> dict[str, object]:
+def _row(
+    family: str, k: int, original: tuple[str, ...], wording: tuple[str, ...], confidence: str
+) -> dict[str, object]:
     subject, who, does, figure, ask, question = original
     brief, cue, line, asked = wording
     words = {
