@@ -74,6 +74,8 @@ NAMED_FIRST = frozenset(
 """Kinds whose name stands right before their number: `rank 8`, `a learning rate of 1e-3`."""
 
 
+MOST = 60
+"""Numbers of one sentence or cell that are bound; nobody reads more, and the work stays bounded."""
 SEVERAL_RUNS = re.compile(
     r"\bseeds\b|\bper[\s-]seed|each seed|seed to seed|individual|\bruns\b|\brange|spread", re.IGNORECASE
 )
@@ -100,12 +102,14 @@ class Binder:
         self.stale = [q for q in records.quantities if q.stale]
         self.now += list(_derived(self.now))
         self._asked: dict[tuple[int, str], frozenset[str | int] | None] = {}
+        self._runs: bool | None = None
+        self._words: str | None = None
 
     # -- a passage --------------------------------------------------------------------------------------------
 
     def check(self, passage: Passage, exempt: Iterable[Number] = ()) -> list[Outcome]:
         """One outcome per number that is not exempt."""
-        self._asked = {}
+        self._asked, self._runs, self._words = {}, None, None
         done: dict[int, Outcome] = {n.start: Outcome(n) for n in exempt}
         skip = set(done)
         for low, high in self._intervals(passage):
@@ -117,8 +121,12 @@ class Binder:
                 for outcome in self._of(passage, part, whole):
                     done[outcome.number.start] = outcome
         for number in passage.numbers:
-            if number.start not in done:
+            if number.start not in done and len(done) < MOST:
                 done[number.start] = self._single(passage, number)
+            elif number.start not in done:
+                done[number.start] = Outcome(
+                    number, "number.unbound", f"more than {MOST} numbers in one sentence or cell"
+                )
         return [o for start, o in sorted(done.items()) if start not in skip]
 
     def marked(self, number: Number, name: str) -> Outcome:
@@ -358,7 +366,7 @@ class Binder:
     def _in_scope(self, passage: Passage, number: Number, q: Quantity) -> bool:
         if q.kind in ("rule", "held") and not self._named(passage, q):
             return False
-        if q.name.startswith("spread(") and not SEVERAL_RUNS.search(passage.text):
+        if q.name.startswith("spread(") and not self._single_runs(passage):
             return False
         scope = q.scope if q.kind not in ("level", "power", "margin", "alpha") else replace(q.scope, zone=None)
         if scope.against is not None:
@@ -369,11 +377,19 @@ class Binder:
                 return False
         return self._place_in_scope(passage, number, scope)
 
-    @staticmethod
-    def _named(passage: Passage, q: Quantity) -> bool:
+    def _single_runs(self, passage: Passage) -> bool:
+        """Whether a passage speaks of single runs without naming a seed, and not of their mean."""
+        if self._runs is None:
+            averaged = re.search(r"\b(?:average|mean)\b", passage.text, re.IGNORECASE)
+            self._runs = averaged is None and SEVERAL_RUNS.search(passage.text) is not None
+        return self._runs
+
+    def _named(self, passage: Passage, q: Quantity) -> bool:
         """Whether the words name a quantity's own alias: one rule among several."""
-        text = " ".join((passage.text, *(a.text for a in passage.around))).lower()
-        return any(re.sub(r"[_-]", " ", alias.lower()) in re.sub(r"[_-]", " ", text) for alias in q.aliases)
+        if self._words is None:
+            text = " ".join((passage.text, *(a.text for a in passage.around))).lower()
+            self._words = re.sub(r"[_-]", " ", text)
+        return any(re.sub(r"[_-]", " ", alias.lower()) in self._words for alias in q.aliases)
 
     def _place_in_scope(self, passage: Passage, number: Number, scope: Scope) -> bool:
         zones = self._allowed(passage, number, "zone")
@@ -392,8 +408,7 @@ class Binder:
         if scope.seed is not None:
             if seeds is not None:
                 return scope.seed in seeds
-            averaged = re.search(r"\b(?:average|mean)\b", passage.text, re.IGNORECASE)
-            return averaged is None and SEVERAL_RUNS.search(passage.text) is not None
+            return self._single_runs(passage)
         return seeds is None or q_is_unseeded(scope)
 
     def _pair_in_scope(self, passage: Passage, number: Number, q: Quantity) -> bool:

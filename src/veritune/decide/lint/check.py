@@ -111,7 +111,7 @@ class _Check:
         heading = self._around(" ".join(block.section[1:]))
         before: list[Around] = []
         for sentence in parts:
-            outer = (*reversed(before), *(earlier if block.kind == "item" else ()), heading)
+            outer = (*reversed(before[-5:]), *(earlier if block.kind == "item" else ()), heading)
             self._passage(self._sentence(sentence, outer))
             for rule, at, message, suggestion in self.speech.check(block, sentence):
                 self._add(rule, at, message, suggestion)

@@ -383,4 +383,18 @@ def sentences(text: str, start: int) -> list[Sentence]:
         begin = end
     if text[begin:].strip():
         out.append(Sentence(text[begin:], start + begin))
-    return out
+    return [piece for sentence in out for piece in pieces(sentence)]
+
+
+LONGEST = 3000
+"""Characters of a sentence that are looked at together: what binds a number is never further away."""
+
+
+def pieces(sentence: Sentence) -> list[Sentence]:
+    """A sentence that is too long to be one, cut at white space: the work per character stays bounded."""
+    out, text, at = [], sentence.text, sentence.start
+    while len(text) > LONGEST:
+        cut = text.rfind(" ", LONGEST // 2, LONGEST) + 1 or LONGEST
+        out.append(Sentence(text[:cut], at))
+        text, at = text[cut:], at + cut
+    return [*out, Sentence(text, at)]

@@ -138,6 +138,8 @@ def _number(text: str, match: re.Match[str]) -> Number | None:
 def _glued(text: str, start: int, end: int) -> bool:
     """Part of a name, a hash or a range of names: a letter, underscore or joining sign touches it."""
     before, after = text[start - 1 : start], text[end : end + 1]
+    if before.isdigit() or after.isdigit():
+        return True
     if before.isalpha() or before == "_" or (before in ("/", "@", "\\", ":") and text[start - 2 : start - 1].isalpha()):
         return True
     if before in ("-", "‑", ".") and re.search(r"[A-Za-z][\w.]{0,40}[-‑.]$", text[max(0, start - 42) : start]):
