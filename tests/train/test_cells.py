@@ -114,13 +114,14 @@ def chosen(context: Context, history: list[dict[str, float]]) -> dict[str, Any]:
     log = [{"step": 1, "loss": 2.0}, *history]
     trainer = SimpleNamespace(state=SimpleNamespace(log_history=log, global_step=9), rows_checked=4)
     metric_log = MetricLog(context.store.run(cell.run_id) / "metrics.jsonl", cell)
-    return cells._training_record(context, cell, trainer, {"n": 1}, metric_log)
+    return cells._training_record(context, cell, trainer, methods.Trainable("lora", {}, (), 1, 4), metric_log)
 
 
 def test_the_lowest_validation_nll_is_chosen_and_the_earliest_of_equals(context: Context) -> None:
     history = [{"step": s, "eval_loss": v} for s, v in ((2, 1.5), (4, 1.25), (6, 1.25), (8, 1.75))]
     record = chosen(context, history)
     assert (record["best_step"], record["validation_nll"]) == (4, 1.25)
+    assert record["trainable"]["share"] == 0.25
     assert [c["validation_nll"] for c in record["candidates"]] == [1.5, 1.25, 1.25, 1.75]
     kept = context.store.root / record["checkpoint"]
     assert {p.name: p.read_text() for p in kept.iterdir()} == {"adapter_model.safetensors": "4"}
