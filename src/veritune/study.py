@@ -230,7 +230,7 @@ class Eval(_Section):
     max_new_tokens: Annotated[Int, Field(ge=1)] = 128
     """Generation stops here; how many outputs were cut is counted."""
     batch_size: Annotated[Int, Field(ge=1)] = 32
-    """Prompts generated together. It changes rounding, and in bfloat16 some greedy outputs; it is frozen for all arms."""
+    """Prompts generated together. It changes rounding, in bfloat16 some greedy outputs; all arms share it."""
     rules: tuple[Rule, ...] = ()
     """For `rules`."""
     score: Literal["mean", "all"] = "mean"
