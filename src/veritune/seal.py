@@ -46,8 +46,7 @@ def verify(study: str | Path) -> list[Finding]:
 
     Raises InputError when the folder was never sealed.
     """
-    folder = Path(study)
-    store = Store(folder if folder.is_dir() else folder.parent)
+    store = Store.of(study)
     path = store.root / "seal.json"
     if not path.exists():
         raise InputError(f"{store.root} has no seal.json.", fix="A study is sealed when `veritune run` ends.")
@@ -126,6 +125,5 @@ def verify_text(findings: list[Finding], files: int) -> str:
 
 def sealed_count(study: str | Path) -> int:
     """Number of files under the seal."""
-    folder = Path(study)
-    record: dict[str, Any] = read_json((folder if folder.is_dir() else folder.parent) / "seal.json")
+    record: dict[str, Any] = read_json(Store.of(study).root / "seal.json")
     return len(record["files"])

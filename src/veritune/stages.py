@@ -360,8 +360,7 @@ def scores(study: str | Path) -> dict[tuple[str, str], ScoreTable]:
 
     Raises InputError when the study has no verdicts yet.
     """
-    folder = Path(study)
-    store = Store(folder if folder.is_dir() else folder.parent)
+    store = Store.of(study)
     if not store.verdict_file.exists():
         raise InputError(f"{store.root} has no verdicts yet.", fix=f"Run it first: veritune run {store.root}")
     return score_tables(store, load_study(store.study_file), read_json(store.verdict_file)["runs"])

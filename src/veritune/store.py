@@ -169,6 +169,12 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @classmethod
+    def of(cls, study: str | Path) -> Store:
+        """The folder of a study that is named by its file or by its folder."""
+        path = Path(study)
+        return cls(path if path.is_dir() else path.parent)
+
     # -- paths ------------------------------------------------------------------------------------------------
 
     @property

@@ -159,16 +159,14 @@ def verdict_lines(verdict: Verdict) -> list[str]:
 
 def status(study: str | Path) -> dict[str, Any]:
     """How a study stands: cells with their state, the holder of the folder, the last event. Reads, never writes."""
-    folder = Path(study)
-    folder = folder if folder.is_dir() else folder.parent
-    if not (folder / "study.yaml").exists():
-        raise InputError(f"{folder} holds no study.yaml.", fix="Name the study file or its folder.")
-    store = Store(folder)
+    store = Store.of(study)
+    if not store.study_file.exists():
+        raise InputError(f"{store.root} holds no study.yaml.", fix="Name the study file or its folder.")
     store.check_format()
     events = store.events()
     return {
         "study": load_study(store.study_file).name,
-        "folder": str(folder),
+        "folder": str(store.root),
         "frozen": store.contract_file.exists(),
         "held_by": store.holder(),
         "cells": [_cell_state(store, path.parent) for path in sorted(store.runs.glob("*/manifest.json"))],
@@ -230,13 +228,11 @@ def draw_report(study: str | Path) -> Path:
     """Draw the report again from the records; its path. Raises InputError when there are no verdicts yet."""
     from veritune.report.page import write_report
 
-    folder = Path(study)
-    folder = folder if folder.is_dir() else folder.parent
-    store = Store(folder)
+    store = Store.of(study)
     parsed = load_study(store.study_file)
     store.check_format()
     if not store.verdict_file.exists():
-        raise InputError(f"{folder} has no verdicts yet.", fix=f"Run it first: veritune run {folder}")
+        raise InputError(f"{store.root} has no verdicts yet.", fix=f"Run it first: veritune run {store.root}")
     return write_report(store, parsed)
 
 

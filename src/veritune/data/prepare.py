@@ -17,7 +17,7 @@ from veritune.data.render import Renderer, render_rows
 from veritune.data.review import require_usable
 from veritune.data.split import Split, SplitConfig, judge_split, split_zones
 from veritune.errors import DataError, GateError
-from veritune.records import ZONES, Rendered, Row, to_json
+from veritune.records import ZONES, Rendered, Row, dumps, to_json
 from veritune.store import Store, hash_of, now, write_json, write_jsonl, write_parquet
 from veritune.study import Study
 
@@ -112,7 +112,7 @@ def _write(
         columns["source"].append(row.source)
         columns["line"].append(row.line)
         columns["messages"].append([{"role": m.role, "content": m.content} for m in row.messages])
-        columns["meta"].append(hash_text(row.meta))
+        columns["meta"].append(dumps(row.meta))
     write_parquet(folder / "rows.parquet", columns)
     members = families.memberships
     write_parquet(
@@ -127,13 +127,6 @@ def _write(
     write_parquet(folder / "split.parquet", {"id": [r.id for r in rows], "zone": [split.zone_of[r.id] for r in rows]})
     record = {"version": version, "created": now(), "parents": [], "rejects": {}, "facts": facts}
     write_json(manifest, record)
-
-
-def hash_text(meta: Mapping[str, Any]) -> str:
-    """A row's other columns as canonical JSON text, so that Parquet needs no common schema."""
-    from veritune.records import dumps
-
-    return dumps(meta)
 
 
 def _split_gate(store: Store, rows: tuple[Row, ...], family_of: Mapping[str, str], split: Split) -> None:
