@@ -220,41 +220,17 @@ class Store:
 
     # -- one process at a time --------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the folder. Raises LockedError naming the holder. A killed holder's lock is gone with it."""
-        import fcntl
+        return _held(self.root / ".lock", str(self.root))
 
-        path = self.root / ".lock"
-        with disk_errors(path):
-            stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until the block ends
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                stream.seek(0)
-                holder = stream.read().strip() or "another process"
-                raise LockedError(
-                    f"{self.root} is in use by {holder}.", fix="Wait for it, or watch it with `veritune status`."
-                ) from None
-            with disk_errors(path):
-                os.ftruncate(stream.fileno(), 0)
-                os.write(stream.fileno(), f"process {os.getpid()} on {os.uname().nodename} since {now()}".encode())
-            yield
+    def run_lock(self, run_id: str) -> contextlib.AbstractContextManager[None]:
+        """Hold one run; other runs of the study may be held by other processes. Raises LockedError."""
+        return _held(self.root / ".locks" / run_id, f"run {run_id}")
 
-    def holder(self) -> str | None:
-        """Who holds the folder now, None when nobody does."""
-        import fcntl
-
-        path = self.root / ".lock"
-        if not path.exists():
-            return None
-        with path.open("r", encoding="utf-8") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return stream.read().strip() or "another process"
-        return None
+    def holder(self, run_id: str | None = None) -> str | None:
+        """Who holds the folder (or one run of it) now, None when nobody does."""
+        return _holder(self.root / ".lock" if run_id is None else self.root / ".locks" / run_id)
 
     # -- records ----------------------------------------------------------------------------------------------
 
@@ -275,10 +251,15 @@ class Store:
 
     def clear_partial(self) -> int:
         """Remove temporary files that a killed process left; their number."""
-        partial = list(self.root.rglob(".*.tmp"))
+        partial = [path for path in self.root.rglob(".*.tmp") if not self._in_work(path)]
         for path in partial:
             path.unlink(missing_ok=True)
         return len(partial)
+
+    def _in_work(self, path: Path) -> bool:
+        """Whether the file belongs to a run that another process is at work on."""
+        parts = path.relative_to(self.root).parts
+        return len(parts) > 2 and parts[0] == "runs" and self.holder(parts[1]) is not None
 
     def need_space(self, n_bytes: int) -> None:
         """Raises MachineError when the disk has less than `n_bytes` free."""
@@ -293,6 +274,10 @@ class Store:
 
     def log(self, event: str, **facts: Any) -> None:
         """Append one event. A last line that a killed process left half-written is dropped first."""
+        with _held(self.root / ".locks" / "events", "the timeline", wait=True):
+            self._append(event, facts)
+
+    def _append(self, event: str, facts: Mapping[str, Any]) -> None:
         lines = self._whole_lines()
         previous = sha256_text(lines[-1]) if lines else None
         line = dumps({"time": now(), "event": event, "previous": previous, **to_json(facts)})
@@ -339,6 +324,54 @@ class Store:
         if not self.events_file.exists():
             return []
         return whole_lines(_text(self.events_file))
+
+
+@contextlib.contextmanager
+def _held(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file. Raises LockedError naming the holder, unless `wait`. A killed holder's lock is gone with it."""
+    import fcntl
+
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until the block ends
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise LockedError(
+                f"{what} is in use by {holder}.", fix="Wait for it, or watch it with `veritune status`."
+            ) from None
+        with disk_errors(path):
+            os.ftruncate(stream.fileno(), 0)
+            os.write(stream.fileno(), f"process {os.getpid()} on {os.uname().nodename} since {now()}".encode())
+        yield
+
+
+def _holder(path: Path) -> str | None:
+    import fcntl
+
+    if not path.exists():
+        return None
+    with path.open("r", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return stream.read().strip() or "another process"
+    return None
+
+
+def read_parquet(path: Path) -> list[dict[str, Any]]:
+    """Rows of a Parquet file as dicts. Raises FormatError where the file is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as exc:
+        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it.") from None
+    return rows
 
 
 def write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from veritune.data.contamination import check_contamination
@@ -16,9 +17,9 @@ from veritune.data.load import load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.data.review import require_usable
 from veritune.data.split import Split, SplitConfig, judge_split, split_zones
-from veritune.errors import DataError, GateError
-from veritune.records import ZONES, Rendered, Row, dumps, to_json
-from veritune.store import Store, hash_of, now, write_json, write_jsonl, write_parquet
+from veritune.errors import DataError, GateError, StaleError
+from veritune.records import ZONES, Message, Rendered, Row, dumps, to_json
+from veritune.store import Store, hash_of, now, read_parquet, write_json, write_jsonl, write_parquet
 from veritune.study import Study
 
 
@@ -58,8 +59,8 @@ def prepare(store: Store, study: Study, tokenizer: Any) -> Prepared:
         write_jsonl(store.audit("findings.jsonl"), problems)
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise DataError(f"{problems[0].message}{more}.", fix="All are in audit/findings.jsonl. Nothing has trained.")
-    version = hash_of([loaded.rows, sorted(family_of.items()), sorted(split.zone_of.items())])[:12]
-    facts = {
+    version = _version(loaded.rows, family_of, split.zone_of)
+    facts: dict[str, Any] = {
         "data_version": version,
         "data_sha256": loaded.source_sha256,
         "template_sha256": renderer.template_sha256,
@@ -75,9 +76,74 @@ def prepare(store: Store, study: Study, tokenizer: Any) -> Prepared:
     _split_gate(store, loaded.rows, family_of, split)
     facts["contamination"] = _contamination_gate(store, study, loaded.rows, split)
     _render_record(store, rendered, renderer, tokenizer)
+    _write_rendered(store, version, facts["rendered_sha256"], rendered, prompts)
     return Prepared(
         version, loaded.rows, family_of, split.zone_of, {r.row_id: r for r in rendered}, prompts, to_json(facts)
     )
+
+
+def _rendered_file(store: Store, version: str, rendered_sha256: str) -> Path:
+    return store.data(version) / f"rendered-{rendered_sha256[:12]}.parquet"
+
+
+def _write_rendered(
+    store: Store, version: str, digest: str, rendered: Sequence[Rendered], prompts: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Token ids as the trainer gets them, so that a cell that stands alone need not render again."""
+    path = _rendered_file(store, version, digest)
+    if not path.exists():
+        columns: dict[str, list[Any]] = {
+            "id": [r.row_id for r in rendered],
+            "input_ids": [list(r.input_ids) for r in rendered],
+            "labels": [list(r.labels) for r in rendered],
+            "prompt_ids": [list(prompts[r.row_id]) for r in rendered],
+        }
+        write_parquet(path, columns)
+
+
+def load_prepared(store: Store, facts: Mapping[str, Any]) -> Prepared:
+    """The frozen data of a study, read back from disk. `facts` are the contract's.
+
+    Raises StaleError when rows, families, zones or token ids on disk are not the frozen ones.
+    """
+    import json
+
+    version, folder = facts["data_version"], store.data(facts["data_version"])
+    path = _rendered_file(store, version, facts["rendered_sha256"])
+    for needed in (path, *(folder / name for name in ("rows.parquet", "families.parquet", "split.parquet"))):
+        if not needed.exists():
+            raise StaleError(f"{needed} is gone.", fix="Make it again: veritune freeze STUDY")
+    rows = tuple(
+        Row(
+            r["id"],
+            tuple(Message(**m) for m in r["messages"]),
+            r["source"],
+            r["line"],
+            r["family"],
+            json.loads(r["meta"]),
+        )
+        for r in read_parquet(folder / "rows.parquet")
+    )
+    family_of = {r["id"]: r["family"] for r in read_parquet(folder / "families.parquet")}
+    zone_of = {r["id"]: r["zone"] for r in read_parquet(folder / "split.parquet")}
+    rendered, prompts = {}, {}
+    for r in read_parquet(path):
+        rendered[r["id"]] = Rendered(r["id"], tuple(r["input_ids"]), tuple(r["labels"]))
+        prompts[r["id"]] = tuple(r["prompt_ids"])
+    found = {"data_version": _version(rows, family_of, zone_of), "rendered_sha256": hash_of(list(rendered.values()))}
+    for name, value in found.items():
+        if value != facts[name]:
+            raise StaleError(
+                f"{folder}: {name} is {value[:12]}, the contract has {facts[name][:12]}: it was edited.",
+                fix="Restore the folder; nothing has trained.",
+            )
+    data_facts = {k: v for k, v in facts.items() if k not in ("model", "packages")}
+    return Prepared(version, rows, family_of, zone_of, rendered, prompts, data_facts)
+
+
+def _version(rows: Sequence[Row], family_of: Mapping[str, str], zone_of: Mapping[str, str]) -> str:
+    """The data version: rows, families and zones, hashed."""
+    return hash_of([rows, sorted(family_of.items()), sorted(zone_of.items())])[:12]
 
 
 def _families(study: Study, rows: tuple[Row, ...]) -> FamilyResult:
@@ -106,11 +172,12 @@ def _write(
     manifest = folder / "manifest.json"
     if manifest.exists():
         return
-    columns: dict[str, list[Any]] = {"id": [], "source": [], "line": [], "messages": [], "meta": []}
+    columns: dict[str, list[Any]] = {"id": [], "source": [], "line": [], "family": [], "messages": [], "meta": []}
     for row in rows:
         columns["id"].append(row.id)
         columns["source"].append(row.source)
         columns["line"].append(row.line)
+        columns["family"].append(row.family)
         columns["messages"].append([{"role": m.role, "content": m.content} for m in row.messages])
         columns["meta"].append(dumps(row.meta))
     write_parquet(folder / "rows.parquet", columns)

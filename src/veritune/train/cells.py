@@ -399,7 +399,7 @@ def finish(context: Context, cell: Cell, evals: Mapping[str, Path]) -> dict[str,
     training = read_json(folder / "training.json") if (folder / "training.json").exists() else None
     nll = read_json(folder / "probes" / "nll.json")
     summary = {
-        "input_hash": summary_hash(context, cell),
+        "input_hash": summary_hash(context.study, cell),
         "run_id": cell.run_id,
         "phase": cell.phase,
         "condition": cell.condition,
@@ -414,9 +414,9 @@ def finish(context: Context, cell: Cell, evals: Mapping[str, Path]) -> dict[str,
     return summary
 
 
-def summary_hash(context: Context, cell: Cell) -> str:
+def summary_hash(study: Study, cell: Cell) -> str:
     """What a finished cell was made from: its training inputs and the eval contracts."""
-    evals = {name: spec.model_dump(mode="json") for name, spec in context.study.evals.items()}
+    evals = {name: spec.model_dump(mode="json") for name, spec in study.evals.items()}
     return hash_of({"cell": cell.input_hash, "evals": evals})
 
 

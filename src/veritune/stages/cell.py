@@ -1,0 +1,140 @@
+"""One cell from base model to summary: `veritune cell STUDY RUN_ID`, on any machine that sees the folder.
+
+A cell holds its own run's lock and no other, so that as many cells run side by side as there is room for. What a
+killed cell finished is kept, and the same command takes it up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from veritune import contract
+from veritune.errors import InputError, StaleError, VerituneError
+from veritune.evaluate import tasks
+from veritune.progress import Progress
+from veritune.records import Row
+from veritune.seal import break_seal
+from veritune.stages.ready import Ready, make_ready, study_at
+from veritune.stages.watch import FAILED
+from veritune.store import hash_of, now, read_json, write_json, write_jsonl
+from veritune.study import BASELINE
+
+
+def cell_command(study_path: str | Path, run_id: str, progress: Progress | None = None) -> dict[str, Any]:
+    """Run one cell of a frozen study; its summary. Does nothing when the cell is done.
+
+    Raises InputError without a contract or for an unknown run id, StaleError when study or base differ from the
+    contract, LockedError when another process is at work on the cell.
+    """
+    ready = ready_from_contract(study_path, progress or Progress())
+    known = {cell.run_id: cell for cell in cells_of(ready)}
+    if run_id not in known:
+        raise InputError(f"no cell {run_id!r} in {ready.store.root}.", fix="`veritune cells STUDY` lists them.")
+    return run_cell(ready, known[run_id])
+
+
+def ready_from_contract(study_path: str | Path, progress: Progress) -> Ready:
+    """The study as it was frozen, its data read back from disk. Raises InputError, StaleError."""
+    store, study = study_at(study_path)
+    if not store.contract_file.exists():
+        raise InputError(f"{store.root} is not frozen.", fix="Freeze it first: veritune freeze STUDY")
+    last = contract.read(store)["entries"][-1]["terms"]
+    differences = list(contract.differ(last["study"], study.model_dump(mode="json"), "study"))
+    if differences:
+        raise StaleError(
+            f"{store.study_file} differs from the frozen contract: {differences[0]}.",
+            fix='Undo it, or record it: `veritune amend STUDY --reason "..."`.',
+        )
+    ready = make_ready(store, study, progress, frozen=last["facts"])
+    differences = list(contract.differ(last["facts"]["model"], ready.facts["model"], "facts.model"))
+    if differences:
+        raise StaleError(
+            f"the base model is not the frozen one: {differences[0]}.", fix="Restore it; nothing has trained."
+        )
+    return ready
+
+
+def cells_of(ready: Ready) -> list[Any]:
+    """Every cell of the study, in the order in which they are run."""
+    from veritune.train.cells import plan_cells
+
+    return plan_cells(ready.study, ready.facts)
+
+
+def is_done(ready: Ready, cell: Any) -> bool:
+    """Whether the cell's summary is there and was made from these inputs."""
+    from veritune.train.cells import summary_hash
+
+    return ready.store.is_done(ready.store.run(cell.run_id) / "summary.json", summary_hash(ready.study, cell))
+
+
+def run_cell(ready: Ready, cell: Any) -> dict[str, Any]:
+    """Train and score one cell, or what is left of it; its summary. A failure is recorded in the run's folder."""
+    folder = ready.store.run(cell.run_id)
+    with ready.store.run_lock(cell.run_id):
+        if is_done(ready, cell):
+            return read_json(folder / "summary.json")
+        break_seal(ready.store)
+        (folder / "summary.json").unlink(missing_ok=True)  # it speaks of scores that are about to go
+        try:
+            summary = _work(ready, cell)
+        except VerituneError as exc:
+            write_json(folder / FAILED, {"input_hash": cell.input_hash, "time": now(), "error": str(exc)})
+            raise
+        (folder / FAILED).unlink(missing_ok=True)
+        return summary
+
+
+def _work(ready: Ready, cell: Any) -> dict[str, Any]:
+    from veritune.train import cells
+
+    context = ready.context
+    cells.start(context, cell, ready.machine, ready.packages)
+    if cell.phase != BASELINE:
+        cells.train(context, cell)
+    model = cells.load_trained(context, cell)
+    cells.measure_nll(context, cell, model, ready.nll_rows)
+    paths = {name: _score(ready, cell, name, rows, model) for name, rows in ready.items.items()}
+    return cells.finish(context, cell, paths)
+
+
+def _score(ready: Ready, cell: Any, name: str, rows: Sequence[Row], model: Any) -> Path:
+    """Generate and score one eval; the path of its scores. Scores of another eval contract are set aside."""
+    from veritune.evaluate.generate import Decoding, generate
+
+    spec, data, progress = ready.study.evals[name], ready.data, ready.progress
+    path = ready.store.run(cell.run_id) / "scores" / f"{name}.jsonl"
+    stamp = path.with_suffix(".json")
+    digest = hash_of({"cell": cell.input_hash, "eval": spec.model_dump(mode="json"), "items": [r.id for r in rows]})
+    if path.exists() and ready.store.is_done(stamp, digest):
+        return path
+    kind = f"generate {'baseline' if cell.phase == BASELINE else 'tuned'}"
+
+    def on_batch(n: int, seconds: float) -> None:
+        progress.measure("generate tuned", n, seconds)
+        progress.advance(kind, n, seconds, f"{cell.condition} seed {cell.seed}: answering {name}")
+
+    decoding = Decoding(spec.max_new_tokens, spec.batch_size)
+    outputs = generate(model, ready.tokenizer, [data.prompts[r.id] for r in rows], decoding, on_batch)
+    _set_aside(path, stamp)
+    scores = []
+    for row, output in zip(rows, outputs):
+        found = tasks.score(name, spec, row, output)
+        family, zone = data.family_of[row.id], data.zone_of[row.id]
+        scores.append(replace(found, run_id=cell.run_id, family=family, zone=zone))
+    write_jsonl(path, scores)
+    write_json(stamp, {"input_hash": digest, "items": len(scores), "decoding": {"greedy": True, **asdict(decoding)}})
+    return path
+
+
+def _set_aside(path: Path, stamp: Path) -> None:
+    """Keep scores of an earlier eval contract under the hash they were made from; half-made ones go."""
+    if stamp.exists() and path.exists():
+        old = read_json(stamp)["input_hash"][:8]
+        path.rename(path.with_name(f"{path.stem}.{old}.jsonl"))
+        stamp.rename(stamp.with_name(f"{stamp.stem}.{old}.json"))
+    stamp.unlink(missing_ok=True)  # the stamp of other scores must not vouch for new ones
+    path.unlink(missing_ok=True)

@@ -1,0 +1,106 @@
+"""From the records of finished cells to verdicts: scores as tables, recorded quantities, claims judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from veritune import contract
+from veritune.decide.claims import Context as ClaimContext
+from veritune.decide.claims import judge
+from veritune.decide.table import ScoreTable
+from veritune.errors import InputError
+from veritune.records import Score, Verdict, to_json
+from veritune.store import Store, hash_of, read_json, read_jsonl, write_json
+from veritune.study import BASELINE, Study, load_study
+
+
+def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Mapping[str, Any]) -> list[Verdict]:
+    """Judge every declared claim on these runs' scores and write `verdict.json`; the verdicts.
+
+    `kept` is the contract as `contract.read` gives it; claims that it marks exploratory stay so.
+    """
+    tables = score_tables(store, study, run_ids)
+    exploratory = contract.exploratory_claims(kept)
+    claims = []
+    for claim in study.claims:
+        late = {"correction": "exploratory"} if claim.name in exploratory else {}
+        claims.append(claim.model_copy(update={"eval": study.eval_of(claim), **late}))
+    context = ClaimContext(
+        probes=recorded_quantities(store, run_ids),
+        scales=dict.fromkeys(study.evals, (0.0, 1.0)),
+        failure_values=dict.fromkeys(study.evals, 0.0),
+        evidence={"*": {"contamination": _contamination(kept), "replicated": None}},
+    )
+    verdicts = [replace(v, exploratory=v.exploratory or v.claim in exploratory) for v in judge(claims, tables, context)]
+    inputs = hash_of({"contract": kept["entries"][-1]["hash"], "scores": _score_hashes(store, study, run_ids)})
+    record = {
+        "input_hash": inputs,
+        "contract": kept["entries"][-1]["hash"],
+        "runs": list(run_ids),
+        "verdicts": verdicts,
+    }
+    if not store.verdict_file.exists() or read_json(store.verdict_file) != to_json(record):
+        write_json(store.verdict_file, record)
+    store.log_once("decided", inputs=inputs, verdicts={v.claim: v.status for v in verdicts})
+    return verdicts
+
+
+def _score_hashes(store: Store, study: Study, run_ids: Sequence[str]) -> dict[str, str]:
+    paths = [store.run(run_id) / "scores" / f"{name}.json" for run_id in run_ids for name in study.evals]
+    return {store.relative(path): read_json(path)["input_hash"] for path in paths}
+
+
+def probe_names(study: Study) -> list[str]:
+    """What a claim of kind `probe` may name: quantities that every run of the study records."""
+    arms = [*study.conditions, BASELINE]
+    zones = sorted({zone for spec in study.evals.values() for zone in spec.zones} | {"validation"})
+    trained = [f"{what}.{name}" for name in study.conditions for what in ("final_loss", "trainable_share")]
+    return sorted([*(f"nll.{zone}.{arm}" for zone in zones for arm in arms), *trained])
+
+
+def recorded_quantities(store: Store, run_ids: Sequence[str]) -> dict[str, float]:
+    """The quantities of `probe_names`, each the mean over the condition's seeds."""
+    values: dict[str, list[float]] = {}
+    for run_id in run_ids:
+        summary = read_json(store.run(run_id) / "summary.json")
+        arm, training = summary["condition"], summary["training"]
+        for zone, found in summary["nll"].items():
+            values.setdefault(f"nll.{zone}.{arm}", []).append(found["nll"])
+        if training is not None:
+            share = training["trainable"]["n_trainable"] / training["trainable"]["n_total"]
+            values.setdefault(f"final_loss.{arm}", []).append(training["final_loss"])
+            values.setdefault(f"trainable_share.{arm}", []).append(share)
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _contamination(kept: Mapping[str, Any]) -> str:
+    """`clean` when no near-copy of a held-out item was found in the trained rows, else `found`."""
+    counts = kept["entries"][-1]["terms"]["facts"]["contamination"]["evals"].values()
+    return "found" if any(c["rows_exact"] + c["rows_confirmed"] for c in counts) else "clean"
+
+
+def scores(study: str | Path) -> dict[tuple[str, str], ScoreTable]:
+    """Tables by (condition, eval) of a finished study: the runs its verdicts were made from.
+
+    Raises InputError when the study has no verdicts yet.
+    """
+    store = Store.of(study)
+    if not store.verdict_file.exists():
+        raise InputError(f"{store.root} has no verdicts yet.", fix=f"Run it first: veritune run {store.root}")
+    return score_tables(store, load_study(store.study_file), read_json(store.verdict_file)["runs"])
+
+
+def score_tables(store: Store, study: Study, run_ids: Sequence[str]) -> dict[tuple[str, str], ScoreTable]:
+    """The scores of these runs as tables by (condition, eval); the baseline is a fixed arm."""
+    scores: dict[tuple[str, str], list[Score]] = {}
+    for run_id in run_ids:
+        condition = read_json(store.run(run_id) / "manifest.json")["condition"]
+        for name in study.evals:
+            rows = read_jsonl(store.run(run_id) / "scores" / f"{name}.jsonl")
+            scores.setdefault((condition, name), []).extend(Score(**row) for row in rows)
+    return {
+        key: ScoreTable.from_scores(rows, condition=key[0], fixed=key[0] == BASELINE) for key, rows in scores.items()
+    }

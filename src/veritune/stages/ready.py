@@ -1,0 +1,126 @@
+"""A study made ready: file, model, data, items and facts checked, before anything is spent."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from veritune.data.prepare import Prepared, load_prepared, prepare
+from veritune.errors import StudyError
+from veritune.evaluate import tasks
+from veritune.machine import describe_machine, package_versions
+from veritune.progress import Progress
+from veritune.records import Row
+from veritune.stages.decide import probe_names
+from veritune.store import Store
+from veritune.study import Study, load_study
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What every cell of a study shares. `facts` is what the contract freezes beside the settings.
+
+    `items` are the rows each eval asks, by the eval's name; `tokenizer` is the model's own.
+    """
+
+    store: Store
+    study: Study
+    progress: Progress
+    model: Any
+    tokenizer: Any
+    data: Prepared
+    items: Mapping[str, list[Row]]
+    facts: Mapping[str, Any]
+
+    @cached_property
+    def context(self) -> Any:
+        """The same for `train.cells`."""
+        from veritune.train.cells import Context
+
+        return Context(self.store, self.study, self.model, self.tokenizer, self.data, self.progress)
+
+    @cached_property
+    def machine(self) -> dict[str, Any]:
+        """This machine, as manifests record it."""
+        return describe_machine()
+
+    @property
+    def packages(self) -> Mapping[str, str]:
+        """Package versions here, as manifests record them."""
+        packages: Mapping[str, str] = self.facts["packages"]
+        return packages
+
+    @cached_property
+    def nll_rows(self) -> list[str]:
+        """Ids of the rows whose loss every cell measures: the items of all evals and the validation rows."""
+        asked = {row.id for rows in self.items.values() for row in rows}
+        return [r.id for r in self.data.rows if r.id in asked or self.data.zone_of[r.id] == "validation"]
+
+
+def study_at(path: str | Path) -> tuple[Store, Study]:
+    """The study in a folder or file. Raises StudyError when it has another name than study.yaml, or is not valid."""
+    file = Path(path)
+    file = file / "study.yaml" if file.is_dir() else file
+    study = load_study(file)
+    if file.name != "study.yaml":
+        raise StudyError(f"{file}: a study file is named study.yaml; its folder is the study.", fix="Rename it.")
+    return Store(file.parent), study
+
+
+def make_ready(store: Store, study: Study, progress: Progress, *, frozen: Mapping[str, Any] | None = None) -> Ready:
+    """Check the study and prepare its data.
+
+    With `frozen` (the facts of a contract) the data version that was frozen is read back from disk instead, which is
+    quick, and its hashes are compared with the contract's. Raises StudyError, DataError, GateError, ModelError,
+    StaleError.
+    """
+    model, tokenizer = _checked_model(store, study)
+    data = load_prepared(store, frozen) if frozen else prepare(store, study, tokenizer)
+    items = _items(study, data)
+    return Ready(store, study, progress, model, tokenizer, data, items, _facts(model, data))
+
+
+def _checked_model(store: Store, study: Study) -> tuple[Any, Any]:
+    from veritune.train import methods
+    from veritune.train.models import context_length, load_tokenizer, resolve
+
+    for name, condition in study.conditions.items():
+        methods.check(name, condition)
+    names = probe_names(study)
+    for claim in study.claims:
+        if claim.probe is not None and claim.probe not in names:
+            close = difflib.get_close_matches(claim.probe, names, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise StudyError(f"claims: {claim.name}: no probe {claim.probe!r}{hint}.", fix=f"There are: {names}.")
+    model = resolve(study.model, store.root)
+    tokenizer = load_tokenizer(model)
+    longest = context_length(model)
+    if longest is not None and study.train.max_length > longest:
+        raise StudyError(
+            f"train.max_length: {study.train.max_length} exceeds the model's context of {longest} tokens.",
+            fix=f"Set it to at most {longest}.",
+        )
+    return model, tokenizer
+
+
+def _items(study: Study, data: Prepared) -> dict[str, list[Row]]:
+    chosen = {}
+    for name, spec in study.evals.items():
+        rows = tasks.items(spec, data.rows, data.zone_of, data.family_of)
+        empty = [zone for zone in spec.zones if not any(data.zone_of[r.id] == zone for r in rows)]
+        if empty:
+            raise StudyError(f"evals.{name}: zone {empty[0]!r} has no items.", fix="Change `split` or the zones.")
+        tasks.check_items(name, spec, rows)
+        chosen[name] = rows
+    return chosen
+
+
+def _facts(model: Any, data: Prepared) -> dict[str, Any]:
+    from veritune.train.models import weight_hashes
+
+    weights = {"name": model.name, "dtype": model.dtype, "files": weight_hashes(model)}
+    return {**data.facts, "model": weights, "packages": package_versions()}
