@@ -122,7 +122,7 @@ def test_status_of_a_killed_study_says_how_far_it_came(study: Any, forks: Any) -
         stream.write('{"metric": {"name": "torn"}')
     cells = {c["condition"]: c for c in status(study.root)["cells"]}
     assert cells["baseline"]["state"] == "done"
-    assert (cells["attention_only"]["state"], cells["attention_only"]["step"]) == ("training", 3)
+    assert (cells["attention_only"]["state"], cells["attention_only"]["step"]) == ("stopped", 3)
 
 
 def test_status_of_no_study_is_refused(tmp_path: Path) -> None:

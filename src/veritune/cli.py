@@ -63,6 +63,18 @@ def init(
 def run(
     study: StudyArg,
     amend: Annotated[str | None, typer.Option(help="Reason for a change against the frozen contract.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where cells run: local, ray or slurm; default: here, one after the other.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="local: cells side by side; 0 takes as many as fit.")] = 0,
+    cpus: Annotated[int, typer.Option(help="ray, slurm: cores a cell.")] = 1,
+    gpus: Annotated[float, typer.Option(help="ray, slurm: accelerators a cell.")] = 0,
+    address: Annotated[
+        str | None, typer.Option(help="ray: the cluster's address; default: the one found here.")
+    ] = None,
+    executor_option: Annotated[
+        list[str] | None, typer.Option(help="slurm: a submitit option, such as slurm_partition=gpu; repeat.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -71,10 +83,22 @@ def run(
     from veritune.stages import run as verb
     from veritune.verbs import outcome_text
 
-    outcome = verb(study, amend=amend, progress=Progress(silent=quiet or as_json))
+    plan = _executor(executor, workers=workers, cpus=cpus, gpus=gpus, address=address, options=executor_option or [])
+    outcome = verb(study, amend=amend, progress=Progress(silent=quiet or as_json), executor=plan)
     print(_json(outcome) if as_json else outcome_text(outcome))
     if not outcome.all_supported:
         raise typer.Exit(2)
+
+
+def _executor(kind: str | None, *, options: list[str], **settings: Any) -> Any:
+    from veritune.errors import InputError
+    from veritune.stages.executors import Plan, options_from
+
+    if kind is None:
+        return None
+    if kind not in ("local", "ray", "slurm"):
+        raise InputError(f"--executor {kind!r}: expected local, ray or slurm.", fix="Leave it out to run cells here.")
+    return Plan(kind=kind, options=options_from(options), **settings)  # type: ignore[arg-type]
 
 
 @app.command()

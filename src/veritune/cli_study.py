@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(cells)
     app.command()(cell)
+    app.command()(watch)
 
 
 def cells(study: StudyArg, as_json: JsonOption = False) -> None:
@@ -37,6 +38,20 @@ def cell(
 
     summary = cell_command(study, run_id, Progress(silent=quiet or as_json))
     print(_json(summary) if as_json else f"{run_id} is done")
+
+
+def watch(
+    study: StudyArg,
+    every: Annotated[float, typer.Option(help="Seconds between looks.")] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a running study from any terminal: every cell, step, loss, time left; stalled is told from slow."""
+    from veritune.progress import Progress
+    from veritune.stages.watch import cells_text
+    from veritune.stages.watch import watch as verb
+
+    found = verb(study, Progress(silent=as_json), every)
+    print(_json(found) if as_json else cells_text(found))
 
 
 def _json(record: object) -> str:

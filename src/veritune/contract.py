@@ -18,7 +18,7 @@ from veritune.study import Study
 
 def terms(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that is frozen: the resolved settings and the facts (hashes of data, split, template, model ...)."""
-    return {"study": study.model_dump(mode="json"), "facts": to_json(facts)}
+    return {"study": study.frozen(), "facts": to_json(facts)}
 
 
 def freeze(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,11 @@ class Progress:
         self._close()
         print(message, file=self.stream, flush=True)
 
-    def _show(self, note: str) -> None:
+    def note(self, words: str) -> None:
+        """Show one passing line about work that is done elsewhere."""
+        self._show(words, estimate=False)
+
+    def _show(self, note: str, *, estimate: bool = True) -> None:
         if self.silent:
             return
         now = time.monotonic()
@@ -82,7 +86,7 @@ class Progress:
         self.last_print = now
         left = self.left_s()
         eta = "time left: measuring" if left is None else f"about {clock(left)} left"
-        line = f"  {clock(now - self.started)}  {note}  {eta}"
+        line = f"  {clock(now - self.started)}  {note}" + (f"  {eta}" if estimate else "")
         if self.live:
             print(f"\r\x1b[2K{line[:118]}", end="", file=self.stream, flush=True)
             self._open_line = True

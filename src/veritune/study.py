@@ -21,6 +21,7 @@ from veritune.errors import StudyError
 NAME = r"^[A-Za-z][A-Za-z0-9_\-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 BASELINE = "baseline"
+NOT_FROZEN = {"report_to"}  # settings that change no result and may change at any time
 EvalZone = Literal["seen", "sibling", "stranger"]
 ClaimKind = Literal[
     "improves", "better_by", "equivalent", "not_worse", "generalises", "no_regression", "probe", "differ"
@@ -105,6 +106,12 @@ class Train(_Section):
     """Rows per device and micro-batch."""
     gradient_accumulation_steps: Annotated[Int, Field(ge=1)] = 1
     """Micro-batches per optimizer step."""
+    devices: Annotated[Int, Field(ge=1)] = 1
+    """Processes that train one cell together; an optimizer step holds this many times the rows of one process."""
+    strategy: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
+    """How several devices share a cell: copies of the model, or its parts (`fsdp2`, `deepspeed`, on accelerators)."""
+    strategy_config: dict[str, Any] | None = None
+    """For `fsdp2` the Trainer's `fsdp_config`, for `deepspeed` its JSON configuration, as a mapping."""
     learning_rate: Annotated[Real, Field(gt=0, lt=1)] = 2e-4
     """Peak learning rate; a condition may name its own only if the study declares `lr` as a factor."""
     lr_scheduler_type: Literal[
@@ -126,6 +133,10 @@ class Train(_Section):
     def _some_steps(self) -> Train:
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}: expected -1 (train for num_train_epochs) or at least 1")
+        if self.strategy != "ddp" and self.devices == 1:
+            raise ValueError(
+                f"strategy is {self.strategy}: it shares a model among devices, so `devices` is at least 2"
+            )
         return self
 
 
@@ -330,6 +341,8 @@ class Study(_Section):
     """The eval contracts, by name."""
     claims: tuple[Claim, ...] = ()
     """The claims, declared before training."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Also send every run's log lines there, as Hugging Face's Trainer does. It is not part of the contract."""
 
     @model_validator(mode="after")
     def _whole(self) -> Study:
@@ -375,6 +388,10 @@ class Study(_Section):
                 raise ValueError(
                     f"conditions: {key} differs ({values}) and is not declared: make it equal, or add it to `factor`"
                 )
+
+    def frozen(self) -> dict[str, Any]:
+        """The settings that a contract holds, as JSON values."""
+        return self.model_dump(mode="json", exclude=NOT_FROZEN)
 
     def eval_of(self, claim: Claim) -> str:
         """Name of the eval that decides `claim`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from veritune.errors import InputError, StudyError, VerituneError
 from veritune.records import Verdict
-from veritune.store import Store, disk_errors, read_json, whole_lines, write_text
+from veritune.store import Store, disk_errors, read_json, write_text
 from veritune.study import load_study
 
 MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
@@ -169,11 +169,17 @@ def status(study: str | Path) -> dict[str, Any]:
         "folder": str(store.root),
         "frozen": store.contract_file.exists(),
         "held_by": store.holder(),
-        "cells": [_cell_state(store, path.parent) for path in sorted(store.runs.glob("*/manifest.json"))],
+        "cells": _cells(study) if store.contract_file.exists() else [],
         "verdicts": _verdicts(store),
         "last_event": events[-1] if events else None,
         "report": str(store.report_file) if store.report_file.exists() else None,
     }
+
+
+def _cells(study: str | Path) -> list[dict[str, Any]]:
+    from veritune.stages.watch import list_cells
+
+    return list_cells(study)
 
 
 def _verdicts(store: Store) -> dict[str, str]:
@@ -182,40 +188,15 @@ def _verdicts(store: Store) -> dict[str, str]:
     return {v["claim"]: v["status"] for v in read_json(store.verdict_file)["verdicts"]}
 
 
-def _cell_state(store: Store, folder: Path) -> dict[str, Any]:
-    manifest = read_json(folder / "manifest.json")
-    row: dict[str, Any] = {k: manifest[k] for k in ("run_id", "condition", "seed", "phase")}
-    row |= {"state": "started", "step": None, "loss": None, "age_s": None}
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists():
-        row |= _last_step(metrics)
-    if (folder / "training.json").exists():
-        row["state"] = "trained"
-    if (folder / "summary.json").exists():
-        row["state"] = "done"
-    return row
-
-
-def _last_step(metrics: Path) -> dict[str, Any]:
-    import json
-
-    rows = [json.loads(line) for line in whole_lines(metrics.read_text(encoding="utf-8"))]
-    losses = [r for r in rows if r["split"] == "seen" and r["loss"] is not None]
-    if not losses:
-        return {}
-    age = time.time() - metrics.stat().st_mtime
-    return {"state": "training", "step": losses[-1]["step"], "loss": losses[-1]["loss"], "age_s": round(age, 1)}
-
-
 def status_text(found: Mapping[str, Any]) -> str:
     """`status` for the screen."""
     held = f"running: {found['held_by']}" if found["held_by"] else "nobody is at work on it"
     lines = [f"{found['study']} in {found['folder']}: {held}"]
     lines.append("contract frozen" if found["frozen"] else "not frozen yet: nothing has trained")
-    for cell in found["cells"]:
-        where = f"step {cell['step']}, loss {cell['loss']:.3f}" if cell["loss"] is not None else ""
-        seed = "-" if cell["phase"] == "baseline" else cell["seed"]
-        lines.append(f"  {cell['condition']:<24} seed {seed!s:<4} {cell['state']:<9} {where}")
+    if found["cells"]:
+        from veritune.stages.watch import cells_text
+
+        lines += ["  " + line for line in cells_text(found["cells"]).splitlines()]
     lines += [f"  {MARK[state]} {claim}: {state}" for claim, state in found["verdicts"].items()]
     if found["last_event"]:
         lines.append(f"last event: {found['last_event']['event']} at {found['last_event']['time']}")

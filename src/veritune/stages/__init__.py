@@ -6,7 +6,28 @@ decide.py   verdicts from the records of finished cells
 flow.py     `veritune run`: all of it in order
 """
 
-from veritune.stages.decide import probe_names, recorded_quantities, score_tables, scores
-from veritune.stages.flow import Outcome, run
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from veritune.stages.decide import probe_names, recorded_quantities, score_tables, scores
+    from veritune.stages.flow import Outcome, run
+
+_HOMES = {
+    "Outcome": "flow",
+    "probe_names": "decide",
+    "recorded_quantities": "decide",
+    "run": "flow",
+    "score_tables": "decide",
+    "scores": "decide",
+}
 
 __all__ = ["Outcome", "probe_names", "recorded_quantities", "run", "score_tables", "scores"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'veritune.stages' has no attribute {name!r}")
+    return getattr(import_module(f"veritune.stages.{_HOMES[name]}"), name)

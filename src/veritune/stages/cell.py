@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
-from veritune.errors import InputError, StaleError, VerituneError
+from veritune.errors import InputError, MachineError, StaleError, VerituneError
 from veritune.evaluate import tasks
 from veritune.progress import Progress
 from veritune.records import Row
 from veritune.seal import break_seal
-from veritune.stages.ready import Ready, make_ready, study_at
-from veritune.stages.watch import FAILED
+from veritune.stages.ready import Ready, make_ready
+from veritune.stages.watch import FAILED, study_at
 from veritune.store import hash_of, now, read_json, write_json, write_jsonl
 from veritune.study import BASELINE
+from veritune.train import distributed
 
 
 def cell_command(study_path: str | Path, run_id: str, progress: Progress | None = None) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def ready_from_contract(study_path: str | Path, progress: Progress) -> Ready:
     if not store.contract_file.exists():
         raise InputError(f"{store.root} is not frozen.", fix="Freeze it first: veritune freeze STUDY")
     last = contract.read(store)["entries"][-1]["terms"]
-    differences = list(contract.differ(last["study"], study.model_dump(mode="json"), "study"))
+    differences = list(contract.differ(last["study"], study.frozen(), "study"))
     if differences:
         raise StaleError(
             f"{store.study_file} differs from the frozen contract: {differences[0]}.",
@@ -74,6 +75,14 @@ def is_done(ready: Ready, cell: Any) -> bool:
 def run_cell(ready: Ready, cell: Any) -> dict[str, Any]:
     """Train and score one cell, or what is left of it; its summary. A failure is recorded in the run's folder."""
     folder = ready.store.run(cell.run_id)
+    devices = ready.study.train.devices
+    if devices > 1 and cell.phase != BASELINE and not (folder / "training.json").exists():
+        if distributed.world_size() == 1:
+            return _on_several(ready, cell, devices)
+        if not distributed.is_main():
+            from veritune.train import cells
+
+            return cells.train(ready.context, cell)
     with ready.store.run_lock(cell.run_id):
         if is_done(ready, cell):
             return read_json(folder / "summary.json")
@@ -86,6 +95,19 @@ def run_cell(ready: Ready, cell: Any) -> dict[str, Any]:
             raise
         (folder / FAILED).unlink(missing_ok=True)
         return summary
+
+
+def _on_several(ready: Ready, cell: Any, devices: int) -> dict[str, Any]:
+    """Run the cell on several processes of this machine. Raises what the cell recorded as its failure."""
+    folder = ready.store.run(cell.run_id)
+    if is_done(ready, cell):
+        return read_json(folder / "summary.json")
+    (folder / FAILED).unlink(missing_ok=True)
+    status = distributed.launch(ready.store.root, cell.run_id, devices)
+    if is_done(ready, cell):
+        return read_json(folder / "summary.json")
+    said = read_json(folder / FAILED)["error"] if (folder / FAILED).exists() else f"torchrun ended with status {status}"
+    raise MachineError(f"run {cell.run_id} on {devices} processes failed: {said}", fix="What it finished is kept.")
 
 
 def _work(ready: Ready, cell: Any) -> dict[str, Any]:

@@ -7,18 +7,22 @@ Every stage skips what is on disk and was made from the same inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.errors import MachineError
+from veritune.machine import peak_memory_bytes
 from veritune.progress import Progress
 from veritune.records import Verdict
 from veritune.report.page import write_report
 from veritune.seal import refuse_edited, seal
 from veritune.stages.cell import cells_of, is_done, run_cell
 from veritune.stages.decide import decide
-from veritune.stages.ready import Ready, make_ready, study_at
+from veritune.stages.executors import Ended, Plan, how_many_fit, run_cells
+from veritune.stages.ready import Ready, make_ready
+from veritune.stages.watch import Board, study_at
 from veritune.store import Store, read_json, write_json
 from veritune.study import BASELINE, Study
 
@@ -40,10 +44,17 @@ class Outcome:
         return all(v.status == "supported" for v in self.verdicts)
 
 
-def run(study_file: str | Path, *, amend: str | None = None, progress: Progress | None = None) -> Outcome:
+def run(
+    study_file: str | Path,
+    *,
+    amend: str | None = None,
+    progress: Progress | None = None,
+    executor: Plan | None = None,
+) -> Outcome:
     """Run a study, or what is left of it.
 
     `amend` is the reason for a change against the frozen contract; without one a changed study is refused (StaleError).
+    `executor` says where cells run; None runs them one after the other in this process.
     Raises subclasses of VerituneError; nothing that was finished is lost.
     """
     store, study = study_at(study_file)
@@ -52,16 +63,17 @@ def run(study_file: str | Path, *, amend: str | None = None, progress: Progress 
         store.check_events()
         store.clear_partial()
         refuse_edited(store)
-        return _Runner(store, study, progress or Progress()).run(amend)
+        return _Runner(store, study, progress or Progress(), executor).run(amend)
 
 
 class _Runner:
     """One pass over one study folder, held under its lock."""
 
-    def __init__(self, store: Store, study: Study, progress: Progress) -> None:
+    def __init__(self, store: Store, study: Study, progress: Progress, executor: Plan | None) -> None:
         self.store = store
         self.study = study
         self.progress = progress
+        self.executor = executor
         self.trained = 0
         self.skipped = 0
 
@@ -79,8 +91,7 @@ class _Runner:
         kept = (
             contract.amend(self.store, study, ready.facts, amend) if amend else freeze(self.store, study, ready.facts)
         )
-        for number, cell in enumerate(cells, start=1):
-            self._cell(ready, cell, f"[{number}/{len(cells)}]")
+        self._run_cells(ready, cells)
         self._zone_gaps(cells)
         verdicts = decide(self.store, study, [cell.run_id for cell in cells], kept)
         report = write_report(self.store, study)
@@ -135,13 +146,56 @@ class _Runner:
 
     def _step_tokens(self, ready: Ready) -> float:
         rows = ready.data.zone("seen")
-        batch = self.study.train.per_device_train_batch_size * self.study.train.gradient_accumulation_steps
+        batch = (
+            self.study.train.per_device_train_batch_size * self.study.train.gradient_accumulation_steps
+        )  # one device
         return sum(len(r.input_ids) for r in rows) / len(rows) * min(batch, len(rows))
 
     # -- cells ------------------------------------------------------------------------------------------------
 
+    def _run_cells(self, ready: Ready, cells: Sequence[Any]) -> None:
+        """Run what is not done yet, here or where the executor says."""
+        labels = {cell.run_id: f"[{number}/{len(cells)}]" for number, cell in enumerate(cells, start=1)}
+        if self.executor is None:
+            for cell in cells:
+                self._cell(ready, cell, labels[cell.run_id])
+            return
+        left = [cell for cell in cells if not is_done(ready, cell)]
+        for cell in [cell for cell in cells if cell not in left]:
+            self._cell(ready, cell, labels[cell.run_id])
+        if left:
+            self._hand_out(ready, left, labels)
+
+    def _hand_out(self, ready: Ready, cells: Sequence[Any], labels: Mapping[str, str]) -> None:
+        """Run cells on the executor. Raises MachineError when some of them failed; the others are kept."""
+        assert self.executor is not None
+        plan, named = self.executor, {cell.run_id: cell for cell in cells}
+        if plan.memory_bytes is None and plan.kind == "local":
+            plan = replace(plan, memory_bytes=round(1.2 * peak_memory_bytes()))
+        workers = plan.workers or how_many_fit(plan.memory_bytes or 1)
+        where = {"local": f"{workers} side by side on this machine", "ray": "on Ray", "slurm": "as a Slurm array"}
+        self.progress.say(f"cells    {len(cells)} to run, {where[plan.kind]}")
+        board = Board(self.store, list(named), self.progress)
+
+        def tell(ended: Ended) -> None:
+            cell = named[ended.run_id]
+            label = f"{labels[ended.run_id]} {_what(cell)}"
+            if ended.error is None:
+                self._tell(read_json(self.store.run(ended.run_id) / "summary.json"), label)
+            else:
+                self.progress.say(f"{label:<44} FAILED: {ended.error}")
+
+        ended = run_cells(replace(plan, workers=workers), self.store.root, list(named), tell, board.tick)
+        failed = [one for one in ended if one.error is not None]
+        self.trained += len(ended) - len(failed)
+        if failed:
+            raise MachineError(
+                f"{len(failed)} of {len(cells)} cells failed, first {failed[0].run_id}: {failed[0].error}",
+                fix="The others are kept; the same command takes up what is left.",
+            )
+
     def _cell(self, ready: Ready, cell: Any, label: str) -> None:
-        what = "baseline, untouched" if cell.phase == BASELINE else f"{cell.condition}, seed {cell.seed}"
+        what = _what(cell)
         if is_done(ready, cell):
             self.skipped += 1
             summary = read_json(self.store.run(cell.run_id) / "summary.json")
@@ -176,3 +230,7 @@ class _Runner:
                     f"gap      {cell.condition}, seed {cell.seed}: {found['verdict']}; {share['value']:.0%}{carried}"
                     " of the gain in loss carries to strangers"
                 )
+
+
+def _what(cell: Any) -> str:
+    return "baseline, untouched" if cell.phase == BASELINE else f"{cell.condition}, seed {cell.seed}"

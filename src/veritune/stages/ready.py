@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from veritune.data.prepare import Prepared, load_prepared, prepare
@@ -17,7 +16,7 @@ from veritune.progress import Progress
 from veritune.records import Row
 from veritune.stages.decide import probe_names
 from veritune.store import Store
-from veritune.study import Study, load_study
+from veritune.study import Study
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,6 @@ class Ready:
         """Ids of the rows whose loss every cell measures: the items of all evals and the validation rows."""
         asked = {row.id for rows in self.items.values() for row in rows}
         return [r.id for r in self.data.rows if r.id in asked or self.data.zone_of[r.id] == "validation"]
-
-
-def study_at(path: str | Path) -> tuple[Store, Study]:
-    """The study in a folder or file. Raises StudyError when it has another name than study.yaml, or is not valid."""
-    file = Path(path)
-    file = file / "study.yaml" if file.is_dir() else file
-    study = load_study(file)
-    if file.name != "study.yaml":
-        raise StudyError(f"{file}: a study file is named study.yaml; its folder is the study.", fix="Rename it.")
-    return Store(file.parent), study
 
 
 def make_ready(store: Store, study: Study, progress: Progress, *, frozen: Mapping[str, Any] | None = None) -> Ready:

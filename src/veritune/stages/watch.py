@@ -10,15 +10,15 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from veritune import contract
-from veritune.errors import InputError
-from veritune.progress import clock
-from veritune.stages.ready import study_at
+from veritune.errors import InputError, StudyError
+from veritune.progress import Progress, clock
 from veritune.store import Store, read_json, whole_lines
+from veritune.study import Study, load_study
 
 FAILED = "failed.json"
 STALLED_STEPS = 20
@@ -26,6 +26,16 @@ STALLED_STEPS = 20
 STALLED_LEAST_S = 120.0
 """... but never before so many seconds: the first step compiles, checkpoints are written, validation runs."""
 TAIL = 65_536  # bytes read from the end of a metrics file: some hundred lines
+
+
+def study_at(path: str | Path) -> tuple[Store, Study]:
+    """The study in a folder or file. Raises StudyError when it has another name than study.yaml, or is not valid."""
+    file = Path(path)
+    file = file / "study.yaml" if file.is_dir() else file
+    study = load_study(file)
+    if file.name != "study.yaml":
+        raise StudyError(f"{file}: a study file is named study.yaml; its folder is the study.", fix="Rename it.")
+    return Store(file.parent), study
 
 
 def list_cells(study_path: str | Path) -> list[dict[str, Any]]:
@@ -52,13 +62,16 @@ def list_cells(study_path: str | Path) -> list[dict[str, Any]]:
     ]
 
 
-def cell_state(store: Store, run_id: str, expected: str) -> dict[str, Any]:
-    """State of one run; `expected` is the hash its summary must have been made from."""
+def cell_state(store: Store, run_id: str, expected: str | None) -> dict[str, Any]:
+    """State of one run; `expected` is the hash its summary must have been made from (None: any)."""
     folder = store.run(run_id)
     state: dict[str, Any] = {"state": "waiting", "step": None, "steps": None, "loss": None, "left_s": None}
     state |= {"age_s": None, "holder": None, "error": None}
-    if store.is_done(folder / "summary.json", expected):
-        return state | {"state": "done"}
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
+    if summary is not None and expected in (None, summary["input_hash"]):
+        trained = summary["training"] or {"steps": None, "final_loss": None}
+        steps = {"step": trained["steps"], "steps": trained["steps"], "loss": trained["final_loss"]}
+        return state | {"state": "done", **steps}
     if not folder.exists():
         return state
     holder = store.holder(run_id)
@@ -68,6 +81,50 @@ def cell_state(store: Store, run_id: str, expected: str) -> dict[str, Any]:
     if holder and _is_stalled(state):
         state["state"] = "stalled"
     return state
+
+
+class Board:
+    """Follows cells that other processes run, from their records, and shows one line about them."""
+
+    def __init__(self, store: Store, run_ids: Sequence[str], progress: Progress, every_s: float = 5.0) -> None:
+        self.store = store
+        self.run_ids = run_ids
+        self.progress = progress
+        self.every_s = every_s
+        self.looked = 0.0
+
+    def tick(self) -> None:
+        """Look again when it is time."""
+        now = time.monotonic()
+        if now - self.looked < self.every_s:
+            return
+        self.looked = now
+        states = [cell_state(self.store, run_id, None) for run_id in self.run_ids]
+        counts = Counter(state["state"] for state in states)
+        steps = [f"{s['step']}/{s['steps'] or '?'}" for s in states if s["state"] == "running" and s["step"]]
+        words = ", ".join(f"{n} {state}" for state, n in counts.items())
+        self.progress.note(words + (f"; at step {', '.join(steps[:6])}" if steps else ""))
+
+
+def watch(study_path: str | Path, progress: Progress, every_s: float = 2.0) -> list[dict[str, Any]]:
+    """Follow a study until none of its cells is being worked on; its cells as they stand then.
+
+    A line is printed whenever a cell changes its state. Raises InputError when the study is not frozen.
+    """
+    last: dict[str, str] = {}
+    store, _ = study_at(study_path)
+    while True:
+        cells = list_cells(study_path)
+        for cell in cells:
+            if last.get(cell["run_id"]) != cell["state"]:
+                last[cell["run_id"]] = cell["state"]
+                if cell["state"] != "waiting":
+                    progress.say(cell_line(cell))
+        busy = [cell for cell in cells if cell["state"] in ("running", "stalled")]
+        if not busy and store.holder() is None:
+            return cells
+        progress.note("; ".join(cell_line(cell) for cell in busy[:3]) or "between cells")
+        time.sleep(every_s)
 
 
 def cells_text(cells: list[dict[str, Any]]) -> str:

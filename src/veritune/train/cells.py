@@ -17,16 +17,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from veritune.data.prepare import Prepared
-from veritune.errors import GateError, ModelError
+from veritune.errors import GateError, MachineError, ModelError
 from veritune.progress import Progress
 from veritune.records import MetricRow, RunManifest, dumps, to_json
 from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, read_jsonl, whole_lines, write_json
-from veritune.study import BASELINE, Condition, Study
+from veritune.study import BASELINE, Condition, Study, Train
 from veritune.train import methods
+from veritune.train.distributed import check_ranks, is_main, leave_group, world_size
 from veritune.train.models import ModelRef, load_base, quiet_transformers
+
+if TYPE_CHECKING:
+    from veritune.data.prepare import Prepared
 
 NOT_KEPT = ("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "*.bin", "complete")
 
@@ -75,9 +78,14 @@ def training_tokens(study: Study, data: Prepared) -> int:
     """Tokens one run trains on, padding apart."""
     per_epoch = sum(len(r.input_ids) for r in data.zone("seen"))
     if study.train.max_steps > 0:
-        batch = study.train.per_device_train_batch_size * study.train.gradient_accumulation_steps
+        batch = rows_per_step(study.train)
         return round(per_epoch * study.train.max_steps * batch / max(len(data.zone("seen")), 1))
     return round(per_epoch * study.train.num_train_epochs)
+
+
+def rows_per_step(plan: Train) -> int:
+    """Rows of one optimizer step, over all devices and micro-batches."""
+    return plan.per_device_train_batch_size * plan.gradient_accumulation_steps * plan.devices
 
 
 def start(context: Context, cell: Cell, machine: Mapping[str, Any], packages: Mapping[str, str]) -> None:
@@ -118,13 +126,15 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
         shutil.rmtree(work, ignore_errors=True)
         return read_json(record)
     condition = context.study.conditions[cell.condition]
+    check_ranks(context.study.train.devices)
     log = MetricLog(folder / "metrics.jsonl", cell)
     model, trainable = methods.build(cell.condition, condition, load_base(context.model), cell.seed)
     trainer = _trainer(context, cell, model, work)
     _add_callbacks(context, cell, trainer, log)
     resumed = last_complete(work)
     share = _share_done(resumed) if resumed else 0.0
-    log.rewind(int(resumed.name.rsplit("-", 1)[-1]) if resumed else 0)
+    if is_main():
+        log.rewind(int(resumed.name.rsplit("-", 1)[-1]) if resumed else 0)
     if resumed:
         trainer.rows_checked = int((resumed / COMPLETE).read_text(encoding="utf-8"))
         context.progress.skip("train", training_tokens(context.study, context.data) * share)
@@ -133,6 +143,9 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
             trainer.take_up_finished(resumed)
         else:
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    leave_group()
+    if not is_main():
+        return {}
     result = _training_record(context, cell, trainer, trainable, log)
     write_json(record, result)
     shutil.rmtree(work, ignore_errors=True)
@@ -164,13 +177,18 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
         logging_nan_inf_filter=False,
         save_strategy="no",
         eval_strategy="no",
-        report_to="none",
+        report_to=list(context.study.report_to) or "none",
+        run_name=cell.run_id,
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         bf16=condition.method == "full" and context.model.dtype == "bfloat16",
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        **_sharding(plan),
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # else the Trainer would put every visible GPU to work, each with a batch of its own
     trainer = ContractTrainer(
         model,
         arguments,
@@ -179,7 +197,30 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
         pad_id=context.tokenizer.pad_token_id,
     )
     trainer.remove_callback(PrinterCallback)
+    _check_strategy(plan, trainer)
     return trainer
+
+
+def _sharding(plan: Train) -> dict[str, Any]:
+    """The Trainer's own arguments for a model in parts."""
+    if world_size() == 1:  # the live probe, one step on one device
+        return {}
+    if plan.strategy == "fsdp2":
+        return {"fsdp": True, "fsdp_config": {"version": 2, **(plan.strategy_config or {})}}
+    if plan.strategy == "deepspeed":
+        return {"deepspeed": plan.strategy_config}
+    return {}
+
+
+def _check_strategy(plan: Train, trainer: Any) -> None:
+    """Raises MachineError where accelerate set up something else than the study declares."""
+    kind = trainer.accelerator.distributed_type.value.upper()
+    expected = {"fsdp2": "FSDP", "deepspeed": "DEEPSPEED"}.get(plan.strategy)
+    if world_size() > 1 and expected is not None and expected not in kind:
+        raise MachineError(
+            f"train.strategy is {plan.strategy}, and accelerate set up {kind} on this machine.",
+            fix="Use ddp here, or run the cell where the devices are.",
+        )
 
 
 def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -> None:
@@ -189,6 +230,8 @@ def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -
     tokens = training_tokens(context.study, context.data)
 
     def on_log(step: int, logs: dict[str, Any]) -> None:
+        if not is_main():
+            return
         elapsed = log.add(step, logs)
         if "loss" in logs:
             total = trainer.state.max_steps

@@ -182,7 +182,7 @@ def load_base(ref: ModelRef) -> Any:
             "they would be drawn at random.",
             fix="Complete the folder, or correct its config.json.",
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     return model.eval().to(device)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def target_nll(model: Any, ids_B_T: Any, mask_B_T: Any, labels_B_T: Any) -> tupl
         captured.append(True)
         return (hidden_B_T_H[_predicting(labels_B_T, hidden_B_T_H.shape[1])][None], *args[1:])
 
-    head = model.get_output_embeddings()
+    head = _plain(model).get_output_embeddings()
     handle = head.register_forward_pre_hook(keep_targets) if head is not None else None
     try:
         logits = model(input_ids=ids_B_T, attention_mask=mask_B_T, use_cache=False).logits
@@ -68,6 +69,21 @@ def target_nll(model: Any, ids_B_T: Any, mask_B_T: Any, labels_B_T: Any) -> tupl
     target_B_T = labels_B_T[:, 1:] != IGNORE
     row_N = target_B_T.nonzero(as_tuple=True)[0]
     return F.cross_entropy(logits_N_V.float(), labels_B_T[:, 1:][target_B_T], reduction="none"), row_N
+
+
+def _plain(model: Any) -> Any:
+    """The model inside DDP's wrapper."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def share_of(batch: list[dict[str, Any]], rank: int, world: int) -> list[dict[str, Any]]:
+    """The rows of a batch that one of `world` processes takes: every `world`-th.
+
+    A rank for which no row is left takes the first row with nothing to learn, so that every row of the contract counts
+    exactly once on any number of processes.
+    """
+    mine = batch[rank::world]
+    return mine or [{**batch[0], "labels": (IGNORE,) * len(batch[0]["labels"]), "row_index": -1}]
 
 
 def _predicting(labels_B_T: torch.Tensor, width: int) -> torch.Tensor:
@@ -133,13 +149,41 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         self._check_parity(inputs)
         nll_N, _ = target_nll(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
         count = num_items_in_batch if num_items_in_batch is not None else nll_N.numel()
-        loss = nll_N.sum() / count
+        loss = nll_N.sum() / count * self.args.world_size  # DDP averages gradients over processes; the loss is a sum
         return (loss, {}) if return_outputs else loss
+
+    def get_train_dataloader(self) -> Any:
+        """On several processes: the batches of one process, of which each takes its share."""
+        world, rank = self.args.world_size, self.args.process_index
+        if world == 1:
+            return super().get_train_dataloader()
+        from accelerate.data_loader import prepare_data_loader
+
+        settings = self.accelerator.dataloader_config
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size * world,
+            sampler=self._get_train_sampler(self.train_dataset),
+            collate_fn=lambda batch: collate(share_of(batch, rank, world), self.pad_id),
+            drop_last=self.args.dataloader_drop_last,
+        )
+        return prepare_data_loader(
+            loader,
+            device=self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            rng_types=list(self.accelerator.rng_types),
+            use_seedable_sampler=settings.use_seedable_sampler,
+            data_seed=settings.data_seed,
+        )
 
     def _check_parity(self, inputs: dict[str, Any]) -> None:
         ids_B, labels_B = inputs["input_ids"].tolist(), inputs["labels"].tolist()
         for b, index in enumerate(inputs["row_index"].tolist()):
             row, n = self.contract_rows[index], int(inputs["attention_mask"][b].sum())
+            if index < 0:  # a process without a row of its own: nothing to learn
+                row = replace(self.contract_rows[0], input_ids=tuple(ids_B[b][:n]), labels=(IGNORE,) * n)
             if tuple(ids_B[b][:n]) != row.input_ids or tuple(labels_B[b][:n]) != row.labels:
                 raise GateError(
                     f"row {row.row_id}: the trainer was about to see other ids or labels than the contract holds.",
@@ -147,7 +191,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
                 )
             if any(label != IGNORE for label in labels_B[b][n:]):
                 raise GateError(f"row {row.row_id}: the loss would fall on padding.", fix="Check the collator.")
-        self.rows_checked += len(ids_B)
+        self.rows_checked += sum(index >= 0 for index in inputs["row_index"].tolist())
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Validation NLL per target token, logged as `eval_loss`."""
@@ -197,6 +241,10 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
         self.rows_checked = rows_checked
 
     def on_save(self, args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+        if args.world_size > 1:
+            torch.distributed.barrier()  # every rank's random state belongs to the checkpoint
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (folder / COMPLETE).write_text(str(self.rows_checked()), encoding="utf-8")
 
