@@ -134,7 +134,7 @@ def _local(plan: Plan, study: Path, run_ids: list[str], tick: Callable[[], None]
 def _start(study: Path, run_id: str, tries: int, threads: int, device: int | None) -> _Child:
     import tempfile
 
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = str(device)
     handle, words = tempfile.mkstemp(prefix="veritune-cell-", suffix=".err")
@@ -219,6 +219,7 @@ def _connected(plan: Plan) -> Any:
     except ImportError:
         raise MachineError("--executor ray needs Ray.", fix="pip install 'veritune[ray]'") from None
     if not ray.is_initialized():
+        _check_listening(plan.address)
         environment = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
         try:
             ray.init(
@@ -228,10 +229,7 @@ def _connected(plan: Plan) -> Any:
                 logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError) as exc:
-            raise MachineError(
-                f"no Ray cluster at {plan.address or 'auto'}: {str(exc).splitlines()[0][:200]}",
-                fix="Start one with `ray start --head`, or name it: --address HOST:6379.",
-            ) from None
+            raise _no_cluster(plan.address, str(exc).splitlines()[0][:200]) from None
     asked = {"CPU": float(plan.cpus), "GPU": float(plan.gpus), "memory": float(plan.memory_bytes or 0)}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0.0) >= need for name, need in asked.items()) for node in nodes):
@@ -241,6 +239,24 @@ def _connected(plan: Plan) -> Any:
             fix="Ask for less (--cpus, --gpus), or add a node.",
         )
     return ray
+
+
+def _no_cluster(address: str | None, why: str) -> MachineError:
+    fix = "Start one with `ray start --head`, or name it: --address HOST:6379."
+    return MachineError(f"no Ray cluster at {address or 'auto'}: {why}", fix=fix)
+
+
+def _check_listening(address: str | None) -> None:
+    """Raises MachineError when nothing listens there: Ray itself would end the whole process."""
+    import socket
+
+    host, _, port = (address or "").rpartition(":")
+    if address is None or "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host or "127.0.0.1", int(port)), timeout=10).close()
+    except OSError as exc:
+        raise _no_cluster(address, str(exc)) from None
 
 
 # ---------------------------------------------------------------- Slurm

@@ -270,6 +270,7 @@ def _training_record(context: Context, cell: Cell, trainer: Any, trainable: Any,
     return {
         "input_hash": cell.input_hash,
         "steps": trainer.state.global_step,
+        "processes": trainer.args.world_size,
         "checkpoint": context.store.relative(kept),
         "best_step": best["step"],
         "validation_nll": best["validation_nll"],
