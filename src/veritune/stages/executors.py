@@ -273,9 +273,11 @@ def _slurm(plan: Plan, study: Path, run_ids: list[str], tick: Callable[[], None]
         raise MachineError("--executor slurm needs submitit.", fix="pip install 'veritune[slurm]'") from None
     options = dict(plan.options)
     cluster = options.pop("cluster", "slurm")
-    executor = submitit.AutoExecutor(
-        folder=study / ".slurm" / "%j", cluster=cluster, slurm_max_num_timeout=plan.retries
-    )
+    retries = {"slurm_max_num_timeout": plan.retries}
+    try:
+        executor = submitit.AutoExecutor(folder=study / ".slurm" / "%j", cluster=cluster, **retries)
+    except RuntimeError as exc:
+        raise MachineError(f"no Slurm here: {exc}", fix="Run it where `sbatch` is, or use --executor local.") from None
     memory = {"mem_gb": plan.memory_bytes / 2**30} if plan.memory_bytes else {}
     gpus = {"gpus_per_node": int(plan.gpus)} if plan.gpus else {}
     executor.update_parameters(cpus_per_task=plan.cpus, name="veritune", **memory, **gpus, **options)
