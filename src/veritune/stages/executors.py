@@ -209,6 +209,20 @@ def cell_in_worker(study: str, run_id: str) -> str | None:
     return None
 
 
+class CellTask:
+    """`cell_in_worker` as a task that submitit may queue again after a preemption or a time limit."""
+
+    def __call__(self, study: str, run_id: str) -> str | None:
+        """Run the cell, or what is left of it."""
+        return cell_in_worker(study, run_id)
+
+    def checkpoint(self, study: str, run_id: str) -> Any:
+        """What to queue when the job must go: the same call, since a cell goes on from its last checkpoint."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, study, run_id)
+
+
 def _connected(plan: Plan) -> Any:
     """Ray, connected. Raises MachineError without it, without a cluster, or when no node can ever hold a cell.
 
@@ -281,7 +295,7 @@ def _slurm(plan: Plan, study: Path, run_ids: list[str], tick: Callable[[], None]
     memory = {"mem_gb": plan.memory_bytes / 2**30} if plan.memory_bytes else {}
     gpus = {"gpus_per_node": int(plan.gpus)} if plan.gpus else {}
     executor.update_parameters(cpus_per_task=plan.cpus, name="veritune", **memory, **gpus, **options)
-    jobs = dict(zip(run_ids, executor.map_array(cell_in_worker, [str(study)] * len(run_ids), run_ids)))
+    jobs = dict(zip(run_ids, executor.map_array(CellTask(), [str(study)] * len(run_ids), run_ids)))
     try:
         while jobs:
             time.sleep(POLL_S)
