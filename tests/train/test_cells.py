@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from veritune.data.prepare import prepare
-from veritune.errors import GateError, ModelError
+from veritune.errors import GateError, MachineError, ModelError
 from veritune.progress import Progress
 from veritune.store import Store
 from veritune.study import Study, parse_study
@@ -275,3 +275,33 @@ def test_one_word_of_a_cell_changes_its_hash() -> None:
     cell = plan_cells(quickstart(), FACTS)[1]
     assert replace(cell, seed=9) != cell
     assert cell.run_id.endswith(cell.input_hash[:8])
+
+
+# ---------------------------------------------------------------- reporting
+
+
+def test_one_line_in_the_study_sends_the_log_to_tensorboard_and_changes_no_run(context: Context) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    cell = first_cell(context)
+    plain = train(context, cell)
+    study = context.study.model_copy(update={"report_to": ("tensorboard",)})
+    assert plan_cells(study, FACTS) == plan_cells(context.study, FACTS)
+    (context.store.run(cell.run_id) / "training.json").unlink()
+    reported = train(replace(context, study=study), cell)
+    assert {**reported, "train_s": 0} == {**plain, "train_s": 0}
+    events = accumulator.EventAccumulator(str(context.store.run(cell.run_id) / "tensorboard"))
+    events.Reload()
+    metrics = (context.store.run(cell.run_id) / "metrics.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in metrics]
+    losses = [row["loss"] for row in rows if row["split"] == "seen" and row["loss"] is not None]
+    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+
+
+def test_a_reporter_that_is_not_installed_is_named_before_anything_trains(context: Context) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed here")
+    study = context.study.model_copy(update={"report_to": ("wandb",)})
+    with pytest.raises(MachineError, match="report_to: WandbCallback requires"):
+        train(replace(context, study=study), first_cell(context))

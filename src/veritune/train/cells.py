@@ -10,11 +10,13 @@ The untouched baseline is a cell too: phase `baseline`, no training.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +179,8 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
         logging_nan_inf_filter=False,
         save_strategy="no",
         eval_strategy="no",
-        report_to=list(context.study.report_to) or "none",
+        report_to=list(context.study.report_to) if max_steps is None and context.study.report_to else "none",
+        project=context.study.name,
         run_name=cell.run_id,
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -189,16 +192,32 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # else the Trainer would put every visible GPU to work, each with a batch of its own
-    trainer = ContractTrainer(
-        model,
-        arguments,
-        rows=context.data.zone("seen"),
-        validation=context.data.zone("validation"),
-        pad_id=context.tokenizer.pad_token_id,
-    )
+    with _reporting(context.store.run(cell.run_id)):
+        trainer = ContractTrainer(
+            model,
+            arguments,
+            rows=context.data.zone("seen"),
+            validation=context.data.zone("validation"),
+            pad_id=context.tokenizer.pad_token_id,
+        )
     trainer.remove_callback(PrinterCallback)
     _check_strategy(plan, trainer)
     return trainer
+
+
+@contextlib.contextmanager
+def _reporting(folder: Path) -> Iterator[None]:
+    """TensorBoard's files belong to the run, not to the folder that goes when training ends."""
+    name, before = "TENSORBOARD_LOGGING_DIR", os.environ.get("TENSORBOARD_LOGGING_DIR")
+    os.environ[name] = before or str(folder / "tensorboard")
+    try:
+        yield
+    except (RuntimeError, ImportError) as exc:
+        if "requires" not in str(exc) and not isinstance(exc, ImportError):
+            raise
+        raise MachineError(f"report_to: {str(exc).splitlines()[0]}", fix="Install it, or take it out.") from None
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def _sharding(plan: Train) -> dict[str, Any]:

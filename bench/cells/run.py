@@ -1,0 +1,95 @@
+"""What a study costs beside training and generation, and how long a thousand finished cells take to list.
+
+python bench/cells/run.py --list              a thousand finished cells, `veritune cells` as a whole process
+python bench/cells/run.py --overhead FOLDER   a copy of the study in FOLDER is run; time outside of training,
+                                              generation and loss measurement, in all and per cell
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from veritune import contract
+from veritune.progress import Progress
+from veritune.stages import run
+from veritune.store import Store, write_json
+from veritune.study import load_study
+from veritune.train.cells import plan_cells, summary_hash
+
+STUDY = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "study.yaml"
+FACTS = {"model": {"name": "m"}, "rendered_sha256": "r", "data_version": "v"}
+
+
+def thousand(root: Path) -> Path:
+    """A frozen study of two conditions and 500 seeds with a summary for every cell."""
+    text = STUDY.read_text("utf-8")
+    (root / "study.yaml").write_text(text.replace("seeds: [0, 1]", f"seeds: {list(range(500))}"), "utf-8")
+    study, store = load_study(root / "study.yaml"), Store(root)
+    assert len(study.seeds) == 500, "the quickstart's seeds are written otherwise now"
+    contract.freeze(store, study, FACTS)
+    for cell in plan_cells(study, FACTS):
+        training = {"steps": 60, "final_loss": 1.5}
+        record = {"input_hash": summary_hash(study, cell), "training": training, "scores": {}}
+        write_json(store.run(cell.run_id) / "summary.json", record)
+    return root
+
+
+def list_seconds(root: Path, rounds: int) -> list[float]:
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "veritune.cli", "cells", str(root), "--json"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        seconds.append(time.perf_counter() - began)
+        assert len(json.loads(done.stdout)) == 1001
+    return seconds
+
+
+def overhead(source: Path, root: Path) -> dict[str, float]:
+    """Seconds of a whole study in this process, and those spent on the work itself."""
+    ignored = shutil.ignore_patterns(
+        "runs", "audit", "data", "*.lock*", "*.json", "events.jsonl", "report.html", "figures"
+    )
+    shutil.copytree(source, root / "study", ignore=ignored)
+    progress = Progress()
+    outcome = run(root / "study", progress=progress)
+    work = sum(progress.seconds.values())
+    outside = outcome.wall_s - work
+    return {"wall_s": outcome.wall_s, "work_s": work, "outside_s": outside, "cells": outcome.trained}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--overhead", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if given.list:
+            found = list_seconds(thousand(Path(folder)), given.rounds)
+            print(
+                f"1,001 cells listed in {statistics.median(found):.2f} s (of {len(found)}: {min(found):.2f} to {max(found):.2f})"
+            )
+        if given.overhead:
+            found_s = overhead(given.overhead, Path(folder))
+            share = found_s["outside_s"] / found_s["wall_s"]
+            print(
+                f"{found_s['wall_s']:.0f} s, of which {found_s['outside_s']:.1f} s ({share:.1%}) outside of training,"
+                f" generation and loss; {found_s['outside_s'] / found_s['cells']:.2f} s a cell ({found_s['cells']} cells)"
+            )
+
+
+if __name__ == "__main__":
+    main()
