@@ -7,6 +7,7 @@
     audit/                   findings.jsonl split.json render.json contamination.json
     runs/<run_id>/           manifest.json metrics.jsonl summary.json checkpoints/step-N/ scores/<eval>.jsonl
     verdict.json report.html figures/
+    release/                 gates.json and the evidence that the gates read, one record a check
 
 A record that a step makes carries `input_hash`: the hash of everything it was made from. A step whose record is there
 with the same input hash is skipped; another hash is a StaleError. Writing goes to a temporary file in the same folder,
@@ -210,6 +211,9 @@ class Store:
 
     def audit(self, name: str) -> Path:
         return self.root / "audit" / name
+
+    def release(self, name: str) -> Path:
+        return self.root / "release" / name
 
     def run(self, run_id: str) -> Path:
         return self.runs / run_id
