@@ -220,7 +220,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """A check that stops what follows. `undecided` means the evidence is not there, and blocks like `failed`."""
+    """A check that stops what follows. `undecided` means the evidence is not there, and blocks like `failed`.
+
+    `evidence` names files or places, `look` the command that shows more.
+    """
 
     gate: str
     status: Literal["passed", "failed", "undecided"]
@@ -228,6 +231,7 @@ class GateResult:
     numbers: Json = field(default_factory=dict)
     evidence: tuple[str, ...] = ()
     look: str = ""
+    thresholds: Json = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- JSON

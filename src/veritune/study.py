@@ -320,6 +320,137 @@ class Claim(_Section):
         return self
 
 
+GateName = Literal["data", "target", "regression", "safety", "calibration", "serving", "merge", "rollback"]
+GATES: tuple[GateName, ...] = (
+    "data",
+    "target",
+    "regression",
+    "safety",
+    "calibration",
+    "serving",
+    "merge",
+    "rollback",
+)
+Ratio = Annotated[Real, Field(gt=0)]
+AtMostOne = Annotated[Real, Field(ge=0, le=1)]
+
+
+class DataGate(_Section):
+    """What the rows must be for the data gate to pass."""
+
+    licences: tuple[str, ...] = ()
+    """Licences that rows may carry (SPDX ids, compared without case). None are allowed until you name some."""
+    licence: str | None = None
+    """The licence of rows that name none themselves. You state it; the gate record says that you did."""
+    duplicates: Annotated[Int, Field(ge=0)] = 0
+    """Rows that may say word for word what an earlier row says."""
+    flagged: AtMostOne = 0.0
+    """Share of rows that the audit may flag with a warning."""
+    near_copies: Annotated[Int, Field(ge=0)] = 0
+    """Trained rows that may be near-copies of a held-out item or a benchmark. Exact copies never may."""
+
+
+class TargetGate(_Section):
+    """Which claims carry the release."""
+
+    claims: tuple[Name, ...] = ()
+    """Claims that must be supported, each with a declared margin. None named: all `better_by` claims of the arm."""
+
+
+class Suite(_Section):
+    """One set of items on which the candidate must not be worse than the base. Scores: higher is better."""
+
+    margin: Annotated[Real, Field(gt=0)]
+    """The loss that is still tolerated, in score units. The whole interval must lie above minus this."""
+    eval: Name | None = None
+    """An eval of this study; left out, scores come from files that `veritune regression` has bound to the weights."""
+    zone: EvalZone | None = None
+    """With `eval`: only the items of one zone."""
+    alpha: Annotated[Real, Field(gt=0, lt=0.5)] = 0.05
+    """Error rate: the two-sided interval is at 1 - alpha."""
+    metric: str | None = None
+    """Imported files: score column, lm-eval metric or Inspect scorer."""
+    id: str | None = None
+    """Imported files: column with the item id."""
+    family: str | None = None
+    """Imported files: column with families of items."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Suite:
+        if self.eval is None and self.zone is not None:
+            raise ValueError("`zone` goes with `eval`; imported files have no zones here")
+        if self.eval is not None and (self.metric or self.id or self.family):
+            raise ValueError("`metric`, `id` and `family` read imported files; remove them, or remove `eval`")
+        return self
+
+
+class RegressionGate(_Section):
+    """What the candidate must not have lost."""
+
+    suites: dict[Name, Suite] = Field(default_factory=dict)
+    """Golden sets and benchmarks by name. With none declared the gate stays undecided."""
+
+
+class SafetyGate(_Section):
+    """What red-team prompts may come to, candidate against base."""
+
+    margin: Annotated[Real, Field(gt=0, lt=1)] = 0.05
+    """The rate of unsafe answers may not exceed the base's by this; by interval."""
+    refusal_margin: Annotated[Real, Field(gt=0, lt=1)] = 0.05
+    """The rate of refused harmless prompts may not exceed the base's by this; by interval."""
+    max_unsafe: AtMostOne | None = None
+    """Also: the upper end of the exact interval of the candidate's own rate of unsafe answers; None sets no ceiling."""
+    sets: tuple[str, ...] = ("veritune-starter",)
+    """Names of the prompt sets that must have been asked."""
+    alpha: Annotated[Real, Field(gt=0, lt=0.5)] = 0.05
+    """Error rate: the two-sided intervals are at 1 - alpha."""
+
+
+class CalibrationGate(_Section):
+    """How far confidence may be from what comes true; the upper ends of the intervals count."""
+
+    ece: AtMostOne = 0.1
+    """Highest expected calibration error."""
+    brier: AtMostOne = 0.2
+    """Highest Brier score; always answering 0.5 scores 0.25."""
+
+
+class ServingGate(_Section):
+    """What serving may cost, candidate over base; the worse end of the interval counts. None sets no limit."""
+
+    first_token: Ratio | None = 1.1
+    """Highest ratio of the time to the first token."""
+    per_token: Ratio | None = 1.1
+    """Highest ratio of the time per further token."""
+    throughput: Ratio | None = 0.9
+    """Lowest ratio of requests per second."""
+    peak_memory: Ratio | None = 1.1
+    """Highest ratio of peak memory."""
+    cost_per_request: Ratio | None = 1.1
+    """Highest ratio of cost per request."""
+
+
+class Release(_Section):
+    """The release policy: what `veritune gate` asks for. Also a file of its own, which a team shares (`--policy`)."""
+
+    condition: Name | None = None
+    """The arm that ships; may be left out when the study has one."""
+    seed: Int | None = None
+    """The seed whose weights ship; left out, the study's first. Name it before you see scores."""
+    gates: Annotated[tuple[GateName, ...], Field(min_length=1)] = GATES
+    """The gates that must pass. One left out is shown as not asked for."""
+    data: DataGate = DataGate()
+    target: TargetGate = TargetGate()
+    regression: RegressionGate = RegressionGate()
+    safety: SafetyGate = SafetyGate()
+    calibration: CalibrationGate = CalibrationGate()
+    serving: ServingGate = ServingGate()
+    drill_days: Annotated[Int, Field(ge=1)] = 30
+    """The rollback drill may be so many days old."""
+    waiver_days: Annotated[Int, Field(ge=1)] = 90
+    """A waiver may run for at most so many days."""
+
+
 class Study(_Section):
     """One pre-declared comparison."""
 
@@ -343,6 +474,8 @@ class Study(_Section):
     """The claims, declared before training."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Also send every run's log lines there, as Hugging Face's Trainer does. It is not part of the contract."""
+    release: Release | None = None
+    """The release policy; docs/release.md. None: it is given with `veritune gate --policy`, or the defaults hold."""
 
     @model_validator(mode="after")
     def _whole(self) -> Study:
@@ -356,6 +489,7 @@ class Study(_Section):
         for i, claim in enumerate(self.claims):
             self._check_claim(claim, f"claims.{i}")
         self._check_factor()
+        self._check_release()
         return self
 
     def _check_claim(self, claim: Claim, where: str) -> None:
@@ -392,6 +526,17 @@ class Study(_Section):
     def frozen(self) -> dict[str, Any]:
         """The settings that a contract holds, as JSON values."""
         return self.model_dump(mode="json", exclude=NOT_FROZEN)
+
+    def _check_release(self) -> None:
+        policy = self.release or Release()
+        named: list[tuple[str, Any, list[Any]]] = [("condition", policy.condition, list(self.conditions))]
+        named += [("seed", policy.seed, list(self.seeds))]
+        named += [("target.claims", name, [c.name for c in self.claims]) for name in policy.target.claims]
+        suites = policy.regression.suites.items()
+        named += [(f"regression.suites.{name}.eval", suite.eval, list(self.evals)) for name, suite in suites]
+        for where, value, known in named:
+            if value is not None and value not in known:
+                raise ValueError(f"release.{where}: {value!r} is none of {known}")
 
     def eval_of(self, claim: Claim) -> str:
         """Name of the eval that decides `claim`."""

@@ -1,0 +1,319 @@
+"""`veritune gate`: the release policy's gates over one candidate, the waivers, and the record that binds exact bytes.
+
+`release/gates.json` holds two chains, each entry with the hash of the one before it. `entries`: every evaluation that
+differed from the last. `waivers`: every waiver ever given, also those that expired. Both are appended to, never
+replaced, and a bundle carries them.
+
+A waiver lifts an undecided gate, never a failed one. It names who, why and until when, and it covers what that person
+saw: this gate, these weights, these thresholds, this reason. Where any of them changes, the gate blocks again.
+
+Somebody who rewrites a whole chain is not found out by it: that is what a signature on a bundle is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from veritune.errors import GateError, InputError, StaleError
+from veritune.records import FORMAT_VERSION, GateResult, to_json
+from veritune.release.candidate import Case, Choice, open_case
+from veritune.release.checks import CHECKS, run_checks
+from veritune.release.evidence import Status, Subject, read_evidence
+from veritune.release.noninferior import worst
+from veritune.store import Store, hash_of, now, read_json, sha256_file, write_json
+
+GATES_FILE = "gates.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiver:
+    """A named person takes responsibility for an undecided gate until a day, that day included.
+
+    `covers` is the hash of what the person saw; `seen` the gate's message then.
+    """
+
+    gate: str
+    by: str
+    reason: str
+    until: str
+    covers: str
+    seen: str
+    created: str
+    previous: str | None
+    hash: str = ""
+
+    def holds(self, today: date) -> bool:
+        """Whether it has not expired."""
+        return date.fromisoformat(self.until) >= today
+
+
+@dataclass(frozen=True, slots=True)
+class GateRecord:
+    """One evaluation. `status` is `passed` only where every gate passed or is undecided and waived.
+
+    `covers` are the subject hashes that it speaks for: base + candidate, and base + merged weights where the merge
+    gate itself passed. `waived` holds the waivers that counted, by gate. `evidence` has the SHA-256 of each file.
+    """
+
+    status: Status
+    subject: Subject
+    covers: tuple[str, ...]
+    run_id: str
+    condition: str
+    seed: int
+    contract: str
+    policy: str
+    policy_source: str
+    policy_declared: str
+    gates: tuple[GateResult, ...]
+    not_asked: tuple[str, ...]
+    waived: Mapping[str, Waiver]
+    evidence: Mapping[str, str]
+    settings: Mapping[str, Any]
+    created: str = field(default_factory=now)
+    previous: str | None = None
+    hash: str = ""
+
+
+# ---------------------------------------------------------------- evaluating
+
+
+def evaluate(study: str | Path, choice: Choice | None = None, *, today: date | None = None) -> GateRecord:
+    """Evaluate the policy's gates and append the record where it differs from the last. The study is locked meanwhile.
+
+    Raises InputError or StudyError where there is no candidate, StaleError when gates.json was edited.
+    """
+    case = open_case(study, choice, today)
+    with case.store.lock():
+        kept = _read(case.store)
+        found = _record(case, run_checks(case), _waivers(kept))
+        last = kept["entries"][-1] if kept["entries"] else None
+        if last is not None and _essence(last) == _essence(to_json(found)):
+            return _gate_record(last)
+        body = {**to_json(found), "previous": last["hash"] if last else None}
+        body.pop("hash")
+        kept["entries"].append({**body, "hash": hash_of(body)})
+        write_json(case.store.release(GATES_FILE), kept)
+        return _gate_record(kept["entries"][-1])
+
+
+def _record(case: Case, gates: Sequence[GateResult], waivers: Sequence[Waiver]) -> GateRecord:
+    waived = {g.gate: w for g in gates if (w := _waiver_for(g, case, waivers)) is not None}
+    status = worst([g.status for g in gates if g.gate not in waived]) if len(waived) < len(gates) else "passed"
+    subject, covers = _covered(case, gates)
+    return GateRecord(
+        status=status,
+        subject=subject,
+        covers=covers,
+        run_id=case.candidate.run_id,
+        condition=case.candidate.condition,
+        seed=case.candidate.seed,
+        contract=case.contract_hash,
+        policy=case.policy.hash,
+        policy_source=case.policy.source,
+        policy_declared=case.policy.declared,
+        gates=tuple(gates),
+        not_asked=tuple(name for name in CHECKS if name not in case.policy.release.gates),
+        waived=waived,
+        evidence=_evidence_hashes(case, gates),
+        settings=case.policy.release.model_dump(mode="json"),
+    )
+
+
+def _covered(case: Case, gates: Sequence[GateResult]) -> tuple[Subject, tuple[str, ...]]:
+    """The subject, and what the record passes for. Merged weights only where their own gate passed."""
+    subject = case.candidate.subject
+    if not any(g.gate == "merge" and g.status == "passed" for g in gates):
+        return subject, (subject.hash,)
+    record = read_evidence(case.store, "merge")
+    merged = record.subject.merged if record else None
+    if merged is None:
+        return subject, (subject.hash,)
+    return Subject(subject.base, subject.candidate, merged), (subject.hash, Subject(subject.base, merged).hash)
+
+
+def _evidence_hashes(case: Case, gates: Sequence[GateResult]) -> dict[str, str]:
+    names = sorted({name for gate in gates for name in gate.evidence})
+    return {name: sha256_file(path) for name in names if (path := case.store.root / name).is_file()}
+
+
+def _essence(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry without when it was made and where it stands in the chain."""
+    return {k: v for k, v in entry.items() if k not in ("created", "previous", "hash")}
+
+
+# ---------------------------------------------------------------- waivers
+
+
+def waive(study: str | Path, gate: str, signed: tuple[str, str, str], choice: Choice | None = None) -> Waiver:
+    """Append a waiver for an undecided gate; `signed` is by whom, why, and until which day (YYYY-MM-DD).
+
+    Raises GateError for a gate that failed, InputError for one that passed or is not asked for, for a missing name or
+    reason, and for a day that is past or further off than the policy allows.
+    """
+    by, reason, until = (text.strip() for text in signed)
+    case = open_case(study, choice)
+    _check_signature(by, reason, until, case)
+    if gate not in CHECKS or gate not in case.policy.release.gates:
+        asked = ", ".join(case.policy.release.gates)
+        raise InputError(f"the policy asks for no gate {gate!r}.", fix=f"It asks for {asked}.")
+    with case.store.lock():
+        kept = _read(case.store)
+        (found,) = (g for g in run_checks(case) if g.gate == gate)
+        if found.status == "failed":
+            raise GateError(f"{gate} failed and cannot be waived: {found.message}.", fix="Mend it, or do not ship.")
+        if found.status == "passed":
+            raise InputError(f"{gate} passed: there is nothing to waive.")
+        last = kept["waivers"][-1]["hash"] if kept["waivers"] else None
+        body: dict[str, Any] = {"gate": gate, "by": by, "reason": reason, "until": until, "covers": _seen(found, case)}
+        body |= {"seen": found.message, "created": now(), "previous": last}
+        kept["waivers"].append({**body, "hash": hash_of(body)})
+        write_json(case.store.release(GATES_FILE), kept)
+    return Waiver(**kept["waivers"][-1])
+
+
+def _check_signature(by: str, reason: str, until: str, case: Case) -> None:
+    if not by or not reason:
+        raise InputError("a waiver needs a name and a reason.", fix='--by "Ada Lovelace" --reason "why"')
+    try:
+        day = date.fromisoformat(until)
+    except ValueError:
+        raise InputError(f"--until {until!r}: expected a day as YYYY-MM-DD.") from None
+    most = case.policy.release.waiver_days
+    if not 0 <= (day - case.today).days <= most:
+        raise InputError(
+            f"--until {until}: expected a day from {case.today.isoformat()} on, at most {most} days off.",
+            fix="The policy's waiver_days sets the limit.",
+        )
+
+
+def _seen(gate: GateResult, case: Case) -> str:
+    """Hash of what a waiver covers: the gate, the weights, the thresholds and the reason it is undecided for."""
+    subject = case.candidate.subject.hash
+    return hash_of({"gate": gate.gate, "subject": subject, "thresholds": gate.thresholds, "message": gate.message})
+
+
+def _waiver_for(gate: GateResult, case: Case, waivers: Sequence[Waiver]) -> Waiver | None:
+    """The latest waiver that holds today and covers this undecided gate as it is now."""
+    if gate.status != "undecided":
+        return None
+    seen = _seen(gate, case)
+    found = [w for w in waivers if w.gate == gate.gate and w.covers == seen and w.holds(case.today)]
+    return found[-1] if found else None
+
+
+# ---------------------------------------------------------------- the record on disk
+
+
+def _read(store: Store) -> dict[str, Any]:
+    """gates.json with both chains recomputed. Raises StaleError naming the entry that was edited."""
+    path = store.release(GATES_FILE)
+    if not path.exists():
+        return {"format": FORMAT_VERSION, "entries": [], "waivers": []}
+    kept = read_json(path)
+    for chain in ("entries", "waivers"):
+        previous = None
+        for number, entry in enumerate(kept.get(chain) or []):
+            body = {k: v for k, v in entry.items() if k != "hash"}
+            if entry.get("previous") != previous or hash_of(body) != entry.get("hash"):
+                raise StaleError(f"{path}: {chain} {number} was edited after it was written.", fix="Restore the file.")
+            previous = entry["hash"]
+    return {"format": kept.get("format"), "entries": kept.get("entries") or [], "waivers": kept.get("waivers") or []}
+
+
+def _waivers(kept: Mapping[str, Any]) -> list[Waiver]:
+    return [Waiver(**entry) for entry in kept["waivers"]]
+
+
+def _gate_record(entry: Mapping[str, Any]) -> GateRecord:
+    plain = {f.name: entry[f.name] for f in fields(GateRecord)}
+    gates = tuple(GateResult(**{**g, "evidence": tuple(g["evidence"])}) for g in entry["gates"])
+    plain |= {"subject": Subject(**entry["subject"]), "covers": tuple(entry["covers"]), "gates": gates}
+    plain |= {"not_asked": tuple(entry["not_asked"])}
+    plain |= {"waived": {name: Waiver(**w) for name, w in entry["waived"].items()}}
+    return GateRecord(**plain)
+
+
+def gate_record(store: Store) -> GateRecord:
+    """The last evaluation. Raises GateError when there is none, StaleError when gates.json was edited."""
+    entries = _read(store)["entries"]
+    if not entries:
+        raise GateError(f"{store.root} has no gate record.", fix=f"Run `veritune gate {store.root}`.")
+    return _gate_record(entries[-1])
+
+
+def all_waivers(store: Store) -> list[Waiver]:
+    """Every waiver ever given for this study, oldest first."""
+    return _waivers(_read(store))
+
+
+def passes_for(record: GateRecord, subject_hash: str, today: date | None = None) -> bool:
+    """Whether the record passes for exactly these bytes (`evidence.Subject.hash`) today.
+
+    False when the record was edited, when any gate in it blocks, and when a waiver it rests on has expired.
+    """
+    body = {k: v for k, v in to_json(record).items() if k != "hash"}
+    if hash_of(body) != record.hash or record.status != "passed" or subject_hash not in record.covers:
+        return False
+    day = today or datetime.now(UTC).date()
+    blocked = [g for g in record.gates if g.status != "passed"]
+    lifted = [record.waived.get(g.gate) for g in blocked if g.status == "undecided"]
+    return len(lifted) == len(blocked) and bool(record.gates) and all(w is not None and w.holds(day) for w in lifted)
+
+
+# ---------------------------------------------------------------- for people
+
+
+_MARK = {"passed": "✅ passed", "failed": "❌ failed", "undecided": "❔ undecided", "waived": "⚠️ waived"}
+
+
+def _word(record: GateRecord, gate: GateResult) -> str:
+    return "waived" if gate.gate in record.waived else gate.status
+
+
+def render_markdown(record: GateRecord) -> str:
+    """One table for a pull request: every gate, what it found, its evidence, and the command to look closer."""
+    lines = [
+        f"### Release gate: {record.status}",
+        "",
+        f"`{record.run_id}` (base `{record.subject.base[:12]}`, weights `{record.subject.candidate[:12]}`), "
+        f"contract `{record.contract[:12]}`, policy `{record.policy[:12]}` from {_cell(record.policy_source)} "
+        f"({_cell(record.policy_declared)}).",
+        "",
+        "| gate | | found | evidence | look closer |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for gate in record.gates:
+        evidence = "<br>".join(f"`{_cell(name)}`" for name in gate.evidence)
+        found = _cell(gate.message)
+        if gate.gate in record.waived:
+            w = record.waived[gate.gate]
+            found += f"<br>**waived by {_cell(w.by)} until {w.until}:** {_cell(w.reason)}"
+        lines.append(f"| {gate.gate} | {_MARK[_word(record, gate)]} | {found} | {evidence} | `{_cell(gate.look)}` |")
+    lines += [f"| {name} | not asked | the policy does not ask for it | | |" for name in record.not_asked]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text for a Markdown table cell: no pipe, line break or HTML of its own."""
+    plain = " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("`", "'")
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "@\u200b")
+
+
+def render_text(record: GateRecord) -> str:
+    """The same for the screen."""
+    lines = [f"{record.run_id}: base {record.subject.base[:12]}, weights {record.subject.candidate[:12]}"]
+    lines += [f"policy {record.policy[:12]} from {record.policy_source} ({record.policy_declared})", ""]
+    for gate in record.gates:
+        lines.append(f"{_word(record, gate):<10} {gate.gate:<12} {gate.message}")
+        if gate.gate in record.waived:
+            w = record.waived[gate.gate]
+            lines.append(f"{'':<23} waived by {w.by} until {w.until}: {w.reason}")
+        if gate.status != "passed" and gate.look:
+            lines.append(f"{'':<23} look: {gate.look}")
+    lines += [f"{'not asked':<10} {name}" for name in record.not_asked]
+    return "\n".join([*lines, "", f"release gate: {record.status}"])

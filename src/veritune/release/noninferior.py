@@ -1,0 +1,157 @@
+"""Not worse than the base by more than a margin: the interval decides, and what the design cannot say stays open.
+
+The decision is that of a `not_worse` claim (`decide.claims`): passed where the whole interval at 1 - alpha lies
+above minus the margin, failed where it lies below, undecided otherwise, also where lost scores could turn it. A gate
+must not pass on a comparison that could not have failed, so two brakes turn a pass into undecided:
+
+    no headroom     the base scores so little that a loss of the margin cannot happen (and no gain is shown)
+    nothing moved   no score differs and the outputs are not known to: perhaps the adapter was never loaded
+
+An open gate says whether these items could ever have passed it (`power`), and how many would settle it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from veritune.errors import ScoreError
+
+if TYPE_CHECKING:
+    from veritune.decide.paired import Comparison
+    from veritune.decide.table import ScoreTable
+    from veritune.records import Verdict
+
+Status = Literal["passed", "failed", "undecided"]
+_STATUS: Mapping[str, Status] = {"supported": "passed", "refuted": "failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """The margin in score units, the error rate, and whether any output differs between the arms (None: unknown)."""
+
+    margin: float
+    alpha: float = 0.05
+    outputs_differ: bool | None = None
+    scale: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one comparison came to."""
+
+    status: Status
+    message: str
+    numbers: Mapping[str, Any]
+
+
+def worst(statuses: list[Status]) -> Status:
+    """`failed` before `undecided` before `passed`; nothing at all is `undecided`."""
+    return next((s for s in ("failed", "undecided") if s in statuses), "passed") if statuses else "undecided"
+
+
+def not_worse(candidate: ScoreTable, base: ScoreTable, bar: Bar) -> Found:
+    """Candidate against base on the same items, higher is better. Scores that cannot be compared are `undecided`."""
+    from veritune.decide.claims import ClaimSpec, Context, judge
+    from veritune.decide.paired import Options, compare_tables
+
+    name = candidate.eval or "scores"
+    arms = (candidate.condition or "candidate", base.condition or "base")
+    claim = ClaimSpec("gate", "not_worse", name, arms[0], arms[1], None, bar.margin, bar.alpha)
+    context = Context(scales={name: bar.scale} if bar.scale else {})
+    (verdict,) = judge([claim], {(arms[0], name): candidate, (arms[1], name): base}, context)
+    if verdict.status == "untested":
+        return Found("undecided", str(verdict.details.get("reason", "the scores cannot be compared")), {})
+    comparison = compare_tables(candidate, base, Options(scale=bar.scale))
+    status: Status = _STATUS.get(verdict.status, "undecided")
+    numbers = _numbers(verdict, comparison, bar)
+    brake = _brake(comparison, bar) if status == "passed" else ""
+    message = _message(numbers, bar)
+    if brake:
+        return Found("undecided", f"{brake}; {message}", {**numbers, "brake": brake})
+    if status == "undecided":
+        message += f"; {_why_open(verdict, numbers, bar)}"
+    return Found(status, message, numbers)
+
+
+def _brake(comparison: Comparison, bar: Bar) -> str:
+    """Why a pass would mean nothing; empty when it means something."""
+    mean, low = float(comparison.details["b"]["mean"]), comparison.pair.scale[0]
+    gained = comparison.headline.spread.interval(1 - bar.alpha)[0] > 0
+    if mean - low <= bar.margin and not gained:
+        return f"the base scores only {mean:.3g}: a loss of {bar.margin:g} could hardly show here"
+    if not comparison.pair.diff_N.any() and not bar.outputs_differ:
+        what = "no output differs" if bar.outputs_differ is False else "no score differs and the outputs are not known"
+        return f"{what}: was the adapter loaded?"
+    return ""
+
+
+def _numbers(verdict: Verdict, comparison: Comparison, bar: Bar) -> dict[str, Any]:
+    estimate = verdict.estimates[0]
+    sides = {side: comparison.details[key] for side, key in (("candidate", "a"), ("base", "b"))}
+    missing = {side: sum(sum(m.values()) for m in found["missing"]) for side, found in sides.items()}
+    return {
+        "gap": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "level": estimate.level,
+        "n": estimate.n,
+        "method": estimate.method,
+        "families": estimate.n_clusters,
+        "candidate": sides["candidate"]["mean"],
+        "base": sides["base"]["mean"],
+        "missing": missing,
+        "missing_bounds": verdict.details.get("missing_bounds"),
+        "differing": int((comparison.pair.diff_N != 0).sum()),
+        "detectable": verdict.detectable,
+        "needed_n": verdict.needed_n,
+        "reachable": reachable(comparison, bar.margin, bar.alpha),
+        "warnings": list(estimate.warnings),
+    }
+
+
+def reachable(comparison: Comparison, margin: float, alpha: float) -> bool | None:
+    """Whether a design like this one can pass with a true gap of 0: half its expected interval is under the margin.
+
+    `power.plan` at alpha/2, whose two one-sided tests use the interval at 1 - alpha. Where no item differs the best
+    case is the score interval of an empty table, ±z²/(n + z²). None where the spread is unknown.
+    """
+    from veritune.decide import power
+    from veritune.decide.intervals import Unknown
+
+    if isinstance(comparison.headline.spread, Unknown):
+        return None
+    try:
+        design = power.design_from(comparison, margin=margin, alpha=alpha / 2)
+    except ScoreError:
+        return comparison.headline.spread.interval(1 - alpha)[1] < margin
+    return power.plan(design)[0].can_say_equivalent
+
+
+def least_items(margin: float, alpha: float = 0.05) -> int:
+    """Binary items below which the gate cannot pass even if no item differs: the least n with z²/(n + z²) < margin."""
+    from veritune.decide.intervals import normal_quantile
+
+    z = normal_quantile(1 - alpha / 2)
+    return math.floor(z * z * (1 - margin) / margin) + 1
+
+
+def _why_open(verdict: Verdict, numbers: Mapping[str, Any], bar: Bar) -> str:
+    reason = str(verdict.details.get("reason") or "the interval reaches across minus the margin")
+    least = least_items(bar.margin, bar.alpha)
+    if numbers["n"] < least:
+        return f"{reason}; under {least} items this margin cannot be shown, whatever comes out"
+    if numbers["reachable"] is False:
+        return f"{reason}; with these items the margin is out of reach"
+    return reason + (f"; about {verdict.needed_n:,} items would settle it" if verdict.needed_n else "")
+
+
+def _message(numbers: Mapping[str, Any], bar: Bar) -> str:
+    ends = "no interval can be given"
+    if numbers["low"] is not None:
+        ends = f"{100 * numbers['level']:g} % interval {numbers['low']:+.3f} to {numbers['high']:+.3f}"
+    text = f"{numbers['candidate']:.3f} against {numbers['base']:.3f} on {numbers['n']} items"
+    lost = sum(numbers["missing"].values())
+    return f"{text}: gap {numbers['gap']:+.3f}, {ends}, margin {bar.margin:g}" + (f", {lost} missing" if lost else "")

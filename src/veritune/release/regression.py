@@ -1,0 +1,61 @@
+"""Binding imported score files to the weights they were scored with.
+
+A score file does not say which weights made it. `bind` writes that down: who says so, the files' hashes, and the digests
+of base and candidate. The gate reads the files again and judges them with the policy's margin; a file that changed, or
+weights that did, leave it undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from veritune.errors import InputError, StudyError
+from veritune.records import to_json
+from veritune.release.candidate import Case
+from veritune.release.checks import compare_files, regression_kind
+from veritune.release.evidence import Evidence, input_hashes, input_name, write_evidence
+from veritune.study import Suite
+
+
+def bind(case: Case, name: str, files: tuple[Sequence[Path], Sequence[Path]], by: str) -> Evidence:
+    """Write the record that ties a suite's files, (candidate's, base's), to the case's weights; the record.
+
+    Raises StudyError when the policy declares no such suite, InputError without a name or files, ScoreError when the
+    files cannot be read or compared.
+    """
+    suite = _suite(case, name)
+    candidate, base = ([Path(p) for p in side] for side in files)
+    if not by.strip():
+        raise InputError("expected who says that these weights were scored.", fix="--by NAME")
+    if not candidate or not base:
+        raise InputError("expected score files of the candidate and of the base.", fix="--candidate FILE --base FILE")
+    found = compare_files(candidate, base, suite)
+    settings = {side: [input_name(case.store, p) for p in paths] for side, paths in _sides(candidate, base)}
+    record = Evidence(
+        regression_kind(name),
+        found.status,
+        found.message,
+        case.candidate.subject,
+        to_json(found.numbers),
+        {"margin": suite.margin, "alpha": suite.alpha},
+        input_hashes(case.store, *candidate, *base),
+        {**settings, "asserted_by": by.strip()},
+    )
+    write_evidence(case.store, record)
+    return record
+
+
+def _sides(candidate: list[Path], base: list[Path]) -> tuple[tuple[str, list[Path]], ...]:
+    return (("candidate", candidate), ("base", base))
+
+
+def _suite(case: Case, name: str) -> Suite:
+    suites = case.policy.release.regression.suites
+    if name not in suites or suites[name].eval is not None:
+        imported = sorted(n for n, s in suites.items() if s.eval is None)
+        raise StudyError(
+            f"the policy declares no imported suite {name!r}; it has {', '.join(imported) or 'none'}.",
+            fix=f"Declare it with its margin: release.regression.suites.{name}: {{margin: 0.02}}.",
+        )
+    return suites[name]
