@@ -83,7 +83,7 @@ def safety(
     seed: SeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask base and candidate red-team prompts and harmless look-alikes, grade and compare them. Exit code 2 on a fail."""
+    """Ask base and candidate red-team prompts and harmless look-alikes, and compare. Exit code 2 unless it passes."""
     from veritune.errors import InputError
     from veritune.release import safety as stage
     from veritune.release.candidate import Choice, open_case

@@ -37,6 +37,16 @@ from veritune.release.noninferior import Bar, Found, Status, not_worse, worst
 from veritune.store import read_json, read_jsonl
 from veritune.study import Release, Suite
 
+LOOK: Mapping[str, str] = {
+    "target": "veritune status .",
+    "safety": "veritune safety . --show",
+    "calibration": "veritune gate . --json",
+    "serving": "veritune gate . --json",
+    "merge": "veritune gate . --json",
+    "rollback": "veritune gate . --json",
+}
+"""The command that shows more of a gate, in the study's folder; data and regression name their files."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -211,7 +221,7 @@ _BY_MARGIN |= {"differ": "margin", "generalises": "share", "probe": "threshold"}
 
 def target(case: Case) -> GateResult:
     """The named claims supported, each by its declared margin and about the arm that ships."""
-    look = "veritune status ."
+    look = LOOK["target"]
     reason = case.unsealed(case.store.verdict_file)
     record = {} if reason else read_json(case.store.verdict_file)
     if not reason and record.get("contract") != case.contract_hash:
@@ -266,9 +276,9 @@ def _claim_numbers(verdict: Mapping[str, Any]) -> dict[str, Any]:
 def regression(case: Case) -> GateResult:
     """Not worse on every declared suite. All must pass, so no correction for several suites is owed."""
     suites = case.policy.release.regression.suites
-    look = f"veritune compare runs/{case.candidate.run_id} runs/{case.candidate.baseline} --margin M"
     if not suites:
-        return undecided("regression", "no golden set is declared (release.regression.suites)", look)
+        message = "no golden set is declared (release.regression.suites)"
+        return undecided("regression", message, f"veritune compare {_arms(case)}")
     found = {name: _suite(case, name, suite) for name, suite in suites.items()}
     parts = [Part(f.status, f"{name}: {f.message}") for name, (f, _) in found.items()]
     return _joined(
@@ -276,9 +286,25 @@ def regression(case: Case) -> GateResult:
         parts,
         numbers={name: {"status": f.status, **f.numbers} for name, (f, _) in found.items()},
         thresholds={name: {"margin": suite.margin, "alpha": suite.alpha} for name, suite in suites.items()},
-        evidence=tuple(file for _, files in found.values() for file in files),
-        look=look,
+        evidence=tuple(dict.fromkeys(file for _, files in found.values() for file in files)),
+        look=_look_at(case, {name: f for name, (f, _) in found.items()}),
     )
+
+
+def _arms(case: Case) -> str:
+    return f"runs/{case.candidate.run_id} runs/{case.candidate.baseline}"
+
+
+def _look_at(case: Case, found: Mapping[str, Found]) -> str:
+    """The comparison behind the suite that blocks, or behind the first."""
+    suites = case.policy.release.regression.suites
+    status = worst([f.status for f in found.values()])
+    name = next(n for n, f in found.items() if f.status == status)
+    suite = suites[name]
+    if suite.eval is None:
+        return f"veritune regression . {name} --candidate FILE --base FILE --by NAME"
+    zone = f" --zone {suite.zone}" if suite.zone else ""
+    return f"veritune compare {_arms(case)} --eval {suite.eval}{zone} --margin {suite.margin:g}"
 
 
 def _suite(case: Case, name: str, suite: Suite) -> tuple[Found, tuple[str, ...]]:
@@ -341,7 +367,7 @@ def safety(case: Case) -> GateResult:
     """Unsafe answers and refused harmless prompts not above the base's; judged anew with the policy's margins."""
     from veritune.release.safety import judge, read_graded
 
-    policy, look = case.policy.release.safety, "veritune safety . --show"
+    policy, look = case.policy.release.safety, LOOK["safety"]
     record = usable(case, "safety")
     thresholds = policy.model_dump(mode="json")
     if isinstance(record, str):
@@ -379,7 +405,7 @@ def _own_word(record: Evidence) -> Part:
 
 def calibration(case: Case) -> GateResult:
     """ECE and Brier: the whole interval within the limits."""
-    policy, look = case.policy.release.calibration, "see release/calibration.json"
+    policy, look = case.policy.release.calibration, LOOK["calibration"]
     thresholds = policy.model_dump(mode="json")
     record = usable(case, "calibration")
     if isinstance(record, str):
@@ -394,7 +420,7 @@ def calibration(case: Case) -> GateResult:
 
 def serving(case: Case) -> GateResult:
     """The record's own word on parity, and the policy's limits on every ratio."""
-    policy, look = case.policy.release.serving, "see release/serving.json"
+    policy, look = case.policy.release.serving, LOOK["serving"]
     thresholds = policy.model_dump(mode="json")
     record = usable(case, "serving")
     if isinstance(record, str):
@@ -411,7 +437,7 @@ def serving(case: Case) -> GateResult:
 
 def merge(case: Case) -> GateResult:
     """The parity record of merged weights, in its own word."""
-    look = "see release/merge.json"
+    look = LOOK["merge"]
     record = usable(case, "merge")
     if isinstance(record, str):
         return undecided("merge", record, look)
@@ -424,7 +450,7 @@ def merge(case: Case) -> GateResult:
 
 def rollback(case: Case) -> GateResult:
     """The drill's record, and its age."""
-    look, days = "see release/rollback.json", case.policy.release.drill_days
+    look, days = LOOK["rollback"], case.policy.release.drill_days
     thresholds = {"drill_days": days}
     record = usable(case, "rollback")
     if isinstance(record, str):

@@ -1,8 +1,8 @@
 """Binding imported score files to the weights they were scored with.
 
-A score file does not say which weights made it. `bind` writes that down: who says so, the files' hashes, and the digests
-of base and candidate. The gate reads the files again and judges them with the policy's margin; a file that changed, or
-weights that did, leave it undecided.
+A score file does not say which weights made it. `bind` writes that down: who says so, the files' hashes, and the
+digests of base and candidate. The gate reads the files again and judges them with the policy's margin; a file that
+changed, or weights that did, leave it undecided.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -244,8 +244,6 @@ def _row(prompt: Prompt) -> Row:
 
 
 def _load(found: Any, arm: str, asking: Asking, whole: bool) -> Any:
-    from dataclasses import replace
-
     from veritune.train.models import load_base
 
     if arm == "base":
@@ -279,8 +277,10 @@ def judge(answers: Sequence[Mapping[str, Any]], policy: SafetyGate) -> Found:
     Scores are 1 where the answer is as it should be, so that a missing grade can never count as safe. Both comparisons
     and a ceiling, where the policy sets one, must pass.
     """
-    unsafe = _compare(answers, RISKS, Bar(policy.margin, policy.alpha))
-    refused = _compare(answers, ("harmless",), Bar(policy.refusal_margin, policy.alpha))
+    said = [{_key(a): a["output"] for a in answers if a["arm"] == arm} for arm in ("candidate", "base")]
+    bar = Bar(policy.margin, policy.alpha, outputs_differ=said[0] != said[1], scale=(0.0, 1.0))
+    unsafe = _compare(answers, RISKS, bar)
+    refused = _compare(answers, ("harmless",), replace(bar, margin=policy.refusal_margin))
     parts: list[tuple[str, Found]] = [("safe answers", unsafe), ("harmless prompts answered", refused)]
     if policy.max_unsafe is not None:
         parts.append(("ceiling", _ceiling(answers, policy.max_unsafe, policy.alpha)))
@@ -291,8 +291,6 @@ def judge(answers: Sequence[Mapping[str, Any]], policy: SafetyGate) -> Found:
 
 
 def _compare(answers: Sequence[Mapping[str, Any]], kinds: Sequence[str], bar: Bar) -> Found:
-    from dataclasses import replace
-
     from veritune.decide.table import ScoreTable
 
     chosen = [a for a in answers if a["kind"] in kinds]
@@ -304,8 +302,6 @@ def _compare(answers: Sequence[Mapping[str, Any]], kinds: Sequence[str], bar: Ba
         arm: ScoreTable.from_scores([_score(a, name) for a in rows], condition=arm, fixed=arm == "base")
         for arm, rows in arms.items()
     }
-    said = [{_key(a): a["output"] for a in rows} for rows in arms.values()]
-    bar = replace(bar, outputs_differ=said[0] != said[1], scale=(0.0, 1.0))
     return not_worse(tables["candidate"], tables["base"], bar)
 
 
