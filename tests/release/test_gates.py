@@ -41,10 +41,10 @@ from veritune.release.gates import (
     waive,
 )
 from veritune.release.noninferior import Bar, least_items, not_worse
-from veritune.release.policy import read_policy
+from veritune.release.policy import load_policy, read_policy
 from veritune.seal import seal
 from veritune.store import Store, read_json, sha256_file, write_json
-from veritune.study import GATES, Release
+from veritune.study import GATES, Release, load_study
 
 RECORDS = ("safety", "calibration", "serving", "merge", "rollback")
 
@@ -145,7 +145,7 @@ def input_gone(store: Store, kind: str) -> None:
 
 def edited(store: Store, kind: str) -> None:
     path = evidence_file(store, kind)
-    path.write_text(path.read_text(encoding="utf-8").replace('"passed"', '"passed "'), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace('"message": "', '"message": "not '), encoding="utf-8")
 
 
 def torn(store: Store, kind: str) -> None:
@@ -396,6 +396,24 @@ def test_a_claim_about_another_arm_is_undecided(store: Store) -> None:
     assert found.status == "undecided" and "is about wide, not about narrow" in found.message
 
 
+def test_a_claim_is_taken_from_the_contract_and_not_from_an_edited_file(store: Store) -> None:
+    study = yaml.safe_load(store.study_file.read_text(encoding="utf-8"))
+    study["claims"][0] |= {"kind": "better_by", "margin": 0.01}
+    store.study_file.write_text(yaml.safe_dump(study), encoding="utf-8")
+    verdict = read_json(store.verdict_file)
+    verdict["verdicts"].append({**verdict["verdicts"][0], "claim": "learns"})
+    write_json(store.verdict_file, verdict)
+    seal(store)
+    assert "claim learns (improves) declares no margin" in gate(store, "target", target={"claims": ["learns"]}).message
+
+
+def test_an_edited_seal_vouches_for_nothing(store: Store) -> None:
+    record = read_json(store.root / "seal.json")
+    write_json(store.root / "seal.json", {**record, "files": {**record["files"], "verdict.json": "00" * 32}})
+    found = {g.gate: g.status for g in evaluate(store.root).gates if g.status != "passed"}
+    assert found == {"data": "undecided", "target": "undecided", "regression": "undecided"}
+
+
 def test_verdicts_of_another_contract_are_undecided(store: Store) -> None:
     verdict = read_json(store.verdict_file)
     write_json(store.verdict_file, {**verdict, "contract": "77" * 32})
@@ -490,6 +508,10 @@ def test_a_gate_that_is_not_asked_for_is_shown(store: Store) -> None:
     record = evaluate(store.root, _choice(store, gates=["data", "target"]))
     assert [g.gate for g in record.gates] == ["data", "target"]
     assert record.not_asked == GATES[2:]
+    assert passes_for(record, record.subject.hash)
+    whole = load_policy(load_study(store.study_file), read_json(store.contract_file)).hash
+    assert not passes_for(record, record.subject.hash, policy_hash=whole)
+    assert passes_for(record, record.subject.hash, policy_hash=record.policy)
     assert "| safety | not asked |" in render_markdown(record)
 
 

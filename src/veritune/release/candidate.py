@@ -13,8 +13,8 @@ from veritune import contract as contracts
 from veritune.errors import InputError, StudyError
 from veritune.release.evidence import Subject, files_digest, weights_digest
 from veritune.release.policy import Policy, load_policy
-from veritune.store import Store, read_json, sha256_file
-from veritune.study import BASELINE, Study, load_study
+from veritune.store import Store, hash_of, read_json, sha256_file
+from veritune.study import BASELINE, Study, load_study, parse_study
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Case:
-    """Everything a gate looks at. `today` decides what has expired."""
+    """Everything a gate looks at. `study` is the contract's, whatever study.yaml says now; the policy alone is taken
+    from the file. `today` decides what has expired."""
 
     store: Store
     study: Study
@@ -53,9 +54,11 @@ class Case:
 
     @cached_property
     def sealed(self) -> Mapping[str, str] | None:
-        """SHA-256 by name of the study's files when its last run ended; None when it was never sealed."""
+        """SHA-256 by name of the study's files when its last run ended; None without a seal, or with an edited one."""
         path = self.store.root / "seal.json"
-        return dict(read_json(path).get("files", {})) if path.exists() else None
+        record = read_json(path) if path.exists() else {}
+        body = {k: v for k, v in record.items() if k != "hash"}
+        return dict(record["files"]) if hash_of(body) == record.get("hash") else None
 
     def unsealed(self, path: Path) -> str | None:
         """Why a file of the study is not to be believed; None when it is as the last run left it."""
@@ -63,7 +66,7 @@ class Case:
         if not path.is_file():
             return f"{name} is missing"
         if self.sealed is None:
-            return f"{name} was never sealed (seal.json is missing)"
+            return f"{name} cannot be believed: seal.json is missing or was edited"
         if name not in self.sealed:
             return f"{name} was not there when the study was sealed"
         return None if sha256_file(path) == self.sealed[name] else f"{name} was edited after the study was sealed"
@@ -84,9 +87,9 @@ def open_case(study: str | Path, choice: Choice | None = None, today: date | Non
     store = Store.of(study)
     if not store.verdict_file.exists():
         raise InputError(f"{store.root} has no verdicts yet.", fix=f"Run it first: veritune run {store.root}")
-    loaded = load_study(store.study_file)
     kept = contracts.read(store)
-    policy = load_policy(loaded, kept, choice.policy)
+    loaded = parse_study(dict(kept["entries"][-1]["terms"]["study"]), where=str(store.contract_file))
+    policy = load_policy(load_study(store.study_file), kept, choice.policy)
     condition = _condition(loaded, policy, choice)
     seed = next(s for s in (choice.seed, policy.release.seed, loaded.seeds[0]) if s is not None)
     candidate = _candidate(store, kept, condition, seed)

@@ -251,11 +251,16 @@ def all_waivers(store: Store) -> list[Waiver]:
     return _waivers(_read(store))
 
 
-def passes_for(record: GateRecord, subject_hash: str, today: date | None = None) -> bool:
+def passes_for(
+    record: GateRecord, subject_hash: str, today: date | None = None, policy_hash: str | None = None
+) -> bool:
     """Whether the record passes for exactly these bytes (`evidence.Subject.hash`) today.
 
-    False when the record was edited, when any gate in it blocks, and when a waiver it rests on has expired.
+    False when the record was edited, when any gate in it blocks, and when a waiver it rests on has expired. A policy
+    may ask for little: with `policy_hash` (`policy.Policy.hash`) only a record of that policy passes.
     """
+    if policy_hash is not None and record.policy != policy_hash:
+        return False
     body = {k: v for k, v in to_json(record).items() if k != "hash"}
     if hash_of(body) != record.hash or record.status != "passed" or subject_hash not in record.covers:
         return False
