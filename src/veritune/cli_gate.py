@@ -1,4 +1,4 @@
-"""The commands that ask whether it may ship: gate, waive, safety, regression, controls."""
+"""The commands that ask whether it may ship: gate, waive, safety, regression, attest, controls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SeedOption = Annotated[int | None, typer.Option(help="The seed whose weights shi
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (gate, waive, safety, regression, controls):
+    for command in (gate, waive, safety, regression, attest, controls):
         app.command()(command)
 
 
@@ -164,14 +164,32 @@ def regression(
 ) -> None:
     """Bind imported score files of a golden set or benchmark to the candidate's weights, and judge them."""
     from veritune.records import dumps
+    from veritune.release.bind import bind_scores
     from veritune.release.candidate import Choice, open_case
-    from veritune.release.regression import bind
 
     case = open_case(study, Choice(policy, condition, seed))
-    record = bind(case, suite, (candidate, base), by)
+    record = bind_scores(case, suite, (candidate, base), by)
     print(dumps(record, indent=2) if as_json else f"{record.status}: {record.message}")
     if record.status != "passed":
         raise typer.Exit(2)
+
+
+def attest(
+    study: StudyArg,
+    calibration: Annotated[Path, typer.Argument(help="A record that `veritune calibration ... --out FILE` wrote.")],
+    by: Annotated[str, typer.Option(help="Who says that these very weights were measured.")],
+    policy: PolicyOption = None,
+    condition: ConditionOption = None,
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bind a calibration record to the candidate's weights, for the calibration gate."""
+    from veritune.records import dumps
+    from veritune.release.bind import bind_calibration
+    from veritune.release.candidate import Choice, open_case
+
+    record = bind_calibration(open_case(study, Choice(policy, condition, seed)), calibration, by)
+    print(dumps(record, indent=2) if as_json else f"calibration {record.message}")
 
 
 def controls(study: StudyArg, as_json: JsonOption = False) -> None:

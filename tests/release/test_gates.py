@@ -462,6 +462,24 @@ def test_the_worse_end_of_ece_decides(store: Store, shippable: ModuleType, ece: 
     assert gate(store, "calibration").status == status
 
 
+def test_a_calibration_record_is_bound_by_name_and_judged_debiased(store: Store, shippable: ModuleType) -> None:
+    file = store.root / "calibration.json"
+    trained = {**shippable.CALIBRATION, "ece": {"value": 0.1, "low": 0.07, "high": 0.13, "n": 300}}
+    debiased = {"value": 0.05, "low": 0.03, "high": 0.08, "n": 300}
+    write_json(file, {"base": shippable.CALIBRATION, "trained": {**trained, "ece_debiased": debiased}})
+    command = ["attest", str(store.root), str(file), "--by", "Ada"]
+    assert runner.invoke(app, command).exit_code == 0
+    found = gate(store, "calibration")
+    assert found.status == "passed" and "ece_debiased" in found.message
+    write_json(file, {"trained": trained})
+    assert "calibration.json has changed since" in gate(store, "calibration").message
+    assert runner.invoke(app, command).exit_code == 0
+    assert gate(store, "calibration").status == "undecided"
+    for wrong in ({}, {"ece": 0.1, "brier": 0.2}, {"ece": {"value": 0.1}, "brier": {"value": 0.1}}):
+        write_json(file, wrong)
+        assert isinstance(runner.invoke(app, command).exception, InputError)
+
+
 @pytest.mark.parametrize(
     ("name", "ratio", "status"),
     [

@@ -410,7 +410,8 @@ def calibration(case: Case) -> GateResult:
     record = usable(case, "calibration")
     if isinstance(record, str):
         return undecided("calibration", record, look, thresholds=thresholds)
-    limits = (("ece", policy.ece), ("brier", policy.brier))
+    ece = "ece_debiased" if "ece_debiased" in record.numbers else "ece"  # plain ECE is biased upward
+    limits = ((ece, policy.ece), ("brier", policy.brier))
     parts = [_limit(name, record.numbers.get(name), most=limit) for name, limit in limits]
     if record.status != "passed":
         parts.append(_own_word(record))

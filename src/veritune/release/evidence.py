@@ -22,7 +22,7 @@ its subject is the candidate's, and where its inputs still have these hashes; el
 
 What the gates look for in `numbers`, beyond `status`:
 
-    calibration  `ece`, `brier`: estimates with `low` and `high`; optional `ece_debiased`
+    calibration  `ece`, `brier`: estimates with `low` and `high`; `ece_debiased`, where it is there, is judged for `ece`
     serving      `ratios`: {name: {value, low, high}} of candidate over base, names in `RATIOS`; null ends: unknown
     merge        nothing; `subject.merged` is the digest of the merged weights that were compared
     rollback     nothing; `created` is the day of the drill
