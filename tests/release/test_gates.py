@@ -612,6 +612,15 @@ def test_a_gate_that_fails_after_it_was_waived_blocks(store: Store, shippable: M
     assert record.status == "failed" and not record.waived
 
 
+def test_a_waiver_does_not_cover_the_same_words_when_they_are_a_failure(store: Store) -> None:
+    rewrite(store, "merge", status="undecided", message="3 of 40 prompts differ")
+    waive(store.root, "merge", ("Ada", "served unmerged", soon()))
+    assert evaluate(store.root).status == "passed"
+    rewrite(store, "merge", status="failed", message="3 of 40 prompts differ")
+    record = evaluate(store.root)
+    assert record.status == "failed" and not record.waived and not passes_for(record, record.subject.hash)
+
+
 def test_a_waiver_covers_what_was_seen_and_nothing_else(store: Store, shippable: ModuleType) -> None:
     shippable.score(store, lost=10)
     waive(store.root, "regression", ("Ada", "more items are on the way", soon()))
@@ -664,8 +673,9 @@ def test_records_and_waivers_are_appended_and_an_edit_shows(store: Store) -> Non
 def test_an_edited_record_passes_for_nothing(store: Store) -> None:
     lost(store, "rollback")
     record = evaluate(store.root)
-    forged = replace(record, status="passed")
-    assert not passes_for(forged, record.subject.hash)
+    gates = tuple(replace(g, status="passed") for g in record.gates)
+    for forged in (replace(record, status="passed"), replace(record, status="passed", gates=gates)):
+        assert not passes_for(forged, record.subject.hash)
 
 
 def test_merged_weights_are_covered_only_where_their_gate_passed(store: Store) -> None:
