@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -91,8 +91,8 @@ def adapter_change(adapter: str | Path, base: str | Path | None = None, options:
     options = options or Options()
     folder = Path(adapter)
     config = _adapter_config(folder)
-    weights = _Tensors(folder, "adapter_model.safetensors")
-    base_weights = _Tensors(Path(base)) if base is not None else None
+    weights = Tensors(folder, "adapter_model.safetensors")
+    base_weights = Tensors(Path(base)) if base is not None else None
     if base_weights is None and (config.get("use_dora") or options.intruders):
         raise ModelError(
             f"{folder}: this reading needs the base weights, none were given.", fix="Give the base model's folder."
@@ -107,6 +107,69 @@ def adapter_change(adapter: str | Path, base: str | Path | None = None, options:
     if not modules and not saved:
         raise ModelError(f"{folder}: no LoRA factors found in the adapter.", fix="Give the folder that PEFT saved.")
     return _record(str(base) if base else "base not given", str(adapter), "adapter", (*modules, *saved), notes)
+
+
+@dataclass(frozen=True)
+class ExpectedChange:
+    """What merging must do to one weight: `delta` in float64, shaped as the base stores it; `how` names the part.
+
+    `module` is the adapter's own name for it, `key` the base's.
+    """
+
+    module: str
+    key: str
+    weight: torch.Tensor
+    delta: torch.Tensor
+    how: Literal["lora", "dora", "saved in full"]
+
+
+def expected_changes(adapter: str | Path, base: str | Path) -> Iterator[ExpectedChange]:
+    """For every weight that an adapter changes, what its merge must add, one weight in memory at a time.
+
+    LoRA: s B A with s = alpha/r, or alpha/sqrt(r) for rsLoRA; DoRA: the renormalised weight less the base's; a module
+    saved in full: its own values less the base's. Raises ModelError for other adapters and for another base.
+    """
+    folder = Path(adapter)
+    config, weights, base_weights = (
+        _adapter_config(folder),
+        Tensors(folder, "adapter_model.safetensors"),
+        Tensors(Path(base)),
+    )
+    used: set[str] = set()
+    for name in sorted(_lora_modules(weights)):
+        a, b, keys = _factors(weights, name)
+        magnitude = next((k for k in weights.names if k.startswith(name + ".lora_magnitude_vector")), None)
+        used |= keys | ({magnitude} if magnitude else set())
+        module = plain_name(name)
+        key = base_weights.key_of(module)
+        _fitting(base_weights, key, module, (b.shape[0], a.shape[1]))
+        assert key is not None
+        weight = base_weights.whole(key)
+        delta = _dense_delta(name, weight, _scaling(config, name) * (b @ a), weights, magnitude)
+        yield ExpectedChange(module, key, weight, delta, "lora" if magnitude is None else "dora")
+    for saved in sorted(set(weights.names) - used):
+        name = saved.removeprefix("base_model.model.")
+        target = base_weights.key_of(plain_name(name)) or (name if name in base_weights.names else None)
+        if ".base_layer." in saved or target is None:
+            continue
+        weight = base_weights.whole(target)
+        yield ExpectedChange(plain_name(name), target, weight, weights.whole(saved) - weight, "saved in full")
+
+
+def _dense_delta(
+    name: str, weight: torch.Tensor, product: torch.Tensor, weights: Tensors, magnitude: str | None
+) -> torch.Tensor:
+    """s B A as the base stores the weight, renormalised where the adapter holds DoRA's magnitude."""
+    transposed = tuple(weight.shape) != tuple(product.shape)
+    delta = product.t() if transposed else product
+    if magnitude is None:
+        return delta
+    if transposed:
+        raise ModelError(f"{name}: DoRA on a transposed (Conv1D) weight is not read.", fix="Merge and compare.")
+    moved = weight + delta
+    size = weights.whole(magnitude).reshape(-1, 1)
+    renormalised: torch.Tensor = size * moved / torch.linalg.vector_norm(moved, dim=1, keepdim=True) - weight
+    return renormalised
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
@@ -125,12 +188,12 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _lora_modules(weights: _Tensors) -> set[str]:
+def _lora_modules(weights: Tensors) -> set[str]:
     marks = (".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B")
     return {name.split(mark)[0] for name in weights.names for mark in marks if mark in name}
 
 
-def _factors(weights: _Tensors, name: str) -> tuple[torch.Tensor, torch.Tensor, set[str]]:
+def _factors(weights: Tensors, name: str) -> tuple[torch.Tensor, torch.Tensor, set[str]]:
     """A [r, in] and B [out, r] in float64, and the keys they came from."""
     found: dict[str, str] = {}
     for key in weights.names:
@@ -161,8 +224,8 @@ def _lora_change(  # noqa: PLR0913 - one call site, all of them needed
     a: torch.Tensor,
     b: torch.Tensor,
     scale: float,
-    weights: _Tensors,
-    base: _Tensors | None,
+    weights: Tensors,
+    base: Tensors | None,
     options: Options,
 ) -> ModuleChange:
     if not torch.isfinite(a).all() or not torch.isfinite(b).all():
@@ -180,15 +243,7 @@ def _lora_change(  # noqa: PLR0913 - one call site, all of them needed
         return _module(module, shape, math.sqrt(max(squared, 0.0)), base_norm, values)
     assert base is not None and key is not None
     weight = base.whole(key)
-    delta = scale * (b @ a)
-    transposed = tuple(weight.shape) != tuple(delta.shape)
-    delta = delta.t() if transposed else delta
-    if magnitude is not None:
-        if transposed:
-            raise ModelError(f"{name}: DoRA on a transposed (Conv1D) weight is not read.", fix="Merge and compare.")
-        moved = weight + delta
-        size = weights.whole(magnitude).reshape(-1, 1)
-        delta = size * moved / torch.linalg.vector_norm(moved, dim=1, keepdim=True) - weight
+    delta = _dense_delta(name, weight, scale * (b @ a), weights, magnitude)
     return _dense_change(module, weight, delta, options)
 
 
@@ -199,7 +254,7 @@ def _lora_singular_values(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _fitting(base: _Tensors, key: str | None, module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _fitting(base: Tensors, key: str | None, module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if key is None:
         raise ModelError(f"{module}: the base has no such weight: the adapter was made for another base.")
     found = base.shape(key)
@@ -212,7 +267,7 @@ def _fitting(base: _Tensors, key: str | None, module: str, shape: tuple[int, ...
 
 
 def _saved_in_full(
-    weights: _Tensors, used: set[str], base: _Tensors | None, options: Options
+    weights: Tensors, used: set[str], base: Tensors | None, options: Options
 ) -> tuple[list[ModuleChange], tuple[str, ...]]:
     """Modules that the adapter holds whole (modules_to_save), against the base's."""
     made, notes = [], []
@@ -238,7 +293,7 @@ def checkpoint_change(before: str | Path, after: str | Path, options: Options | 
     Raises ModelError when shapes differ, no tensor is shared or weights are quantised.
     """
     options = options or Options(spectrum=False)
-    old, new = _Tensors(Path(before)), _Tensors(Path(after))
+    old, new = Tensors(Path(before)), Tensors(Path(after))
     shared = [n for n in old.names if n in set(new.names)]
     if 2 * len(shared) < min(len(old.names), len(new.names)):
         raise ModelError(
@@ -261,7 +316,7 @@ def checkpoint_change(before: str | Path, after: str | Path, options: Options | 
     return _record(str(before), str(after), "full", tuple(modules), notes)
 
 
-def _streamed(module: str, old: _Tensors, old_key: str, new: _Tensors, new_key: str, options: Options) -> ModuleChange:
+def _streamed(module: str, old: Tensors, old_key: str, new: Tensors, new_key: str, options: Options) -> ModuleChange:
     shape = old.shape(old_key)
     if (options.spectrum or options.intruders) and len(shape) == 2 and math.prod(shape) * 8 <= SPECTRUM_BYTES:
         weight = old.whole(old_key)
@@ -386,7 +441,7 @@ def series(changes: Mapping[str, WeightChange]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- safetensors, streamed
 
 
-class _Tensors:
+class Tensors:
     """The tensors of a folder's safetensors files by name, read in row blocks of at most `BLOCK_BYTES`."""
 
     def __init__(self, folder: Path, only: str = "") -> None:
@@ -417,6 +472,12 @@ class _Tensors:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file_of[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The precision in which the tensor is stored."""
+        names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+        stored: str = self._file_of[name].get_slice(name).get_dtype()
+        return names.get(stored, torch.float32)
 
     def whole(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._file_of[name].get_tensor(name)

@@ -1,0 +1,273 @@
+"""Merge parity: a right merge passes; every planted fault is found and called by its name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from veritune.errors import InputError, ModelError
+from veritune.records import Rendered
+from veritune.release.merge import Options, check_weights, merge_adapter, parity, read_module, rerounded
+from veritune.train.models import ModelRef, load_base
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning", "ignore:.*tie_word_embeddings.*", "ignore:Setting .save_embedding_layers"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> ModelRef:
+    """The tiny model in bfloat16, as bases are stored."""
+    folder = tmp_path_factory.mktemp("merge") / "base"
+    load_base(ModelRef("tiny", tiny_model, "bfloat16")).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (tiny_model / name).exists():
+            shutil.copy(tiny_model / name, folder / name)
+    return ModelRef("tiny", folder, "bfloat16")
+
+
+def adapter(ref: ModelRef, folder: Path, *, size: float = 0.02, seed: int = 0, **config: Any) -> Path:
+    """A LoRA with random factors, saved as PEFT saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **config}
+    model = get_peft_model(load_base(ref), LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name or "lora_embedding_A" in name:
+                p.normal_(0, size)
+            if "modules_to_save" in name:
+                p.add_(0.01 * torch.randn_like(p))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def made(base: ModelRef, tmp_path: Path) -> tuple[Path, Path]:
+    lora = adapter(base, tmp_path / "adapter")
+    return lora, merge_adapter(load_base(base), lora, tmp_path / "merged")
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Change a merged model's weights on disk."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def kinds(base: ModelRef, lora: Path, merged: Path) -> dict[str, str]:
+    return {f.check: f.message for f in check_weights(base.path, lora, merged)[1]}
+
+
+ROWS = [Rendered(f"r{i}", tuple(range(5 + i, 25 + i)), (*[-100] * 8, *range(13 + i, 25 + i))) for i in range(12)]
+OPTIONS = Options(max_new_tokens=8)
+
+
+# ---------------------------------------------------------------- a right merge
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"alpha_pattern": {"v_proj": 32}, "rank_pattern": {"q_proj": 2}},
+    ],
+    ids=["lora", "rslora", "dora", "saved in full", "embeddings", "patterns"],
+)
+def test_a_right_merge_has_scale_one_everywhere(base: ModelRef, tmp_path: Path, config: dict[str, Any]) -> None:
+    lora = adapter(base, tmp_path / "adapter", **config)
+    merged = merge_adapter(load_base(base), lora, tmp_path / "merged")
+    modules, findings = check_weights(base.path, lora, merged)
+    assert {m.reading for m in modules} == {"merged"} and findings == []
+    assert all(m.scale == pytest.approx(1, abs=0.02) for m in modules)
+    if "modules_to_save" in config:
+        assert "saved in full" in {m.how for m in modules}
+
+
+def test_a_right_merge_passes_and_its_outputs_differ_by_no_more_than_rounding(
+    base: ModelRef, made: tuple[Path, Path]
+) -> None:
+    found = parity(base, *made, ROWS, OPTIONS)
+    assert found.status == "passed", found.message
+    assert found.outputs is not None and 0 < found.outputs.kl_mean < 1e-3
+    assert found.outputs.floors < 4
+    assert found.outputs.positions == sum(r.n_target for r in ROWS)
+    assert all(d.tie for d in found.outputs.divergences)
+
+
+def test_without_rows_the_check_is_undecided_and_never_passed(base: ModelRef, made: tuple[Path, Path]) -> None:
+    found = parity(base, *made, [], OPTIONS)
+    assert found.status == "undecided" and "outputs were not compared" in found.message
+
+
+def test_shards_are_read_as_one(base: ModelRef, made: tuple[Path, Path], tmp_path: Path) -> None:
+    lora, merged = made
+    load_base(replace(base, path=merged)).save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    modules, findings = check_weights(base.path, lora, tmp_path / "shards")
+    assert {m.reading for m in modules} == {"merged"} and findings == []
+
+
+# ---------------------------------------------------------------- planted faults
+
+
+def test_an_adapter_that_was_not_applied_is_named(base: ModelRef, made: tuple[Path, Path]) -> None:
+    found = parity(base, made[0], base.path, ROWS, OPTIONS)
+    assert found.status == "failed"
+    assert "the adapter: the change is not in the merged weights" in found.message
+    assert found.outputs is not None and found.outputs.floors > 10
+
+
+def test_an_adapter_that_was_applied_twice_is_named(base: ModelRef, made: tuple[Path, Path], tmp_path: Path) -> None:
+    lora, merged = made
+    twice = merge_adapter(load_base(replace(base, path=merged)), lora, tmp_path / "twice")
+    found = kinds(base, lora, twice)
+    assert set(found) == {"merge.applied_twice"}
+    assert parity(base, lora, twice, ROWS, OPTIONS).status == "failed"
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5, 4.0, -1.0])
+def test_a_wrong_scaling_is_named_with_its_factor(
+    base: ModelRef, made: tuple[Path, Path], tmp_path: Path, factor: float
+) -> None:
+    lora, _ = made
+    wrong = shutil.copytree(lora, tmp_path / "wrong")
+    config = json.loads((wrong / "adapter_config.json").read_text())
+    (wrong / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * factor}))
+    merged = merge_adapter(load_base(base), wrong, tmp_path / "scaled")
+    modules, findings = check_weights(base.path, lora, merged)
+    assert [f.check for f in findings] == ["merge.wrong_scaling"]
+    assert all(m.scale == pytest.approx(factor, abs=0.05) for m in modules)
+
+
+def test_layers_that_were_left_out_are_named(base: ModelRef, made: tuple[Path, Path]) -> None:
+    lora, merged = made
+    old = load_file(base.path / "model.safetensors")
+    left = [k for k in old if "layers.1" in k and "q_proj" in k]
+    edit(merged, lambda w: w.update({k: old[k] for k in left}))
+    message = kinds(base, lora, merged)["merge.not_applied"]
+    assert message.startswith("1 of 6 modules") and "layers.1.self_attn.q_proj" in message
+    edit(merged, lambda w: [w.pop(k) for k in left])
+    assert "is missing" in kinds(base, lora, merged)["merge.missing"]
+
+
+def test_another_adapter_s_merge_is_named(base: ModelRef, made: tuple[Path, Path], tmp_path: Path) -> None:
+    other = adapter(base, tmp_path / "other", seed=7)
+    merged = merge_adapter(load_base(base), other, tmp_path / "of-other")
+    assert set(kinds(base, made[0], merged)) == {"merge.another_adapter"}
+
+
+def test_a_weight_that_the_adapter_leaves_alone_may_not_change(base: ModelRef, made: tuple[Path, Path]) -> None:
+    lora, merged = made
+    key = "model.layers.0.mlp.up_proj.weight"
+    edit(merged, lambda w: w.update({key: w[key] + 1}))
+    assert key in kinds(base, lora, merged)["merge.others_changed"]
+    edit(merged, lambda w: w.pop("model.norm.weight"))
+    assert "model.norm.weight" in kinds(base, lora, merged)["merge.others_missing"]
+
+
+def test_an_adapter_of_another_base_is_refused(made: tuple[Path, Path], tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    wide = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
+    with pytest.raises(ModelError, match="the adapter fits a weight of shape"):
+        check_weights(tmp_path / "wide", *made)
+    with pytest.raises(ModelError, match="cannot be merged"):
+        merge_adapter(load_base(ModelRef("wide", tmp_path / "wide", "float32")), made[0], tmp_path / "x")
+
+
+def test_an_adapter_on_tied_embeddings_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    tied = LlamaConfig(
+        vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(tied).to(torch.bfloat16).save_pretrained(tmp_path / "tied")
+    ref = ModelRef("tied", tmp_path / "tied", "bfloat16")
+    lora = adapter(ref, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
+    merged = merge_adapter(load_base(ref), lora, tmp_path / "merged")
+    assert "ties input and output embeddings" in kinds(ref, lora, merged)["merge.tied"]
+
+
+# ---------------------------------------------------------------- rounding
+
+
+def test_a_change_below_the_steps_of_the_precision_is_lost_and_said_so() -> None:
+    """bfloat16 at 1.0 has steps of 1/128: a change of 1/1000 is lost in any merge."""
+    weight, delta = torch.ones(64, 64, dtype=torch.float64), torch.full((64, 64), 1e-3, dtype=torch.float64)
+    assert read_module(weight, weight, delta, torch.bfloat16)[-1] == "lost to rounding"
+    assert read_module(weight + delta, weight, delta, torch.float32)[-1] == "merged"
+    assert read_module(weight, weight, delta, torch.float32)[-1] == "not applied"
+    assert read_module(weight + 0.5, weight, delta, torch.bfloat16)[-1] == "another adapter"
+
+
+def test_rounding_once_more_has_the_variance_of_one_rounding() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(400, 400, bias=False)
+    exact = torch.empty(400, 400, dtype=torch.float64).uniform_(1, 2)
+    model.weight.data = exact.to(torch.bfloat16)
+    once = (model.weight.data.double() - exact).square().mean()
+    before = model.weight.data.double().clone()
+    rerounded(model, ["weight"], seed=1)
+    again = (model.weight.data.double() - before).square().mean()
+    assert float(again / once) == pytest.approx(1, abs=0.05)
+
+
+def test_a_zero_weight_stays_zero_and_nothing_becomes_infinite() -> None:
+    model = torch.nn.Linear(64, 64, bias=False)
+    model.weight.data = torch.zeros(64, 64, dtype=torch.bfloat16)
+    rerounded(model, ["weight"], seed=1)
+    assert torch.equal(model.weight.data, torch.zeros(64, 64, dtype=torch.bfloat16))
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_merges_compares_and_exits_2_on_a_fault(
+    base: ModelRef, tmp_path: Path, forks: Any, study: Any
+) -> None:
+    lora = adapter(base, tmp_path / "adapter")
+    named = ["--model", base.path, "--adapter", lora, "--data", study.root / "rows.jsonl", "--rows", 6]
+    done = forks("merge-parity", *named, "--out", tmp_path / "merged", "--max-new-tokens", 6)
+    assert done.rc == 0, done.out + done.err
+    assert "6 of 6 changed weights are merged" in done.out and "greedy answers are equal" in done.out
+    wrong = forks("merge-parity", *named, "--merged", base.path, "--max-new-tokens", 6, "--json")
+    assert wrong.rc == 2 and json.loads(wrong.out)["findings"][0]["check"] == "merge.not_applied"
+    again = forks("merge-parity", *named, "--out", tmp_path / "merged")
+    assert again.rc == 1 and "is not empty" in again.err
+
+
+def test_too_little_is_said(tmp_path: Path) -> None:
+    from veritune.release.merge_command import Asked, merge_command
+
+    with pytest.raises(InputError, match="expected a study, or a model and an adapter"):
+        merge_command(Asked(model="x"), OPTIONS)
+
+
+def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: Any) -> None:
+    from veritune.release.evidence import read_evidence, weights_digest
+    from veritune.store import Store
+
+    root = finished_copy.root
+    done = forks("merge-parity", root, "--condition", "all_layer", "--dtype", "float32", "--max-new-tokens", 6)
+    assert done.rc == 0, done.out + done.err
+    record = read_evidence(Store(root), "merge")
+    assert record is not None and record.status == "passed"
+    assert record.subject.merged == weights_digest(root / "release" / "merged")
