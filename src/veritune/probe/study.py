@@ -116,6 +116,22 @@ def read_zones(files: Mapping[str, str | Path], renderer: Renderer, **reading: A
     return Zoned(tuple(rows), tuple(rendered), tuple(zones), tuple(families))
 
 
+def thin(zoned: Zoned, rows: int) -> Zoned:
+    """At most so many rows of each zone, whole families first come first served, in the order of the files."""
+    left = dict.fromkeys(zoned.zones, rows)
+    kept = []
+    for i in sorted(range(len(zoned.rows)), key=lambda i: (zoned.families.index(zoned.families[i]), i)):
+        if left[zoned.zones[i]] > 0:
+            left[zoned.zones[i]] -= 1
+            kept.append(i)
+    kept.sort()
+
+    def pick(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in kept)
+
+    return Zoned(pick(zoned.rows), pick(zoned.rendered), pick(zoned.zones), pick(zoned.families))
+
+
 def _refuse_leak(zones: Sequence[str], families: Sequence[str]) -> None:
     trained = {f for f, zone in zip(families, zones) if zone in ("seen", "sibling")}
     leaked = sum(zone == "stranger" and f in trained for f, zone in zip(families, zones))
