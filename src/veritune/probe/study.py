@@ -12,6 +12,7 @@ from veritune.data.load import load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
 from veritune.probe.memorization import ThreeZoneGap, row_losses, three_zone_gap
+from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
 from veritune.records import Rendered, Row
 from veritune.store import Store, hash_of, read_json, write_json
 from veritune.study import Model
@@ -152,3 +153,25 @@ def gap_of(found: Subject, zoned: Zoned) -> ThreeZoneGap:
     before = row_losses(found.base(), zoned.rendered)
     after = row_losses(found.trained(), zoned.rendered)
     return three_zone_gap(before, after, zoned.zones, zoned.families)
+
+
+def tokens_of(found: Subject, zoned: Zoned, zones: Sequence[str]) -> dict[str, TokenFall]:
+    """Where the loss fell on each of `zones`, tokens classed by the seen rows.
+
+    Raises ModelError without an adapter.
+    """
+    if found.adapter is None:
+        raise ModelError("where the loss fell compares a trained model with its base.", fix="--adapter DIR")
+    chosen = [i for i, zone in enumerate(zoned.zones) if zone in zones]
+    rows = [zoned.rendered[i] for i in chosen]
+    before, after = token_nlls(found.base(), rows), token_nlls(found.trained(), rows)
+    seen = [(r, f) for r, f, z in zip(zoned.rendered, zoned.families, zoned.zones) if z == "seen"]
+    reference = ([r for r, _ in seen], [f for _, f in seen])
+    made = {}
+    for zone in zones:
+        at = [k for k, i in enumerate(chosen) if zoned.zones[i] == zone]
+        families = [zoned.families[chosen[k]] for k in at]
+        made[zone] = where_it_fell(
+            [rows[k] for k in at], families, [before[k] for k in at], [after[k] for k in at], reference=reference
+        )
+    return made

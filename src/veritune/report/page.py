@@ -47,7 +47,7 @@ def render(records: Records, drawn: Sequence[Drawn]) -> str:
     css = Markup(files("veritune.report").joinpath("templates/report.css").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             css=css,
@@ -72,7 +72,8 @@ def render(records: Records, drawn: Sequence[Drawn]) -> str:
 
 
 @cache
-def _environment() -> Any:
+def environment() -> Any:
+    """The templates with their filters: everything is escaped, undefined names are errors."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
