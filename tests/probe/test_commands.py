@@ -40,7 +40,7 @@ def data(folder: Path) -> dict[str, Path]:
     return {zone: write(folder / f"{zone}.jsonl", rows) for zone, rows in zones.items()}
 
 
-def train_adapter(model: Path, rows: Path, folder: Path, *, steps: int = 60, **config: Any) -> Path:
+def train_adapter(model: Path, rows: Path, folder: Path, *, steps: int = 40, **config: Any) -> Path:
     """A LoRA adapter trained on the rows by a plain loop, saved with PEFT."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -67,11 +67,25 @@ def train_adapter(model: Path, rows: Path, folder: Path, *, steps: int = 60, **c
     return folder
 
 
+def louder(model: Path, folder: Path) -> Path:
+    """The model with a head 25 times as large: a frozen random head is too small for any token to become likely."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tuned = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        tuned.get_output_embeddings().weight.mul_(25)
+    tuned.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("commands")
     files = data(folder)
-    return {**files, "model": tiny_model, "adapter": train_adapter(tiny_model, files["seen"], folder / "adapter")}
+    model = louder(tiny_model, folder / "model")
+    return {**files, "model": model, "adapter": train_adapter(model, files["seen"], folder / "adapter")}
 
 
 @pytest.fixture
@@ -146,3 +160,45 @@ def test_token_pieces_join_to_the_text(made: dict[str, Path]) -> None:
         pieces = token_pieces(tokenizer, ids)
         assert len(pieces) == len(ids)
         assert "".join(pieces) == tokenizer.decode(ids)
+
+
+# ---------------------------------------------------------------- forgetting and calibration
+
+
+def test_forgetting_command_says_loss_and_score(made: dict[str, Path], veritune: Any) -> None:
+    options = ["--extract", r"([a-z]+)", "--expected", "origin", "--max-new-tokens", 4, "--margin", 0.1]
+    said = veritune("probe", "forgetting", *zones(made), "--data", made["stranger"], *options)
+    assert "loss: It kept what this set asks, within 0.1" in said
+    assert "A  trained" in said and "B  base" in said and "decision" in said
+    record = json.loads(veritune("probe", "forgetting", *zones(made), "--data", made["seen"], "--json"))
+    assert record["loss"]["verdict"] == "keeps" and record["loss"]["rise"]["value"] < 0
+    assert set(record) == {"loss"}
+
+
+def test_calibration_of_choices_and_answers(made: dict[str, Path], veritune: Any, tmp_path: Path) -> None:
+    draw = random.Random(2)
+    asked = []
+    for i in range(12):
+        options = draw.sample(WORDS, 3)
+        asked.append({"question": f"{i} {draw.choice(WORDS)}?", "choices": options, "answer": i % 3, "case": f"c{i}"})
+    path = write(tmp_path / "choices.jsonl", asked)
+    figure = tmp_path / "reliability.svg"
+    pair = ["--model", made["model"], "--adapter", made["adapter"]]
+    said = veritune("calibration", "choices", *pair, "--data", path, "--family-field", "case", "--plot", figure)
+    assert "base: It is" in said and "trained: It is" in said and "change in Brier score" in said
+    assert figure.read_text("utf-8").startswith("<?xml")
+    record = json.loads(
+        veritune(
+            "calibration", "answers", *zones(made), "--data", made["seen"], "--extract", "([a-z]+)",
+            "--expected", "origin", "--max-new-tokens", 32, "--json",
+        )
+    )  # fmt: skip
+    assert record["trained"]["accuracy"]["value"] == 0 and record["trained"]["overconfidence"]["value"] > 0.1
+    assert record["trained"]["n"] + record["trained"]["n_missing"] == 20
+
+
+def test_calibration_of_lm_eval_samples(veritune: Any) -> None:
+    folder = Path(__file__).parent.parent / "evaluate" / "scores"
+    (file,) = folder.glob("samples_sums_mc*")
+    record = json.loads(veritune("calibration", "read", file, "--json"))
+    assert record["model"]["kind"] == "calibration" and 0 <= record["multiclass_brier"]["value"] <= 2
