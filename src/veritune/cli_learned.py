@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     probe_app.command()(leak)
     probe_app.command()(recall)
     probe_app.command()(forgetting)
+    probe_app.command()(report)
     app.add_typer(calibration_app)
 
 
@@ -124,6 +125,25 @@ def _compare(before: Any, after: Any, margin: float) -> Any:
     base = ScoreTable.from_scores(before, condition="base", fixed=True)
     trained = ScoreTable.from_scores(after, condition="trained")
     return compare_score_tables([trained], base, CompareOptions(margin=margin, scale=(0.0, 1.0)))
+
+
+def report(
+    study: StudyArg,
+    as_json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option(help="Write the page here, as Markdown.")] = None,
+) -> None:
+    """Say what every probe of a study reads, a block each; the report is redrawn with the same section."""
+    from veritune.progress import Progress
+    from veritune.records import dumps
+    from veritune.report.probes import markdown
+    from veritune.stages.probes import probe_report
+    from veritune.store import Store, write_text
+
+    found = probe_report(study, Progress(silent=True))
+    text = markdown(Store.of(study).root.resolve().name, found)
+    if out is not None:
+        write_text(out, text)
+    print(dumps(found, indent=2) if as_json else text)
 
 
 # ---------------------------------------------------------------- calibration

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from veritune.decide.wording import number, signed
 from veritune.report import views
 from veritune.report.figures import SERIES, Drawn, draw_all
+from veritune.report.probes import blocks
 from veritune.report.read import Records, read_records
 from veritune.store import Store, write_text
 from veritune.study import Study
@@ -58,6 +59,7 @@ def render(records: Records, drawn: Sequence[Drawn]) -> str:
             scores=views.scores(records),
             losses=views.losses(records),
             gaps=views.gaps(records),
+            probes=blocks(records),
             conditions=views.conditions(records),
             training=views.training(records),
             samples=views.samples(records),
