@@ -131,7 +131,7 @@ def test_an_answer_s_confidence_is_the_product_of_its_greedy_probabilities(tiny_
     model, tokenizer = found.base(), found.renderer.tokenizer
     prompt = tuple(tokenizer("harbor gate", add_special_tokens=False)["input_ids"])
     (output,) = generate(model, tokenizer, [prompt], Decoding(4))
-    (got,) = answer_confidences(model, [prompt], [output], tokenizer.eos_token_id)
+    (got,) = answer_confidences(model, [prompt], [output], [0, tokenizer.eos_token_id])
     ids, product = list(prompt), 1.0
     for token in (*output.token_ids, *((tokenizer.eos_token_id,) if output.ended == "stop_token" else ())):
         with torch.no_grad():
@@ -141,7 +141,7 @@ def test_an_answer_s_confidence_is_the_product_of_its_greedy_probabilities(tiny_
         ids.append(token)
     assert got == pytest.approx(product, rel=1e-3)
     nothing = Output("", (), "length")
-    assert answer_confidences(model, [prompt], [nothing], 2) == [None]
+    assert answer_confidences(model, [prompt], [nothing], [2]) == [None]
 
 
 def test_questions_in_every_form(tmp_path: Path) -> None:

@@ -310,21 +310,22 @@ def sequence_logprobs(model: Any, rows: Sequence[Rendered], *, batch_size: int =
 
 
 def answer_confidences(
-    model: Any, prompts: Sequence[Sequence[int]], outputs: Sequence[Any], end_id: int, batch_size: int = 8
+    model: Any, prompts: Sequence[Sequence[int]], outputs: Sequence[Any], end_ids: Sequence[int], batch_size: int = 8
 ) -> list[float | None]:
     """Probability of each whole answer (`generate.Output`) given its prompt's ids, its end token included.
 
-    An answer that was cut has no end token and is counted as far as it goes. An empty answer that ended at once is the
-    end token's probability; None where nothing was generated at all.
+    Of several end tokens the likeliest counts: it is the one that greedy decoding took. An answer that was cut has no
+    end token and is counted as far as it goes; None where nothing was generated at all.
     """
     rows, places = [], []
     for i, (prompt, output) in enumerate(zip(prompts, outputs)):
-        ids = (*output.token_ids, *((end_id,) if output.ended == "stop_token" else ()))
-        if ids:
-            rows.append(Rendered(str(i), (*prompt, *ids), ((-100,) * len(prompt)) + ids))
-            places.append(i)
+        for end in [(e,) for e in end_ids] if output.ended == "stop_token" else [()]:
+            ids = (*output.token_ids, *end)
+            if ids:
+                rows.append(Rendered(str(i), (*prompt, *ids), ((-100,) * len(prompt)) + ids))
+                places.append(i)
     made: list[float | None] = [None] * len(prompts)
     if rows:
         for i, value in zip(places, sequence_logprobs(model, rows, batch_size=batch_size)):
-            made[i] = min(1.0, math.exp(value))
+            made[i] = max(made[i] or 0.0, min(1.0, math.exp(value)))
     return made

@@ -67,8 +67,8 @@ def forgetting_of(
 def judge_answers(model: Any, renderer: Renderer, zoned: Zoned, key: AnswerKey) -> Judged:
     """Greedy answers, whether each is right, and how probable it was. An answer that cannot be extracted is missing."""
     answered = _answered("", model, renderer, zoned, key)
-    end_id = stop_tokens(model, renderer.tokenizer)[0]
-    confidences = answer_confidences(model, [prompt for _, prompt, _ in answered], [o for _, _, o in answered], end_id)
+    ends = stop_tokens(model, renderer.tokenizer)
+    confidences = answer_confidences(model, [prompt for _, prompt, _ in answered], [o for _, _, o in answered], ends)
     return Judged(
         ids=tuple(row.id for row in zoned.rows),
         confidence=tuple(confidences),
