@@ -25,14 +25,14 @@ def selftest(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Try the 4-bit path of `qlora` on this machine: train, evaluate, train, save, load, merge, each against float32."""
+    """Try the 4-bit path of `qlora` on this very machine, stage by stage, against a float32 reference."""
     from veritune.records import dumps
     from veritune.study import Condition
     from veritune.train import quantised
 
-    settings = {"bnb_4bit_quant_type": quant_type, "bnb_4bit_use_double_quant": double_quant}
+    settings: dict[str, Any] = {"bnb_4bit_quant_type": quant_type, "bnb_4bit_use_double_quant": double_quant}
     settings["bnb_4bit_compute_dtype"] = dtype
-    condition = Condition(method="qlora", target_modules="all-linear", **settings)
+    condition = Condition.model_validate({"method": "qlora", "target_modules": "all-linear", **settings})
     quantised.check_fields("selftest", condition)
     result = quantised.self_test(quantised.Quantisation.of(condition, dtype, guard))
     print(dumps(quantised.to_record(result), indent=2) if as_json else selftest_text(result))

@@ -131,7 +131,9 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
     condition = context.study.conditions[cell.condition]
     check_ranks(context.study.train.devices)
     log = MetricLog(folder / "metrics.jsonl", cell)
-    model, trainable = methods.build(cell.condition, condition, base_for(context.store, context.model, condition), cell.seed)
+    model, trainable = methods.build(
+        cell.condition, condition, base_for(context.store, context.model, condition), cell.seed
+    )
     trainer = _trainer(context, cell, model, work)
     _add_callbacks(context, cell, trainer, log)
     resumed = last_complete(work)
@@ -416,7 +418,9 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
     Raises GateError when the loss is not finite, a trainable module did not move, or a frozen tensor changed.
     """
     condition: Condition = context.study.conditions[cell.condition]
-    model, trainable = methods.build(cell.condition, condition, base_for(context.store, context.model, condition), cell.seed)
+    model, trainable = methods.build(
+        cell.condition, condition, base_for(context.store, context.model, condition), cell.seed
+    )
     before = _fingerprints(model)
     trainer = _trainer(context, cell, model, work, max_steps=1)
     trainer.args.warmup_steps = 0

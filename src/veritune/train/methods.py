@@ -138,7 +138,9 @@ def _config_class(name: str, method: str) -> Any:
     if method not in known:
         close = difflib.get_close_matches(method, [*known, "full"], n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise StudyError(f"conditions.{name}.method: no method {method!r}{hint}.", fix="Use full, lora, qlora or a PEFT type.")
+        raise StudyError(
+            f"conditions.{name}.method: no method {method!r}{hint}.", fix="Use full, lora, qlora or a PEFT type."
+        )
     assert issubclass(known[method], PeftConfig)
     return known[method]
 
