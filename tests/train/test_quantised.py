@@ -23,7 +23,6 @@ pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'ver
 import bitsandbytes.functional as bnb_functional
 import bitsandbytes.nn.modules as bnb_modules
 
-from tests.conftest import TinyStudy, study_settings
 from veritune.cli import app
 from veritune.errors import GateError, MachineError, StudyError
 from veritune.store import Store
@@ -170,7 +169,7 @@ def test_a_study_is_refused_on_a_runtime_that_fails_and_tested_once(
     assert len(calls) == 1
     other = Store(tmp_path / "other")
     for _ in range(2):
-        with pytest.raises(GateError, match="'train again'.*gradient of the adapter differs by 0"):
+        with pytest.raises(GateError, match=r"'train again'.*gradient of the adapter differs by 0"):
             quantised.base_for(other, ref, qlora())
     assert len(calls) == 2  # a failure on record refuses as well
     assert not quantised.base_for(other, ref, Condition(method="lora", target_modules="mlp")).training
@@ -188,7 +187,7 @@ def test_what_trains_is_counted_in_weights_not_in_bytes(tiny_model: Path) -> Non
     ref = ModelRef("tiny", tiny_model, "bfloat16")
     lora = Condition(method="lora", target_modules="all-linear", r=4)
     _, plain = methods.build("a", lora, quantised.load_base(ref), 0)
-    model, four_bit = methods.build("b", qlora(), quantised.load_quantised(ref, BFLOAT16), 0)
+    _, four_bit = methods.build("b", qlora(), quantised.load_quantised(ref, BFLOAT16), 0)
     assert (four_bit.n_trainable, four_bit.n_total) == (plain.n_trainable, plain.n_total)
     assert four_bit.modules == plain.modules
     assert four_bit.options["bnb_4bit_quant_type"] == "nf4" and four_bit.options["r"] == 4
@@ -213,14 +212,14 @@ def test_without_bitsandbytes_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
         methods.check("x", qlora())
 
 
-def test_qlora_needs_targets() -> None:
-    settings = study_settings(Path("m"))
+def test_qlora_needs_targets(study: Any) -> None:
+    settings = study.settings()
     settings["conditions"] = {"a": {"method": "qlora"}}
     with pytest.raises(StudyError, match="`method: qlora` needs target_modules"):
         parse_study(settings)
 
 
-def test_a_study_with_a_qlora_arm_runs_to_its_verdicts(study: TinyStudy, forks: Any) -> None:
+def test_a_study_with_a_qlora_arm_runs_to_its_verdicts(study: Any, forks: Any) -> None:
     settings = yaml.safe_load((study.root / "study.yaml").read_text(encoding="utf-8"))
     settings["conditions"]["attention_only"] = {**settings["conditions"]["all_layer"], "method": "qlora"}
     settings["factor"] = ["method"]
