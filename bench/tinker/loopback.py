@@ -36,7 +36,7 @@ def main(url: str, model: str, out: str) -> int:
     print(json.dumps({"losses": [round(s.loss, 4) for s in steps], "answers_learned": f"{right} of {len(answers)}"}))
     print(json.dumps({"answer": answers[0], "expires": weights.expires}))
     print(json.dumps(exported, indent=1))
-    return 0 if steps[-1].loss < steps[0].loss / 2 and exported["files"] else 1
+    return 0 if right == len(answers) and steps[-1].loss < steps[0].loss and exported["files"] else 1
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from veritune.records import Rendered
 from veritune.train import tinker
 from veritune.train.tinker import datum, export_due, missed, switches, unpack
 
-Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-UP = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+UP = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
 
 
 def test_a_row_is_shifted_by_one_and_weighted_by_the_contract_mask() -> None:
@@ -65,7 +65,10 @@ def archive(name: str, content: bytes) -> bytes:
 
 
 def test_an_export_is_opened_and_compared_with_what_was_asked(tmp_path: Path) -> None:
-    content = save({Q: np.zeros((2, 4), np.float32), UP: np.zeros((2, 4), np.float32)})
+    gate = UP.replace("up_proj", "gate_proj")  # there, and never moved: not trained
+    content = save(
+        {Q: np.ones((2, 4), np.float32), UP: np.ones((2, 4), np.float32), gate: np.zeros((2, 4), np.float32)}
+    )
     found = unpack(archive("adapter_model.safetensors", content), tmp_path, ["attention"])
     assert found["differs"] == ["mlp: trained, not asked"]
     assert found["modules"] == ["model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj"]

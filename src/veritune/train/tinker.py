@@ -213,6 +213,7 @@ class Session:
 def unpack(archive: bytes, folder: Path, asked: Sequence[str]) -> dict[str, Any]:
     """Unpack a tar of an adapter: its files with hashes, its modules, and where they differ from what was asked.
 
+    A module counts as trained when its B, which starts at zero, is not zero.
     Members that would leave `folder` are refused by tarfile's `data` filter.
     """
     from safetensors import safe_open
@@ -226,7 +227,7 @@ def unpack(archive: bytes, folder: Path, asked: Sequence[str]) -> dict[str, Any]
     names: list[str] = []
     for file in files:
         with safe_open(file, framework="numpy") as tensors:
-            names += tensors.keys()
+            names += [k for k in tensors.keys() if ".lora_B" in k and tensors.get_tensor(k).any()]  # noqa: SIM118
     return {
         "files": {file.relative_to(folder).as_posix(): sha256_file(file) for file in files},
         "modules": sorted({_module(name) for name in names}),
