@@ -40,17 +40,38 @@ from veritune.study import load_study
 MORE = int(os.environ.get("VERITUNE_FUZZ", "0"))
 SCORES = Path(__file__).parents[1] / "evaluate" / "scores"
 RAW = {"derandomize": not MORE, "deadline": None, "database": None}
-RAW |= {"suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]}
+RAW |= {
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+}
 
 
 def bounded(n: int) -> settings:
-    return settings(max_examples=MORE or n, **RAW)
+    return settings(max_examples=MORE or max(n // 2, 12), **RAW)
 
 
 # ---------------------------------------------------------------- hostile values
 
-ODD_TEXTS = ["", " ", "\0", "\ud800", "../../etc/passwd", "/etc/passwd", "a" * 5000, "%s%n", "{0}", "${x}", "1e999", "NaN"]
-ODD_TEXTS += ["<script>x</script>", "\u202e", "{messages.__class__}", "!!python/object/apply:os.system [id]", "=cmd|'/c'!A1"]
+ODD_TEXTS = [
+    "",
+    " ",
+    "\0",
+    "\ud800",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a" * 5000,
+    "%s%n",
+    "{0}",
+    "${x}",
+    "1e999",
+    "NaN",
+]
+ODD_TEXTS += [
+    "<script>x</script>",
+    "\u202e",
+    "{messages.__class__}",
+    "!!python/object/apply:os.system [id]",
+    "=cmd|'/c'!A1",
+]
 odd = st.sampled_from([None, True, False, 0, -1, 2**63, 10**400, 1e308, -0.0, [], {}, [[]], {"": None}, *ODD_TEXTS])
 values = st.recursive(odd | st.integers() | st.text(max_size=8), lambda v: st.lists(v, max_size=3)
                       | st.dictionaries(st.text(max_size=6), v, max_size=3), max_leaves=6)  # fmt: skip
@@ -146,8 +167,10 @@ STUDY = {
 }  # fmt: skip
 
 
-@bounded(120)
-@given(content=hostile(STUDY) | changes.map(lambda c: yaml.safe_dump(changed(STUDY, c)).encode("utf-8", "surrogatepass")))
+@bounded(60)
+@given(
+    content=hostile(STUDY) | changes.map(lambda c: yaml.safe_dump(changed(STUDY, c)).encode("utf-8", "surrogatepass"))
+)
 def test_study_yaml(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "study.yaml").write_bytes(content)
     survives(lambda: load_study(tmp_path / "study.yaml"))
@@ -168,7 +191,7 @@ def test_study_yaml(tmp_path: Path, content: bytes) -> None:
         "name: !!timestamp x",
         "<<: 3",
         "<<: {a: {<<: [1]}}",
-        "a: " + "[" * 3000,
+        "a: " + "[" * 400,
         "a: &x [1,1,1,1,1,1,1,1]\nb: &y [*x,*x,*x,*x,*x,*x]\nc: [*y,*y,*y,*y,*y,*y]",
         "%YAML 9.9\n---\na: 1",
         "name: 0b2",
@@ -206,7 +229,10 @@ def test_lint_rules(tmp_path: Path, content: bytes) -> None:
     survives(lambda: load_rules(tmp_path / "r.yaml"))
 
 
-PATTERNS = {"mine": {"says": "s", "where": ["assistant"], "severity": "note", "patterns": ["a+"]}, "countable": {"nouns": "a"}}
+PATTERNS = {
+    "mine": {"says": "s", "where": ["assistant"], "severity": "note", "patterns": ["a+"]},
+    "countable": {"nouns": "a"},
+}
 
 
 @bounded(60)
@@ -217,11 +243,18 @@ def test_pattern_files(tmp_path: Path, content: bytes) -> None:
     survives(lambda: load_patterns(tmp_path / "p.yaml"))
 
 
-ENTRY = {"time": "t", "previous": None, "reason": "frozen", "changes": [], "results": [], "terms": {"study": STUDY, "facts": {}}}
+ENTRY = {
+    "time": "t",
+    "previous": None,
+    "reason": "frozen",
+    "changes": [],
+    "results": [],
+    "terms": {"study": STUDY, "facts": {}},
+}
 CONTRACT = {"format": 1, "entries": [rehashed(ENTRY)]}
 
 
-@bounded(80)
+@bounded(40)
 @given(content=hostile(CONTRACT))
 def test_contract(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "contract.lock.json").write_bytes(content)
@@ -250,7 +283,11 @@ def test_seal(tmp_path: Path, content: bytes) -> None:
 
 # ---------------------------------------------------------------- data and scores
 
-ROW = {"id": "a", "original": "f", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]}
+ROW = {
+    "id": "a",
+    "original": "f",
+    "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}],
+}
 
 
 @bounded(60)
@@ -273,7 +310,7 @@ def parquet() -> bytes:
     return stream.getvalue()
 
 
-@bounded(80)
+@bounded(40)
 @given(edits_=edits)
 def test_parquet_and_gzip(tmp_path: Path, parquet: bytes, edits_: list[tuple[float, str, bytes]]) -> None:
     (tmp_path / "f.parquet").write_bytes(mutated(parquet, edits_))
@@ -285,7 +322,7 @@ def test_parquet_and_gzip(tmp_path: Path, parquet: bytes, edits_: list[tuple[flo
 SCORE_FILES = sorted(p for p in SCORES.iterdir() if p.is_file() and p.stat().st_size < 60_000)
 
 
-@bounded(25)
+@bounded(15)
 @given(edits_=edits)
 @pytest.mark.parametrize("path", SCORE_FILES, ids=lambda p: p.name)
 def test_score_files_with_edits(tmp_path: Path, path: Path, edits_: list[tuple[float, str, bytes]]) -> None:
@@ -343,7 +380,7 @@ MANIFEST = rehashed(
 )  # fmt: skip
 
 
-@bounded(120)
+@bounded(60)
 @given(content=hostile(MANIFEST))
 def test_manifest(tmp_path: Path, content: bytes) -> None:
     folder = tmp_path / "bundle"
@@ -353,7 +390,14 @@ def test_manifest(tmp_path: Path, content: bytes) -> None:
     survives(lambda: verify_bundle(folder))
 
 
-INSIDE = ("manifest.json", "base.json", "golden.json", "datasheet.json", "evidence/contract.lock.json", "evidence/seal.json")
+INSIDE = (
+    "manifest.json",
+    "base.json",
+    "golden.json",
+    "datasheet.json",
+    "evidence/contract.lock.json",
+    "evidence/seal.json",
+)
 INSIDE += ("adapter/adapter_config.json", "tokenizer/tokenizer_config.json", "tokenizer/tokenizer.json")
 
 
@@ -396,7 +440,7 @@ def whole(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 HEADER = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
 
 
-@bounded(120)
+@bounded(60)
 @given(header=hostile(HEADER), length=st.none() | st.integers(0, 2**64 - 1))
 def test_safetensors_headers(tmp_path: Path, header: bytes, length: int | None) -> None:
     size = len(header) if length is None else length
@@ -404,7 +448,7 @@ def test_safetensors_headers(tmp_path: Path, header: bytes, length: int | None) 
     survives(lambda: tensors(tmp_path / "x.safetensors"))
 
 
-@bounded(120)
+@bounded(60)
 @given(name=values | st.text(max_size=40))
 def test_names_are_judged_or_stay_inside(tmp_path: Path, name: Any) -> None:
     if name_problem(name) is None:

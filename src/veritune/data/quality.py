@@ -186,7 +186,7 @@ def _load_patterns(paths: tuple[str, ...]) -> tuple[tuple[Pattern, ...], frozens
         try:
             with open(path, encoding="utf-8") as stream:
                 content = yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
             raise DataError(f"pattern file {path} cannot be read: {error}.", fix="It is YAML in UTF-8.") from error
         for reason, entry in _entries(content, path):
             old = merged.get(reason, {})

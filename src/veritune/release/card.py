@@ -21,6 +21,8 @@ from veritune.store import Store
 
 NOT_FOR_CARDS = ("title.", "section.", "figure.", "samples.", "acronym")
 """Rules about the form of a result post. Those about numbers, staleness and speech all hold for a card."""
+_MARKUP = re.compile(r"<(?!!--v:[\w.\-]+-->)")
+"""Whatever could begin HTML; the markers that bind a number to its record stay."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -40,7 +42,7 @@ def model_card(store: Store, manifest: Mapping[str, Any], licences: Mapping[str,
             f"the model card does not agree with the records: line {first.line}: {first.text} {first.message}",
             fix="Run `veritune lint` on a write-up of the study to see the same.",
         )
-    return f"---\n{_metadata(manifest, licences)}\n---\n\n{body}\n"
+    return f"---\n{_metadata(manifest, licences)}\n---\n\n{_MARKUP.sub('&lt;', body)}\n"
 
 
 def _metadata(manifest: Mapping[str, Any], licences: Mapping[str, Any]) -> str:

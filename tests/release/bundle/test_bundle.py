@@ -74,7 +74,11 @@ def test_the_card_has_valid_metadata_and_says_what_is_unknown(made: Path) -> Non
     from huggingface_hub import ModelCard
 
     card = ModelCard.load(made / "README.md")
-    assert card.data.to_dict() == {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["veritune", "lora"]}
+    assert card.data.to_dict() == {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["veritune", "lora"],
+    }
     assert "This release: not stated" in card.text
 
 
@@ -92,6 +96,24 @@ def test_a_number_that_the_records_do_not_carry_stops_the_bundle(
 
 def test_hostile_text_in_a_card_is_plain() -> None:
     assert "<" not in plain("<script>alert(1)</script>") and "](" not in plain("[x](javascript:alert(1))")
+
+
+def test_a_hostile_study_cannot_put_markup_into_its_card(
+    gated: Path, monkeypatch: pytest.MonkeyPatch, made: Path
+) -> None:
+    from markdown_it import MarkdownIt
+
+    from veritune.release import card
+    from veritune.store import Store
+
+    real = card.card_sections
+    evil = "\n\n<script>alert()</script><img src=x onerror=alert()> <!-- <b> --> <!--v:x--><i>"
+    monkeypatch.setattr(card, "card_sections", lambda *a: real(*a) + evil)
+    monkeypatch.setattr(card, "NOT_FOR_CARDS", (*card.NOT_FOR_CARDS, "number.", "speech.", "caption.", "card."))
+    licences = {"release": None, "base": None, "data": None}
+    text = card.model_card(Store(gated), {**read_manifest(made), "name": evil}, licences)
+    html = MarkdownIt("commonmark", {"html": True}).render(text.split("---\n", 2)[2])
+    assert not any(tag in html for tag in ("<script", "<img", "<i>", "<b>"))
 
 
 # ---------------------------------------------------------------- refused when packed
@@ -187,7 +209,9 @@ def test_merged_weights_are_served_and_belong(gated: Path, tiny_model: Path, tmp
         base = AutoModelForCausalLM.from_pretrained(tiny_model)
         merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
         merged.save_pretrained(tmp_path / "merged")
-    found = make_bundle(Source(gated, run_of(gated, "all_layer"), merged=tmp_path / "merged", prompts=2), tmp_path / "o")
+    found = make_bundle(
+        Source(gated, run_of(gated, "all_layer"), merged=tmp_path / "merged", prompts=2), tmp_path / "o"
+    )
     manifest = read_manifest(found.folder)
     assert manifest["weights"] == {"kind": "merged", "serves": "model"}
     assert found.gate == "expired", "a gate record of the adapter says nothing about merged weights"

@@ -254,7 +254,9 @@ def test_killed_anywhere_a_channel_points_to_a_whole_bundle(
     assert killed.rc == -9, (killed.rc, killed.err)
     entries = ids(str(url))
     linked = point.startswith("os.remove")
-    assert entries == ([] if not url.exists() or not entries else [bundle_id(made), *([bundle_id(other)] if linked else [])])
+    assert entries == (
+        [] if not url.exists() or not entries else [bundle_id(made), *([bundle_id(other)] if linked else [])]
+    )
     for number, digest in enumerate(entries):
         pull(str(url), digest, tmp_path / f"p{number}")
     assert forks("promote", other, "--to", "staging", "--registry", url).rc == 0
@@ -287,5 +289,3 @@ def test_a_registrys_manifest_cannot_write_outside(made: Path, tmp_path: Path) -
     with pytest.raises(Exception, match="leads out of the bundle"):
         pull(str(url), entry.bundle, tmp_path / "deep" / "out")
     assert not (tmp_path / "deep" / "escaped.json").exists()
-
-

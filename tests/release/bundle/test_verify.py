@@ -103,7 +103,19 @@ def test_an_adapter_that_names_a_module_to_import_is_refused(bundle: Path, key: 
 @pytest.mark.parametrize(
     "name",
     ["../x.json", "/etc/x.json", "a/../b.json", "a//b.json", "./a.json", "a\\b.json", "c:x.json", "a\u202eb.json"]
-    + ["cafe\u0301.json", "ﬁle.json", "a\n.json", "CON.json", "x. ", "", "a" * 300, "a\x00.json", "\ud800.json", 7, None],
+    + [
+        "cafe\u0301.json",
+        "ﬁle.json",
+        "a\n.json",
+        "CON.json",
+        "x. ",
+        "",
+        "a" * 300,
+        "a\x00.json",
+        "\ud800.json",
+        7,
+        None,
+    ],
 )
 def test_names_that_could_lead_elsewhere_are_refused(bundle: Path, name: Any) -> None:
     assert name_problem(name)
@@ -128,7 +140,9 @@ def test_an_edited_manifest_is_found(bundle: Path) -> None:
     assert checks(bundle) == [("manifest", "manifest.json")]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "veritune bundle", "format": 1, "files": 3}', "\xff", "[" * 9999])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"kind": "veritune bundle", "format": 1, "files": 3}', "\xff", "[" * 9999]
+)
 def test_a_damaged_manifest_is_no_bundle(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(FormatError):
@@ -148,7 +162,9 @@ def base_hash(bundle: Path, other: Path) -> None:
 
 
 def base_shapes(bundle: Path, other: Path) -> None:
-    edit_json(bundle / "base.json", lambda b: [t.__setitem__(1, [7, 7]) for t in b["tensors"].values() if len(t[1]) == 2])
+    edit_json(
+        bundle / "base.json", lambda b: [t.__setitem__(1, [7, 7]) for t in b["tensors"].values() if len(t[1]) == 2]
+    )
 
 
 def vocabulary(bundle: Path, other: Path) -> None:
