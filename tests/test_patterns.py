@@ -65,7 +65,7 @@ def test_an_output_that_a_rule_cannot_judge_has_no_value_and_a_reason() -> None:
 def test_a_users_pattern_file_names_the_check_and_the_row(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(f"mine: {{says: s, patterns: ['{ENDLESS}']}}")
     rows = [Row("row-7", (Message("user", "q"), Message("assistant", TEXT)))]
-    with pytest.raises(DataError, match="mine.*row-7.*PatternTooSlow"):
+    with pytest.raises(DataError, match=r"mine.*row-7.*PatternTooSlow"):
         check_rows(rows, QualityConfig(patterns=(tmp_path / "p.yaml",)))
 
 

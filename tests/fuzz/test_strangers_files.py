@@ -75,8 +75,8 @@ ODD_TEXTS += [
 odd = st.sampled_from([None, True, False, 0, -1, 2**63, 10**400, 1e308, -0.0, [], {}, [[]], {"": None}, *ODD_TEXTS])
 values = st.recursive(odd | st.integers() | st.text(max_size=8), lambda v: st.lists(v, max_size=3)
                       | st.dictionaries(st.text(max_size=6), v, max_size=3), max_leaves=6)  # fmt: skip
-edits = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "twice", "drop", "put"]), st.binary(max_size=4)),
-                 min_size=1, max_size=4)  # fmt: skip
+KINDS = st.sampled_from(["flip", "cut", "twice", "drop", "put"])
+edits = st.lists(st.tuples(st.floats(0, 1), KINDS, st.binary(max_size=4)), min_size=1, max_size=4)
 changes = st.lists(st.tuples(st.integers(0, 10**6), values, st.booleans()), min_size=1, max_size=3)
 
 
@@ -333,7 +333,8 @@ def test_score_files_with_edits(tmp_path: Path, path: Path, edits_: list[tuple[f
 SCORE_LINES = [
     {"run_id": "r", "eval": "e", "item_id": "i", "value": 1.0, "reason": None, "family": "f", "zone": "seen",
      "output": "o", "parts": {"rules": {"x": True}}},
-    {"doc_id": 0, "doc": {"q": "x"}, "target": "t", "resps": [["a"]], "filtered_resps": ["a"], "acc": 1.0, "doc_hash": "h"},
+    {"doc_id": 0, "doc": {"q": "x"}, "target": "t", "resps": [["a"]], "filtered_resps": ["a"], "acc": 1.0,
+     "doc_hash": "h"},
     {"id": "a", "score": 0.5, "rater": "x", "sample": 1},
 ]  # fmt: skip
 
@@ -465,8 +466,14 @@ def test_channel_entries(content: bytes) -> None:
     survives(lambda: _entry(content, "channels/staging/00000001.json"))
 
 
-GOLDEN = {"decoding": {"max_new_tokens": 4}, "items": [{"id": "i", "messages": [{"role": "user", "content": "q"}],
-                                                        "prompt_ids": [1], "token_ids": [2], "ended": "length"}]}  # fmt: skip
+ANSWER = {
+    "id": "i",
+    "messages": [{"role": "user", "content": "q"}],
+    "prompt_ids": [1],
+    "token_ids": [2],
+    "ended": "length",
+}
+GOLDEN = {"decoding": {"max_new_tokens": 4}, "items": [ANSWER]}
 
 
 @bounded(60)

@@ -67,7 +67,7 @@ def test_a_version_that_is_none_is_refused(tmp_path: Path, made: Path, other: Pa
     url = str(tmp_path / "r")
     for folder in (made, other, made):
         promote(folder, "staging", url)
-    with pytest.raises(InputError, match="--to|already"):
+    with pytest.raises(InputError, match=r"--to|already"):
         rollback(url, "staging", to=to)
 
 
