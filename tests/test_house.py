@@ -23,6 +23,7 @@ REPO = Path(__file__).resolve().parent.parent
 SRC = REPO / "src" / "veritune"
 ORDER = (
     "errors",
+    "patterns",
     "records",
     "store",
     "study",

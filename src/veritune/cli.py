@@ -16,7 +16,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first 
 
 import typer
 
-from veritune import cli_data, cli_gate, cli_learned, cli_merge, cli_probe, cli_quantised, cli_study
+from veritune import (
+    cli_bundle,
+    cli_data,
+    cli_gate,
+    cli_learned,
+    cli_merge,
+    cli_probe,
+    cli_quantised,
+    cli_study,
+)
 from veritune.errors import VerituneError
 
 app = typer.Typer(
@@ -112,13 +121,29 @@ def status(study: StudyArg, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(study: StudyArg, as_json: JsonOption = False) -> None:
-    """Recompute every hash in a study folder and name each file that was edited, added or lost."""
-    from veritune.seal import sealed_count, verify_text
-    from veritune.seal import verify as verb
+def verify(
+    study: Annotated[Path, typer.Argument(help="A study's file or folder, or a bundle's folder.", show_default=False)],
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", help="Bundle: check the signature with this EC key (PEM).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recompute every hash in a study folder or a bundle and name each file that was edited, added or lost."""
+    from veritune.release.verify import is_bundle
 
-    found = verb(study)
-    print(_json(found) if as_json else verify_text(found, sealed_count(study)))
+    if public_key is not None or is_bundle(study):
+        from veritune.release.verify import verify_bundle
+        from veritune.release.verify import verify_text as bundle_text
+
+        checked = verify_bundle(study, public_key)
+        print(_json(checked) if as_json else bundle_text(checked))
+        found: Any = checked.findings
+    else:
+        from veritune.seal import sealed_count, verify_text
+        from veritune.seal import verify as verb
+
+        found = verb(study)
+        print(_json(found) if as_json else verify_text(found, sealed_count(study)))
     if found:
         raise typer.Exit(2)
 
@@ -294,6 +319,7 @@ def schema() -> None:
     print(json.dumps(json_schema(), indent=2))
 
 
+cli_bundle.register(app)
 cli_data.register(app)
 cli_quantised.register(app)
 cli_study.register(app)

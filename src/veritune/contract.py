@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from veritune.errors import StaleError, StoreError
+from veritune.errors import FormatError, StaleError, StoreError
 from veritune.records import FORMAT_VERSION, to_json
 from veritune.store import Store, hash_of, now, read_json, write_json
 from veritune.study import Study
@@ -62,15 +62,26 @@ def read(store: Store) -> dict[str, Any]:
     store.check_format()
     contract = read_json(store.contract_file)
     previous = None
-    for number, entry in enumerate(contract["entries"]):
+    entries = contract.get("entries")
+    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
+        raise FormatError(f"{store.contract_file} holds no entries.", fix="Restore the file.")
+    for number, entry in enumerate(entries):
         body = {k: v for k, v in entry.items() if k != "hash"}
-        if entry["previous"] != previous or hash_of(body) != entry["hash"]:
+        if entry.get("previous") != previous or _digest(body) != entry.get("hash"):
             raise StaleError(
                 f"{store.contract_file}: entry {number} was edited after it was frozen.",
                 fix="Restore the file; a changed contract cannot be trusted.",
             )
         previous = entry["hash"]
     return contract
+
+
+def _digest(body: Mapping[str, Any]) -> str | None:
+    """The hash of an entry; None where it holds what no record holds (NaN, half a character)."""
+    try:
+        return hash_of(body)
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def exploratory_claims(contract: Mapping[str, Any]) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
-from veritune.errors import InputError, StaleError, VerituneError
+from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.records import FORMAT_VERSION, Finding
 from veritune.store import Store, hash_of, now, read_json, sha256_file, write_json
 
@@ -53,9 +53,15 @@ def verify(study: str | Path) -> list[Finding]:
     record = read_json(path)
     findings = _chains(store)
     body = {k: v for k, v in record.items() if k != "hash"}
-    if hash_of(body) != record.get("hash"):
-        findings.append(_finding("seal.edited", "seal.json", "seal.json was edited after it was written"))
     sealed: dict[str, str] = record.get("files", {})
+    if not isinstance(sealed, dict) or not all(isinstance(v, str) for v in sealed.values()):
+        raise FormatError(f"{path} lists no files by hash.", fix="Restore it.")
+    try:
+        whole = hash_of(body) == record.get("hash")
+    except (ValueError, TypeError):
+        whole = False
+    if not whole:
+        findings.append(_finding("seal.edited", "seal.json", "seal.json was edited after it was written"))
     found = {p.relative_to(store.root).as_posix(): p for p in _files(store.root)}
     for name in sorted({*sealed, *found}):
         problem = _compare(sealed.get(name), found.get(name))

@@ -311,7 +311,7 @@ class Store:
         for number, line in enumerate(self._whole_lines(), start=1):
             try:
                 found = json.loads(line).get("previous")
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 found = line
             if found != previous:
                 raise StaleError(
@@ -322,7 +322,16 @@ class Store:
 
     def events(self) -> list[dict[str, Any]]:
         """The timeline, oldest first."""
-        return [json.loads(line) for line in self._whole_lines()]
+        found = []
+        for number, line in enumerate(self._whole_lines(), start=1):
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                event = None
+            if not isinstance(event, dict):
+                raise FormatError(f"{self.events_file} line {number} is no event.", fix="Restore the file.")
+            found.append(event)
+        return found
 
     def _whole_lines(self) -> list[str]:
         if not self.events_file.exists():

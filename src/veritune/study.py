@@ -571,7 +571,7 @@ def load_study(path: str | Path) -> Study:
         raise StudyError(f"{file} is not UTF-8 (byte {exc.start}).", fix="Save it as UTF-8.") from None
     try:
         raw = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as exc:  # PyYAML lets an impossible date through
         raise StudyError(f"{file} is not YAML: {' '.join(str(exc).split())}.", fix="Mend the named line.") from None
     except RecursionError:
         raise StudyError(f"{file} is nested too deeply to be a study.", fix="Mend the file.") from None

@@ -596,9 +596,9 @@ def _csv(file: Path, name: str, stem: str) -> Iterator[Raw]:
     csv.field_size_limit(sys.maxsize)
     with _open(file) as stream:
         reader = csv.reader(_lines(stream), delimiter="\t" if _kind(name) == "tsv" else ",", strict=True)
-        header = next(reader, [])
-        start = reader.line_num
         try:
+            header = next(reader, [])
+            start = reader.line_num
             for fields in reader:
                 start, number = reader.line_num, start + 1
                 if not fields:

@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 from veritune.data.split import SHORT_PROMPT, problem_of, stratum_of
 from veritune.data.text import canonical
 from veritune.errors import DataError
+from veritune.patterns import limited
 from veritune.records import Finding, Row
 
 Check = Callable[[Row], "str | Finding | Iterable[str | Finding] | None"]
@@ -66,17 +67,24 @@ class QualityResult:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One reason of the pattern file, compiled."""
+    """One reason of the pattern file, compiled. `users` marks patterns that are not ours and so get a time limit."""
 
     reason: str
     says: str
     where: tuple[str, ...]
     severity: Severity
     regex: re.Pattern[str]
+    users: bool = False
+
+    def _search(self, text: str) -> re.Match[str] | None:
+        if not self.users:
+            return self.regex.search(text)
+        with limited():
+            return self.regex.search(text)
 
     def __call__(self, row: Row) -> Iterator[Finding]:
         for turn, message in enumerate(row.messages):
-            hit = self.regex.search(message.content.lower()) if message.role in self.where else None
+            hit = self._search(message.content.lower()) if message.role in self.where else None
             if hit is not None:
                 found = hit[0].strip()[:120]
                 evidence = {"found": found, "turn": turn + 1, "role": message.role}
@@ -178,7 +186,7 @@ def _load_patterns(paths: tuple[str, ...]) -> tuple[tuple[Pattern, ...], frozens
         try:
             with open(path, encoding="utf-8") as stream:
                 content = yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
             raise DataError(f"pattern file {path} cannot be read: {error}.", fix="It is YAML in UTF-8.") from error
         for reason, entry in _entries(content, path):
             old = merged.get(reason, {})
@@ -224,7 +232,8 @@ def _compiled(reason: str, entry: Mapping[str, Any]) -> Pattern:
             fix="severity: error, warning or note; where: system, user, assistant.",
         )
     inline = "|".join(f"(?:{_scoped(p)})" for p in entry["patterns"]) or r"(?!)"
-    return Pattern(reason, str(entry.get("says", reason)), where, cast(Severity, severity), re.compile(inline))
+    users = entry["file"] != str(PATTERNS)
+    return Pattern(reason, str(entry.get("says", reason)), where, cast(Severity, severity), re.compile(inline), users)
 
 
 def _scoped(pattern: str) -> str:

@@ -41,6 +41,12 @@ def writeup(study_folder: str | Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def card_sections(store: Store, records: Records) -> str:
+    """What a model card says of the study, from its records: takeaways, methods, scores, caveats, reproduction."""
+    parts = [_takeaways(records), _methods(records), _results(records), _caveats(records), _card(store, records)]
+    return "\n\n".join(parts)
+
+
 # ---------------------------------------------------------------- the parts
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +80,31 @@ def read(path: str | Path, reading: Reading | None = None) -> Columns:
 
     Raises ScoreError when the file is absent, empty, of no known format, or ambiguous; the message names the line.
     """
-    path, reading = Path(path), reading or Reading()
+    path = Path(path)
+    try:
+        return _read(path, reading or Reading())
+    except UnicodeDecodeError as exc:
+        raise ScoreError(f"{path.name}: {_EXPECTED}; found bytes that are no UTF-8 ({exc.reason}).") from None
+    except _MISSHAPEN as exc:
+        what = f"{path.name}: {_EXPECTED}; found one that is damaged ({type(exc).__name__}: {str(exc)[:120]})."
+        raise ScoreError(what, fix="Export it again.") from None
+
+
+_MISSHAPEN: tuple[type[Exception], ...] = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    EOFError,
+)
+_MISSHAPEN += (NotImplementedError, OSError, AssertionError, zipfile.BadZipFile, zlib.error, csv.Error)
+"""What a file raises that has its format's beginning and another inside. Each is reported as the file's fault."""
+
+
+def _read(path: Path, reading: Reading) -> Columns:
     found = sniff(path)
     readers: Mapping[Format, Callable[[Path, Reading], Columns]] = {
         "scores": _read_own,

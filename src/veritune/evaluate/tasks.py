@@ -13,6 +13,7 @@ from typing import Any
 
 from veritune.errors import StudyError
 from veritune.evaluate.generate import Output
+from veritune.patterns import PatternTooSlow, limited
 from veritune.records import Row, Score
 from veritune.study import Eval, Rule
 
@@ -49,18 +50,25 @@ def check_items(name: str, spec: Eval, rows: Sequence[Row]) -> None:
 
 
 def score(name: str, spec: Eval, row: Row, output: Output) -> Score:
-    """Score one output. `value` is in [0, 1]; None with a reason when there is nothing to score."""
+    """Score one output. `value` is in [0, 1]; None with a reason when there is nothing to score.
+
+    A pattern that takes too long on an output gives no value, reason `pattern_too_slow`, and is counted as such.
+    """
     ended = {"ended": output.ended, "n_tokens": len(output.token_ids)}
     if not output.text.strip():
         return Score("", name, row.id, None, reason="empty_output", output=output.text, parts=ended)
-    if spec.kind == "match":
-        value, reason, parts = _match(spec, row, output.text)
-    else:
-        value, reason, parts = _rules(spec, row, output.text)
+    score_of = _match if spec.kind == "match" else _rules
+    try:
+        value, reason, parts = score_of(spec, row, output.text)
+    except PatternTooSlow as exc:
+        value, reason, parts = None, "pattern_too_slow", {"why": str(exc)}
     return Score("", name, row.id, value, reason=reason, output=output.text, parts={**ended, **parts})
 
 
-def _rules(spec: Eval, row: Row, text: str) -> tuple[float, None, dict[str, Any]]:
+Scored = tuple[float | None, str | None, dict[str, Any]]
+
+
+def _rules(spec: Eval, row: Row, text: str) -> Scored:
     results = {rule.name: holds(rule, row.meta, text) for rule in spec.rules}
     held = sum(ok for ok, _ in results.values())
     value = held / len(results) if spec.score == "mean" else float(held == len(results))
@@ -72,10 +80,14 @@ def _rules(spec: Eval, row: Row, text: str) -> tuple[float, None, dict[str, Any]
 
 
 def holds(rule: Rule, meta: Mapping[str, Any], text: str) -> tuple[bool, Any]:
-    """Whether the rule holds for this text, and what was found."""
+    """Whether the rule holds for this text, and what was found. Raises PatternTooSlow."""
     flags = re.IGNORECASE if rule.ignore_case else 0
     if rule.pattern is not None:
-        found = [m.group(0) for m in re.finditer(rule.pattern, text, flags)]
+        try:
+            with limited():
+                found = [m.group(0) for m in re.finditer(rule.pattern, text, flags)]
+        except PatternTooSlow as exc:
+            raise PatternTooSlow(f"rule {rule.name}: its pattern took {exc}") from None
         if rule.count is not None:
             return len(found) == rule.count, len(found)
         wanted = all(str(meta.get(k)) == v for k, v in (rule.when or {}).items())
@@ -88,8 +100,9 @@ def holds(rule: Rule, meta: Mapping[str, Any], text: str) -> tuple[bool, Any]:
     return not banned, banned
 
 
-def _match(spec: Eval, row: Row, text: str) -> tuple[float | None, str | None, dict[str, Any]]:
-    found = re.findall(spec.extract or "", text)
+def _match(spec: Eval, row: Row, text: str) -> Scored:
+    with limited():
+        found = re.findall(spec.extract or "", text)
     expected = normalise(str(row.meta[spec.expected or ""]))
     if not found:
         return None, "extraction_failed", {"extracted": None, "expected": expected}

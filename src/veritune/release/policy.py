@@ -42,7 +42,7 @@ def read_policy(file: Path) -> Release:
     """A policy file: the keys of `release:` at the top, or under `release:`. Raises StudyError with every problem."""
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as exc:
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as exc:
         raise StudyError(f"{file}: no policy that can be read ({' '.join(str(exc).split())[:160]}).") from None
     if isinstance(raw, dict) and set(raw) == {"release"}:
         raw = raw["release"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from veritune.decide.lint.speech import Speech
 from veritune.decide.lint.words import KindWord, Lexicon, kind_words
 from veritune.decide.quantities import Records, read_records
 from veritune.errors import InputError
+from veritune.patterns import search
 from veritune.store import Store
 
 
@@ -134,10 +136,7 @@ class _Check:
         return number.value not in known
 
     def _ignored(self, text: str, number: Number) -> bool:
-        for pattern in self.rules.ignore:
-            if any(m.start() <= number.start < m.end() for m in pattern.finditer(text)):
-                return True
-        return False
+        return any(_covers(pattern, text, number.start) for pattern in self.rules.ignore)
 
     def _around(self, text: str) -> Around:
         return Around(tuple(self.lexicon.mentions(text, bare=False)), tuple(kind_words(text)), text)
@@ -206,6 +205,16 @@ class _Check:
             self._add(outcome.rule, at, outcome.message, outcome.suggestion, outcome)
         if not outcome.rule or outcome.rule == "number.delta":
             self.bound += 1
+
+
+def _covers(pattern: re.Pattern[str], text: str, at: int) -> bool:
+    """Whether a match of the pattern holds the place `at`."""
+    match = search(pattern, text)
+    while match is not None and match.start() <= at:
+        if at < match.end():
+            return True
+        match = search(pattern, text, max(match.end(), match.start() + 1))
+    return False
 
 
 def _label(cells: dict[int, Cell]) -> str:

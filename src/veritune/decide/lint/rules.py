@@ -84,7 +84,7 @@ def load_rules(path: Path | None = None) -> Rules:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no rules file at {path}.", fix="Name an existing file, or leave --rules out.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as exc:
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as exc:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(exc).split())}.") from None
     if given is None:
         given = {}

@@ -19,6 +19,7 @@ from veritune.decide.lint.scope import COMPARED
 from veritune.decide.lint.structure import Raised, grade_said
 from veritune.decide.lint.words import Lexicon, Mention
 from veritune.decide.quantities import BASELINE, Quantity, Records
+from veritune.patterns import search
 
 DENIED = re.compile(
     r"\b(?:not|no|never|nor|cannot|can't|doesn't|does not|don't|isn't|aren't|wasn't|won't|neither|nothing|without|whether|rather than|"
@@ -119,8 +120,8 @@ class Speech:
         mentions = self.lexicon.mentions(text)
         at = sentence.start
         for rule in self.rules.forbid:
-            match = rule.pattern.search(text)
-            if match and not (rule.unless and rule.unless.search(text)):
+            match = search(rule.pattern, text)
+            if match and not (rule.unless and search(rule.unless, text)):
                 yield rule.id, at + match.start(), rule.message, ""
         if free:
             return

@@ -1,0 +1,52 @@
+"""A bound on patterns that a user wrote: a regular expression that backtracks without end stops instead of hanging.
+
+Python's `re` looks for signals while it matches, so a timer of the process's own processor time can interrupt it with
+the exact semantics of `re` kept. Processor time, not the clock: a busy machine makes no pattern slow. The bound holds
+in a process's main thread, on systems with `setitimer`; elsewhere patterns run without one.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from veritune.errors import InputError
+
+LIMIT_S = 5.0
+"""Processor seconds that one pattern may take on one text."""
+
+
+class PatternTooSlow(Exception):
+    """A pattern took longer than its bound."""
+
+
+@contextmanager
+def limited(seconds: float = LIMIT_S) -> Iterator[None]:
+    """Raise PatternTooSlow in the block once it has used so many processor seconds."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise PatternTooSlow(f"longer than {seconds:g} s on one text")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    left, every = signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, left, every)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def search(pattern: re.Pattern[str], text: str, start: int = 0) -> re.Match[str] | None:
+    """`pattern.search(text, start)` within the bound. Raises InputError naming the pattern."""
+    try:
+        with limited():
+            return pattern.search(text, start)
+    except PatternTooSlow as exc:
+        what = f"the pattern {pattern.pattern!r} took {exc}."
+        raise InputError(what, fix="Write it without nested repeats.") from None

@@ -1,0 +1,260 @@
+"""Channels that point to bundles: promote, history, and the way back.
+
+    bundles/<id>/                      whole bundles under the hash of their manifest
+    channels/<channel>/<number>.json   one entry a change; the highest number is where the channel points
+
+A channel's history and its pointer are one thing: an append-only row of numbered entries, each with the hash of the
+one before it. A change creates the next number, which exactly one writer can. So a process that is killed anywhere
+leaves the old entry or the new one and never half of one, an entry never names a bundle that is not whole, and of two
+promotions at once one wins and the other is told who did. Nothing is ever deleted here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from veritune.errors import FormatError, GateError, InputError, LockedError, StaleError
+from veritune.records import dumps, to_json
+from veritune.release import golden
+from veritune.release.bundle import gate_state
+from veritune.release.parts import MANIFEST, SIGNATURE, name_problem
+from veritune.release.shelf import Shelf, open_shelf
+from veritune.release.verify import Checked, read_manifest, verify_bundle
+from veritune.store import hash_of, now, sha256_file
+
+CHANNELS = ("staging", "production")
+GATED = ("production",)
+_ID = re.compile(r"[0-9a-f]{64}")
+_NUMBER = re.compile(r"(\d{8})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One change of a channel. `restores` is the number of the entry that a rollback went back to."""
+
+    number: int
+    action: str
+    bundle: str
+    name: str
+    run_id: str
+    gate: str | None
+    reason: str
+    restores: int | None
+    previous: str | None
+    time: str = field(default_factory=now)
+    hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A rollback that is done: the entry it made, where it came from, and what was reproduced before it."""
+
+    entry: Entry
+    was: str
+    prompts: int
+    tokens: int
+
+
+# ---------------------------------------------------------------- reading
+
+
+def history(url: str, channel: str) -> list[Entry]:
+    """Every entry of a channel, oldest first, its chain recomputed. Raises StaleError where it was edited."""
+    return _history(open_shelf(url), channel)
+
+
+def _history(shelf: Shelf, channel: str) -> list[Entry]:
+    _check_channel(channel)
+    place = f"channels/{channel}"
+    numbers = sorted(int(m[1]) for name in shelf.names(place) if (m := _NUMBER.fullmatch(name)))
+    entries: list[Entry] = []
+    for expected, number in enumerate(numbers, start=1):
+        name = f"{place}/{number:08d}.json"
+        if number != expected:
+            raise StaleError(
+                f"{place}/{expected:08d}.json is gone: the channel's history has a hole.", fix="Restore it."
+            )
+        entry = _entry(shelf.read(name), name)
+        if entry.number != number or entry.previous != (entries[-1].hash if entries else None):
+            raise StaleError(f"{name} does not follow from the one before it: it was edited.", fix="Restore it.")
+        entries.append(entry)
+    return entries
+
+
+def _entry(content: bytes, name: str) -> Entry:
+    try:
+        found = json.loads(content.decode("utf-8"))
+        digest = hash_of({k: v for k, v in found.items() if k != "hash"})
+        entry = Entry(**found)
+        whole = type(entry.number) is int and bool(_ID.fullmatch(entry.bundle))
+    except (ValueError, TypeError, AttributeError, RecursionError) as exc:
+        raise FormatError(f"{name} is no entry of a channel ({type(exc).__name__}).", fix="Restore it.") from None
+    if not whole or digest != entry.hash:
+        raise StaleError(f"{name} was edited after it was written.", fix="Restore it.")
+    return entry
+
+
+def _check_channel(channel: str) -> None:
+    if channel not in CHANNELS:
+        raise InputError(f"no channel {channel!r}.", fix=f"There are {' and '.join(CHANNELS)}.")
+
+
+def pull(url: str, bundle: str, out: Path, public_key: Path | None = None) -> Checked:
+    """Fetch a bundle by id into `out` and verify it. Raises GateError when what came is not what its id says."""
+    if out.exists():
+        raise InputError(f"{out} is there already.", fix="Name a new folder.")
+    return _fetch(open_shelf(url), bundle, out, public_key)
+
+
+def _fetch(shelf: Shelf, bundle: str, out: Path, public_key: Path | None = None) -> Checked:
+    """Only names that the manifest lists, and that may stand in a bundle, are asked for."""
+    place = f"bundles/{bundle}"
+    out.mkdir(parents=True)
+    try:
+        shelf.get(f"{place}/{MANIFEST}", out / MANIFEST)
+        manifest = read_manifest(out)
+        for name in manifest["files"]:
+            problem = name_problem(name)
+            if problem:
+                raise FormatError(f"{place}: {name!r} {problem}.", fix="Do not use this bundle.")
+            shelf.get(f"{place}/{name}", out / name)
+        if SIGNATURE in shelf.names(place):
+            shelf.get(f"{place}/{SIGNATURE}", out / SIGNATURE)
+    except FileNotFoundError as exc:
+        raise FormatError(
+            f"the registry's bundle {bundle[:12]} is not whole: {exc}.", fix="Promote it again."
+        ) from None
+    checked = verify_bundle(out, public_key)
+    if checked.findings or checked.id != bundle:
+        what = checked.findings[0].message if checked.findings else f"its manifest is {checked.id[:12]}"
+        raise GateError(f"the registry's bundle {bundle[:12]} is not as it was promoted: {what}.", fix="Do not use it.")
+    return checked
+
+
+@contextmanager
+def _fetched(shelf: Shelf, bundle: str, public_key: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="veritune-") as folder:
+        _fetch(shelf, bundle, Path(folder) / "bundle", public_key)
+        yield Path(folder) / "bundle"
+
+
+# ---------------------------------------------------------------- changing
+
+
+def promote(bundle: Path, channel: str, url: str, *, reason: str = "", public_key: Path | None = None) -> Entry:
+    """Point a channel to a bundle. Verifies it first; `production` also asks for a gate record that passes for it.
+
+    Raises GateError for a bundle that does not verify or lacks the gate record, LockedError where another promotion
+    was quicker.
+    """
+    shelf = open_shelf(url)
+    before = _history(shelf, channel)
+    checked = verify_bundle(bundle, public_key)
+    if checked.findings:
+        raise GateError(
+            f"{bundle} does not verify: {checked.findings[0].message} ({len(checked.findings)} findings).",
+            fix=f"See all: veritune verify {bundle}",
+        )
+    manifest = read_manifest(bundle)
+    gate = gate_state(bundle, manifest)
+    if channel in GATED and gate != "passed":
+        found = {None: "it holds no gate record", "expired": "its record is for other bytes, or a waiver ran out"}
+        raise GateError(
+            f"{channel} takes only what passed its gates: {found.get(gate, f'its gate record says {gate}')}.",
+            fix="Run `veritune gate STUDY`, then pack the bundle again.",
+        )
+    if before and before[-1].bundle == checked.id:
+        return before[-1]
+    _upload(shelf, bundle, checked.id)
+    entry = Entry(
+        len(before) + 1, "promoted", checked.id, manifest["name"], manifest["run_id"], gate, reason, None,
+        before[-1].hash if before else None,
+    )  # fmt: skip
+    return _append(shelf, channel, entry)
+
+
+def _upload(shelf: Shelf, bundle: Path, digest: str) -> None:
+    """Store what was verified. What lies there already is read back and compared."""
+    listed = {name: f["sha256"] for name, f in read_manifest(bundle)["files"].items()}
+    listed |= {name: sha256_file(bundle / name) for name in (SIGNATURE, MANIFEST) if (bundle / name).is_file()}
+    if shelf.put(f"bundles/{digest}", bundle, listed):
+        return
+    with tempfile.TemporaryDirectory(prefix="veritune-") as folder:
+        for name in [n for n in listed if n != SIGNATURE]:
+            shelf.get(f"bundles/{digest}/{name}", Path(folder) / "file")
+            if sha256_file(Path(folder) / "file") != listed[name]:
+                raise GateError(
+                    f"bundles/{digest[:12]} in the registry is damaged: {name} is not as its id says.",
+                    fix=f"Take bundles/{digest} out of the registry and promote again.",
+                )
+
+
+def _append(shelf: Shelf, channel: str, entry: Entry) -> Entry:
+    body = {k: v for k, v in to_json(entry).items() if k != "hash"}
+    whole = {**body, "hash": hash_of(body)}
+    try:
+        shelf.create(f"channels/{channel}/{entry.number:08d}.json", (dumps(whole, indent=2) + "\n").encode())
+    except FileExistsError:
+        winner = _history(shelf, channel)[entry.number - 1]
+        raise LockedError(
+            f"{channel} has moved meanwhile: {winner.bundle[:12]} ({winner.name}) was {winner.action} at "
+            f"{winner.time}.",
+            fix=f"Look at it (veritune history --channel {channel}), then decide again.",
+        ) from None
+    return Entry(**whole)
+
+
+def rollback(
+    url: str, channel: str, *, to: str | None = None, base: Path | None = None, reason: str = "",
+    public_key: Path | None = None,
+) -> Restored:  # fmt: skip
+    """Point a channel back to an earlier bundle of its own, in one step, once its golden outputs are reproduced.
+
+    `to` is an entry's number or the first digits of a bundle's id; without it, the bundle that stood before the
+    current one came. Raises InputError where there is none, GateError where the restored bundle does not verify or
+    does not reproduce: the channel then stays as it was.
+    """
+    shelf = open_shelf(url)
+    before = _history(shelf, channel)
+    target = _target(before, channel, to)
+    with _fetched(shelf, target.bundle, public_key) as folder:
+        found = golden.reproduce(folder, read_manifest(folder), base)
+        gate = gate_state(folder, read_manifest(folder))
+    if found.findings:
+        raise GateError(
+            f"bundle {target.bundle[:12]} does not reproduce its golden outputs: {found.findings[0].message} "
+            f"({len(found.findings)} of {found.prompts} prompts; recorded with {dict(found.recorded_with)}).",
+            fix=f"{channel} still points to {before[-1].bundle[:12]}. Go back to another: --to NUMBER.",
+        )
+    entry = Entry(
+        len(before) + 1, "rolled back", target.bundle, target.name, target.run_id, gate, reason, target.number,
+        before[-1].hash,
+    )  # fmt: skip
+    return Restored(_append(shelf, channel, entry), before[-1].bundle, found.prompts, found.tokens)
+
+
+def _target(entries: list[Entry], channel: str, to: str | None) -> Entry:
+    if not entries:
+        raise InputError(f"{channel} never pointed to a bundle.", fix="Promote one: veritune promote BUNDLE")
+    current = entries[-1]
+    if to is None:
+        stood = current.restores or current.number
+        earlier = [e for e in entries[: stood - 1] if e.bundle != current.bundle]
+        if not earlier:
+            raise InputError(f"{channel} had no bundle before {current.bundle[:12]}.", fix="Name one: --to NUMBER.")
+        return earlier[-1]
+    by_number = [e for e in entries if to.isdigit() and e.number == int(to)]
+    by_id = [e for e in entries if len(to) >= 6 and e.bundle.startswith(to.lower())]
+    found = by_number or by_id
+    if len({e.bundle for e in found}) != 1:
+        listed = ", ".join(f"{e.number} ({e.bundle[:12]})" for e in entries)
+        raise InputError(f"--to {to!r} names no one bundle of {channel}.", fix=f"It had {listed}.")
+    if found[-1].bundle == current.bundle:
+        raise InputError(f"{channel} points to {current.bundle[:12]} already.", fix="Nothing was changed.")
+    return found[-1]

@@ -1,0 +1,84 @@
+"""Faults that fuzzing found, each with the smallest file that showed it. They stay."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from veritune import contract
+from veritune.data.load import load_rows
+from veritune.data.quality import load_patterns
+from veritune.decide.lint import load_rules
+from veritune.errors import DataError, FormatError, InputError, ScoreError, StudyError, VerituneError
+from veritune.evaluate.imports import read
+from veritune.release.policy import read_policy
+from veritune.seal import verify
+from veritune.store import Store
+from veritune.study import load_study
+
+
+@pytest.mark.parametrize("text", ["name: 2026-99-99", "name: !!timestamp x"])
+def test_an_impossible_date_in_yaml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(text)
+    for reader, error in ((load_study, StudyError), (read_policy, StudyError), (load_rules, InputError)):
+        with pytest.raises(error):
+            reader(path)
+    with pytest.raises(DataError):
+        load_patterns(path)
+
+
+@pytest.mark.parametrize("text", ['{"format": 1}', '{"format": 1, "entries": [3]}', '{"format": 1, "entries": [{}]}'])
+def test_a_contract_without_entries(tmp_path: Path, text: str) -> None:
+    (tmp_path / "contract.lock.json").write_text(text)
+    with pytest.raises(VerituneError):
+        contract.read(Store(tmp_path))
+
+
+def test_a_contract_with_a_number_that_no_record_holds(tmp_path: Path) -> None:
+    (tmp_path / "contract.lock.json").write_text(
+        '{"format": 1, "entries": [{"hash": "x", "previous": null, "n": NaN}]}'
+    )
+    with pytest.raises(VerituneError, match="entry 0 was edited"):
+        contract.read(Store(tmp_path))
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "not json", "null"])
+def test_a_timeline_with_a_line_that_is_no_event(tmp_path: Path, line: str) -> None:
+    (tmp_path / "events.jsonl").write_text(line + "\n")
+    with pytest.raises(FormatError, match="line 1"):
+        Store(tmp_path).events()
+
+
+@pytest.mark.parametrize("files", [3, [1], {"a": 1}])
+def test_a_seal_that_lists_no_hashes(tmp_path: Path, files: Any) -> None:
+    (tmp_path / "seal.json").write_text(json.dumps({"files": files}))
+    with pytest.raises(FormatError):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\x80", b"\x80{}", b'"', b"id,score\n\xff,1"])
+def test_scores_that_are_no_text(tmp_path: Path, content: bytes) -> None:
+    for name in ("s.csv", "s.jsonl", "s.json"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ScoreError):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("header", [3, [], {"eval": 3}, {"eval": [1]}])
+def test_an_inspect_archive_with_another_header(tmp_path: Path, header: Any) -> None:
+    with zipfile.ZipFile(tmp_path / "log.eval", "w") as archive:
+        archive.writestr("header.json", json.dumps(header))
+        archive.writestr("samples/1.json", "[3]")
+    with pytest.raises(ScoreError):
+        read(tmp_path / "log.eval")
+
+
+def test_a_csv_that_ends_inside_its_header(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_bytes(b'"')
+    (found,) = load_rows(tmp_path / "f.csv").rejects
+    assert found.check == "load.unreadable"
