@@ -25,15 +25,20 @@ def row(i: object, text: str) -> Row:
     return Row(str(i), (Message("user", text), Message("assistant", "Done.")))
 
 
+def letters(n: int) -> str:
+    return "".join("abcdefghij"[int(c)] for c in str(n))
+
+
 def by_angle(texts: list[str]) -> np.ndarray:
-    """A text that ends on `@30` points 30 degrees up."""
-    degrees = np.radians([float(t.rpartition("@")[2]) for t in texts])
+    """A text that ends on `@da` points 30 degrees up: digits as letters, so that the angle is no number."""
+    digits = str.maketrans("abcdefghij", "0123456789")
+    degrees = np.radians([float(t.rpartition("@")[2].translate(digits)) for t in texts])
     return np.stack((np.cos(degrees), np.sin(degrees)), axis=1).astype(np.float32)
 
 
 def text_at(i: int, degrees: int, numbers: str = "3 and 8") -> str:
-    words = " ".join(f"w{i}x{k}" for k in range(8))
-    return f"{words} {numbers} @{degrees}"
+    words = " ".join(f"w{letters(i)}x{letters(k)}" for k in range(8))
+    return f"{words} {numbers} @{letters(degrees)}"
 
 
 def angles(sure: float = 0.99, threshold: float = 0.8) -> Encoder:
@@ -53,12 +58,7 @@ def test_a_pair_needs_the_numbers_or_near_certainty() -> None:
     encoder = angles()
     assert np.cos(np.radians(30)) > encoder.threshold > np.cos(np.radians(40))
     texts = [text_at(0, 0), text_at(1, 30), text_at(2, 32, "4 and 9"), text_at(3, 80), text_at(4, 31, "5 and 6")]
-    found = {
-        (i, j)
-        for i, j, _, _ in embedding_edges(
-            TextBuffer.from_strings([t[: t.index(" @")] + t[t.index(" @") :] for t in texts]), encoder
-        )
-    }
+    found = {(i, j) for i, j, _, _ in embedding_edges(TextBuffer.from_strings(texts), encoder)}
     named = {tuple(sorted(p)) for p in found}
     assert (0, 1) in named  # the same numbers
     assert (0, 2) not in named and (0, 4) not in named  # other numbers
@@ -70,7 +70,7 @@ def test_blocks_lose_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     texts = [
         text_at(i, int(d), f"{n} and {n + 1}")
-        for i, (d, n) in enumerate(zip(rng.integers(0, 180, 90), rng.integers(0, 4, 90)))
+        for i, (d, n) in enumerate(zip(rng.integers(0, 900, 90), rng.integers(0, 4, 90)))
     ]
     buffer = TextBuffer.from_strings(texts)
     whole = embedding_edges(buffer, angles())
@@ -85,9 +85,8 @@ def test_blocks_lose_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {tuple(sorted((i, j))) for i, j, _, _ in whole} == expected
     monkeypatch.setattr("veritune.data.embed._BLOCK", 7)
     monkeypatch.setattr("veritune.data.embed._WIDE", 16)
-    assert sorted(embedding_edges(buffer, angles())) == pytest.approx(sorted(whole)) or {
-        e[:2] for e in embedding_edges(buffer, angles())
-    } == {e[:2] for e in whole}
+    again = embedding_edges(buffer, angles())
+    assert {tuple(sorted(e[:2])) for e in again} == expected
 
 
 def test_chains_do_not_glue_and_every_member_has_its_evidence() -> None:
@@ -129,11 +128,11 @@ def test_the_audit_says_what_embeddings_joined(tmp_path: Path) -> None:
     rows = [
         row(
             "a",
-            "A main road has 40 houses on one side and three times as many homes on the other. How many homes are there?",
+            "A road has 40 houses on one side and three times as many homes on the other. How many are there?",
         ),
         row(
             "b",
-            "On one side of the main road stand 40 houses, on the other side three times that. How many homes are there in all?",
+            "On one side of the road stand 40 houses, on the other three times that. How many homes in all?",
         ),
         row(
             "c",
@@ -141,11 +140,12 @@ def test_the_audit_says_what_embeddings_joined(tmp_path: Path) -> None:
         ),
     ]
     report = audit(rows, config=AuditConfig(embed="wordllama"))
-    if report.families.summary["originals"] == 2:
-        assert "embedding: 1 joins" in render_text(report) or "similarity" in render_text(report)
+    assert "embedding: 1 joins between families, first" in render_text(report)
     write_report(report, tmp_path)
     written = [json.loads(line) for line in (tmp_path / "families.jsonl").read_text("utf-8").splitlines()]
-    assert {w["evidence"] for w in written} <= {"singleton", "similarity", "embedding"}
+    assert [w["evidence"] for w in written] == ["embedding", "embedding", "singleton"]
+    (join,) = [json.loads(line) for line in (tmp_path / "joins.jsonl").read_text("utf-8").splitlines()]
+    assert {join["row"], join["other"]} == {"a", "b"} and join["similarity"] == written[0]["similarity"]
 
 
 def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
