@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from veritune.data.contamination import ContaminationConfig
     from veritune.data.families import FamilyConfig, FamilyResult
 
-BLOCK_ROWS = 500_000  # rows of a block at most: 400 MB of sketches
+BLOCK_ROWS = 500_000  # rows of a block at most: 170 MB of sketches
 KEYS_A_RANGE = 1 << 25  # join keys that one task sorts: 256 MB
 PAIRS_A_TASK = 1 << 20
 Kind = Literal["numpy", "numba"]
