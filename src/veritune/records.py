@@ -64,11 +64,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Why a row belongs to a family. `similarity` is in [0, 1], None for `column`, `exact` and `singleton`."""
+    """Why a row belongs to a family. `similarity` is in [0, 1], None for `column`, `exact` and `singleton`.
+
+    `embedding` and `gradient` come from the optional passes, `other` from a user's own.
+    """
 
     row_id: str
     family: str
-    evidence: Literal["column", "exact", "similarity", "singleton"]
+    evidence: Literal["column", "exact", "similarity", "singleton", "embedding", "gradient", "other"]
     similarity: float | None = None
 
 

@@ -126,7 +126,10 @@ def test_extra_edges_join_rows_with_their_own_evidence() -> None:
     result = find_families(rows, extra_edges=[(0, 2, 0.83, "gradient")])
     assert groups(result) == {frozenset("02"), frozenset("1")}
     assert result.memberships[0].similarity == pytest.approx(0.83)
-    assert result.extra[0] == "gradient"
+    assert result.memberships[0].evidence == "gradient" and result.memberships[1].evidence == "singleton"
+    assert result.joins == ((0, 2, 0.83, "gradient"),) and result.summary["joined_by"] == {"gradient": 1}
+    with pytest.raises(DataError, match="'astrology'"):
+        find_families(rows, extra_edges=[(0, 2, 1.0, "astrology")])
     with pytest.raises(DataError, match="rows 0 and 3"):
         find_families(rows, extra_edges=[(0, 3, 1.0, "gradient")])
 

@@ -77,16 +77,36 @@ def table_bits(n_rows: int) -> int:
     return min(26, max(16, math.ceil(math.log2(max(4 * n_rows, 1)))))
 
 
-def sketches(sweep: Sweep, row_N: I64, min_features: int) -> Sketches:
-    """Sketches of N rows of a sweep; a row with fewer than `min_features` features gets an empty one."""
-    n = len(row_N)
-    weights = weights_for(n)
+def df_table(sweep: Sweep, row_N: I64, bits: int) -> U32:
+    """In how many of some rows each feature occurs, counted in 2^bits counters by the feature's low bits."""
     length_N = sweep.length_N[row_N].astype(np.int64)
+    slot_F = sweep.feature_F[_spans(sweep.start_N[row_N], length_N)] & np.uint32((1 << bits) - 1)
+    return np.bincount(slot_F, minlength=1 << bits).astype(np.uint32)
+
+
+def bucket_table(df_T: U32, weights: Weights) -> U8:
+    """The bucket of every counter; two features on one counter can count more than every row."""
+    return np.asarray(weights.lut[np.minimum(df_T, len(weights.lut) - 1)], np.uint8)
+
+
+def _spans(start_N: I64, length_N: I64) -> I64:
+    """start, start + 1, ... of every row, one after the other."""
     begin_N = np.cumsum(length_N) - length_N
-    feature_F = sweep.feature_F[np.repeat(sweep.start_N[row_N] - begin_N, length_N) + np.arange(length_N.sum())]
-    slot_F = feature_F & np.uint32((1 << table_bits(n)) - 1)
-    df = np.minimum(np.bincount(slot_F, minlength=1), n)  # two features on one counter can count more than every row
-    bucket_F = weights.lut[df[slot_F]]
+    return np.asarray(np.repeat(start_N - begin_N, length_N) + np.arange(length_N.sum()), np.int64)
+
+
+def sketches(sweep: Sweep, row_N: I64, min_features: int, *, given: tuple[Weights, U8] | None = None) -> Sketches:
+    """Sketches of N rows of a sweep; a row with fewer than `min_features` features gets an empty one.
+
+    `given`: weights and buckets that were counted over more rows than these.
+    """
+    n = len(row_N)
+    weights, bucket_T = given or (weights_for(n), None)
+    if bucket_T is None:
+        bucket_T = bucket_table(df_table(sweep, row_N, table_bits(n)), weights)
+    length_N = sweep.length_N[row_N].astype(np.int64)
+    feature_F = sweep.feature_F[_spans(sweep.start_N[row_N], length_N)]
+    bucket_F = bucket_T[feature_F & np.uint32(len(bucket_T) - 1)]
     row_F = np.repeat(np.arange(n), length_N)
     order = np.lexsort((bucket_F, row_F))
     order = order[(bucket_F[order] > 0) & (length_N[row_F[order]] >= min_features)]

@@ -18,7 +18,7 @@ from veritune.data import _join
 from veritune.data._join import ALL_PAIRS_UP_TO, BIT_WORDS, F64, KEEP, MIN_KEYS, PAIR_FROM, RARE_KEYS, SPREAD, Sketches
 from veritune.data._sweep import MIX_1, MIX_2, Sweep
 from veritune.data._sweep_numba import run_blocks
-from veritune.data.text import I64, U8, U64
+from veritune.data.text import I64, U8, U32, U64
 
 # numba's cache knows this file's text alone, so the numbers compiled into the kernels are repeated in it.
 _RULES = (64, 8, 0x9E3779B1, 8, 8, 4, 6, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
@@ -123,13 +123,30 @@ def _one_id_a_bit(id_N_K, count_N, mass_N, weight, a, b, bits_N_B):  # type: ign
         mass_N[u] = mass + mass_N[u] * mass // max(mass + lost, 1)
 
 
-def sketches(sweep: Sweep, row_N: I64, min_features: int, *, threads: int = 1) -> Sketches:
+def df_table(sweep: Sweep, row_N: I64, bits: int, *, threads: int = 1) -> U32:
+    """As `_join.df_table`."""
+    n = len(row_N)
+    columns = (sweep.feature_F, sweep.start_N, sweep.length_N, row_N)
+    parts = max(1, min(threads, n // _ROWS))
+    tables = [np.zeros(1 << bits, np.uint32) for _ in range(parts)]
+    edges = np.linspace(0, n, parts + 1).astype(np.int64)
+    run_blocks(lambda i: _count_df(*columns, edges[i], edges[i + 1], tables[i]), list(range(parts)), threads)
+    for other in tables[1:]:
+        tables[0] += other
+    return tables[0]
+
+
+def sketches(
+    sweep: Sweep, row_N: I64, min_features: int, *, threads: int = 1, given: tuple[_join.Weights, U8] | None = None
+) -> Sketches:
     """Sketches of some rows of a sweep; as `_join.sketches`."""
     n = len(row_N)
-    weights = _join.weights_for(n)
+    weights, bucket_of = given or (_join.weights_for(n), None)
+    if bucket_of is None:
+        bucket_of = np.empty(1 << _join.table_bits(n), np.uint8)
+        _to_buckets(df_table(sweep, row_N, _join.table_bits(n), threads=threads), weights.lut, bucket_of)
     blocks = [(a, min(a + _ROWS, n)) for a in range(0, n, _ROWS)]
     columns = (sweep.feature_F, sweep.start_N, sweep.length_N, row_N)
-    bucket_of = _bucket_table(columns, n, threads, weights)
     id_N_K = np.full((n, KEEP), _PAD, np.uint32)
     count_N, mass_N = np.zeros(n, np.int32), np.zeros(n, np.int64)
     bits_N_B = np.zeros((n, BIT_WORDS), np.uint64)
@@ -142,19 +159,6 @@ def sketches(sweep: Sweep, row_N: I64, min_features: int, *, threads: int = 1) -
 
     run_blocks(block, blocks, threads)
     return Sketches(id_N_K, count_N, mass_N, bits_N_B, weights)
-
-
-def _bucket_table(columns: tuple[Any, ...], n: int, threads: int, weights: _join.Weights) -> Any:
-    """The bucket of every document-frequency counter."""
-    parts = max(1, min(threads, n // _ROWS))
-    tables = [np.zeros(1 << _join.table_bits(n), np.uint32) for _ in range(parts)]
-    edges = np.linspace(0, n, parts + 1).astype(np.int64)
-    run_blocks(lambda i: _count_df(*columns, edges[i], edges[i + 1], tables[i]), list(range(parts)), threads)
-    for other in tables[1:]:
-        tables[0] += other
-    bucket = np.empty(len(tables[0]), np.uint8)
-    _to_buckets(tables[0], weights.lut, bucket)
-    return bucket
 
 
 @njit(nogil=True, cache=True)
@@ -361,6 +365,21 @@ def similarity(sketch: Sketches, left_P: I64, right_P: I64, *, threads: int = 1)
     blocks = [(a, min(a + _ROWS, len(left_P))) for a in range(0, len(left_P), _ROWS)]
     run_blocks(lambda block: _shared_pairs(left_P, right_P, *block, *columns), blocks, threads)
     return _join.cosine(sketch, shared_P, left_P, right_P)
+
+
+@njit(nogil=True, cache=True)
+def _accepted(left_P, right_P, sketch, square, good):  # type: ignore[no-untyped-def]
+    for i in range(len(left_P)):
+        good[i] = _similar(left_P[i], right_P[i], sketch, square)
+
+
+def accepted(sketch: Sketches, left_P: I64, right_P: I64, threshold: float) -> Any:
+    """As `_join.accepted`."""
+    good = np.zeros(len(left_P), np.bool_)
+    least_N = least_shared(sketch, threshold, 1)
+    columns = (sketch.id_N_K, sketch.mass_N, least_N, sketch.bits_N_B, sketch.weights.weight)
+    _accepted(left_P, right_P, columns, threshold * threshold, good)
+    return good
 
 
 def near_components(sketch: Sketches, threshold: float, *, threads: int = 1) -> I64:

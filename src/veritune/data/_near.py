@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,15 @@ import numpy.typing as npt
 from veritune.data import _join, _sweep_numpy
 from veritune.data._join import Sketches, components
 from veritune.data._sweep import Sweep
-from veritune.data.text import I64, TextBuffer
+from veritune.data.text import I64
 from veritune.errors import MachineError
 
 if TYPE_CHECKING:
     from veritune.data.families import FamilyConfig
 
-__all__ = ["Near", "choose", "clusters", "components", "sweep"]
+__all__ = ["Executor", "Near", "choose", "clusters", "components", "running"]
+
+Executor = Literal["local", "ray"]
 
 _CENTRES = 4  # members tried as the centre of a cluster
 _SAMPLE = 24  # members each of them is compared with
@@ -42,7 +45,9 @@ class _Numpy:
     """Vectorised, nothing to compile."""
 
     sweep = staticmethod(_sweep_numpy.sweep)
+    df_table = staticmethod(_join.df_table)
     sketches = staticmethod(_join.sketches)
+    accepted = staticmethod(_join.accepted)
     near_components = staticmethod(_join.near_components)
     similarity = staticmethod(_join.similarity)
 
@@ -54,9 +59,16 @@ class _Numba:
         from veritune.data import _join_numba, _sweep_numba
 
         self.sweep = partial(_sweep_numba.sweep, threads=threads)
+        self.df_table = partial(_join_numba.df_table, threads=threads)
         self.sketches = partial(_join_numba.sketches, threads=threads)
+        self.accepted = _join_numba.accepted
         self.near_components = partial(_join_numba.near_components, threads=threads)
         self.similarity = partial(_join_numba.similarity, threads=threads)
+
+
+def single(kind: str) -> Any:
+    """An engine on one thread."""
+    return _Numpy() if kind == "numpy" else _Numba(1)
 
 
 class EngineChoice(Protocol):
@@ -92,15 +104,21 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def sweep(text: TextBuffer, config: FamilyConfig) -> Sweep:
-    """Hashes and digit-masked features of every row."""
-    return cast(Sweep, choose(len(text), config, _Numpy, _Numba).sweep(text))
+@contextmanager
+def running(n_rows: int, config: FamilyConfig) -> Iterator[Any]:
+    """The engine that finds near-duplicates: in this process, or on Ray while the block runs."""
+    if config.executor == "ray":
+        from veritune.data.scale import RayEngine
+
+        with RayEngine.started(n_rows, config) as engine:
+            yield engine
+    else:
+        yield choose(n_rows, config, _Numpy, _Numba)
 
 
-def clusters(sweep: Sweep, config: FamilyConfig) -> Near:
+def clusters(sweep: Sweep, engine: Any, config: FamilyConfig) -> Near:
     """Clusters of near-duplicates. Equal texts are looked at once, in the order of their hashes, never of the rows."""
     _, first_U = np.unique(sweep.hash_N, return_index=True)
-    engine = choose(len(sweep.hash_N), config, _Numpy, _Numba)
     sketch = engine.sketches(sweep, first_U, config.min_features)
     n_short = int(np.count_nonzero(sweep.length_N < config.min_features))
     root_U = engine.near_components(sketch, config.threshold)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.data._near import Executor
 from veritune.data.contamination import ContaminationConfig, ContaminationResult, Level, check_contamination
-from veritune.data.families import THRESHOLD, FamilyResult, find_families
+from veritune.data.families import THRESHOLD, Edge, FamilyResult, find_families, merge_families
 from veritune.data.load import Loaded, load_rows, rows_from
 from veritune.data.quality import QualityConfig, QualityResult, check_rows
 from veritune.data.review import Version, lineage, make_pack, write_pack, write_version
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 EvalSource = Any  # a path, a table object, a list of rows or of texts
 
 LIMITS = (
-    "Comparing words finds copies and edits, not free paraphrases: rows that a model rewrote are told apart from "
-    "their originals only by a column that names the original.",
+    "Comparing words finds copies and edits, not free paraphrases: rows that a model rewrote are found by a column "
+    "that names the original, and in part by embeddings (--embed) and gradients (--gradient-families).",
     "Languages that share a script are not told apart, and no check here judges whether an answer is true.",
 )
 
@@ -40,6 +41,7 @@ class AuditConfig:
     """How to read the data and the evals, and what to check. `split_field` names a column that holds a split to judge.
 
     `max_length` is the number of tokens that rendering is measured against; it matters only with a tokenizer.
+    `embed` names an encoder that looks for paraphrases, see `veritune.data.embed`.
     """
 
     columns: Mapping[str, str] | None = None
@@ -50,6 +52,9 @@ class AuditConfig:
     near_duplicates: bool = True
     threshold: float = THRESHOLD
     max_length: int = 2048
+    embed: str | None = None
+    executor: Executor = "local"
+    ray_address: str | None = None
     quality: QualityConfig = field(default_factory=QualityConfig)
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
 
@@ -135,20 +140,38 @@ def audit(
     *,
     evals: Mapping[str, EvalSource] | Sequence[EvalSource] = (),
     tokenizer: Any = None,
+    edges: Callable[[Sequence[Row]], Iterable[Edge]] | None = None,
     config: AuditConfig | None = None,
 ) -> AuditReport:
     """Audit a path, a table object or rows. `evals` are paths or tables, named by their file or by the mapping's keys.
 
-    `tokenizer` is a folder, a hub id or a tokenizer object. Unusable records become findings and the rest is audited.
-    Raises DataError when a source does not exist, ModelError when the tokenizer cannot be used.
+    `tokenizer` is a folder, a hub id or a tokenizer object. `edges` is a pass that sees more than words (gradients): it
+    is given the usable rows and returns pairs that join families. Unusable records become findings and the rest is
+    audited. Raises DataError when a source does not exist, ModelError when the tokenizer cannot be used.
     """
-    begin = time.perf_counter()
     config = config or AuditConfig()
+    if config.executor == "ray":
+        from veritune.data.scale import session
+
+        with session(config.ray_address):  # one cluster for all steps
+            return _audit(data, evals, tokenizer, edges, config)
+    return _audit(data, evals, tokenizer, edges, config)
+
+
+def _audit(
+    data: Any,
+    evals: Mapping[str, EvalSource] | Sequence[EvalSource],
+    tokenizer: Any,
+    edges: Callable[[Sequence[Row]], Iterable[Edge]] | None,
+    config: AuditConfig,
+) -> AuditReport:
+    begin = time.perf_counter()
     loaded = _load(data, "rows", config)
     items, facts, eval_findings = _load_evals(evals, config)
-    families = find_families(loaded.rows, near=config.near_duplicates, threshold=config.threshold)
+    families, embed_findings = _find_families(loaded.rows, edges, config)
     quality = check_rows(loaded.rows, config.quality)
-    contamination = check_contamination(loaded.rows, items, config.contamination) if facts else None
+    near = replace(config.contamination, executor=config.executor, ray_address=config.ray_address)
+    contamination = check_contamination(loaded.rows, items, near) if facts else None
     gate = _gate(contamination, facts) if contamination is not None else None
     split_findings, split = _judge_split(loaded.rows, families, config)
     render_findings, rendering, parity = _rendering(loaded.rows, tokenizer, config)
@@ -157,6 +180,7 @@ def audit(
         *loaded.notes,
         *eval_findings,
         *(contamination.findings() if contamination is not None else ()),
+        *embed_findings,
         *split_findings,
         *quality.findings,
         *render_findings,
@@ -182,6 +206,32 @@ def audit(
         wall_s=time.perf_counter() - begin,
         file=path if path is not None and path.exists() else None,
     )
+
+
+def _find_families(
+    rows: Sequence[Row], edges: Callable[[Sequence[Row]], Iterable[Edge]] | None, config: AuditConfig
+) -> tuple[FamilyResult, list[Finding]]:
+    """Families by words, then by whatever sees more; a note says when thresholds were not measured."""
+    from veritune.data.embed import load_encoder
+
+    encoder = load_encoder(config.embed) if config.embed else None
+    families = find_families(
+        rows,
+        near=config.near_duplicates,
+        threshold=config.threshold,
+        embed=encoder,
+        executor=config.executor,
+        ray_address=config.ray_address,
+    )
+    if edges is not None:
+        families = merge_families(families, edges(rows), bounded=False)
+    if encoder is None or encoder.measured:
+        return families, []
+    text = (
+        f"embedding families used {encoder.name} at cosine {encoder.threshold} (same numbers) and {encoder.sure}: "
+        "these thresholds were measured on other encoders, read the joins before you trust them"
+    )
+    return families, [Finding("audit.embed_unmeasured", "note", text, evidence={"encoder": encoder.name})]
 
 
 def _load(data: Any, name: str, config: AuditConfig) -> Loaded:
@@ -329,6 +379,8 @@ def write_report(report: AuditReport, folder: str | Path, *, seed: int = 0) -> t
     write_json(out / "report.json", record)
     write_jsonl(out / "findings.jsonl", findings)
     write_jsonl(out / "families.jsonl", report.families.memberships)
+    if report.families.joins:
+        write_jsonl(out / "joins.jsonl", _joins(report.families))
     if report.contamination is not None:
         write_jsonl(out / "contamination.jsonl", report.contamination.hits)
     (out / "review").mkdir(exist_ok=True)
@@ -337,7 +389,18 @@ def write_report(report: AuditReport, folder: str | Path, *, seed: int = 0) -> t
     write_text(out / "report.txt", render_text(report))
     names = ["report.json", "findings.jsonl", "families.jsonl", "review/pack.jsonl", "report.txt"]
     names += ["contamination.jsonl"] if report.contamination is not None else []
+    names += ["joins.jsonl"] if report.families.joins else []
     return (*(out / name for name in names), *sheet)
+
+
+def _joins(families: FamilyResult) -> list[dict[str, Any]]:
+    """The pairs of rows by which embeddings or gradients joined two families, strongest first."""
+    ids = families.row_ids
+    ordered = sorted(families.joins, key=lambda e: (-(e[2] or 0.0), e[0], e[1]))
+    return [
+        {"row": ids[i], "other": ids[j], "evidence": kind, "similarity": None if s is None else round(s, 4)}
+        for i, j, s, kind in ordered
+    ]
 
 
 def render_text(report: AuditReport) -> str:
@@ -375,6 +438,11 @@ def _families(report: AuditReport) -> list[str]:
         sizes = ", ".join(f"{count:,} of {size}" for size, count in list(s["sizes"].items())[:6])
         lines.append(f"  family sizes: {sizes}{', ...' if len(s['sizes']) > 6 else ''}; largest {s['size_max']:,}")
         lines.append("  found by " + ", ".join(f"{k} {n:,}" for k, n in s["evidence"].items() if n))
+    for kind, n in s.get("joined_by", {}).items():
+        strongest = max((e for e in report.families.joins if e[3] == kind), key=lambda e: e[2] or 0.0)
+        ids = report.families.row_ids
+        score = "" if strongest[2] is None else f", {strongest[2]:.2f}"
+        lines.append(f"  {kind}: {n:,} joins between families, first {ids[strongest[0]]} = {ids[strongest[1]]}{score}")
     return lines
 
 

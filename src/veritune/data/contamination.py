@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veritune.data import _near, _overlap
+from veritune.data._near import Executor
 from veritune.data._overlap import Index, Overlap
 from veritune.data.families import FamilyColumns, said
 from veritune.data.text import I64, TextBuffer, canonical, tokens
@@ -50,7 +51,7 @@ class ContaminationConfig:
     `confirmed` and `review`: shares of an item's idf² weight found in a row. `ngram`: words in a run that counts.
     `min_features`: distinct words and word pairs an item needs for `near`; shorter items must match exactly.
     `min_tokens`: words an item needs for `contained`, and for `identical` where it holds no digit. `fail_on`: the
-    weakest status that fails the gate.
+    weakest status that fails the gate. `executor`: `ray` spreads the rows over a Ray cluster with the same result.
     """
 
     confirmed: float = CONFIRMED
@@ -63,6 +64,8 @@ class ContaminationConfig:
     engine: Literal["auto", "numpy", "numba"] = "auto"
     numba_from: int = 5000
     threads: int = 0
+    executor: Executor = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.15 < self.review <= self.confirmed <= 1.0:
@@ -279,7 +282,12 @@ def check_contamination(
     sampled, stride = _overlap.sample(columns.text)
     df_V, df_G = (counted * stride for counted in engine.count(sampled, index))
     rule = _overlap.scoring(index, df_V, df_G, len(columns.text), config.review, config.min_features)
-    overlap = engine.score(columns.text, index, rule)
+    if config.executor == "ray":
+        from veritune.data.scale import score_on_ray
+
+        overlap = score_on_ray(columns.text, index, rule, config)
+    else:
+        overlap = engine.score(columns.text, index, rule)
     same = _identical(index, entries, overlap.hash_N_2, config)
     return _judge(columns, entries, overlap, same, config)
 

@@ -6,13 +6,15 @@ word pairs with numbers masked. System prompts take no part. Boilerplate that mo
 texts with fewer than `min_features` word pairs are never compared by similarity, every accepted pair was verified, and
 every member of a near-duplicate family is similar to the family's centre: chains are cut and reported.
 
-What it does not see: free paraphrases. Where rows were rewritten by a model, keep the original's name in a column.
-Measured precision, recall and speed: docs/families.md.
+What it does not see: free paraphrases; `embed` finds the milder ones. Where rows were rewritten by a model, keep the
+original's name in a column. Measured precision, recall and speed: docs/families.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veritune.data import _near
+from veritune.data._near import Executor
 from veritune.data._sweep import Sweep
 from veritune.data.text import F32, I64, U8, U64, TextBuffer
 from veritune.errors import DataError
@@ -30,11 +33,14 @@ from veritune.records import Membership, Message, Row
 if TYPE_CHECKING:
     import polars as pl
 
+    from veritune.data.embed import Encoder
+
 THRESHOLD = 0.38
 SPLIT_SAFE_THRESHOLD = 0.32  # where a missed sibling costs more than a wrongly joined stranger
 
-Evidence = Literal["column", "exact", "similarity", "singleton"]
-EVIDENCE: tuple[Evidence, ...] = ("singleton", "column", "exact", "similarity")
+Evidence = Literal["column", "exact", "similarity", "singleton", "embedding", "gradient", "other"]
+EVIDENCE: tuple[Evidence, ...] = ("singleton", "column", "exact", "similarity", "embedding", "gradient", "other")
+SCORED = ("similarity", "embedding", "gradient", "other")  # evidence that carries a number
 Edge = tuple[int, int, float | None, str]
 
 
@@ -46,7 +52,8 @@ class FamilyConfig:
     a text needs to be compared at all; `min_problem_tokens` what a problem without digits needs for its equality to
     count ("Continue." does not make a family). A member less similar than `radius * threshold` to its family's centre
     is cut off. Families larger than `report_size` rows are listed. `engine`: `auto` takes numba for
-    `numba_from` rows or more where it is installed.
+    `numba_from` rows or more where it is installed. `executor`: `ray` spreads the work over a Ray cluster (the one at
+    `ray_address`, else a local one) with the same result, see `veritune.data.scale`.
     """
 
     column: bool = True
@@ -60,6 +67,8 @@ class FamilyConfig:
     engine: Literal["auto", "numpy", "numba"] = "auto"
     numba_from: int = 5000
     threads: int = 0
+    executor: Executor = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold <= 1.0:
@@ -120,8 +129,8 @@ def said(messages: Sequence[Message]) -> str:
 class FamilyResult:
     """Which family each of N rows is in, and why. Codes are in order of first appearance; names are content-made.
 
-    `evidence_N` indexes `EVIDENCE`; `similarity_N` is the similarity to the family's centre, NaN where evidence is not
-    `similarity`. `notes` are sentences about what was cut, bridged or left out.
+    `evidence_N` indexes `EVIDENCE`; `similarity_N` is the similarity to the family's centre, NaN where evidence carries
+    no number. `joins` are the pairs of rows by which passes that see more than words joined two families.
     """
 
     row_ids: Sequence[str]
@@ -131,7 +140,7 @@ class FamilyResult:
     similarity_N: F32
     config: FamilyConfig
     counts: Mapping[str, int]
-    extra: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    joins: tuple[Edge, ...] = ()
 
     def __len__(self) -> int:
         return len(self.code_N)
@@ -164,7 +173,8 @@ class FamilyResult:
         columns = zip(self.row_ids, self.code_N.tolist(), self.evidence_N.tolist(), self.similarity_N.tolist())
         for row_id, code, evidence, score in columns:
             kind = EVIDENCE[evidence]
-            yield Membership(row_id, self.names[code], kind, round(score, 4) if kind == "similarity" else None)
+            known = kind in SCORED and score == score  # an edge without a score leaves NaN
+            yield Membership(row_id, self.names[code], kind, round(score, 4) if known else None)
 
     def largest(self, k: int = 10) -> list[tuple[str, int]]:
         """The k largest families with their sizes; ties in the order of the rows."""
@@ -189,7 +199,8 @@ class FamilyResult:
             "sizes": {int(s): int(c) for s, c in zip(size, how_many)},
             "largest": self.largest(),
             "oversize": [(f, s) for f, s in self.largest(len(self.names)) if s > self.config.report_size],
-            "evidence": {name: int(c) for name, c in zip(EVIDENCE, kinds)},
+            "evidence": {name: int(c) for name, c in zip(EVIDENCE, kinds) if c or name in EVIDENCE[:4]},
+            **({"joined_by": dict(Counter(edge[3] for edge in self.joins))} if self.joins else {}),
             "threshold": self.config.threshold if self.config.near else None,
             **self.counts,
         }
@@ -200,20 +211,34 @@ def find_families(
     config: FamilyConfig | None = None,
     *,
     extra_edges: Iterable[Edge] = (),
+    embed: str | Encoder | None = None,
     **settings: Any,
 ) -> FamilyResult:
     """Family of every row, with its evidence.
 
     `settings` are fields of `FamilyConfig` (`column=`, `exact=`, `near=`, `threshold=`, ...). `extra_edges` are
-    (row_i, row_j, score, evidence) from passes that see more than words: they join rows like any other evidence.
+    (row_i, row_j, score, evidence) from passes that see more than words (`gradient`, `embedding`, `other`): they join
+    rows like any other evidence. `embed` names an encoder for paraphrases, see `veritune.data.embed`.
     The result does not depend on the order of the rows nor on the engine, and never switches itself off on small data.
     Raises DataError for unknown settings, a threshold outside (0, 1] or an edge that points outside the rows.
     """
-    config = _configured(config, settings)
+    config = configured(config, settings)
     columns = rows if isinstance(rows, FamilyColumns) else FamilyColumns.of(rows)
-    n = len(columns.text)
-    sweep = _near.sweep(columns.text, config)
-    edges = _Edges(n)
+    with _near.running(len(columns.text), config) as engine:
+        result = _by_words(columns, engine, config)
+    result = merge_families(result, extra_edges, bounded=False)
+    if embed is None:
+        return result
+    from veritune.data.embed import embedding_edges, load_encoder
+
+    encoder = load_encoder(embed) if isinstance(embed, str) else embed
+    return merge_families(result, embedding_edges(columns.text, encoder))
+
+
+def _by_words(columns: FamilyColumns, engine: Any, config: FamilyConfig) -> FamilyResult:
+    """Families by column, equality and similarity."""
+    sweep = engine.sweep(columns.text)
+    edges = _Edges(len(columns.text))
     counts: dict[str, int] = {"empty_rows": int(np.count_nonzero(sweep.hash_N == 0))}
     if config.column and columns.family is not None:
         counts["bridged_column_families"] = 0
@@ -223,12 +248,91 @@ def find_families(
     if config.exact or config.near:
         edges.add_keys(_text_keys(sweep.hash_N), "exact")
     if config.near:
-        counts.update(_add_near(sweep, edges, config))
-    extra = _add_extra(extra_edges, edges, n)
-    return _result(columns, sweep, edges, config, counts, extra)
+        counts.update(_add_near(sweep, edges, engine, config))
+    return _result(columns, sweep, edges, config, counts)
 
 
-def _configured(config: FamilyConfig | None, settings: Mapping[str, Any]) -> FamilyConfig:
+def merge_families(result: FamilyResult, edges: Iterable[Edge], *, bounded: bool = True) -> FamilyResult:
+    """`result` with the families joined that `edges` (row_i, row_j, score, evidence) connect.
+
+    `bounded`: every joined family has an edge of its own to one central family, the one with most edges, so that
+    chains glue nothing together (star clusters, Aslam et al. 2004); otherwise whatever is connected is joined.
+    A row that had no company takes its evidence from the edge. Raises DataError for an edge that points outside the
+    rows or names unknown evidence.
+    """
+    best = _family_edges(result, edges)
+    if not best:
+        return result
+    joined = _stars(result, best) if bounded else sorted(best)
+    root_F = _near.components(len(result.names), np.array([a for a, _ in joined]), np.array([b for _, b in joined]))
+    evidence_N, similarity_N = result.evidence_N.copy(), result.similarity_N.copy()
+    joins = tuple(best[pair] for pair in joined)
+    for i, j, score, evidence in sorted(joins, key=lambda edge: -(edge[2] or 0.0)):
+        for row in (i, j):
+            if evidence_N[row] == 0:
+                evidence_N[row] = EVIDENCE.index(cast(Evidence, evidence))
+                similarity_N[row] = np.nan if score is None else min(1.0, max(0.0, score))
+    names: dict[int, str] = {}
+    bridged: set[int] = set()
+    for name, root in zip(result.names, root_F.tolist()):
+        bridged |= {root} if _is_given(name) and _is_given(names.get(root, "f-" + 16 * "0")) else set()
+        names[root] = min(names.get(root, name), name, key=lambda n: (not _is_given(n), n))
+    counts = dict(result.counts)
+    if "bridged_column_families" in counts:
+        counts["bridged_column_families"] += len(bridged)
+    root, code_N = np.unique(root_F[result.code_N], return_inverse=True)
+    return dataclasses.replace(
+        result,
+        code_N=code_N.astype(np.int64),
+        names=tuple(names[r] for r in root.tolist()),
+        evidence_N=evidence_N,
+        similarity_N=similarity_N,
+        counts=counts,
+        joins=(*result.joins, *joins),
+    )
+
+
+def _family_edges(result: FamilyResult, edges: Iterable[Edge]) -> dict[tuple[int, int], Edge]:
+    """The strongest edge between every two families that have one; families by number, the smaller first."""
+    n = len(result)
+    best: dict[tuple[int, int], Edge] = {}
+    for i, j, score, evidence in edges:
+        if not (0 <= i < n and 0 <= j < n):
+            raise DataError(f"an extra edge joins rows {i} and {j}, but there are {n} rows (0-based).")
+        if evidence not in SCORED:
+            raise DataError(f"an extra edge names the evidence {evidence!r}.", fix=f"Known: {', '.join(SCORED)}.")
+        a, b = sorted((int(result.code_N[i]), int(result.code_N[j])))
+        known = best.get((a, b))
+        if a != b and (known is None or (score or 0.0) > (known[2] or 0.0)):
+            best[a, b] = (i, j, score, evidence)
+    return best
+
+
+def _stars(result: FamilyResult, best: Mapping[tuple[int, int], Edge]) -> list[tuple[int, int]]:
+    """Pairs of families to join: from the family with most edges on, each takes those neighbours that are still free.
+
+    Ties go by the sum of the scores, then by name, so that the order of the rows does not matter.
+    """
+    around: dict[int, dict[int, float]] = defaultdict(dict)
+    for (a, b), edge in best.items():
+        around[a][b] = around[b][a] = edge[2] or 0.0
+    order = sorted(around, key=lambda f: (-len(around[f]), -round(sum(around[f].values()), 5), result.names[f]))
+    free, joined = set(order), []
+    for centre in order:
+        if centre in free:
+            mine = [f for f in around[centre] if f in free]
+            free -= {centre, *mine}
+            joined += [(min(centre, f), max(centre, f)) for f in mine]
+    return sorted(joined)
+
+
+def _is_given(name: str) -> bool:
+    """Whether a family's name came from a column; the others are made from a hash."""
+    return re.fullmatch(r"f-[0-9a-f]{16}(\..*)?", name, re.DOTALL) is None
+
+
+def configured(config: FamilyConfig | None, settings: Mapping[str, Any]) -> FamilyConfig:
+    """`config`, or the default one, with some fields set. Raises DataError for an unknown name."""
     known = {f.name for f in dataclasses.fields(FamilyConfig)}
     unknown = sorted(set(settings) - known)
     if unknown:
@@ -290,31 +394,11 @@ def _problem_keys(sweep: Sweep, config: FamilyConfig) -> I64:
     return np.where(names_a_problem, _text_keys(sweep.problem_hash_N), -1)
 
 
-def _add_near(sweep: Sweep, edges: _Edges, config: FamilyConfig) -> dict[str, int]:
-    near = _near.clusters(sweep, config)
+def _add_near(sweep: Sweep, edges: _Edges, engine: Any, config: FamilyConfig) -> dict[str, int]:
+    near = _near.clusters(sweep, engine, config)
     edges.add_pairs(near.row_M, near.centre_M)
     edges.mark_similar(near.row_M, near.similarity_M)
     return {"too_short_rows": near.n_short, "recut_clusters": near.n_recut, "recut_rows": near.n_recut_rows}
-
-
-def _add_extra(extra_edges: Iterable[Edge], edges: _Edges, n: int) -> dict[int, str]:
-    named: dict[int, str] = {}
-    left: list[int] = []
-    right: list[int] = []
-    score_of: dict[int, float] = {}
-    for i, j, score, evidence in extra_edges:
-        if not (0 <= i < n and 0 <= j < n):
-            raise DataError(f"an extra edge joins rows {i} and {j}, but there are {n} rows (0-based).")
-        left.append(i)
-        right.append(j)
-        for row in (i, j):
-            named.setdefault(row, evidence)
-            score_of[row] = max(score_of.get(row, 0.0), 0.0 if score is None else float(score))
-    if left:
-        edges.add_pairs(np.array(left, np.int64), np.array(right, np.int64))
-        scored = np.array(sorted(score_of), np.int64)
-        edges.mark_similar(scored, np.array([min(1.0, score_of[r]) for r in sorted(score_of)]))
-    return named
 
 
 def _result(
@@ -323,14 +407,13 @@ def _result(
     edges: _Edges,
     config: FamilyConfig,
     counts: dict[str, int],
-    extra: dict[int, str],
 ) -> FamilyResult:
     root_N = edges.roots()
     first_root, code_N = _dense_in_order(root_N)
     names, bridged = _names(columns, sweep, code_N, len(first_root), config)
     if "bridged_column_families" in counts:
         counts["bridged_column_families"] = bridged
-    return FamilyResult(columns.ids, code_N, names, edges.evidence_N, edges.similarity_N, config, counts, extra)
+    return FamilyResult(columns.ids, code_N, names, edges.evidence_N, edges.similarity_N, config, counts)
 
 
 def _dense_in_order(root_N: I64) -> tuple[I64, I64]:

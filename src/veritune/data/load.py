@@ -132,10 +132,32 @@ def load_rows(
             require_target=require_target,
         )
         return loaded
+    return load_files(
+        files, columns=columns, family_field=family_field, id_field=id_field, require_target=require_target
+    )
+
+
+def load_files(
+    files: list[tuple[Path, str, str]],
+    *,
+    columns: Mapping[str, str] | None = None,
+    family_field: str | None = None,
+    id_field: str | None = None,
+    require_target: bool = True,
+) -> Loaded:
+    """As `load_rows`, over files that `files_of` named: (file, name shown, id stem)."""
     maker = _Maker(_given_shape(columns), family_field, id_field, require_target)
     for raw in chain.from_iterable(_read_file(file, name, stem) for file, name, stem in files):
         maker.take(raw)
     return maker.done(_hash_files(files))
+
+
+def files_of(path: str | Path) -> list[tuple[Path, str, str]]:
+    """(file, name shown, id stem) of every file that `load_rows` would read. Raises DataError for a hub id."""
+    files = _files(path)
+    if files is None:
+        raise DataError(f"{path} is a hub id; shards are read from files.", fix="Download it to a folder first.")
+    return files
 
 
 def rows_from(
@@ -242,13 +264,7 @@ class _Maker:
         here = f"{raw.source}:{raw.line}"
         first = self._line_of.setdefault(row_id, here)
         if first is not here:
-            raise _Reject(
-                "duplicate_id",
-                f"row id {row_id!r} was already used at {first}",
-                self.id_field or "id",
-                "an id of its own",
-                f"{row_id!r}, first seen at {first}",
-            )
+            raise _used_twice(row_id, first, self.id_field)
 
     def _family(self, value: Mapping[str, Any]) -> str | None:
         name = self.family_field
@@ -269,6 +285,19 @@ class _Maker:
         if len(self.shapes) > 1:
             message = f"{len(self.shapes)} different schemas are mixed in this source"
             yield Finding("load.mixed_schemas", "warning", message, evidence={"n_schemas": len(self.shapes)})
+
+
+def _used_twice(row_id: str, first: str, id_field: str | None) -> _Reject:
+    message, found = f"row id {row_id!r} was already used at {first}", f"{row_id!r}, first seen at {first}"
+    return _Reject("duplicate_id", message, id_field or "id", "an id of its own", found)
+
+
+def used_twice(row_id: str, here: str, first: Mapping[str, str], id_field: str | None = None) -> Finding:
+    """The finding for a row, read at `here` (file:line), whose id another row had before."""
+    bad = _used_twice(row_id, first[row_id], id_field)
+    source, _, line = here.rpartition(":")
+    evidence = {"expected": bad.expected, "found": bad.found}
+    return Finding(f"load.{bad.check}", "error", bad.message, None, source, int(line), bad.field, evidence)
 
 
 def find_shape(value: Mapping[str, Any], *, need_target: bool = True) -> Shape | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veritune.data.families import find_families
+from veritune.data.families import Edge, find_families
 from veritune.data.load import load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
@@ -131,6 +131,23 @@ def thin(zoned: Zoned, rows: int) -> Zoned:
         return tuple(values[i] for i in kept)
 
     return Zoned(pick(zoned.rows), pick(zoned.rendered), pick(zoned.zones), pick(zoned.families))
+
+
+def gradient_edges(model: str, rows: Sequence[Row], *, max_length: int = 2048) -> list[Edge]:
+    """Pairs (row, row, cosine, "gradient") of rows whose gradients on `model` agree, for `merge_families`.
+
+    Rows that cannot be rendered take no part. Raises DataError when none can, or when there are too many rows to
+    compare all pairs.
+    """
+    from veritune.probe.gradients import discover_families
+
+    found = subject(model, max_length=max_length)
+    rendered, _ = render_rows(rows, found.renderer)
+    if not rendered:
+        raise DataError("no row can be rendered with the model's template, so gradients cannot be compared.")
+    place = {row.id: i for i, row in enumerate(rows)}
+    at = [place[r.row_id] for r in rendered]
+    return [(at[i], at[j], score, why) for i, j, score, why in discover_families(found.base(), rendered).edges]
 
 
 def _refuse_leak(zones: Sequence[str], families: Sequence[str]) -> None:
