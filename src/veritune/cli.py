@@ -63,6 +63,9 @@ def init(
 def run(
     study: StudyArg,
     amend: Annotated[str | None, typer.Option(help="Reason for a change against the frozen contract.")] = None,
+    exploratory: Annotated[
+        bool, typer.Option("--exploratory", help="Freeze nothing: results and claims are exploratory for ever.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -71,7 +74,7 @@ def run(
     from veritune.stages import run as verb
     from veritune.verbs import outcome_text
 
-    outcome = verb(study, amend=amend, progress=Progress(silent=quiet or as_json))
+    outcome = verb(study, amend=amend, progress=Progress(silent=quiet or as_json), exploratory=exploratory)
     print(_json(outcome) if as_json else outcome_text(outcome))
     if not outcome.all_supported:
         raise typer.Exit(2)
@@ -88,13 +91,17 @@ def status(study: StudyArg, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(study: StudyArg, as_json: JsonOption = False) -> None:
+def verify(
+    study: StudyArg,
+    seal: Annotated[str | None, typer.Option(help="The seal's hash, as a run printed it and you kept it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Recompute every hash in a study folder and name each file that was edited, added or lost."""
-    from veritune.seal import sealed_count, verify_text
+    from veritune.seal import seal_hash, sealed_count, verify_text
     from veritune.seal import verify as verb
 
-    found = verb(study)
-    print(_json(found) if as_json else verify_text(found, sealed_count(study)))
+    found = verb(study, seal)
+    print(_json(found) if as_json else verify_text(found, sealed_count(study), seal_hash(study)))
     if found:
         raise typer.Exit(2)
 

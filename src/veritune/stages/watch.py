@@ -33,7 +33,9 @@ def list_cells(study_path: str | Path) -> list[dict[str, Any]]:
 
     Raises InputError when the study is not frozen.
     """
-    from veritune.train.cells import plan_cells, summary_hash
+    from veritune.train.cells import summary_hash
+    from veritune.train.schedule import plan_cells
+    from veritune.train.select import chosen
 
     store, study = study_at(study_path)
     if not store.contract_file.exists():
@@ -48,7 +50,7 @@ def list_cells(study_path: str | Path) -> list[dict[str, Any]]:
             "lr": cell.lr,
             **cell_state(store, cell.run_id, summary_hash(study, cell)),
         }
-        for cell in plan_cells(study, facts)
+        for cell in plan_cells(study, facts, chosen(store, study, facts))
     ]
 
 
