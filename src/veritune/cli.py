@@ -84,6 +84,9 @@ def run(
     executor_option: Annotated[
         list[str] | None, typer.Option(help="slurm: a submitit option, such as slurm_partition=gpu; repeat.")
     ] = None,
+    exploratory: Annotated[
+        bool, typer.Option("--exploratory", help="Freeze nothing: results and claims are exploratory for ever.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -93,7 +96,8 @@ def run(
     from veritune.verbs import outcome_text
 
     plan = _executor(executor, workers=workers, cpus=cpus, gpus=gpus, address=address, options=executor_option or [])
-    outcome = verb(study, amend=amend, progress=Progress(silent=quiet or as_json), executor=plan)
+    told = Progress(silent=quiet or as_json)
+    outcome = verb(study, amend=amend, progress=told, exploratory=exploratory, executor=plan)
     print(_json(outcome) if as_json else outcome_text(outcome))
     if not outcome.all_supported:
         raise typer.Exit(2)
@@ -126,6 +130,9 @@ def verify(
     public_key: Annotated[
         Path | None, typer.Option("--public-key", help="Bundle: check the signature with this EC key (PEM).")
     ] = None,
+    seal: Annotated[
+        str | None, typer.Option(help="Study: the seal's hash, as a run printed it and you kept it.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute every hash in a study folder or a bundle and name each file that was edited, added or lost."""
@@ -139,11 +146,11 @@ def verify(
         print(_json(checked) if as_json else bundle_text(checked))
         found: Any = checked.findings
     else:
-        from veritune.seal import sealed_count, verify_text
+        from veritune.seal import seal_hash, sealed_count, verify_text
         from veritune.seal import verify as verb
 
-        found = verb(study)
-        print(_json(found) if as_json else verify_text(found, sealed_count(study)))
+        found = verb(study, seal)
+        print(_json(found) if as_json else verify_text(found, sealed_count(study), seal_hash(study)))
     if found:
         raise typer.Exit(2)
 

@@ -13,9 +13,93 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
+    app.command()(freeze)
+    app.command()(amend)
+    app.command()(plan)
+    app.command()(modules)
     app.command()(cells)
     app.command()(cell)
     app.command()(watch)
+
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one setting, e.g. train.max_steps=20. It is recorded as a flag."),
+]
+
+
+def freeze(
+    study: StudyArg,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Check a study, hash all it is made from and write its contract. From then on nothing may differ unsaid."""
+    from veritune.progress import Progress
+    from veritune.stages.freeze import freeze as verb
+    from veritune.stages.freeze import frozen_text
+    from veritune.study import parse_flags
+
+    found = verb(study, parse_flags(settings or []), Progress(silent=quiet or as_json))
+    print(_json(_plain(found)) if as_json else frozen_text(found))
+
+
+def amend(
+    study: StudyArg,
+    reason: Annotated[str, typer.Option("--reason", help="Why the study is changed.")],
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Record a change against the contract, with its reason. Results that are there are marked as made before it."""
+    from veritune.progress import Progress
+    from veritune.stages.freeze import amend as verb
+    from veritune.stages.freeze import frozen_text
+    from veritune.study import parse_flags
+
+    found = verb(study, reason, parse_flags(settings or []), Progress(silent=True))
+    print(_json(_plain(found)) if as_json else frozen_text(found))
+
+
+def plan(
+    study: StudyArg,
+    per_tokens: Annotated[
+        float | None, typer.Option("--price-per-million-tokens", help="USD a million training tokens.", min=0)
+    ] = None,
+    per_hour: Annotated[float | None, typer.Option("--price-per-hour", help="USD an hour.", min=0)] = None,
+    discordance: Annotated[float, typer.Option(help="Assumed share of items on which two runs differ.")] = 0.1,
+    seed_sd: Annotated[float, typer.Option(help="Assumed spread of a run's mean score between seeds.")] = 0.015,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a study will take, and what it can detect, before anything is spent. Exit status 2: over the budget."""
+    from veritune.decide.reach import Assumed
+    from veritune.errors import InputError
+    from veritune.progress import Progress
+    from veritune.stages.plan import Prices, plan_command, plan_text, refuse_plan
+
+    if per_tokens is not None and per_hour is not None:
+        raise InputError("expected one price, found two.", fix="Give one of them.")
+    prices = Prices(per_hour, per_tokens) if per_tokens is not None or per_hour is not None else None
+    ready, found = plan_command(study, prices, Assumed(discordance, seed_sd), Progress(silent=as_json))
+    print(
+        _json({**found, "differences": ready.study.differences()})
+        if as_json
+        else plan_text(found, ready.study.differences())
+    )
+    refuse_plan(ready, found)
+
+
+def modules(study: StudyArg, as_json: JsonOption = False) -> None:
+    """List the exact modules that each condition trains, its parameters and share, without training a step."""
+    from veritune.stages.plan import modules_command, modules_text
+
+    found = modules_command(study)
+    print(_json(found) if as_json else modules_text(found))
+
+
+def _plain(record: object) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(record).items()}  # type: ignore[call-overload]
 
 
 def cells(study: StudyArg, as_json: JsonOption = False) -> None:

@@ -1,32 +1,55 @@
 """The contract: what a study declared before it trained, frozen with hashes.
 
-`freeze` writes `contract.lock.json`; from then on `check` refuses whatever differs and names the field, the frozen and
-the found value. `amend` appends an entry with a reason; every entry holds the hash of the one before it, so a changed
+`freeze` writes `contract.lock.json`; from then on whatever differs is refused, with the field, the frozen and the
+found value named. `amend` appends an entry with a reason; every entry holds the hash of the one before it, so a changed
 past shows. What was declared after a result existed is marked exploratory for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from veritune.errors import FormatError, StaleError, StoreError
 from veritune.records import FORMAT_VERSION, to_json
 from veritune.store import Store, hash_of, now, read_json, write_json
-from veritune.study import Study
+from veritune.study import Study, sources
+
+HOUSEKEEPING = ("budget", "keep", "report_to")
+"""Settings that change no result: what may be spent, which checkpoints stay, where logs are sent as well."""
+
+
+def settings(study: Study) -> dict[str, Any]:
+    """The resolved settings that are frozen: all but housekeeping."""
+    return study.model_dump(mode="json", exclude=set(HOUSEKEEPING))
 
 
 def terms(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that is frozen: the resolved settings and the facts (hashes of data, split, template, model ...)."""
-    return {"study": study.frozen(), "facts": to_json(facts)}
+    """Everything that is frozen: the resolved settings and the facts (hashes of data, split, template, model ...).
+
+    The decision rules are the claims among the settings, and the source that judges them (`facts.code.decide`).
+    """
+    return {"study": settings(study), "facts": to_json(facts)}
 
 
-def freeze(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the contract, or confirm the one that is there. Raises StaleError when the two differ."""
+def unfrozen(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in for a contract while a study explores: every claim judged by it is exploratory."""
+    return {"entries": [{"hash": None, "terms": terms(study, facts), "results": ["not frozen"]}]}
+
+
+def freeze(
+    store: Store, study: Study, facts: Mapping[str, Any], flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the contract, or confirm the one that is there. Raises StaleError when the two differ.
+
+    `flags` are the settings that were given beside the file. Results that are on disk already are listed: they, and
+    every claim of this study, are exploratory for ever.
+    """
     found = terms(study, facts)
     if not store.contract_file.exists():
         _refuse_lost(store)
-        contract: dict[str, Any] = {"format": FORMAT_VERSION, "entries": [_entry(found, None, "frozen", None)]}
+        entry = _entry(found, None, "frozen", None, _beside(store, study, flags or {}))
+        contract: dict[str, Any] = {"format": FORMAT_VERSION, "entries": [entry]}
         write_json(store.contract_file, contract)
     contract = read(store)
     store.log_once("frozen", contract=contract["entries"][0]["hash"])
@@ -34,24 +57,27 @@ def freeze(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, An
     if differences:
         raise StaleError(
             f"{store.study_file} differs from the frozen contract: " + "; ".join(differences[:5]) + _more(differences),
-            fix='Undo it, or record it: `veritune run STUDY --amend "the reason"`.',
+            fix='Undo it, or record it: `veritune amend STUDY --reason "..."` (or `run --amend "..."`).',
         )
     return contract
 
 
-def amend(store: Store, study: Study, facts: Mapping[str, Any], reason: str) -> dict[str, Any]:
+def amend(
+    store: Store, study: Study, facts: Mapping[str, Any], reason: str, flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Append the changed terms with a reason. Raises StoreError without a contract or without a change."""
     if not reason.strip():
-        raise StoreError("an amendment needs a reason.", fix='Say why: --amend "the reason".')
+        raise StoreError("an amendment needs a reason.", fix='Say why: --reason "...".')
     if not store.contract_file.exists():
-        return freeze(store, study, facts)
+        return freeze(store, study, facts, flags)
     contract = read(store)
     found = terms(study, facts)
     last = contract["entries"][-1]
     changes = list(differ(last["terms"], found))
     if not changes:
         return contract
-    contract["entries"].append(_entry(found, last["hash"], reason, changes, results=_results(store)))
+    kept = last.get("flags") or {} if flags is None else flags
+    contract["entries"].append(_entry(found, last["hash"], reason, changes, _beside(store, study, kept)))
     write_json(store.contract_file, contract)
     store.log("amended", contract=contract["entries"][-1]["hash"], reason=reason, changes=changes)
     return contract
@@ -90,6 +116,8 @@ def exploratory_claims(contract: Mapping[str, Any]) -> set[str]:
     A claim is also another one when what decides it is: its eval, its arms, the seeds, the schedule, model or data.
     """
     blind = [entry["terms"] for entry in contract["entries"] if not entry.get("results")]
+    if contract["entries"][0].get("results"):
+        return {c["name"] for c in contract["entries"][-1]["terms"]["study"]["claims"]}  # declared with scores in view
     declared = {c["name"]: _decides(blind[-1], c) for c in blind[-1]["study"]["claims"]}
     now_terms = contract["entries"][-1]["terms"]
     claims = now_terms["study"]["claims"]
@@ -97,18 +125,36 @@ def exploratory_claims(contract: Mapping[str, Any]) -> set[str]:
 
 
 def _decides(terms: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that a claim's outcome depends on. Package versions are recorded and not part of it."""
+    """Everything that a claim's outcome depends on: package versions are no part of it, the code that judges is."""
     study = terms["study"]
-    shared = {key: study[key] for key in ("model", "data", "split", "train", "seeds")}
-    facts = {key: value for key, value in terms["facts"].items() if key != "packages"}
+    shared = {key: study.get(key) for key in ("model", "data", "split", "train", "seeds", "selection")}
+    facts = {key: value for key, value in terms["facts"].items() if key not in ("packages", "code")}
+    code = terms["facts"].get("code") or {}
+    facts |= {f"code.{part}": code.get(part) for part in ("evaluate", "decide")}
     name = claim["eval"] or next(iter(study["evals"]))
     arms = [study["conditions"].get(claim[side]) for side in ("condition", "against")]
     return {**shared, "claim": claim, "eval": study["evals"][name], "arms": arms, "facts": facts}
 
 
-def _results(store: Store) -> list[str]:
-    """Runs of which scores were on disk when an amendment was made."""
-    return sorted({path.parent.parent.name for path in store.runs.glob("*/scores/*.jsonl")})
+def standing(contract: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+    """What a run's results are worth: `exploratory` when they were there before the freeze, and the number of the last
+    amendment that they came before (None when they came before none)."""
+    entries = contract["entries"]
+    before = [n for n, entry in enumerate(entries) if n and run_id in entry.get("made", entry.get("results") or [])]
+    return {
+        "exploratory": run_id in entries[0].get("made", entries[0].get("results") or []),
+        "before_amendment": before[-1] if before else None,
+    }
+
+
+def _beside(store: Store, study: Study, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry records beside its terms: where settings came from, and what had been made and scored by then."""
+    return {
+        "sources": sources(study, flags),
+        "flags": dict(flags),
+        "results": sorted({path.parent.parent.name for path in store.runs.glob("*/scores/*.jsonl")}),
+        "made": sorted({path.parent.name for path in store.runs.glob("*/summary.json")}),
+    }
 
 
 def _refuse_lost(store: Store) -> None:
@@ -121,10 +167,9 @@ def _refuse_lost(store: Store) -> None:
 
 
 def _entry(
-    found: Mapping[str, Any], previous: str | None, reason: str, changes: list[str] | None, results: Sequence[str] = ()
+    found: Mapping[str, Any], previous: str | None, reason: str, changes: list[str] | None, beside: Mapping[str, Any]
 ) -> dict[str, Any]:
-    body = {"time": now(), "previous": previous, "reason": reason, "changes": changes or [], "terms": found}
-    body["results"] = list(results)
+    body = {"time": now(), "previous": previous, "reason": reason, "changes": changes or [], "terms": found, **beside}
     return {**body, "hash": hash_of(body)}
 
 

@@ -5,6 +5,7 @@
     │   ├── StudyError           study.yaml: unknown key, wrong type, impossible setting
     │   ├── DataError            a data file or a row in it
     │   ├── ModelError           a model, tokenizer, chat template or adapter
+    │   │   └── DivergedError    a training loss that is not finite
     │   └── ScoreError           scores or estimates that cannot be compared or computed
     ├── StoreError               the study folder                                         exit 1
     │   ├── LockedError          another process is at work on it
@@ -48,6 +49,10 @@ class DataError(InputError):
 
 class ModelError(InputError):
     """A model, tokenizer, chat template or adapter that cannot be used."""
+
+
+class DivergedError(ModelError):
+    """A training run whose loss is not finite."""
 
 
 class ScoreError(InputError):

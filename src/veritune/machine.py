@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import re
+import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 RECORDED = (
@@ -47,9 +51,114 @@ def describe_machine() -> dict[str, Any]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
+        "torch_interop_threads": torch.get_num_interop_threads(),
+        "processor": _processor(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "memory_bytes": psutil.virtual_memory().total,
         "accelerators": accelerators,
+        "cuda": torch.version.cuda if accelerators else None,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def _processor() -> str | None:
+    """The processor's model name; None where it cannot be read."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or None
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or None
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process has held since the mark was last set, in bytes; None where it cannot be read."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", text)
+    return int(found.group(1)) * 1024 if found else None
+
+
+class PeakMemory:
+    """The most memory held from here on: of the accelerator where there is one, else of this process.
+
+    On a GPU `torch.cuda.max_memory_allocated`, a tensor's memory and not the driver's. On a CPU the resident set's
+    high-water mark (VmHWM), which Linux lets a process set back; it holds Python and the libraries too (`before`).
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        _give_back()
+        self.cuda = torch.cuda.is_available()
+        self.reset = True
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before: int | None = int(torch.cuda.memory_allocated())
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:
+            self.reset = False
+        self.before = peak_bytes()
+
+    def read(self) -> dict[str, Any]:
+        """`bytes` (None where it cannot be told, with a `reason`), `before` and the `source` of the number."""
+        if self.cuda:
+            import torch
+
+            peak = int(torch.cuda.max_memory_allocated())
+            return {"bytes": peak, "before": self.before, "source": "torch.cuda.max_memory_allocated"}
+        if not self.reset:
+            reason = "this system does not let a process set back its memory's high-water mark"
+            return {"bytes": None, "before": None, "source": "VmHWM", "reason": reason}
+        return {"bytes": peak_bytes(), "before": self.before, "source": "VmHWM"}
+
+
+def _give_back() -> None:
+    """Collect what nobody holds and hand freed pages back, so that the next peak is not the last one's leavings."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries do without
+    if trim is not None:
+        trim(0)
+
+
+def code_hashes() -> dict[str, str]:
+    """SHA-256 of this package's own source: all of it, what scores (`evaluate`) and what decides (`decide`)."""
+    root = Path(__file__).parent
+
+    def digest(folder: Path) -> str:
+        parts = hashlib.sha256()
+        for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            parts.update(f"{path.relative_to(root).as_posix()}\n".encode())
+            parts.update(hashlib.sha256(path.read_bytes()).digest())
+        return parts.hexdigest()
+
+    return {"package": digest(root), "evaluate": digest(root / "evaluate"), "decide": digest(root / "decide")}
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and cleanness of the git repository that `folder` lies in; None where there is none."""
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    return {"commit": commit, "changed": None if changed is None else bool(changed)}
 
 
 def usable_cores() -> int:

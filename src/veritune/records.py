@@ -128,7 +128,11 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class RunManifest:
-    """Everything needed to do one run again. Paths are relative to the study folder."""
+    """Everything needed to do one run again. Paths are relative to the study folder.
+
+    `steps` are the optimizer steps planned, `seeds` those of each random generator, `git` the state of the repository
+    that the study folder lies in (None without one), `exploratory` whether the run was begun before a freeze.
+    """
 
     run_id: str
     phase: str
@@ -143,6 +147,10 @@ class RunManifest:
     packages: Json
     machine: Json
     created: str
+    steps: int | None = None
+    seeds: Json = field(default_factory=dict)
+    git: Json | None = None
+    exploratory: bool = False
     format: int = FORMAT_VERSION
 
 

@@ -2,8 +2,9 @@
 
 `seal.json` lists the SHA-256 of every file of the study. `verify` recomputes them, the contract's chain and the
 timeline's chain, and names every file that was edited, is missing, or was not there. Files that a run rewrites (the
-report, the figures) are sealed as they were drawn last. Somebody who rewrites the seal as well is not found by this:
-that is what a signature on a bundle is for.
+report, the figures) are sealed as they were drawn last. The timeline's last `sealed` event holds the hash of the list,
+so that a seal rewritten together with a file does not agree with it. Somebody who rewrites file, seal and timeline is
+found only by the seal's hash kept elsewhere (`verify --seal HASH`), or by the signature on a bundle.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.records import FORMAT_VERSION, Finding
 from veritune.store import Store, hash_of, now, read_json, sha256_file, write_json
 
-FILES = ("study.yaml", "contract.lock.json", "events.jsonl", "verdict.json", "report.html")
+FILES = (
+    *("study.yaml", "contract.lock.json", "events.jsonl", "plan.json", "selection.json", "shapes.json"),
+    *("verdict.json", "report.html"),
+)
 FOLDERS = ("data", "audit", "runs", "probes", "figures")
 
 
@@ -27,13 +31,28 @@ def _files(root: Path) -> list[Path]:
     return sorted(p for p in found if not p.name.endswith(".tmp"))
 
 
-def seal(store: Store) -> Path:
-    """Write the seal over the folder as it is now; its path."""
+def seal(store: Store) -> str:
+    """Write the seal over the folder as it is now; the hash to keep elsewhere."""
     files = {store.relative(p): sha256_file(p) for p in _files(store.root) if not p.is_symlink()}
+    listed = _listed(files)
+    if _last_sealed(store) != listed:
+        store.log("sealed", files=listed, count=len(files))
+    if store.events_file.exists():
+        files[store.relative(store.events_file)] = sha256_file(store.events_file)
     body = {"format": FORMAT_VERSION, "sealed": now(), "files": files}
-    path = store.root / "seal.json"
-    write_json(path, {**body, "hash": hash_of(body)})
-    return path
+    write_json(store.root / "seal.json", {**body, "hash": hash_of(body)})
+    return listed
+
+
+def _listed(files: dict[str, str]) -> str:
+    """Hash of the list of files, without the timeline, which holds this very hash, and what is drawn from records."""
+    drawn = ("events.jsonl", "report.html")
+    return hash_of({n: digest for n, digest in files.items() if n not in drawn and not n.startswith("figures/")})
+
+
+def _last_sealed(store: Store) -> str | None:
+    sealed = [event["files"] for event in store.events() if event["event"] == "sealed"]
+    return sealed[-1] if sealed else None
 
 
 def break_seal(store: Store) -> None:
@@ -41,9 +60,10 @@ def break_seal(store: Store) -> None:
     (store.root / "seal.json").unlink(missing_ok=True)
 
 
-def verify(study: str | Path) -> list[Finding]:
+def verify(study: str | Path, expected: str | None = None) -> list[Finding]:
     """Everything in a study folder that is not as it was sealed; empty when all of it is.
 
+    `expected` is the seal's hash as somebody kept it elsewhere (a prefix of at least eight signs will do).
     Raises InputError when the folder was never sealed.
     """
     store = Store.of(study)
@@ -62,12 +82,29 @@ def verify(study: str | Path) -> list[Finding]:
         whole = False
     if not whole:
         findings.append(_finding("seal.edited", "seal.json", "seal.json was edited after it was written"))
+    findings += _seal_findings(store, sealed, expected)
     found = {p.relative_to(store.root).as_posix(): p for p in _files(store.root)}
     for name in sorted({*sealed, *found}):
         problem = _compare(sealed.get(name), found.get(name))
         if problem:
             findings.append(_finding(f"file.{problem}", name, f"{name} {_WORDS[problem]}"))
     return findings
+
+
+def _seal_findings(store: Store, sealed: dict[str, str], expected: str | None) -> list[Finding]:
+    listed = _listed(sealed)
+    found = []
+    try:
+        logged = _last_sealed(store)
+    except (VerituneError, ValueError, KeyError, TypeError):
+        logged = None  # the timeline is damaged, which its chain names
+    if logged is not None and logged != listed:
+        text = "seal.json is not the seal that the timeline records: it was rewritten"
+        found.append(_finding("seal.rewritten", "seal.json", text))
+    if expected is not None and (len(expected) < 8 or not listed.startswith(expected.lower())):
+        text = f"the seal is {listed[:16]}, expected {expected[:16]}"
+        found.append(_finding("seal.other", "seal.json", text))
+    return found
 
 
 def refuse_edited(store: Store) -> None:
@@ -122,11 +159,17 @@ def _finding(check: str, name: str, message: str) -> Finding:
     return Finding(check, "error", message, source=name)
 
 
-def verify_text(findings: list[Finding], files: int) -> str:
+def verify_text(findings: list[Finding], files: int, listed: str) -> str:
     """`verify` for the screen."""
     if not findings:
-        return f"verified: {files} files, the contract and the timeline are as they were sealed"
+        return f"verified: {files} files, the contract and the timeline are as they were sealed (seal {listed[:16]})"
     return "\n".join(f"x {finding.message}" for finding in findings) + f"\n{len(findings)} findings"
+
+
+def seal_hash(study: str | Path) -> str:
+    """The hash of the sealed list of files: what to keep elsewhere."""
+    record: dict[str, Any] = read_json(Store.of(study).root / "seal.json")
+    return _listed(record["files"])
 
 
 def sealed_count(study: str | Path) -> int:

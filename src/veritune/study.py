@@ -8,8 +8,11 @@ found, and for an unknown key the nearest known one.
 from __future__ import annotations
 
 import difflib
+import itertools
+import json
 import re
 import string
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +24,6 @@ from veritune.errors import StudyError
 NAME = r"^[A-Za-z][A-Za-z0-9_\-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 BASELINE = "baseline"
-NOT_FROZEN = {"report_to"}  # settings that change no result and may change at any time
 EvalZone = Literal["seen", "sibling", "stranger"]
 ClaimKind = Literal[
     "improves", "better_by", "equivalent", "not_worse", "generalises", "no_regression", "probe", "differ"
@@ -46,6 +48,7 @@ def _number(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_no_switch)]
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
+Part = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -157,9 +160,17 @@ class Condition(_Section):
     """Dropout on the adapter's input."""
     learning_rate: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """This condition's own peak learning rate."""
+    data_fraction: Part | None = None
+    """Train on this share of the seen rows: whole families, drawn by the split's seed, each share within the larger."""
+    max_steps: Annotated[Int, Field(ge=1)] | None = None
+    """This condition's own number of optimizer steps."""
+    num_train_epochs: Annotated[Real, Field(gt=0)] | None = None
+    """This condition's own number of passes over its rows."""
 
     @model_validator(mode="after")
     def _combination(self) -> Condition:
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise ValueError("max_steps and num_train_epochs exclude each other: write one")
         given = {k for k in ("target_modules", "r", "lora_alpha", "lora_dropout") if getattr(self, k) is not None}
         if self.method == "full":
             given |= set(self.model_extra or {})
@@ -174,9 +185,54 @@ class Condition(_Section):
         return self
 
     def options(self) -> dict[str, Any]:
-        """The method's own config fields as PEFT takes them, without `method` and `learning_rate`."""
+        """The method's own config fields as PEFT takes them, without `method` and the schedule's."""
         known = {k: getattr(self, k) for k in ("target_modules", "r", "lora_alpha", "lora_dropout")}
         return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})
+
+
+class Selection(_Section):
+    """How each condition's learning rate is chosen before the main runs: by validation NLL, and by nothing else."""
+
+    learning_rates: Annotated[tuple[Annotated[Real, Field(gt=0, lt=1)], ...], Field(min_length=2)]
+    """The grid. A winner at its edge is flagged: the best rate may lie beyond."""
+    seed: Annotated[Int, Field(ge=0, lt=2**32)]
+    """The seed that selection trains with. The main seeds may not use it."""
+    data_fraction: Part = 1.0
+    """The slice: this share of a condition's seen rows, in whole families."""
+    max_steps: Annotated[Int, Field(ge=1)] | None = None
+    """Optimizer steps of each selection run; None takes those of the main runs."""
+    batch_shapes: tuple[tuple[Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)]], ...] = ()
+    """`[rows per micro-batch, micro-batches a step]` to time beside the declared shape; nothing changes by itself."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Selection:
+        for key, values in (("learning_rates", self.learning_rates), ("batch_shapes", self.batch_shapes)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key}: {list(values)} names one twice")
+        return self
+
+
+class Budget(_Section):
+    """What a study may cost. It is compared with the plan before anything trains. It is no part of the contract."""
+
+    hours: Annotated[Real, Field(gt=0)] | None = None
+    """Hours of this machine, for all cells that are left."""
+    usd: Annotated[Real, Field(gt=0)] | None = None
+    """Money, at the price below."""
+    disk_gb: Annotated[Real, Field(gt=0)] | None = None
+    """Disk in GB (10^9 bytes) that the study may take."""
+    price_per_hour: Annotated[Real, Field(gt=0)] | None = None
+    """Price of an hour of this machine, in USD."""
+    price_per_million_tokens: Annotated[Real, Field(gt=0)] | None = None
+    """Price of a million training tokens, in USD."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Budget:
+        if self.price_per_hour is not None and self.price_per_million_tokens is not None:
+            raise ValueError("expected one price, found price_per_hour and price_per_million_tokens")
+        if self.usd is not None and self.price_per_hour is None and self.price_per_million_tokens is None:
+            raise ValueError("`usd` needs price_per_hour or price_per_million_tokens")
+        return self
 
 
 def _compiled(key: str, pattern: str) -> re.Pattern[str]:
@@ -466,8 +522,10 @@ class Study(_Section):
     train: Train = Train()
     conditions: Annotated[dict[Name, Condition], Field(min_length=1)]
     """The arms, by name. `baseline` (the untouched model) is always measured and is not declared."""
+    sweep: dict[str, tuple[Any, ...]] | None = None
+    """A grid over fields of the conditions, e.g. `{r: [4, 8]}`: each condition once for each point, as `NAME-r4`."""
     factor: tuple[str, ...] = ("target_modules",)
-    """What may differ between conditions; anything else that differs is an error."""
+    """What may differ between conditions; anything else that differs is an error. What `sweep` names is declared."""
     seeds: Annotated[tuple[Annotated[Int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0, 1)
     """Training seeds; every condition runs with each."""
     evals: Annotated[dict[Name, Eval], Field(min_length=1)]
@@ -478,6 +536,17 @@ class Study(_Section):
     """Also send every run's log lines there, as Hugging Face's Trainer does. It is not part of the contract."""
     release: Release | None = None
     """The release policy; docs/release.md. None: it is given with `veritune gate --policy`, or the defaults hold."""
+    selection: Selection | None = None
+    """Choose each condition's learning rate first; None takes those that are written."""
+    budget: Budget | None = None
+    """What the study may cost."""
+    keep: Literal["best", "all", "none"] | None = None
+    """Checkpoints kept once a run is scored: `best` (the default) the chosen one, `all` every candidate, `none`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, raw: Any) -> Any:
+        return expand_sweep(raw) if isinstance(raw, dict) and isinstance(raw.get("sweep"), dict) else raw
 
     @model_validator(mode="after")
     def _whole(self) -> Study:
@@ -492,7 +561,20 @@ class Study(_Section):
             self._check_claim(claim, f"claims.{i}")
         self._check_factor()
         self._check_release()
+        self._check_selection()
         return self
+
+    def _check_selection(self) -> None:
+        if self.selection is None:
+            return
+        if self.selection.seed in self.seeds:
+            raise ValueError(
+                f"selection.seed: {self.selection.seed} is one of the main seeds {list(self.seeds)}: a run that chose "
+                "the learning rate may not also count"
+            )
+        own = [name for name, c in self.conditions.items() if c.learning_rate is not None]
+        if own:
+            raise ValueError(f"conditions.{own[0]}.learning_rate: it is written, and `selection` would choose it")
 
     def _check_claim(self, claim: Claim, where: str) -> None:
         arms = [*self.conditions, BASELINE]
@@ -514,20 +596,11 @@ class Study(_Section):
             raise ValueError(f"{where}.margin: {claim.margin} lies outside the scale of the scores (0 to 1)")
 
     def _check_factor(self) -> None:
-        rows = {
-            name: {"method": c.method, "learning_rate": c.learning_rate} | c.options()
-            for name, c in self.conditions.items()
-        }
-        for key in sorted({k for row in rows.values() for k in row}):
-            values = {name: row.get(key) for name, row in rows.items()}
-            if len({repr(v) for v in values.values()}) > 1 and key not in self.factor:
+        for key, values in self.differences().items():
+            if key not in self.factor and key not in (self.sweep or {}):
                 raise ValueError(
                     f"conditions: {key} differs ({values}) and is not declared: make it equal, or add it to `factor`"
                 )
-
-    def frozen(self) -> dict[str, Any]:
-        """The settings that a contract holds, as JSON values."""
-        return self.model_dump(mode="json", exclude=NOT_FROZEN)
 
     def _check_release(self) -> None:
         policy = self.release or Release()
@@ -540,9 +613,89 @@ class Study(_Section):
             if value is not None and value not in known:
                 raise ValueError(f"release.{where}: {value!r} is none of {known}")
 
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """What differs between conditions: for each such field, its value in every condition.
+
+        A schedule's field that a condition leaves open has the study's value; a method's has PEFT's own default, None.
+        """
+        rows = {name: c.model_dump(mode="json") for name, c in self.conditions.items()}
+        for row in rows.values():
+            row["data_fraction"] = row["data_fraction"] or 1.0
+            for key in ("learning_rate", "max_steps", "num_train_epochs"):
+                row[key] = getattr(self.train, key) if row[key] is None else row[key]
+        keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+        table = {key: {name: row.get(key) for name, row in rows.items()} for key in keys}
+        return {key: values for key, values in table.items() if len({repr(v) for v in values.values()}) > 1}
+
     def eval_of(self, claim: Claim) -> str:
         """Name of the eval that decides `claim`."""
         return claim.eval or next(iter(self.evals))
+
+
+SHORT = {
+    "learning_rate": "lr",
+    "data_fraction": "data",
+    "max_steps": "steps",
+    "num_train_epochs": "epochs",
+    "target_modules": "",
+}
+
+
+def expand_sweep(raw: dict[str, Any]) -> dict[str, Any]:
+    """Settings with every condition once for each point of `sweep`, named `NAME-r4-data0p25`.
+
+    Settings that are expanded already stay as they are. Raises ValueError for a bad grid or a field written twice.
+    """
+    grid = {key: list(v) if isinstance(v, list | tuple) else v for key, v in raw["sweep"].items()}
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"sweep.{key}: expected a list of values, found {values!r}")
+    declared = raw.get("conditions")
+    if not isinstance(declared, dict) or not grid:
+        return raw
+    points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    ends = {_point_name(point): point for point in points}
+    if len(ends) < len(points):
+        raise ValueError("sweep: two points have the same name; name a value once")
+    if all(any(n.endswith(end) and _holds(c, p) for end, p in ends.items()) for n, c in _mappings(declared)):
+        return raw
+    expanded: dict[str, Any] = {}
+    for name, condition in _mappings(declared):
+        twice = [key for key in grid if condition.get(key) is not None]
+        if twice:
+            raise ValueError(f"conditions.{name}.{twice[0]}: it is in `sweep` too; write it once")
+        expanded |= {f"{name}{end}": {**condition, **point} for end, point in ends.items()}
+    return {**raw, "conditions": expanded}
+
+
+def _holds(condition: dict[str, Any], point: dict[str, Any]) -> bool:
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else _number(value)
+
+    return all(plain(condition.get(key)) == plain(value) for key, value in point.items())
+
+
+def _mappings(declared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    wrong = [name for name, condition in declared.items() if not isinstance(condition, dict)]
+    if wrong:
+        raise ValueError(f"conditions.{wrong[0]}: expected a mapping of settings, found {declared[wrong[0]]!r}")
+    return [(str(name), condition) for name, condition in declared.items()]
+
+
+def _point_name(point: dict[str, Any]) -> str:
+    """`-r4-data0p25`: what is appended to a condition's name; a dot becomes `p`, other signs `_`."""
+    parts = []
+    for key, value in point.items():
+        number = _number(value)
+        text = f"{number:.9g}" if isinstance(number, float) else str(value)
+        if isinstance(value, list | tuple):
+            text = "-".join(map(str, value))
+        text = re.sub(r"e([+-])0*(\d)", r"e\1\2", text).replace("e+", "e").replace(".", "p")
+        if key == "learning_rate" and isinstance(number, float) and number < 1e-3:
+            text = re.sub(r"e-0*", "e-", f"{number:.6e}").replace(".", "p")
+            text = re.sub(r"p?0+e", "e", text)
+        parts.append(SHORT.get(key, key) + re.sub(r"[^A-Za-z0-9_\-]", "_", text))
+    return "-" + "-".join(parts)
 
 
 class _Loader(yaml.SafeLoader):
@@ -558,15 +711,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def load_study(path: str | Path) -> Study:
-    """Read and validate a study file. Raises StudyError with every problem found, each with its path in the file."""
+def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Study:
+    """Read and validate a study file. Raises StudyError with every problem found, each with its path in the file.
+
+    `flags` are settings by path (`train.max_steps`) that override the file's; None takes those that were frozen in the
+    contract beside the file.
+    """
     file = Path(path)
     try:
         text = file.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise StudyError(f"no study file at {file}.", fix="Write one with `veritune init DATA`.") from None
     except IsADirectoryError:
-        return load_study(file / "study.yaml")
+        return load_study(file / "study.yaml", flags)
     except UnicodeDecodeError as exc:
         raise StudyError(f"{file} is not UTF-8 (byte {exc.start}).", fix="Save it as UTF-8.") from None
     try:
@@ -579,7 +736,77 @@ def load_study(path: str | Path) -> Study:
         raise StudyError(
             f"{file}: expected a mapping of settings, found {type(raw).__name__}.", fix="See `veritune init`."
         )
+    for key, value in (frozen_flags(file.parent) if flags is None else flags).items():
+        _set(raw, key, value)
     return parse_study(raw, where=str(file))
+
+
+def frozen_flags(folder: Path) -> dict[str, Any]:
+    """Settings that were given as flags when the study in `folder` was frozen or amended; none without a contract."""
+    try:
+        record = json.loads((folder / "contract.lock.json").read_text(encoding="utf-8"))
+        return dict(record["entries"][-1].get("flags") or {})
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return {}  # a damaged contract is named where its chain is recomputed
+
+
+def parse_flags(texts: Sequence[str]) -> dict[str, Any]:
+    """`["train.max_steps=20"]` as `{"train.max_steps": 20}`; values are YAML. Raises StudyError."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not re.fullmatch(r"[\w\-]+(\.[\w\-]+)*", key.strip()):
+            raise StudyError(f"--set {text!r}: expected KEY=VALUE.", fix="E.g. --set train.max_steps=20")
+        try:
+            found[key.strip()] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as exc:
+            raise StudyError(f"--set {text!r}: {' '.join(str(exc).split())}.", fix="Values are YAML.") from None
+    return found
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Put one setting into raw settings by its path. Raises StudyError where the path leads nowhere."""
+    node: Any = raw
+    *way, last = key.split(".")
+    for part in way:
+        if isinstance(node, dict):
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            raise StudyError(f"--set {key}: there is no {part!r}.", fix="`veritune schema` has the keys.")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise StudyError(f"--set {key}: there is no {last!r}.", fix="`veritune schema` has the keys.")
+
+
+def sources(study: Study, flags: Collection[str] = ()) -> dict[str, str]:
+    """Where every resolved setting came from, by its path: `flag`, `file` or `default`."""
+    found: dict[str, str] = {}
+
+    def walk(value: Any, path: str, source: str) -> None:
+        if any(path == flag or path.startswith(f"{flag}.") for flag in flags):
+            source = "flag"
+        if isinstance(value, BaseModel):
+            for name in [*type(value).model_fields, *(value.model_extra or {})]:
+                given = source if source == "flag" else "file" if name in value.model_fields_set else "default"
+                walk(getattr(value, name), f"{path}.{name}" if path else name, given)
+        elif isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(inner, f"{path}.{name}", source)
+        elif isinstance(value, tuple) and any(isinstance(inner, BaseModel) for inner in value):
+            for i, inner in enumerate(value):
+                walk(inner, f"{path}.{i}", source)
+        else:
+            found[path] = source
+
+    walk(study, "", "file")
+    return found
 
 
 def parse_study(raw: dict[str, Any], *, where: str = "study") -> Study:

@@ -63,7 +63,7 @@ def result_of(root: Path) -> dict[str, Any]:
             metrics = lines(folder / "metrics.jsonl")
             found[folder.name]["metrics"] = [{k: v for k, v in row.items() if k != "cost"} for row in metrics]
             training = json.loads((folder / "training.json").read_text("utf-8"))
-            found[folder.name]["training"] = {k: v for k, v in training.items() if k != "train_s"}
+            found[folder.name]["training"] = {k: v for k, v in training.items() if k not in ("train_s", "peak_memory")}
             kept = folder / "checkpoints" / f"step-{training['best_step']}" / "adapter_model.safetensors"
             found[folder.name]["adapter"] = kept.read_bytes()
             found[folder.name]["telemetry"] = [row["step"] for row in lines(folder / "telemetry.jsonl")]

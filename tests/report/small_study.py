@@ -13,7 +13,7 @@ from veritune import contract
 from veritune.records import Estimate, Message, MetricRow, Row, RunManifest, Score, Verdict, dumps
 from veritune.store import Store, now, write_json, write_jsonl, write_parquet
 from veritune.study import BASELINE, Study, load_study
-from veritune.train.cells import Cell, plan_cells
+from veritune.train.schedule import Cell, plan_cells
 
 STUDY = """
 name: small

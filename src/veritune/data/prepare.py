@@ -137,7 +137,7 @@ def load_prepared(store: Store, facts: Mapping[str, Any]) -> Prepared:
                 f"{folder}: {name} is {value[:12]}, the contract has {facts[name][:12]}: it was edited.",
                 fix="Restore the folder; nothing has trained.",
             )
-    data_facts = {k: v for k, v in facts.items() if k not in ("model", "packages")}
+    data_facts = {k: v for k, v in facts.items() if k not in ("model", "packages", "code")}
     return Prepared(version, rows, family_of, zone_of, rendered, prompts, data_facts)
 
 

@@ -39,8 +39,12 @@ def generate(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     on_batch: Callable[[int, float], None] | None = None,
+    *,
+    keep_going: bool = False,
 ) -> list[Output]:
     """Answers to `prompts` (token ids), in their order. `on_batch(n_prompts, seconds)` is called after each batch.
+
+    `keep_going` ignores stop tokens, for timing.
 
     Prompts are batched by length and padded on the left.
     """
@@ -49,14 +53,16 @@ def generate(
     for start in range(0, len(order), decoding.batch_size):
         chunk = order[start : start + decoding.batch_size]
         began = time.perf_counter()
-        for i, output in zip(chunk, _batch(model, tokenizer, [prompts[i] for i in chunk], decoding.max_new_tokens)):
+        least = decoding.max_new_tokens if keep_going else 0
+        batch = _batch(model, tokenizer, [prompts[i] for i in chunk], decoding.max_new_tokens, least)
+        for i, output in zip(chunk, batch):
             outputs[i] = output
         if on_batch is not None:
             on_batch(len(chunk), time.perf_counter() - began)
     return [outputs[i] for i in range(len(prompts))]
 
 
-def _batch(model: Any, tokenizer: Any, prompts: list[Sequence[int]], max_new_tokens: int) -> list[Output]:
+def _batch(model: Any, tokenizer: Any, prompts: list[Sequence[int]], max_new_tokens: int, least: int) -> list[Output]:
     import torch
     from transformers import GenerationConfig
 
@@ -68,7 +74,11 @@ def _batch(model: Any, tokenizer: Any, prompts: list[Sequence[int]], max_new_tok
         ids_B_T[b, width - len(prompt) :] = torch.tensor(list(prompt))
         mask_B_T[b, width - len(prompt) :] = 1
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=least or None,
+        eos_token_id=stops,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model.eval()
     with torch.inference_mode(), _bare_generation_config(model):

@@ -236,12 +236,13 @@ def _evidence(parts: _Parts) -> Found:
 
 def _run(parts: _Parts) -> Found:
     """The run is one that this contract plans: its id holds the hash of base, data, method, schedule and seed."""
-    from veritune.train.cells import plan_cells
+    from veritune.train.schedule import plan_cells
 
     study = Study.model_validate(parts.contract["terms"]["study"])
-    planned = {cell.run_id: cell for cell in plan_cells(study, parts.facts)}
-    cell = planned.get(parts.manifest["run_id"])
     record = parts.run("manifest.json")
+    rates = dict.fromkeys(study.conditions, float(record["lr"])) if study.selection is not None else None
+    planned = {cell.run_id: cell for cell in plan_cells(study, parts.facts, rates)}
+    cell = planned.get(parts.manifest["run_id"])
     if cell is None or cell.input_hash != record["input_hash"]:
         run = parts.manifest["run_id"]
         yield "evidence/runs", f"run {run} is none that the contract plans: other base, data or method"

@@ -133,9 +133,12 @@ def read_records(store: Store, study: Study) -> Records:
         reader.maybe(store.contract_file, lambda _: contract.read(store), None)
     verdict = reader.json(store.verdict_file, shapes.VERDICT)
     found = [_run(reader, path.parent) for path in sorted(store.runs.glob("*/manifest.json"))]
-    planned = _planned(study, kept)
+    planned = _planned(store, study, kept)
     runs = sorted((r for r in found if r and (not planned or r.run_id in planned)), key=_order(study))
-    strays = tuple(r.run_id for r in found if r and planned and r.run_id not in planned)
+    trials = ("select", "shape")  # their choice is in selection.json and shapes.json
+    strays = tuple(
+        r.run_id for r in found if r and planned and r.run_id not in planned and r.manifest.get("phase") not in trials
+    )
     folder = _data_folder(store, kept)
     records = Records(
         study=study,
@@ -222,14 +225,17 @@ def _telemetry(path: Path) -> list[Any]:
     return kept
 
 
-def _planned(study: Study, kept: Json | None) -> list[str]:
-    """Ids of the runs that the contract plans; empty when that cannot be told."""
-    from veritune.train.cells import plan_cells
+def _planned(store: Store, study: Study, kept: Json | None) -> list[str]:
+    """Ids of the runs that the contract plans to score; empty when that cannot be told."""
+    from veritune.train.schedule import main_cells, plan_cells
+    from veritune.train.select import chosen
 
     try:
-        return [cell.run_id for cell in plan_cells(study, kept["entries"][-1]["terms"]["facts"])] if kept else []
-    except (KeyError, IndexError, TypeError):
+        facts = kept["entries"][-1]["terms"]["facts"] if kept else {}
+        cells = plan_cells(study, facts, chosen(store, study, facts)) if kept else []
+    except (KeyError, IndexError, TypeError, VerituneError):
         return []
+    return [cell.run_id for cell in main_cells(cells)]
 
 
 def _order(study: Study) -> Callable[[Run], tuple[int, str, int, str]]:

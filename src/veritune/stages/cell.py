@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
-from veritune.errors import InputError, MachineError, StaleError, VerituneError
+from veritune.errors import DivergedError, GateError, InputError, MachineError, StaleError, VerituneError
 from veritune.evaluate import tasks
+from veritune.machine import PeakMemory
 from veritune.progress import Progress
 from veritune.records import Row
 from veritune.seal import break_seal
@@ -22,6 +23,8 @@ from veritune.stages.watch import FAILED, study_at
 from veritune.store import hash_of, now, read_json, write_json, write_jsonl
 from veritune.study import BASELINE
 from veritune.train import distributed
+from veritune.train.schedule import SELECT, SHAPE, plan_cells
+from veritune.train.select import chosen
 
 
 def cell_command(study_path: str | Path, run_id: str, progress: Progress | None = None) -> dict[str, Any]:
@@ -43,26 +46,26 @@ def ready_from_contract(study_path: str | Path, progress: Progress) -> Ready:
     if not store.contract_file.exists():
         raise InputError(f"{store.root} is not frozen.", fix="Freeze it first: veritune freeze STUDY")
     last = contract.read(store)["entries"][-1]["terms"]
-    differences = list(contract.differ(last["study"], study.frozen(), "study"))
+    differences = list(contract.differ(last["study"], contract.settings(study), "study"))
     if differences:
         raise StaleError(
             f"{store.study_file} differs from the frozen contract: {differences[0]}.",
             fix='Undo it, or record it: `veritune amend STUDY --reason "..."`.',
         )
     ready = make_ready(store, study, progress, frozen=last["facts"])
-    differences = list(contract.differ(last["facts"]["model"], ready.facts["model"], "facts.model"))
-    if differences:
-        raise StaleError(
-            f"the base model is not the frozen one: {differences[0]}.", fix="Restore it; nothing has trained."
-        )
+    for part in ("model", "packages", "code"):
+        differences = list(contract.differ(last["facts"].get(part), ready.facts[part], f"facts.{part}"))
+        if differences:
+            raise StaleError(
+                f"what is here is not what was frozen: {differences[0]}.",
+                fix='Restore it, or record it: `veritune amend STUDY --reason "..."`. Nothing has trained.',
+            )
     return ready
 
 
 def cells_of(ready: Ready) -> list[Any]:
-    """Every cell of the study, in the order in which they are run."""
-    from veritune.train.cells import plan_cells
-
-    return plan_cells(ready.study, ready.facts)
+    """Every cell of the study, in the order in which they are run; main cells exist once selection is recorded."""
+    return plan_cells(ready.study, ready.facts, chosen(ready.store, ready.study, ready.facts))
 
 
 def is_done(ready: Ready, cell: Any) -> bool:
@@ -115,18 +118,36 @@ def _work(ready: Ready, cell: Any) -> dict[str, Any]:
 
     context = ready.context
     cells.start(context, cell, ready.machine, ready.packages)
+    if cell.phase in (SELECT, SHAPE):
+        return _select_run(ready, cell)
     if cell.phase != BASELINE:
         cells.train(context, cell)
+    memory = PeakMemory()
     model = cells.load_trained(context, cell)
     cells.measure_nll(context, cell, model, ready.nll_rows)
     paths = {name: _score(ready, cell, name, rows, model) for name, rows in ready.items.items()}
-    return cells.finish(context, cell, paths)
+    return cells.finish(context, cell, paths, memory=memory.read())
+
+
+def _select_run(ready: Ready, cell: Any) -> dict[str, Any]:
+    """Train for selection and score nothing. A run that diverges or crashes is a result: its setting is out."""
+    from veritune.train import cells
+
+    try:
+        cells.train(ready.context, cell)
+    except DivergedError as exc:
+        return cells.finish(ready.context, cell, {}, failed=f"the loss was not finite: {exc.message}")
+    except (RuntimeError, ArithmeticError) as exc:  # out of the device's memory, a kernel that fails
+        return cells.finish(ready.context, cell, {}, failed=f"{type(exc).__name__}: {exc}"[:500])
+    return cells.finish(ready.context, cell, {})
 
 
 def _score(ready: Ready, cell: Any, name: str, rows: Sequence[Row], model: Any) -> Path:
     """Generate and score one eval; the path of its scores. Scores of another eval contract are set aside."""
     from veritune.evaluate.generate import Decoding, generate
 
+    if cell.phase in (SELECT, SHAPE):
+        raise GateError(f"run {cell.run_id} chooses a setting: no score of an eval may enter.", fix="Score main runs.")
     spec, data, progress = ready.study.evals[name], ready.data, ready.progress
     path = ready.store.run(cell.run_id) / "scores" / f"{name}.jsonl"
     stamp = path.with_suffix(".json")

@@ -34,18 +34,49 @@ def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Mapping[str
         failure_values=dict.fromkeys(study.evals, 0.0),
         evidence={"*": {"contamination": _contamination(kept), "replicated": None}},
     )
-    verdicts = [replace(v, exploratory=v.exploratory or v.claim in exploratory) for v in judge(claims, tables, context)]
+    worth = standings(store, run_ids, kept)
+    verdicts = [
+        _marked(replace(v, exploratory=v.exploratory or v.claim in exploratory), claim, worth)
+        for v, claim in zip(judge(claims, tables, context), claims)
+    ]
     inputs = hash_of({"contract": kept["entries"][-1]["hash"], "scores": _score_hashes(store, study, run_ids)})
     record = {
         "input_hash": inputs,
         "contract": kept["entries"][-1]["hash"],
         "runs": list(run_ids),
+        "standing": {run_id: w for run_id, (_, w) in worth.items() if w["exploratory"] or w["before_amendment"]},
         "verdicts": verdicts,
     }
     if not store.verdict_file.exists() or read_json(store.verdict_file) != to_json(record):
         write_json(store.verdict_file, record)
     store.log_once("decided", inputs=inputs, verdicts={v.claim: v.status for v in verdicts})
     return verdicts
+
+
+def standings(store: Store, run_ids: Sequence[str], kept: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """For each run its condition and what its results are worth: exploratory, or made before an amendment."""
+    found = {}
+    for run_id in run_ids:
+        manifest, worth = read_json(store.run(run_id) / "manifest.json"), contract.standing(kept, run_id)
+        worth["exploratory"] |= bool(manifest.get("exploratory"))
+        found[run_id] = (manifest["condition"], worth)
+    return found
+
+
+def _marked(verdict: Verdict, claim: Any, worth: Mapping[str, tuple[str, dict[str, Any]]]) -> Verdict:
+    """The verdict with what its runs are worth said on it."""
+    sides = [side for side in (claim.condition, claim.against) if side is not None]
+    here = {run_id: w for run_id, (condition, w) in worth.items() if claim.kind == "probe" or condition in sides}
+    early = [run_id for run_id, w in here.items() if w["exploratory"]]
+    warnings = list(verdict.warnings)
+    if early:
+        warnings.append(f"{len(early)} of {len(here)} runs were made before the study was frozen: exploratory for ever")
+    for number in sorted({w["before_amendment"] for w in here.values() if w["before_amendment"]}):
+        count = sum(w["before_amendment"] == number for w in here.values())
+        warnings.append(f"{count} of {len(here)} runs were made before amendment {number}")
+    if len(warnings) == len(verdict.warnings):
+        return verdict
+    return replace(verdict, exploratory=verdict.exploratory or bool(early), warnings=tuple(warnings))
 
 
 def _score_hashes(store: Store, study: Study, run_ids: Sequence[str]) -> dict[str, str]:

@@ -6,25 +6,30 @@ Every stage skips what is on disk and was made from the same inputs.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from veritune import contract
-from veritune.errors import MachineError
+from veritune.errors import InputError, MachineError
 from veritune.machine import peak_memory_bytes
-from veritune.progress import Progress
+from veritune.progress import Progress, clock
 from veritune.records import Verdict
 from veritune.report.page import write_report
 from veritune.seal import refuse_edited, seal
 from veritune.stages.cell import cells_of, is_done, run_cell
 from veritune.stages.decide import decide
 from veritune.stages.executors import Ended, Plan, how_many_fit, run_cells
+from veritune.stages.freeze import mark_results
+from veritune.stages.plan import compare_with_plan, left, make_plan, plan_progress, refuse_plan, run_lines
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import Board, study_at
-from veritune.store import Store, read_json, write_json
+from veritune.store import Store, read_json
 from veritune.study import BASELINE, Study
+from veritune.train.schedule import SELECT, SHAPE, main_cells
+from veritune.train.select import record_selection, record_shapes, selection_lines, shape_lines
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,14 @@ def run(
     *,
     amend: str | None = None,
     progress: Progress | None = None,
+    exploratory: bool = False,
     executor: Plan | None = None,
 ) -> Outcome:
     """Run a study, or what is left of it.
 
     `amend` is the reason for a change against the frozen contract; without one a changed study is refused (StaleError).
     `executor` says where cells run; None runs them one after the other in this process.
+    `exploratory` runs without freezing: its results, and every claim judged on them, are exploratory for ever.
     Raises subclasses of VerituneError; nothing that was finished is lost.
     """
     store, study = study_at(study_file)
@@ -63,19 +70,28 @@ def run(
         store.check_events()
         store.clear_partial()
         refuse_edited(store)
-        return _Runner(store, study, progress or Progress(), executor).run(amend)
+        if exploratory and store.contract_file.exists():
+            raise InputError(f"{store.root} is frozen: it explores no more.", fix="Run it without --exploratory.")
+        if exploratory and executor is not None:
+            raise InputError("cells of an executor need a frozen study.", fix="Leave out --exploratory or --executor.")
+        runner = _Runner(store, study, progress or Progress())
+        runner.exploratory, runner.executor = exploratory, executor
+        return runner.run(amend)
 
 
 class _Runner:
     """One pass over one study folder, held under its lock."""
 
-    def __init__(self, store: Store, study: Study, progress: Progress, executor: Plan | None) -> None:
+    def __init__(self, store: Store, study: Study, progress: Progress) -> None:
         self.store = store
         self.study = study
         self.progress = progress
-        self.executor = executor
+        self.exploratory = False
+        self.executor: Plan | None = None
         self.trained = 0
         self.skipped = 0
+        self.plan: Mapping[str, Any] = {}
+        self.took: dict[tuple[str, str, int], float] = {}
 
     def run(self, amend: str | None) -> Outcome:
         progress, study = self.progress, self.study
@@ -84,22 +100,59 @@ class _Runner:
         self._tell_data(ready)
         if self.store.contract_file.exists() and not amend:
             contract.freeze(self.store, study, ready.facts)  # refuses a changed study before anything is spent
-        cells = cells_of(ready)
-        self._plan(ready, cells)
-        self._live_probes(ready, cells)
-        freeze = contract.freeze
-        kept = (
-            contract.amend(self.store, study, ready.facts, amend) if amend else freeze(self.store, study, ready.facts)
-        )
-        self._run_cells(ready, cells)
+        self._plan(ready)
+        kept = self._freeze(ready, amend)
+        cells = main_cells(self._select(ready))
+        self._cells(ready, cells)
         self._zone_gaps(cells)
         verdicts = decide(self.store, study, [cell.run_id for cell in cells], kept)
         report = write_report(self.store, study)
         wall_s = progress.elapsed_s()
         if self.trained:
-            self.store.log("ran", cells=len(cells), trained=self.trained, skipped=self.skipped, wall_s=round(wall_s, 1))
-        seal(self.store)
+            self._log_ran(ready, len(cells), wall_s)
+        listed = seal(self.store)
+        progress.say(f"sealed   {listed[:16]} (keep it elsewhere; `veritune verify --seal` compares)")
         return Outcome(self.store.root, tuple(verdicts), report, self.trained, self.skipped, wall_s)
+
+    def _freeze(self, ready: Ready, amend: str | None) -> dict[str, Any]:
+        """Freeze, confirm or amend the contract; what stands in for one while the study explores."""
+        if self.exploratory:
+            self.store.log_once("exploring", study=self.study.name)
+            self.progress.say("explore  nothing is frozen: results and claims are exploratory for ever")
+            return contract.unfrozen(self.study, ready.facts)
+        if amend:
+            kept = contract.amend(self.store, self.study, ready.facts, amend)
+        else:
+            kept = contract.freeze(self.store, self.study, ready.facts)
+        mark_results(self.store, kept)
+        return kept
+
+    def _log_ran(self, ready: Ready, cells: int, wall_s: float) -> None:
+        against = compare_with_plan(ready, self.plan, self.took)
+        if against:
+            self.progress.say(
+                f"plan     said {clock(against['planned_s'])} for these cells, they took {clock(against['took_s'])}"
+                f" (ratio {against['time_ratio']}); memory ratio {against['memory_ratio']}"
+            )
+        counts = {"cells": cells, "trained": self.trained, "skipped": self.skipped}
+        self.store.log("ran", **counts, wall_s=round(wall_s, 1), plan=against)
+
+    def _select(self, ready: Ready) -> list[Any]:
+        """Choose learning rates and time batch shapes, where the study asks for it; all cells that there are then."""
+        cells = cells_of(ready)
+        if self.study.selection is None:
+            return cells
+        self._cells(ready, [cell for cell in cells if cell.phase == SELECT])
+        record = record_selection(self.store, self.study, ready.facts)
+        for line in selection_lines(record):
+            self.progress.say(line)
+        cells = cells_of(ready)
+        self._cells(ready, [cell for cell in cells if cell.phase == SHAPE])
+        rates = {name: found["selected"] for name, found in record["conditions"].items()}
+        shapes = record_shapes(self.store, self.study, ready.facts, rates)
+        for line in shape_lines(shapes) if shapes else []:
+            self.progress.say(line)
+        return cells
 
     def _tell_data(self, ready: Ready) -> None:
         data = ready.data
@@ -111,60 +164,28 @@ class _Runner:
 
     # -- plan and live probe ----------------------------------------------------------------------------------
 
-    def _plan(self, ready: Ready, cells: Sequence[Any]) -> None:
-        """Count the work that is left, so that the time left can be told."""
-        from veritune.train.cells import training_tokens
-
-        tokens = training_tokens(self.study, ready.data)
-        for cell in cells:
-            if is_done(ready, cell):
-                continue
-            if cell.phase != BASELINE and not (self.store.run(cell.run_id) / "training.json").exists():
-                self.progress.plan("train", tokens)
-            kind = f"generate {'baseline' if cell.phase == BASELINE else 'tuned'}"
-            self.progress.plan(kind, sum(len(rows) for rows in ready.items.values()))
-            self.progress.plan("nll", len(ready.nll_rows))
-        self.progress.say(f"plan     {len(cells)} cells, {tokens:,} training tokens each")
-
-    def _live_probes(self, ready: Ready, cells: Sequence[Any]) -> None:
-        from veritune.train.cells import live_probe
-
-        first = {cell.condition: cell for cell in reversed(cells) if cell.phase != BASELINE}
-        for name in self.study.conditions:
-            cell, path = first[name], self.store.audit(f"live-{name}.json")
-            if not self.store.is_done(path, cell.input_hash):
-                found = live_probe(ready.context, cell, self.store.root / "audit" / "live-work")
-                write_json(path, {**found, "input_hash": cell.input_hash})
-            found = read_json(path)
-            trainable = found["trainable"]
-            share = trainable["n_trainable"] / trainable["n_total"]
-            self.progress.measure("train", self._step_tokens(ready), found["step_s"])
-            self.progress.say(
-                f"probe    {name}: one live step, loss {found['loss']:.3f}, {trainable['n_trainable']:,} parameters"
-                f" train ({share:.2%}) in {len(trainable['modules'])} modules"
-            )
-
-    def _step_tokens(self, ready: Ready) -> float:
-        rows = ready.data.zone("seen")
-        batch = (
-            self.study.train.per_device_train_batch_size * self.study.train.gradient_accumulation_steps
-        )  # one device
-        return sum(len(r.input_ids) for r in rows) / len(rows) * min(batch, len(rows))
+    def _plan(self, ready: Ready) -> None:
+        """The plan of what is left: written, told, refused where disk or budget are too small; and the time left."""
+        self.plan = make_plan(ready)
+        refuse_plan(ready, self.plan)
+        plan_progress(ready, self.plan)
+        for line in run_lines(self.plan, left(ready, self.plan)):
+            self.progress.say(line)
 
     # -- cells ------------------------------------------------------------------------------------------------
 
-    def _run_cells(self, ready: Ready, cells: Sequence[Any]) -> None:
+    def _cells(self, ready: Ready, cells: Sequence[Any]) -> None:
         """Run what is not done yet, here or where the executor says."""
         labels = {cell.run_id: f"[{number}/{len(cells)}]" for number, cell in enumerate(cells, start=1)}
         if self.executor is None:
             for cell in cells:
                 self._cell(ready, cell, labels[cell.run_id])
             return
-        left = [cell for cell in cells if not is_done(ready, cell)]
-        for cell in [cell for cell in cells if cell not in left]:
+        open_ = [cell for cell in cells if not is_done(ready, cell)]
+        for cell in [cell for cell in cells if cell not in open_]:
             self._cell(ready, cell, labels[cell.run_id])
-        if left:
-            self._hand_out(ready, left, labels)
+        if open_:
+            self._hand_out(ready, open_, labels)
 
     def _hand_out(self, ready: Ready, cells: Sequence[Any], labels: Mapping[str, str]) -> None:
         """Run cells on the executor. Raises MachineError when some of them failed; the others are kept."""
@@ -202,10 +223,16 @@ class _Runner:
             self._tell(summary, f"{label} {what}: done before, skipped")
             return
         self.trained += 1
-        self._tell(run_cell(ready, cell), f"{label} {what}")
+        began = time.monotonic()
+        summary = run_cell(ready, cell)
+        key = (cell.phase, cell.condition, cell.seed)
+        self.took[key] = self.took.get(key, 0.0) + time.monotonic() - began
+        self._tell(summary, f"{label} {what}")
 
     def _tell(self, summary: Mapping[str, Any], label: str) -> None:
-        parts = []
+        parts = [f"failed: {summary['failed']}"[:90]] if summary.get("failed") else []
+        if summary["phase"] in (SELECT, SHAPE) and summary["training"]:
+            parts = [f"validation NLL {summary['training']['validation_nll']:.4f}"]
         for name, zones in summary["scores"].items():
             means = [
                 f"{zone} {z['mean']:.3f}" if z["mean"] is not None else f"{zone} none" for zone, z in zones.items()
@@ -233,4 +260,6 @@ class _Runner:
 
 
 def _what(cell: Any) -> str:
-    return "baseline, untouched" if cell.phase == BASELINE else f"{cell.condition}, seed {cell.seed}"
+    what = "baseline, untouched" if cell.phase == BASELINE else f"{cell.condition}, seed {cell.seed}"
+    what += f", rate {cell.lr:g}" if cell.phase == SELECT else ""
+    return what + (f", shape {cell.shape[0]} x {cell.shape[1]}" if cell.phase == SHAPE else "")

@@ -76,9 +76,10 @@ def _one(ready: Ready, condition: str) -> dict[str, Any]:
 def _train(ready: Ready, shadow: Any, zones: Mapping[str, str]) -> dict[str, float]:
     """Train the shadow run as its condition is trained; its loss on every row."""
     from veritune.train import cells
+    from veritune.train.schedule import training_tokens
 
     data = replace(ready.data, zone_of=dict(zones))
-    ready.progress.plan("train", cells.training_tokens(ready.study, data))
+    ready.progress.plan("train", training_tokens(ready.study, data, shadow))
     ready.progress.plan("nll", len(data.rows))
     context = replace(ready.context, store=Store(ready.store.root / FOLDER), data=data)
     cells.start(context, shadow, ready.machine, ready.packages)

@@ -11,12 +11,13 @@ from typing import Any
 from veritune.data.prepare import Prepared, load_prepared, prepare
 from veritune.errors import StudyError
 from veritune.evaluate import tasks
-from veritune.machine import describe_machine, package_versions
+from veritune.machine import code_hashes, describe_machine, package_versions
 from veritune.progress import Progress
 from veritune.records import Row
 from veritune.stages.decide import probe_names
 from veritune.store import Store
 from veritune.study import Study
+from veritune.train.schedule import kept_families, smallest_share
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,14 @@ def _checked_model(store: Store, study: Study) -> tuple[Any, Any]:
 
 
 def _items(study: Study, data: Prepared) -> dict[str, list[Row]]:
+    """The rows each eval asks. Where a condition trains on part of the data, `seen` and `sibling` items come from the
+    smallest part: parts are nested, so that every arm has trained on every family that these items belong to.
+    """
     chosen = {}
+    kept = kept_families(study, data, smallest_share(study))
+    every = [r for r in data.rows if data.zone_of[r.id] not in ("seen", "sibling") or data.family_of[r.id] in kept]
     for name, spec in study.evals.items():
-        rows = tasks.items(spec, data.rows, data.zone_of, data.family_of)
+        rows = tasks.items(spec, every, data.zone_of, data.family_of)
         empty = [zone for zone in spec.zones if not any(data.zone_of[r.id] == zone for r in rows)]
         if empty:
             raise StudyError(f"evals.{name}: zone {empty[0]!r} has no items.", fix="Change `split` or the zones.")
@@ -112,4 +118,4 @@ def _facts(model: Any, data: Prepared) -> dict[str, Any]:
     from veritune.train.models import weight_hashes
 
     weights = {"name": model.name, "dtype": model.dtype, "files": weight_hashes(model)}
-    return {**data.facts, "model": weights, "packages": package_versions()}
+    return {**data.facts, "model": weights, "packages": package_versions(), "code": code_hashes()}

@@ -28,11 +28,14 @@ STALLED_LEAST_S = 120.0
 TAIL = 65_536  # bytes read from the end of a metrics file: some hundred lines
 
 
-def study_at(path: str | Path) -> tuple[Store, Study]:
-    """The study in a folder or file. Raises StudyError when it has another name than study.yaml, or is not valid."""
+def study_at(path: str | Path, flags: Mapping[str, Any] | None = None) -> tuple[Store, Study]:
+    """The study in a folder or file. Raises StudyError when it has another name than study.yaml, or is not valid.
+
+    `flags` override the file's settings; None takes those that the contract holds.
+    """
     file = Path(path)
     file = file / "study.yaml" if file.is_dir() else file
-    study = load_study(file)
+    study = load_study(file, flags)
     if file.name != "study.yaml":
         raise StudyError(f"{file}: a study file is named study.yaml; its folder is the study.", fix="Rename it.")
     return Store(file.parent), study
@@ -43,7 +46,9 @@ def list_cells(study_path: str | Path) -> list[dict[str, Any]]:
 
     Raises InputError when the study is not frozen.
     """
-    from veritune.train.cells import plan_cells, summary_hash
+    from veritune.train.cells import summary_hash
+    from veritune.train.schedule import plan_cells
+    from veritune.train.select import chosen
 
     store, study = study_at(study_path)
     if not store.contract_file.exists():
@@ -58,7 +63,7 @@ def list_cells(study_path: str | Path) -> list[dict[str, Any]]:
             "lr": cell.lr,
             **cell_state(store, cell.run_id, summary_hash(study, cell)),
         }
-        for cell in plan_cells(study, facts)
+        for cell in plan_cells(study, facts, chosen(store, study, facts))
     ]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import time
@@ -21,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veritune.errors import GateError, MachineError, ModelError
+from veritune.errors import DivergedError, GateError, MachineError, StaleError
+from veritune.machine import PeakMemory, git_state
 from veritune.progress import Progress
 from veritune.records import MetricRow, RunManifest, dumps, to_json
 from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, read_jsonl, whole_lines, write_json
@@ -30,23 +32,14 @@ from veritune.train import methods
 from veritune.train.distributed import check_ranks, is_main, leave_group, world_size
 from veritune.train.models import ModelRef, load_base, quiet_transformers
 from veritune.train.quantised import base_for
+from veritune.train.schedule import MAIN, SELECT, SHAPE, Cell, schedule, seen_rows, steps_of, training_tokens
 
 if TYPE_CHECKING:
     from veritune.data.prepare import Prepared
 
 NOT_KEPT = ("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "*.bin", "complete")
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One run to be made. `input_hash` covers model, data, method, schedule and seed; it is part of the id."""
-
-    run_id: str
-    phase: str
-    condition: str
-    seed: int
-    lr: float
-    input_hash: str
+GENERATORS = ("adapter_weights", "row_order", "python", "numpy", "torch")
+"""Every generator that a run draws from; all are seeded with the run's seed."""
 
 
 @dataclass(frozen=True)
@@ -61,42 +54,13 @@ class Context:
     progress: Progress
 
 
-def plan_cells(study: Study, facts: Mapping[str, Any]) -> list[Cell]:
-    """The baseline and every condition × seed, seeds outermost, so that an early look is a balanced one."""
-    shared = {"model": facts["model"], "rendered": facts["rendered_sha256"], "version": facts["data_version"]}
-    base_hash = hash_of({**shared, "phase": BASELINE})
-    cells = [Cell(f"{BASELINE}-{base_hash[:8]}", BASELINE, BASELINE, 0, 0.0, base_hash)]
-    for seed in study.seeds:
-        for name, condition in study.conditions.items():
-            lr = condition.learning_rate or study.train.learning_rate
-            parts = {**shared, "condition": condition, "train": study.train, "seed": seed, "lr": lr, "phase": "main"}
-            digest = hash_of(
-                {k: v.model_dump(mode="json") if hasattr(v, "model_dump") else v for k, v in parts.items()}
-            )
-            cells.append(Cell(f"{name}-s{seed}-{digest[:8]}", "main", name, seed, lr, digest))
-    return cells
-
-
-def training_tokens(study: Study, data: Prepared) -> int:
-    """Tokens one run trains on, padding apart."""
-    per_epoch = sum(len(r.input_ids) for r in data.zone("seen"))
-    if study.train.max_steps > 0:
-        batch = rows_per_step(study.train)
-        return round(per_epoch * study.train.max_steps * batch / max(len(data.zone("seen")), 1))
-    return round(per_epoch * study.train.num_train_epochs)
-
-
-def rows_per_step(plan: Train) -> int:
-    """Rows of one optimizer step, over all devices and micro-batches."""
-    return plan.per_device_train_batch_size * plan.gradient_accumulation_steps * plan.devices
-
-
 def start(context: Context, cell: Cell, machine: Mapping[str, Any], packages: Mapping[str, str]) -> None:
     """Write the manifest, or confirm the one that is there."""
     path = context.store.run(cell.run_id) / "manifest.json"
     if context.store.is_done(path, cell.input_hash):
         return
     condition = context.study.conditions.get(cell.condition)
+    rows = () if cell.phase == BASELINE else seen_rows(context.study, context.data, cell)
     manifest = RunManifest(
         run_id=cell.run_id,
         phase=cell.phase,
@@ -106,11 +70,15 @@ def start(context: Context, cell: Cell, machine: Mapping[str, Any], packages: Ma
         input_hash=cell.input_hash,
         model={"name": context.model.name, "dtype": context.model.dtype},
         method=condition.model_dump(mode="json") if condition else {},
-        train=context.study.train.model_dump(mode="json"),
-        data={"version": context.data.version, "seen_rows": [r.row_id for r in context.data.zone("seen")]},
+        train=schedule(context.study, cell).model_dump(mode="json"),
+        data={"version": context.data.version, "seen_rows": [r.row_id for r in rows]},
         packages=dict(packages),
         machine=dict(machine),
         created=now(),
+        steps=steps_of(context.study, context.data, cell) or None,
+        seeds={} if cell.phase == BASELINE else dict.fromkeys(GENERATORS, cell.seed),
+        git=git_state(context.store.root),
+        exploratory=not context.store.contract_file.exists(),
     )
     write_json(path, manifest)
 
@@ -118,7 +86,7 @@ def start(context: Context, cell: Cell, machine: Mapping[str, Any], packages: Ma
 def train(context: Context, cell: Cell) -> dict[str, Any]:
     """Train the cell, or take up where a killed process left it; the record of the training.
 
-    Raises GateError when the trainer sees other rows than the contract's, ModelError on a loss that is not finite.
+    Raises GateError when the trainer sees other rows than the contract's, DivergedError on a loss that is not finite.
     """
     from veritune.train.trainer import COMPLETE, last_complete
 
@@ -130,7 +98,7 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
         return read_json(record)
     condition = context.study.conditions[cell.condition]
     check_ranks(context.study.train.devices)
-    log = MetricLog(folder / "metrics.jsonl", cell)
+    log, memory = MetricLog(folder / "metrics.jsonl", cell), PeakMemory()
     model, trainable = methods.build(
         cell.condition, condition, base_for(context.store, context.model, condition), cell.seed
     )
@@ -142,7 +110,7 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
         log.rewind(int(resumed.name.rsplit("-", 1)[-1]) if resumed else 0)
     if resumed:
         trainer.rows_checked = int((resumed / COMPLETE).read_text(encoding="utf-8"))
-        context.progress.skip("train", training_tokens(context.study, context.data) * share)
+        context.progress.skip("train", training_tokens(context.study, context.data, cell) * share)
     with quiet_transformers(), disk_errors(work):
         if resumed and share >= 1:
             trainer.take_up_finished(resumed)
@@ -151,7 +119,7 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
     leave_group()
     if not is_main():
         return {}
-    result = _training_record(context, cell, trainer, trainable, log)
+    result = {**_training_record(context, cell, trainer, trainable, log), "peak_memory": memory.read()}
     write_json(record, result)
     shutil.rmtree(work, ignore_errors=True)
     return result
@@ -163,7 +131,7 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
 
     from veritune.train.trainer import ContractTrainer
 
-    plan, condition = context.study.train, context.study.conditions[cell.condition]
+    plan, condition = schedule(context.study, cell), context.study.conditions[cell.condition]
     steps = plan.max_steps if max_steps is None else max_steps
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -199,7 +167,7 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
         trainer = ContractTrainer(
             model,
             arguments,
-            rows=context.data.zone("seen"),
+            rows=seen_rows(context.study, context.data, cell),
             validation=context.data.zone("validation"),
             pad_id=context.tokenizer.pad_token_id,
         )
@@ -247,9 +215,9 @@ def _check_strategy(plan: Train, trainer: Any) -> None:
 
 def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -> None:
     from veritune.train.telemetry import GradientTelemetry
-    from veritune.train.trainer import Cadence, MarkComplete, OnLog
+    from veritune.train.trainer import Cadence, MarkComplete, OnLog, Retention
 
-    tokens = training_tokens(context.study, context.data)
+    tokens = training_tokens(context.study, context.data, cell)
 
     def on_log(step: int, logs: dict[str, Any]) -> None:
         if not is_main():
@@ -264,6 +232,7 @@ def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -
     trainer.add_callback(GradientTelemetry(context.store.run(cell.run_id) / "telemetry.jsonl"))
     trainer.add_callback(OnLog(on_log))
     trainer.add_callback(MarkComplete(lambda: trainer.rows_checked))
+    trainer.add_callback(Retention(NOT_KEPT, keep_all=keeps(context.study, cell) == "all"))
 
 
 def _share_done(checkpoint: Path) -> float:
@@ -277,23 +246,19 @@ def _training_record(context: Context, cell: Cell, trainer: Any, trainable: Any,
     history = [row for row in trainer.state.log_history if "eval_loss" in row]
     candidates = [{"step": int(row["step"]), "validation_nll": row["eval_loss"]} for row in history]
     best = min(candidates, key=lambda c: (c["validation_nll"], c["step"]))
-    kept = folder / "checkpoints" / f"step-{best['step']}"
-    if not kept.exists():
-        partial = folder / "checkpoints" / f".step-{best['step']}.tmp-folder"
-        shutil.rmtree(partial, ignore_errors=True)
-        with disk_errors(kept):
-            shutil.copytree(
-                folder / "work" / f"checkpoint-{best['step']}",
-                partial,
-                ignore=shutil.ignore_patterns(*NOT_KEPT),
-            )
-            partial.rename(kept)
+    wanted = candidates if keeps(context.study, cell) == "all" else [best]
+    if cell.phase in (SELECT, SHAPE):
+        wanted = []  # what chooses a learning rate is its validation NLL; nobody loads its weights
+    kept = {c["step"]: _keep(folder, c["step"]) for c in wanted}
+    for candidate in candidates:
+        path = kept.get(candidate["step"])
+        candidate["checkpoint"] = context.store.relative(path) if path else None
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return {
         "input_hash": cell.input_hash,
         "steps": trainer.state.global_step,
         "processes": trainer.args.world_size,
-        "checkpoint": context.store.relative(kept),
+        "checkpoint": best["checkpoint"],
         "best_step": best["step"],
         "validation_nll": best["validation_nll"],
         "candidates": candidates,
@@ -301,8 +266,26 @@ def _training_record(context: Context, cell: Cell, trainer: Any, trainable: Any,
         "trainable": {**to_json(trainable), "share": trainable.share},
         "rows_compared_with_contract": trainer.rows_checked,
         "train_s": log.train_s,
-        "tokens": training_tokens(context.study, context.data),
+        "tokens": training_tokens(context.study, context.data, cell),
     }
+
+
+def _keep(folder: Path, step: int) -> Path:
+    """Copy one checkpoint out of the work folder, without what only training needs; its path."""
+    kept = folder / "checkpoints" / f"step-{step}"
+    if not kept.exists():
+        partial = folder / "checkpoints" / f".step-{step}.tmp-folder"
+        shutil.rmtree(partial, ignore_errors=True)
+        with disk_errors(kept):
+            source = folder / "work" / f"checkpoint-{step}"
+            shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*NOT_KEPT))
+            partial.rename(kept)
+    return kept
+
+
+def keeps(study: Study, cell: Cell) -> str:
+    """Which checkpoints of a cell stay on disk: `best`, `all` or `none`."""
+    return "none" if cell.phase in (SELECT, SHAPE) else study.keep or "best"
 
 
 class MetricLog:
@@ -329,11 +312,11 @@ class MetricLog:
         return [json.loads(line) for line in whole_lines(text)]
 
     def add(self, step: int, logs: Mapping[str, Any]) -> float:
-        """Append what the trainer logged at `step`; seconds since the last row. Raises ModelError on NaN."""
+        """Append what the trainer logged at `step`; seconds since the last row. Raises DivergedError on NaN."""
         elapsed, self.last = time.perf_counter() - self.last, time.perf_counter()
         rows = list(self._canonical(step, logs, elapsed))
         if any(row.loss is not None and not _finite(row.loss) for row in rows):
-            raise ModelError(
+            raise DivergedError(
                 f"run {self.cell.run_id}: the loss is {logs.get('loss', logs.get('eval_loss'))} at step {step}.",
                 fix="Lower the learning rate or use float32; the run is not counted.",
             )
@@ -369,6 +352,11 @@ def load_trained(context: Context, cell: Cell) -> Any:
         return load_base(context.model)
     record = read_json(context.store.run(cell.run_id) / "training.json")
     checkpoint = context.store.root / record["checkpoint"]
+    if not checkpoint.exists():
+        raise StaleError(
+            f"the checkpoint of run {cell.run_id} was not kept (`keep: {keeps(context.study, cell)}`).",
+            fix="Delete the run's folder to train it again, or ask for nothing new of it.",
+        )
     condition = context.study.conditions[cell.condition]
     if condition.method == "full":
         return load_base(replace(context.model, path=checkpoint))
@@ -412,42 +400,101 @@ def measure_nll(context: Context, cell: Cell, model: Any, row_ids: Sequence[str]
     context.progress.advance("nll", len(rows), time.perf_counter() - began, f"{cell.condition}: loss by zone")
 
 
-def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
-    """One real optimizer step for a condition: what trains, that all of it moves, and that nothing frozen does.
+LIVE_STEPS = 3
+"""Optimizer steps of a live probe: the longest rows first, for memory; then two at the rows' own lengths, for speed."""
 
-    Raises GateError when the loss is not finite, a trainable module did not move, or a frozen tensor changed.
+
+def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
+    """A few real optimizer steps for a condition: what trains, that all of it moves, and that nothing frozen does.
+
+    Also what it costs: seconds and tokens of the steps after the first, of validation, and the peak of memory, which is
+    taken at the longest rows. Raises GateError when the loss is not finite, a trainable module did not move, or a
+    frozen tensor changed.
     """
     condition: Condition = context.study.conditions[cell.condition]
-    model, trainable = methods.build(
-        cell.condition, condition, base_for(context.store, context.model, condition), cell.seed
-    )
+    memory, began = PeakMemory(), time.perf_counter()
+    base = base_for(context.store, context.model, condition)
+    load_s = time.perf_counter() - began
+    base_bytes = sum(p.numel() * p.element_size() for p in base.parameters())
+    model, trainable = methods.build(cell.condition, condition, base, cell.seed)
+    loading = memory.read()
     before = _fingerprints(model)
-    trainer = _trainer(context, cell, model, work, max_steps=1)
-    trainer.args.warmup_steps = 0
-    began = time.perf_counter()
+    trainer = _trainer(context, cell, model, work, max_steps=LIVE_STEPS)
+    timer = _prepare_live(context, cell, trainer)
+    memory = PeakMemory()
     with quiet_transformers():
-        loss = float(trainer.train().training_loss)
-    step_s = time.perf_counter() - began
+        trainer.train()
+        evaluated = trainer.evaluate()
+    peak = memory.read()
     shutil.rmtree(work, ignore_errors=True)
+    loss = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     moved = {name for name, mark in _fingerprints(model).items() if mark != before[name]}
     learns = {name for name, p in model.named_parameters() if p.requires_grad}
-    still = sorted({_module(n) for n in learns} - {_module(n) for n in learns & moved})
-    where = f"live probe of {cell.condition}:"
-    if not _finite(loss):
-        raise GateError(f"{where} the first loss is {loss}.", fix="Check dtype and data.")
-    if still:
-        raise GateError(f"{where} one step did not move {still[0]}.", fix="Check targets and learning rate.")
-    if moved - learns:
-        raise GateError(f"{where} frozen {min(moved - learns)} changed.", fix="Check the method's config.")
+    _judge_live(cell.condition, loss, moved, learns)
+    timed = timer.steps[1:]
     return {
         "condition": cell.condition,
         "loss": loss,
-        "step_s": step_s,
+        "step_s": sum(s for s, _ in timed) / len(timed),
+        "step_tokens": sum(n for _, n in timed) / len(timed),
+        "validation_s": evaluated["eval_s"],
+        "validation_tokens": sum(len(r.input_ids) for r in trainer.validation_rows),
+        "load_s": load_s,
+        "memory": _memory(model, base_bytes, loading, peak),
         "rows_compared_with_contract": trainer.rows_checked,
         "moved_tensors": len(moved),
         "trainable_tensors": len(learns),
         "trainable": {**to_json(trainable), "share": trainable.share},
     }
+
+
+def _prepare_live(context: Context, cell: Cell, trainer: Any) -> Any:
+    """Hand the trainer the longest rows for its first step and a fair draw for the others, unshuffled; its timer."""
+    from veritune.train.trainer import StepTimer
+
+    train = schedule(context.study, cell)
+    trainer.args.warmup_steps = 0
+    trainer.args.gradient_accumulation_steps = min(train.gradient_accumulation_steps, 2)
+    need = train.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+    rows = sorted(seen_rows(context.study, context.data, cell), key=lambda r: -len(r.input_ids))
+    rest = rows[need:] or rows
+    drawn = random.Random(cell.seed).sample(rest, min(len(rest), 2 * need))
+    trainer.use_rows([*rows[:need], *drawn])
+    trainer.validation_rows = sorted(trainer.validation_rows, key=lambda r: -len(r.input_ids))[:16]
+    timer = StepTimer(trainer)
+    trainer.add_callback(timer)
+    return timer
+
+
+def _judge_live(condition: str, loss: float, moved: set[str], learns: set[str]) -> None:
+    still = sorted({_module(n) for n in learns} - {_module(n) for n in learns & moved})
+    where = f"live probe of {condition}:"
+    if not _finite(loss):
+        raise GateError(f"{where} the first loss is {loss}.", fix="Check dtype and data.")
+    if still:
+        raise GateError(f"{where} {LIVE_STEPS} steps did not move {still[0]}.", fix="Check targets and learning rate.")
+    if moved - learns:
+        raise GateError(f"{where} frozen {min(moved - learns)} changed.", fix="Check the method's config.")
+
+
+def _memory(model: Any, base: int, loading: Mapping[str, Any], peak: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes a device needs to train, by what they hold; `total` is the measured peak, None where it cannot be told.
+
+    Weights, adapter, gradients and optimizer (AdamW: two moments) are counted from the tensors. `process` is what was
+    held before the model was loaded; `activations` is the rest of the peak: activations, logits, work space.
+    """
+    learns = [p for p in model.parameters() if p.requires_grad]
+    trained = sum(p.numel() * p.element_size() for p in learns)
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    adapter = 0 if len(learns) == len(list(model.parameters())) else trained
+    parts = {"weights": whole - adapter, "adapter": adapter, "gradients": trained, "optimizer": 2 * trained}
+    held = [m["bytes"] for m in (loading, peak)]
+    known = [m for m in held if m is not None]
+    total = max(known) if len(known) == len(held) else None
+    process = loading["before"]
+    rest = None if total is None or process is None else max(0, total - process - sum(parts.values()))
+    found = {**parts, "activations": rest, "process": process, "total": total, "source": peak["source"]}
+    return {**found, "loaded_as": base, "reason": peak.get("reason")}
 
 
 def _fingerprints(model: Any) -> dict[str, tuple[float, float]]:
@@ -463,11 +510,21 @@ def _module(parameter: str) -> str:
     return re.sub(r"\.(lora_\w+|weight|bias)(\..*)?$", "", parameter)
 
 
-def finish(context: Context, cell: Cell, evals: Mapping[str, Path]) -> dict[str, Any]:
-    """Write the summary; from now on the cell is done."""
+def finish(
+    context: Context,
+    cell: Cell,
+    evals: Mapping[str, Path],
+    *,
+    failed: str | None = None,
+    memory: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the summary; from now on the cell is done.
+
+    `failed` is why a selection run's learning rate is out, `memory` the peak while the cell was scored.
+    """
     folder = context.store.run(cell.run_id)
-    training = read_json(folder / "training.json") if (folder / "training.json").exists() else None
-    nll = read_json(folder / "probes" / "nll.json")
+    training = read_json(folder / "training.json") if failed is None and cell.phase != BASELINE else None
+    nll = read_json(folder / "probes" / "nll.json")["zones"] if cell.phase in (BASELINE, MAIN) else {}
     summary = {
         "input_hash": summary_hash(context.study, cell),
         "run_id": cell.run_id,
@@ -475,18 +532,25 @@ def finish(context: Context, cell: Cell, evals: Mapping[str, Path]) -> dict[str,
         "condition": cell.condition,
         "seed": None if cell.phase == BASELINE else cell.seed,
         "lr": None if cell.phase == BASELINE else cell.lr,
+        "exploratory": bool(read_json(folder / "manifest.json").get("exploratory")),
+        "failed": failed,
         "training": training,
-        "nll": nll["zones"],
+        "scoring_memory": memory,
+        "nll": nll,
         "scores": {name: _score_summary(read_jsonl(path)) for name, path in evals.items()},
         "finished": now(),
     }
     write_json(folder / "summary.json", summary)
+    if keeps(context.study, cell) == "none":
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return summary
 
 
 def summary_hash(study: Study, cell: Cell) -> str:
     """What a finished cell was made from: its training inputs and the eval contracts."""
     evals = {name: spec.model_dump(mode="json") for name, spec in study.evals.items()}
+    if cell.phase in (SELECT, SHAPE):
+        evals = {}
     return hash_of({"cell": cell.input_hash, "evals": evals})
 
 

@@ -11,6 +11,7 @@ ids and labels, row by row.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -120,6 +121,10 @@ def mean_nll(parts: Sequence[tuple[float, int]]) -> float:
     return sum(total for total, _ in parts) / sum(count for _, count in parts)
 
 
+def _dataset(rows: Sequence[Rendered]) -> list[dict[str, Any]]:
+    return [{"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(rows)]
+
+
 class ContractTrainer(Trainer):  # type: ignore[misc]
     """Trains on the contract's rows and counts the rows it has compared with the contract (`rows_checked`)."""
 
@@ -138,9 +143,20 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         self.validation_rows = validation
         self.pad_id = pad_id
         self.rows_checked = 0
-        data = [{"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(rows)]
+        self.tokens_seen = 0
+        self.in_order = False
+        data = _dataset(rows)
         super().__init__(model=model, args=args, train_dataset=data, data_collator=lambda batch: collate(batch, pad_id))
         self.model_accepts_loss_kwargs = True
+
+    def use_rows(self, rows: Sequence[Rendered]) -> None:
+        """Train on these rows, in this order, instead."""
+        self.contract_rows, self.train_dataset, self.in_order = rows, _dataset(rows), True
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        if self.in_order:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+        return super()._get_train_sampler(*args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -160,8 +176,8 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         from accelerate.data_loader import prepare_data_loader
 
         settings = self.accelerator.dataloader_config
-        loader = torch.utils.data.DataLoader(
-            self.train_dataset,
+        loader: Any = torch.utils.data.DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
             batch_size=self._train_batch_size * world,
             sampler=self._get_train_sampler(self.train_dataset),
             collate_fn=lambda batch: collate(share_of(batch, rank, world), self.pad_id),
@@ -192,6 +208,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
             if any(label != IGNORE for label in labels_B[b][n:]):
                 raise GateError(f"row {row.row_id}: the loss would fall on padding.", fix="Check the collator.")
         self.rows_checked += sum(index >= 0 for index in inputs["row_index"].tolist())
+        self.tokens_seen += int(inputs["attention_mask"].sum())
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Validation NLL per target token, logged as `eval_loss`."""
@@ -234,6 +251,29 @@ class OnLog(TrainerCallback):  # type: ignore[misc]
         self.sink(state.global_step, logs or {})
 
 
+class StepTimer(TrainerCallback):  # type: ignore[misc]
+    """Seconds and tokens of every optimizer step, as (seconds, tokens) in `steps`."""
+
+    def __init__(self, trainer: ContractTrainer) -> None:
+        self.trainer = trainer
+        self.steps: list[tuple[float, int]] = []
+        self._began, self._tokens = 0.0, 0
+
+    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        _wait()
+        self._began, self._tokens = time.perf_counter(), self.trainer.tokens_seen
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        _wait()
+        self.steps.append((time.perf_counter() - self._began, self.trainer.tokens_seen - self._tokens))
+
+
+def _wait() -> None:
+    """An accelerator works behind the clock's back."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint when all that belongs to it is on disk, so add it last. The mark holds `rows_checked`."""
 
@@ -247,6 +287,34 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (folder / COMPLETE).write_text(str(self.rows_checked()), encoding="utf-8")
+
+
+class Retention(TrainerCallback):  # type: ignore[misc]
+    """Frees disk while a run trains, so add it after `MarkComplete`.
+
+    The newest checkpoint stays whole for taking the run up. Of the others the best so far keeps its weights (with
+    `keep_all` every one does); what only training needs (`not_kept`, name patterns) and the rest are removed.
+    """
+
+    def __init__(self, not_kept: Sequence[str], *, keep_all: bool) -> None:
+        self.not_kept = not_kept
+        self.keep_all = keep_all
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        candidates = [(row["eval_loss"], row["step"]) for row in state.log_history if "eval_loss" in row]
+        best = min(candidates)[1] if candidates else None
+        for folder in Path(args.output_dir).glob("checkpoint-*"):
+            step = int(folder.name.rsplit("-", 1)[-1])
+            if step >= state.global_step:
+                continue
+            (folder / COMPLETE).unlink(missing_ok=True)  # first: half a checkpoint must not be taken up
+            if not self.keep_all and step != best:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            for path in [p for pattern in self.not_kept for p in folder.glob(pattern)]:
+                path.unlink(missing_ok=True)
 
 
 def last_complete(folder: Path) -> Path | None:

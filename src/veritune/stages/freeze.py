@@ -1,0 +1,133 @@
+"""`veritune freeze` and `veritune amend`: the contract written, or a change to it recorded with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veritune import contract
+from veritune.errors import InputError
+from veritune.progress import Progress
+from veritune.seal import break_seal, refuse_edited, seal
+from veritune.stages.ready import make_ready, study_at
+from veritune.store import Store, read_json, write_json
+from veritune.study import frozen_flags
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A study's contract after a command: its hash, entries, what the last one changed, and what it marks.
+
+    `exploratory` are runs that were there before the freeze, `marked` those that an amendment came after.
+    """
+
+    folder: Path
+    hash: str
+    entries: int
+    changes: tuple[str, ...]
+    exploratory: tuple[str, ...]
+    marked: tuple[str, ...]
+    sources: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+
+def freeze(study_file: str | Path, flags: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Frozen:
+    """Check a study, hash all it is made from and write its contract; a frozen study is confirmed.
+
+    `flags` override the file's settings; they stay in the contract and need not be given again. Without any, a frozen
+    study's own are used. Raises StaleError naming what differs from a contract that is there.
+    """
+    folder = Path(study_file) if Path(study_file).is_dir() else Path(study_file).parent
+    given = {**frozen_flags(folder), **(flags or {})}
+    store, study = study_at(study_file, given)
+    with store.lock():
+        _check(store)
+        ready = make_ready(store, study, progress or Progress())
+        kept = contract.freeze(store, study, ready.facts, given)
+        mark_results(store, kept)
+    return _frozen(store, kept)
+
+
+def amend(
+    study_file: str | Path, reason: str, flags: Mapping[str, Any] | None = None, progress: Progress | None = None
+) -> Frozen:
+    """Record that the study changed, with the reason. Every result that is there is marked as made before it.
+
+    Raises InputError without a contract, StoreError without a reason or when nothing differs.
+    """
+    folder = Path(study_file) if Path(study_file).is_dir() else Path(study_file).parent
+    given = {**frozen_flags(folder), **(flags or {})}
+    store, study = study_at(study_file, given)
+    if not store.contract_file.exists():
+        raise InputError(f"{store.root} is not frozen: there is nothing to amend.", fix="veritune freeze STUDY")
+    with store.lock():
+        _check(store)
+        before = len(contract.read(store)["entries"])
+        ready = make_ready(store, study, progress or Progress())
+        sealed = (store.root / "seal.json").exists()
+        kept = contract.amend(store, study, ready.facts, reason, given)
+        if len(kept["entries"]) == before:
+            raise InputError("nothing differs from the contract: there is nothing to amend.", fix="Change something.")
+        mark_results(store, kept)
+        if sealed:
+            seal(store)
+    return _frozen(store, kept)
+
+
+def _check(store: Store) -> None:
+    store.check_format()
+    store.check_events()
+    store.clear_partial()
+    refuse_edited(store)
+
+
+def mark_results(store: Store, kept: Mapping[str, Any]) -> None:
+    """Write into each summary what the contract says of it, so that a reader of that file alone sees it."""
+    if len(kept["entries"]) == 1 and not kept["entries"][0].get("made"):
+        return
+    for path in sorted(store.runs.glob("*/summary.json")):
+        summary, worth = read_json(path), contract.standing(kept, path.parent.name)
+        worth["exploratory"] |= bool(summary.get("exploratory"))
+        if {key: summary.get(key) for key in worth} != worth:
+            break_seal(store)
+            write_json(path, {**summary, **worth})
+
+
+def _frozen(store: Store, kept: Mapping[str, Any]) -> Frozen:
+    last, first = kept["entries"][-1], kept["entries"][0]
+    return Frozen(
+        folder=store.root,
+        hash=last["hash"],
+        entries=len(kept["entries"]),
+        changes=tuple(last["changes"]),
+        exploratory=tuple(first.get("made") or ()),
+        marked=tuple(last.get("made") or ()) if len(kept["entries"]) > 1 else (),
+        sources=last.get("sources") or {},
+        facts=last["terms"]["facts"],
+    )
+
+
+def frozen_text(found: Frozen) -> str:
+    """`freeze` and `amend` for the screen."""
+    sources = list(found.sources.values())
+    counts = ", ".join(f"{sources.count(s)} by {s}" for s in ("file", "flag", "default") if s in sources)
+    lines = [f"contract {found.hash[:16]}, entry {found.entries - 1}: {len(sources)} settings ({counts})"]
+    lines += [f"  {name}: {value}" for name, value in _hashes(found.facts)]
+    lines += [f"  set by flag: {name}" for name, source in found.sources.items() if source == "flag"]
+    lines += [f"  changed: {change}" for change in found.changes]
+    if found.exploratory:
+        lines.append(f"  {len(found.exploratory)} runs were there before the freeze: exploratory for ever")
+    if found.marked:
+        lines.append(f"  {len(found.marked)} runs are marked as made before amendment {found.entries - 1}")
+    return "\n".join(lines)
+
+
+def _hashes(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    named = {"data_sha256": "data file", "data_version": "rows, families and zones", "rendered_sha256": "token ids"}
+    named |= {"template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}
+    found = [(text, str(facts[key])[:16]) for key, text in named.items() if key in facts]
+    found += [(f"base {name}", digest[:16]) for name, digest in facts["model"]["files"].items()]
+    found += [(f"code, {part}", digest[:16]) for part, digest in facts.get("code", {}).items()]
+    return [*found, ("packages", ", ".join(f"{k} {v}" for k, v in facts["packages"].items()))]

@@ -1,0 +1,256 @@
+"""Selection: each condition's learning rate, by the lowest validation NLL of runs that nothing else is read from.
+
+The runs of phase `select` train on the reserved seed and the declared slice and are never scored: no benchmark can
+enter. Equal losses go to the smaller rate. A run that diverged or crashed is out, never best. A winner at the edge of
+the grid is flagged, since the best rate may lie beyond it. The choice is written to `selection.json`, is recomputed
+from the runs' records whenever it is read, and its rates are part of the main runs' ids.
+
+Batch shapes are timed at the selected rate. Nothing changes by itself: a shape of the same effective batch is offered
+when its steps are faster, a larger effective batch only when its validation NLL is no worse on as many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from veritune.errors import GateError, StaleError
+from veritune.store import Store, hash_of, now, read_json, read_jsonl, write_json
+from veritune.study import Study
+from veritune.train.schedule import SELECT, SHAPE, Cell, effective_batch, plan_cells, schedule
+
+SELECTION = "selection.json"
+SHAPES = "shapes.json"
+RULE = "lowest validation NLL; equal losses go to the smaller learning rate; a failed run is out"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One learning rate tried: its run's lowest validation NLL in nats per target token, None where it failed."""
+
+    lr: float
+    run_id: str
+    validation_nll: float | None
+    step: int | None
+    failed: str | None
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the rate may win."""
+        return self.failed is None and self.validation_nll is not None
+
+
+def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str | None]:
+    """The winner and the edge of the grid it lies at: `low`, `high` or None.
+
+    Raises GateError when no candidate is eligible.
+    """
+    eligible = [c for c in candidates if c.eligible]
+    if not eligible:
+        reasons = "; ".join(f"{c.lr:g}: {c.failed}" for c in candidates)
+        raise GateError(f"no learning rate of the grid can be used ({reasons}).", fix="Choose another grid.")
+    winner = min(eligible, key=lambda c: (c.validation_nll, c.lr))
+    grid = sorted(c.lr for c in candidates)
+    edge = {grid[0]: "low", grid[-1]: "high"}.get(winner.lr)
+    return winner, edge
+
+
+def record_selection(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose every condition's rate from the finished selection runs and write `selection.json`; the record.
+
+    Raises GateError when a run is missing, when one holds scores, or when no rate can be used.
+    """
+    body = _selection(store, study, facts)
+    path = store.root / SELECTION
+    if not (path.exists() and _same(read_json(path), body)):
+        write_json(path, {**body, "time": now()})
+    store.log_once("selected", chosen={name: c["selected"] for name, c in body["conditions"].items()})
+    return body
+
+
+def chosen(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, float] | None:
+    """The selected learning rates by condition; None without a selection, or while it is not recorded.
+
+    Raises StaleError when the record is not what the selection runs on disk come to.
+    """
+    path = store.root / SELECTION
+    if study.selection is None or not path.exists():
+        return None
+    record = read_json(path)
+    if record.get("input_hash") != _input_hash(study, facts):
+        return None  # of an earlier contract: it is made anew
+    if not all((store.run(cell.run_id) / "summary.json").exists() for cell in _cells(study, facts)):
+        return None  # a run was taken away: it is made again
+    if not _same(record, _selection(store, study, facts)):
+        raise StaleError(
+            f"{path} is not what the selection runs come to: it or they were edited.",
+            fix="Restore the files, or delete it and run again.",
+        )
+    return {name: found["selected"] for name, found in record["conditions"].items()}
+
+
+def _same(record: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
+    return {k: v for k, v in record.items() if k != "time"} == body
+
+
+def _cells(study: Study, facts: Mapping[str, Any]) -> list[Cell]:
+    return [cell for cell in plan_cells(study, facts) if cell.phase == SELECT]
+
+
+def _input_hash(study: Study, facts: Mapping[str, Any]) -> str:
+    return hash_of([cell.input_hash for cell in _cells(study, facts)])
+
+
+def _selection(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the selection runs on disk come to."""
+    assert study.selection is not None
+    conditions: dict[str, Any] = {}
+    cells = _cells(study, facts)
+    for name in study.conditions:
+        candidates = [_candidate(store, cell) for cell in cells if cell.condition == name]
+        winner, edge = choose(candidates)
+        conditions[name] = {
+            "selected": winner.lr,
+            "edge": edge,
+            "candidates": [
+                {"lr": c.lr, "run_id": c.run_id, "validation_nll": c.validation_nll, "step": c.step, "failed": c.failed}
+                for c in candidates
+            ],
+        }
+    return {
+        "input_hash": _input_hash(study, facts),
+        "rule": RULE,
+        "seed": study.selection.seed,
+        "data_fraction": study.selection.data_fraction,
+        "conditions": conditions,
+    }
+
+
+def _candidate(store: Store, cell: Cell) -> Candidate:
+    summary = _summary(store, cell)
+    training = summary["training"] or {}
+    return Candidate(cell.lr, cell.run_id, training.get("validation_nll"), training.get("best_step"), summary["failed"])
+
+
+def _summary(store: Store, cell: Cell) -> dict[str, Any]:
+    folder = store.run(cell.run_id)
+    scored = [p for p in (folder / "scores").rglob("*") if p.is_file()]
+    if scored:
+        raise GateError(
+            f"{scored[0]}: scores lie in a run that chooses a learning rate; no benchmark may enter the choice.",
+            fix="Remove them.",
+        )
+    path = folder / "summary.json"
+    if not path.exists():
+        raise GateError(f"selection run {cell.run_id} is not done.", fix="Run it: veritune run STUDY")
+    summary = read_json(path)
+    if summary["training"] is not None:  # the training record is the first hand; the summary repeats it
+        summary["training"] = read_json(folder / "training.json")
+    return summary
+
+
+def selection_lines(record: Mapping[str, Any]) -> list[str]:
+    """One line a condition for the screen, with the flag where the winner lies at the grid's edge."""
+    lines = []
+    for name, found in record["conditions"].items():
+        tried = ", ".join(
+            f"{c['lr']:g}: {'failed' if c['failed'] else format(c['validation_nll'], '.4f')}"
+            for c in found["candidates"]
+        )
+        lines.append(f"select   {name}: learning rate {found['selected']:g} (validation NLL {tried})")
+        if found["edge"]:
+            lines.append(
+                f"  ! {found['selected']:g} is the {found['edge']} edge of the grid: the best rate may lie beyond it"
+            )
+    return lines
+
+
+# ---------------------------------------------------------------- batch shapes
+
+
+def record_shapes(
+    store: Store, study: Study, facts: Mapping[str, Any], rates: Mapping[str, float]
+) -> dict[str, Any] | None:
+    """Compare the batch shapes tried with the declared one and write `shapes.json`; None when none was declared."""
+    if study.selection is None or not study.selection.batch_shapes:
+        return None
+    cells = plan_cells(study, facts, rates)
+    conditions = {}
+    for name in study.conditions:
+        own = next(c for c in cells if c.phase == SELECT and c.condition == name and c.lr == rates[name])
+        declared = _shape(store, study, own)
+        tried = [_shape(store, study, c) for c in cells if c.phase == SHAPE and c.condition == name]
+        conditions[name] = {"declared": declared, "tried": [{**t, **_offer(declared, t)} for t in tried]}
+    hashes = [c.input_hash for c in cells if c.phase in (SELECT, SHAPE)]
+    digest, path = hash_of(hashes), store.root / SHAPES
+    if not store.is_done(path, digest):
+        write_json(path, {"input_hash": digest, "conditions": conditions})
+    return read_json(path)
+
+
+def _shape(store: Store, study: Study, cell: Cell) -> dict[str, Any]:
+    """What one shape took: seconds an optimizer step (median without the first), seconds a row, peak memory, NLL."""
+    train, summary = schedule(study, cell), _summary(store, cell)
+    training = summary["training"] or {}
+    effective = effective_batch(train)
+    path = store.run(cell.run_id) / "metrics.jsonl"
+    costs = [
+        r["cost"] for r in (read_jsonl(path) if path.exists() else []) if r["split"] == "seen" and r["loss"] is not None
+    ]
+    step_s = median(costs[1:]) if len(costs) > 1 else None
+    same = effective == effective_batch(study.train)
+    return {
+        "run_id": cell.run_id,
+        "rows_per_micro_batch": train.per_device_train_batch_size,
+        "micro_batches": train.gradient_accumulation_steps,
+        "effective": effective,
+        "step_s": step_s,
+        "row_s": None if step_s is None else step_s / effective,
+        "peak_memory": training.get("peak_memory"),
+        "validation_nll": None if same and cell.phase == SHAPE else training.get("validation_nll"),
+        "failed": summary["failed"],
+    }
+
+
+def _offer(declared: Mapping[str, Any], tried: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether a shape may be had, and why. The effective batch is part of the science; its shape is not."""
+    if tried["failed"]:
+        return {"offered": False, "why": f"it failed: {tried['failed']}"}
+    if tried["row_s"] is None or declared["row_s"] is None:
+        return {"offered": False, "why": "too few steps to time"}
+    faster = declared["row_s"] / tried["row_s"]
+    if tried["effective"] == declared["effective"]:
+        return {"offered": faster > 1, "why": f"the same effective batch at {faster:.2f} times the speed"}
+    if tried["effective"] < declared["effective"]:
+        return {"offered": False, "why": "a smaller effective batch is another schedule: declare it and select anew"}
+    worse = tried["validation_nll"] - declared["validation_nll"]
+    if worse > 0:
+        return {"offered": False, "why": f"its validation NLL is {worse:.4f} higher on as many rows"}
+    return {"offered": faster > 1, "why": f"its validation NLL is {-worse:.4f} lower, at {faster:.2f} times the speed"}
+
+
+def shape_lines(record: Mapping[str, Any]) -> list[str]:
+    """The declared shape and each that was tried, for the screen."""
+    lines = []
+    for name, found in record["conditions"].items():
+        for shape in (found["declared"], *found["tried"]):
+            lines.append(f"shape    {name}: {_shape_text(shape)}")
+    return lines
+
+
+def _shape_text(shape: Mapping[str, Any]) -> str:
+    memory = (shape["peak_memory"] or {}).get("bytes")
+    parts = [
+        f"{shape['rows_per_micro_batch']} x {shape['micro_batches']}",
+        "not timed" if shape["step_s"] is None else f"{shape['step_s']:.3f} s a step",
+        "memory not known" if memory is None else f"{memory / 1e9:.2f} GB at most",
+    ]
+    if shape["validation_nll"] is not None:
+        parts.append(f"validation NLL {shape['validation_nll']:.4f}")
+    if "offered" in shape:
+        parts.append(f"{'offered' if shape['offered'] else 'not offered'}: {shape['why']}")
+    else:
+        parts.append("declared")
+    return ", ".join(parts)
