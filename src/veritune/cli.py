@@ -130,9 +130,7 @@ def verify(
     public_key: Annotated[
         Path | None, typer.Option("--public-key", help="Bundle: check the signature with this EC key (PEM).")
     ] = None,
-    seal: Annotated[
-        str | None, typer.Option(help="Study: the seal's hash, as a run printed it and you kept it.")
-    ] = None,
+    seal: Annotated[str | None, typer.Option(help="Study: the seal's hash, as a run printed it.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute every hash in a study folder or a bundle and name each file that was edited, added or lost."""

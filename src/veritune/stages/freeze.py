@@ -11,7 +11,8 @@ from veritune import contract
 from veritune.errors import InputError
 from veritune.progress import Progress
 from veritune.seal import break_seal, refuse_edited, seal
-from veritune.stages.ready import make_ready, study_at
+from veritune.stages.ready import make_ready
+from veritune.stages.watch import study_at
 from veritune.store import Store, read_json, write_json
 from veritune.study import frozen_flags
 

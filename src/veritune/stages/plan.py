@@ -20,7 +20,8 @@ from veritune.errors import GateError
 from veritune.machine import PeakMemory
 from veritune.progress import Progress, clock
 from veritune.stages.cell import cells_of, is_done
-from veritune.stages.ready import Ready, make_ready, study_at
+from veritune.stages.ready import Ready, make_ready
+from veritune.stages.watch import study_at
 from veritune.store import hash_of, now, read_json, write_json
 from veritune.study import BASELINE
 from veritune.train.schedule import (
