@@ -4,7 +4,8 @@
     python bench/probe/calibrate.py --out FOLDER --table
 
 Training says it so: runs on k unrelated rows, for several k and always the same number of steps, give held-out loss as a
-curve in log k. A run on 256 rows that are rewordings of few originals has a held-out loss too; the k at which unrelated
+curve in log k. A run on 256 rows that are rewordings of few originals has a held-out loss too; the k at which
+unrelated
 rows give that loss is what those 256 rows were worth. n_eff is read before training, from gradients at the base alone.
 Nothing of the probe is tuned here.
 
@@ -102,7 +103,9 @@ def _pretrain(folder: Path) -> None:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2048, special_tokens=["<e>"], initial_alphabet=alphabet))
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=2048, special_tokens=["<e>"], initial_alphabet=alphabet)
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<e>", pad_token="<e>")
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -277,16 +280,20 @@ def table(out: Path) -> str:
         span = "none" if run["low"] is None else f"{run['low']:.0f} to {run['high']:.0f}"
         lines.append(
             f"| {run['model']} | {run['seed']} | {run['name']} | {run['rows']} | {run['n_eff']:.0f} | {span} |"
-            f" {beyond}{worth:.0f} | {beyond and '-' or f'{ratio:.2f}'} |"
+            f" {beyond}{worth:.0f} | {(beyond and '-') or f'{ratio:.2f}'} |"
         )
     for model, found in ratios.items():
         middle = statistics.median(found)
-        lines.append(f"{model}: n_eff / worth {middle:.2f} in the middle, {min(found):.2f} to {max(found):.2f}, {len(found)} runs")
+        lines.append(
+            f"{model}: n_eff / worth {middle:.2f} in the middle, {min(found):.2f} to {max(found):.2f}, {len(found)} runs"
+        )
     losses = {(r["model"], r["name"]): [] for r in runs if "n_eff" not in r}
     for r in runs:
         if "n_eff" not in r:
             losses[r["model"], r["name"]].append(r["held_out"])
-    lines += [f"{m} {n}: held-out loss {statistics.mean(v):.3f} ({len(v)} seeds)" for (m, n), v in sorted(losses.items())]
+    lines += [
+        f"{m} {n}: held-out loss {statistics.mean(v):.3f} ({len(v)} seeds)" for (m, n), v in sorted(losses.items())
+    ]
     return "\n".join(lines)
 
 

@@ -104,7 +104,9 @@ def _sentences(
     fewer = len(before.names) - len(after.names)
     said = f"{len(rows):,} rows fall into {len(after.names):,} families"
     said += f"; words and columns alone see {len(before.names):,}." if fewer else ", the same that words alone show."
-    left_out = f" {len(rows) - n_measured:,} rows could not be rendered and were not compared." * (n_measured < len(rows))
+    left_out = f" {len(rows) - n_measured:,} rows could not be rendered and were not compared." * (
+        n_measured < len(rows)
+    )
     return (
         said,
         f"Rows join at a mean-centred gradient cosine of {threshold}, on one model: they pull it the same way, which "
