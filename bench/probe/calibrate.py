@@ -5,8 +5,7 @@
 
 Training says it so: runs on k unrelated rows, for several k and always the same number of steps, give held-out loss as a
 curve in log k. A run on 256 rows that are rewordings of few originals has a held-out loss too; the k at which
-unrelated
-rows give that loss is what those 256 rows were worth. n_eff is read before training, from gradients at the base alone.
+unrelated rows give that loss is what those 256 rows were worth. n_eff is read before training, from gradients at the base alone.
 Nothing of the probe is tuned here.
 
 Two models: SmolLM2-135M-Instruct with LoRA (r = 8 on all linear modules), and a Llama of about 2.5 million parameters

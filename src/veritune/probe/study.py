@@ -172,7 +172,6 @@ def gap_of(found: Subject, zoned: Zoned) -> ThreeZoneGap:
     return three_zone_gap(before, after, zoned.zones, zoned.families)
 
 
-<<<<<<< HEAD
 def tokens_of(found: Subject, zoned: Zoned, zones: Sequence[str]) -> dict[str, TokenFall]:
     """Where the loss fell on each of `zones`, tokens classed by the seen rows.
 
@@ -192,7 +191,8 @@ def tokens_of(found: Subject, zoned: Zoned, zones: Sequence[str]) -> dict[str, T
         made[zone] = where_it_fell(
             [rows[k] for k in at], families, [before[k] for k in at], [after[k] for k in at], reference=reference
         )
-=======
+
+
 def geometry_of(
     model: str, adapters: Sequence[Path], prompts: Any, methods: Sequence[Any], max_new_tokens: int = 32
 ) -> list[dict[str, Any]]:
@@ -207,5 +207,4 @@ def geometry_of(
     for adapter in adapters:
         after = read(subject(model, adapter).trained())
         made.append({m: geometry(base[m], after[m], prompts) for m in methods})
->>>>>>> d632411 (probe: families, geometry and series as commands; p adjusted over layers and methods together)
     return made
