@@ -3,20 +3,22 @@
     python bench/probe/calibrate.py --out FOLDER [--models smollm2 scratch] [--seeds 0 1 2]   # resumable
     python bench/probe/calibrate.py --out FOLDER --table
 
-Training says it so: runs on k unrelated rows, for several k and always the same number of steps, give held-out loss as a
-curve in log k. A run on 256 rows that are rewordings of few originals has a held-out loss too; the k at which
-unrelated rows give that loss is what those 256 rows were worth. n_eff is read before training, from gradients at the base alone.
+Training says it so: runs on k unrelated rows, for several k and always the same number of steps, give held-out loss
+as a curve in log k. A run on 256 rows that are rewordings of few originals has a held-out loss too; the k at which
+unrelated rows give that loss is what those 256 rows were worth. n_eff is read before training, from gradients at the
+base alone.
 Nothing of the probe is tuned here.
 
 Two models: SmolLM2-135M-Instruct with LoRA (r = 8 on all linear modules), and a Llama of about 2.5 million parameters
 trained here from scratch on other rows of GSM8K, then fine-tuned in full. Rows are short GSM8K problems, loss on the
-answer; the held-out rows are 64 originals that no run sees. Edits are those of the audit's corpus: `weak` changes names,
-`strong` changes names, the order of sentences, words for synonyms and the wrapping.
+answer; the held-out rows are 48 originals that no run sees. Edits are those of the audit's corpus: `weak` changes
+names, `strong` changes names, the order of sentences, words for synonyms and the wrapping.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -258,7 +260,7 @@ def equivalent(loss: float, curve: Sequence[tuple[int, float]]) -> tuple[float, 
         return float(best[0][0]), "<"
     if loss <= best[-1][1]:
         return float(best[-1][0]), ">"
-    for (k0, v0), (k1, v1) in zip(best, best[1:]):
+    for (k0, v0), (k1, v1) in itertools.pairwise(best):
         if v1 <= loss <= v0 and v0 > v1:
             share = (v0 - loss) / (v0 - v1)
             return math.exp(math.log(k0) + share * (math.log(k1) - math.log(k0))), ""
@@ -284,7 +286,7 @@ def table(out: Path) -> str:
     for model, found in ratios.items():
         middle = statistics.median(found)
         lines.append(
-            f"{model}: n_eff / worth {middle:.2f} in the middle, {min(found):.2f} to {max(found):.2f}, {len(found)} runs"
+            f"{model}: n_eff / worth {middle:.2f} (median), {min(found):.2f} to {max(found):.2f}, {len(found)} runs"
         )
     losses = {(r["model"], r["name"]): [] for r in runs if "n_eff" not in r}
     for r in runs:

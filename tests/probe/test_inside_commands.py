@@ -67,11 +67,12 @@ def test_families_found_by_gradient_are_kept_together_by_the_split(tiny_model: P
     assert not loaded.rejects and [r.id for r in loaded.rows] == [r["id"] for r in rows]
     assert loaded.rows[0].meta["topic"] == "t0" and loaded.rows[0].target == rows[0]["completion"]
     assert [r.family for r in loaded.rows] == record["family_of"]
-    by_family: dict[str | None, set[str]] = {}
+    by_topic: dict[str, set[str | None]] = {}
     for row in loaded.rows:
-        by_family.setdefault(row.family, set()).add(row.meta["topic"])
-    assert record["n_families_without_gradients"] > 30
-    assert record["n_families"] == 12 and all(len(topics) == 1 for topics in by_family.values())
+        by_topic.setdefault(row.meta["topic"], set()).add(row.family)
+    assert record["n_families_without_gradients"] > 30  # words alone see nearly every row on its own
+    assert all(len(families) == 1 for families in by_topic.values())
+    assert 10 <= record["n_families"] <= 12  # a random model may join two topics, which costs rows and leaks nothing
     zones = split_zones(loaded.rows, {r.id: str(r.family) for r in loaded.rows}, SplitConfig(seed=1)).zone_of
     for f in range(12):
         held = {zones[f"r{f}-{k}"] in ("stranger", "validation") for k in range(3)}

@@ -19,9 +19,7 @@ from veritune.release.merge import Options, check_weights, merge_adapter, parity
 from veritune.train.models import ModelRef, load_base
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning",
-    "ignore:.*tie_word_embeddings.*",
-    "ignore:Setting .save_embedding_layers",
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning", "ignore:.*tie_word_embeddings.*", "ignore:Setting .save_embedding_layers"
 )
 
 

@@ -47,8 +47,15 @@ def _figure(lines: list[Any], axis: str) -> Any:
     axes = figure.add_subplot()
     for i, (name, points) in enumerate(curves.items()):
         x, y = zip(*sorted(points))
-        look = {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)]}
-        axes.plot(x, y, markersize=5, linewidth=1.2, label=name or "weights", **look)
+        axes.plot(
+            x,
+            y,
+            color=SERIES[i % len(SERIES)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            linewidth=1.2,
+            label=name or "weights",
+        )
     axes.set(xlabel=AXES[axis], ylabel="norm of the change", ylim=(0, None))
     if axis == "lr":
         axes.set_xscale("log")
