@@ -191,6 +191,7 @@ def tokens_of(found: Subject, zoned: Zoned, zones: Sequence[str]) -> dict[str, T
         made[zone] = where_it_fell(
             [rows[k] for k in at], families, [before[k] for k in at], [after[k] for k in at], reference=reference
         )
+    return made
 
 
 def geometry_of(
