@@ -115,22 +115,109 @@ def _draw_tokens(page: Path, records: dict[str, Any], found: Any, page_rows: int
 
 @app.command()
 def weights(
-    after: Annotated[Path, typer.Argument(help="An adapter's folder, or a full checkpoint's.")],
+    after: Annotated[list[Path], typer.Argument(help="An adapter, a checkpoint, several of them, or a study.")],
     base: Annotated[Path | None, typer.Option(help="Folder of the base; needed for a full checkpoint.")] = None,
     intruders: Annotated[bool, typer.Option("--intruders", help="Also compare singular vectors (slow).")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw several or a study's (.svg, .png or .pdf).")] = None,
+    axis: Annotated[str, typer.Option(help="What the plot runs over: step, lr or rows.")] = "step",
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
-    """Say how far the weights moved, module by module. Reported, never judged by."""
-    from veritune.errors import ModelError
-    from veritune.probe.weights import Options, adapter_change, checkpoint_change
+    """Say how far the weights moved, by module, or along steps, rates and doses. Reported, never judged by."""
+    from veritune.errors import InputError
+    from veritune.probe.weights import Options
 
-    if (after / "adapter_config.json").is_file():
-        _show(adapter_change(after, base, Options(intruders=intruders)), as_json, out)
+    study = len(after) == 1 and (after[0].suffix in (".yaml", ".yml") or (after[0] / "study.yaml").is_file())
+    if len(after) > 1 or study:
+        if intruders:
+            raise InputError("--intruders reads one change at a time.", fix="Name one adapter or checkpoint.")
+        _weight_series(after, study, base, plot, axis, as_json, out)
         return
-    if base is None:
-        raise ModelError(f"{after} is no adapter, so the base it is compared with must be named.", fix="--base DIR")
-    _show(checkpoint_change(base, after, Options(spectrum=intruders, intruders=intruders)), as_json, out)
+    if plot is not None:
+        raise InputError("--plot draws a series, and one folder is none.", fix="Name several folders or a study.")
+    from veritune.probe.series import change_of
+
+    adapter = (after[0] / "adapter_config.json").is_file()
+    _show(change_of(after[0], base, Options(spectrum=adapter or intruders, intruders=intruders)), as_json, out)
+
+
+def _weight_series(
+    folders: list[Path], study: bool, base: Path | None, plot: Path | None, axis: str, as_json: bool, out: Path | None
+) -> None:
+    from veritune.probe.series import folder_series, study_series, table
+    from veritune.records import to_json
+    from veritune.report.moved import draw_series
+
+    record = study_series(folders[0]) if study else folder_series(folders, base)
+    if plot is not None:
+        draw_series(to_json(record), plot, axis)
+    if not as_json:
+        print(table(record))
+    _show(record, as_json, out)
+
+
+@app.command()
+def families(
+    model: ModelOption,
+    data: Annotated[str, typer.Option(help="The rows: any file that `audit` reads.")],
+    to: Annotated[Path, typer.Option(help="Write the rows with a column `family` here (.jsonl).")],
+    family_field: FamilyOption = None,
+    threshold: Annotated[float, typer.Option(help="Mean-centred gradient cosine from which rows are joined.")] = 0.3,
+    as_json: JsonOption = False,
+    out: OutOption = None,
+) -> None:
+    """Find families that no label names, by gradient, and write them as a column for `data.family_field`."""
+    from veritune.data.load import load_rows, require_clean
+    from veritune.data.render import render_rows
+    from veritune.probe.grouping import group_by_gradient, write_grouped
+    from veritune.probe.study import subject
+
+    found = subject(model)
+    loaded = require_clean(load_rows(data, family_field=family_field))
+    rendered, _ = render_rows(loaded.rows, found.renderer)
+    record = group_by_gradient(found.base(), loaded.rows, rendered, threshold=threshold)
+    write_grouped(to, loaded.rows, record)
+    _show(record, as_json, out)
+
+
+@app.command()
+def geometry(
+    model: ModelOption,
+    adapter: Annotated[list[Path], typer.Option(help="Folder of the adapter; repeat for seeds or steps.")],
+    reference: Annotated[Path | None, typer.Option(help="Adapter of a run to compare with (ratio per layer).")] = None,
+    personas: Annotated[Path | None, typer.Option(help="YAML or JSON: name to system text; default: twelve.")] = None,
+    questions: Annotated[Path | None, typer.Option(help="One question a line; default: sixteen.")] = None,
+    method: Annotated[str, typer.Option(help="last_input_token, response_mean or both.")] = "last_input_token",
+    max_new_tokens: Annotated[int, typer.Option(help="response_mean: tokens generated per prompt.")] = 32,
+    as_json: JsonOption = False,
+    out: OutOption = None,
+) -> None:
+    """Say whether different personas' hidden states moved together in training, layer by layer."""
+    from veritune.errors import InputError
+    from veritune.probe import geometry as g
+    from veritune.probe.study import geometry_of, subject
+    from veritune.records import dumps
+    from veritune.store import sha256_file, write_json
+
+    methods = ("last_input_token", "response_mean") if method == "both" else (method,)
+    if not set(methods) <= {"last_input_token", "response_mean"}:
+        raise InputError(f"--method {method}: expected last_input_token, response_mean or both.")
+    texts = g.PERSONAS if personas is None else g.read_personas(personas)
+    asked = g.QUESTIONS if questions is None else g.read_questions(questions)
+    files = {n: sha256_file(p) for n, p in (("personas", personas), ("questions", questions)) if p is not None}
+    prompts = g.render_personas(subject(model).renderer.tokenizer, texts, asked)
+    folders = [*adapter, *([] if reference is None else [reference])]
+    found = geometry_of(model, folders, prompts, methods, max_new_tokens)
+    against = None if reference is None else found[-1]
+    records = [g.grid(str(a), by_method, against, files) for a, by_method in zip(adapter, found)]
+    if out is not None:
+        write_json(out, {"runs": records})
+    if as_json:
+        print(dumps({"runs": records}, indent=2))
+        return
+    for record in records:
+        print(f"{record.label}: " * (len(records) > 1), end="")
+        _show(record, False, None)
 
 
 def _show(record: Any, as_json: bool, out: Path | None) -> None:

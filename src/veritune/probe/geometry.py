@@ -345,6 +345,8 @@ def against_reference(run: Geometry, reference: Geometry, name: str = "m1_around
         else:
             ratio = a["change"] / b["change"]
             line["ratio"] = ratio
+            if ratio < 0:
+                line["note"] = "the two runs moved in opposite directions"
             line["verdict"] = (
                 "reference is the culprit" if ratio < CULPRIT_BELOW else "worse" if ratio > WORSE_ABOVE else "generic"
             )
@@ -369,3 +371,85 @@ def _sentences(layers: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
         "Cosines of centroids say how alike the states are, not how alike the answers read; these personas only.",
         "More personas narrow the intervals; plain M1 alone would not, it sits near its ceiling in most models.",
     )
+
+
+# ---------------------------------------------------------------- a grid of layers and methods
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The record of one run: a `Geometry` per method, p adjusted over all layers and methods of a variant together,
+    and the ratios to a reference run where one was given. `files` holds SHA-256 of the user's own files."""
+
+    label: str
+    methods: Mapping[str, Geometry]
+    against: Mapping[str, tuple[Json, ...]] | None
+    files: Mapping[str, str]
+    reading: str
+    limits: str
+    would_change: str
+    kind: str = "geometry_grid"
+    format: int = FORMAT_VERSION
+
+
+def grid(
+    label: str,
+    found: Mapping[str, Geometry],
+    reference: Mapping[str, Geometry] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Grid:
+    """One run's readings by every method. Benjamini-Hochberg runs over layers x methods, which is no weaker than by
+    method: a layer is not called moved because several methods were tried."""
+    methods = {name: _copied(g) for name, g in found.items()}
+    _adjust([line for g in methods.values() for line in g.layers])  # type: ignore[misc]
+    against = None if reference is None else {m: tuple(against_reference(methods[m], reference[m])) for m in methods}
+    said = [f"By {name}: {_sentences(g.layers)[0]}" for name, g in methods.items()]
+    for name, cells in (against or {}).items():
+        counts = {v: sum(c["verdict"] == v for c in cells) for v in dict.fromkeys(c["verdict"] for c in cells)}
+        said.append(f"Against the reference by {name}: " + ", ".join(f"{v} in {n}" for v, n in counts.items()) + ".")
+    first = next(iter(methods.values()))
+    return Grid(label, methods, against, dict(files or {}), " ".join(said), first.limits, first.would_change)
+
+
+def _copied(g: Geometry) -> Geometry:
+    from dataclasses import replace
+
+    layers = tuple({k: dict(v) if isinstance(v, dict) else v for k, v in line.items()} for line in g.layers)
+    return replace(g, layers=layers)
+
+
+def read_personas(path: Any) -> dict[str, str]:
+    """A YAML or JSON file that maps names to system texts. Raises DataError for another shape."""
+    found = _read_yaml(path)
+    if not isinstance(found, dict) or not all(isinstance(v, str) and v.strip() for v in found.values()):
+        raise DataError(f"{path}: expected a mapping from a persona's name to its text.", fix="name: You are ...")
+    return {str(k): v for k, v in found.items()}
+
+
+def read_questions(path: Any) -> list[str]:
+    """A YAML or JSON list of questions, or a text file with one a line. Raises DataError for another shape."""
+    if str(path).endswith((".yaml", ".yml", ".json")):
+        found = _read_yaml(path)
+    else:
+        found = [line.strip() for line in _text_of(path).splitlines() if line.strip()]
+    if not isinstance(found, list) or not all(isinstance(q, str) and q.strip() for q in found):
+        raise DataError(f"{path}: expected a list of questions.", fix="One question a line in a .txt file.")
+    return list(found)
+
+
+def _read_yaml(path: Any) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(_text_of(path))
+    except yaml.YAMLError as exc:
+        raise DataError(f"{path} is no YAML or JSON: {str(exc).splitlines()[0]}.") from None
+
+
+def _text_of(path: Any) -> str:
+    from pathlib import Path
+
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(f"{path} cannot be read: {exc}.") from None

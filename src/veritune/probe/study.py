@@ -192,3 +192,20 @@ def tokens_of(found: Subject, zoned: Zoned, zones: Sequence[str]) -> dict[str, T
             [rows[k] for k in at], families, [before[k] for k in at], [after[k] for k in at], reference=reference
         )
     return made
+
+
+def geometry_of(
+    model: str, adapters: Sequence[Path], prompts: Any, methods: Sequence[Any], max_new_tokens: int = 32
+) -> list[dict[str, Any]]:
+    """The geometry of each adapter against the base, by method. One model is held at a time."""
+    from veritune.probe.geometry import geometry, states
+
+    def read(loaded: Any) -> dict[str, Any]:
+        return {m: states(loaded, prompts, method=m, max_new_tokens=max_new_tokens) for m in methods}
+
+    base = read(subject(model).base())
+    made = []
+    for adapter in adapters:
+        after = read(subject(model, adapter).trained())
+        made.append({m: geometry(base[m], after[m], prompts) for m in methods})
+    return made

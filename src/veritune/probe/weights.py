@@ -442,7 +442,11 @@ def series(changes: Mapping[str, WeightChange]) -> list[dict[str, Any]]:
 
 
 class Tensors:
-    """The tensors of a folder's safetensors files by name, read in row blocks of at most `BLOCK_BYTES`."""
+    """The tensors of a folder's safetensors files by name, read in row blocks of at most `BLOCK_BYTES`.
+
+    A file is opened for one tensor and closed again: pages of an open file stay mapped, and memory would follow the
+    model.
+    """
 
     def __init__(self, folder: Path, only: str = "") -> None:
         from safetensors import safe_open
@@ -451,9 +455,16 @@ class Tensors:
         paths = [p for p in paths if p.exists()]
         if not paths:
             raise ModelError(f"{folder}: no safetensors weights found.", fix="Save the model with safetensors.")
-        self._files: list[Any] = [safe_open(str(p), framework="pt") for p in paths]
-        self._file_of = {name: f for f in self._files for name in f.keys()}  # noqa: SIM118 - not a mapping
-        self.names = tuple(self._file_of)
+        self._path_of: dict[str, Path] = {}
+        self._shape_of: dict[str, tuple[int, ...]] = {}
+        self._dtype_of: dict[str, str] = {}
+        for path in paths:
+            with safe_open(str(path), framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    self._path_of[name] = path
+                    self._shape_of[name] = tuple(file.get_slice(name).get_shape())
+                    self._dtype_of[name] = file.get_slice(name).get_dtype()
+        self.names = tuple(self._path_of)
         packed = [n for n in self.names if ".quant_state" in n or n.endswith((".absmax", ".SCB", ".qweight"))]
         if packed:
             raise ModelError(
@@ -463,7 +474,7 @@ class Tensors:
     def key_of(self, module: str) -> str | None:
         """The weight's own name for a module's: exact, else the only one that differs by a prefix."""
         for key in (f"{module}.weight", module):
-            if key in self._file_of:
+            if key in self._path_of:
                 return key
         ends = [
             n for n in self.names if n.endswith(f".{module}.weight") or module.endswith("." + n.removesuffix(".weight"))
@@ -471,28 +482,34 @@ class Tensors:
         return ends[0] if len(ends) == 1 else None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file_of[name].get_slice(name).get_shape())
+        return self._shape_of[name]
 
     def dtype(self, name: str) -> torch.dtype:
         """The precision in which the tensor is stored."""
         names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-        stored: str = self._file_of[name].get_slice(name).get_dtype()
-        return names.get(stored, torch.float32)
+        return names.get(self._dtype_of[name], torch.float32)
 
     def whole(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
-        return tensor.double()
+        from safetensors import safe_open
+
+        with safe_open(str(self._path_of[name]), framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor.double()
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
         """Row blocks in float64; each holds at most `BLOCK_BYTES` in that precision, one row at least."""
-        part, shape = self._file_of[name].get_slice(name), self.shape(name)
+        from safetensors import safe_open
+
+        shape = self.shape(name)
         if not shape:
             yield self.whole(name)
             return
         rows = max(1, BLOCK_BYTES // (8 * max(1, math.prod(shape[1:]))))
-        for start in range(0, shape[0], rows):
-            block: torch.Tensor = part[start : start + rows]
-            yield block.double()
+        with safe_open(str(self._path_of[name]), framework="pt") as file:
+            part = file.get_slice(name)
+            for start in range(0, shape[0], rows):
+                block: torch.Tensor = part[start : start + rows]
+                yield block.double()
 
     def norm(self, name: str) -> float:
         return math.sqrt(sum(float(block.square().sum()) for block in self.blocks(name)))
