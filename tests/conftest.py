@@ -204,6 +204,12 @@ def make_study(root: Path, model: Path) -> TinyStudy:
     return study
 
 
+@pytest.fixture(scope="session")
+def new_study() -> Callable[[Path, Path], TinyStudy]:
+    """`make_study`, for fixtures of a wider scope than `study`."""
+    return make_study
+
+
 @pytest.fixture
 def study(tmp_path: Path, tiny_model: Path) -> TinyStudy:
     """A fresh study folder on the tiny model; nothing has run."""

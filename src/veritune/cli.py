@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first 
 
 import typer
 
-from veritune import cli_data, cli_gate, cli_merge, cli_probe, cli_study
+from veritune import cli_data, cli_gate, cli_learned, cli_merge, cli_probe, cli_quantised, cli_study
 from veritune.errors import VerituneError
 
 app = typer.Typer(
@@ -295,9 +295,11 @@ def schema() -> None:
 
 
 cli_data.register(app)
+cli_quantised.register(app)
 cli_study.register(app)
 cli_gate.register(app)
 cli_merge.register(app)
+cli_learned.register(app)
 app.add_typer(cli_probe.app)
 
 

@@ -82,24 +82,35 @@ def tokens(
     seen: Annotated[Path, typer.Option(help="Rows it was trained on.")],
     stranger: Annotated[Path, typer.Option(help="Rows of families it never saw: where the fall is read.")],
     family_field: FamilyOption = None,
+    page: Annotated[Path | None, typer.Option(help="Also draw rows with coloured tokens into this HTML file.")] = None,
+    page_rows: Annotated[int, typer.Option(help="Rows of each zone on the page.")] = 40,
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
     """Say on which tokens the loss fell: the template, the prompt's own words, or the rest."""
-    from veritune.probe.study import read_zones, subject
-    from veritune.probe.tokens import token_nlls, where_it_fell
+    from veritune.probe.study import read_zones, subject, tokens_of
 
     found = subject(model, adapter)
     zoned = read_zones({"seen": seen, "stranger": stranger}, found.renderer, family_field=family_field)
-    parts = {
-        zone: [(r, f) for r, f, z in zip(zoned.rendered, zoned.families, zoned.zones) if z == zone]
-        for zone in ("seen", "stranger")
-    }
-    rows, families = zip(*parts["stranger"])
-    before, after = token_nlls(found.base(), rows), token_nlls(found.trained(), rows)
-    trained_rows, trained_families = zip(*parts["seen"])
-    record = where_it_fell(rows, families, before, after, reference=(trained_rows, trained_families))
-    _show(record, as_json, out)
+    records = tokens_of(found, zoned, ("seen", "stranger") if page else ("stranger",))
+    _show(records["stranger"], as_json, out)
+    if page is not None:
+        _draw_tokens(page, records, found, page_rows)
+
+
+def _draw_tokens(page: Path, records: dict[str, Any], found: Any, page_rows: int) -> None:
+    from dataclasses import replace
+
+    from veritune.probe.tokens import token_pieces
+    from veritune.records import to_json
+    from veritune.report.tokens import Section, write_tokens_page
+
+    sections = []
+    for zone, whole in records.items():
+        record = replace(whole, rows=whole.rows[:page_rows])
+        pieces = {row["row_id"]: token_pieces(found.renderer.tokenizer, row["ids"]) for row in record.rows}
+        sections.append(Section(zone, to_json(record), pieces))
+    write_tokens_page(page, sections, f"{found.ref.name} with {found.adapter.name}")
 
 
 @app.command()

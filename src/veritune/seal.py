@@ -17,7 +17,7 @@ from veritune.records import FORMAT_VERSION, Finding
 from veritune.store import Store, hash_of, now, read_json, sha256_file, write_json
 
 FILES = ("study.yaml", "contract.lock.json", "events.jsonl", "verdict.json", "report.html")
-FOLDERS = ("data", "audit", "runs", "figures")
+FOLDERS = ("data", "audit", "runs", "probes", "figures")
 
 
 def _files(root: Path) -> list[Path]:

@@ -146,7 +146,7 @@ class Condition(_Section):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     method: str = "lora"
-    """`lora`, `full`, or any PEFT method by its name (`prompt_tuning`, `ia3`, ...) with its own config fields."""
+    """`lora`, `qlora`, `full`, or any PEFT method by its name (`prompt_tuning`, ...) with its own config fields."""
     target_modules: str | tuple[str, ...] | None = None
     """`attention`, `mlp`, `all-linear`, or a list of module names. LoRA-like methods only."""
     r: Annotated[Int, Field(ge=1)] | None = None
@@ -167,8 +167,10 @@ class Condition(_Section):
                 raise ValueError(
                     f"`method: full` takes no {', '.join(sorted(given))}: remove it, or use `method: lora`"
                 )
-        if self.method == "lora" and self.target_modules is None:
-            raise ValueError("`method: lora` needs target_modules: `attention`, `mlp`, `all-linear` or a list of names")
+        if self.method in ("lora", "qlora") and self.target_modules is None:
+            raise ValueError(
+                f"`method: {self.method}` needs target_modules: `attention`, `mlp`, `all-linear` or a list of names"
+            )
         return self
 
     def options(self) -> dict[str, Any]:

@@ -59,3 +59,31 @@ def _variance(residual_N: Floats, cluster_N: Ints) -> float:
     sums = np.bincount(cluster_N - cluster_N.min(), residual_N)
     g = len(np.unique(cluster_N))
     return float(g / (g - 1) * np.square(sums).sum())
+
+
+def difference(name: str, value_N: Floats, first_N: Any, family_N: Ints, *, level: float = 0.95) -> Estimate:
+    """Mean over the rows where `first_N` is true minus the mean over the others; families may lie on both sides.
+
+    Linearised cluster variance, never below that of rows as draws; t with the smaller side's families - 1. Fewer than
+    8 families on a side give no interval.
+    """
+    first_N = np.asarray(first_N, bool)
+    sides = [first_N, ~first_N]
+    method = "difference of two means, clustered by family"
+    blank = Estimate(name, None, None, None, level, len(value_N), method)
+    if not (first_N.any() and (~first_N).any()):
+        return replace(blank, warnings=("one of the two sides has no rows",))
+    families = [len(np.unique(family_N[side])) for side in sides]
+    means = [float(value_N[side].mean()) for side in sides]
+    value = means[0] - means[1]
+    blank = replace(blank, value=value, n_clusters=len(np.unique(family_N)))
+    if min(families) < MIN_FAMILIES:
+        why = f"no interval: {min(families)} families on one side, fewer than {MIN_FAMILIES} say too little"
+        return replace(blank, warnings=(why,))
+    influence_N = np.where(first_N, (value_N - means[0]) / sides[0].sum(), -(value_N - means[1]) / sides[1].sum())
+    se = float(np.sqrt(max(_variance(influence_N, family_N), _variance(influence_N, np.arange(len(value_N))))))
+    if se == 0:
+        return replace(blank, warnings=("no interval: every row gave the same value, so spread says nothing",))
+    df = float(min(families) - 1)
+    half = t_quantile(0.5 + level / 2, df) * se
+    return replace(blank, low=value - half, high=value + half, se=se, df=df)

@@ -270,7 +270,9 @@ class Recall:
     """Greedy continuation of each row's own target after a prefix of it, word for word, by zone.
 
     `matched` is the mean share of the rest that greedy decoding gives before its first difference; `exact` the share of
-    rows whose whole rest it gives; `longest` the longest such span in tokens. `base` is the base model, same rows.
+    rows whose whole rest it gives; `longest` the longest such span in tokens. `base` is the base model, same rows;
+    `beyond_base` the paired difference in `matched`, `base_as_long` the share of rows where the base copies at least as
+    long a span, `longest_copied` the row with the longest span and what the base gives there.
     """
 
     zones: Json
@@ -347,6 +349,7 @@ def verbatim_recall(
             made[zone] |= {
                 "base": _recalled([before[i] for i in mine], family_N[mine]),
                 "trained": _recalled([after[i] for i in mine], family_N[mine]),
+                **_against_base([(before[i], after[i], i) for i in mine], family_N[mine]),
             }
     if not any(z["n_rows"] for z in made.values()):
         raise DataError(f"no row has {min_rest} target tokens after its prefix.", fix="Lower min_rest or prefix_share.")
@@ -366,6 +369,24 @@ def verbatim_recall(
         limits="Rows with an obvious ending are given back without being memorised: compare with base and strangers.",
         would_change="Longer rests are harder to give back by chance; sampling finds text that greedy decoding misses.",
     )
+
+
+def _against_base(spans: Sequence[tuple[Any, Any, int]], family_N: Ints) -> dict[str, Any]:
+    """How much of what is given back the base gives back anyway. `spans`: base's, trained's, the row's place."""
+    base_N = np.array([b[0] for b, _, _ in spans], float)
+    trained_N = np.array([t[0] for _, t, _ in spans], float)
+    asked_N = np.array([t[1] for _, t, _ in spans], float)
+    one_N, at = np.ones(len(spans)), int(trained_N.argmax())
+    return {
+        "beyond_base": ratio("matched share beyond the base's", (trained_N - base_N) / asked_N, one_N, family_N),
+        "base_as_long": ratio("rows the base copies as far", (base_N >= trained_N).astype(float), one_N, family_N),
+        "longest_copied": {
+            "row": spans[at][2],
+            "tokens": int(trained_N[at]),
+            "base": int(base_N[at]),
+            "asked": int(asked_N[at]),
+        },
+    }
 
 
 def _recalled(spans: Sequence[tuple[int, int] | None], family_N: Ints) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from veritune.data.load import load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
 from veritune.probe.memorization import ThreeZoneGap, row_losses, three_zone_gap
+from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
 from veritune.records import Rendered, Row
 from veritune.store import Store, hash_of, read_json, write_json
 from veritune.study import Model
@@ -116,6 +117,22 @@ def read_zones(files: Mapping[str, str | Path], renderer: Renderer, **reading: A
     return Zoned(tuple(rows), tuple(rendered), tuple(zones), tuple(families))
 
 
+def thin(zoned: Zoned, rows: int) -> Zoned:
+    """At most so many rows of each zone, whole families first come first served, in the order of the files."""
+    left = dict.fromkeys(zoned.zones, rows)
+    kept = []
+    for i in sorted(range(len(zoned.rows)), key=lambda i: (zoned.families.index(zoned.families[i]), i)):
+        if left[zoned.zones[i]] > 0:
+            left[zoned.zones[i]] -= 1
+            kept.append(i)
+    kept.sort()
+
+    def pick(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in kept)
+
+    return Zoned(pick(zoned.rows), pick(zoned.rendered), pick(zoned.zones), pick(zoned.families))
+
+
 def _refuse_leak(zones: Sequence[str], families: Sequence[str]) -> None:
     trained = {f for f, zone in zip(families, zones) if zone in ("seen", "sibling")}
     leaked = sum(zone == "stranger" and f in trained for f, zone in zip(families, zones))
@@ -136,3 +153,25 @@ def gap_of(found: Subject, zoned: Zoned) -> ThreeZoneGap:
     before = row_losses(found.base(), zoned.rendered)
     after = row_losses(found.trained(), zoned.rendered)
     return three_zone_gap(before, after, zoned.zones, zoned.families)
+
+
+def tokens_of(found: Subject, zoned: Zoned, zones: Sequence[str]) -> dict[str, TokenFall]:
+    """Where the loss fell on each of `zones`, tokens classed by the seen rows.
+
+    Raises ModelError without an adapter.
+    """
+    if found.adapter is None:
+        raise ModelError("where the loss fell compares a trained model with its base.", fix="--adapter DIR")
+    chosen = [i for i, zone in enumerate(zoned.zones) if zone in zones]
+    rows = [zoned.rendered[i] for i in chosen]
+    before, after = token_nlls(found.base(), rows), token_nlls(found.trained(), rows)
+    seen = [(r, f) for r, f, z in zip(zoned.rendered, zoned.families, zoned.zones) if z == "seen"]
+    reference = ([r for r, _ in seen], [f for _, f in seen])
+    made = {}
+    for zone in zones:
+        at = [k for k, i in enumerate(chosen) if zoned.zones[i] == zone]
+        families = [zoned.families[chosen[k]] for k in at]
+        made[zone] = where_it_fell(
+            [rows[k] for k in at], families, [before[k] for k in at], [after[k] for k in at], reference=reference
+        )
+    return made

@@ -246,3 +246,21 @@ def _check(
         bad = next((r.row_id for r, x in zip(rows, nlls) if not np.isfinite(x).all()), None)
         if bad is not None:
             raise ScoreError(f"row {bad}: the NLLs '{name}' are not finite.", fix="Use another checkpoint.")
+
+
+def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; joined they are the row's text. A character of several tokens goes to the last.
+
+    A tail of tokens is decoded with and without the newest, so that spaces and byte-level characters come out right.
+    """
+    pieces: list[str] = []
+    start = shown = 0
+    for i in range(len(ids)):
+        before = tokenizer.decode(list(ids[start:shown]), skip_special_tokens=False)
+        now = tokenizer.decode(list(ids[start : i + 1]), skip_special_tokens=False)
+        if now.endswith("\ufffd") and i + 1 - shown < 4 and i + 1 < len(ids):
+            pieces.append("")
+            continue
+        pieces.append(now[len(before) :])
+        start, shown = shown, i + 1
+    return pieces

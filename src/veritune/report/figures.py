@@ -99,7 +99,8 @@ class Drawn:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """The look of all figures while the block runs."""
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE), warnings.catch_warnings():
@@ -111,7 +112,7 @@ def _style() -> Iterator[None]:
 def draw_all(store: Store, records: Records) -> list[Drawn]:
     """Draw every figure whose records are there, write its files, and remove those of figures that are no more."""
     drawn = []
-    with _style():
+    with style():
         for group, drawings in _drawings(records):
             for drawing in drawings:
                 label = f"{drawing.title}. {drawing.caption}"

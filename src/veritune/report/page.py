@@ -21,6 +21,7 @@ from markupsafe import Markup
 from veritune.decide.wording import number, signed
 from veritune.report import views
 from veritune.report.figures import SERIES, Drawn, draw_all
+from veritune.report.probes import blocks
 from veritune.report.read import Records, read_records
 from veritune.store import Store, write_text
 from veritune.study import Study
@@ -47,7 +48,7 @@ def render(records: Records, drawn: Sequence[Drawn]) -> str:
     css = Markup(files("veritune.report").joinpath("templates/report.css").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             css=css,
@@ -58,6 +59,7 @@ def render(records: Records, drawn: Sequence[Drawn]) -> str:
             scores=views.scores(records),
             losses=views.losses(records),
             gaps=views.gaps(records),
+            probes=blocks(records),
             conditions=views.conditions(records),
             training=views.training(records),
             samples=views.samples(records),
@@ -72,7 +74,8 @@ def render(records: Records, drawn: Sequence[Drawn]) -> str:
 
 
 @cache
-def _environment() -> Any:
+def environment() -> Any:
+    """The templates with their filters: everything is escaped, undefined names are errors."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -71,6 +71,7 @@ class Records:
     live: Mapping[str, Json]
     events: Sequence[Json]
     problems: tuple[str, ...]
+    probes: Sequence[tuple[str, Json]] = ()
 
     @property
     def terms(self) -> Json:
@@ -150,6 +151,7 @@ def read_records(store: Store, study: Study) -> Records:
         live={n: r for n in study.conditions if (r := reader.json(store.audit(f"live-{n}.json"), shapes.LIVE))},
         events=reader.jsonl(store.events_file, shapes.EVENT),
         problems=(),
+        probes=_probes(reader),
     )
     return _with_problems(records, reader.problems, planned)
 
@@ -193,6 +195,14 @@ def _run(reader: _Reader, folder: Path) -> Run | None:
         decoding={name: stamp.get("decoding") or {} for name, stamp in stamps.items() if stamp},
         gap=(reader.json(folder / "probes" / "three_zone.json", shapes.GAP) or {}).get("gap"),
     )
+
+
+def _probes(reader: _Reader) -> list[tuple[str, Json]]:
+    """Probe records that lie apart from the runs: by path, those of shadow runs left out."""
+    folder = reader.store.root / "probes"
+    paths = sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
+    found = [(reader.store.relative(path), reader.json(path, shapes.PROBE)) for path in paths]
+    return [(path, record) for path, record in found if record is not None]
 
 
 def _telemetry(path: Path) -> list[Any]:

@@ -112,6 +112,7 @@ GAP = {
         "thresholds": {"*": NUMBER},
     }
 }
+PROBE = {"*": object, "run": TEXT, "record": {"*": object}}
 
 
 def fit(value: Any, shape: Any, where: str, problems: list[str]) -> Any:

@@ -29,6 +29,7 @@ from veritune.study import BASELINE, Condition, Study, Train
 from veritune.train import methods
 from veritune.train.distributed import check_ranks, is_main, leave_group, world_size
 from veritune.train.models import ModelRef, load_base, quiet_transformers
+from veritune.train.quantised import base_for
 
 if TYPE_CHECKING:
     from veritune.data.prepare import Prepared
@@ -130,7 +131,9 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
     condition = context.study.conditions[cell.condition]
     check_ranks(context.study.train.devices)
     log = MetricLog(folder / "metrics.jsonl", cell)
-    model, trainable = methods.build(cell.condition, condition, load_base(context.model), cell.seed)
+    model, trainable = methods.build(
+        cell.condition, condition, base_for(context.store, context.model, condition), cell.seed
+    )
     trainer = _trainer(context, cell, model, work)
     _add_callbacks(context, cell, trainer, log)
     resumed = last_complete(work)
@@ -366,12 +369,14 @@ def load_trained(context: Context, cell: Cell) -> Any:
         return load_base(context.model)
     record = read_json(context.store.run(cell.run_id) / "training.json")
     checkpoint = context.store.root / record["checkpoint"]
-    if context.study.conditions[cell.condition].method == "full":
+    condition = context.study.conditions[cell.condition]
+    if condition.method == "full":
         return load_base(replace(context.model, path=checkpoint))
     from peft import PeftModel
 
+    base = base_for(context.store, context.model, condition)
     with quiet_transformers():
-        return PeftModel.from_pretrained(load_base(context.model), checkpoint).eval()
+        return PeftModel.from_pretrained(base, checkpoint).eval()
 
 
 def measure_nll(context: Context, cell: Cell, model: Any, row_ids: Sequence[str]) -> None:
@@ -413,7 +418,9 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
     Raises GateError when the loss is not finite, a trainable module did not move, or a frozen tensor changed.
     """
     condition: Condition = context.study.conditions[cell.condition]
-    model, trainable = methods.build(cell.condition, condition, load_base(context.model), cell.seed)
+    model, trainable = methods.build(
+        cell.condition, condition, base_for(context.store, context.model, condition), cell.seed
+    )
     before = _fingerprints(model)
     trainer = _trainer(context, cell, model, work, max_steps=1)
     trainer.args.warmup_steps = 0

@@ -1,4 +1,4 @@
-"""From a condition to a trainable model: full fine-tuning, LoRA, or any PEFT method by its own config fields.
+"""From a condition to a trainable model: full fine-tuning, LoRA, QLoRA, or any PEFT method by its own config fields.
 
 A new method goes here. Targets are resolved per architecture to the exact list of modules, and that list is recorded.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from veritune.errors import StudyError
 from veritune.study import Condition
+from veritune.train import quantised
 from veritune.train.models import quiet_transformers
 from veritune.train.modules import module_group, module_type
 
@@ -40,6 +41,10 @@ def check(name: str, condition: Condition) -> None:
         return
     config = _config_class(name, condition.method)
     known = [f.name for f in dataclasses.fields(config)]
+    if condition.method == quantised.QLORA:
+        quantised.require_bitsandbytes()
+        quantised.check_fields(name, condition)
+        known += quantised.FIELDS
     for key in condition.options():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -66,9 +71,12 @@ def build(name: str, condition: Condition, base: Any, seed: int) -> tuple[Any, T
     if condition.target_modules is not None:
         modules = targets(name, condition.target_modules, base)
         options["target_modules"] = list(_suffixes(modules, base))
-    if condition.method == "lora":
+    if condition.method in ("lora", quantised.QLORA):
         options = LORA_DEFAULTS | options
-    config = _config_class(name, condition.method)(task_type="CAUSAL_LM", **options)
+    if condition.method == quantised.QLORA:
+        options = quantised.FIELDS | options
+    adapter = {k: v for k, v in options.items() if k not in quantised.FIELDS}
+    config = _config_class(name, condition.method)(task_type="CAUSAL_LM", **adapter)
     with quiet_transformers():
         model = get_peft_model(base, config)
     return model, _count(condition.method, options, modules, model)
@@ -126,15 +134,24 @@ def _config_class(name: str, method: str) -> Any:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    known[quantised.QLORA] = known["lora"]
     if method not in known:
         close = difflib.get_close_matches(method, [*known, "full"], n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise StudyError(f"conditions.{name}.method: no method {method!r}{hint}.", fix="Use full, lora or a PEFT type.")
+        raise StudyError(
+            f"conditions.{name}.method: no method {method!r}{hint}.", fix="Use full, lora, qlora or a PEFT type."
+        )
     assert issubclass(known[method], PeftConfig)
     return known[method]
 
 
 def _count(method: str, options: dict[str, Any], modules: tuple[str, ...], model: Any) -> Trainable:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(_scalars(p) for p in model.parameters())
     return Trainable(method, options, modules, trainable, total)
+
+
+def _scalars(parameter: Any) -> int:
+    """Number of scalars a parameter stands for; a 4-bit one holds two or more in each stored number."""
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else int(parameter.numel())

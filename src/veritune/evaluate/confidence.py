@@ -1,0 +1,331 @@
+"""How sure a model is of its answers, in the two forms that calibration is measured on.
+
+multiple choice   the options' log-likelihoods, made shares by softmax; the confidence is the largest share
+short answers     the probability of the whole greedy answer, its end token included
+
+Also read from lm-evaluation-harness samples, which hold the options' log-likelihoods as text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from veritune.errors import DataError, ScoreError
+from veritune.records import Message, Rendered, Row
+
+Normalise = Literal["none", "length"]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One multiple-choice question; `answer` is the right option's place."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    choices: tuple[str, ...]
+    answer: int
+    family: str | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One confidence and outcome per item. `shares` are the options' shares, empty for short answers; `right` the
+    right option's place, None where it is not known."""
+
+    ids: tuple[str, ...]
+    confidence: tuple[float | None, ...]
+    correct: tuple[float | None, ...]
+    families: tuple[str | None, ...]
+    shares: tuple[tuple[float, ...], ...] = ()
+    right: tuple[int | None, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def shares_of(loglik: Sequence[float]) -> tuple[float, ...]:
+    """Softmax of log-likelihoods. Raises ScoreError when one is not finite or none is given."""
+    if not loglik or not all(math.isfinite(x) for x in loglik):
+        raise ScoreError(f"expected finite log-likelihoods, found {list(loglik)[:6]}.", fix="Score the item again.")
+    top = max(loglik)
+    weights = [math.exp(x - top) for x in loglik]
+    total = sum(weights)
+    return tuple(w / total for w in weights)
+
+
+def multiclass_brier(shares: Sequence[float], right: int) -> float:
+    """sum_k (share_k - [k is right])^2, in [0, 2]. Brier 1950, Mon. Weather Rev. 78:1."""
+    return sum((p - (k == right)) ** 2 for k, p in enumerate(shares))
+
+
+# ---------------------------------------------------------------- lm-evaluation-harness
+
+
+def from_lm_eval(path: str | Path, metric: Literal["acc", "acc_norm"] = "acc") -> Judged:
+    """Confidences from the samples of a multiple-choice task (`lm_eval --log_samples`).
+
+    For `acc_norm` log-likelihoods are divided by the option's length in characters first, as the harness does; that
+    share is no probability the model ever gave. Raises ScoreError when a line is no multiple-choice sample, or when
+    the harness's own outcome cannot be had from its log-likelihoods.
+    """
+    path = Path(path)
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append((number, json.loads(line)))
+            except ValueError as exc:
+                raise ScoreError(f"{path.name}, line {number}: expected a JSON object, found {exc}.") from None
+    if not rows:
+        raise ScoreError(f"{path.name}: expected samples, found none.")
+    made = [_lm_sample(row, metric, f"{path.name}, line {number}") for number, row in rows]
+    ids = tuple(str(row["doc_id"]) for _, row in rows)
+    if len(set(ids)) < len(ids):
+        raise ScoreError(f"{path.name}: an item is there twice; one filter and one run at a time.")
+    return Judged(
+        ids=ids,
+        confidence=tuple(max(shares) for shares, _, _ in made),
+        correct=tuple(correct for _, correct, _ in made),
+        families=(None,) * len(ids),
+        shares=tuple(shares for shares, _, _ in made),
+        right=tuple(right for _, _, right in made),
+        notes=(f"metric {metric}",),
+    )
+
+
+def _lm_sample(row: Any, metric: str, where: str) -> tuple[tuple[float, ...], float, int | None]:
+    """(shares, outcome, the right option's place where it can be told)."""
+    try:
+        loglik = [float(pair[0]) for pair in row["filtered_resps"]]
+        options = [_option(argument) for argument in _arguments(row)]
+        outcome = float(row[metric])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ScoreError(
+            f"{where}: expected a multiple-choice sample with log-likelihoods and {metric!r}.",
+            fix="Calibration needs `lm_eval --log_samples` on a multiple_choice task.",
+        ) from None
+    if len(loglik) != len(options) or outcome not in (0.0, 1.0):
+        raise ScoreError(
+            f"{where}: expected a multiple-choice sample, found {len(loglik)} log-likelihoods for {len(options)} "
+            f"options and {metric} {outcome}."
+        )
+    if metric == "acc_norm":
+        loglik = [x / max(1, len(option)) for x, option in zip(loglik, options)]
+    shares = shares_of(loglik)
+    chosen = loglik.index(max(loglik))
+    gold = _gold(row.get("target"), options)
+    if gold is not None and outcome != float(gold == chosen):
+        raise ScoreError(
+            f"{where}: {metric} is {outcome:g}, yet option {chosen} has the highest log-likelihood, {gold} is right.",
+            fix="The sample was edited, or its options were scored another way.",
+        )
+    return shares, outcome, chosen if outcome else gold
+
+
+def _arguments(row: Mapping[str, Any]) -> list[Any]:
+    arguments = row["arguments"]
+    return (
+        [arguments[k] for k in sorted(arguments, key=lambda k: int(k.rsplit("_", 1)[-1]))]
+        if isinstance(arguments, dict)
+        else list(arguments)
+    )
+
+
+def _option(argument: Any) -> str:
+    text = argument["arg_1"] if isinstance(argument, dict) else argument[1]
+    return str(text).removeprefix(" ")
+
+
+def _gold(target: Any, options: Sequence[str]) -> int | None:
+    """The right option's place from `target`: a place, or an option's text; None where it could be either."""
+    text = str(target).strip()
+    place = int(text) if text.isdecimal() and int(text) < len(options) else None
+    named = [k for k, option in enumerate(options) if option.strip() == text]
+    if place is not None and named and named != [place]:
+        return None
+    return place if place is not None else named[0] if len(named) == 1 else None
+
+
+# ---------------------------------------------------------------- any file
+
+
+def read_judged(
+    path: str | Path,
+    *,
+    confidence: str = "confidence",
+    correct: str = "correct",
+    family_field: str | None = None,
+    metric: str = "acc",
+) -> Judged:
+    """lm-eval samples, or a JSONL or CSV table with a confidence and an outcome column (empty: missing).
+
+    Raises ScoreError for an unknown metric, a column that is not there, and cells that are no numbers.
+    """
+    from veritune.evaluate.imports import sniff
+
+    path = Path(path)
+    if sniff(path) == "lm-eval":
+        if metric not in ("acc", "acc_norm"):
+            raise ScoreError(f"metric: expected acc or acc_norm, found {metric!r}.")
+        return from_lm_eval(path, "acc" if metric == "acc" else "acc_norm")
+    rows = _table_rows(path)
+    for name in (confidence, correct, *([family_field] if family_field else [])):
+        if rows and name not in rows[0]:
+            raise ScoreError(
+                f"{path.name}: no column {name!r}.", fix=f"There are: {', '.join(map(str, list(rows[0])[:12]))}."
+            )
+    return Judged(
+        ids=tuple(str(row.get("id", i)) for i, row in enumerate(rows, start=1)),
+        confidence=tuple(_cell(row, confidence, path, i) for i, row in enumerate(rows, start=1)),
+        correct=tuple(_cell(row, correct, path, i) for i, row in enumerate(rows, start=1)),
+        families=tuple(str(row[family_field]) if family_field else None for row in rows),
+    )
+
+
+def _table_rows(path: Path) -> list[dict[str, Any]]:
+    import csv
+
+    from veritune.store import read_jsonl
+
+    text = path.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("{"):
+        rows: list[Any] = read_jsonl(path)
+    elif text.lstrip().startswith("["):
+        rows = json.loads(text)
+    else:
+        rows = list(csv.DictReader(text.splitlines()))
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ScoreError(f"{path.name}: expected rows with named columns, found none.")
+    return rows
+
+
+def _cell(row: Mapping[str, Any], name: str, path: Path, number: int) -> float | None:
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ScoreError(f"{path.name}, row {number}, {name}: expected a number, found {value!r}.") from None
+
+
+# ---------------------------------------------------------------- a model's own
+
+
+def read_questions(path: str | Path, family_field: str | None = None) -> list[Question]:
+    """Questions from JSONL: `question` (or `prompt`, or `messages`), `choices`, and `answer` as place, letter or text.
+
+    Raises DataError naming the line.
+    """
+    from veritune.store import read_jsonl
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no file at {path}.", fix="Give a JSONL file of questions.")
+    rows = read_jsonl(path)
+    if not rows:
+        raise DataError(f"{path} holds no questions.")
+    return [_question(row, f"{path.name}, line {n}", n, family_field) for n, row in enumerate(rows, start=1)]
+
+
+def _question(row: Any, where: str, number: int, family_field: str | None) -> Question:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected an object, found {type(row).__name__}.")
+    asked, choices = row.get("question", row.get("prompt")), row.get("choices")
+    if isinstance(row.get("messages"), list):
+        prompt = tuple(Message(str(m["role"]), str(m["content"])) for m in row["messages"])
+    elif isinstance(asked, str):
+        prompt = (Message("user", asked),)
+    else:
+        raise DataError(f"{where}: expected `question`, `prompt` or `messages`, found {sorted(row)[:8]}.")
+    if not isinstance(choices, list) or len(choices) < 2 or len(set(map(str, choices))) < len(choices):
+        raise DataError(f"{where}: expected `choices`, a list of at least two different options.")
+    options = tuple(str(c) for c in choices)
+    if family_field is not None and family_field not in row:
+        raise DataError(f"{where}: no column {family_field!r}.", fix=f"There are: {', '.join(sorted(row))}.")
+    family = str(row[family_field]) if family_field else None
+    return Question(str(row.get("id", number)), prompt, options, _place(row.get("answer"), options, where), family)
+
+
+def _place(answer: Any, options: Sequence[str], where: str) -> int:
+    """The right option's place from a place, an option's text or a letter."""
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
+        return answer
+    if isinstance(answer, str) and answer in options:
+        return options.index(answer)
+    if isinstance(answer, str) and len(answer) == 1 and answer.upper() in LETTERS[: len(options)]:
+        return LETTERS.index(answer.upper())
+    raise DataError(f"{where}: expected `answer` as a place, a letter or an option's text, found {answer!r}.")
+
+
+def judge_choices(
+    model: Any, renderer: Any, questions: Sequence[Question], normalise: Normalise = "none", batch_size: int = 8
+) -> Judged:
+    """Each option scored as the assistant's whole answer, its end token included; the likeliest is the model's.
+
+    `length` divides a log-likelihood by the option's tokens. Raises DataError when an option cannot be rendered.
+    """
+    rows = [
+        renderer.row(Row(f"{q.id}#{k}", (*q.prompt, Message("assistant", option))))
+        for q in questions
+        for k, option in enumerate(q.choices)
+    ]
+    total = sequence_logprobs(model, rows, batch_size=batch_size)
+    if normalise == "length":
+        total = [x / row.n_target for x, row in zip(total, rows)]
+    shares, at = [], 0
+    for q in questions:
+        shares.append(shares_of(total[at : at + len(q.choices)]))
+        at += len(q.choices)
+    return Judged(
+        ids=tuple(q.id for q in questions),
+        confidence=tuple(max(s) for s in shares),
+        correct=tuple(float(s.index(max(s)) == q.answer) for s, q in zip(shares, questions)),
+        families=tuple(q.family for q in questions),
+        shares=tuple(shares),
+        right=tuple(q.answer for q in questions),
+        notes=(f"normalise {normalise}",),
+    )
+
+
+def sequence_logprobs(model: Any, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[float]:
+    """Summed log-probability in nats of each row's labelled tokens, in the order given."""
+    import torch
+
+    from veritune.probe.batches import evaluating, in_batches, model_device, require_targets, token_losses
+
+    require_targets(rows)
+    made = [0.0] * len(rows)
+    device = model_device(model)
+    with evaluating(model), torch.no_grad():
+        for index, batch in in_batches(rows, batch_size):
+            loss_N_T, _ = token_losses(model, batch.to(device))
+            for i, value in zip(index, (-loss_N_T.double().sum(1)).tolist()):
+                made[i] = value
+    return made
+
+
+def answer_confidences(
+    model: Any, prompts: Sequence[Sequence[int]], outputs: Sequence[Any], end_ids: Sequence[int], batch_size: int = 8
+) -> list[float | None]:
+    """Probability of each whole answer (`generate.Output`) given its prompt's ids, its end token included.
+
+    Of several end tokens the likeliest counts: it is the one that greedy decoding took. An answer that was cut has no
+    end token and is counted as far as it goes; None where nothing was generated at all.
+    """
+    rows, places = [], []
+    for i, (prompt, output) in enumerate(zip(prompts, outputs)):
+        for end in [(e,) for e in end_ids] if output.ended == "stop_token" else [()]:
+            ids = (*output.token_ids, *end)
+            if ids:
+                rows.append(Rendered(str(i), (*prompt, *ids), ((-100,) * len(prompt)) + ids))
+                places.append(i)
+    made: list[float | None] = [None] * len(prompts)
+    if rows:
+        for i, value in zip(places, sequence_logprobs(model, rows, batch_size=batch_size)):
+            made[i] = max(made[i] or 0.0, min(1.0, math.exp(value)))
+    return made

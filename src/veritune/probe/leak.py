@@ -1,0 +1,178 @@
+"""What a leaky split would have flattered: the same data, split row by row as if there were no families.
+
+    zones = leaky_zones(honest_zones, seed)          # as many rows trained on, drawn without regard to families
+    # train the same recipe on them for as many steps; then
+    record = leak(Measured(...))
+
+On the rows that the honest run never saw a relative of, and that the leaky run holds out too, the two runs' losses are
+compared row by row: what the leaky run gains there, it gains because relatives of those rows were trained on, or
+because its rows come from more families. The validation rows tell the two apart: neither run trained on a relative of
+theirs, so what the leaky run gains on them is no leak.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from veritune.errors import DataError, ScoreError
+from veritune.probe.clusters import Floats, codes, difference, ratio
+from veritune.records import FORMAT_VERSION, Estimate, Json
+
+HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True)
+class Leak:
+    """The record, in nats per target token.
+
+    `flattered` is the honest run's loss minus the leaky run's on the same held-out rows; `elsewhere` the same on
+    validation rows, whose families neither run trained on; `by_leak` is the first minus the second. `honest` and
+    `leaky` hold what either split would have reported: loss on trained rows, on held-out rows, and their gap.
+    """
+
+    condition: str
+    seed: int
+    n_trained: int
+    flattered: Estimate
+    elsewhere: Estimate
+    by_leak: Estimate
+    honest: Json
+    leaky: Json
+    shared: Json
+    reading: str
+    limits: str
+    would_change: str
+    kind: str = "leak"
+    format: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean loss per row id of the base, the honest and the leaky run; each row's zone in either split; its family."""
+
+    condition: str
+    seed: int
+    base: Mapping[str, float]
+    honest: Mapping[str, float]
+    leaky: Mapping[str, float]
+    honest_zone: Mapping[str, str]
+    leaky_zone: Mapping[str, str]
+    family: Mapping[str, str]
+
+
+def leaky_zones(zone_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
+    """Zones of a split that ignores families: `seen` (as many rows as before, drawn from all but validation), and
+    `held_out`. Validation rows stay, so that both runs choose their checkpoint on the same rows.
+
+    Raises DataError when nothing is held out besides validation.
+    """
+    pool = sorted(row for row, zone in zone_of.items() if zone != "validation")
+    n_seen = sum(zone == "seen" for zone in zone_of.values())
+    if not 0 < n_seen < len(pool):
+        raise DataError(
+            f"a leaky split needs rows trained on and rows held out; found {n_seen} of {len(pool)} trained on.",
+            fix="Hold out strangers in `split`.",
+        )
+    drawn = set(random.Random(seed).sample(pool, n_seen))
+    return {
+        row: zone if zone == "validation" else "seen" if row in drawn else HELD_OUT for row, zone in zone_of.items()
+    }
+
+
+def leak(m: Measured) -> Leak:
+    """Compare the two runs. Raises ScoreError for losses that are not finite, or no stranger that both hold out."""
+    _check(m)
+    ids = [r for r in m.honest if r in m.leaky and m.honest_zone[r] == "stranger" and m.leaky_zone[r] == HELD_OUT]
+    if not ids:
+        raise ScoreError(
+            "no stranger row was scored by both runs.", fix="Give an eval with zone `stranger`, so that it is measured."
+        )
+    other = [r for r in m.honest if r in m.leaky and m.honest_zone[r] == "validation"]
+    fell_N = np.array([m.honest[r] - m.leaky[r] for r in ids + other])
+    family_N = codes([m.family[r] for r in ids + other])
+    first_N = np.arange(len(fell_N)) < len(ids)
+    flattered = _mean("flattered held-out loss", fell_N[first_N], [m.family[r] for r in ids])
+    elsewhere = _mean("fall on validation rows", fell_N[~first_N], [m.family[r] for r in other])
+    by_leak = difference("flattered by the leak alone", fell_N, first_N, family_N)
+    honest = _reported(m.honest, m.honest_zone, "stranger", m.family)
+    leaky = _reported(m.leaky, m.leaky_zone, HELD_OUT, m.family)
+    trained = {m.family[r] for r, z in m.leaky_zone.items() if z == "seen"}
+    reading, limits, change = _sentences(flattered, elsewhere, honest, leaky)
+    return Leak(
+        condition=m.condition,
+        seed=m.seed,
+        n_trained=sum(z == "seen" for z in m.leaky_zone.values()),
+        flattered=flattered,
+        elsewhere=elsewhere,
+        by_leak=by_leak,
+        honest=honest,
+        leaky=leaky,
+        shared={
+            "n_rows": len(ids),
+            "with_a_relative_trained_on": sum(m.family[r] in trained for r in ids),
+            "base": float(np.mean([m.base[r] for r in ids])) if all(r in m.base for r in ids) else None,
+            "honest": float(np.mean([m.honest[r] for r in ids])),
+            "leaky": float(np.mean([m.leaky[r] for r in ids])),
+        },
+        reading=reading,
+        limits=limits,
+        would_change=change,
+    )
+
+
+def _check(m: Measured) -> None:
+    for name, losses in (("base", m.base), ("honest", m.honest), ("leaky", m.leaky)):
+        bad = next((r for r, x in losses.items() if not np.isfinite(x)), None)
+        if bad is not None:
+            raise ScoreError(f"row {bad}: the {name} run's loss is {losses[bad]}.", fix="Use another checkpoint.")
+
+
+def _mean(name: str, value_N: Floats, families: list[str]) -> Estimate:
+    return ratio(name, value_N, np.ones(len(value_N)), codes(families))
+
+
+def _reported(losses: Mapping[str, float], zone_of: Mapping[str, str], held: str, family: Mapping[str, str]) -> Json:
+    """What this split's author would print: loss on trained rows, on held-out rows, and the gap between them."""
+    rows = [r for r in losses if zone_of[r] in ("seen", held)]
+    value_N = np.array([losses[r] for r in rows])
+    held_N = np.array([zone_of[r] == held for r in rows])
+    names = [family[r] for r in rows]
+    return {
+        "seen": _mean("loss on trained rows", value_N[~held_N], [f for f, h in zip(names, held_N) if not h]),
+        "held_out": _mean("loss on held-out rows", value_N[held_N], [f for f, h in zip(names, held_N) if h]),
+        "gap": difference("held-out loss minus loss on trained rows", value_N, held_N, codes(names)),
+    }
+
+
+def _sentences(flattered: Estimate, elsewhere: Estimate, honest: Json, leaky: Json) -> tuple[str, str, str]:
+    said = _signed(flattered)
+    if flattered.low is None:
+        head = f"The leaky split read {said} on the same held-out rows; too few families to say more"
+    elif flattered.low > 0:
+        head = f"A leaky split would have flattered held-out loss by {said}"
+    elif flattered.high is not None and flattered.high < 0:
+        head = f"A leaky split would not have flattered held-out loss here: it read worse, by {said}"
+    else:
+        head = f"No flattery is shown: the leaky split read {said} lower, which is not clear of zero"
+    gaps = f"{_plain(honest['gap'])} honestly against {_plain(leaky['gap'])} leaky"
+    neither = f"on families that neither run saw the two differ by {_signed(elsewhere)}"
+    return (
+        f"{head}. Seen to held-out gap: {gaps}; {neither}.",
+        "One seed of either split: the intervals are over rows and families, not over trainings or other leaky draws.",
+        "More families and further seeds narrow it; data with fewer rewordings per original has less to leak.",
+    )
+
+
+def _signed(e: Estimate) -> str:
+    if e.value is None:
+        return "nothing known"
+    bounds = f" ({e.low:.3f} to {e.high:.3f})" if e.low is not None and e.high is not None else ""
+    return f"{e.value:.3f} nats per token{bounds}"
+
+
+def _plain(e: Estimate) -> str:
+    return "unknown" if e.value is None else f"{e.value:.3f}"

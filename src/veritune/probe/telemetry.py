@@ -1,0 +1,86 @@
+"""A telemetry file in three sentences: which part of the model the training moved, over all its steps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from veritune.errors import ScoreError
+from veritune.records import FORMAT_VERSION, Json
+
+ACROSS = ("type", "group")
+
+
+@dataclass(frozen=True)
+class TelemetrySummary:
+    """The record. `share` is each part's mean share of the squared gradient norm over the steps that were seen, and
+    `share_of_parameters` is not known from telemetry. Norms are before clipping; None where no step has one."""
+
+    n_steps: int
+    n_seen: int
+    n_clipped: int | None
+    share: Json
+    norm_first: float | None
+    norm_last: float | None
+    update_ratio: float | None
+    unavailable: Json
+    reading: str
+    limits: str
+    would_change: str
+    kind: str = "telemetry"
+    format: int = FORMAT_VERSION
+
+
+def summarize(lines: Sequence[Mapping[str, Any]]) -> TelemetrySummary:
+    """Summary of the lines of one run (`read_telemetry`). Raises ScoreError when there are none."""
+    if not lines:
+        raise ScoreError("the telemetry holds no step.", fix="Train with GradientTelemetry(path) among the callbacks.")
+    seen = [line for line in lines if line.get("status") == "ok" and line.get("share")]
+    reasons: dict[str, int] = defaultdict(int)
+    for line in lines:
+        if line.get("status") != "ok":
+            reasons[str(line.get("reason") or "no reason given")] += 1
+    share: dict[str, dict[str, float]] = {}
+    for axis in ACROSS:
+        parts = [part for line in seen for part in line["share"].get(axis, {})]
+        share[axis] = {
+            part: sum(line["share"].get(axis, {}).get(part, 0.0) for line in seen) / len(seen)
+            for part in dict.fromkeys(parts)
+        }
+    norms = [line["grad_norm"]["total"] for line in seen if line.get("grad_norm")]
+    factors = [line["clip"]["factor"] for line in seen if (line.get("clip") or {}).get("factor") is not None]
+    return TelemetrySummary(
+        n_steps=len(lines),
+        n_seen=len(seen),
+        n_clipped=sum(f < 0.999 for f in factors) if len(factors) == len(seen) and seen else None,
+        share=share,
+        norm_first=norms[0] if norms else None,
+        norm_last=norms[-1] if norms else None,
+        update_ratio=_mean_ratio(seen),
+        unavailable=dict(reasons),
+        reading=_reading(seen, share, norms, reasons),
+        limits="Where gradients are large is not what was learned; larger parts have larger norms by their size alone.",
+        would_change="The same by parameter count, or a run that trains one part alone and is scored on strangers.",
+    )
+
+
+def _mean_ratio(seen: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean update-to-weight ratio over the steps that have one."""
+    found = [((line.get("update") or {}).get("ratio") or {}).get("total") for line in seen]
+    known = [x for x in found if isinstance(x, int | float)]
+    return sum(known) / len(known) if known else None
+
+
+def _reading(
+    seen: Sequence[Any], share: Mapping[str, Mapping[str, float]], norms: Sequence[float], reasons: Mapping[str, int]
+) -> str:
+    if not seen:
+        why = next(iter(reasons), "no share was recorded")
+        return f"The gradients could not be seen at any step: {why}."
+    parts = sorted(share["type"].items(), key=lambda item: -item[1])[:3]
+    said = ", ".join(f"{part} {value:.0%}" for part, value in parts)
+    fell = f"; the norm went from {norms[0]:.3g} to {norms[-1]:.3g}" if norms else ""
+    missing = f", {sum(reasons.values())} steps unseen" if reasons else ""
+    return f"Most of the squared gradient fell on {said} (mean over {len(seen)} steps{missing}){fell}."

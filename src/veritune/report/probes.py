@@ -1,0 +1,88 @@
+"""What each probe of a study says: a block a record, with its three sentences and its path. It computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from veritune.report.read import Records
+
+NAMES = {
+    "three_zone_gap": "Policy or samples",
+    "leak": "What a leaky split would have flattered",
+    "forced_choice": "Recall: forced choice",
+    "verbatim_recall": "Recall: word for word",
+    "token_fall": "Where the loss fell",
+    "gradient_probe": "How many independent examples",
+    "telemetry": "Where the gradient fell",
+    "weights": "How far the weights moved",
+    "weight_series": "How far the weights moved, step by step",
+    "geometry": "Representation geometry",
+    "forgetting": "Forgetting",
+    "calibration": "Calibration",
+    "none": "Not measured",
+}
+ORDER = tuple(NAMES)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One probe's sentences. `subject` says which run or file it speaks of, `source` is its path in the study."""
+
+    probe: str
+    kind: str
+    subject: str
+    reading: str
+    limits: str | None
+    would_change: str | None
+    source: str
+
+
+def blocks(records: Records) -> list[Block]:
+    """Every probe record of the study, by probe and then by run."""
+    found = [*_gaps(records), *_others(records)]
+    return sorted(found, key=lambda b: ORDER.index(b.kind) if b.kind in ORDER else len(ORDER))
+
+
+def _gaps(records: Records) -> Iterator[Block]:
+    for run in records.runs:
+        if run.gap and run.gap.get("reading"):
+            yield _block(run.gap, run.label, run.path("probes/three_zone.json"), "three_zone_gap")
+
+
+def _others(records: Records) -> Iterator[Block]:
+    labels = {run.run_id: run.label for run in records.runs}
+    for path, record in records.probes:
+        yield from _readings(record, labels.get(str(record.get("run")), ""), path)
+
+
+def _readings(record: Any, subject: str, path: str, name: str = "") -> Iterator[Block]:
+    """The record itself, or the records it holds under names (`record`, `base`, `trained`, `forced_choice`, ...)."""
+    if not isinstance(record, dict):
+        return
+    if isinstance(record.get("reading"), str):
+        own = record.get("condition")
+        who = subject or (f"{own}, seed {record.get('seed')}" if own else path.rsplit("/", 1)[-1].removesuffix(".json"))
+        yield _block(record, f"{who}, {name}" if name else who, path, name)
+        return
+    for key, inner in record.items():
+        yield from _readings(inner, subject, path, "" if key == "record" else key)
+
+
+def _block(record: Any, subject: str, path: str, kind: str) -> Block:
+    kind = str(record.get("kind") or kind)
+    named = NAMES.get(kind, kind.replace("_", " "))
+    limits, change = (record[k] if isinstance(record.get(k), str) else None for k in ("limits", "would_change"))
+    return Block(named, kind, subject, record["reading"], limits, change, path)
+
+
+def markdown(study: str, found: Sequence[Block]) -> str:
+    """The blocks as Markdown, for a pull request or a notebook."""
+    lines = [f"# What the probes of {study} say", ""]
+    for block in found:
+        lines += [f"## {block.probe}: {block.subject}", "", block.reading, ""]
+        lines += [f"- Limits: {block.limits}"] if block.limits else []
+        lines += [f"- What would change it: {block.would_change}"] if block.would_change else []
+        lines += [f"- Source: `{block.source}`", ""]
+    return "\n".join(lines)
