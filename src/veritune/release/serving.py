@@ -108,18 +108,22 @@ def _wait(server: Server, said: Sequence[str]) -> None:
             words = next((line for line in reversed(said) if line.strip()), "it said nothing")
             raise MachineError(f"the server ended before it answered: {words[:200]}", fix="Install veritune[serving].")
         try:
-            if httpx2.get(f"{server.url}/models", timeout=2).status_code < 500:
+            health = f"{server.url.removesuffix('/v1')}/health"
+            if any(httpx2.get(url, timeout=5).status_code < 400 for url in (health, f"{server.url}/models")):
                 return
+            time.sleep(0.2)
         except httpx2.HTTPError:
             time.sleep(0.2)
     message = f"the server at {server.url} did not answer in {START_S:.0f} s."
     raise MachineError(message, fix="Start it yourself and name it with --url.")
+
+
 # ---------------------------------------------------------------- parity
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a server answered: text, why it ended (`stop`, `length`), prompt tokens it counted (None where it hid it)."""
+    """What a server answered: text, why it ended (`stop`, `length`), prompt tokens it counted (None: it hid it)."""
 
     text: str
     finish: str | None
@@ -176,8 +180,18 @@ def _key() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What the contract's generation gives: prompt ids, text, why it ended, and the special tokens by their text."""
+
+    prompt_ids: tuple[int, ...]
+    text: str
+    ended: Literal["stop_token", "length"]
+    specials: tuple[str, ...]
+
+
 def compare(
-    server: Server, prompts: Sequence[tuple[str, Sequence[Message]]], expected: Any, max_tokens: int
+    server: Server, prompts: Sequence[tuple[str, Sequence[Message]]], expected: Sequence[Expected], max_tokens: int
 ) -> ServingParity:
     """Ask every golden prompt and compare. `expected` is `expected_answers` of the model's own folder."""
     drifts: list[Drift] = []
@@ -192,16 +206,6 @@ def compare(
         drifts += found
         equal += not found
     return _judged(len(prompts), equal, drifts)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the contract's generation gives: prompt ids, text, why it ended, and the special tokens by their text."""
-
-    prompt_ids: tuple[int, ...]
-    text: str
-    ended: Literal["stop_token", "length"]
-    specials: tuple[str, ...]
 
 
 def expected_answers(
