@@ -1,4 +1,4 @@
-"""`veritune merge-parity`: does the merged model still say what the adapter said?"""
+"""`veritune merge-parity` and `serve-parity`: does what is merged, and served, say what the adapter said?"""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
+    """Add the commands to the command line."""
     app.command("merge-parity")(merge_parity)
+    app.command("serve-parity")(serve_parity)
 
 
 def merge_parity(
@@ -36,4 +37,36 @@ def merge_parity(
     found = merge_command(asked, Options(dtype=dtype, max_new_tokens=max_new_tokens))
     print(dumps({**found.__dict__}, indent=2) if as_json else render_text(found))
     if found.status != "passed":
+        raise typer.Exit(2)
+
+
+def serve_parity(
+    model: Annotated[str, typer.Option(help="The model folder that is (to be) served; a merged one, say.")],
+    golden: Annotated[Path, typer.Option(help="Golden prompts: rows with chat messages.")],
+    url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, e.g. http://host:8000/v1.")] = None,
+    served_name: Annotated[str | None, typer.Option(help="With --url: what the server calls the model.")] = None,
+    base: Annotated[str | None, typer.Option(help="Also measure speed, beside this base model.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="With --base: a server that has the base already.")] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Requests a second; repeat for several rates.")] = None,
+    requests: Annotated[int, typer.Option(help="Requests per side, rate and block.")] = 8,
+    price_per_hour: Annotated[float | None, typer.Option(help="Price of the machine, for a request's cost.")] = None,
+    prompts: Annotated[int, typer.Option(help="At most so many golden prompts.")] = 16,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 32,
+    dtype: Annotated[str, typer.Option(help="Precision that serves.")] = "bfloat16",
+    study: Annotated[Path | None, typer.Option(help="Record it as evidence for this study's gate.")] = None,
+    condition: Annotated[str | None, typer.Option(help="With --study: the arm that ships.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a served model the golden prompts and compare with the contract's generation; with --base, measure speed."""
+    from veritune.records import dumps
+    from veritune.release.serving import Load
+    from veritune.release.serving_command import Asked, render_text, serve_command
+
+    load = Load(tuple(rate or (0.5, 1.0)), requests, price_per_hour=price_per_hour)
+    asked = Asked(
+        model, golden, url, served_name, base, base_url, dtype, max_tokens, prompts, study, condition, load=load
+    )
+    found = serve_command(asked)
+    print(dumps(found, indent=2) if as_json else render_text(found))
+    if found.parity.status != "passed":
         raise typer.Exit(2)

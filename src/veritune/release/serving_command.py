@@ -1,0 +1,172 @@
+"""`veritune serve-parity`: golden prompts to a served model, and its speed beside the base's."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from veritune.errors import DataError, InputError
+from veritune.machine import package_versions
+from veritune.records import Row, to_json
+from veritune.release.serving import (
+    Load,
+    Server,
+    ServingParity,
+    Speed,
+    compare,
+    expected_answers,
+    measure,
+    ratios,
+    served,
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line names. `base` is the model that speed is compared with; None measures no speed."""
+
+    model: str
+    golden: Path
+    url: str | None = None
+    served_name: str | None = None
+    base: str | None = None
+    base_url: str | None = None
+    dtype: str = "bfloat16"
+    max_tokens: int = 32
+    prompts: int = 16
+    study: Path | None = None
+    condition: str | None = None
+    load: Load = field(default_factory=Load)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What came out: parity always, speed and its ratios where a base was named."""
+
+    parity: ServingParity
+    speed: Speed | None
+    ratios: dict[str, Any]
+
+
+def serve_command(asked: Asked) -> Served:
+    """Serve (or find) the model, ask, compare, and with a base measure both by turns.
+
+    Raises InputError, DataError, ModelError, MachineError. With `study` the result is `release/serving.json`.
+    """
+    from veritune.study import Model
+    from veritune.train.models import load_base, load_tokenizer, resolve
+
+    if asked.study is not None and asked.url is not None:
+        raise InputError(
+            "a foreign server's weights cannot be told, so its answers are no evidence for the gate.",
+            fix="Leave out --url: the model is then served here.",
+        )
+    rows = golden_rows(asked.golden, asked.prompts)
+    ref = resolve(Model(path=asked.model, dtype=asked.dtype), Path())  # type: ignore[arg-type]
+    prompts = [(row.id, row.prompt) for row in rows]
+    expected = expected_answers(load_base(ref), load_tokenizer(ref), [p for _, p in prompts], asked.max_tokens)
+    with ExitStack() as stack:
+        server = _server(stack, asked.url, asked.served_name, ref.path, asked.dtype)
+        parity = compare(server, prompts, expected, asked.max_tokens)
+        speed = None
+        if asked.base is not None:
+            base = resolve(Model(path=asked.base, dtype=asked.dtype), Path())  # type: ignore[arg-type]
+            other = _server(stack, asked.base_url, None, base.path, asked.dtype)
+            load = replace(asked.load, max_tokens=asked.max_tokens)
+            speed = measure({"base": other, "candidate": server}, [p for _, p in prompts], load)
+    found = Served(parity, speed, all_ratios(speed) if speed else {})
+    if asked.study is not None:
+        _record(asked, asked.study, found)
+    return found
+
+
+def _server(stack: ExitStack, url: str | None, name: str | None, folder: Path, dtype: str) -> Server:
+    if url is not None:
+        return Server(url.rstrip("/"), name or str(folder))
+    return stack.enter_context(served(folder, dtype=dtype))
+
+
+def golden_rows(path: Path, most: int) -> list[Row]:
+    """The first rows of a file of prompts. Raises DataError for an unreadable one, InputError for an empty one."""
+    from veritune.data.load import load_rows, require_clean
+
+    loaded = load_rows(path)
+    require_clean(loaded)
+    rows = [row for row in loaded.rows if row.prompt][:most]
+    if not rows:
+        raise InputError(f"{path} holds no prompts.", fix="Give rows with chat messages or prompts.")
+    return rows
+
+
+def all_ratios(speed: Speed) -> dict[str, Any]:
+    """Candidate over base, as the serving gate reads them; an end that is not known is null."""
+    found: dict[str, Any] = ratios(speed.timed, ("base", "candidate"))
+    rate = max(row["rate"] for row in speed.table)
+    base, candidate = (
+        next(r for r in speed.table if (r["side"], r["rate"]) == (s, rate)) for s in ("base", "candidate")
+    )
+    single = {name: (candidate[name], base[name]) for name in ("throughput", "cost_per_request")}
+    single["peak_memory"] = (speed.peak_memory.get("candidate"), speed.peak_memory.get("base"))
+    for name, (new, old) in single.items():
+        found[name] = {"value": new / old if new and old else None, "low": None, "high": None}
+    return found
+
+
+def _record(asked: Asked, study: Path, found: Served) -> None:
+    """Write the evidence. Raises DataError when the model is neither the candidate nor its merge."""
+    from veritune.release.candidate import Choice, open_case
+    from veritune.release.evidence import Evidence, input_hashes, read_evidence, weights_digest, write_evidence
+
+    case = open_case(study, Choice(condition=asked.condition))
+    subject, digest = case.candidate.subject, weights_digest(Path(asked.model))
+    merge = read_evidence(case.store, "merge")
+    if digest != subject.candidate and (merge is None or merge.subject.merged != digest):
+        raise DataError(
+            f"{asked.model} is neither the candidate's weights nor those that merge-parity compared.",
+            fix="Run `veritune merge-parity STUDY` first and serve what it merged.",
+        )
+    record = Evidence(
+        kind="serving",
+        status=found.parity.status,
+        message=found.parity.message,
+        subject=replace(subject, merged=digest if digest != subject.candidate else None),
+        numbers=to_json(
+            {"ratios": found.ratios, "parity": found.parity, "table": found.speed.table if found.speed else None}
+        ),
+        inputs=input_hashes(case.store, asked.golden),
+        settings={
+            "dtype": asked.dtype,
+            "max_tokens": asked.max_tokens,
+            "server": "transformers serve",
+            "load": to_json(asked.load),
+            "packages": package_versions(),
+        },
+    )
+    write_evidence(case.store, record)
+
+
+def render_text(found: Served) -> str:
+    """The result for the screen."""
+    parity = found.parity
+    lines = [f"serving  {parity.status.upper()}: {parity.message}"]
+    lines += [f"  x {d.item}: {d.kind}: {d.message}" for d in parity.drifts[:10]]
+    for row in found.speed.table if found.speed else ():
+        lines.append(
+            f"  {row['side']:<9} {row['rate']:g}/s  first token p50 {_ms(row['first_token_p50'])},"
+            f" p90 {_ms(row['first_token_p90'])}; per token p50 {_ms(row['per_token_p50'])};"
+            f" {row['errors']} of {row['requests']} failed"
+        )
+    for name, ratio in found.ratios.items():
+        if ratio["value"] is not None:
+            span = "" if ratio["low"] is None else f" [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+            lines.append(f"  candidate / base  {name} {ratio['value']:.2f}{span}")
+    return "\n".join([*lines, "", parity.reading, parity.limits])
+
+
+def _ms(found: dict[str, Any]) -> str:
+    if found["value"] is None:
+        return "none"
+    low, high = ("none" if found[end] is None else f"{found[end] * 1000:.0f}" for end in ("low", "high"))
+    return f"{found['value'] * 1000:.0f} ms [{low}, {high}]"
