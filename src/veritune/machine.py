@@ -14,6 +14,7 @@ from typing import Any
 
 RECORDED = (
     "accelerate",
+    "bitsandbytes",
     "gguf",
     "numpy",
     "peft",

@@ -40,10 +40,10 @@ from veritune.study import Release, Suite
 LOOK: Mapping[str, str] = {
     "target": "veritune status .",
     "safety": "veritune safety . --show",
-    "calibration": "veritune gate . --json",
-    "serving": "veritune gate . --json",
-    "merge": "veritune gate . --json",
-    "rollback": "veritune gate . --json",
+    "calibration": "veritune calibration --help",
+    "serving": "veritune serve-parity --help",
+    "merge": "veritune merge-parity .",
+    "rollback": "veritune rollback-drill --help",
 }
 """The command that shows more of a gate, in the study's folder; data and regression name their files."""
 
