@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 CORE := $(VENV)/.core
 export HF_HUB_OFFLINE ?= 1
@@ -30,7 +31,7 @@ quickstart: $(CORE)
 	@$(BIN)/veritune run examples/quickstart/study.yaml || { s=$$?; test $$s -eq 2 -a -f examples/quickstart/report.html; }
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -n $(JOBS) --dist loadfile tests
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests bench examples
