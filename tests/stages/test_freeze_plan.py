@@ -57,7 +57,7 @@ def test_a_change_is_refused_by_name_and_an_amendment_marks_what_came_before(stu
     assert entries[1]["reason"] == "the rate was too high" and entries[1]["previous"] == entries[0]["hash"]
     assert sorted(entries[1]["results"]) == before
     for run in before:
-        assert read_json(root / "runs" / run / "summary.json")["amendment"] == 1
+        assert read_json(root / "runs" / run / "summary.json")["before_amendment"] == 1
     assert forks("run", root).rc in (0, 2)
     verdicts = read_json(root / "verdict.json")["verdicts"]
     assert all(v["exploratory"] for v in verdicts)
