@@ -61,7 +61,8 @@ def test_other_packages_and_other_code_are_refused_by_name_and_can_be_amended(
     from veritune.stages.cell import ready_from_contract
 
     freeze(study.root, None, QUIET)
-    monkeypatch.setattr(ready_module, name, lambda: value)
+    found = {**getattr(ready_module, name)(), **value}
+    monkeypatch.setattr(ready_module, name, lambda: found)
     for again in (lambda: freeze(study.root, None, QUIET), lambda: ready_from_contract(study.root, QUIET)):
         with pytest.raises(StaleError, match=said) as caught:
             again()
