@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -131,3 +132,27 @@ def test_a_process_killed_from_outside_frees_the_folder_and_can_be_taken_up(
     assert process.wait() == -signal.SIGKILL
     assert forks("run", study.root).rc == finished.run.returncode
     assert_same_result(study.root, finished.root)
+
+
+def test_one_run_killed_ten_times_at_random_steps_ends_with_the_same_losses_and_weights(
+    study: Any, forks: Any, finished: Any
+) -> None:
+    """Each process is killed at a step drawn at random, before or after what it writes there."""
+    rng, killed = random.Random(4), 0
+    places = [r"open .*/attention_only-s0-.*/metrics.jsonl a.*", r"open .*/attention_only-s0-.*/telemetry.jsonl a.*"]
+    while killed < 10:
+        # A checkpoint lies at step 4: a process that is killed before it begins again, after it goes on from there.
+        nth = (
+            rng.choice((1, 2))
+            if list(study.root.glob("runs/attention_only-s0-*/work/*/complete"))
+            else rng.choice((1, 2, 3, 7))
+        )
+        result = forks("run", study.root, kill_at=f"{rng.choice(places)} #{nth}")
+        if result.rc != -signal.SIGKILL:
+            pytest.fail(f"not killed after {killed} kills: {result.err}")
+        killed += 1
+        assert not list(study.root.glob("runs/attention_only-s0-*/training.json"))
+    last = forks("run", study.root)
+    assert last.rc == finished.run.returncode, last.err
+    assert_same_result(study.root, finished.root)
+    assert leftovers(study.root) == []

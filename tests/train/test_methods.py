@@ -52,7 +52,34 @@ def test_targets_are_exactly_these_modules_in_every_layer(base: Any, wanted: Any
     )
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "phi3", "qwen2"])
+QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+GATED = ("gate_proj", "up_proj", "down_proj")
+LEAVES = {
+    "llama": (QKVO, GATED),
+    "mistral": (QKVO, GATED),
+    "qwen2": (QKVO, GATED),
+    "qwen3": (QKVO, GATED),
+    "gemma": (QKVO, GATED),
+    "gemma2": (QKVO, GATED),
+    "phi": (("q_proj", "k_proj", "v_proj", "dense"), ("fc1", "fc2")),
+    "phi3": (("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")),
+    "gpt2": (("c_attn", "c_proj"), ("c_fc", "c_proj")),
+}
+
+
+@pytest.mark.parametrize("kind", LEAVES)
+def test_each_architecture_s_own_names_are_found_in_every_layer(kind: str) -> None:
+    model = other(kind)
+    for wanted, leaves in zip(("attention", "mlp"), LEAVES[kind]):
+        found = targets("x", wanted, model)
+        assert len(found) == 2 * len(leaves)
+        for layer in range(2):
+            here = [m.rsplit(".", 1)[-1] for m in found if f".{layer}." in m]
+            assert sorted(here) == sorted(leaves)
+    assert not any("lm_head" in m or "embed" in m for m in targets("x", "all-linear", model))
+
+
+@pytest.mark.parametrize("kind", LEAVES)
 def test_attention_and_mlp_share_no_module_and_make_up_all_linear(kind: str) -> None:
     model = other(kind)
     attention, mlp, both = (set(targets("x", w, model)) for w in ("attention", "mlp", "all-linear"))

@@ -67,7 +67,7 @@ def _claim(
         "seeds": [design.seeds_a, design.seeds_b],
         "alpha": alpha,
         "design": {"discordance": assumed.discordance, "seed_sd": assumed.seed_sd, "power": assumed.power},
-        "detectable": _range([p.detectable for p in plans]),
+        "detectable": _range([_on_scale(p.detectable) for p in plans]),
         "can_say_equivalent": _either(plans) if claim.kind in EQUIVALENCE and claim.margin else None,
         "items_for_margin": _range([_items(p, claim) for p in plans]) if claim.margin else None,
         "seeds_for_margin": _range([p.seeds_for_margin for p in plans]) if claim.margin else None,
@@ -101,6 +101,11 @@ def _items(plan_: Plan, claim: Claim) -> int | None:
     return plan_.items_for_equivalence if claim.kind == "equivalent" else plan_.items_for_margin
 
 
+def _on_scale(gap: float | None) -> float | None:
+    """Scores lie in [0, 1]: a design that needs a larger gap than 1 detects none."""
+    return gap if gap is not None and gap <= 1 else None
+
+
 def _range(values: Sequence[Any]) -> list[Any]:
     """The least and the most; the most is None where one of them is."""
     known = [v for v in values if v is not None]
@@ -118,9 +123,11 @@ def _sentence(found: Mapping[str, Any]) -> str:
     seeds = found["seeds"][0]
     where = f"{found['items']} items of {found['families']} families, {seeds} seed{'s' if seeds > 1 else ''}"
     if low is None:
-        return f"{where}: no difference is ever detected; more families are needed"
-    span = f"{low:.3f}" if high is not None and high - low < 5e-4 else f"{low:.3f} to {_or_none(high, '.3f')}"
-    parts = [f"{where}: detects {span}"]
+        return f"{where}: no difference is ever detected; more families or seeds are needed"
+    span = f"{low:.3f} at best, in the worst case none"
+    if high is not None:
+        span = f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
+    parts = [f"{where}: the smallest difference it detects is {span}"]
     if found["margin"] is not None:
         resolves = high is not None and high <= found["margin"]
         parts.append(f"the margin {found['margin']:g} {'is' if resolves else 'is not'} resolved in every case")
@@ -137,10 +144,14 @@ def _takes(found: Mapping[str, Any]) -> str:
     """What would resolve the margin. None at the far end means that in the worst case nothing of the kind would."""
     low, high = found["items_for_margin"]
     few, many = found["seeds_for_margin"]
-    items = "no number of items" if low is None else f"{low:,} to {_or_none(high, ',')} items with these seeds"
-    seeds = "" if few is None else f", or {few} to {_or_none(many, ',')} seeds with these items"
-    return f"it takes {items}{seeds}"
+    items = "with these seeds no number of items resolves it"
+    if low is not None:
+        items = f"with these seeds it takes {_span(low, high)} items"
+    seeds = "" if few is None else f", with these items {_span(few, many)} seeds an arm"
+    return f"{items}{seeds}"
 
 
-def _or_none(value: Any, spec: str) -> str:
-    return "any number (never, in the worst case)" if value is None else format(value, spec)
+def _span(low: int, high: int | None) -> str:
+    if high is None:
+        return f"{low:,} at best, and in the worst case no number of"
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

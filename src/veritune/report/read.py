@@ -69,6 +69,7 @@ class Records:
     split: Json | None
     findings: Sequence[Json]
     live: Mapping[str, Json]
+    selection: Json | None
     events: Sequence[Json]
     problems: tuple[str, ...]
     probes: Sequence[tuple[str, Json]] = ()
@@ -151,6 +152,7 @@ def read_records(store: Store, study: Study) -> Records:
         render=reader.json(store.audit("render.json"), shapes.RENDER),
         split=reader.json(store.audit("split.json"), shapes.SPLIT),
         findings=reader.jsonl(store.audit("findings.jsonl"), shapes.FINDING),
+        selection=reader.json(store.root / "selection.json", shapes.SELECTION),
         live={n: r for n in study.conditions if (r := reader.json(store.audit(f"live-{n}.json"), shapes.LIVE))},
         events=reader.jsonl(store.events_file, shapes.EVENT),
         problems=(),

@@ -103,6 +103,17 @@ LIVE = {
     **dict.fromkeys(("loss", "step_s", "moved_tensors", "trainable_tensors", "rows_compared_with_contract"), NUMBER),
     "trainable": TRAINABLE,
 }
+SELECTION = {
+    "seed": NUMBER,
+    "rule": TEXT,
+    "conditions": {
+        "*": {
+            "selected": NUMBER,
+            "edge": TEXT,
+            "candidates": [{"lr": NUMBER, "validation_nll": NUMBER, "failed": TEXT, "run_id": TEXT}],
+        }
+    },
+}
 EVENT = {"time": TEXT, "event": TEXT}
 CARRIED = dict.fromkeys(("value", "low", "high", "level", "n", "n_clusters"), NUMBER)
 GAP = {

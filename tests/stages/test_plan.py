@@ -1,0 +1,139 @@
+"""The plan: its counts are what a run then does, it stops what is too dear, and it says what a design can detect."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from veritune.decide.power import Design, detectable
+from veritune.decide.reach import Assumed, resolution
+from veritune.errors import MachineError
+from veritune.progress import Progress
+from veritune.stages.plan import Prices, plan_command, refuse_plan
+from veritune.store import Store
+from veritune.study import parse_study
+
+QUIET = Progress(silent=True)
+
+
+def read(path: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_plan_s_counts_are_what_the_run_did(finished: Any) -> None:
+    plan = read(finished.root / "plan.json")
+    for row in plan["cells"]:
+        folder = finished.root / "runs" / row["run_id"]
+        if row["phase"] == "baseline":
+            continue
+        training = read(folder / "training.json")
+        assert row["steps"] == training["steps"] == read(folder / "manifest.json")["steps"]
+        assert row["tokens"] == training["tokens"] and row["checkpoints"] == len(training["candidates"])
+        stays = sum(p.stat().st_size for p in (folder / "checkpoints").rglob("*") if p.is_file())
+        assert stays <= row["disk_bytes"]
+    assert plan["total"]["tokens"] == sum(row["tokens"] for row in plan["cells"])
+    assert plan["data"]["rows"] == {"seen": 14, "sibling": 7, "stranger": 12, "validation": 6}
+
+
+def test_the_memory_planned_is_what_a_run_takes_within_a_fifth(finished: Any) -> None:
+    (event,) = [e for e in Store(finished.root).events() if e["event"] == "ran"]
+    if event["plan"]["memory_ratio"] is None:
+        pytest.skip("this system does not let a process set back its memory's high-water mark")
+    assert 0.8 < event["plan"]["memory_ratio"] < 1.2
+    plan = read(finished.root / "plan.json")
+    for name, probe in plan["probe"]["live"].items():
+        memory, trained = probe["memory"], probe["trainable"]["n_trainable"]
+        assert memory["adapter"] == memory["gradients"] == 4 * trained and memory["optimizer"] == 8 * trained, name
+
+
+def test_a_plan_is_made_before_a_freeze_and_costs_what_the_price_says(study: Any) -> None:
+    ready, plan = plan_command(study.root, Prices(per_million_tokens=10.0), Assumed(), QUIET)
+    assert plan["total"]["usd"] == pytest.approx(plan["total"]["tokens"] * 1e-5)
+    assert not ready.store.contract_file.exists() and not ready.store.runs.exists()
+    assert plan["cells"][1]["tokens"] == round(plan["data"]["tokens_per_epoch"] * 6 * 4 / 14)
+    _, dear = plan_command(study.root, Prices(per_hour=7.2), Assumed(), QUIET)
+    assert dear["total"]["usd"] == pytest.approx(dear["total"]["seconds"] * 0.002)
+
+
+def test_a_study_over_its_budget_does_not_start(study: Any, forks: Any) -> None:
+    study.change(lambda s: s.update(budget={"usd": 1e-6, "price_per_million_tokens": 5}))
+    stopped = forks("run", study.root)
+    assert stopped.rc == 2
+    assert "budget.usd: the 5 cells that are left" in stopped.err and "Nothing has trained" in stopped.err
+    assert not (study.root / "runs").exists() and not (study.root / "contract.lock.json").exists()
+    assert forks("plan", study.root).rc == 2
+    study.change(lambda s: s.update(budget={"usd": 1, "price_per_million_tokens": 5}))
+    assert forks("plan", study.root).rc == 0
+
+
+def test_a_finished_study_is_over_no_budget(finished_copy: Any, forks: Any) -> None:
+    finished_copy.change(lambda s: s.update(budget={"usd": 1e-9, "price_per_million_tokens": 5}))
+    assert forks("run", finished_copy.root).rc in (0, 2)
+    assert "budget" not in forks("run", finished_copy.root).err
+
+
+def test_a_disk_that_is_too_small_is_refused(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    from types import SimpleNamespace
+
+    ready, plan = plan_command(study.root, None, Assumed(), QUIET)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=plan["total"]["disk_bytes"] - 1))
+    with pytest.raises(MachineError, match="GB free, the study needs about"):
+        refuse_plan(ready, plan)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=plan["total"]["disk_bytes"]))
+    refuse_plan(ready, plan)
+
+
+@pytest.mark.parametrize(
+    ("price", "said"),
+    [({}, "needs price_per_hour"), ({"price_per_hour": 1, "price_per_million_tokens": 1}, "one price")],
+)
+def test_money_needs_one_price(study: Any, price: dict[str, Any], said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        parse_study({**study.settings(), "budget": {"usd": 1, **price}})
+
+
+# ---------------------------------------------------------------- what the design can say
+
+
+def resolved(study: Any, families: int, *, margin: float = 0.05, seeds: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
+    settings = study.settings()
+    settings["seeds"] = list(seeds)
+    settings["claims"] = [{"name": "c", "kind": "equivalent", "condition": "all_layer", "against": "attention_only"}]
+    settings["claims"][0]["margin"] = margin
+    items = {"style": [("stranger", f"f{i // 3}") for i in range(3 * families)]}
+    (found,) = resolution(parse_study(settings), items, Assumed())
+    return found
+
+
+def test_the_range_is_over_what_is_not_known_and_each_end_is_the_design_s_own(study: Any) -> None:
+    found = resolved(study, 200, seeds=(0, 1, 2))
+    shared: dict[str, Any] = {"items": 600, "discordance": 0.1, "seeds_a": 3, "seeds_b": 3, "seed_sd": 0.015}
+    shared |= {"families": 200, "margin": 0.05, "binary": False}
+    gaps = [detectable(Design(**shared, stable=s, design_effect=e)) for s in (0.0, 1.0) for e in (1.0, 3.0)]
+    assert found["detectable"] == pytest.approx([min(gaps), max(gaps)])
+
+
+def test_a_small_design_can_never_say_equivalent_and_a_large_one_can(study: Any) -> None:
+    small, large = resolved(study, 16), resolved(study, 20_000, margin=0.1, seeds=tuple(range(8)))
+    assert small["can_say_equivalent"] is False and "can never say `equivalent`" in small["sentence"]
+    assert large["can_say_equivalent"] is True and "can never" not in large["sentence"]
+    assert "is resolved in every case" in large["sentence"]
+
+
+def test_a_gap_beyond_the_scale_of_the_scores_is_none(study: Any) -> None:
+    """Two seeds against a baseline leave one degree of freedom: the t quantile asks for a gap above 1."""
+    items = {"style": [("stranger", f"f{i // 3}") for i in range(48)]}
+    found = resolution(parse_study(study.settings()), items)[0]
+    assert found["detectable"][0] < 1 and found["detectable"][1] is None
+    assert "in the worst case none" in found["sentence"]
+
+
+def test_confirmatory_claims_share_alpha(study: Any) -> None:
+    settings = study.settings()
+    items = {"style": [(zone, f"f{i}") for i in range(60) for zone in ("seen", "stranger")]}
+    assert {r["alpha"] for r in resolution(parse_study(settings), items)} == {0.05 / 3}
+    settings["claims"][1]["correction"] = settings["claims"][2]["correction"] = "exploratory"
+    assert [r["alpha"] for r in resolution(parse_study(settings), items)] == [0.05, 0.05, 0.05]
