@@ -306,7 +306,8 @@ def test_an_array_of_jobs_ends_as_in_one_process(reference: Any, tmp_path: Path)
     assert result_of(root) == result_of(whole)
 
 
-def test_a_machine_without_slurm_says_so(tmp_path: Path) -> None:
+def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     if importlib.util.find_spec("submitit") is None:
         pytest.skip("needs submitit: pip install 'veritune[slurm]'")
     with pytest.raises(MachineError, match="sbatch"):
