@@ -15,11 +15,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from veritune.data import _join, _near, _sweep_numpy
+from veritune.data import _join, _sweep_numpy
 from veritune.data.families import (
     SPLIT_SAFE_THRESHOLD,
     FamilyColumns,
-    FamilyConfig,
     FamilyResult,
     find_families,
 )
@@ -414,7 +413,7 @@ def test_components_are_the_smallest_connected_row() -> None:
 
 def test_verified_pairs_are_those_of_the_plain_definition(labelled: pl.DataFrame) -> None:
     columns = FamilyColumns.from_frame(labelled.head(300))
-    sketch = _join.sketches(_near.sweep(columns.text, FamilyConfig()), np.arange(300), 8)
+    sketch = _join.sketches(_sweep_numpy.sweep(columns.text), np.arange(300), 8)
     left, right = (x.astype(np.int64) for x in np.triu_indices(300, 1))
     weight = sketch.weights.weight
     ids = [set(r[r != _join.PAD].tolist()) for r in sketch.id_N_K]
