@@ -273,3 +273,27 @@ def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: 
     record = read_evidence(Store(root), "merge")
     assert record is not None and record.status == "passed"
     assert record.subject.merged == weights_digest(root / "release" / "merged")
+
+
+def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path, Path]) -> None:
+    """NaN compares false with every limit."""
+    from veritune.release.merge import Outputs, judge
+
+    nan = float("nan")
+    nll = {"value": nan, "low": None, "high": None, "n": 3, "method": "x"}
+    outputs = Outputs(9, 0.0, nan, nan, nan, nan, nan, nan, nan, nll, 3, 3, (), 0)
+    assert judge([], [], outputs).status == "failed"
+    lora, merged = made
+    key = "model.layers.0.mlp.up_proj.weight"
+    edit(merged, lambda w: w.update({key: torch.full_like(w[key], float("inf"))}))
+    with pytest.raises(ModelError, match="NaN or infinite values in bfloat16"):
+        parity(base, lora, merged, ROWS, OPTIONS)
+
+
+def test_a_worse_merge_does_not_excuse_its_own_divergences() -> None:
+    """A tie is measured by what rounding makes, not by how far the two models are apart."""
+    from veritune.release.merge import Divergence, _with_ties
+
+    (found,) = _with_ties([Divergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
+    assert not found.tie
+    assert _with_ties([Divergence("r", 1, "a", "b", 0.015, False, "")], 0.01)[0].tie

@@ -307,7 +307,14 @@ def compare_outputs(
         target_logits(adapted, rows, pad, 1),
     )
     kept = []
+    ties = 0.0  # the largest logit difference that rounding makes by itself
     for row, a_N_V, m_N_V, single_N_V in pairs:
+        if not (torch.isfinite(a_N_V).all() and torch.isfinite(m_N_V).all()):
+            raise ModelError(
+                f"{row.row_id}: the logits hold NaN or infinite values in {options.dtype}.",
+                fix="Serve in another precision; this model may not ship in this one.",
+            )
+        ties = max(ties, float((a_N_V - single_N_V).abs().max()))
         kl.append(_kl(a_N_V, m_N_V))
         alone.append(_kl(a_N_V, single_N_V))
         difference = (a_N_V - m_N_V).abs()
@@ -318,8 +325,11 @@ def compare_outputs(
         nll.append(tuple(float(torch.nn.functional.cross_entropy(x, target_N)) for x in (a_N_V, m_N_V)))  # type: ignore[arg-type]
         kept.append(m_N_V)
     rerounded(merged, touched, options.seed)
-    again = target_logits(merged, rows, pad, options.batch_size)
-    floor_N = torch.cat([_kl(m_N_V, r_N_V) for m_N_V, r_N_V in zip(kept, again)])
+    floors = []
+    for m_N_V, r_N_V in zip(kept, target_logits(merged, rows, pad, options.batch_size)):
+        floors.append(_kl(m_N_V, r_N_V))
+        ties = max(ties, float((m_N_V - r_N_V).abs().max()))
+    floor_N = torch.cat(floors)
     kl_N = torch.cat(kl)
     floor = max(float(floor_N.mean()), float(torch.cat(alone).mean()), LEAST_KL)
     return Outputs(
@@ -335,7 +345,7 @@ def compare_outputs(
         nll=_paired([after - before for before, after in nll]),
         answers=len(rows),
         agree=len(rows) - len(told),
-        divergences=_with_ties(told, worst),
+        divergences=_with_ties(told, ties),
         flips=int(flips),
         settings={"dtype": options.dtype, "batch_size": options.batch_size, "seed": options.seed,
                   "max_new_tokens": options.max_new_tokens},
@@ -391,9 +401,9 @@ def _first(model: Any, row: Rendered, prompt: tuple[int, ...], two: tuple[Any, A
     return Divergence(row.row_id, at, token(a), token(b), float(best[0] - best[1]), False, context)
 
 
-def _with_ties(told: Sequence[Divergence], logit_max: float) -> tuple[Divergence, ...]:
-    """A step where the adapter's two best lie closer than the two models' logits differ anywhere is a tie."""
-    return tuple(replace(d, tie=d.gap <= 2 * logit_max) for d in told)
+def _with_ties(told: Sequence[Divergence], rounding: float) -> tuple[Divergence, ...]:
+    """A step where the adapter's two best lie within twice what rounding alone moves a logit is a tie."""
+    return tuple(replace(d, tie=d.gap <= 2 * rounding) for d in told)
 
 
 # ---------------------------------------------------------------- both together
@@ -439,7 +449,11 @@ def judge(modules: Sequence[ModuleMerge], findings: Sequence[Finding], outputs: 
         parts.append(f"KL {outputs.kl_mean:.2g} nats a position, {outputs.floors:.1f} times what rounding alone makes")
         parts.append(f"{outputs.agree} of {outputs.answers} greedy answers are equal")
         faults = [d for d in outputs.divergences if not d.tie]
-        if outputs.floors > FAIL_FLOORS or faults:
+        measured = (outputs.floors, outputs.kl_mean, outputs.kl_max, outputs.logit_max, outputs.nll["value"])
+        finite = all(math.isfinite(x) for x in measured)
+        if not finite:
+            parts.append("the outputs hold NaN or infinite values")
+        if not finite or outputs.floors > FAIL_FLOORS or faults:
             status = "failed"
         elif outputs.floors > PASS_FLOORS and status == "passed":
             status = "undecided"
