@@ -45,6 +45,10 @@ def serve_parity(
     golden: Annotated[Path, typer.Option(help="Golden prompts: rows with chat messages.")],
     url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, e.g. http://host:8000/v1.")] = None,
     served_name: Annotated[str | None, typer.Option(help="With --url: what the server calls the model.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Whose template, tokenizer and stop tokens count; default: --base, or the study's."),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Also measure speed, beside this base model.")] = None,
     base_url: Annotated[str | None, typer.Option(help="With --base: a server that has the base already.")] = None,
     rate: Annotated[list[float] | None, typer.Option(help="Requests a second; repeat for several rates.")] = None,
@@ -64,7 +68,7 @@ def serve_parity(
 
     load = Load(tuple(rate or (0.5, 1.0)), requests, price_per_hour=price_per_hour)
     asked = Asked(
-        model, golden, url, served_name, base, base_url, dtype, max_tokens, prompts, study, condition, load=load
+        model, golden, url, served_name, reference, base, base_url, dtype, max_tokens, prompts, study, condition, load
     )
     found = serve_command(asked)
     print(dumps(found, indent=2) if as_json else render_text(found))

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,6 +133,32 @@ def test_a_folder_that_cannot_be_served_says_what_the_server_said(tmp_path: Path
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises((MachineError, ModelError), match="the server ended before it answered"), served(tmp_path):
         pass
+
+
+@pytest.mark.slow
+def test_a_folder_that_drifted_is_not_its_own_witness(
+    servers: dict[str, Server], models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Served as it is, the drifted folder agrees with itself: only a reference shows what it lost."""
+    from veritune.release.serving_command import Asked, serve_command
+
+    golden = tmp_path / "golden.jsonl"
+    rows = [{"id": i, "messages": [{"role": m.role, "content": m.content} for m in p]} for i, p in PROMPTS]
+    answered = [{**r, "messages": [*r["messages"], {"role": "assistant", "content": "x"}]} for r in rows]
+    golden.write_text("".join(json.dumps(row) + "\n" for row in answered))
+
+    def asked(name: str, reference: Path | None) -> Any:
+        server = servers[name]
+        told = None if reference is None else str(reference)
+        return serve_command(
+            Asked(server.model, golden, server.url, server.model, reference=told, dtype="float32", max_tokens=10)
+        ).parity
+
+    found = asked("drifted", models["right"])
+    assert found.status == "failed" and any(d.kind == "prompt" for d in found.drifts)
+    assert asked("right", models["right"]).status == "passed"
+    alone = asked("right", None)
+    assert alone.status == "undecided" and "no reference was named" in alone.message
 
 
 # ---------------------------------------------------------------- arithmetic

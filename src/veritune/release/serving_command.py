@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from veritune.errors import DataError, InputError
+from veritune.errors import DataError, InputError, StaleError
 from veritune.machine import package_versions
 from veritune.records import Row, to_json
 from veritune.release.serving import (
@@ -25,12 +25,17 @@ from veritune.release.serving import (
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line names. `base` is the model that speed is compared with; None measures no speed."""
+    """What the command line names. `base` is the model that speed is compared with; None measures no speed.
+
+    `reference` is the folder whose template, tokenizer and stop tokens the answers must follow. With `study` it is the
+    study's base as the contract has it; else the base, where one is named.
+    """
 
     model: str
     golden: Path
     url: str | None = None
     served_name: str | None = None
+    reference: str | None = None
     base: str | None = None
     base_url: str | None = None
     dtype: str = "bfloat16"
@@ -56,7 +61,7 @@ def serve_command(asked: Asked) -> Served:
     Raises InputError, DataError, ModelError, MachineError. With `study` the result is `release/serving.json`.
     """
     from veritune.study import Model
-    from veritune.train.models import load_base, load_tokenizer, resolve
+    from veritune.train.models import load_base, resolve
 
     if asked.study is not None and asked.url is not None:
         raise InputError(
@@ -66,10 +71,15 @@ def serve_command(asked: Asked) -> Served:
     rows = golden_rows(asked.golden, asked.prompts)
     ref = resolve(Model(path=asked.model, dtype=asked.dtype), Path())  # type: ignore[arg-type]
     prompts = [(row.id, row.prompt) for row in rows]
-    expected = expected_answers(load_base(ref), load_tokenizer(ref), [p for _, p in prompts], asked.max_tokens)
+    told_by = _reference(asked)
+    model, tokenizer = _as_contract(load_base(ref), ref, told_by)
+    expected = expected_answers(model, tokenizer, [p for _, p in prompts], asked.max_tokens)
+    del model
     with ExitStack() as stack:
         server = _server(stack, asked.url, asked.served_name, ref.path, asked.dtype)
         parity = compare(server, prompts, expected, asked.max_tokens)
+        if told_by is None:
+            parity = _own_word(parity)
         speed = None
         if asked.base is not None:
             base = resolve(Model(path=asked.base, dtype=asked.dtype), Path())  # type: ignore[arg-type]
@@ -80,6 +90,60 @@ def serve_command(asked: Asked) -> Served:
     if asked.study is not None:
         _record(asked, asked.study, found)
     return found
+
+
+def _reference(asked: Asked) -> Any:
+    """The model whose template, tokenizer and stop tokens count (a `ModelRef`); None where nobody named one.
+
+    Raises StaleError when the study's base does not render as its contract says.
+    """
+    from veritune.study import Model
+    from veritune.train.models import load_tokenizer, resolve
+
+    if asked.study is None:
+        name = asked.reference or asked.base
+        return resolve(Model(path=name, dtype=asked.dtype), Path()) if name else None  # type: ignore[arg-type]
+    from veritune.data.render import Renderer
+    from veritune.release.candidate import Choice, open_case
+
+    case = open_case(asked.study, Choice(condition=asked.condition))
+    ref = resolve(case.study.model, case.store.root)
+    renderer = Renderer(load_tokenizer(ref), case.study.train.max_length)
+    for name, found in (("template_sha256", renderer.template_sha256), ("tokenizer_sha256", renderer.tokenizer_sha256)):
+        if found != case.facts[name]:
+            raise StaleError(
+                f"{ref.path}: {name} is {found[:12]}, the contract has {case.facts[name][:12]}.",
+                fix="Restore the base that the study was frozen with.",
+            )
+    return ref
+
+
+def _as_contract(model: Any, ref: Any, reference: Any) -> tuple[Any, Any]:
+    """The served weights with the reference's tokenizer, template and stop tokens; their own without a reference."""
+    from transformers import GenerationConfig
+
+    from veritune.train.models import load_tokenizer
+
+    if reference is None:
+        return model, load_tokenizer(ref)
+    if (reference.path / "generation_config.json").is_file():
+        stops = GenerationConfig.from_pretrained(reference.path).eos_token_id
+        model.generation_config.eos_token_id = stops
+    return model, load_tokenizer(reference)
+
+
+def _own_word(parity: ServingParity) -> ServingParity:
+    """Without a reference a folder was compared with itself: what drifted inside it cannot show."""
+    if parity.status != "passed":
+        return parity
+    return replace(
+        parity,
+        status="undecided",
+        message=f"{parity.message}; no reference was named, so a template or stop token that drifted inside the folder"
+        " itself would not show",
+        reading="The server says what its own folder says; whether that is what was trained with was not asked.",
+        would_change="Name the base or the study: --reference DIR, --base DIR or --study STUDY.",
+    )
 
 
 def _server(stack: ExitStack, url: str | None, name: str | None, folder: Path, dtype: str) -> Server:
