@@ -168,7 +168,7 @@ def test_a_read_only_folder_is_named(small_disk: Path) -> None:
 
 def test_too_little_space_is_told_before_work_starts(small_disk: Path) -> None:
     Store(small_disk).need_space(1000)
-    with pytest.raises(MachineError, match=r"0\.0 GB free, the study needs about 5\.0 GB"):
+    with pytest.raises(MachineError, match=r"0\.00 GB free, the study needs about 5\.00 GB"):
         Store(small_disk).need_space(5_000_000_000)
 
 

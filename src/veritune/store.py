@@ -270,7 +270,7 @@ class Store:
         free = shutil.disk_usage(self.root).free
         if free < n_bytes:
             raise MachineError(
-                f"{self.root}: {free / 1e9:.1f} GB free, the study needs about {n_bytes / 1e9:.1f} GB.",
+                f"{self.root}: {free / 1e9:.2f} GB free, the study needs about {n_bytes / 1e9:.2f} GB.",
                 fix="Free some space or move the study folder.",
             )
 

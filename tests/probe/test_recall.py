@@ -60,7 +60,8 @@ def test_rows_known_by_heart_are_told_from_strangers(make_model: Any) -> None:
     assert nothing.contrast["estimate"].value == 0 and nothing.contrast["estimate"].low is None
     verbatim = verbatim_recall(spans_before, spans_after, zones, families)
     seen = verbatim.zones["seen"]
-    assert seen["beyond_base"].low > 0.5 and seen["base_as_long"].value < 0.2
+    beyond = seen["beyond_base"]  # all rows alike leave no interval to give
+    assert beyond.value > 0.9 and (beyond.low is None or beyond.low > 0.5) and seen["base_as_long"].value < 0.2
     assert seen["longest_copied"]["tokens"] > seen["longest_copied"]["base"]
     same = verbatim_recall(spans_after, spans_after, zones, families).zones["seen"]
     assert same["base_as_long"].value == 1 and same["beyond_base"].value == 0

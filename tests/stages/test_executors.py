@@ -29,7 +29,13 @@ FROZEN = r"os.rename .*/baseline-.*/nll.json "  # the moment after which a kille
 
 def environment() -> dict[str, str]:
     fixed = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "RAY_DEDUP_LOGS": "0"}
-    return {**os.environ, **fixed, "TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
+    return {
+        **os.environ,
+        **fixed,
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+    }
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -254,11 +260,26 @@ def cluster() -> Iterator[str]:
     ray, port = Path(sys.executable).with_name("ray"), free_port()
     options = ["--num-cpus", "2", "--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
     options += ["--object-store-memory", "100000000", "--disable-usage-stats"]
-    subprocess.run(
-        [ray, "start", "--head", "--port", str(port), *options], env=environment(), check=True, capture_output=True
-    )
+    command = [str(ray), "start", "--head", "--block", "--port", str(port), *options]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = subprocess.Popen(command, env=environment(), start_new_session=True, **quiet)
+    until = time.monotonic() + 120
+    while not listening(port):
+        assert time.monotonic() < until and head.poll() is None, "the Ray head did not come up"
+        time.sleep(0.2)
+    time.sleep(3)  # the node registers a moment after the port opens
     yield f"127.0.0.1:{port}"
-    subprocess.run([ray, "stop", "--force"], env=environment(), check=True, capture_output=True)
+    os.killpg(head.pid, signal.SIGTERM)  # this head alone: `ray stop` would end every cluster of the machine
+    try:
+        head.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow

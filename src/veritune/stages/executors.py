@@ -256,7 +256,9 @@ def _connected(plan: Plan) -> Any:
 
 
 def _no_cluster(address: str | None, why: str) -> MachineError:
-    fix = "Start one with `ray start --head`, or name it: --address HOST:6379."
+    fix = (
+        "Start one with `ray start --head`, or name it: --address HOST:6379. One with tokens needs RAY_AUTH_MODE=token."
+    )
     return MachineError(f"no Ray cluster at {address or 'auto'}: {why}", fix=fix)
 
 
