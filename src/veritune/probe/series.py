@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune.errors import ModelError
+from veritune.probe.subject import is_adapter, refuse_other_base
 from veritune.probe.weights import Options, WeightChange, adapter_change, checkpoint_change
 from veritune.records import FORMAT_VERSION
 from veritune.store import Store, read_json
@@ -58,7 +59,9 @@ class WeightSeries:
 
 def change_of(folder: Path, base: Path | None, options: Options | None = None) -> WeightChange:
     """Weight change of an adapter's folder or a full checkpoint's. Raises ModelError for a checkpoint without base."""
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
+        if base is not None:
+            refuse_other_base(folder, base)
         return adapter_change(folder, base, options)
     if base is None:
         raise ModelError(f"{folder} is no adapter, so the base it is compared with must be named.", fix="--base DIR")

@@ -240,6 +240,7 @@ def _lora_change(  # noqa: PLR0913 - one call site, all of them needed
         squared = scale**2 * float(((a @ a.t()) * (b.t() @ b)).sum())
         values = _lora_singular_values(a, b) * abs(scale) if options.spectrum else None
         base_norm = base.norm(key) if base is not None and key is not None else None
+        _require_finite(f"{module} of the base", base_norm or 0.0)
         return _module(module, shape, math.sqrt(max(squared, 0.0)), base_norm, values)
     assert base is not None and key is not None
     weight = base.whole(key)
@@ -275,9 +276,9 @@ def _saved_in_full(
         if ".base_layer." in key:
             continue  # PEFT saves the base's own embedding beside its adapter
         name = key.removeprefix("base_model.model.")
-        target = base.key_of(plain_name(name)) if base is not None else None
+        target = None if base is None else base.key_of(plain_name(name)) or base.tied(plain_name(name))
         if base is None or target is None or not key.endswith("weight"):
-            notes.append(f"{name} is saved in full and was not compared")
+            notes.append(f"{name} is saved in full and was not compared" + (": no base was given" * (base is None)))
             continue
         _fitting(base, target, name, weights.shape(key))
         made.append(_streamed(plain_name(name), base, target, weights, key, options))
@@ -325,12 +326,14 @@ def _streamed(module: str, old: Tensors, old_key: str, new: Tensors, new_key: st
     for a, b in zip(old.blocks(old_key), new.blocks(new_key)):
         squared += float((b - a).square().sum())
         base_squared += float(a.square().sum())
+    _require_finite(f"{module} before", base_squared)
     _require_finite(module, squared)
     return _module(module, shape, math.sqrt(squared), math.sqrt(base_squared), None)
 
 
 def _dense_change(module: str, weight: torch.Tensor, delta: torch.Tensor, options: Options) -> ModuleChange:
     norm = float(torch.linalg.vector_norm(delta))
+    _require_finite(f"{module} before", float(torch.linalg.vector_norm(weight)))
     _require_finite(module, norm)
     values = torch.linalg.svdvals(delta) if options.spectrum and delta.dim() == 2 else None
     intruders = None
@@ -413,7 +416,8 @@ def _record(
         by_layer={k: _sum(v) for k, v in groups["layer"].items()},
         notes=notes,
         reading=f"The weights moved by {size}{where}." if total["delta_norm"] else "The weights did not move at all.",
-        limits="How far weights move does not tell memorising from generalising; it depends on rate, steps and rank.",
+        limits="How far weights move does not tell memorising from generalising; it depends on rate, steps and rank."
+        + (f" Left out: {'; '.join(notes[:3])}{' ...' if len(notes) > 3 else ''}." if notes else ""),
         would_change="Nothing about the claim: compare runs of one recipe with it, and judge by held-out zones.",
     )
 
@@ -441,6 +445,14 @@ def series(changes: Mapping[str, WeightChange]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- safetensors, streamed
 
 
+PACKED = (".absmax", ".SCB", ".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv")
+
+
+def _is_packed(name: str, dtype: str) -> bool:
+    """Whether a tensor is part of quantised weights: by its name, or a matrix's 8-bit floating type."""
+    return ".quant_state" in name or name.endswith(PACKED) or dtype.startswith("F8")
+
+
 class Tensors:
     """The tensors of a folder's safetensors files by name, read in row blocks of at most `BLOCK_BYTES`.
 
@@ -465,7 +477,7 @@ class Tensors:
                     self._shape_of[name] = tuple(file.get_slice(name).get_shape())
                     self._dtype_of[name] = file.get_slice(name).get_dtype()
         self.names = tuple(self._path_of)
-        packed = [n for n in self.names if ".quant_state" in n or n.endswith((".absmax", ".SCB", ".qweight"))]
+        packed = [n for n in self.names if _is_packed(n, self._dtype_of[n])]
         if packed:
             raise ModelError(
                 f"{folder}: the weights are quantised ({packed[0]}).", fix="Compare with the unquantised base."
@@ -480,6 +492,13 @@ class Tensors:
             n for n in self.names if n.endswith(f".{module}.weight") or module.endswith("." + n.removesuffix(".weight"))
         ]
         return ends[0] if len(ends) == 1 else None
+
+    def tied(self, module: str) -> str | None:
+        """For a head that has no weight of its own here: the embedding's name, which it shares."""
+        if module.rsplit(".", 1)[-1] != "lm_head":
+            return None
+        found = [n for n in self.names if n.endswith(("embed_tokens.weight", "wte.weight"))]
+        return found[0] if len(found) == 1 else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shape_of[name]
@@ -510,6 +529,15 @@ class Tensors:
             for start in range(0, shape[0], rows):
                 block: torch.Tensor = part[start : start + rows]
                 yield block.double()
+
+    def head(self, name: str, elements: int = 4096) -> torch.Tensor:
+        """The first rows of a tensor in float64, about so many elements of it."""
+        from safetensors import safe_open
+
+        rows = max(1, elements // max(1, math.prod(self.shape(name)[1:])))
+        with safe_open(str(self._path_of[name]), framework="pt") as file:
+            part: torch.Tensor = file.get_slice(name)[:rows]
+            return part.double()
 
     def norm(self, name: str) -> float:
         return math.sqrt(sum(float(block.square().sum()) for block in self.blocks(name)))
