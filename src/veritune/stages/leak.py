@@ -47,7 +47,7 @@ def leak_command(
 
 
 def whole_conditions(study: Study) -> list[str]:
-    """The conditions that train on all seen rows: a leaky split holds as many. The share of another is drawn by family."""
+    """The conditions that train on all seen rows: of a part of them, drawn by family, no leaky split is the equal."""
     return [name for name, c in study.conditions.items() if c.data_fraction in (None, 1.0)]
 
 
