@@ -380,7 +380,7 @@ def _why_not(layers: Sequence[Mapping[str, Any]], name: str) -> str:
     if not known:
         return ": in each a centroid is zero and has no direction"
     if not any(x["change"] for x in known):
-        return ": both models have the same states, so nothing was trained or the two are one model"
+        return ": both models have the same states (nothing was trained, or the two are one model)"
     least = 2 / min(x.get("n_permutations", np.inf) for x in known)
     if least >= ALPHA:
         return f", and none could be shown: with so few personas the smallest p there is is {least:.3g}"

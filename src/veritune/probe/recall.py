@@ -253,7 +253,10 @@ def _reading(zones: Mapping[str, Any], contrast: Json) -> str:
             parts.append(f"{zone} {found['trained'].value:.0%} (base {found['base'].value:.0%})")
     e = contrast["estimate"]
     if not parts:
-        return "No zone has rows of two families, so no ending of another family could be offered."
+        return (
+            "No zone has rows of two families, so no ending of another family could be offered: too little to say "
+            "whether seen rows gained more than strangers."
+        )
     said = f"Own endings are preferred to other families' in {', '.join(parts)} of choices, chance 50%"
     if e.low is None or e.high is None:
         return f"{said}; too little to say whether seen rows gained more than strangers."

@@ -67,20 +67,23 @@ class Subject:
         """
         if self.adapter is None:
             return self.base()
+        refuse_other(self.adapter, self.ref.path)
         if is_adapter(self.adapter):
-            refuse_other_base(self.adapter, self.ref.path)
             return _with_adapter(self.base(), self.adapter, self.ref)
-        _require_checkpoint(self.adapter)
-        _refuse_other_checkpoint(self.adapter, self.ref.path)
         return _loaded(replace(self.ref, name=str(self.adapter), path=self.adapter))
 
 
 def subject(
     model: str, adapter: str | Path | None = None, *, dtype: str = "bfloat16", max_length: int = 2048
 ) -> Subject:
-    """Find a base model and what was trained from it. Raises ModelError."""
+    """Find a base model and what was trained from it, and look at their files whether they belong together.
+
+    Raises ModelError, before a weight is loaded where files can tell.
+    """
     settings = Model.model_validate({"path": model, "dtype": dtype})
     ref = resolve(settings, Path())
+    if adapter:
+        refuse_other(Path(adapter), ref.path)
     return Subject(ref, Path(adapter) if adapter else None, Renderer(load_tokenizer(ref), max_length))
 
 
@@ -166,6 +169,15 @@ def _first(exc: BaseException) -> str:
 
 
 # ---------------------------------------------------------------- what belongs together
+
+
+def refuse_other(trained: Path, base: Path) -> None:
+    """Raises ModelError when the adapter or checkpoint was not trained from `base`, as far as files tell."""
+    if is_adapter(trained):
+        refuse_other_base(trained, base)
+    else:
+        _require_checkpoint(trained)
+        _refuse_other_checkpoint(trained, base)
 
 
 def refuse_other_base(adapter: Path, base: Path) -> None:

@@ -257,7 +257,10 @@ def _lora_singular_values(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _fitting(base: Tensors, key: str | None, module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if key is None:
-        raise ModelError(f"{module}: the base has no such weight: the adapter was made for another base.")
+        raise ModelError(
+            f"{module}: the base has no such weight: the adapter was made for another base.",
+            fix="Give the base that the adapter was trained on.",
+        )
     found = base.shape(key)
     if sorted(found) != sorted(shape):
         raise ModelError(
@@ -312,7 +315,10 @@ def checkpoint_change(before: str | Path, after: str | Path, options: Options | 
     modules = []
     for name in shared:
         if old.shape(name) != new.shape(name):
-            raise ModelError(f"{name}: shape {list(old.shape(name))} before, {list(new.shape(name))} after.")
+            raise ModelError(
+                f"{name}: shape {list(old.shape(name))} before, {list(new.shape(name))} after: different models.",
+                fix="Compare a checkpoint with the model that it was trained from.",
+            )
         modules.append(_streamed(name, old, name, new, name, options))
     return _record(str(before), str(after), "full", tuple(modules), notes)
 
