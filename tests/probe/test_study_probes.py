@@ -4,6 +4,7 @@ checkpoint kept, the leaky split trained beside it because the study file says s
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -140,7 +141,7 @@ def test_tables_of_rates_and_doses(swept: Any) -> None:
     [("step", 4, list(STEPS)), ("lr", 2, list(RATES)), ("rows", 2, None)],
 )
 def test_the_series_is_one_plot(swept: Any, axis: str, curves: int, places: Any, tmp_path: Path) -> None:
-    """A curve for each of the 4 points of the sweep over steps, of the 2 doses over rates, of the 2 rates over doses."""
+    """A curve for each of 4 points of the sweep over steps, of 2 doses over rates, of 2 rates over doses."""
     from veritune.records import to_json
     from veritune.report.moved import _figure
 
@@ -214,7 +215,7 @@ def spoil_method(folder: Path) -> None:
     [
         (spoil_nan, "NaN or infinite"),
         (spoil_shape, "the base has"),
-        (spoil_merged, "no adapter"),
+        (spoil_merged, "no adapter|different models"),
         (spoil_method, "prompt tuning changes no weights"),
     ],
 )
@@ -230,7 +231,7 @@ def test_a_run_that_cannot_be_read_is_named_beside_the_others(
     for checkpoint in (tmp_path / "study" / "runs" / run / "checkpoints").iterdir():
         spoil(checkpoint)
     blocks = [b for b in probe_report(tmp_path / "study") if run in b.source and "weights" in b.source]
-    assert blocks[0].reading.startswith("Not measured:") and why in blocks[0].reading
+    assert blocks[0].reading.startswith("Not measured:") and re.search(why, blocks[0].reading)
     record = study_series(tmp_path / "study")
     assert len(record.lines) == 6 and len(record.missing) == 1
-    assert run in record.missing[0] and why in record.missing[0] and run in record.limits
+    assert run in record.missing[0] and re.search(why, record.missing[0]) and run in record.limits
