@@ -99,11 +99,15 @@ def calibration(
         n_missing=missing,
         reading=_reading(float(conf_N.mean()), accuracy, over, debiased),
         limits=(
-            f"It sees what {len(table.weight_B)} bins of about {n // len(table.weight_B)} rows can show: gaps that "
-            "cancel within a bin are not seen, and it holds for questions like these."
+            f"It sees what {_counted(len(table.weight_B), 'bin')} of about {n // len(table.weight_B)} rows can show: "
+            "gaps that cancel within a bin are not seen, and it holds for questions like these."
         ),
         would_change="More rows, so that bins can be finer and the interval narrower; questions of another difficulty.",
     )
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" + "s" * (n != 1)
 
 
 def _arrays(

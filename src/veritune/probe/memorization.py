@@ -88,7 +88,8 @@ def three_zone_gap(
     seen = _gain(parts["seen"], "gain on seen rows, at the common base value", level)
     verdict, why = _verdict(seen, parts, carried["stranger"]) if gain_N.any() else ("cannot tell", SAME)
     record = {z: _zone_record(z, base_N, gain_N, family_N, zone_N == z, parts[z]) for z in present}
-    reading, limits, change = _sentences(verdict, why, seen, carried)
+    unit = "" if higher_is_better else " nats per token"
+    reading, limits, change = _sentences(verdict, why, seen, carried, unit)
     return ThreeZoneGap(
         zones=record | {"common_base": reference},
         carried=carried,
@@ -224,7 +225,9 @@ def _zone_record(zone: str, base_N: Floats, gain_N: Floats, family_N: Ints, mask
     }
 
 
-def _sentences(verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, Estimate]) -> tuple[str, str, str]:
+def _sentences(
+    verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, Estimate], unit: str
+) -> tuple[str, str, str]:
     said = {
         "generalises": "It generalises",
         "partly": "It generalises in part",
@@ -236,7 +239,7 @@ def _sentences(verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str,
         if e.value is not None:  # a share of a gain that is not clear of zero would be noise
             bounds = f" ({e.low:.0%} to {e.high:.0%})" if e.low is not None and e.high is not None else " (no interval)"
             shares.append(f"{e.value:.0%}{bounds} of it to {zone}s")
-    carries = f" Seen rows gained {seen.value:.3g}; {' and '.join(shares)} carried over." if shares else ""
+    carries = f" Seen rows gained {seen.value:.3g}{unit}; {' and '.join(shares)} carried over." if shares else ""
     return (
         f"{said}: {why}.{carries}",
         "It holds for rows like those held out, at this checkpoint; siblings alone show what a leaky split would.",
