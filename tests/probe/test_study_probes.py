@@ -150,7 +150,13 @@ def test_the_series_is_one_plot(swept: Any, axis: str, curves: int, places: Any,
     assert plot.read_bytes().startswith(b"<?xml")
     record = to_json(study_series(swept.root))
     drawn = [x for x in record["lines"] if axis == "step" or x["chosen"]]
-    lines = _figure(drawn, axis).axes[0].get_lines()
+    (axes,) = _figure(drawn, axis).axes
+    if axis == "lr":
+        assert [t.get_text() for t in axes.get_xticklabels()] == [
+            "0.001",
+            "0.01",
+        ] and "mathdefault" not in plot.read_text()
+    lines = axes.get_lines()
     assert len(lines) == curves and len({line.get_label() for line in lines}) == curves
     for line in lines:
         x = list(line.get_xdata())

@@ -47,6 +47,7 @@ def _curve(line: Json, axis: str) -> str:
 
 def _figure(lines: list[Any], axis: str) -> Any:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
@@ -66,7 +67,12 @@ def _figure(lines: list[Any], axis: str) -> Any:
         )
     axes.set(xlabel=AXES[axis], ylabel="norm of the change", ylim=(0, None))
     if axis == "lr":
+        rates = sorted({line["lr"] for line in lines})
         axes.set_xscale("log")
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])  # a formatter of its own would write TeX
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=GRID)
     axes.legend(fontsize=7, frameon=False, labelcolor=INK)
     return figure
