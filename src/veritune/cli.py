@@ -25,6 +25,7 @@ from veritune import (
     cli_probe,
     cli_quantised,
     cli_study,
+    machine,
 )
 from veritune.errors import VerituneError
 
@@ -354,6 +355,7 @@ def _without_paths(record: Any) -> Any:
 
 def main() -> None:
     """Entry point: one line on the screen for an error, the traceback with `--debug`."""
+    machine.OWN_PROCESS = True
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except VerituneError as exc:
