@@ -127,6 +127,10 @@ class Train(_Section):
     """AdamW weight decay."""
     max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
     """Gradient clipping norm."""
+    padding_free: bool = False
+    """Join the rows of a micro-batch in one sequence instead of padding them; steps and losses stay the same."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     max_length: Annotated[Int, Field(ge=8)] = 1024
     """Longest row in tokens. A longer row is an error, never cut in silence."""
     eval_steps: Annotated[Int, Field(ge=1)] | None = None

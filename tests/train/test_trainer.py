@@ -21,7 +21,9 @@ from veritune.train.trainer import (
     Cadence,
     ContractTrainer,
     MarkComplete,
+    check_joined,
     collate,
+    join,
     last_complete,
     mean_nll,
     row_nll,
@@ -370,3 +372,48 @@ def test_a_checkpoint_of_the_last_step_is_taken_up_without_a_further_step(tmp_pa
         == json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
     )
     assert all(math.isfinite(loss) for loss in losses(again))
+
+
+# ---------------------------------------------------------------- rows joined instead of padded
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi", "phi3", "gpt2"])
+def test_a_joined_row_sees_no_other(kind: str) -> None:
+    assert check_joined(tiny(kind, torch.float32), rows(5), PAD) < 1e-4
+
+
+def test_an_architecture_that_lets_rows_see_each_other_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_row(items: Any) -> Any:
+        batch = join(items)
+        return {**batch, "position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
+
+    monkeypatch.setattr(trainer_module, "join", one_row)
+    with pytest.raises(GateError, match="one row sees another"):
+        check_joined(tiny(dtype=torch.float32), rows(5), PAD)
+
+
+def test_training_on_joined_rows_is_training_on_padded_ones(tmp_path: Path) -> None:
+    weights, losses, seen = [], [], []
+    for joined in (False, True):
+        trainer = make_trainer(tmp_path / str(joined), rows(10), gradient_accumulation_steps=2)
+        if joined:
+            trainer.batched = trainer.data_collator = join
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+        seen.append((trainer.rows_checked, trainer.tokens_seen))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 2
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-4, rtol=1e-3)
+    assert seen[0] == seen[1]
+
+
+def test_a_changed_joined_batch_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, rows(8))
+
+    def shuffled(items: Any) -> Any:
+        batch = join(items)
+        return {**batch, "labels": batch["labels"].roll(1, dims=1)}
+
+    trainer.batched = trainer.data_collator = shuffled
+    with pytest.raises(GateError, match="other ids or labels"):
+        trainer.train()

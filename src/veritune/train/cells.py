@@ -159,6 +159,8 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
         bf16=condition.method == "full" and context.model.dtype == "bfloat16",
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        activation_checkpointing=plan.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if plan.gradient_checkpointing else None,
         **_sharding(plan),
     )
     if arguments.n_gpu > 1:
@@ -170,6 +172,7 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
             rows=seen_rows(context.study, context.data, cell),
             validation=context.data.zone("validation"),
             pad_id=context.tokenizer.pad_token_id,
+            padding_free=plan.padding_free,
         )
     trainer.remove_callback(PrinterCallback)
     _check_strategy(plan, trainer)
@@ -411,6 +414,8 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
     taken at the longest rows. Raises GateError when the loss is not finite, a trainable module did not move, or a
     frozen tensor changed.
     """
+    from veritune.train.trainer import check_joined
+
     condition: Condition = context.study.conditions[cell.condition]
     memory, began = PeakMemory(), time.perf_counter()
     base = base_for(context.store, context.model, condition)
@@ -421,6 +426,8 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
     before = _fingerprints(model)
     trainer = _trainer(context, cell, model, work, max_steps=LIVE_STEPS)
     timer = _prepare_live(context, cell, trainer)
+    if schedule(context.study, cell).padding_free:
+        check_joined(model, trainer.contract_rows[-3:], context.tokenizer.pad_token_id)
     memory = PeakMemory()
     with quiet_transformers():
         trainer.train()

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,60 @@ def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tens
     return {"input_ids": ids_B_T, "attention_mask": mask_B_T, "labels": labels_B_T, "row_index": index_B}
 
 
-def target_nll(model: Any, ids_B_T: Any, mask_B_T: Any, labels_B_T: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def join(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The rows of a batch one after another in one sequence, without padding: shapes (1, sum of T) and (B,).
+
+    `position_ids` begin anew with every row. Models that build their attention mask from them, with no `attention_mask`
+    given, let no row see another (`check_joined` looks). A row's first token is no target: nothing of it predicts that.
+    """
+    ids = [i for row in rows for i in row["input_ids"]]
+    labels = [label for row in rows for label in (IGNORE, *row["labels"][1:])]
+    positions = [t for row in rows for t in range(len(row["input_ids"]))]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "labels": torch.tensor([labels]),
+        "row_index": torch.tensor([row["row_index"] for row in rows]),
+    }
+
+
+@torch.no_grad()
+def check_joined(model: Any, rows: Sequence[Rendered], pad_id: int) -> float:
+    """Largest difference between rows' NLL per target token (nats) when joined and when alone.
+
+    Raises GateError when it is no rounding: the model's attention would let one row see another.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    items = _dataset(rows)
+    batch = {k: v.to(device) for k, v in join(items).items()}
+    joined = target_nll(model, batch["input_ids"], None, batch["labels"], batch["position_ids"])[0]
+    alone = []
+    for item in items:
+        one = {k: v.to(device) for k, v in collate([item], pad_id).items()}
+        one["labels"][:, 0] = IGNORE
+        alone.append(target_nll(model, one["input_ids"], one["attention_mask"], one["labels"])[0])
+    model.train(was_training)
+    apart = joined - torch.cat(alone)
+    largest, typical = float(apart.abs().max()), float(apart.abs().mean())
+    half = next(model.parameters()).dtype != torch.float32
+    if not typical <= (0.1 if half else 1e-4):
+        raise GateError(
+            f"padding_free: {type(_plain(model)).__name__} gives joined rows another loss than rows alone "
+            f"({typical:.3g} nats a token on average): one row sees another.",
+            fix="Take `padding_free` out; this architecture or method does not mask by position_ids.",
+        )
+    return largest
+
+
+def target_nll(
+    model: Any, ids_B_T: Any, mask_B_T: Any, labels_B_T: Any, position_ids: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL in nats of every target token, shape (N,), and the batch row each belongs to, shape (N,).
 
-    The hidden states are cut to the predicting positions before the head runs. A model whose head is not called as a
-    module gives full logits, which are cut afterwards; virtual tokens that a prompt method puts in front are skipped.
+    With `position_ids` (rows joined in one sequence) there is no attention mask. The hidden states are cut to the
+    predicting positions before the head runs. A model whose head is not called as a module gives full logits, which are
+    cut afterwards; virtual tokens that a prompt method puts in front are skipped.
     """
     captured: list[bool] = []
 
@@ -62,7 +112,8 @@ def target_nll(model: Any, ids_B_T: Any, mask_B_T: Any, labels_B_T: Any) -> tupl
     head = _plain(model).get_output_embeddings()
     handle = head.register_forward_pre_hook(keep_targets) if head is not None else None
     try:
-        logits = model(input_ids=ids_B_T, attention_mask=mask_B_T, use_cache=False).logits
+        where = {"attention_mask": mask_B_T} if position_ids is None else {"position_ids": position_ids}
+        logits = model(input_ids=ids_B_T, use_cache=False, **where).logits
     finally:
         if handle is not None:
             handle.remove()
@@ -121,6 +172,17 @@ def mean_nll(parts: Sequence[tuple[float, int]]) -> float:
     return sum(total for total, _ in parts) / sum(count for _, count in parts)
 
 
+def _rows_of(inputs: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, ...], list[int]]]:
+    """Ids, labels and the labels on padding of every row in a batch, padded or joined."""
+    ids_B, labels_B = inputs["input_ids"].tolist(), inputs["labels"].tolist()
+    if "position_ids" in inputs:
+        starts = [t for t, position in enumerate(inputs["position_ids"][0].tolist()) if position == 0]
+        spans = list(zip(starts, [*starts[1:], len(ids_B[0])]))
+        return [(tuple(ids_B[0][a:b]), tuple(labels_B[0][a:b]), []) for a, b in spans]
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    return [(tuple(i[:n]), tuple(ls[:n]), ls[n:]) for i, ls, n in zip(ids_B, labels_B, lengths)]
+
+
 def _dataset(rows: Sequence[Rendered]) -> list[dict[str, Any]]:
     return [{"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(rows)]
 
@@ -138,6 +200,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         rows: Sequence[Rendered],
         validation: Sequence[Rendered],
         pad_id: int,
+        padding_free: bool = False,
     ) -> None:
         self.contract_rows = rows
         self.validation_rows = validation
@@ -145,8 +208,8 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         self.rows_checked = 0
         self.tokens_seen = 0
         self.in_order = False
-        data = _dataset(rows)
-        super().__init__(model=model, args=args, train_dataset=data, data_collator=lambda batch: collate(batch, pad_id))
+        self.batched: Callable[..., dict[str, torch.Tensor]] = join if padding_free else partial(collate, pad_id=pad_id)
+        super().__init__(model=model, args=args, train_dataset=_dataset(rows), data_collator=self.batched)
         self.model_accepts_loss_kwargs = True
 
     def use_rows(self, rows: Sequence[Rendered]) -> None:
@@ -163,7 +226,8 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """Summed NLL over the optimizer step's number of target tokens, so that accumulation changes nothing."""
         self._check_parity(inputs)
-        nll_N, _ = target_nll(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        ids_B_T, mask_B_T = inputs["input_ids"], inputs.get("attention_mask")
+        nll_N, _ = target_nll(model, ids_B_T, mask_B_T, inputs["labels"], inputs.get("position_ids"))
         count = num_items_in_batch if num_items_in_batch is not None else nll_N.numel()
         loss = nll_N.sum() / count * self.args.world_size  # DDP averages gradients over processes; the loss is a sum
         return (loss, {}) if return_outputs else loss
@@ -180,7 +244,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
             self.train_dataset,  # type: ignore[arg-type]
             batch_size=self._train_batch_size * world,
             sampler=self._get_train_sampler(self.train_dataset),
-            collate_fn=lambda batch: collate(share_of(batch, rank, world), self.pad_id),
+            collate_fn=lambda batch: self.batched(share_of(batch, rank, world)),
             drop_last=self.args.dataloader_drop_last,
         )
         return prepare_data_loader(
@@ -195,20 +259,22 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         )
 
     def _check_parity(self, inputs: dict[str, Any]) -> None:
-        ids_B, labels_B = inputs["input_ids"].tolist(), inputs["labels"].tolist()
-        for b, index in enumerate(inputs["row_index"].tolist()):
-            row, n = self.contract_rows[index], int(inputs["attention_mask"][b].sum())
+        given = _rows_of(inputs)
+        for index, (ids, labels, padding) in zip(inputs["row_index"].tolist(), given, strict=True):
+            row = self.contract_rows[index]
             if index < 0:  # a process without a row of its own: nothing to learn
-                row = replace(self.contract_rows[0], input_ids=tuple(ids_B[b][:n]), labels=(IGNORE,) * n)
-            if tuple(ids_B[b][:n]) != row.input_ids or tuple(labels_B[b][:n]) != row.labels:
+                row = replace(row, input_ids=ids, labels=(IGNORE,) * len(ids))
+            if "position_ids" in inputs:
+                row = replace(row, labels=(IGNORE, *row.labels[1:]))
+            if ids != row.input_ids or labels != row.labels:
                 raise GateError(
                     f"row {row.row_id}: the trainer was about to see other ids or labels than the contract holds.",
                     fix="A callback or a patched collator changes batches; remove it.",
                 )
-            if any(label != IGNORE for label in labels_B[b][n:]):
+            if any(label != IGNORE for label in padding):
                 raise GateError(f"row {row.row_id}: the loss would fall on padding.", fix="Check the collator.")
         self.rows_checked += sum(index >= 0 for index in inputs["row_index"].tolist())
-        self.tokens_seen += int(inputs["attention_mask"].sum())
+        self.tokens_seen += sum(len(ids) for ids, _, _ in given)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Validation NLL per target token, logged as `eval_loss`."""
