@@ -39,7 +39,7 @@ if _RULES != (KEEP, BIT_WORDS, SPREAD, RARE_KEYS, PAIR_FROM, MIN_KEYS, ALL_PAIRS
 _ROWS = 1 << 14
 _PARTITION_KEYS = 1 << 20  # keys sorted at a time: 8 MB
 _KEYS_AT_ONCE = 1 << 26  # keys held at a time: 512 MB
-_ROWS_AHEAD, _KEYS_AHEAD = 6, 24  # how far ahead memory is asked for
+_ROWS_AHEAD, _KEYS_AHEAD, _PAIRS_AHEAD = 6, 24, 6  # how far ahead memory is asked for
 _PAD = np.uint32(0xFFFFFFFF)
 _M1, _M2 = np.uint64(MIX_1), np.uint64(MIX_2)
 _S29, _S31, _S32 = np.uint64(29), np.uint64(31), np.uint64(32)
@@ -84,11 +84,14 @@ def _fetch_row(address, n_bytes):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _count_df(feature_F, start, length, row_N, a, b, df):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     mask = np.uint32(len(df) - 1)
-    base = feature_F.ctypes.data
+    base, counters = feature_F.ctypes.data, df.ctypes.data
     for u in range(a, b):
         if u + _ROWS_AHEAD < b:
             r = row_N[u + _ROWS_AHEAD]
             _fetch_row(base + 4 * start[r], 4 * length[r])
+            r = row_N[u + _ROWS_AHEAD // 3]
+            for i in range(start[r], start[r] + length[r]):
+                _fetch(np.uintp(counters + 4 * np.int64(feature_F[i] & mask)))
         r = row_N[u]
         for i in range(start[r], start[r] + length[r]):
             df[feature_F[i] & mask] += 1
@@ -107,11 +110,14 @@ def _sketch_rows(feature_F, start, length, row_N, bounds, bucket_of, weight, id_
     mask = np.uint32(len(bucket_of) - 1)
     bucket = np.empty(1 << 12, np.uint8)
     size = np.empty(32, np.int64)
-    base = feature_F.ctypes.data
+    base, buckets = feature_F.ctypes.data, bucket_of.ctypes.data
     for u in range(a, b):
         if u + _ROWS_AHEAD < b:
             r = row_N[u + _ROWS_AHEAD]
             _fetch_row(base + 4 * start[r], 4 * length[r])
+            r = row_N[u + _ROWS_AHEAD // 3]
+            for i in range(start[r], start[r] + length[r]):
+                _fetch(np.uintp(buckets + np.int64(feature_F[i] & mask)))
         r = row_N[u]
         n = length[r]
         if n < least:
@@ -309,7 +315,12 @@ def _shared(x, y, id_N_K, bits_N_B, weight):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _shared_pairs(left_P, right_P, a, b, id_N_K, bits_N_B, weight, out):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    ids, bits = id_N_K.ctypes.data, bits_N_B.ctypes.data
     for i in range(a, b):
+        if i + _PAIRS_AHEAD < b:
+            for x in (left_P[i + _PAIRS_AHEAD], right_P[i + _PAIRS_AHEAD]):
+                _fetch(np.uintp(bits + 64 * x))
+                _fetch_row(ids + 256 * x, 256)
         out[i] = _shared(left_P[i], right_P[i], id_N_K, bits_N_B, weight)
 
 
@@ -349,6 +360,7 @@ def _scan(keys, sketch, square, parent):  # type: ignore[no-untyped-def]  # noqa
     n_edges = 0
     at = a
     parents, bits = parent.ctypes.data, sketch[3].ctypes.data
+    masses, least = sketch[1].ctypes.data, sketch[2].ctypes.data
     asked = a
     while at < b:
         while asked < min(at + _KEYS_AHEAD, b - 1):  # rows that share a key, soon to be compared
@@ -356,6 +368,8 @@ def _scan(keys, sketch, square, parent):  # type: ignore[no-untyped-def]  # noqa
                 x = np.int64(keys[asked] & _LOW)
                 _fetch(np.uintp(parents + 4 * x))
                 _fetch(np.uintp(bits + 64 * x))
+                _fetch(np.uintp(masses + 8 * x))
+                _fetch(np.uintp(least + x))
             asked += 1
         key = keys[at] >> _S32
         end = at + 1
