@@ -111,7 +111,10 @@ class Entries:
 
 @dataclass(frozen=True)
 class ContaminationResult:
-    """All pairs of row and item found, by row. Equal items of one eval are one entry each, equal rows one pair each."""
+    """All pairs of row and item found, by row. Equal items of one eval are one entry each, equal rows one pair each.
+
+    `exact_only` prompts of items have too few words of their own to look for near-copies of them.
+    """
 
     columns: FamilyColumns
     entries: Entries
@@ -122,6 +125,7 @@ class ContaminationResult:
     status_P: I64
     score_P: npt.NDArray[np.float64]
     config: ContaminationConfig
+    exact_only: int = 0
 
     def __len__(self) -> int:
         return len(self.row_P)
@@ -180,6 +184,7 @@ class ContaminationResult:
             "pairs": len(self),
             "by_kind": {name: int(np.count_nonzero(self.kind_P == i)) for i, name in enumerate(_KINDS)},
             "evals": self.by_eval,
+            "prompts_exact_only": self.exact_only,
             "thresholds": {
                 "confirmed": self.config.confirmed,
                 "review": self.config.review,
@@ -206,9 +211,10 @@ class ContaminationResult:
         message = (
             f"no {self.config.fail_on} overlap of {len(self.columns.text)} rows with {len(self.entries.texts)} texts"
         )
-        return GateResult(
-            "contamination", "passed", f"{message}; {near} near-copies, {numbers['rows_review']} to review.", numbers
-        )
+        message += f"; {near} near-copies, {numbers['rows_review']} to review"
+        if self.exact_only:
+            message += f"; {self.exact_only} prompts have too few words of their own to look for near-copies of them"
+        return GateResult("contamination", "passed", f"{message}.", numbers)
 
     def _first(self, wanted: npt.NDArray[np.bool_], k: int) -> list[Hit]:
         return [self._hit(int(p), 0) for p in np.flatnonzero(wanted)[:k]]
@@ -290,8 +296,11 @@ def check_contamination(
         overlap = engine.score(columns.text, index, rule)
     usable_E = _usable(index, entries, config)
     same = _identical(index, usable_E, overlap.hash_N_2)
-    held = _standing(columns, entries, usable_E & _overlap.faint(index, rule.weight_V, config.min_features))
-    return _judge(columns, entries, overlap, (same, held), config)
+    faint_E = _overlap.faint(index, rule.weight_V, config.min_features)
+    held = _standing(columns, entries, usable_E & faint_E)
+    few_E = faint_E | (np.diff(index.offset_E1) < config.min_features)
+    result = _judge(columns, entries, overlap, (same, held), config)
+    return dataclasses.replace(result, exact_only=int(np.count_nonzero(few_E & ~entries.answer_E)))
 
 
 def _configured(config: ContaminationConfig | None, settings: Mapping[str, Any]) -> ContaminationConfig:
