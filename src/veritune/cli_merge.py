@@ -53,22 +53,41 @@ def serve_parity(
     base_url: Annotated[str | None, typer.Option(help="With --base: a server that has the base already.")] = None,
     rate: Annotated[list[float] | None, typer.Option(help="Requests a second; repeat for several rates.")] = None,
     requests: Annotated[int, typer.Option(help="Requests per side, rate and block.")] = 8,
+    blocks: Annotated[int, typer.Option(help="Blocks per side and rate, by turns; intervals rest on them.")] = 4,
     price_per_hour: Annotated[float | None, typer.Option(help="Price of the machine, for a request's cost.")] = None,
     prompts: Annotated[int, typer.Option(help="At most so many golden prompts.")] = 16,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 32,
     dtype: Annotated[str, typer.Option(help="Precision that serves.")] = "bfloat16",
+    server: Annotated[
+        str,
+        typer.Option(help="transformers, vllm, llama-server, llama-cpp-python, or a command with {model} and {port}."),
+    ] = "transformers",
+    samples: Annotated[Path | None, typer.Option(help="With --base: write every request as a line of JSON.")] = None,
     study: Annotated[Path | None, typer.Option(help="Record it as evidence for this study's gate.")] = None,
     condition: Annotated[str | None, typer.Option(help="With --study: the arm that ships.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a served model the golden prompts and compare with the contract's generation; with --base, measure speed."""
     from veritune.records import dumps
-    from veritune.release.serving import Load
+    from veritune.release.load import Load
     from veritune.release.serving_command import Asked, render_text, serve_command
 
-    load = Load(tuple(rate or (0.5, 1.0)), requests, price_per_hour=price_per_hour)
     asked = Asked(
-        model, golden, url, served_name, reference, base, base_url, dtype, max_tokens, prompts, study, condition, load
+        model,
+        golden,
+        url,
+        served_name=served_name,
+        reference=reference,
+        base=base,
+        base_url=base_url,
+        dtype=dtype,
+        max_tokens=max_tokens,
+        prompts=prompts,
+        study=study,
+        condition=condition,
+        server=server,
+        samples=samples,
+        load=Load(tuple(rate or (0.5, 1.0)), requests, blocks, price_per_hour=price_per_hour),
     )
     found = serve_command(asked)
     print(dumps(found, indent=2) if as_json else render_text(found))
