@@ -307,7 +307,7 @@ class Session:
         """End the connection, where the SDK can; the server forgets an adapter that no session holds."""
         if hasattr(self.service, "close"):
             with server_errors("closing"):
-                self.service.close()
+                self.service.close("success").result()
 
 
 class Sampler:
@@ -351,7 +351,7 @@ class Sampler:
         """End the connection, where the SDK can."""
         if hasattr(self.service, "close"):
             with server_errors("closing"):
-                self.service.close()
+                self.service.close("success").result()
 
 
 def _masked(d: Mapping[str, list[Any]], output: Any) -> tuple[float, int]:
