@@ -16,7 +16,9 @@ CHAT = (
 torch.manual_seed(0)
 sizes = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
-LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=2, pad_token_id=2, bos_token_id=1)).save_pretrained(sys.argv[1])
+model = LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=2, pad_token_id=2, bos_token_id=1))
+model.lm_head.weight.data.mul_(8)  # else no adapter beside the head could make any token likely
+model.save_pretrained(sys.argv[1])
 bpe = Tokenizer(models.BPE())
 bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
 specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

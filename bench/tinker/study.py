@@ -25,7 +25,6 @@ from veritune.store import Store
 from veritune.train.models import ModelRef, load_base, load_tokenizer
 from veritune.train.trainer import row_nll
 
-UNTRAINED = 5.9  # nats: a random model over 384 tokens
 WORDS = ["harbor", "gate", "lamp", "ferry", "crane", "boat", "quay", "rope", "net", "tide", "storm", "bell", "buoy"]
 
 
@@ -47,7 +46,7 @@ def write(root: Path, url: str, model: str, conditions: dict[str, Any], **backen
         "backend": {"name": "tinker", "base_url": url, "base_model": model, **backend},
         "data": {"path": "rows.jsonl", "id_field": "id", "family_field": "original", "near_duplicates": False},
         "split": {"seed": 1, "stranger": 0.3, "validation": 0.2, "sibling": 0.25},
-        "train": {"max_steps": 40, "per_device_train_batch_size": 8, "learning_rate": 0.03, "eval_steps": 20},
+        "train": {"max_steps": 24, "per_device_train_batch_size": 8, "learning_rate": 0.01, "eval_steps": 12},
         "conditions": conditions,
         "factor": ["r"],
         "seeds": [0],
@@ -101,7 +100,7 @@ def main(url: str, model: str, out: str) -> int:
     both = {"small": lora("all-linear", 2), "large": lora("all-linear", 8)}
     root = write(Path(out) / "study", url, model, both)
     outcome = run(root, progress=Progress())
-    good = outcome.trained == 3
+    good, untouched = outcome.trained == 3, 0.0
     for folder in sorted((root / "runs").iterdir()):
         summary, losses = read(folder / "summary.json"), read(folder / "probes" / "nll.json")
         training = summary["training"] or {}
@@ -115,9 +114,10 @@ def main(url: str, model: str, out: str) -> int:
             "trainable": (training.get("trainable") or {}).get("n_trainable"),
         }
         print(json.dumps(found))
+        untouched = untouched or losses["zones"]["validation"]["nll"]  # the baseline comes first
         good &= found["server_and_here_apart"] < 1e-3
         if training:
-            good &= training["backend"]["differs"] == [] and training["validation_nll"] < UNTRAINED - 0.5
+            good &= training["backend"]["differs"] == [] and training["validation_nll"] < untouched - 0.5
     print(json.dumps({"study_s": round(time.monotonic() - began), "verdict": outcome.verdicts[0].status}))
     again = run(root, progress=Progress(silent=True))
     good &= again.skipped == 3 and again.trained == 0
