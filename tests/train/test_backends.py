@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -276,3 +279,16 @@ def test_a_checkpoint_that_ran_out_is_an_error(context: cells.Context) -> None:
     kept, _ = candidates(context, -0.1)
     with pytest.raises(GateError, match="expired"):
         kept.add(2, 3.0)
+
+
+SDK = Path(os.environ.get("VERITUNE_TINKER_VENV") or "nowhere") / "sdk-0.38.0"
+
+
+@pytest.mark.skipif(not SDK.is_dir(), reason="needs the newest SDK: run bench/tinker/run.sh, set VERITUNE_TINKER_VENV")
+def test_the_newest_sdk_exchanges_what_was_recorded(tiny_model: Path, tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[2] / "bench" / "tinker" / "exchanges.py"
+    paths = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(SDK)])
+    env = {**os.environ, "PYTHONPATH": paths, "TINKER_API_KEY": "tml-loopback"}
+    command = [sys.executable, str(script), str(tiny_model), str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
