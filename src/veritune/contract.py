@@ -21,8 +21,9 @@ trained beside the study to explain it."""
 
 
 def settings(study: Study) -> dict[str, Any]:
-    """The resolved settings that are frozen: all but housekeeping."""
-    return study.model_dump(mode="json", exclude=set(HOUSEKEEPING))
+    """The resolved settings that are frozen: all but housekeeping, and the backend where it is the local one."""
+    local = {"backend"} if study.backend.name == "local" else set()
+    return study.model_dump(mode="json", exclude={*HOUSEKEEPING, *local})
 
 
 def terms(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def exploratory_claims(contract: Mapping[str, Any]) -> set[str]:
 def _decides(terms: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a claim's outcome depends on: package versions are no part of it, the code that judges is."""
     study = terms["study"]
-    shared = {key: study.get(key) for key in ("model", "data", "split", "train", "seeds", "selection")}
+    shared = {key: study.get(key) for key in ("model", "backend", "data", "split", "train", "seeds", "selection")}
     facts = {key: value for key, value in terms["facts"].items() if key not in ("packages", "code")}
     code = terms["facts"].get("code") or {}
     facts |= {f"code.{part}": code.get(part) for part in ("evaluate", "decide")}
@@ -151,11 +152,15 @@ def standing(contract: Mapping[str, Any], run_id: str) -> dict[str, Any]:
 def _beside(store: Store, study: Study, flags: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry records beside its terms: where settings came from, and what had been made and scored by then."""
     return {
-        "sources": sources(study, flags),
+        "sources": {key: source for key, source in sources(study, flags).items() if _is_frozen(key, study)},
         "flags": dict(flags),
         "results": sorted({path.parent.parent.name for path in store.runs.glob("*/scores/*.jsonl")}),
         "made": sorted({path.parent.name for path in store.runs.glob("*/summary.json")}),
     }
+
+
+def _is_frozen(key: str, study: Study) -> bool:
+    return study.backend.name != "local" or not key.startswith("backend.")
 
 
 def _refuse_lost(store: Store) -> None:

@@ -68,6 +68,35 @@ class Model(_Section):
     """Run Python code that ships with the model. Off unless you have read that code."""
 
 
+class Backend(_Section):
+    """Where cells train and answer. `backend: local` is short for `backend: {name: local}`."""
+
+    name: Literal["local", "tinker"] = "local"
+    """`local`: `transformers.Trainer` on this machine. `tinker`: LoRA on a server that speaks the Tinker API."""
+    base_url: str | None = None
+    """`tinker`: the server's address. The key is read from TINKER_API_KEY and recorded nowhere."""
+    base_model: str | None = None
+    """`tinker`: the server's name of the base; `model.path` then gives tokenizer, template and config alone."""
+    ahead: Annotated[Int, Field(ge=1)] = 1
+    """`tinker`: optimizer steps in flight at once. More than 1 only with a server that keeps them in order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _fields_of_name(self) -> Backend:
+        given = [key for key in ("base_url", "base_model") if getattr(self, key) is not None]
+        if self.name == "local" and (given or self.ahead != 1):
+            raise ValueError(f"`name: local` takes no {(given or ['ahead'])[0]}")
+        if self.name == "tinker" and len(given) < 2:
+            raise ValueError("`name: tinker` needs `base_url` and `base_model`")
+        if self.base_url is not None and not re.fullmatch(r"https?://[^@\s]+", self.base_url):
+            raise ValueError("base_url: expected http(s)://host[:port] without a name or password in it")
+        return self
+
+
 class Data(_Section):
     """The rows that are trained on and held out."""
 
@@ -547,6 +576,8 @@ class Study(_Section):
     """Also send every run's log lines there, as Hugging Face's Trainer does. It is not part of the contract."""
     release: Release | None = None
     """The release policy; docs/release.md. None: it is given with `veritune gate --policy`, or the defaults hold."""
+    backend: Backend = Backend()
+    """Where cells train and answer; docs/backends.md."""
     selection: Selection | None = None
     """Choose each condition's learning rate first; None takes those that are written."""
     budget: Budget | None = None

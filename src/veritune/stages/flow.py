@@ -250,7 +250,13 @@ class _Runner:
         if not {"seen", "stranger"} <= zones:
             return
         baseline = next(cell.run_id for cell in cells if cell.phase == BASELINE)
-        for cell in cells:
+        told = [cell for cell in cells if cell.phase != BASELINE]
+        for run_id in (baseline, *(cell.run_id for cell in told)):
+            reason = read_json(self.store.run(run_id) / "probes" / "nll.json").get("reason")
+            if reason is not None:
+                self.progress.say(f"gap      not measured: {run_id} has no losses ({reason})")
+                return
+        for cell in told:
             if cell.phase != BASELINE:
                 found = zone_gap(self.store, baseline, cell.run_id)
                 share = found["carried"]["stranger"]

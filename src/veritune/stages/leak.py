@@ -118,8 +118,9 @@ def _train(ready: Ready, shadow: Any, zones: Mapping[str, str], planned: bool) -
         ready.progress.plan("nll", len(data.rows))
     context = replace(ready.context, store=Store(ready.store.root / FOLDER), data=data)
     cells.start(context, shadow, ready.machine, ready.packages)
-    cells.train(context, shadow)
-    cells.measure_nll(context, shadow, cells.load_trained(context, shadow), [row.id for row in data.rows])
+    ready.backend.train(context, shadow)
+    weights = ready.backend.trained(context, shadow)
+    cells.measure_nll(context, shadow, weights, [row.id for row in data.rows])
     return _losses(context.store, shadow.run_id)
 
 

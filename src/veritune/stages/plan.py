@@ -17,7 +17,6 @@ from typing import Any
 from veritune import contract
 from veritune.decide.reach import Assumed, resolution
 from veritune.errors import GateError
-from veritune.machine import PeakMemory
 from veritune.progress import Progress, clock
 from veritune.stages.cell import cells_of, is_done
 from veritune.stages.leak import LEAK, leak_is_done, whole_conditions
@@ -110,14 +109,16 @@ def plan_command(
 def modules_command(study_file: str | Path) -> dict[str, Any]:
     """For each condition what it trains: method, options, exact modules, parameters and share; no step is made."""
     from veritune.train import methods
-    from veritune.train.models import load_base, resolve
+    from veritune.train.backends import backend_of
 
     store, study = study_at(study_file)
+    backend = backend_of(study)
+    backend.refuse()
     for name, condition in study.conditions.items():
         methods.check(name, condition)
-    model, found = resolve(study.model, store.root), {}
+    model, found = backend.model(store.root), {}
     for name, condition in study.conditions.items():
-        _, trainable = methods.build(name, condition, load_base(model), 0)
+        _, trainable = methods.build(name, condition, backend.bare(model), 0)
         found[name] = {**asdict(trainable), "share": trainable.share}
     return {"conditions": found, "differences": study.differences()}
 
@@ -165,14 +166,12 @@ def _where(ready: Ready) -> dict[str, list[tuple[str, str]]]:
 
 def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, Any]:
     """The live probe of every condition, made once and kept in `audit/live-<condition>.json`."""
-    from veritune.train.cells import live_probe
-
     store, found = ready.store, {}
     first = {cell.condition: cell for cell in reversed(cells) if cell.phase != BASELINE}
     for name in ready.study.conditions:
         cell, path = first[name], store.audit(f"live-{name}.json")
         if not (store.is_done(path, cell.input_hash) and "memory" in read_json(path)):
-            record = live_probe(ready.context, cell, store.root / "audit" / "live-work")
+            record = ready.backend.live(ready.context, cell, store.root / "audit" / "live-work")
             write_json(path, {**record, "input_hash": cell.input_hash})
         found[name] = read_json(path)
         trainable = found[name]["trainable"]
@@ -186,16 +185,15 @@ def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, Any]:
 
 def answer_probe(ready: Ready) -> dict[str, Any]:
     """One real batch of each eval answered by the base for a few tokens: seconds for its prompts and for each token."""
-    from veritune.evaluate.generate import Decoding, generate
-    from veritune.train.models import load_base
+    from veritune.evaluate.generate import Decoding, answers
 
     asked = {name: [r.id for r in rows] for name, rows in ready.items.items()}
     shapes = {name: [s.batch_size, s.max_new_tokens] for name, s in ready.study.evals.items()}
     digest, path = hash_of([ready.facts["model"], ready.facts["rendered_sha256"], asked, shapes]), "live-answers.json"
     if ready.store.is_done(ready.store.audit(path), digest):
         return read_json(ready.store.audit(path))
-    memory, began = PeakMemory(), time.perf_counter()
-    model = load_base(ready.context.model)
+    memory, began = ready.backend.memory(), time.perf_counter()
+    weights = ready.backend.base(ready.context)
     load_s, evals = time.perf_counter() - began, {}
     for name, spec in ready.study.evals.items():
         prompts = sorted((ready.data.prompts[r.id] for r in ready.items[name]), key=len)[-spec.batch_size :]
@@ -203,10 +201,11 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
         took = []
         for n in (1, tokens):
             began = time.perf_counter()
-            generate(model, ready.tokenizer, prompts, Decoding(n, spec.batch_size), keep_going=True)
+            answers(weights, ready.tokenizer, prompts, Decoding(n, spec.batch_size), keep_going=True)
             took.append(time.perf_counter() - began)
         token_s = max(took[1] - took[0], 0.0) / max(tokens - 1, 1)
         evals[name] = {"prompts": len(prompts), "prompt_s": max(took[0] - token_s, 0.0), "token_s": token_s}
+    weights.close()
     record = {"input_hash": digest, "load_s": load_s, "evals": evals, "memory": memory.read()}
     write_json(ready.store.audit(path), record)
     return record
@@ -296,7 +295,7 @@ def _disk(ready: Ready, cell: Cell, probe: Mapping[str, Any], checkpoints: int) 
     memory = probe["memory"]
     weights = (memory["adapter"] or memory["weights"]) + SMALL_FILES
     stays = {"best": 1, "all": checkpoints, "none": 0}[keeps(ready.study, cell)]
-    work = 3 * weights + 2 * memory["optimizer"] + (checkpoints * weights if stays > 1 else 0)
+    work = 3 * weights + 2 * (memory["optimizer"] or 0) + (checkpoints * weights if stays > 1 else 0)
     return {"disk_bytes": stays * weights, "work_bytes": work}
 
 
