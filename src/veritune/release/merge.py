@@ -7,20 +7,22 @@ another c is a wrong scaling, a large rest is another adapter. The outputs: adap
 same rows, in the precision that serves: logits, KL per position, whole greedy answers.
 
 Rounding alone makes the outputs differ. How much is measured here and now, not assumed: the merged weights are rounded
-once more at random, so that their error has the variance of one rounding (each touched weight moves to a neighbour in
-its own precision with chance 1/12), and the same rows in another batch shape. Differences are read in units of this.
+once more at random, several times from the same start, so that their error has the variance of one rounding (each
+touched weight moves to a neighbour in its own precision with chance 1/12), and the same rows in another batch shape.
+Differences are read in units of this, and the spread of the draws must not decide the verdict.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any, Literal
 
-from veritune.errors import ModelError
+from veritune.errors import InputError, ModelError
 from veritune.records import Finding, Json, Rendered
 
 PASS_FLOORS = 4.0
@@ -34,7 +36,9 @@ CLOSE = 0.05
 TWICE = 0.15
 """Half-width around 0 and 2 in which a scale is called not applied or applied twice."""
 REST = 0.5
-"""A rest of more than this share of the change is another adapter's."""
+"""A rest of more than this share of the change is another adapter's ..."""
+LEAST_REST = 0.1
+"""... and one of more than this share, and than twice what rounding leaves, is none of a merge that was right."""
 LOST = 0.1
 """Where rounding leaves less than this share of a change, the weights cannot show whether it was merged."""
 
@@ -59,15 +63,26 @@ class ModuleMerge:
     reading: str
 
 
-def read_module(found: Any, weight: Any, delta: Any, dtype: Any) -> tuple[float, float, float, float, str]:
+Stored = Callable[[Any], Any]
+"""What storing does to a weight: float64 in, the values that come back in float64."""
+
+
+def in_precision(dtype: Any) -> Stored:
+    """Storing in a floating-point precision: rounding."""
+    return lambda weight: weight.to(dtype).double()
+
+
+def read_module(found: Any, weight: Any, delta: Any, stored: Any) -> tuple[float, float, float, float, str]:
     """Scale, asked norm, rest, rounding norm and reading of one weight; all tensors float64 of one shape.
 
-    `dtype` is the precision in which the merged weight is stored. A right merge leaves e = round(W + delta) - W, so the
-    change is regressed on e: in a coarse precision a part of a small change is lost, and that is no fault of the merge.
+    `stored` is how the merged weight is kept: a torch dtype, or a function such as quantising and back. A right merge
+    leaves e = stored(W + delta) - W, so the change is regressed on e: in a coarse precision a part of a small change is
+    lost, and that is no fault of the merge.
     """
     import torch
 
-    change, expected = found - weight, (weight + delta).to(dtype).double() - weight
+    keep: Stored = stored if callable(stored) else in_precision(stored)
+    change, expected = found - weight, keep(weight + delta) - weight
     asked, size = float(torch.linalg.vector_norm(delta)), float(torch.linalg.vector_norm(expected))
     rounding = float(torch.linalg.vector_norm(expected - delta))
     moved = float(torch.linalg.vector_norm(change))
@@ -77,14 +92,30 @@ def read_module(found: Any, weight: Any, delta: Any, dtype: Any) -> tuple[float,
         return 1.0 if asked == 0.0 else 0.0, asked, moved, rounding, reading
     scale = float((change * expected).sum()) / size**2
     rest = float(torch.linalg.vector_norm(change - scale * expected))
-    return scale, asked, rest, rounding, _reading(scale, rest / size, rounding / size, moved / size)
+    reading = _reading(scale, rest / size, rounding / size, moved / size)
+    near = CLOSE if not callable(stored) else max(CLOSE, min(0.25, 0.3 * rounding / size))
+    return scale, asked, rest, rounding, _twice(reading, change, (weight, delta, keep), near)
+
+
+def _twice(reading: str, change: Any, how: tuple[Any, Any, Stored], near: float) -> str:
+    """Coarse storage bends a doubled change; what it would leave is computed and compared, up to a share of `near`."""
+    import torch
+
+    weight, delta, keep = how
+    if reading in ("merged", "not applied", "applied twice"):
+        return reading
+    for twice in (keep(weight + 2 * delta), keep(keep(weight + delta) + delta)):
+        asked = twice - weight
+        if torch.linalg.vector_norm(change - asked) <= near * torch.linalg.vector_norm(asked):
+            return "applied twice"
+    return reading
 
 
 def _reading(scale: float, rest: float, rounding: float, moved: float) -> str:
     """The word for one weight; `rest`, `rounding` and `moved` in units of the change that a right merge leaves."""
     slack = max(CLOSE, min(0.3, 0.1 * rounding))
     if abs(scale - 1) <= slack:
-        return "merged" if rest <= REST else "another adapter"
+        return "merged" if rest <= min(REST, max(LEAST_REST, 2 * rounding)) else "another adapter"
     if abs(scale) <= TWICE:
         return "not applied" if moved <= REST else "another adapter"
     if rest > REST * abs(scale) + 2 * rounding:
@@ -92,9 +123,12 @@ def _reading(scale: float, rest: float, rounding: float, moved: float) -> str:
     return "applied twice" if abs(scale - 2) <= max(TWICE, slack) else "wrong scaling"
 
 
-def check_weights(base: Path, adapter: Path, merged: Path) -> tuple[list[ModuleMerge], list[Finding]]:
+def check_weights(
+    base: Path, adapter: Path, merged: Path, stored: Mapping[str, Stored] | None = None
+) -> tuple[list[ModuleMerge], list[Finding]]:
     """Every weight that the adapter changes, and every other weight, which must be as it was.
 
+    `stored` says, by the base's name, how the merged model keeps a weight where that is no floating-point precision.
     Raises ModelError when the adapter was made for another base or is not a LoRA.
     """
     from veritune.probe.weights import Tensors, expected_changes
@@ -108,11 +142,16 @@ def check_weights(base: Path, adapter: Path, merged: Path) -> tuple[list[ModuleM
             asked = float(change.delta.norm())
             modules.append(ModuleMerge(change.module, change.how, None, asked, None, 0.0, "missing"))
             continue
-        scale, asked, rest, rounding, reading = read_module(new.whole(key), change.weight, change.delta, new.dtype(key))
+        keep = (stored or {}).get(change.key) or new.dtype(key)
+        scale, asked, rest, rounding, reading = read_module(new.whole(key), change.weight, change.delta, keep)
         modules.append(ModuleMerge(change.module, change.how, scale, asked, rest, rounding, reading))
     if not modules:
         raise ModelError(f"{adapter} changes no weight of {base}.", fix="Check that it is the adapter that ships.")
-    return modules, [*_findings(modules), *_others(old, new, touched), *_tied(base, merged, touched)]
+    return modules, [
+        *_findings(modules),
+        *_others(old, new, touched, stored or {}),
+        *_tied(base, merged, touched),
+    ]
 
 
 def _findings(modules: Sequence[ModuleMerge]) -> list[Finding]:
@@ -148,10 +187,8 @@ _WORDS = {
 }
 
 
-def _others(old: Any, new: Any, touched: set[str]) -> list[Finding]:
+def _others(old: Any, new: Any, touched: set[str], stored: Mapping[str, Stored]) -> list[Finding]:
     """Weights that the adapter leaves alone and the merged model changed, lacks or adds."""
-    import torch
-
     changed, lost = [], []
     for key in old.names:
         if key in touched:
@@ -159,10 +196,7 @@ def _others(old: Any, new: Any, touched: set[str]) -> list[Finding]:
         other = key if key in new.names else new.key_of(key.removesuffix(".weight"))
         if other is None or old.shape(key) != new.shape(other):
             lost.append(key)
-        elif any(
-            not torch.equal(a.to(new.dtype(other)), b.to(new.dtype(other)))
-            for a, b in zip(old.blocks(key), new.blocks(other))
-        ):
+        elif not _same(old, key, new, other, stored.get(key)):
             changed.append(key)
     found = []
     if changed:
@@ -174,6 +208,16 @@ def _others(old: Any, new: Any, touched: set[str]) -> list[Finding]:
         message = f"{len(lost)} weights of the base are missing in the merged model: {', '.join(lost[:3])}"
         found.append(Finding("merge.others_missing", "error", message, evidence={"weights": lost}))
     return found
+
+
+def _same(old: Any, key: str, new: Any, other: str, keep: Stored | None) -> bool:
+    """Whether a weight is what storing the base's makes of it, bit for bit."""
+    import torch
+
+    if keep is not None:
+        return torch.equal(keep(old.whole(key)), new.whole(other))
+    dtype = new.dtype(other)
+    return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in zip(old.blocks(key), new.blocks(other)))
 
 
 def _tied(base: Path, merged: Path, touched: set[str]) -> list[Finding]:
@@ -192,12 +236,18 @@ def _tied(base: Path, merged: Path, touched: set[str]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Options:
-    """How outputs are compared: precision that serves, rows at a time, tokens of a greedy answer, seed of the floor."""
+    """How outputs are compared: precision that serves, rows at a time, tokens of a greedy answer; seed and number of the
+    draws that make the floor."""
 
     dtype: str = "bfloat16"
     batch_size: int = 8
     max_new_tokens: int = 64
     seed: int = 0
+    draws: int = 5
+
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            raise InputError(f"draws: expected 2 or more, found {self.draws}.", fix="One draw has no spread.")
 
 
 @dataclass(frozen=True)
@@ -217,7 +267,9 @@ class Divergence:
 class Outputs:
     """Differences over the target positions of the rows (logits, KL in nats) and over greedy answers (counts).
 
-    `kl_floor` is the mean KL that rounding the merged weights once more makes, `kl_batch` that of another batch shape.
+    `kl_floor` is the mean KL that rounding the merged weights once more makes, over the draws in `kl_draws`; `kl_batch`
+    that of another batch shape. `floors` is the mean KL in units of the larger; `floors_low` and `floors_high` are the
+    same against the largest and the smallest draw, and these decide.
     """
 
     positions: int
@@ -235,6 +287,9 @@ class Outputs:
     divergences: tuple[Divergence, ...]
     flips: int
     settings: Json = field(default_factory=dict)
+    kl_draws: tuple[float, ...] = ()
+    floors_low: float | None = None
+    floors_high: float | None = None
 
 
 def target_logits(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: int) -> Iterator[Any]:
@@ -290,7 +345,7 @@ def compare_outputs(
 ) -> Outputs:
     """Adapter and merged model on the same rows. `touched` names the merged model's weights that the merge changed.
 
-    The merged model is re-rounded in place at the end, for the floor: do not use it afterwards.
+    The merged model is re-rounded in place for the floor, and put back.
     """
     import torch
 
@@ -324,32 +379,56 @@ def compare_outputs(
         target_N = torch.tensor([label for t, label in enumerate(row.labels) if label != -100 and t > 0])
         nll.append(tuple(float(torch.nn.functional.cross_entropy(x, target_N)) for x in (a_N_V, m_N_V)))  # type: ignore[arg-type]
         kept.append(m_N_V)
-    rerounded(merged, touched, options.seed)
-    floors = []
-    for m_N_V, r_N_V in zip(kept, target_logits(merged, rows, pad, options.batch_size)):
-        floors.append(_kl(m_N_V, r_N_V))
-        ties = max(ties, float((m_N_V - r_N_V).abs().max()))
-    floor_N = torch.cat(floors)
-    kl_N = torch.cat(kl)
-    floor = max(float(floor_N.mean()), float(torch.cat(alone).mean()), LEAST_KL)
+    draws, moved = _floor(merged, touched, rows, kept, (pad, options))
+    kl_N, batch = torch.cat(kl), float(torch.cat(alone).mean())
+    mean = float(kl_N.mean())
+    units = [mean / max(floor, batch, LEAST_KL) for floor in (fmean(draws), max(draws), min(draws))]
     return Outputs(
         positions=len(kl_N),
         logit_max=worst,
         logit_mean=total / count,
-        kl_mean=float(kl_N.mean()),
+        kl_mean=mean,
         kl_p99=float(kl_N.quantile(0.99)),
         kl_max=float(kl_N.max()),
-        kl_floor=float(floor_N.mean()),
-        kl_batch=float(torch.cat(alone).mean()),
-        floors=float(kl_N.mean()) / floor,
+        kl_floor=fmean(draws),
+        kl_batch=batch,
+        floors=units[0],
         nll=_paired([after - before for before, after in nll]),
         answers=len(rows),
         agree=len(rows) - len(told),
-        divergences=_with_ties(told, ties),
+        divergences=_with_ties(told, max(ties, moved)),
         flips=int(flips),
         settings={"dtype": options.dtype, "batch_size": options.batch_size, "seed": options.seed,
-                  "max_new_tokens": options.max_new_tokens},
+                  "max_new_tokens": options.max_new_tokens, "draws": options.draws},
+        kl_draws=tuple(draws),
+        floors_low=units[1],
+        floors_high=units[2],
     )  # fmt: skip
+
+
+def _floor(
+    merged: Any, touched: Sequence[str], rows: Sequence[Rendered], kept: Sequence[Any], how: tuple[int, Options]
+) -> tuple[list[float], float]:
+    """Mean KL of each draw of re-rounded weights against `kept`, the logits without; and the largest logit difference
+    of a draw, as the median over the draws, so that more draws do not call more a tie."""
+    import torch
+
+    pad, options = how
+    before = {name: p.data.clone() for name, p in merged.named_parameters() if name in touched}
+    means, largest = [], []
+    for draw in range(options.draws):
+        rerounded(merged, touched, options.seed + draw)
+        kl, most = [], 0.0
+        for m_N_V, r_N_V in zip(kept, target_logits(merged, rows, pad, options.batch_size)):
+            kl.append(_kl(m_N_V, r_N_V))
+            most = max(most, float((m_N_V - r_N_V).abs().max()))
+        means.append(float(torch.cat(kl).mean()))
+        largest.append(most)
+        with torch.no_grad():
+            for name, p in merged.named_parameters():
+                if name in before:
+                    p.data.copy_(before[name])
+    return means, median(largest)
 
 
 def _paired(change: Sequence[float]) -> dict[str, Any]:
@@ -408,12 +487,26 @@ def _with_ties(told: Sequence[Divergence], rounding: float) -> tuple[Divergence,
 
 # ---------------------------------------------------------------- both together
 
+Status = Literal["passed", "failed", "undecided"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What else was looked at: task scores, a quantised merge, an export. `status` None only informs."""
+
+    name: str
+    status: Status | None
+    message: str
+    lines: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    numbers: Json = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class MergeParity:
-    """The record of one comparison of an adapter with a merged model."""
+    """The record of one comparison of an adapter with a merged model, and of what was looked at beside it."""
 
-    status: Literal["passed", "failed", "undecided"]
+    status: Status
     message: str
     modules: tuple[ModuleMerge, ...]
     findings: tuple[Finding, ...]
@@ -422,13 +515,15 @@ class MergeParity:
     limits: str
     would_change: str
     kind: str = "merge"
+    parts: tuple[Part, ...] = ()
 
     def numbers(self) -> dict[str, Any]:
         """What the evidence record holds."""
         readings: dict[str, int] = {}
         for module in self.modules:
             readings[module.reading] = readings.get(module.reading, 0) + 1
-        return {"weights": readings, "outputs": self.outputs, "findings": list(self.findings)}
+        parts = {p.name: {"status": p.status, "message": p.message, **p.numbers} for p in self.parts}
+        return {"weights": readings, "outputs": self.outputs, "findings": list(self.findings), **parts}
 
 
 def thresholds() -> dict[str, float]:
@@ -446,21 +541,43 @@ def judge(modules: Sequence[ModuleMerge], findings: Sequence[Finding], outputs: 
         status = "failed" if errors else "undecided"
         parts.append("outputs were not compared")
     else:
-        parts.append(f"KL {outputs.kl_mean:.2g} nats a position, {outputs.floors:.1f} times what rounding alone makes")
+        low, high = outputs.floors_low, outputs.floors_high
+        low, high = (outputs.floors, outputs.floors) if low is None or high is None else (low, high)
+        span = f" ({low:.1f} to {high:.1f} over {len(outputs.kl_draws)} draws)" if outputs.kl_draws else ""
+        parts.append(f"KL {outputs.kl_mean:.2g} nats a position, {outputs.floors:.1f} times what rounding makes{span}")
         parts.append(f"{outputs.agree} of {outputs.answers} greedy answers are equal")
         faults = [d for d in outputs.divergences if not d.tie]
-        measured = (outputs.floors, outputs.kl_mean, outputs.kl_max, outputs.logit_max, outputs.nll["value"])
+        measured = (outputs.floors, low, high, outputs.kl_mean, outputs.kl_max, outputs.logit_max, outputs.nll["value"])
         finite = all(math.isfinite(x) for x in measured)
         if not finite:
             parts.append("the outputs hold NaN or infinite values")
-        if not finite or outputs.floors > FAIL_FLOORS or faults:
+        if not finite or low > FAIL_FLOORS or faults:
             status = "failed"
-        elif outputs.floors > PASS_FLOORS and status == "passed":
+        elif high > PASS_FLOORS and status == "passed":
             status = "undecided"
         if faults:
             parts.append(f"{len(faults)} part where the adapter was sure, first {faults[0].row_id}")
     message = "; ".join([errors[0].message, *parts] if errors else parts)
     return MergeParity(status, message, tuple(modules), tuple(findings), outputs, **_meaning(status, errors))
+
+
+def joined(found: MergeParity, parts: Sequence[Part]) -> MergeParity:
+    """The comparison with more parts: as good as the worst of them; a part without a status only informs."""
+    from veritune.release.noninferior import worst
+
+    if not parts:
+        return found
+    status = worst([found.status, *(p.status for p in parts if p.status is not None)])
+    findings = (*found.findings, *(f for p in parts for f in p.findings))
+    errors = [f for f in findings if f.severity == "error"]
+    said = [found.message, *(f"{p.name}: {p.message}" for p in parts)]
+    bad = next((p for p in parts if p.status == status), None)
+    meaning = _meaning(status, errors)
+    if status != found.status and bad is not None and status != "passed":
+        meaning["reading"] = f"{_meaning(found.status, [])['reading']} But {bad.name}: {bad.message}."
+    return replace(
+        found, status=status, message="; ".join(said), findings=findings, parts=(*found.parts, *parts), **meaning
+    )
 
 
 def _meaning(status: str, errors: Sequence[Finding]) -> dict[str, str]:
@@ -524,6 +641,10 @@ def parity(base: Any, adapter: Path, merged: Path, rows: Sequence[Rendered], opt
     return judge(modules, findings, compare_outputs(adapted, whole, touched, rows, tokenizer, options))
 
 
+def _spread(draws: Sequence[float]) -> str:
+    return f" ({min(draws):.2g} to {max(draws):.2g} in {len(draws)} draws)" if draws else ""
+
+
 def render_text(found: MergeParity) -> str:
     """The comparison for the screen."""
     lines = [f"merge    {found.status.upper()}: {found.message}"]
@@ -537,7 +658,8 @@ def render_text(found: MergeParity) -> str:
         )
         lines.append(
             f"  KL       mean {out.kl_mean:.2g}, p99 {out.kl_p99:.2g}, largest {out.kl_max:.2g} nats; rounding the"
-            f" merged weights once more makes {out.kl_floor:.2g}, another batch shape {out.kl_batch:.2g}"
+            f" merged weights once more makes {out.kl_floor:.2g}{_spread(out.kl_draws)}, another batch shape"
+            f" {out.kl_batch:.2g}"
         )
         span = "" if out.nll["low"] is None else f" [{out.nll['low']:+.2g}, {out.nll['high']:+.2g}]"
         lines.append(f"  loss     merged less adapter {out.nll['value']:+.2g}{span} nats a token, {out.nll['n']} rows")
@@ -548,4 +670,7 @@ def render_text(found: MergeParity) -> str:
                 f"    {d.row_id} at token {d.position}: {d.adapter_token} against {d.merged_token}"
                 f" (gap {d.gap:.2g}: {word}) after {d.context!r}"
             )
+    for part in found.parts:
+        lines.append(f"{part.name:<8} {(part.status or 'shown').upper()}: {part.message}")
+        lines += [f"  {line}" for line in part.lines]
     return "\n".join([*lines, "", found.reading, found.limits])
