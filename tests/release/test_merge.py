@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from veritune.errors import InputError, ModelError
 from veritune.records import Rendered
-from veritune.release.merge import Options, check_weights, merge_adapter, parity, read_module, rerounded
+from veritune.release.merge import check_weights, merge_adapter, parity, read_module
+from veritune.release.merge_outputs import Options, rerounded
 from veritune.train.models import ModelRef, load_base
 
 pytestmark = pytest.mark.filterwarnings(
@@ -277,7 +278,8 @@ def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: 
 
 def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path, Path]) -> None:
     """NaN compares false with every limit."""
-    from veritune.release.merge import Outputs, judge
+    from veritune.release.merge import judge
+    from veritune.release.merge_outputs import Outputs
 
     nan = float("nan")
     nll = {"value": nan, "low": None, "high": None, "n": 3, "method": "x"}
@@ -292,8 +294,8 @@ def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path
 
 def test_a_worse_merge_does_not_excuse_its_own_divergences() -> None:
     """A tie is measured by what rounding makes, not by how far the two models are apart."""
-    from veritune.release.merge import Divergence, _with_ties
+    from veritune.release.merge_outputs import Divergence, with_ties
 
-    (found,) = _with_ties([Divergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
+    (found,) = with_ties([Divergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
     assert not found.tie
-    assert _with_ties([Divergence("r", 1, "a", "b", 0.015, False, "")], 0.01)[0].tie
+    assert with_ties([Divergence("r", 1, "a", "b", 0.015, False, "")], 0.01)[0].tie

@@ -16,6 +16,7 @@ guard there, and after every use the weights must be what they were, bit for bit
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,21 +26,20 @@ from typing import Any
 
 from veritune.errors import GateError, InputError, ModelError
 from veritune.records import Finding, Rendered
-from veritune.release.merge import (
-    MergeParity,
+from veritune.release.merge import MergeParity, Part, Stored, check_weights
+from veritune.release.merge_outputs import (
     Options,
-    Part,
-    Stored,
-    _answers,
-    _kl,
-    _paired,
-    check_weights,
+    differing_answers,
+    kl_per_position,
+    paired_change,
+    row_losses,
     target_logits,
 )
 from veritune.train import quantised
 from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers
 
 KINDS = ("nf4", "fp4", "int8")
+SERVED = {kind: f"merged, in {kind}" for kind in KINDS}
 INT8 = 127.0  # bitsandbytes stores a row's largest value as 127
 
 
@@ -64,6 +64,11 @@ class Bits:
 # ---------------------------------------------------------------- in bits
 
 
+def in_bits(folder: Path) -> bool:
+    """Whether a folder's weights are stored quantised."""
+    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
 def load(ref: ModelRef, bits: Bits) -> Any:
     """The model in bits, in evaluation mode. 4 bits pass the guard before their first forward.
 
@@ -79,7 +84,7 @@ def load(ref: ModelRef, bits: Bits) -> Any:
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # says once a layer that it casts
     options = {"dtype": getattr(torch, bits.how.dtype), "use_safetensors": True}
     options["trust_remote_code"] = ref.trust_remote_code
-    if not quantised._holds_4bit(ref.path):
+    if not in_bits(ref.path):
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     try:
         with quiet_transformers():
@@ -125,8 +130,8 @@ def unchanged(model: Any) -> Iterator[None]:
     moved = [name for name, digest in before.items() if after.get(name) != digest]
     if moved:
         raise GateError(
-            f"the quantised weights changed while the model was used: {moved[0]} ({len(moved)} of {len(before)} layers)."
-            " Nothing that was measured with them can be believed.",
+            f"the quantised weights changed while the model was used: {moved[0]} ({len(moved)} of {len(before)}"
+            " layers); nothing that was measured with them can be believed.",
             fix="See `veritune selftest`; use another version of bitsandbytes.",
         )
 
@@ -223,7 +228,9 @@ def unquantised_merge(found: MergeParity, original: Path, adapter: Path, merged:
 Variant = tuple[str, Callable[[], Any]]
 
 
-def cost(ref: ModelRef, bits: Bits, adapter: Path, merged: Path, context: tuple[Path, Sequence[Rendered], Options]) -> Part:
+def cost(
+    ref: ModelRef, bits: Bits, adapter: Path, merged: Path, context: tuple[Path, Sequence[Rendered], Options]
+) -> Part:
     """Loss, KL and greedy agreement of every way to serve the adapter, against the adapter on its quantised base.
 
     `context` is the dequantised base's folder, the rows and the options. The merge in bits again is made here, from
@@ -231,34 +238,45 @@ def cost(ref: ModelRef, bits: Bits, adapter: Path, merged: Path, context: tuple[
     """
     dequantised, rows, options = context
     tokenizer = load_tokenizer(ref)
-    plain = replace(ref, dtype=options.dtype)
-    variants: list[Variant] = [
-        ("no adapter, quantised base", lambda: load(ref, bits)),
-        ("adapter, dequantised base", lambda: _adapted(load_base(replace(plain, path=dequantised)), adapter)),
-        (f"merged, {options.dtype}", lambda: load_base(replace(plain, path=merged))),
-        (f"merged, {bits.kind} again", lambda: load(replace(ref, path=merged), bits)),
-    ]
-    if not quantised._holds_4bit(ref.path):
-        variants.append(("merged into the base's own weights", lambda: _merged(load_base(plain), adapter)))
-    reference = _adapted(load(ref, bits), adapter)
+    variants = _variants(ref, bits, (adapter, merged, dequantised), options)
+    reference = adapted(load(ref, bits), adapter)
     with unchanged(reference):
         right = list(target_logits(reference, rows, tokenizer.pad_token_id, options.batch_size))
         found = [_against(name, make, right, (reference, rows, tokenizer, options)) for name, make in variants]
-    base = _nll(right, rows)
+    base = row_losses(right, rows)
     table = [{"model": "adapter, quantised base", "nll": sum(base) / len(base)}, *found]
-    kept = next(r for r in found if r["model"].endswith("again"))
+    kept = next(r for r in found if r["model"] == SERVED[bits.kind])
     share = lost_share(dequantised, adapter, bits)
     change = kept["change"]
     span = "" if change["low"] is None else f" [{change['low']:+.3f}, {change['high']:+.3f}]"
     message = (
-        f"in {bits.kind} again the merge loses {change['value']:+.3f}{span} nats a token, KL {kept['kl_mean']:.2g};"
-        f" {kept['agree']} of {len(rows)} greedy answers stay; {100 * share:.0f} % of the weights' change is lost"
+        f"merged and in {bits.kind} again, the loss changes by {change['value']:+.3f}{span} nats a token,"
+        f" KL {kept['kl_mean']:.2g};"
+        f" {kept['agree']} of {len(rows)} greedy answers stay;"
+        f" {100 * share:.0f} % of the weights' change is rounded away"
     )
     numbers = {"kind": bits.kind, "table": table, "rows": len(rows), "lost_share": share}
     return Part("quantised", None, message, tuple(_table(table, len(rows))), (), numbers)
 
 
-def _adapted(base: Any, adapter: Path) -> Any:
+def _variants(ref: ModelRef, bits: Bits, folders: tuple[Path, Path, Path], options: Options) -> list[Variant]:
+    """The ways to serve, by name. A merged model that is in bits already is loaded as it is, and stands alone."""
+    adapter, merged, dequantised = folders
+    plain = replace(ref, dtype=options.dtype)
+    made: list[Variant] = [
+        ("no adapter, quantised base", lambda: load(ref, bits)),
+        ("adapter, dequantised base", lambda: adapted(load_base(replace(plain, path=dequantised)), adapter)),
+        (SERVED[bits.kind], lambda: load(replace(ref, path=merged), bits)),
+    ]
+    if not in_bits(merged):
+        made.insert(2, (f"merged, {options.dtype}", lambda: load_base(replace(plain, path=merged))))
+    if not in_bits(ref.path):
+        made.append(("merged into the base's own weights", lambda: _merged(load_base(plain), adapter)))
+    return made
+
+
+def adapted(base: Any, adapter: Path) -> Any:
+    """The adapter on a loaded base, in evaluation mode."""
     from peft import PeftModel
 
     with quiet_transformers():
@@ -280,30 +298,19 @@ def _against(name: str, make: Callable[[], Any], right: Sequence[Any], how: tupl
     model = make()
     with unchanged(model):
         found = list(target_logits(model, rows, tokenizer.pad_token_id, options.batch_size))
-        told = _answers(reference, model, rows, tokenizer, options)
-    before, after = _nll(right, rows), _nll(found, rows)
-    kl_N = torch.cat([_kl(a, b) for a, b in zip(right, found)])
+        told = differing_answers(reference, model, rows, tokenizer, options)
+    before, after = row_losses(right, rows), row_losses(found, rows)
+    kl_N = torch.cat([kl_per_position(a, b) for a, b in zip(right, found)])
     if not bool(torch.isfinite(kl_N).all()):
         raise ModelError(f"{name}: the logits hold NaN or infinite values.")
     return {
         "model": name,
         "nll": sum(after) / len(after),
-        "change": _paired([y - x for x, y in zip(before, after)]),
+        "change": paired_change([y - x for x, y in zip(before, after)]),
         "kl_mean": float(kl_N.mean()),
         "kl_p99": float(kl_N.quantile(0.99)),
         "agree": len(rows) - len(told),
     }
-
-
-def _nll(logits: Sequence[Any], rows: Sequence[Rendered]) -> list[float]:
-    """Mean loss of each row in nats a token."""
-    import torch
-
-    out = []
-    for logits_N_V, row in zip(logits, rows):
-        target_N = torch.tensor([label for t, label in enumerate(row.labels) if label != -100 and t > 0])
-        out.append(float(torch.nn.functional.cross_entropy(logits_N_V, target_N)))
-    return out
 
 
 def lost_share(dequantised: Path, adapter: Path, bits: Bits) -> float:
@@ -322,7 +329,9 @@ def lost_share(dequantised: Path, adapter: Path, bits: Bits) -> float:
 
 
 def _table(rows: Sequence[dict[str, Any]], n: int) -> list[str]:
-    lines = [f"{'against the adapter on its quantised base':<42} {'loss':>7} {'change [95 %]':>26} {'KL':>8} {'answers':>8}"]
+    lines = [
+        f"{'against the adapter on its quantised base':<42} {'loss':>7} {'change [95 %]':>26} {'KL':>8} {'answers':>8}"
+    ]
     for row in rows:
         if "change" not in row:
             lines.append(f"{row['model']:<42} {row['nll']:>7.4f}")
