@@ -114,6 +114,7 @@ def check_file(path: Path, merged: Path, base: Path | None = None) -> Part:
         "largest_error": largest,
         "findings": [f.check for f in findings],
         "exact": set(kinds) <= set(EXACT),
+        "unread": len(unread),
     }
     return Part("gguf", status, message, lines, tuple(findings), numbers)
 

@@ -70,15 +70,18 @@ def in_precision(dtype: Any) -> Stored:
     return lambda weight: weight.to(dtype).double()
 
 
-def read_module(found: Any, weight: Any, delta: Any, stored: Any) -> tuple[float, float, float, float, str]:
+def read_module(
+    found: Any, weight: Any, delta: Any, stored: Any, merge: Stored | None = None
+) -> tuple[float, float, float, float, str]:
     """Scale, asked norm, rest, rounding norm and reading of one weight; all tensors float64 of one shape.
 
     `stored` is how the merged weight is kept: a torch dtype, or a function such as quantising and back. A right merge
     leaves e = stored(W + delta) - W, so the change is regressed on e: in a coarse precision a part of a small change is
-    lost, and that is no fault of the merge.
+    lost, and that is no fault of the merge. `merge` merges into any weight (default: adds delta).
     """
     import torch
 
+    again = merge if merge is not None else lambda w: w + delta
     keep: Stored = stored if callable(stored) else in_precision(stored)
     change, expected = found - weight, keep(weight + delta) - weight
     asked, size = float(torch.linalg.vector_norm(delta)), float(torch.linalg.vector_norm(expected))
@@ -92,19 +95,18 @@ def read_module(found: Any, weight: Any, delta: Any, stored: Any) -> tuple[float
     rest = float(torch.linalg.vector_norm(change - scale * expected))
     reading = _reading(scale, rest / size, rounding / size, moved / size)
     near = CLOSE if not callable(stored) else max(CLOSE, min(0.25, 0.3 * rounding / size))
-    return scale, asked, rest, rounding, _twice(reading, change, (weight, delta, keep), near)
+    return scale, asked, rest, rounding, _twice(reading, found, (weight, delta, keep, again), near)
 
 
-def _twice(reading: str, change: Any, how: tuple[Any, Any, Stored], near: float) -> str:
-    """Coarse storage bends a doubled change; what it would leave is computed and compared, up to a share of `near`."""
+def _twice(reading: str, found: Any, how: tuple[Any, Any, Stored, Stored], near: float) -> str:
+    """Coarse storage and DoRA bend a doubled change; what twice would leave is compared, up to a share of `near`."""
     import torch
 
-    weight, delta, keep = how
+    weight, delta, keep, again = how
     if reading in ("merged", "not applied", "applied twice"):
         return reading
-    for twice in (keep(weight + 2 * delta), keep(keep(weight + delta) + delta)):
-        asked = twice - weight
-        if torch.linalg.vector_norm(change - asked) <= near * torch.linalg.vector_norm(asked):
+    for twice in (keep(weight + 2 * delta), keep(again(keep(again(weight))))):
+        if torch.linalg.vector_norm(found - twice) <= near * torch.linalg.vector_norm(twice - weight):
             return "applied twice"
     return reading
 
@@ -141,7 +143,9 @@ def check_weights(
             modules.append(ModuleMerge(change.module, change.how, None, asked, None, 0.0, "missing"))
             continue
         keep = (stored or {}).get(change.key) or new.dtype(key)
-        scale, asked, rest, rounding, reading = read_module(new.whole(key), change.weight, change.delta, keep)
+        scale, asked, rest, rounding, reading = read_module(
+            new.whole(key), change.weight, change.delta, keep, change.merge
+        )
         modules.append(ModuleMerge(change.module, change.how, scale, asked, rest, rounding, reading))
     if not modules:
         raise ModelError(f"{adapter} changes no weight of {base}.", fix="Check that it is the adapter that ships.")

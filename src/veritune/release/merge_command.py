@@ -239,13 +239,13 @@ def _scored(found: MergeParity, scores: list[Part], merged: Path) -> MergeParity
 
 
 def _excused(parts: list[Part], scores: list[Part]) -> list[Part]:
-    """A quantised GGUF that was run, with no fault found, passes with its scores."""
-    return [
-        replace(p, status="passed")
-        if p.name == "gguf" and p.status == "undecided" and not p.numbers["exact"] and _passed(scores, "gguf")
-        else p
-        for p in parts
-    ]
+    """A quantised GGUF that was read whole and run, with no fault found, passes with its scores."""
+
+    def excused(part: Part) -> bool:
+        quantised = part.name == "gguf" and not part.numbers["exact"] and not part.numbers["unread"]
+        return quantised and part.status == "undecided" and _passed(scores, "gguf")
+
+    return [replace(p, status="passed") if excused(p) else p for p in parts]
 
 
 # ---------------------------------------------------------------- what is compared
