@@ -154,6 +154,7 @@ class GgufFile:
         return torch.from_numpy(flat.copy()).reshape(*reversed(tensor.shape.tolist()))
 
     def kind(self, name: str) -> str:
+        """The tensor's type, e.g. `Q8_0`."""
         return str(self.tensors[name].tensor_type.name)
 
 

@@ -258,6 +258,7 @@ def differing_answers(
 
 
 def prompt_of(row: Rendered) -> tuple[int, ...]:
+    """The token ids before the first target."""
     first = next((t for t, label in enumerate(row.labels) if label != -100), len(row.labels))
     return row.input_ids[:first]
 
@@ -265,6 +266,7 @@ def prompt_of(row: Rendered) -> tuple[int, ...]:
 def first_divergence(
     model: Any, row: Rendered, prompt: tuple[int, ...], two: tuple[Any, Any], tokenizer: Any
 ) -> Divergence:
+    """Where two greedy answers (`Output`s) to one prompt part, and how sure `model` was there; `tie` comes later."""
     import torch
 
     a, b = two[0].token_ids, two[1].token_ids
