@@ -271,19 +271,25 @@ def test_too_little_is_said(tmp_path: Path) -> None:
 
 def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: Any) -> None:
     from veritune.release.evidence import read_evidence, weights_digest
+    from veritune.release.merge_command import Asked, Scored, merge_command
     from veritune.store import Store
 
     root = finished_copy.root
-    asked = ["--condition", "all_layer", "--dtype", "float32", "--max-new-tokens", 6, "--eval", "style"]
-    undeclared = forks("merge-parity", root, *asked)
-    assert undeclared.rc == 1 and "none is declared" in undeclared.err
-    done = forks("merge-parity", root, *asked, "--margin", 0.2)
+    done = forks("merge-parity", root, "--condition", "all_layer", "--dtype", "float32", "--max-new-tokens", 6)
     assert done.rc == 0, done.out + done.err
     record = read_evidence(Store(root), "merge")
-    assert record is not None and record.status == "passed" and record.thresholds["margin"] == 0.2
+    assert record is not None and record.status == "passed"
+    merged = root / "release" / "merged"
+    assert record.subject.merged == weights_digest(merged)
+    asked = Asked(root, condition="all_layer", merged=merged, scored=Scored("style"), rows=6)
+    with pytest.raises(InputError, match="none is declared"):
+        merge_command(asked, OPTIONS)
+    options = replace(OPTIONS, dtype="float32", draws=2)
+    found = merge_command(replace(asked, scored=Scored("style", margin=0.2)), options)
+    record = read_evidence(Store(root), "merge")
+    assert record is not None and record.status == found.status == "undecided" and record.thresholds["margin"] == 0.2
     scores = record.numbers["scores of merged"]
-    assert scores["status"] == "passed" and scores["n"] == scores["equal"] and scores["low"] > -0.2
-    assert record.subject.merged == weights_digest(root / "release" / "merged")
+    assert scores["n"] == scores["equal"] == 33 and scores["gap"] == 0 and scores["low"] < -0.2  # 11 families: too few
 
 
 def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path, Path]) -> None:
