@@ -124,7 +124,7 @@ def write_gguf(path: Path, merged: Path, kind: str = "BF16", **given: Any) -> Pa
     tokenizer = json.loads((merged / "tokenizer.json").read_text())
     ids = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer["added_tokens"]}}
     tokens = given.get("tokens", [t for t, _ in sorted(ids.items(), key=lambda item: item[1])])
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, given.get("architecture", "llama"))
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_embedding_length(config["hidden_size"])
@@ -220,6 +220,14 @@ def test_a_single_changed_value_of_an_unquantised_file_is_found(folders: tuple[P
     found = check_file(write_gguf(tmp_path / "m.gguf", other), merged, base)
     (fault,) = found.findings
     assert fault.check == "gguf.other_values" and fault.evidence["weights"] == ["blk.0.ffn_up.weight"]
+
+
+def test_an_architecture_whose_layout_is_not_known_is_never_passed(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, merged = folders
+    found = check_file(write_gguf(tmp_path / "m.gguf", merged, architecture="chatglm"), merged, base)
+    assert found.status == "undecided" and {f.check for f in found.findings} == {"gguf.unknown_layout"}
+    with pytest.raises(ModelError, match="unknown to gguf"):
+        check_file(write_gguf(tmp_path / "x.gguf", merged, architecture="nonesuch"), merged, base)
 
 
 def test_what_is_no_gguf_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def check_file(path: Path, merged: Path, base: Path | None = None) -> Part:
     tensors, findings = _tensors(file, merged, base, config)
     findings += _settings(file, config) + _vocabulary(file, merged, config)
     errors = [f for f in findings if f.severity == "error"]
-    kinds = sorted({t.kind for t in tensors})
+    kinds = sorted({t.kind for t in tensors} - {"none"})
     read = [t for t in tensors if t.error is not None]
     largest = max((t.error or 0.0 for t in read), default=0.0)
     good = sum(t.reading == "same" for t in tensors)
@@ -180,14 +180,16 @@ def _tensors(file: GgufFile, merged: Path, base: Path | None, config: Any) -> tu
     blocks = int(getattr(config, "num_hidden_layers", 0))
     names = _names(file, ours.names, blocks)
     tied = bool(getattr(config, "tie_word_embeddings", False))
+    known = file.architecture in (*INTERLEAVED, *PLAIN)
     read, missing = [], []
     for ours_name, name in names.items():
-        if name is None or name not in file.tensors:
-            if not (tied and name == "output.weight"):
-                missing.append(ours_name)
-            continue
-        read.append(_read(file, name, (ours_name, ours, before), config))
+        if name in file.tensors:
+            read.append(_read(file, str(name), (ours_name, ours, before), config))
+        elif not (tied and name == "output.weight"):
+            missing.append(ours_name)
     found = []
+    if not known:  # tensors may be joined or split there, so that a name alone says nothing
+        return [*read, *(TensorRead(name, "none", None, "unknown layout") for name in missing)], _readings(read)
     if missing:
         message = f"{missing[0]} of the merged model is not in the file ({len(missing)} tensors)"
         found.append(_error("gguf.tensor_missing", message, missing))

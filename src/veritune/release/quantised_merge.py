@@ -253,7 +253,7 @@ def cost(
         f"merged and in {bits.kind} again, the loss changes by {change['value']:+.3f}{span} nats a token,"
         f" KL {kept['kl_mean']:.2g};"
         f" {kept['agree']} of {len(rows)} greedy answers stay;"
-        f" {100 * share:.0f} % of the weights' change is rounded away"
+        f" the error of the bits is {100 * share:.0f} % of the adapter's change"
     )
     numbers = {"kind": bits.kind, "table": table, "rows": len(rows), "lost_share": share}
     return Part("quantised", None, message, tuple(_table(table, len(rows))), (), numbers)
