@@ -118,6 +118,23 @@ class PeakMemory:
         return {"bytes": peak_bytes(), "before": self.before, "source": "VmHWM"}
 
 
+OWN_PROCESS = False
+"""Whether this process is Veritune's own (the command line), so that settings of the interpreter are its to make."""
+
+
+def settle_imports() -> None:
+    """Take what is loaded by now out of the garbage collector's sight, in a process of our own.
+
+    The libraries leave millions of objects; every collection (transformers and accelerate ask for some a cell) walked
+    them all, 0.3 s a time. In somebody else's process nothing is done: what is garbage there would stay for ever.
+    """
+    import gc
+
+    if OWN_PROCESS and not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+
+
 def _give_back() -> None:
     """Collect what nobody holds and hand freed pages back, so that the next peak is not the last one's leavings."""
     import ctypes

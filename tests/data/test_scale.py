@@ -65,7 +65,7 @@ def corpus(n: int = 3000) -> list[Row]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     ray = scale._ray()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield ray
     ray.shutdown()
 

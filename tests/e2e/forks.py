@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -27,11 +28,15 @@ def warm() -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
 
+    import veritune.report.figures
+    import veritune.report.page
     import veritune.stages
     import veritune.train.cells
     import veritune.train.telemetry
     import veritune.train.trainer  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # children share these pages, and their collections leave them alone
     assert torch and transformers and peft and pyarrow and scipy
     torch.set_num_threads(1)
 

@@ -271,7 +271,7 @@ def cluster() -> Iterator[str]:
     yield f"127.0.0.1:{port}"
     os.killpg(head.pid, signal.SIGTERM)  # this head alone: `ray stop` would end every cluster of the machine
     try:
-        head.wait(timeout=30)
+        head.wait(timeout=5)
     except subprocess.TimeoutExpired:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()

@@ -78,7 +78,7 @@ def _connect(ray: Any, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address is None:
-            ray.init(num_cpus=_near.available_cores(), include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=_near.available_cores(), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 from veritune.data.prepare import Prepared, load_prepared, prepare
 from veritune.errors import StudyError
 from veritune.evaluate import tasks
-from veritune.machine import code_hashes, describe_machine, package_versions
+from veritune.machine import code_hashes, describe_machine, package_versions, settle_imports
 from veritune.progress import Progress
 from veritune.records import Row
 from veritune.stages.decide import probe_names
@@ -69,6 +69,7 @@ def make_ready(store: Store, study: Study, progress: Progress, *, frozen: Mappin
     StaleError.
     """
     model, tokenizer = _checked_model(store, study)
+    settle_imports()
     data = load_prepared(store, frozen) if frozen else prepare(store, study, tokenizer)
     items = _items(study, data)
     return Ready(store, study, progress, model, tokenizer, data, items, _facts(model, data))
