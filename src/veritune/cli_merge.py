@@ -26,15 +26,47 @@ def merge_parity(
     rows: Annotated[int, typer.Option(help="At most so many rows.")] = 32,
     dtype: Annotated[str, typer.Option(help="The precision that will serve.")] = "bfloat16",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of a greedy answer.")] = 64,
+    draws: Annotated[int, typer.Option(help="Draws of rounding noise that make the floor; at least 2.")] = 5,
+    quantised: Annotated[
+        str | None, typer.Option(help="The adapter was trained on a base in nf4, fp4 or int8; a study knows.")
+    ] = None,
+    double_quant: Annotated[
+        bool, typer.Option("--double-quant/--no-double-quant", help="With --quantised: scales in bits as well.")
+    ] = True,
+    eval_name: Annotated[str | None, typer.Option("--eval", help="With STUDY: also compare scores on this eval.")] = (
+        None
+    ),
+    extract: Annotated[
+        str | None, typer.Option(help="Also compare scores on --data: pattern whose group is the answer.")
+    ] = None,
+    expected: Annotated[str | None, typer.Option(help="With --extract: column with the expected answer.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Scores may not be worse by this much; left out, the policy's for --eval.")
+    ] = None,
+    answer_tokens: Annotated[int, typer.Option(help="With --extract: generation stops here.")] = 128,
+    export: Annotated[Path | None, typer.Option(help="Safetensors export (shards) to compare with it.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="GGUF export to compare with it.")] = None,
+    converter: Annotated[
+        Path | None, typer.Option(help="llama.cpp's convert_hf_to_gguf.py: makes the GGUF first. It is run.")
+    ] = None,
+    gguf_type: Annotated[str, typer.Option(help="With --converter: f32, f16, bf16 or q8_0.")] = "bf16",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare an adapter with its merged model: weights module by module, logits, KL and whole greedy answers."""
-    from veritune.records import dumps
-    from veritune.release.merge import Options, render_text
-    from veritune.release.merge_command import Asked, merge_command
+    """Compare an adapter with its merged model: weights module by module, logits, KL, whole greedy answers, scores.
 
-    asked = Asked(study, model, adapter, condition, seed, merged, out, data, rows)
-    found = merge_command(asked, Options(dtype=dtype, max_new_tokens=max_new_tokens))
+    Exports of the merged model, as safetensors shards and as GGUF, are compared with it.
+    """
+    from veritune.records import dumps
+    from veritune.release.merge import render_text
+    from veritune.release.merge_command import Asked, Exports, Scored, merge_command
+    from veritune.release.merge_outputs import Options
+
+    scored = Scored(eval_name, extract, expected, margin, answer_tokens)
+    exports = Exports(export, gguf, converter, gguf_type)
+    asked = Asked(
+        study, model, adapter, condition, seed, merged, out, data, rows, quantised, double_quant, scored, exports
+    )
+    found = merge_command(asked, Options(dtype=dtype, max_new_tokens=max_new_tokens, draws=draws))
     print(dumps({**found.__dict__}, indent=2) if as_json else render_text(found))
     if found.status != "passed":
         raise typer.Exit(2)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,8 @@ def adapter_change(adapter: str | Path, base: str | Path | None = None, options:
 class ExpectedChange:
     """What merging must do to one weight: `delta` in float64, shaped as the base stores it; `how` names the part.
 
-    `module` is the adapter's own name for it, `key` the base's.
+    `module` is the adapter's own name for it, `key` the base's. `merge` merges into any weight of that shape: DoRA
+    renormalises, so that what it adds the second time is not what it added the first.
     """
 
     module: str
@@ -121,6 +123,7 @@ class ExpectedChange:
     weight: torch.Tensor
     delta: torch.Tensor
     how: Literal["lora", "dora", "saved in full"]
+    merge: Callable[[torch.Tensor], torch.Tensor]
 
 
 def expected_changes(adapter: str | Path, base: str | Path) -> Iterator[ExpectedChange]:
@@ -145,15 +148,28 @@ def expected_changes(adapter: str | Path, base: str | Path) -> Iterator[Expected
         _fitting(base_weights, key, module, (b.shape[0], a.shape[1]))
         assert key is not None
         weight = base_weights.whole(key)
-        delta = _dense_delta(name, weight, _scaling(config, name) * (b @ a), weights, magnitude)
-        yield ExpectedChange(module, key, weight, delta, "lora" if magnitude is None else "dora")
+        added = partial(
+            _dense_delta, name, product=_scaling(config, name) * (b @ a), weights=weights, magnitude=magnitude
+        )
+        merge = partial(_plus, added)
+        yield ExpectedChange(module, key, weight, added(weight), "lora" if magnitude is None else "dora", merge)
     for saved in sorted(set(weights.names) - used):
         name = saved.removeprefix("base_model.model.")
         target = base_weights.key_of(plain_name(name)) or (name if name in base_weights.names else None)
         if ".base_layer." in saved or target is None:
             continue
         weight = base_weights.whole(target)
-        yield ExpectedChange(plain_name(name), target, weight, weights.whole(saved) - weight, "saved in full")
+        values = weights.whole(saved)
+        merge = partial(_instead, values)
+        yield ExpectedChange(plain_name(name), target, weight, values - weight, "saved in full", merge)
+
+
+def _plus(added: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+    return weight + added(weight)
+
+
+def _instead(values: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return values
 
 
 def _dense_delta(
