@@ -278,11 +278,12 @@ def test_a_broken_shard_is_named_on_the_screen_beside_whole_ones(
     for i, (name, data) in enumerate(whole.items()):
         (tmp_path / f"good{i}.{name}").write_bytes(data)
     (tmp_path / f"broken.{kind}").write_bytes(whole[kind][: len(whole[kind]) // 2])
-    (tmp_path / f"none.{kind}").write_bytes(b"")
+    for name in ("none", "void"):
+        (tmp_path / f"{name}.{kind}").write_bytes(b"")
     rc, out = by_command(capsys, tmp_path)
-    assert rc == 1 and f"none.{kind}" in out and f"broken.{kind}" in out
+    assert rc == 1 and all(f"{name}.{kind}" in out for name in ("broken", "none", "void"))
     read, usable, problems = map(int, re.findall(r"(\d+) records read, (\d+) usable, (\d+) problems", out)[0])
-    assert usable >= 240 and problems == 2 and read - usable == (kind == "jsonl")
+    assert usable >= 240 and problems == 3 and read - usable == (kind == "jsonl")
 
 
 def by_command(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
