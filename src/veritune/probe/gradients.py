@@ -428,7 +428,10 @@ def _trust(n_eff: Estimate, n: int) -> str:
     )
     if span["low"] is None:
         return said + "."
-    return said + f", so here {span['low']:,.0f} to {span['high']:,.0f} (a span seen, without a confidence level)."
+    return (
+        said + f", so here {span['low']:,.0f} to {span['high']:,.0f} (a span seen, without a confidence "
+        "level). Two data sets whose spans overlap are not told apart."
+    )
 
 
 def _unlabelled_sentences(spread: Estimate, n: int, measured: str, found: Found | None) -> tuple[str, str, str]:
