@@ -1,7 +1,8 @@
 """Is the number of independent examples right? n_eff, read at the base, against what training says.
 
     python bench/probe/calibrate.py --out FOLDER [--models smollm2 scratch] [--seeds 0 1 2]   # resumable
-    python bench/probe/calibrate.py --out FOLDER --table
+    python bench/probe/calibrate.py --out FOLDER --short --models smollm2                      # 7 processor minutes
+    python bench/probe/calibrate.py --out FOLDER --table [--cases bench/probe/calibration.json]
 
 Training says it so: runs on k unrelated rows, for several k and always the same number of steps, give held-out loss
 as a curve in log k. A run on 256 rows that are rewordings of few originals has a held-out loss too; the k at which
@@ -13,6 +14,16 @@ Two models: SmolLM2-135M-Instruct with LoRA (r = 8 on all linear modules), and a
 trained here from scratch on other rows of GSM8K, then fine-tuned in full. Rows are short GSM8K problems, loss on the
 answer; the held-out rows are 48 originals that no run sees. Edits are those of the audit's corpus: `weak` changes
 names, `strong` changes names, the order of sentences, words for synonyms and the wrapping.
+
+`--short` is for SmolLM2 where processors are few: the first two sentences of a problem (at most 32 tokens, loss on all
+of them), 64 rows instead of 256, 16 steps instead of 40, curve points 8, 16, 32 and 64, and edits of names and words
+only. It can tell a factor of two. It cannot tell ten per cent, says nothing of long rows, of answers, of hundreds of
+rows or of many steps, and the two sets share the curve of their seed, so their errors are not independent.
+
+With `--cases`, finished cases are joined with those of the file (earlier runs, rounded as they were published), and how
+often an interval holds what the rows were worth is counted: n_eff's own interval, which is for the families drawn; and
+that interval with its ends moved by the smallest and largest n_eff / worth, taken from all cases, or from the other
+models' cases only (leave one model out).
 """
 
 from __future__ import annotations
@@ -299,34 +310,63 @@ def equivalent(loss: float, curve: Sequence[tuple[int, float]]) -> tuple[float, 
     raise AssertionError("the curve is monotone")
 
 
-def table(out: Path) -> str:
+def finished(out: Path) -> list[dict[str, Any]]:
+    """The runs' cases: n_eff with its interval, and `worth` with `beyond` where the curve does not reach."""
     runs = [json.loads(p.read_text()) for p in sorted(out.glob("*-s?-*.json"))]
-    lines = ["| model | seed | data | nominal | n_eff | 95 % | worth, by held-out loss | n_eff / worth |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    ratios: dict[str, list[float]] = {}
+    made = []
     for run in [r for r in runs if "n_eff" in r]:
         mine = [r for r in runs if (r["model"], r["seed"]) == (run["model"], run["seed"]) and "n_eff" not in r]
         worth, beyond = equivalent(run["held_out"], [(int(r["name"].split()[1]), r["held_out"]) for r in mine])
-        ratio = run["n_eff"] / worth
-        if not beyond:
-            ratios.setdefault(run["model"], []).append(ratio)
-        span = "none" if run["low"] is None else f"{run['low']:.0f} to {run['high']:.0f}"
+        case = {k: run[k] for k in ("model", "seed", "name", "rows", "n_eff", "low", "high")}
+        made.append({**case, "worth": worth, "beyond": beyond})
+    return made
+
+
+def table(out: Path, cases: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| model | seed | data | nominal | n_eff | 95 %, families drawn | worth, by held-out loss | n_eff / worth |"
+    ]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for c in cases:
+        span = "none" if c["low"] is None else f"{c['low']:.0f} to {c['high']:.0f}"
+        ratio = "-" if c["beyond"] else f"{c['n_eff'] / c['worth']:.2f}"
         lines.append(
-            f"| {run['model']} | {run['seed']} | {run['name']} | {run['rows']} | {run['n_eff']:.0f} | {span} |"
-            f" {beyond}{worth:.0f} | {(beyond and '-') or f'{ratio:.2f}'} |"
+            f"| {c['model']} | {c['seed']} | {c['name']} | {c['rows']} | {c['n_eff']:.0f} | {span} |"
+            f" {c['beyond']}{c['worth']:.0f} | {ratio} |"
         )
-    for model, found in ratios.items():
-        middle = statistics.median(found)
-        lines.append(
-            f"{model}: n_eff / worth {middle:.2f} (median), {min(found):.2f} to {max(found):.2f}, {len(found)} runs"
-        )
-    losses = {(r["model"], r["name"]): [] for r in runs if "n_eff" not in r}
-    for r in runs:
-        if "n_eff" not in r:
-            losses[r["model"], r["name"]].append(r["held_out"])
+    losses: dict[tuple[str, str], list[float]] = {}
+    for run in (json.loads(p.read_text()) for p in sorted(out.glob("*-s?-*.json"))):
+        if "n_eff" not in run:
+            losses.setdefault((run["model"], run["name"]), []).append(run["held_out"])
     lines += [
         f"{m} {n}: held-out loss {statistics.mean(v):.3f} ({len(v)} seeds)" for (m, n), v in sorted(losses.items())
     ]
+    return "\n".join([*lines, coverage(cases)])
+
+
+def coverage(cases: Sequence[dict[str, Any]]) -> str:
+    """By model: n_eff / worth, and how often each kind of interval holds the worth."""
+    known = [c for c in cases if not c["beyond"] and c["low"] is not None]
+    family = {c["model"]: c["model"].split("-")[0] for c in known}  # short and whole rows are one model
+    ratios: dict[str, list[float]] = {}
+    for c in known:
+        ratios.setdefault(family[c["model"]], []).append(c["n_eff"] / c["worth"])
+
+    def holds(case: dict[str, Any], seen: Sequence[float]) -> bool:
+        return bool(case["low"] / max(seen) <= case["worth"] <= case["high"] / min(seen))
+
+    lines = []
+    for model, mine in ratios.items():
+        theirs = [r for other, values in ratios.items() if other != model for r in values]
+        here = [c for c in known if family[c["model"]] == model]
+        lines.append(
+            f"{model}: n_eff / worth {statistics.median(mine):.2f} (median), {min(mine):.2f} to {max(mine):.2f}; of "
+            f"{len(here)} cases n_eff's interval holds the worth in {sum(holds(c, [1.0]) for c in here)}"
+            + (f", moved by the other models' ratios in {sum(holds(c, theirs) for c in here)}" if theirs else "")
+        )
+    every = [r for values in ratios.values() for r in values]
+    if every:
+        lines.append(f"all: {min(every):.2f} to {max(every):.2f}, {len(every)} cases")
     return "\n".join(lines)
 
 
@@ -338,6 +378,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--short", action="store_true", help="SmolLM2 on the small design; see the head of this file")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--cases", type=Path, help="finished cases to join with, as bench/probe/calibration.json")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(given.threads)
@@ -346,7 +387,10 @@ def main() -> None:
             lab = scratch(given.out) if name == "scratch" else smollm2(SHORT if given.short else FULL)
             for seed in given.seeds:
                 run_all(lab, seed, given.out)
-    print(table(given.out))
+    cases = finished(given.out)
+    known = {(c["model"], c["seed"], c["name"]) for c in cases}
+    earlier = json.loads(given.cases.read_text()) if given.cases else []
+    print(table(given.out, [*cases, *(c for c in earlier if (c["model"], c["seed"], c["name"]) not in known)]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from veritune.errors import DataError, MachineError, ModelError
 from veritune.probe import capture as capture_module
 from veritune.probe.batches import collate, in_batches, mean_losses, require_targets
-from veritune.probe.capture import Capture, Gram, Keep, Sketch, both, probe_matrix
+from veritune.probe.capture import Capture, Gram, Keep, Sketch, _flat, _outer, both, probe_matrix
 from veritune.records import Rendered
 from veritune.train.modules import module_type
 
@@ -171,6 +171,34 @@ def test_sketches_agree_with_exact_inner_products_and_do_not_depend_on_batches(m
     flat = torch.cat([g.reshape(6, -1) for g in keep.grads.values()], 1)
     assert torch.allclose(whole.squared_norms(), flat.square().sum(1), rtol=1e-9)
     assert whole.rows("q").shape == (6, 257)
+
+
+@pytest.mark.parametrize("n_params", [5, 13, 40, 500])  # inside one turn, one turn, a few, so many that they are summed
+def test_a_sketch_puts_each_number_into_the_bucket_its_definition_names(n_params: int) -> None:
+    grad_N_P = torch.randn(3, n_params, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sketch = Sketch(13, seed=5)
+    for name in ("layers.0.self_attn.q_proj.weight", "layers.0.mlp.up_proj.weight"):
+        sketch(name, grad_N_P)
+    want_N_D = torch.zeros(3, 13, dtype=torch.float64)
+    for sign_P, offset in sketch._signs.values():
+        for p in range(n_params):
+            want_N_D[:, (p + offset) % 13] += sign_P[p] * grad_N_P[:, p]
+    sketch.end_batch()
+    assert len(sketch._signs) == 2 and torch.allclose(sketch.rows(), want_N_D, atol=1e-12)
+
+
+def test_tall_and_wide_matrices_have_the_same_inner_products_as_their_plain_gradients() -> None:
+    draw = torch.Generator().manual_seed(2)
+    for p, q in ((7, 3), (3, 7), (4, 4)):
+        left_N_T_P, right_N_T_Q = (torch.randn(5, 6, k, dtype=torch.float64, generator=draw) for k in (p, q))
+        grad_N_P_Q = _outer(left_N_T_P, right_N_T_Q)
+        want_N_P_Q = torch.einsum("ntp,ntq->npq", left_N_T_P, right_N_T_Q)
+        assert torch.allclose(grad_N_P_Q, want_N_P_Q, atol=1e-12)
+        flat_N_R = _flat(grad_N_P_Q)
+        assert flat_N_R.data_ptr() == grad_N_P_Q.data_ptr()  # a view: nothing is copied
+        assert torch.equal(flat_N_R, _flat(grad_N_P_Q.contiguous()))  # the order follows the shape, not the memory
+        plain_N_R = want_N_P_Q.reshape(5, -1)
+        assert torch.allclose(flat_N_R @ flat_N_R.t(), plain_N_R @ plain_N_R.t(), atol=1e-10)
 
 
 def test_sketch_inner_products_are_unbiased_with_error_as_one_over_root_dims() -> None:

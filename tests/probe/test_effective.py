@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from veritune.errors import DataError
 from veritune.probe.effective import (
+    CALIBRATED,
     Plan,
     Sample,
     align,
@@ -17,7 +22,9 @@ from veritune.probe.effective import (
     find_families,
     restrict,
     unit,
+    worth,
 )
+from veritune.records import Estimate
 
 
 def gradients(sizes: list[int], *, rho: float, dims: int = 400, seed: int = 0, shared: float = 1.0) -> np.ndarray:
@@ -121,6 +128,24 @@ def test_few_families_or_one_heavy_family_give_no_interval() -> None:
     heavy = [40] + [2] * 10
     lopsided = align(cosines(gradients(heavy, rho=0.5)), choose(names(heavy)))
     assert lopsided.n_eff.low is None
+
+
+def test_what_the_rows_may_be_worth_is_wider_than_the_interval_and_stays_within_the_rows() -> None:
+    n_eff = Estimate("n_eff", 40.0, 38.0, 42.0, 0.95, 96, "")
+    smallest, largest = CALIBRATED
+    span = worth(n_eff, 256)
+    assert span["low"] == pytest.approx(38 / largest) and span["high"] == pytest.approx(42 / smallest)
+    assert "not a confidence interval" in span["what"]
+    assert worth(n_eff, 50)["high"] == 50
+    none = worth(replace(n_eff, low=None, high=None), 256)
+    assert none["low"] is None and none["high"] is None and none["reason"]
+
+
+def test_the_span_holds_every_published_calibration_case() -> None:
+    cases = json.loads((Path(__file__).parents[2] / "bench" / "probe" / "calibration.json").read_text())
+    ratios = [c["n_eff"] / c["worth"] for c in cases if not c["beyond"]]
+    assert len(ratios) >= 12
+    assert CALIBRATED[0] <= min(ratios) and max(ratios) <= CALIBRATED[1]
 
 
 def test_one_family_and_all_singles_are_said_to_be_undecidable() -> None:

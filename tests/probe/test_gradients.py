@@ -54,6 +54,8 @@ def test_n_originals_repeated_k_times_read_as_n(of: Any, exact: bool, make_model
     assert n_eff.low - 1e-3 <= n_eff.value <= n_eff.high + 1e-3
     assert probe.settings["inner_products"].startswith("exact" if exact else "sketch")
     assert probe.reading.startswith("The 48 rows act like 12 unrelated ones")
+    assert "over the families drawn" in probe.reading and "without a confidence level" in probe.limits
+    assert 1 <= probe.worth["low"] < n_eff.low and n_eff.high < probe.worth["high"] <= 48
 
 
 def test_edits_read_between_copies_and_unrelated_rows(make_model: Any, make_rows: Any) -> None:
@@ -121,6 +123,7 @@ def test_a_memorised_model_is_called_late_and_gives_no_number(make_model: Any, m
     assert late.loss["at"] == "late" and late.loss["mean"] < 0.5 * late.loss["base_mean"]
     n_eff = late.estimate("n_eff")
     assert n_eff.value is None and n_eff.low is None and "measured late" in n_eff.warnings[-1]
+    assert late.worth["low"] is None and late.worth["reason"]
     assert late.reading.startswith("Measured late") and " act like" not in late.reading
     base_loss = late.loss["base_mean"]
     assert probe_gradients(model.merge_and_unload(), rows, families, base_loss=base_loss).loss["at"] == "late"

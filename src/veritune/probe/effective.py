@@ -28,6 +28,9 @@ Ints = npt.NDArray[np.int64]
 MIN_FAMILIES = 8
 """Fewer families with siblings than this (counted by weight) give a value but no interval."""
 
+CALIBRATED = (0.55, 1.3)
+"""n_eff over what the rows were worth by held-out loss: smallest and largest seen, rounded outwards (docs/probe.md)."""
+
 FOUND_FAMILY_COSINE = 0.3
 
 
@@ -280,6 +283,7 @@ def effective_n(rho: float, size_F: Ints | Sequence[int]) -> float:
 
 def _n_eff(rho: Estimate, sample: Sample) -> Estimate:
     made = replace(rho, name="n_eff", method="design effect, family jackknife on rho", se=None, df=None)
+    made = replace(made, scope="the interval: which families were drawn, nothing else")
     sizes: dict[str, Any] = {"n_rows": sample.n_rows, "n_families": len(sample.size_F)}
     if rho.value is None:
         if sample.size_F.max() == 1:
@@ -292,6 +296,20 @@ def _n_eff(rho: Estimate, sample: Sample) -> Estimate:
     if rho.low is None or rho.high is None:
         return made
     return replace(made, low=effective_n(rho.high, sample.size_F), high=effective_n(rho.low, sample.size_F))
+
+
+def worth(n_eff: Estimate, n_rows: int) -> dict[str, Any]:
+    """What training may show the rows to be worth: n_eff's interval, each end moved by `CALIBRATED`, within 1..n_rows.
+
+    The interval of n_eff is for the families drawn. Runs of few models showed how far n_eff itself lies from the number
+    of unrelated rows with the same held-out loss; this span adds that. It is a span of what was seen, without a
+    confidence level. `low` and `high` are None with `reason` where n_eff has no interval.
+    """
+    seen = {"n_eff_over_worth": CALIBRATED, "what": "span seen in calibration runs, not a confidence interval"}
+    if n_eff.low is None or n_eff.high is None:
+        return {"low": None, "high": None, "reason": "n_eff has no interval", **seen}
+    low, high = n_eff.low / CALIBRATED[1], n_eff.high / CALIBRATED[0]
+    return {"low": max(low, 1.0), "high": min(high, float(n_rows)), "reason": None, **seen}
 
 
 def _without_strangers(sums: _Sums, sample: Sample, level: float) -> Alignment:

@@ -1,7 +1,7 @@
 """Do siblings pull the model the same way, and how many independent examples does the data act like?
 
     probe = probe_gradients(model, rows, families)      # rows as the trainer sees them; a family name per row
-    print(probe.reading)                                # "2,541 rows act like 140 unrelated ones (120 to 165)."
+    print(probe.reading)      # "The 2,541 rows act like 140 unrelated ones (120 to 165 at 95% over the families drawn)"
 
 Each measured row's gradient is taken at the model as it stands, from its own mean loss; inner products are exact while
 they fit in memory and sketched beyond. Measure at the base model or very early: once rows are memorised their gradients
@@ -22,6 +22,7 @@ from veritune.errors import DataError, ModelError
 from veritune.probe.batches import evaluating, in_batches, mean_losses, model_device, require_targets
 from veritune.probe.capture import PROBE_RANK, Capture, Coverage, Sketch, Store, trainable_coverage
 from veritune.probe.effective import (
+    CALIBRATED,
     FOUND_FAMILY_COSINE,
     MIN_FAMILIES,
     Floats,
@@ -35,6 +36,7 @@ from veritune.probe.effective import (
     find_families,
     restrict,
     unit,
+    worth,
 )
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
 
@@ -103,6 +105,7 @@ class GradientProbe:
     reading: str
     limits: str
     would_change: str
+    worth: Json = field(default_factory=dict)
     kind: str = "gradients"
     format: int = FORMAT_VERSION
 
@@ -164,6 +167,7 @@ def probe_gradients(
         reading=sentences[0],
         limits=sentences[1] + aside,
         would_change=sentences[2],
+        worth=worth(next(e for e in estimates if e.name == "n_eff"), len(rows)),
     )
 
 
@@ -421,16 +425,31 @@ def _sentences(
         )
     said = f"The {n:,} rows act like {n_eff.value:,.0f} unrelated ones"
     if n_eff.low is not None and n_eff.high is not None:
-        said += f" ({n_eff.low:,.0f} to {n_eff.high:,.0f} at {n_eff.level:.0%})"
+        said += f" ({n_eff.low:,.0f} to {n_eff.high:,.0f} at {n_eff.level:.0%} over the families drawn)"
     else:
         said = said.replace("act like", "act like about") + ", with too few families for an interval"
     sibling, stranger = named["sibling"].value, named["stranger"].value
     early = "" if loss["at"] in ("base", "early") else "; whether it is early enough is unknown, no base loss was given"
     return (
         f"{said}: siblings' gradients have cosine {sibling:.2f}, strangers' {stranger:.2f}.",
-        f"{measured}{early}. It counts directions of the first update, not what is learned in the end, "
-        "and the interval holds for the families drawn, not for how families were labelled.",
+        f"{measured}{early}. It counts directions of the first update, not what is learned in the end. "
+        + _trust(n_eff, n),
         "More families narrow it; families that were missed by the labels lower it.",
+    )
+
+
+def _trust(n_eff: Estimate, n: int) -> str:
+    """What the interval leaves out, and how far calibration runs lay from n_eff."""
+    span = worth(n_eff, n)
+    said = (
+        "The interval is for which families were drawn, not for how they were labelled nor for what training makes of "
+        f"them: against held-out loss n_eff was {CALIBRATED[0]:g} to {CALIBRATED[1]:g} times what the rows were worth"
+    )
+    if span["low"] is None:
+        return said + "."
+    return (
+        said + f", so here {span['low']:,.0f} to {span['high']:,.0f} (a span seen, without a confidence "
+        "level). Two data sets whose spans overlap are not told apart."
     )
 
 

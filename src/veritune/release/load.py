@@ -350,8 +350,8 @@ def ratios(speed: Speed, load: Load, sides: tuple[str, str] = ("base", "candidat
     """Candidate over base, as the serving gate reads them: geometric mean ratios with t intervals over blocks.
 
     Latencies are paired by request (same prompt, same due time) at all rates; throughput, cost and memory by block
-    at the highest rate. A request without an answer has no time, and leaving it out would flatter the side that lost it: with
-    one lost, ratios have no interval, and `reason` says so.
+    at the highest rate. A request without an answer has no time, and leaving it out would flatter the side that lost
+    it: with one lost, ratios have no interval, and `reason` says so.
     """
 
     def of(side: str) -> list[Timed]:
