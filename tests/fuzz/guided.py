@@ -4,7 +4,8 @@
     python tests/fuzz/guided.py FILE          (a case that was found, once more, with its traceback)
 
 Beside `test_strangers_files.py`, whose files and readers it shares: hypothesis makes files near a valid one, atheris
-(libFuzzer) keeps what reaches new lines and changes that further. The first byte of an input picks the reader. Needs
+(libFuzzer) keeps what reaches new lines and changes that further. Half of its changes put a hostile value in a place of the
+JSON that an input holds: bytes changed at random seldom stay JSON. The first byte of an input picks the reader. Needs
 `pip install atheris` (Linux, CPython 3.11 to 3.14). Ends with status 0 when the time is up, else with the case's file.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,6 +27,7 @@ Reader = Callable[[Path, bytes], Any]
 def readers() -> dict[str, tuple[Reader, list[bytes]]]:
     """By name: what reads a file's bytes, and valid files to start from. Order is part of a saved case's meaning."""
     import test_strangers_files as known
+
     from veritune import contract
     from veritune.data.load import load_rows
     from veritune.data.quality import load_patterns
@@ -150,6 +153,31 @@ def words(seeds: list[bytes]) -> list[str]:
     return sorted(w for w in found if w and w.isascii() and w.isprintable() and '"' not in w and "\\" not in w)
 
 
+def changed(content: bytes, seeds: list[bytes], seed: int) -> bytes | None:
+    """One or two places of the JSON (of its first line, for JSONL) replaced or taken out; None where it is none.
+
+    One in five starts from a valid file again, so that every reader keeps its share.
+    """
+    import test_strangers_files as known
+
+    draw = random.Random(seed)
+    if draw.random() < 0.2:
+        content = draw.choice(seeds)
+    body = content[1:]
+    first, newline, rest = body.partition(b"\n")
+    for part, tail in ((body, b""), (first, newline + rest)):
+        try:
+            value = json.loads(part)
+            odd = [None, True, 0, -1, 2**63, 10**400, 1e308, float("inf"), float("nan"), [], {}, [[]], {"": None}]
+            new = [
+                (draw.randrange(10**6), draw.choice([*odd, *known.ODD_TEXTS]), draw.random() < 0.2) for _ in range(2)
+            ]
+            return content[:1] + known.text_of(known.changed(value, new[: draw.randint(1, 2)])) + tail
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
 def main() -> None:
     """Fuzz for a while, or run one case that was found."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,7 +228,13 @@ def main() -> None:
     )
     flags = [f"-max_total_time={asked.seconds}", "-max_len=8192", "-timeout=30", "-rss_limit_mb=4096"]
     flags += [f"-artifact_prefix={asked.out}/", f"-dict={asked.out / 'words.txt'}", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *flags, str(corpus)], once)
+    valid = [bytes([k]) + seed for k, (_, seeds) in enumerate(known.values()) for seed in seeds]
+
+    def mutate(content: bytes, most: int, seed: int) -> bytes:
+        new = changed(content, valid, seed) if seed % 2 else None
+        return new if new is not None and len(new) <= most else atheris.Mutate(content, most)
+
+    atheris.Setup([sys.argv[0], *flags, str(corpus)], once, custom_mutator=mutate)
     atheris.Fuzz()
 
 

@@ -82,3 +82,12 @@ def test_a_csv_that_ends_inside_its_header(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_bytes(b'"')
     (found,) = load_rows(tmp_path / "f.csv").rejects
     assert found.check == "load.unreadable"
+
+
+def test_golden_outputs_with_an_infinite_limit(tmp_path: Path) -> None:
+    from veritune.release.golden import golden_problem
+
+    item = {"id": "i", "messages": [], "prompt_ids": [1], "token_ids": [2]}
+    text = json.dumps({"decoding": {"max_new_tokens": 4}, "items": [item]})
+    (tmp_path / "golden.json").write_text(text.replace("4", "1e999"))
+    assert "is damaged" in (golden_problem(tmp_path / "golden.json") or "")
