@@ -91,3 +91,12 @@ def test_golden_outputs_with_an_infinite_limit(tmp_path: Path) -> None:
     text = json.dumps({"decoding": {"max_new_tokens": 4}, "items": [item]})
     (tmp_path / "golden.json").write_text(text.replace("4", "1e999"))
     assert "is damaged" in (golden_problem(tmp_path / "golden.json") or "")
+
+
+@pytest.mark.parametrize(
+    "rules", [{"aliases": {"zone": " "}}, {"forbid": None}, {"forbid": 3}, {"ignore": ["a{99999999999}"]}]
+)
+def test_lint_rules_of_another_shape(tmp_path: Path, rules: dict[str, Any]) -> None:
+    (tmp_path / "r.yaml").write_text(json.dumps(rules))
+    with pytest.raises(InputError, match="aliases.zone is a mapping|forbid is a list|not a regular expression"):
+        load_rules(tmp_path / "r.yaml")
