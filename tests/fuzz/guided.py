@@ -6,8 +6,8 @@
 Beside `test_strangers_files.py`, whose files and readers it shares: hypothesis makes files near a valid one, atheris
 (libFuzzer) keeps what reaches new lines and changes that further. Half of its changes put a hostile value into a place
 of the JSON that an input holds: bytes changed at random seldom stay JSON. The first byte of an input picks the reader.
-Needs `pip install atheris` (Linux, CPython 3.11 to 3.14). Ends with status 0 when the time is up, else names the file of
-the case that it found.
+Needs `pip install atheris` (Linux, CPython 3.11 to 3.14). Ends with status 0 when the time is up, else names the
+case that it found.
 """
 
 from __future__ import annotations

@@ -100,3 +100,12 @@ def test_lint_rules_of_another_shape(tmp_path: Path, rules: dict[str, Any]) -> N
     (tmp_path / "r.yaml").write_text(json.dumps(rules))
     with pytest.raises(InputError, match="aliases.zone is a mapping|forbid is a list|not a regular expression"):
         load_rules(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    "entry", [{"where": 0}, {"where": [[]]}, {"patterns": ["(?P<a>x)", "(?P<a>y)"]}, {"patterns": ["a{99999999999}"]}]
+)
+def test_patterns_of_another_shape(tmp_path: Path, entry: dict[str, Any]) -> None:
+    (tmp_path / "p.yaml").write_text(json.dumps({"mine": {"says": "s", "patterns": ["a"], **entry}}))
+    with pytest.raises(DataError, match="expected a list of system|cannot be joined|is no regular expression"):
+        load_patterns(tmp_path / "p.yaml")
