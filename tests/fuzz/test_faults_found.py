@@ -13,7 +13,7 @@ from veritune import contract
 from veritune.data.load import load_rows
 from veritune.data.quality import load_patterns
 from veritune.decide.lint import load_rules
-from veritune.errors import DataError, FormatError, InputError, ScoreError, StudyError, VerituneError
+from veritune.errors import DataError, FormatError, InputError, ScoreError, StaleError, StudyError, VerituneError
 from veritune.evaluate.imports import read
 from veritune.release.policy import read_policy
 from veritune.seal import verify
@@ -109,3 +109,23 @@ def test_patterns_of_another_shape(tmp_path: Path, entry: dict[str, Any]) -> Non
     (tmp_path / "p.yaml").write_text(json.dumps({"mine": {"says": "s", "patterns": ["a"], **entry}}))
     with pytest.raises(DataError, match="expected a list of system|cannot be joined|is no regular expression"):
         load_patterns(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("entry", [{"data_offsets": [0, "X"], "shape": [1]}, {"data_offsets": [0, 4], "shape": ["X"]}])
+def test_a_safetensors_header_with_an_infinite_number(tmp_path: Path, entry: dict[str, Any]) -> None:
+    from veritune.release.parts import tensors
+
+    header = json.dumps({"a": {"dtype": "F32", **entry}}).replace('"X"', "1e999").encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(FormatError, match="header is damaged"):
+        tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("more", [{}, {"hash": None}])
+def test_a_contract_entry_that_has_no_hash_because_none_can_be_made(tmp_path: Path, more: dict[str, Any]) -> None:
+    """NaN has no digest; that None is not the None of a hash that is missing. Such an entry was believed."""
+    entry = {"time": "t", "previous": None, "reason": "frozen", "changes": [], "results": [], **more}
+    entry |= {"terms": {"study": {"lr": float("nan")}, "facts": {}}}
+    (tmp_path / "contract.lock.json").write_text(json.dumps({"format": 1, "entries": [entry]}))
+    with pytest.raises(StaleError, match="entry 0 was edited"):
+        contract.read(Store(tmp_path))
