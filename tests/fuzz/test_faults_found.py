@@ -129,3 +129,20 @@ def test_a_contract_entry_that_has_no_hash_because_none_can_be_made(tmp_path: Pa
     (tmp_path / "contract.lock.json").write_text(json.dumps({"format": 1, "entries": [entry]}))
     with pytest.raises(StaleError, match="entry 0 was edited"):
         contract.read(Store(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "[]", '{"entries": 3}', '{"entries": [3]}', '{"entries": [{"a": NaN}]}', '{"a": NaN}']
+)
+def test_release_records_of_another_shape(tmp_path: Path, text: str) -> None:
+    from veritune.release.evidence import read_evidence
+    from veritune.release.gates import _read
+
+    (tmp_path / "release").mkdir()
+    for name in ("gates.json", "safety.json"):
+        (tmp_path / "release" / name).write_text(text)
+    with pytest.raises(FormatError):
+        read_evidence(Store(tmp_path), "safety")
+    if text != '{"a": NaN}':  # another key is nobody's
+        with pytest.raises((FormatError, StaleError)):
+            _read(Store(tmp_path))
