@@ -95,12 +95,13 @@ def read(store: Store) -> dict[str, Any]:
         raise FormatError(f"{store.contract_file} holds no entries.", fix="Restore the file.")
     for number, entry in enumerate(entries):
         body = {k: v for k, v in entry.items() if k != "hash"}
-        if entry.get("previous") != previous or _digest(body) != entry.get("hash"):
+        known = entry.get("hash")
+        if entry.get("previous") != previous or not isinstance(known, str) or _digest(body) != known:
             raise StaleError(
                 f"{store.contract_file}: entry {number} was edited after it was frozen.",
                 fix="Restore the file; a changed contract cannot be trusted.",
             )
-        previous = entry["hash"]
+        previous = known
     return contract
 
 

@@ -59,6 +59,7 @@ def test_an_answer_as_the_contract_gives_it_is_no_drift() -> None:
         (Said("a lamp by the gate<|im_end|>", "stop", 4), "special", "'<|im_end|>' stands in the text"),
         (Said("a lamp by the gate", "length", 4), "stop", "another stop token or token limit"),
         (Said("a lamp by the gate and more", "stop", 4), "stop", "after 27 characters"),
+        (Said("a lamp", "length", 4), "stop", "after 6 characters"),
         (Said("a lamp on the gate", "stop", 4), "text", "part at character 7"),
         (Said("", "stop", 4), "stop", "after 0 characters"),
     ],

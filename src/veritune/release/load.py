@@ -349,9 +349,9 @@ def summary(
 def ratios(speed: Speed, load: Load, sides: tuple[str, str] = ("base", "candidate")) -> dict[str, dict[str, Any]]:
     """Candidate over base, as the serving gate reads them: geometric mean ratios with t intervals over blocks.
 
-    Latencies are paired by request (same prompt, same due time) at all rates; throughput, cost and memory by block
-    at the highest rate. A request without an answer has no time, and leaving it out would flatter the side that lost
-    it: with one lost, ratios have no interval, and `reason` says so.
+    Latencies are paired by request (same prompt, same due time) at all rates; throughput, cost and memory by block at
+    the highest rate. A request without an answer has no time, and leaving it out would flatter the side that lost it:
+    with one lost, ratios have no interval, and `reason` says so.
     """
 
     def of(side: str) -> list[Timed]:

@@ -185,7 +185,13 @@ def _wait(server: Server, said: Sequence[str]) -> None:
     while time.monotonic() < until:
         if server.process is not None and server.process.poll() is not None:
             words = next((line for line in reversed(said) if line.strip()), "it said nothing")
-            raise MachineError(f"the server ended before it answered: {words[:200]}", fix="Install veritune[serving].")
+            missing = "No module named" in words or "not installed" in words
+            fix = (
+                "Install what it needs: veritune[serving] for `transformers serve`."
+                if missing
+                else "See its own words."
+            )
+            raise MachineError(f"the server ended before it answered: {words[:400].rstrip('.')}.", fix=fix)
         try:
             health = f"{server.url.removesuffix('/v1')}/health"
             if any(httpx2.get(url, timeout=5).status_code < 400 for url in (health, f"{server.url}/models")):
@@ -366,7 +372,7 @@ def difference(item: str, said: Said, want: Expected) -> list[Drift]:
     stop = {"stop": "stop_token", "length": "length"}.get(said.finish or "", said.finish)
     if stop == "length" and want.at_limit and here == there:
         stop = "stop_token"
-    if stop != want.ended or (here != there and stop == "stop_token" and _one_goes_on(here, there)):
+    if stop != want.ended or (here != there and _one_goes_on(here, there)):
         message = f"it ended by {said.finish!r} after {len(here)} characters, the contract's by {want.ended!r} after"
         found.append(Drift(item, "stop", f"{message} {len(there)}: another stop token or token limit"))
     if here != there:

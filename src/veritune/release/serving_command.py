@@ -16,6 +16,7 @@ from veritune.store import read_json, sha256_file
 
 SAMPLES = "release/serving.jsonl"
 """Where a study keeps every request of the load test."""
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 BENDING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
 """Keys of generation_config.json that bend what a client gets who asks for nothing; and `eos_token_id` ends it."""
 
@@ -75,6 +76,11 @@ def serve_command(asked: Asked) -> Served:
         )
     rows = golden_rows(asked.golden, asked.prompts)
     ref = resolve(Model(path=asked.model, dtype=asked.dtype), Path())  # type: ignore[arg-type]
+    if asked.url is None and not any((ref.path / name).is_file() for name in TOKENIZERS):
+        raise InputError(
+            f"{ref.path} holds no tokenizer, so no server can read a prompt for it.",
+            fix="Copy the base's tokenizer files and chat template beside the weights, as they will be served.",
+        )
     prompts = [(row.id, row.prompt) for row in rows]
     told_by = _reference(asked)
     model, tokenizer = _as_contract(load_base(ref), ref, told_by)
