@@ -270,3 +270,13 @@ def test_every_key_of_study_yaml_is_in_its_page() -> None:
     schema = json_schema()
     keys = {key for body in (schema, *schema["$defs"].values()) for key in body.get("properties", {})}
     assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+
+
+@pytest.mark.parametrize("script", sorted((REPO / "bench").rglob("*.py")), ids=lambda p: str(p.relative_to(REPO)))
+def test_what_a_bench_imports_of_the_package_is_there(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "veritune":
+            module = import_module(str(node.module))
+            for name in node.names:
+                if not hasattr(module, name.name):
+                    import_module(f"{node.module}.{name.name}")

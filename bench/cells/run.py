@@ -22,7 +22,8 @@ from veritune.progress import Progress
 from veritune.stages import run
 from veritune.store import Store, write_json
 from veritune.study import load_study
-from veritune.train.cells import plan_cells, summary_hash
+from veritune.train.cells import summary_hash
+from veritune.train.schedule import plan_cells
 
 STUDY = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "study.yaml"
 FACTS = {"model": {"name": "m"}, "rendered_sha256": "r", "data_version": "v"}

@@ -22,10 +22,11 @@ import itertools
 import json
 import math
 import random
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,38 @@ from veritune.probe.effective import Plan
 from veritune.probe.gradients import Settings, probe_gradients
 from veritune.records import Rendered
 
-UNRELATED = (8, 24, 64, 256)
-DESIGNS = {"32 x 8 weak": (32, 8, "weak"), "32 x 8 strong": (32, 8, "strong"), "8 x 32 strong": (8, 32, "strong")}
-STEPS, BATCH, HELD_OUT, LONGEST = 40, 8, 48, 120
 EDITS = {
     "weak": (corpus.swap_names,),
     "strong": (corpus.swap_names, corpus.reorder, corpus.synonyms, corpus.wrap),
+    "names and words": (corpus.swap_names, corpus.synonyms),
 }
+BATCH, HELD_OUT = 8, 48
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is trained: the curve's row counts, the reworded sets (families, rows of each, edit), and for how long."""
+
+    unrelated: tuple[int, ...]
+    reworded: Mapping[str, tuple[int, int, str]]
+    steps: int
+    longest: int  # tokens of an original
+    opening: bool = False  # rows are the first two sentences of a problem, loss on all of it
+
+
+FULL = Design(
+    (8, 24, 64, 256),
+    {"32 x 8 weak": (32, 8, "weak"), "32 x 8 strong": (32, 8, "strong"), "8 x 32 strong": (8, 32, "strong")},
+    steps=40,
+    longest=120,
+)
+SHORT = Design(
+    (8, 64, 16, 32),
+    {"8 x 8 names and words": (8, 8, "names and words"), "16 x 4 names and words": (16, 4, "names and words")},
+    steps=16,
+    longest=32,
+    opening=True,
+)
 SCRATCH_ROWS = 4_000  # rows from here on train the small model and its tokenizer, and nothing else
 
 
@@ -58,12 +84,13 @@ class Lab:
     base: Callable[[], Any]
     tokenizer: Any
     lr: float
+    design: Design = FULL
 
 
 # ---------------------------------------------------------------- models
 
 
-def smollm2() -> Lab:
+def smollm2(design: Design = FULL) -> Lab:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -79,7 +106,8 @@ def smollm2() -> Lab:
         config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
         return get_peft_model(base(), config)
 
-    return Lab("smollm2", fresh, base, AutoTokenizer.from_pretrained(folder), 5e-4)
+    name = "smollm2" if design is FULL else "smollm2-short"
+    return Lab(name, fresh, base, AutoTokenizer.from_pretrained(folder), 5e-4, design)
 
 
 def scratch(out: Path) -> Lab:
@@ -142,14 +170,18 @@ def _pretrain(folder: Path) -> None:
 # ---------------------------------------------------------------- rows
 
 
-def _text(row: corpus.Pair) -> tuple[str, str]:
+def _text(row: corpus.Pair, opening: bool = False) -> tuple[str, str]:
+    if opening:
+        return "Problem:", " " + " ".join(re.split(r"(?<=[.?!])\s+", row[0].strip())[:2])
     return f"Problem: {row[0]}\nSolution: ", row[1]
 
 
 def render(lab: Lab, pairs: Sequence[corpus.Pair]) -> list[Rendered]:
     rows = []
     for i, pair in enumerate(pairs):
-        head, tail = (lab.tokenizer(part, add_special_tokens=False)["input_ids"] for part in _text(pair))
+        head, tail = (
+            lab.tokenizer(part, add_special_tokens=False)["input_ids"] for part in _text(pair, lab.design.opening)
+        )
         ids = (*head, *tail, lab.tokenizer.eos_token_id)
         rows.append(Rendered(f"r{i}", ids, (*[-100] * len(head), *ids[len(head) :])))
     return rows
@@ -158,9 +190,9 @@ def render(lab: Lab, pairs: Sequence[corpus.Pair]) -> list[Rendered]:
 def deal(lab: Lab, seed: int) -> tuple[list[corpus.Pair], list[corpus.Pair]]:
     """Short originals in a seeded order, and the held-out ones."""
     originals = corpus.load()[:SCRATCH_ROWS]
-    short = [p for p, r in zip(originals, render(lab, originals)) if len(r.input_ids) <= LONGEST]
+    short = [p for p, r in zip(originals, render(lab, originals)) if len(r.input_ids) <= lab.design.longest]
     random.Random(f"{lab.name}-{seed}").shuffle(short)
-    assert len(short) >= 256 + HELD_OUT, f"only {len(short)} originals are short enough"
+    assert len(short) >= max(lab.design.unrelated) + HELD_OUT, f"only {len(short)} originals are short enough"
     return short[HELD_OUT:], short[:HELD_OUT]
 
 
@@ -200,7 +232,7 @@ def train(lab: Lab, rows: Sequence[Rendered], held: Sequence[Rendered], seed: in
     order = random.Random(f"order-{seed}")
     queue: list[int] = []
     held_nll = []
-    for step in range(1, STEPS + 1):
+    for step in range(1, lab.design.steps + 1):
         while len(queue) < BATCH:
             queue += order.sample(range(len(rows)), len(rows))
         picked, queue = queue[:BATCH], queue[BATCH:]
@@ -212,7 +244,7 @@ def train(lab: Lab, rows: Sequence[Rendered], held: Sequence[Rendered], seed: in
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step in (STEPS // 2, STEPS):
+        if step == lab.design.steps or (step == lab.design.steps // 2 and lab.design is FULL):
             held_nll.append(mean_nll(row_nll(model, held, 0)))
     seen = mean_nll(row_nll(model, rows[:32], 0))
     return {"held_out": held_nll[-1], "lowest": min(held_nll), "seen": seen}
@@ -239,9 +271,9 @@ def run_all(lab: Lab, seed: int, out: Path) -> None:
             path.write_text(json.dumps({"name": name, "model": lab.name, "seed": seed, **record}))
             print(f"{path.stem}: {record} in {time.perf_counter() - began:.0f} s", flush=True)
 
-    for k in UNRELATED:
+    for k in lab.design.unrelated:
         once(f"unrelated {k}", lambda k=k: train(lab, render(lab, originals[:k]), held, seed))
-    for name, (n, times, how) in DESIGNS.items():
+    for name, (n, times, how) in lab.design.reworded.items():
         pairs, families = reworded(originals[:n], times, how, seed)
         rows = render(lab, pairs)
         once(name, lambda rows=rows, families=families: {
@@ -304,13 +336,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["scratch", "smollm2"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--short", action="store_true", help="SmolLM2 on the small design; see the head of this file")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(given.threads)
     if not given.table:
         for name in given.models:
-            lab = smollm2() if name == "smollm2" else scratch(given.out)
+            lab = scratch(given.out) if name == "scratch" else smollm2(SHORT if given.short else FULL)
             for seed in given.seeds:
                 run_all(lab, seed, given.out)
     print(table(given.out))

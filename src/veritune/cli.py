@@ -7,6 +7,7 @@ command that reports. No command asks a question.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -356,6 +357,7 @@ def _without_paths(record: Any) -> Any:
 def main() -> None:
     """Entry point: one line on the screen for an error, the traceback with `--debug`."""
     machine.OWN_PROCESS = True
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells at import which kernels it did not find
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except VerituneError as exc:

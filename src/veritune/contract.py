@@ -15,8 +15,9 @@ from veritune.records import FORMAT_VERSION, to_json
 from veritune.store import Store, hash_of, now, read_json, write_json
 from veritune.study import Study, sources
 
-HOUSEKEEPING = ("budget", "keep", "report_to")
-"""Settings that change no result: what may be spent, which checkpoints stay, where logs are sent as well."""
+HOUSEKEEPING = ("budget", "keep", "report_to", "probes")
+"""Settings that change no result: what may be spent, which checkpoints stay, where logs are sent as well, and what is
+trained beside the study to explain it."""
 
 
 def settings(study: Study) -> dict[str, Any]:

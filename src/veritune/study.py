@@ -542,6 +542,13 @@ class Release(_Section):
     """A waiver may run for at most so many days."""
 
 
+class Probes(_Section):
+    """Probes that train beside the study. They are no part of the contract: no claim is decided from them."""
+
+    leak: bool = False
+    """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
+
+
 class Study(_Section):
     """One pre-declared comparison."""
 
@@ -577,6 +584,8 @@ class Study(_Section):
     """What the study may cost."""
     keep: Literal["best", "all", "none"] | None = None
     """Checkpoints kept once a run is scored: `best` (the default) the chosen one, `all` every candidate, `none`."""
+    probes: Probes = Probes()
+    """What `run` trains beside the conditions to explain them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -597,6 +606,8 @@ class Study(_Section):
         self._check_factor()
         self._check_release()
         self._check_selection()
+        if self.probes.leak and not any("stranger" in spec.zones for spec in self.evals.values()):
+            raise ValueError("probes.leak: it compares losses on strangers; give an eval the zone `stranger`")
         return self
 
     def _check_selection(self) -> None:
@@ -701,6 +712,19 @@ def expand_sweep(raw: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"conditions.{name}.{twice[0]}: it is in `sweep` too; write it once")
         expanded |= {f"{name}{end}": {**condition, **point} for end, point in ends.items()}
     return {**raw, "conditions": expanded}
+
+
+def swept(study: Study) -> dict[str, tuple[str, dict[str, Any]]]:
+    """For every condition the name it was written under and its point of the sweep; without one itself and nothing."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in study.conditions}
+    grid = study.sweep or {}
+    for values in itertools.product(*grid.values()) if grid else ():
+        point = dict(zip(grid, values))
+        end = _point_name(point)
+        for name, condition in study.conditions.items():
+            if name.endswith(end) and _holds(condition.model_dump(), point):
+                found[name] = (name.removesuffix(end), point)
+    return found
 
 
 def _holds(condition: dict[str, Any], point: dict[str, Any]) -> bool:

@@ -382,3 +382,8 @@ def test_an_adapter_folder_without_safetensors_is_refused(arms: dict[str, Path],
     (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelError, match="safetensors"):
         ask(Asking(str(arms["base"]), tmp_path, dtype="float32"))
+
+
+def test_a_user_s_runaway_pattern_is_stopped_and_named() -> None:
+    with pytest.raises(InputError, match="nested repeats"):
+        Refusals(("(a+)+$",), 400).find("a" * 60 + "!")

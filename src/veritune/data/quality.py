@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from veritune.data.split import SHORT_PROMPT, problem_of, stratum_of
+from veritune.data.split import names_a_problem, problem_of, stratum_of
 from veritune.data.text import canonical
 from veritune.errors import DataError
 from veritune.patterns import limited
@@ -469,7 +469,7 @@ def _conflicts(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
     by_prompt: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         prompt = problem_of(row)
-        if len(prompt.split()) >= SHORT_PROMPT or any(c.isdigit() for c in prompt):
+        if names_a_problem(prompt):
             by_prompt[f"{canonical(row.text('system'))}\0{prompt}"].append(row)
     for same in by_prompt.values():
         if len(same) < 2:

@@ -31,6 +31,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from veritune.errors import FormatError, InputError
+from veritune.patterns import search
 from veritune.records import Message, Row, Score, to_json
 from veritune.release.evidence import Evidence, Subject, input_hashes, input_path, subject_of, write_evidence
 from veritune.release.noninferior import Bar, Found, Status, not_worse, worst
@@ -139,7 +140,7 @@ class Refusals:
     def find(self, text: str) -> str | None:
         """The words that refuse, None where none do."""
         head = " ".join(text.translate(_PLAIN).split())[: self.within]
-        hit = self._compiled.search(head)
+        hit = search(self._compiled, head)  # bounded: a set brings patterns of its own
         return hit[0] if hit else None
 
 

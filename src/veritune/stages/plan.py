@@ -19,6 +19,7 @@ from veritune.decide.reach import Assumed, resolution
 from veritune.errors import GateError
 from veritune.progress import Progress, clock
 from veritune.stages.cell import cells_of, is_done
+from veritune.stages.leak import LEAK, leak_is_done, whole_conditions
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import study_at
 from veritune.store import hash_of, now, read_json, write_json
@@ -64,6 +65,8 @@ def make_plan(ready: Ready, prices: Prices | None = None, assumed: Assumed | Non
     }
     inputs |= {"evals": {n: s.model_dump(mode="json") for n, s in ready.study.evals.items()}}
     inputs |= {"claims": [c.model_dump(mode="json") for c in ready.study.claims], "prices": asdict(prices)}
+    if ready.study.probes.leak:
+        inputs["leak"] = True
     digest, path = hash_of(inputs), ready.store.root / PLAN
     if ready.store.is_done(path, digest):
         return read_json(path)
@@ -72,6 +75,7 @@ def make_plan(ready: Ready, prices: Prices | None = None, assumed: Assumed | Non
     probes = live_probes(ready, cells)
     answers = answer_probe(ready)
     rows = [_cell_plan(ready, cell, probes, answers) for cell in cells]
+    rows += _leak_plans(ready, rows, probes)
     plan = {
         "input_hash": digest,
         "made": now(),
@@ -256,6 +260,22 @@ def _cell_plan(ready: Ready, cell: Cell, probes: Mapping[str, Any], answers: Map
     return {**row, "seconds": {**seconds, "total": sum(seconds.values())}}
 
 
+def _leak_plans(ready: Ready, rows: Sequence[Mapping[str, Any]], probes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The shadow runs of `probes.leak`: trained like the first seed's, scored by nothing but every row's loss."""
+    if not ready.study.probes.leak:
+        return []
+    made, first = [], ready.study.seeds[0]
+    for row in rows:
+        if (row["phase"], row["seed"]) == (MAIN, first) and row["condition"] in whole_conditions(ready.study):
+            probe = probes[row["condition"]]
+            tokens = sum(len(r.input_ids) for r in ready.data.rendered.values())
+            loss = tokens * probe["validation_s"] / probe["validation_tokens"]
+            seconds = {k: v for k, v in row["seconds"].items() if k != "total"} | {"answer": 0.0, "loss": loss}
+            name = {"run_id": f"leak {row['condition']} seed {first}", "phase": LEAK}
+            made.append({**row, **name, "seconds": {**seconds, "total": sum(seconds.values())}})
+    return made
+
+
 def _answer_s(ready: Ready, name: str, found: Mapping[str, Any]) -> float:
     """Seconds to answer one eval when every answer runs to the limit; early ends make it shorter."""
     spec = ready.study.evals[name]
@@ -309,7 +329,9 @@ def left(ready: Ready, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         row
         for row in plan["cells"]
-        if row["run_id"] not in done and (row["phase"], row["condition"], row["seed"]) not in finished
+        if row["run_id"] not in done
+        and (row["phase"], row["condition"], row["seed"]) not in finished
+        and not (row["phase"] == LEAK and leak_is_done(ready, row["condition"]))
     ]
 
 
@@ -342,6 +364,8 @@ def plan_progress(ready: Ready, plan: Mapping[str, Any]) -> None:
     for row in left(ready, plan):
         if row["tokens"] and not _trained(ready, row):
             ready.progress.plan("train", row["tokens"])
+        if row["phase"] == LEAK:
+            ready.progress.plan("nll", len(ready.data.rows))
         if row["phase"] in (BASELINE, MAIN):
             kind = f"generate {'baseline' if row['phase'] == BASELINE else 'tuned'}"
             ready.progress.plan(kind, sum(len(rows) for rows in ready.items.values()))
@@ -351,7 +375,11 @@ def plan_progress(ready: Ready, plan: Mapping[str, Any]) -> None:
 
 
 def _trained(ready: Ready, row: Mapping[str, Any]) -> bool:
-    return row["run_id"] is not None and (ready.store.run(row["run_id"]) / "training.json").exists()
+    return (
+        row["phase"] != LEAK
+        and row["run_id"] is not None
+        and (ready.store.run(row["run_id"]) / "training.json").exists()
+    )
 
 
 def compare_with_plan(
