@@ -1,7 +1,7 @@
 """Training and sampling through the Tinker API (SDK `tinker`): LoRA on a server, fed with the contract's own rows.
 
 The server sees token ids and weights made here from the contract's rendered rows, never messages and never a renderer
-of the SDK's cookbook. An update is sent when its gradient has come back, unless `ahead` lets steps be on their way at once.
+of the SDK's cookbook. An update is sent when its gradient is back, unless `ahead` says otherwise.
 Nothing is sampled from training weights: `Session.save` converts them, `Sampler` takes what it returns.
 
 A server decides things that a local run decides itself, and may ignore what it was asked. Both are in the record:
