@@ -1,6 +1,6 @@
 #!/bin/sh
 # The Tinker backend against servers on loopback, in three parts; each says what it found as JSON lines.
-#   VERITUNE_TINKER_VENV=folder bench/tinker/run.sh        makes what is missing there (3 GB, no CUDA)
+#   VERITUNE_TINKER_VENV=folder bench/tinker/run.sh        makes what is missing there (2.3 GB, no CUDA)
 # 1 loopback.py   the client against skyrl-tx 0.3.0 on CPU, SDK 0.14.0: train, convert, sample, export
 # 2 study.py      a study through `veritune run` against the same server, and two that must be refused
 # 3 exchanges.py  the newest SDK, 0.38.0, against recorded exchanges: no server of that version was to be had
@@ -8,7 +8,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 if [ -z "${VERITUNE_TINKER_VENV:-}" ]; then
-    echo "skipped: set VERITUNE_TINKER_VENV to a folder for the server's own venv (transformers < 5, jax; 3 GB)"
+    echo "skipped: set VERITUNE_TINKER_VENV to a folder for the server's own venv (transformers < 5, jax; 2.3 GB)"
     exit 0
 fi
 venv=$VERITUNE_TINKER_VENV

@@ -77,8 +77,8 @@ class Backend(_Section):
     """`tinker`: the server's address. The key is read from TINKER_API_KEY and recorded nowhere."""
     base_model: str | None = None
     """`tinker`: the server's name of the base; `model.path` then gives tokenizer, template and config alone."""
-    ahead: Annotated[Int, Field(ge=1)] = 1
-    """`tinker`: optimizer steps in flight at once. More than 1 only with a server that keeps them in order."""
+    ahead: Annotated[Int, Field(ge=0)] = 0
+    """`tinker`: optimizer steps in flight at once; more than 0 only with a server known to keep them in order."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,7 +88,7 @@ class Backend(_Section):
     @model_validator(mode="after")
     def _fields_of_name(self) -> Backend:
         given = [key for key in ("base_url", "base_model") if getattr(self, key) is not None]
-        if self.name == "local" and (given or self.ahead != 1):
+        if self.name == "local" and (given or self.ahead):
             raise ValueError(f"`name: local` takes no {(given or ['ahead'])[0]}")
         if self.name == "tinker" and len(given) < 2:
             raise ValueError("`name: tinker` needs `base_url` and `base_model`")

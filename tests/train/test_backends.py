@@ -72,7 +72,7 @@ def test_a_study_without_a_backend_is_local_and_its_contract_says_nothing_of_bac
 def test_a_remote_backend_is_part_of_the_contract(study: Any) -> None:
     parsed = parse_study(remote_settings(study.settings()))
     assert isinstance(backend_of(parsed), Tinker)
-    assert contract.settings(parsed)["backend"] == {**REMOTE, "ahead": 1}
+    assert contract.settings(parsed)["backend"] == {**REMOTE, "ahead": 0}
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 RANK = 8
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 """AdamW as `transformers.Trainer` runs it; the SDK's own defaults are others (beta2 0.95, eps 1e-12)."""
+PIPELINED_STEPS = 12
+"""Probe steps on the same rows where steps are in flight together: a server that mixes them up does so now and then."""
 CONVERTED_WITHIN = 0.1
 """Nats per target token by which converted weights may differ from the training weights they were made from."""
 NOT_HAD = {
@@ -134,12 +136,12 @@ class Tinker:
         options = {"r": settings.r or RANK, "target_modules": trainable.options["target_modules"]}
         return replace(trainable, options=options), groups
 
-    def session(self, context: Context, cell: Cell, groups: tuple[str, ...], *, ahead: int | None = None) -> Session:
+    def session(self, context: Context, cell: Cell, groups: tuple[str, ...]) -> Session:
         """A fresh adapter on the server, as the cell wants it."""
         plan = schedule(self.study, cell)
         adam = ADAM | {"weight_decay": plan.weight_decay, "grad_clip_norm": plan.max_grad_norm}
         rank = self.study.conditions[cell.condition].r or RANK
-        ahead = ahead or self.study.backend.ahead
+        ahead = self.study.backend.ahead
         require_server(self.base_url)
         return Session(TinkerConfig(self.base_model, self.base_url, rank, cell.seed, groups, ahead, adam))
 
@@ -153,7 +155,7 @@ class Tinker:
         session = self.session(context, cell, groups)
         load_s = time.perf_counter() - began
         longest, drawn = _live_batches(context, cell)
-        batches = [longest, *[drawn] * (session.config.ahead + 2)]
+        batches = [longest, *[drawn] * (PIPELINED_STEPS if session.config.ahead else 2)]
         losses, took = [], []
         began = time.perf_counter()
         for step in session.train(batches, [cell.lr] * len(batches)):
@@ -439,7 +441,7 @@ def _judge(condition: str, losses: Sequence[float], differs: Sequence[str]) -> N
         raise GateError(
             f"{where} a step left the loss of the same rows as it was ({losses[0]:.4f}): the server did not take "
             "gradient and update in the order in which they were sent, or the rate is too small to move anything.",
-            fix="Set backend.ahead to 1; with 1 already, raise the learning rate.",
+            fix="Leave backend.ahead at 0; with 0 already, raise the learning rate.",
         )
     _refuse_differs(where.rstrip(":"), differs)
 

@@ -1,7 +1,7 @@
 """Training and sampling through the Tinker API (SDK `tinker`): LoRA on a server, fed with the contract's own rows.
 
 The server sees token ids and weights made here from the contract's rendered rows, never messages and never a renderer
-of the SDK's cookbook. A step's gradient and its update are sent together; `ahead` steps are on their way at once.
+of the SDK's cookbook. An update is sent when its gradient is back, unless `ahead` says otherwise.
 Nothing is sampled from training weights: `Session.save` converts them, `Sampler` takes what it returns.
 
 A server decides things that a local run decides itself, and may ignore what it was asked. Both are in the record:
@@ -50,14 +50,18 @@ SILENCE_S = 20
 
 @dataclass(frozen=True, slots=True)
 class TinkerConfig:
-    """What is asked of the server. `ahead` is the number of optimizer steps in flight at once; `adam` goes as it is."""
+    """What is asked of the server; `adam` goes as it is.
+
+    `ahead` is the number of optimizer steps in flight at once, each gradient with its update; 0 sends the update when
+    the gradient has come back, which no server can take in another order.
+    """
 
     base_model: str
     base_url: str
     rank: int
     seed: int
     targets: tuple[str, ...] = ("attention", "mlp")
-    ahead: int = 1
+    ahead: int = 0
     adam: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -203,7 +207,7 @@ class Session:
             )
 
     def train(self, batches: Iterable[Sequence[Rendered]], learning_rates: Iterable[float]) -> Iterator[Step]:
-        """One optimizer step a batch, in order; `ahead` of them are submitted before the first result is awaited.
+        """One optimizer step a batch, in order; up to `ahead` of them are submitted before the first is awaited.
 
         Raises DivergedError on a loss that is not finite, MachineError when the server fails.
         """
@@ -214,6 +218,8 @@ class Session:
             adam = self.api.AdamParams(learning_rate=rate, **self.config.adam)
             with server_errors(f"training step {number}"):
                 forward = self.client.forward_backward([self._datum(d, share) for d in data], "cross_entropy")
+                if not self.config.ahead:
+                    forward.result()
                 step = self.client.optim_step(adam)
             self.rows_sent += len(rows)
             flying.append((number, data, rate, forward, step))
