@@ -98,7 +98,7 @@ def test_golden_outputs_with_an_infinite_limit(tmp_path: Path) -> None:
 )
 def test_lint_rules_of_another_shape(tmp_path: Path, rules: dict[str, Any]) -> None:
     (tmp_path / "r.yaml").write_text(json.dumps(rules))
-    with pytest.raises(InputError, match="aliases.zone is a mapping|forbid is a list|not a regular expression"):
+    with pytest.raises(InputError, match=r"aliases\.zone is a mapping|forbid is a list|not a regular expression"):
         load_rules(tmp_path / "r.yaml")
 
 
@@ -107,7 +107,7 @@ def test_lint_rules_of_another_shape(tmp_path: Path, rules: dict[str, Any]) -> N
 )
 def test_patterns_of_another_shape(tmp_path: Path, entry: dict[str, Any]) -> None:
     (tmp_path / "p.yaml").write_text(json.dumps({"mine": {"says": "s", "patterns": ["a"], **entry}}))
-    with pytest.raises(DataError, match="expected a list of system|cannot be joined|is no regular expression"):
+    with pytest.raises(DataError, match=r"expected a list of system|cannot be joined|is no regular expression"):
         load_patterns(tmp_path / "p.yaml")
 
 
