@@ -190,7 +190,7 @@ def _contamination(store: Store, terms: Mapping[str, Any]) -> Read:
     counts = (gate.get("numbers") or {}).get("evals") or {}
     near = sum(found.get("rows_confirmed", 0) for found in counts.values())
     if gate["status"] == "passed" and near:  # the study ran: only exact overlap stops it; what may ship is the gate's
-        return "undecided", f"{gate['message']} near-copies are for the release policy to allow", [path]
+        return "undecided", f"{gate['message']} Whether near-copies may ship is for the release policy", [path]
     return gate["status"], gate["message"], [path]
 
 
