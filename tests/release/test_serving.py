@@ -69,6 +69,13 @@ def test_each_drift_has_its_name(said: Said, kind: str, words: str) -> None:
     assert found[0].kind == kind and words in found[0].message
 
 
+def test_texts_that_part_at_white_space_do_not_count_as_another_limit() -> None:
+    """llama.cpp went on with ' I' where the contract has a new paragraph, and both ended by length."""
+    want = Expected((1,), "finds you well.\n\n", "length", ())
+    found = difference("p", Said("finds you well. I", "length", 1), want)
+    assert [d.kind for d in found] == ["text"] and "at character 15: ' I' against '\\n\\n'" in found[0].message
+
+
 def test_a_stop_token_at_the_limit_is_no_drift() -> None:
     """Where the end token is the last that was allowed, `transformers serve` says `length`."""
     at_limit = Expected(WANT.prompt_ids, WANT.text, "stop_token", WANT.specials, at_limit=True)

@@ -372,15 +372,17 @@ def difference(item: str, said: Said, want: Expected) -> list[Drift]:
     stop = {"stop": "stop_token", "length": "length"}.get(said.finish or "", said.finish)
     if stop == "length" and want.at_limit and here == there:
         stop = "stop_token"
-    if stop != want.ended or (here != there and _one_goes_on(here, there)):
+    if stop != want.ended or (here != there and _one_goes_on(said.text, want.text)):
         message = f"it ended by {said.finish!r} after {len(here)} characters, the contract's by {want.ended!r} after"
         found.append(Drift(item, "stop", f"{message} {len(there)}: another stop token or token limit"))
     if here != there:
-        found.append(Drift(item, "text", f"the texts part {_parting(here, there)}"))
+        found.append(Drift(item, "text", f"the texts part {_parting(said.text.lstrip(), want.text.lstrip())}"))
     return found
 
 
 def _one_goes_on(a: str, b: str) -> bool:
+    """Whether one text begins with the other. White space at the end counts: it may be the token where they part."""
+    a, b = a.lstrip(), b.lstrip()
     return a.startswith(b) or b.startswith(a)
 
 
