@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import signal
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,6 +50,7 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.tokens: set[str] = set()
         self.loses: str | None = None  # a file that every commit forgets
+        self.kills: int | None = None  # a process that is killed when its first large file has come
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -137,6 +140,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         path, content = self.route(), self.body()
+        if self.server.kills is not None:
+            os.kill(self.server.kills, signal.SIGKILL)
         self.server.objects[path.rsplit("/", 1)[-1]] = content
         self.answer({})
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,51 @@ def test_another_bundle_than_the_named_one_is_refused(hub: Any, made: Path, othe
     with pytest.raises(GateError, match=f"not {first.bundle}"):
         places.pull(f"hf://{REPO}", tmp_path / "back", bundle=first.bundle)
     assert places.pull(first.place, tmp_path / "back", bundle=first.bundle).id == first.bundle
+
+
+def in_a_child(hub: Any, work: Callable[[], Any], kill_at: str | None = None) -> int:
+    """Run `work` in a forked process, killed by the hub or before the file operation named; how it ended."""
+    from huggingface_hub import close_session
+
+    begin, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.read(begin, 1)
+            close_session()
+
+            def hook(event: str, args: tuple[Any, ...]) -> None:
+                if kill_at is not None and re.search(kill_at, " ".join([event, *map(str, args)])):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(hook)
+            work()
+        finally:
+            os._exit(1)
+    hub.kills = pid if kill_at is None else None
+    os.write(go, b"x")
+    _, status = os.waitpid(pid, 0)
+    hub.kills = None
+    return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*")
+def test_a_push_that_was_killed_leaves_the_branch_where_it_was(
+    hub: Any, made: Path, other: Path, tmp_path: Path
+) -> None:
+    first = places.push(other, f"hf://{REPO}")
+    assert in_a_child(hub, lambda: places.push(made, f"hf://{REPO}")) == -signal.SIGKILL
+    assert places.pull(f"hf://{REPO}", tmp_path / "back").id == first.bundle
+    assert places.push(made, f"hf://{REPO}").bundle != first.bundle
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*")
+@pytest.mark.parametrize("point", [r"os.rename \S+ \S+/bundle/README.md", r"os.rename \S+/bundle \S+/back"])
+def test_a_pull_that_was_killed_leaves_nothing_under_its_name(hub: Any, made: Path, tmp_path: Path, point: str) -> None:
+    pushed = places.push(made, f"hf://{REPO}")
+    assert in_a_child(hub, lambda: places.pull(pushed.place, tmp_path / "back"), point) == -signal.SIGKILL
+    assert not (tmp_path / "back").exists()
+    assert places.pull(pushed.place, tmp_path / "back").id == pushed.bundle
 
 
 def test_a_missing_repo_and_a_dead_server_are_one_line(hub: Any, tmp_path: Path) -> None:
