@@ -12,6 +12,7 @@ import random
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,12 @@ WORDS = re.findall(
     " bench table chair clock stove kettle cup plate knife spoon bowl bread salt honey apple pear plum onion carrot"
     " potato barley wheat rye oats goat sheep horse mule donkey raven heron gull swan otter badger hare",
 )
+
+
+@pytest.fixture(autouse=True)
+def own_list_of_retired_data(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the list that a user's retirements are kept in."""
+    monkeypatch.setenv("VERITUNE_RETIRED", str(tmp_path_factory.getbasetemp() / f"{uuid.uuid4().hex}.jsonl"))
 
 
 # ---------------------------------------------------------------- models

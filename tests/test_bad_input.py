@@ -189,6 +189,17 @@ def test_bad_input_is_one_line_exit_status_1_and_loses_nothing(case: str, study:
     assert mended.rc == -9, mended.err
 
 
+def test_rows_retired_in_another_folder_and_order_are_refused(study: Any, forks: Any, tmp_path: Path) -> None:
+    edit_rows(lambda rows: rows[0]["messages"][0].update(content="a question that no other test asks"))(study)
+    rows = [json.loads(line) for line in (study.root / "rows.jsonl").read_text("utf-8").splitlines()]
+    other = tmp_path / "elsewhere.jsonl"
+    other.write_text("".join(json.dumps({"messages": r["messages"]}, indent=None) + "\n" for r in rows[::-1]), "utf-8")
+    assert forks("retire", other, "--why", "they leak").rc == 0
+    refused = forks("run", study.root, "--quiet")
+    assert refused.rc == 1 and "rows.jsonl says row for row what was data version" in refused.err, refused.err
+    assert "retired: they leak." in refused.err and not (study.root / "runs").exists()
+
+
 def test_debug_shows_the_traceback(study: Any, forks: Any) -> None:
     (study.root / "rows.jsonl").unlink()
     assert "Traceback" in forks("--debug", "run", study.root).err

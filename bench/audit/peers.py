@@ -7,7 +7,8 @@ raises ImportError and is left out of the table.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,11 +112,31 @@ def veritune_contamination(texts: list[str], items: list[str]) -> npt.NDArray[np
     return flag_N
 
 
-def lm_eval_contamination(texts: list[str], items: list[str], n: int = 13) -> npt.NDArray[np.bool_]:
-    """lm-eval's n-gram pass: its normalisation and its n-grams, a row is flagged at the first one it shares.
+def lm_eval_pass(texts: list[str], items: list[str], n: int = 13) -> npt.NDArray[np.bool_]:
+    """lm-eval's n-gram pass as it is: `Janitor.clean_python`, its normalisation, its n-grams, the passage cut out.
 
-    Cutting the passage out (`Janitor.clean_python`) is left aside; it takes three times as long.
+    A row is flagged when something was cut. The compiled `janitor_util` is in no release, wheel or source.
     """
+    from lm_eval.decontamination.janitor import Janitor
+
+    found: list[bool] = []
+
+    class Counting(Janitor):  # type: ignore[misc]
+        def _split_chunks(self, dirty_string: str, dirty_parts: Iterable[tuple[Any, ...]]) -> list[str]:
+            parts = list(dirty_parts)
+            found.append(bool(parts))
+            return list(super()._split_chunks(dirty_string, parts))
+
+    janitor = Counting(ngram_n=n)
+    for item in items:
+        janitor.register_contaminant_python(item)
+    for text in texts:
+        janitor.clean_python(text)
+    return np.array(found, bool)
+
+
+def lm_eval_lookup(texts: list[str], items: list[str], n: int = 13) -> npt.NDArray[np.bool_]:
+    """Less than lm-eval's pass: its normalisation and n-grams, a row is flagged at the first one, nothing is cut."""
     from lm_eval.decontamination.janitor import Janitor, word_ngrams
 
     janitor = Janitor(ngram_n=n)
@@ -138,7 +159,8 @@ def any_ngram_contamination(texts: list[str], items: list[str], n: int = 8) -> n
 
 CONTAMINATION_PEERS: dict[str, Callable[[list[str], list[str]], npt.NDArray[np.bool_]]] = {
     "veritune >= .45": veritune_contamination,
-    "lm-eval, 13-gram": lm_eval_contamination,
-    "lm-eval, 8-gram": lambda texts, items: lm_eval_contamination(texts, items, 8),
+    "lm-eval's pass, 13-gram": lm_eval_pass,
+    "lm-eval's pass, 8-gram": lambda texts, items: lm_eval_pass(texts, items, 8),
+    "lm-eval, bare look-up, 13-gram": lm_eval_lookup,
     "any 8-gram, plain Python": any_ngram_contamination,
 }

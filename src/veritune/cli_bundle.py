@@ -1,4 +1,4 @@
-"""The commands around a release: bundle, promote, history, rollback, rollback-drill, pull."""
+"""The commands around a release: bundle, promote, history, rollback, rollback-drill, push, pull."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KeyOption = Annotated[Path | None, typer.Option("--public-key", help="Check the 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (bundle, promote, history, rollback, pull):
+    for command in (bundle, promote, history, rollback, push, pull):
         app.command()(command)
     app.command("rollback-drill")(rollback_drill)
 
@@ -126,19 +126,53 @@ def rollback_drill(
         raise typer.Exit(2)
 
 
+def push(
+    bundle: BundleArg,
+    to: Annotated[str, typer.Option(help="hf://OWNER/NAME[@BRANCH], or mlflow://NAME[@ALIAS].")],
+    public: Annotated[bool, typer.Option("--public", help="hf: make a new repo public; default: private.")] = False,
+    public_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a bundle, store it in a Hugging Face repo or an MLflow registry, and read back that it arrived."""
+    from veritune.release.hub import push as verb
+
+    found = verb(bundle, _place(to), public=public, public_key=public_key)
+    gate = f"gate {found.gate}" if found.gate else "no gate record"
+    line = f"{found.place} is bundle {found.bundle[:12]}: {found.files} files, {gate}"
+    print(_json(found) if as_json else line)
+
+
+def _place(url: str) -> str:
+    from veritune.errors import InputError
+    from veritune.release.hub import is_place
+
+    if not is_place(url):
+        raise InputError(f"{url!r} is neither hf:// nor mlflow://.", fix="For a folder or s3://: veritune promote.")
+    return url
+
+
 def pull(
     out: Annotated[Path, typer.Option(help="Where to put the bundle; must not be there yet.")],
-    registry: RegistryOption,
+    registry: Annotated[
+        str, typer.Option(help="A folder, an fsspec URL, hf://OWNER/NAME[@REVISION] or mlflow://NAME.")
+    ],
     channel: ChannelOption = "production",
     version: Annotated[int | None, typer.Option(help="A version of the channel; default: where it points now.")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="hf, mlflow: the bundle id (12 or more characters) that it must be.")
+    ] = None,
     public_key: KeyOption = None,
 ) -> None:
-    """Fetch a channel's bundle and verify it."""
+    """Fetch a bundle and verify it: a channel's, or one from a Hugging Face repo or an MLflow registry."""
     from veritune.errors import InputError
+    from veritune.release import hub
     from veritune.release.registry import history as entries_of
     from veritune.release.registry import pull as verb
     from veritune.release.verify import verify_text
 
+    if hub.is_place(registry):
+        print(verify_text(hub.pull(registry, out, bundle=bundle, public_key=public_key)))
+        return
     entries = entries_of(registry, channel)
     chosen = [e for e in entries if version in (None, e.number)]
     if not chosen:

@@ -162,21 +162,31 @@ def retire(
     data: Annotated[Path, typer.Argument(help="The data file.")],
     why: Annotated[str, typer.Option(help="The reason.")],
     successor: Annotated[Path | None, typer.Option(help="The version that takes its place.")] = None,
+    columns: ColumnsOption = None,
 ) -> None:
-    """Mark a data version as one that may no longer be trained on."""
+    """Mark a data version as one that may no longer be trained on, in any folder and under any name."""
     from veritune.data.review import retire as verb
+    from veritune.data.review import retired_list
 
-    version = verb(data, why, successor=successor)
-    print(f"retired {data}, version {version.short}: {why}")
+    version = verb(data, why, successor=successor, columns=_columns(columns))
+    print(f"retired {data}, version {version.short}: {why}\nkept in {retired_list()}")
 
 
-def lineage(folder: Annotated[Path, typer.Argument(help="The folder the data lies in.")]) -> None:
+def lineage(
+    folder: Annotated[Path, typer.Argument(help="The folder the data lies in.")],
+    svg: Annotated[Path | None, typer.Option(help="Draw it as a picture into this file.")] = None,
+) -> None:
     """Draw the data versions of a folder: parents, rows, what was dropped and why."""
+    from veritune.data.lineage_svg import lineage_svg
     from veritune.data.review import draw_lineage
     from veritune.data.review import lineage as verb
+    from veritune.store import write_text
 
     versions = verb(folder)
     print(draw_lineage(versions) if versions else f"{folder} has no data versions yet")
+    if svg is not None and versions:
+        write_text(svg, lineage_svg(versions))
+        print(f"wrote {svg}")
 
 
 def _gradient_edges(model: str | None, max_length: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veritune.cli_probe import AdapterOption, FamilyOption, JsonOption, ModelOption, OutOption
+from veritune.cli_probe import AdapterOption, FamilyOption, JsonOption, ModelOption, OutOption, TrainedOption
 from veritune.cli_probe import app as probe_app
 
 calibration_app = typer.Typer(
@@ -52,7 +52,7 @@ def leak(
 
 def recall(
     model: ModelOption,
-    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    adapter: TrainedOption,
     seen: Annotated[Path, typer.Option(help="Rows it was trained on.")],
     stranger: Annotated[Path, typer.Option(help="Rows of families it never saw.")],
     sibling: Annotated[Path | None, typer.Option(help="Held-out rows of families it was trained on.")] = None,
@@ -87,7 +87,7 @@ def recall(
 
 def forgetting(
     model: ModelOption,
-    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    adapter: TrainedOption,
     data: Annotated[Path, typer.Option(help="The regression set: rows with reference answers.")],
     margin: Annotated[float, typer.Option(help="Rise of the loss, nats per token, that is put up with.")] = 0.05,
     family_field: FamilyOption = None,

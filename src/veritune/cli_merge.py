@@ -26,15 +26,47 @@ def merge_parity(
     rows: Annotated[int, typer.Option(help="At most so many rows.")] = 32,
     dtype: Annotated[str, typer.Option(help="The precision that will serve.")] = "bfloat16",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of a greedy answer.")] = 64,
+    draws: Annotated[int, typer.Option(help="Draws of rounding noise that make the floor; at least 2.")] = 5,
+    quantised: Annotated[
+        str | None, typer.Option(help="The adapter was trained on a base in nf4, fp4 or int8; a study knows.")
+    ] = None,
+    double_quant: Annotated[
+        bool, typer.Option("--double-quant/--no-double-quant", help="With --quantised: scales in bits as well.")
+    ] = True,
+    eval_name: Annotated[str | None, typer.Option("--eval", help="With STUDY: also compare scores on this eval.")] = (
+        None
+    ),
+    extract: Annotated[
+        str | None, typer.Option(help="Also compare scores on --data: pattern whose group is the answer.")
+    ] = None,
+    expected: Annotated[str | None, typer.Option(help="With --extract: column with the expected answer.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Scores may not be worse by this much; left out, the policy's for --eval.")
+    ] = None,
+    answer_tokens: Annotated[int, typer.Option(help="With --extract: generation stops here.")] = 128,
+    export: Annotated[Path | None, typer.Option(help="Safetensors export (shards) to compare with it.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="GGUF export to compare with it.")] = None,
+    converter: Annotated[
+        Path | None, typer.Option(help="llama.cpp's convert_hf_to_gguf.py: makes the GGUF first. It is run.")
+    ] = None,
+    gguf_type: Annotated[str, typer.Option(help="With --converter: f32, f16, bf16 or q8_0.")] = "bf16",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare an adapter with its merged model: weights module by module, logits, KL and whole greedy answers."""
-    from veritune.records import dumps
-    from veritune.release.merge import Options, render_text
-    from veritune.release.merge_command import Asked, merge_command
+    """Compare an adapter with its merged model: weights module by module, logits, KL, whole greedy answers, scores.
 
-    asked = Asked(study, model, adapter, condition, seed, merged, out, data, rows)
-    found = merge_command(asked, Options(dtype=dtype, max_new_tokens=max_new_tokens))
+    Exports of the merged model, as safetensors shards and as GGUF, are compared with it.
+    """
+    from veritune.records import dumps
+    from veritune.release.merge import render_text
+    from veritune.release.merge_command import Asked, Exports, Scored, merge_command
+    from veritune.release.merge_outputs import Options
+
+    scored = Scored(eval_name, extract, expected, margin, answer_tokens)
+    exports = Exports(export, gguf, converter, gguf_type)
+    asked = Asked(
+        study, model, adapter, condition, seed, merged, out, data, rows, quantised, double_quant, scored, exports
+    )
+    found = merge_command(asked, Options(dtype=dtype, max_new_tokens=max_new_tokens, draws=draws))
     print(dumps({**found.__dict__}, indent=2) if as_json else render_text(found))
     if found.status != "passed":
         raise typer.Exit(2)
@@ -53,22 +85,41 @@ def serve_parity(
     base_url: Annotated[str | None, typer.Option(help="With --base: a server that has the base already.")] = None,
     rate: Annotated[list[float] | None, typer.Option(help="Requests a second; repeat for several rates.")] = None,
     requests: Annotated[int, typer.Option(help="Requests per side, rate and block.")] = 8,
+    blocks: Annotated[int, typer.Option(help="Blocks per side and rate, by turns; intervals rest on them.")] = 4,
     price_per_hour: Annotated[float | None, typer.Option(help="Price of the machine, for a request's cost.")] = None,
     prompts: Annotated[int, typer.Option(help="At most so many golden prompts.")] = 16,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 32,
     dtype: Annotated[str, typer.Option(help="Precision that serves.")] = "bfloat16",
+    server: Annotated[
+        str,
+        typer.Option(help="transformers, vllm, llama-server, llama-cpp-python, or a command with {model} and {port}."),
+    ] = "transformers",
+    samples: Annotated[Path | None, typer.Option(help="With --base: write every request as a line of JSON.")] = None,
     study: Annotated[Path | None, typer.Option(help="Record it as evidence for this study's gate.")] = None,
     condition: Annotated[str | None, typer.Option(help="With --study: the arm that ships.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a served model the golden prompts and compare with the contract's generation; with --base, measure speed."""
     from veritune.records import dumps
-    from veritune.release.serving import Load
+    from veritune.release.load import Load
     from veritune.release.serving_command import Asked, render_text, serve_command
 
-    load = Load(tuple(rate or (0.5, 1.0)), requests, price_per_hour=price_per_hour)
     asked = Asked(
-        model, golden, url, served_name, reference, base, base_url, dtype, max_tokens, prompts, study, condition, load
+        model,
+        golden,
+        url,
+        served_name=served_name,
+        reference=reference,
+        base=base,
+        base_url=base_url,
+        dtype=dtype,
+        max_tokens=max_tokens,
+        prompts=prompts,
+        study=study,
+        condition=condition,
+        server=server,
+        samples=samples,
+        load=Load(tuple(rate or (0.5, 1.0)), requests, blocks, price_per_hour=price_per_hour),
     )
     found = serve_command(asked)
     print(dumps(found, indent=2) if as_json else render_text(found))

@@ -15,7 +15,10 @@ app = typer.Typer(
 )
 
 ModelOption = Annotated[str, typer.Option(help="Base model: folder, hub id or builtin.")]
-AdapterOption = Annotated[Path | None, typer.Option(help="Folder of the adapter; without it the base is probed.")]
+AdapterOption = Annotated[
+    Path | None, typer.Option(help="Folder of the adapter or full checkpoint; without it the base is probed.")
+]
+TrainedOption = Annotated[Path, typer.Option(help="Folder of the adapter or of a full checkpoint.")]
 FamilyOption = Annotated[str | None, typer.Option(help="Column that names a row's original.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OutOption = Annotated[Path | None, typer.Option(help="Write the record to this file.")]
@@ -28,6 +31,7 @@ def gradients(
     adapter: AdapterOption = None,
     family_field: FamilyOption = None,
     rows_at_most: Annotated[int, typer.Option("--rows", help="Measure at most so many rows.")] = 96,
+    of: Annotated[str, typer.Option(help="Whose gradients: trainable, probe (a throwaway adapter) or auto.")] = "auto",
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
@@ -35,29 +39,29 @@ def gradients(
     from veritune.data.families import find_families
     from veritune.data.load import load_rows, require_clean
     from veritune.data.render import render_rows
-    from veritune.errors import DataError
+    from veritune.errors import DataError, InputError
     from veritune.probe.effective import Plan
     from veritune.probe.gradients import Settings, probe_gradients
     from veritune.probe.study import subject
 
+    if of not in ("auto", "trainable", "probe"):
+        raise InputError(f"--of {of}: expected auto, trainable or probe.")
     found = subject(model, adapter)
     loaded = load_rows(data, family_field=family_field)
     require_clean(loaded)
     rendered, problems = render_rows(loaded.rows, found.renderer)
     if problems:
         raise DataError(f"{problems[0].message} ({len(problems)} such rows).", fix="Shorten or drop them.")
-    settings = Settings(plan=Plan(max_rows=rows_at_most))
+    settings = Settings(of=of, plan=Plan(max_rows=rows_at_most))  # type: ignore[arg-type]
     families = find_families(loaded.rows).families
-    record = probe_gradients(
-        found.trained(), rendered, families, settings=settings, base_loss="self" if adapter is None else None
-    )
+    record = probe_gradients(found.trained(), rendered, families, settings=settings, base_loss=found.base_loss())
     _show(record, as_json, out)
 
 
 @app.command()
 def gap(
     model: ModelOption,
-    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    adapter: TrainedOption,
     seen: Annotated[Path, typer.Option(help="Rows it was trained on.")],
     stranger: Annotated[Path, typer.Option(help="Rows of families it never saw.")],
     sibling: Annotated[Path | None, typer.Option(help="Held-out rows of families it was trained on.")] = None,
@@ -78,7 +82,7 @@ def gap(
 @app.command()
 def tokens(
     model: ModelOption,
-    adapter: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    adapter: TrainedOption,
     seen: Annotated[Path, typer.Option(help="Rows it was trained on.")],
     stranger: Annotated[Path, typer.Option(help="Rows of families it never saw: where the fall is read.")],
     family_field: FamilyOption = None,
@@ -183,8 +187,10 @@ def families(
 @app.command()
 def geometry(
     model: ModelOption,
-    adapter: Annotated[list[Path], typer.Option(help="Folder of the adapter; repeat for seeds or steps.")],
-    reference: Annotated[Path | None, typer.Option(help="Adapter of a run to compare with (ratio per layer).")] = None,
+    adapter: Annotated[
+        list[Path], typer.Option(help="Folder of the adapter or full checkpoint; repeat for seeds or steps.")
+    ],
+    reference: Annotated[Path | None, typer.Option(help="The same of a run to compare with (ratio per layer).")] = None,
     personas: Annotated[Path | None, typer.Option(help="YAML or JSON: name to system text; default: twelve.")] = None,
     questions: Annotated[Path | None, typer.Option(help="One question a line; default: sixteen.")] = None,
     method: Annotated[str, typer.Option(help="last_input_token, response_mean or both.")] = "last_input_token",

@@ -15,13 +15,15 @@ from veritune.records import FORMAT_VERSION, to_json
 from veritune.store import Store, hash_of, now, read_json, write_json
 from veritune.study import Study, sources
 
-HOUSEKEEPING = ("budget", "keep", "report_to")
-"""Settings that change no result: what may be spent, which checkpoints stay, where logs are sent as well."""
+HOUSEKEEPING = ("budget", "keep", "report_to", "probes")
+"""Settings that change no result: what may be spent, which checkpoints stay, where logs are sent as well, and what is
+trained beside the study to explain it."""
 
 
 def settings(study: Study) -> dict[str, Any]:
-    """The resolved settings that are frozen: all but housekeeping."""
-    return study.model_dump(mode="json", exclude=set(HOUSEKEEPING))
+    """The resolved settings that are frozen: all but housekeeping, and the backend where it is the local one."""
+    local = {"backend"} if study.backend.name == "local" else set()
+    return study.model_dump(mode="json", exclude={*HOUSEKEEPING, *local})
 
 
 def terms(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,12 +95,13 @@ def read(store: Store) -> dict[str, Any]:
         raise FormatError(f"{store.contract_file} holds no entries.", fix="Restore the file.")
     for number, entry in enumerate(entries):
         body = {k: v for k, v in entry.items() if k != "hash"}
-        if entry.get("previous") != previous or _digest(body) != entry.get("hash"):
+        known = entry.get("hash")
+        if entry.get("previous") != previous or not isinstance(known, str) or _digest(body) != known:
             raise StaleError(
                 f"{store.contract_file}: entry {number} was edited after it was frozen.",
                 fix="Restore the file; a changed contract cannot be trusted.",
             )
-        previous = entry["hash"]
+        previous = known
     return contract
 
 
@@ -127,7 +130,7 @@ def exploratory_claims(contract: Mapping[str, Any]) -> set[str]:
 def _decides(terms: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a claim's outcome depends on: package versions are no part of it, the code that judges is."""
     study = terms["study"]
-    shared = {key: study.get(key) for key in ("model", "data", "split", "train", "seeds", "selection")}
+    shared = {key: study.get(key) for key in ("model", "backend", "data", "split", "train", "seeds", "selection")}
     facts = {key: value for key, value in terms["facts"].items() if key not in ("packages", "code")}
     code = terms["facts"].get("code") or {}
     facts |= {f"code.{part}": code.get(part) for part in ("evaluate", "decide")}
@@ -150,11 +153,15 @@ def standing(contract: Mapping[str, Any], run_id: str) -> dict[str, Any]:
 def _beside(store: Store, study: Study, flags: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry records beside its terms: where settings came from, and what had been made and scored by then."""
     return {
-        "sources": sources(study, flags),
+        "sources": {key: source for key, source in sources(study, flags).items() if _is_frozen(key, study)},
         "flags": dict(flags),
         "results": sorted({path.parent.parent.name for path in store.runs.glob("*/scores/*.jsonl")}),
         "made": sorted({path.parent.name for path in store.runs.glob("*/summary.json")}),
     }
+
+
+def _is_frozen(key: str, study: Study) -> bool:
+    return study.backend.name != "local" or not key.startswith("backend.")
 
 
 def _refuse_lost(store: Store) -> None:

@@ -68,6 +68,35 @@ class Model(_Section):
     """Run Python code that ships with the model. Off unless you have read that code."""
 
 
+class Backend(_Section):
+    """Where cells train and answer. `backend: local` is short for `backend: {name: local}`."""
+
+    name: Literal["local", "tinker"] = "local"
+    """`local`: `transformers.Trainer` on this machine. `tinker`: LoRA on a server that speaks the Tinker API."""
+    base_url: str | None = None
+    """`tinker`: the server's address. The key is read from TINKER_API_KEY and recorded nowhere."""
+    base_model: str | None = None
+    """`tinker`: the server's name of the base; `model.path` then gives tokenizer, template and config alone."""
+    ahead: Annotated[Int, Field(ge=0)] = 0
+    """`tinker`: optimizer steps in flight at once; more than 0 only with a server known to keep them in order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _fields_of_name(self) -> Backend:
+        given = [key for key in ("base_url", "base_model") if getattr(self, key) is not None]
+        if self.name == "local" and (given or self.ahead):
+            raise ValueError(f"`name: local` takes no {(given or ['ahead'])[0]}")
+        if self.name == "tinker" and len(given) < 2:
+            raise ValueError("`name: tinker` needs `base_url` and `base_model`")
+        if self.base_url is not None and not re.fullmatch(r"https?://[^@\s]+", self.base_url):
+            raise ValueError("base_url: expected http(s)://host[:port] without a name or password in it")
+        return self
+
+
 class Data(_Section):
     """The rows that are trained on and held out."""
 
@@ -513,6 +542,13 @@ class Release(_Section):
     """A waiver may run for at most so many days."""
 
 
+class Probes(_Section):
+    """Probes that train beside the study. They are no part of the contract: no claim is decided from them."""
+
+    leak: bool = False
+    """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
+
+
 class Study(_Section):
     """One pre-declared comparison."""
 
@@ -540,12 +576,16 @@ class Study(_Section):
     """Also send every run's log lines there, as Hugging Face's Trainer does. It is not part of the contract."""
     release: Release | None = None
     """The release policy; docs/release.md. None: it is given with `veritune gate --policy`, or the defaults hold."""
+    backend: Backend = Backend()
+    """Where cells train and answer; docs/backends.md."""
     selection: Selection | None = None
     """Choose each condition's learning rate first; None takes those that are written."""
     budget: Budget | None = None
     """What the study may cost."""
     keep: Literal["best", "all", "none"] | None = None
     """Checkpoints kept once a run is scored: `best` (the default) the chosen one, `all` every candidate, `none`."""
+    probes: Probes = Probes()
+    """What `run` trains beside the conditions to explain them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -566,6 +606,8 @@ class Study(_Section):
         self._check_factor()
         self._check_release()
         self._check_selection()
+        if self.probes.leak and not any("stranger" in spec.zones for spec in self.evals.values()):
+            raise ValueError("probes.leak: it compares losses on strangers; give an eval the zone `stranger`")
         return self
 
     def _check_selection(self) -> None:
@@ -670,6 +712,19 @@ def expand_sweep(raw: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"conditions.{name}.{twice[0]}: it is in `sweep` too; write it once")
         expanded |= {f"{name}{end}": {**condition, **point} for end, point in ends.items()}
     return {**raw, "conditions": expanded}
+
+
+def swept(study: Study) -> dict[str, tuple[str, dict[str, Any]]]:
+    """For every condition the name it was written under and its point of the sweep; without one itself and nothing."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in study.conditions}
+    grid = study.sweep or {}
+    for values in itertools.product(*grid.values()) if grid else ():
+        point = dict(zip(grid, values))
+        end = _point_name(point)
+        for name, condition in study.conditions.items():
+            if name.endswith(end) and _holds(condition.model_dump(), point):
+                found[name] = (name.removesuffix(end), point)
+    return found
 
 
 def _holds(condition: dict[str, Any], point: dict[str, Any]) -> bool:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+import zstandard
 
+from veritune import cli
 from veritune.data.audit import AuditConfig, audit, render_text, write_clean, write_report
 from veritune.data.contamination import ContaminationConfig
 from veritune.data.load import load_rows
@@ -201,6 +207,91 @@ def test_odd_but_good_rows_are_audited_to_the_end(tmp_path: Path) -> None:
     report = audit(write(tmp_path / "d.jsonl", rows), evals={"e": odd})
     assert len(report.rows) == len(rows) and report.families.summary["size_max"] >= 500
     write_report(report, tmp_path / "out")
+
+
+def said(prompt: Any, answer: Any = "a fine answer") -> str:
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": turns}, ensure_ascii=False)
+
+
+PART = {"type": "text", "text": "how many"}
+BAD_LINES: dict[str, tuple[list[str], int, dict[str, int]]] = {  # lines, usable, problems by reason
+    "mixed schemas": (
+        [said("q one"), '{"prompt": "p", "completion": "c"}', '{"text": "x"}', "{}", "[1]", "null", "str"],
+        2,
+        {"missing_messages": 2, "not_an_object": 2, "broken_json": 1},
+    ),
+    "nulls": (
+        [said("q one"), said(None), said("q", None), '{"messages": null}', '{"prompt": null, "completion": "c"}'],
+        1,
+        {"null_content": 2, "empty_assistant": 1, "missing_messages": 1},
+    ),
+    "nested content parts": (
+        [said([PART, PART]), said([{"type": "image", "image": "x"}]), said([[PART]]), said({"text": "x"}), said([])],
+        1,
+        {"unsupported_part": 2, "bad_content": 1, "empty_user": 1},
+    ),
+    "right to left, CJK and surrogates": (
+        [said(f"كم عدد القوارب {i}") for i in range(9)]
+        + [said(f"今天港口里有多少艘船{i}") for i in range(9)]
+        + [said("\u202eabc\u202c שלום"), said("a \ud800"), said("\ud83d\ude00 b")],
+        20,
+        {"surrogate": 1},
+    ),
+    "one-word rows": ([said("yes", "no")] * 400, 400, {}),
+}  # fmt: skip
+
+
+def _escaped(half: re.Match[str]) -> str:
+    return f"\\u{ord(half[0]):04x}"
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_bad_lines_are_named_and_counted_on_the_screen(
+    tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, usable, problems = BAD_LINES[case]
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"".join(re.sub("[\ud800-\udfff]", _escaped, line).encode() + b"\n" for line in lines))
+    rc, out = by_command(capsys, path, "--eval", path, "--out", tmp_path / "out")
+    assert rc == (2 if case != "one-word rows" else 0)  # the rows are the eval; equal single words are no evidence
+    total = sum(problems.values())
+    assert f"{len(lines):,} records read, {usable:,} usable, {total:,} problems" in out
+    assert len(lines) == usable + total
+    for reason, n in problems.items():
+        assert f"{n:,} x {reason}: first d.jsonl:" in out
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
+def test_a_broken_shard_is_named_on_the_screen_beside_whole_ones(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [said(f"How many lamps burn on quay {i} of the harbor tonight?") for i in range(60)]
+    raw, table = ("\n".join(lines) + "\n").encode(), io.BytesIO()
+    pl.DataFrame([json.loads(line) for line in lines]).write_parquet(table)
+    whole = {
+        "jsonl": raw,
+        "jsonl.gz": gzip.compress(raw),
+        "jsonl.zst": zstandard.compress(raw),
+        "parquet": table.getvalue(),
+    }
+    for i, (name, data) in enumerate(whole.items()):
+        (tmp_path / f"good{i}.{name}").write_bytes(data)
+    (tmp_path / f"broken.{kind}").write_bytes(whole[kind][: len(whole[kind]) // 2])
+    for name in ("none", "void"):
+        (tmp_path / f"{name}.{kind}").write_bytes(b"")
+    rc, out = by_command(capsys, tmp_path)
+    assert rc == 1 and all(f"{name}.{kind}" in out for name in ("broken", "none", "void"))
+    read, usable, problems = map(int, re.findall(r"(\d+) records read, (\d+) usable, (\d+) problems", out)[0])
+    assert usable >= 240 and problems == 3 and read - usable == (kind == "jsonl")
+
+
+def by_command(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str]:
+    """`veritune audit ARGS` in this process: exit status and what stood on the screen."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(sys, "argv", ["veritune", "audit", *map(str, args)])
+        cli.main()
+    return int(left.value.code or 0), capsys.readouterr().out
 
 
 def test_gsm8k_train_holds_near_copies_of_its_test_questions(gsm8k: Path) -> None:

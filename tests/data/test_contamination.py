@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from veritune.data import _overlap
-from veritune.data.contamination import check_contamination, common_run, stands_in
+from veritune.data.contamination import ContaminationResult, check_contamination, common_run, stands_in
 from veritune.data.families import FamilyColumns
 from veritune.data.text import TextBuffer
 from veritune.errors import DataError
@@ -317,6 +317,46 @@ def test_counting_in_a_sample_finds_what_counting_in_all_rows_finds(
     a = set(whole.row_P[whole.status_P <= 1].tolist())
     b = set(sampled.row_P[sampled.status_P <= 1].tolist())
     assert len(a & b) >= 0.97 * len(a | b)
+
+
+def test_the_sample_of_a_templates_rows_and_of_one_row_repeated_is_drawn_in_proportion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_overlap, "SAMPLED", 500)
+    template = [
+        f"Look at the lamp on quay {i:05d} and say whether it is safe to light it tonight." for i in range(3000)
+    ]
+    words = [f"{i:x}" for i in range(800)]
+    for texts in (template, template[:1] * 3000, template[:1500] + template[:1] * 1500, words * 4):
+        rows = TextBuffer.from_strings(texts)
+        drawn, stride = _overlap.sample(rows)
+        assert abs(len(drawn) * stride - len(texts)) <= stride
+        again, _ = _overlap.sample(rows.take(np.random.default_rng(0).permutation(len(texts))))
+        assert sorted(drawn.row(i) for i in range(len(drawn))) == sorted(again.row(i) for i in range(len(again)))
+    half, _ = _overlap.sample(TextBuffer.from_strings(template[:1500] + template[:1] * 1500))
+    assert 0.4 < np.mean([half.row(i) == template[0] for i in range(len(half))]) < 0.6
+
+
+@pytest.mark.parametrize("engine", ["numpy", pytest.param("numba", marks=needs_numba)])
+def test_an_item_that_a_third_of_the_rows_hold_is_found_and_a_template_is_no_leak(engine: str) -> None:
+    def found(texts: list[str], items: list[str]) -> ContaminationResult:
+        columns = FamilyColumns([str(i) for i in range(len(texts))], TextBuffer.from_strings(texts))
+        return check_contamination(columns, {"t": items}, engine=engine)
+
+    item = "How many boats stay in the harbor when three leave in the morning and five come back with the tide?"
+    other = "Who is mayor of town {} on coast {}?"
+    wrap = f"Task {{}}: {item.upper()} In {{}} words."
+    texts = [(wrap if i % 3 == 0 else other).format(i, 7 * i) for i in range(900)]
+    held = found(texts, [item])
+    assert held.gate().status == "failed" and held.summary["rows_exact"] == 300
+    form = "Look at the {} lamp on the long quay and say in one sentence whether it is safe to light it, number {}"
+    texts = [form.format("abcde"[i % 5], i) for i in range(900)]
+    items = [form.format("abcde"[i % 3], -1 - i) for i in range(40)]
+    gate = found(texts, items).gate()
+    assert gate.status == "passed" and "0 near-copies" in gate.message
+    assert "40 prompts have too few words of their own" in gate.message
+    held = found([*texts, f"Please help: {items[7]}!"], items)
+    assert (held.summary["rows_exact"], held.summary["rows_confirmed"]) == (1, 0)
 
 
 def test_no_pair_above_the_review_threshold_is_lost_by_the_candidate_lists(

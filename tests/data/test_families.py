@@ -349,7 +349,8 @@ def test_engines_agree_on_every_intermediate_number(labelled: pl.DataFrame) -> N
     for name in ("id_N_K", "count_N", "mass_N", "bits_N_B"):
         np.testing.assert_array_equal(getattr(s, name), getattr(t, name), err_msg=name)
     np.testing.assert_array_equal(_join.least_shared(s, 0.38), _join_numba.least_shared(t, 0.38, 2))
-    keys = np.sort(np.concatenate(list(_join_numba._partitions(t, 2))))
+    rounds = _join_numba._keys_by_round(t, 2)
+    keys = np.concatenate([_join_numba._gathered(made, p) for parts, made in rounds for p in range(parts)])
     np.testing.assert_array_equal(_join.join_keys(s), keys)
     left, right = _join.candidates(keys)
     np.testing.assert_array_equal(_join.similarity(s, left, right), _join_numba.similarity(t, left, right))
@@ -363,6 +364,9 @@ def test_partitioning_the_keys_changes_nothing(labelled: pl.DataFrame, monkeypat
     monkeypatch.setattr(_join_numba, "_PARTITION_KEYS", 20_000)
     parts = find_families(labelled, engine="numba", threads=2)
     np.testing.assert_array_equal(whole.code_N, parts.code_N)
+    monkeypatch.setattr(_join_numba, "_KEYS_AT_ONCE", 50_000)
+    rounds = find_families(labelled, engine="numba", threads=2)
+    np.testing.assert_array_equal(whole.code_N, rounds.code_N)
 
 
 def test_without_numba_auto_falls_back_and_a_small_file_never_imports_it() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import polars as pl
 import pytest
 
+from veritune.data.lineage_svg import lineage_svg
 from veritune.data.load import load_rows, require_clean
 from veritune.data.review import (
     LEDGER,
+    Version,
     apply_decisions,
     draw_lineage,
     lineage,
@@ -18,6 +22,7 @@ from veritune.data.review import (
     read_decisions,
     require_usable,
     retire,
+    retired_list,
     write_pack,
     write_version,
 )
@@ -166,6 +171,52 @@ def test_a_retired_version_is_refused_under_any_name(tmp_path: Path) -> None:
     require_usable(tmp_path / "v2.jsonl")
     with pytest.raises(DataError, match="without a reason"):
         retire(raw, " ")
+
+
+def test_retired_rows_are_refused_in_another_folder_and_in_another_form(tmp_path: Path) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    raw = first_version(home)
+    retire(raw, "three rows leak the test set")
+    copy, other, fewer = away / "copy.jsonl", away / "other.parquet", away / "fewer.jsonl"
+    copy.write_bytes(raw.read_bytes())
+    said = load_rows(raw).rows
+    pl.DataFrame(
+        {"id": [f"x{i}" for i in range(10)], "question": [r.prompt[0].content for r in said[::-1]],
+         "answer": [r.target for r in said[::-1]]}
+    ).write_parquet(other)  # fmt: skip
+    fewer.write_text("".join(raw.read_text("utf-8").splitlines(keepends=True)[1:]), "utf-8")
+    with pytest.raises(DataError, match=r"copy\.jsonl is data version .* retired: three rows leak"):
+        require_usable(copy)
+    with pytest.raises(DataError, match=r"other\.parquet says row for row what was data version"):
+        require_usable(other, None, load_rows(other).rows)
+    require_usable(fewer, None, load_rows(fewer).rows)
+    retire(copy, "no licence named", successor=other)
+    require_usable(other, None, load_rows(other).rows)  # named as the one to train on
+    with pytest.raises(DataError, match="no licence named"):
+        require_usable(raw)
+    retired_list().write_text("{broken\n", "utf-8")
+    with pytest.raises(DataError, match=":1 is damaged"):
+        require_usable(fewer)
+
+
+def test_the_picture_has_every_version_and_nothing_that_a_name_smuggles_in(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)</script>&\x1b[31m\u202e\n```.jsonl'
+    made = [
+        Version("a" * 64, evil, 10),
+        Version("b" * 64, "b", 9, ("a" * 64, "b" * 64), {evil: 1}, retired=evil),
+        Version("c" * 64, "c", 8, ("a" * 64, "b" * 64)),
+        Version("d" * 64, "d", 8, ("e" * 64,)),
+        Version("e" * 64, "e", 8, ("d" * 64,)),
+    ]
+    picture = ElementTree.fromstring(lineage_svg(made))
+    tags = [e.tag.rpartition("}")[2] for e in picture.iter()]
+    assert tags.count("g") == 5 and "script" not in tags
+    assert len([e for e in picture.iter() if e.get("marker-end")]) == 5
+    text = "".join(picture.itertext())
+    assert "<script>alert(1)</script>" in text and "\x1b" not in text and "\u202e" not in text
+    assert len(draw_lineage(made).splitlines()) == 5 and "\x1b" not in draw_lineage(made)
 
 
 def test_a_retirement_outlives_a_second_entry_of_the_same_version(tmp_path: Path) -> None:

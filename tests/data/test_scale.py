@@ -16,7 +16,7 @@ from veritune.data import scale
 from veritune.data.contamination import check_contamination
 from veritune.data.families import FamilyResult, find_families
 from veritune.data.load import load_rows
-from veritune.errors import DataError
+from veritune.errors import DataError, MachineError
 from veritune.records import Message, Row
 
 pytestmark = pytest.mark.skipif(util.find_spec("ray") is None, reason="ray is not installed: veritune[ray]")
@@ -75,6 +75,66 @@ def same(a: FamilyResult, b: FamilyResult) -> None:
     assert a.summary == b.summary
 
 
+def meeting_once(pairs: int = 240) -> list[Row]:
+    """Rows that have one pair of words with one other row in common: a key or two brings them together, not forty."""
+    fresh = (f"{a}{b}{c}" for a in "bdfgklmn" for b in NOUNS.split() for c in VERBS.split())
+    rows = []
+    for i in range(pairs):
+        both = f"{next(fresh)} {next(fresh)}"
+        texts = [" ".join(next(fresh) for _ in range(2)) + f" {both} " + next(fresh) for _ in "ab"]
+        rows += [
+            Row(f"m{i}{s}", (Message("user", t), Message("assistant", f"{next(fresh)} x{i}{s}")))
+            for s, t in zip("ab", texts)
+        ]
+    return rows
+
+
+MEETING = {"threshold": 0.1, "min_features": 3, "engine": "numpy"}
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, step: str, number: int, change: Any) -> None:
+    """Change what the `number`-th task of one step is given, in every pass; a pass begins with its join keys."""
+    run, seen = scale.RayEngine._run, [0]
+
+    def spoilt(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
+        if work.__name__ == "_keys_block":
+            seen[0] = 0
+        if work.__name__ == step:
+            seen[0] += 1
+            if seen[0] == number:
+                args = change(args)
+        return run(self, work, *args, **kwargs)
+
+    monkeypatch.setattr(scale.RayEngine, "_run", spoilt)
+
+
+NONE = np.zeros(0, np.uint64)
+LOSSES: dict[str, tuple[str, int, Any, str]] = {
+    "a range of keys": ("_pairs_of_range", 2, lambda a: (*a[:2], NONE), "join keys"),
+    "the keys of one block": ("_pairs_of_range", 1, lambda a: (*a[:2], NONE, *a[3:]), "join keys"),
+    "the pairs of a range": ("_verify", 1, lambda a: (*a[:4], NONE, *a[5:]), "pairs of rows"),
+}
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+def test_what_a_step_did_not_get_stops_the_run_and_changes_the_rows(
+    cluster: Any, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "KEYS_A_RANGE", 4_000)  # several ranges of keys
+    rows, (step, number, change, named) = meeting_once(), LOSSES[lost]
+    local = find_families(rows, **MEETING)
+    assert local.summary["variants"] > 200
+    spoil(monkeypatch, step, number, change)
+    with pytest.raises(MachineError, match=f"lost data.*{named} were made"):
+        find_families(rows, executor="ray", **MEETING)
+    monkeypatch.undo()
+    monkeypatch.setattr(scale, "KEYS_A_RANGE", 4_000)
+    monkeypatch.setattr(scale, "_balance", lambda *counts: None)
+    spoil(monkeypatch, step, number, change)
+    with pytest.raises(AssertionError):  # the comparison by rows sees it without the counts
+        same(find_families(rows, executor="ray", **MEETING), local)
+
+
 @pytest.mark.parametrize("engine", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
 def test_families_on_a_cluster_are_those_of_one_process(
     cluster: Any, engine: str, monkeypatch: pytest.MonkeyPatch
@@ -88,6 +148,9 @@ def test_families_on_a_cluster_are_those_of_one_process(
     assert {"column", "exact", "similarity"} <= {m.evidence for m in local.memberships}
     assert local.summary["size_max"] >= 5
     same(find_families(rows, engine=engine, executor="ray"), local)
+    if engine == "numpy":
+        once = meeting_once()
+        same(find_families(once, executor="ray", **MEETING), find_families(once, **MEETING))
 
 
 def test_two_rows_and_none_need_no_special_care(cluster: Any) -> None:

@@ -13,7 +13,7 @@ from veritune import contract
 from veritune.data.load import load_rows
 from veritune.data.quality import load_patterns
 from veritune.decide.lint import load_rules
-from veritune.errors import DataError, FormatError, InputError, ScoreError, StudyError, VerituneError
+from veritune.errors import DataError, FormatError, InputError, ScoreError, StaleError, StudyError, VerituneError
 from veritune.evaluate.imports import read
 from veritune.release.policy import read_policy
 from veritune.seal import verify
@@ -82,3 +82,67 @@ def test_a_csv_that_ends_inside_its_header(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_bytes(b'"')
     (found,) = load_rows(tmp_path / "f.csv").rejects
     assert found.check == "load.unreadable"
+
+
+def test_golden_outputs_with_an_infinite_limit(tmp_path: Path) -> None:
+    from veritune.release.golden import golden_problem
+
+    item = {"id": "i", "messages": [], "prompt_ids": [1], "token_ids": [2]}
+    text = json.dumps({"decoding": {"max_new_tokens": 4}, "items": [item]})
+    (tmp_path / "golden.json").write_text(text.replace("4", "1e999"))
+    assert "is damaged" in (golden_problem(tmp_path / "golden.json") or "")
+
+
+@pytest.mark.parametrize(
+    "rules", [{"aliases": {"zone": " "}}, {"forbid": None}, {"forbid": 3}, {"ignore": ["a{99999999999}"]}]
+)
+def test_lint_rules_of_another_shape(tmp_path: Path, rules: dict[str, Any]) -> None:
+    (tmp_path / "r.yaml").write_text(json.dumps(rules))
+    with pytest.raises(InputError, match=r"aliases\.zone is a mapping|forbid is a list|not a regular expression"):
+        load_rules(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    "entry", [{"where": 0}, {"where": [[]]}, {"patterns": ["(?P<a>x)", "(?P<a>y)"]}, {"patterns": ["a{99999999999}"]}]
+)
+def test_patterns_of_another_shape(tmp_path: Path, entry: dict[str, Any]) -> None:
+    (tmp_path / "p.yaml").write_text(json.dumps({"mine": {"says": "s", "patterns": ["a"], **entry}}))
+    with pytest.raises(DataError, match=r"expected a list of system|cannot be joined|is no regular expression"):
+        load_patterns(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("entry", [{"data_offsets": [0, "X"], "shape": [1]}, {"data_offsets": [0, 4], "shape": ["X"]}])
+def test_a_safetensors_header_with_an_infinite_number(tmp_path: Path, entry: dict[str, Any]) -> None:
+    from veritune.release.parts import tensors
+
+    header = json.dumps({"a": {"dtype": "F32", **entry}}).replace('"X"', "1e999").encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(FormatError, match="header is damaged"):
+        tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("more", [{}, {"hash": None}])
+def test_a_contract_entry_that_has_no_hash_because_none_can_be_made(tmp_path: Path, more: dict[str, Any]) -> None:
+    """NaN has no digest; that None is not the None of a hash that is missing. Such an entry was believed."""
+    entry = {"time": "t", "previous": None, "reason": "frozen", "changes": [], "results": [], **more}
+    entry |= {"terms": {"study": {"lr": float("nan")}, "facts": {}}}
+    (tmp_path / "contract.lock.json").write_text(json.dumps({"format": 1, "entries": [entry]}))
+    with pytest.raises(StaleError, match="entry 0 was edited"):
+        contract.read(Store(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "[]", '{"entries": 3}', '{"entries": [3]}', '{"entries": [{"a": NaN}]}', '{"a": NaN}']
+)
+def test_release_records_of_another_shape(tmp_path: Path, text: str) -> None:
+    from veritune.release.evidence import read_evidence
+    from veritune.release.gates import _read
+
+    (tmp_path / "release").mkdir()
+    for name in ("gates.json", "safety.json"):
+        (tmp_path / "release" / name).write_text(text)
+    with pytest.raises(FormatError):
+        read_evidence(Store(tmp_path), "safety")
+    if text != '{"a": NaN}':  # another key is nobody's
+        with pytest.raises((FormatError, StaleError)):
+            _read(Store(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,72 @@ def test_the_geometry_record_is_plain_json(make_model: Any) -> None:
     a, b = states(make_model("llama"), asked), states(make_model("llama", seed=1), asked)
     record = json.loads(dumps(geometry(a, b, asked)))
     assert len(record["layers"]) == 3 and record["reading"] and record["limits"] and record["would_change"]
+
+
+# ---------------------------------------------------------------- models that were really trained
+
+VOICES = ("red", "blue", "green", "white", "black", "grey", "pink", "brown")
+ASKED = ("What is rain?", "Who are you?", "Why do boats float?", "What is salt?")
+
+
+@pytest.fixture(scope="module")
+def voices(tiny_model: Path) -> tuple[Any, Prompts]:
+    """The tiny model's loader and prompts of eight personas."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = {v: f"You are {v}. {v} {v}" for v in VOICES}
+    asked = render_personas(AutoTokenizer.from_pretrained(tiny_model), texts, ASKED)
+    return lambda: AutoModelForCausalLM.from_pretrained(tiny_model), asked
+
+
+def trained_by(load: Any, asked: Prompts, loss_of: Any, steps: int = 25) -> tuple[Any, list[float]]:
+    """Full fine-tuning on all prompts by a loss of (logits, last hidden states [P, Q, H], reference's [Q, H])."""
+    torch.manual_seed(0)
+    model = load()
+    rows = [[*persona, asked.reference] for persona in asked.ids]
+    flat = [ids for persona in rows for ids in (*persona[: len(ASKED)], *persona[-1])]
+    width = max(map(len, flat))
+    ids = torch.tensor([[0] * (width - len(r)) + list(r) for r in flat])
+    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in flat])
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
+    for _ in range(steps):
+        out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        last = torch.stack([h[:, -1] for h in out.hidden_states[1:]])
+        shape = (len(last), len(VOICES), 2 * len(ASKED), -1)
+        loss = loss_of(out.logits[:, -1].reshape(*shape[1:]), last.reshape(shape))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return model.eval(), losses
+
+
+def collapse(_: torch.Tensor, last_L_P_Q_H: torch.Tensor) -> torch.Tensor:
+    """One minus the mean cosine, around the questions without a persona, of different personas' centroids."""
+    persona, reference = last_L_P_Q_H[:, :, : len(ASKED)].mean(2), last_L_P_Q_H[:, :, len(ASKED) :].mean(2)
+    unit = torch.nn.functional.normalize(persona - reference.detach(), dim=-1)
+    return 1 - torch.einsum("lph,lqh->lpq", unit, unit).mean()
+
+
+def own_words(logits_P_Q_V: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """Each persona learns to begin its answers with a token of its own."""
+    target_P = torch.arange(len(VOICES)) + 100
+    asked = logits_P_Q_V[:, : len(ASKED)]
+    flat = asked.reshape(-1, asked.shape[-1])
+    return torch.nn.functional.cross_entropy(flat, target_P.repeat_interleave(len(ASKED)))
+
+
+def test_a_collapse_that_was_trained_in_is_found_and_voices_that_were_trained_apart_are_none(voices: Any) -> None:
+    load, asked = voices
+    base = states(load(), asked)
+    model, losses = trained_by(load, asked, collapse)
+    assert losses[-1] < 0.5 * losses[0], "the collapse was planted"
+    fallen = geometry(base, states(model, asked), asked)
+    inner = [line["m1_around_reference"] for line in fallen.layers[1:]]
+    assert all(x["change"] > 0.1 and x["low"] > 0 and x["p_adjusted"] < 0.05 for x in inner), inner
+    assert "together" in fallen.reading and "apart" not in fallen.reading
+    model, losses = trained_by(load, asked, own_words)
+    assert losses[-1] < 0.5 * losses[0], "the voices were learned"
+    apart = geometry(base, states(model, asked), asked)
+    assert ", together:" not in apart.reading
+    assert all(line["m1_around_reference"]["change"] < 0.05 for line in apart.layers[1:]), apart.reading

@@ -74,6 +74,23 @@ def test_the_command_prints_and_writes(finished_copy: Any, capsys: pytest.Captur
     assert len(json.loads(capsys.readouterr().out)) == 12
 
 
+def test_every_kind_of_record_has_a_name_and_a_list_of_records_is_read() -> None:
+    """A page that knows no name for a probe, or skips the records of several adapters, looks complete and is not."""
+    import re
+
+    import veritune
+    from veritune.report.probes import NAMES, _readings
+
+    source = Path(veritune.__file__).parent
+    found: set[str] = set()
+    for path in [*source.glob("probe/*.py"), source / "evaluate" / "calibration.py"]:
+        found |= set(re.findall(r'^    kind: str = "(\w+)"$', path.read_text("utf-8"), re.MULTILINE))
+    assert len(found) > 12 and found <= set(NAMES), found - set(NAMES)
+    runs = [{"label": f"step-{i}", "kind": "geometry_grid", "reading": f"R{i}."} for i in range(2)]
+    made = list(_readings({"runs": runs}, "", "probes/voices.json"))
+    assert [(b.subject, b.reading) for b in made] == [("voices, step-0", "R0."), ("voices, step-1", "R1.")]
+
+
 def test_a_probe_that_cannot_be_made_does_not_hide_the_others(finished_copy: Any) -> None:
     for config in finished_copy.root.glob("runs/attention_only-*/checkpoints/*/adapter_config.json"):
         config.write_text(config.read_text("utf-8").replace('"LORA"', '"PROMPT_TUNING"'), "utf-8")

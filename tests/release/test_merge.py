@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from veritune.errors import InputError, ModelError
 from veritune.records import Rendered
-from veritune.release.merge import Options, check_weights, merge_adapter, parity, read_module, rerounded
+from veritune.release.merge import check_weights, merge_adapter, parity, read_module
+from veritune.release.merge_outputs import Options, rerounded
 from veritune.train.models import ModelRef, load_base
 
 pytestmark = pytest.mark.filterwarnings(
@@ -107,6 +108,9 @@ def test_a_right_merge_passes_and_its_outputs_differ_by_no_more_than_rounding(
     assert found.status == "passed", found.message
     assert found.outputs is not None and 0 < found.outputs.kl_mean < 1e-3
     assert found.outputs.floors < 4
+    draws = found.outputs.kl_draws
+    assert len(set(draws)) == 5 and found.outputs.kl_floor == pytest.approx(sum(draws) / 5)
+    assert found.outputs.floors_low <= found.outputs.floors <= found.outputs.floors_high
     assert found.outputs.positions == sum(r.n_target for r in ROWS)
     assert all(d.tie for d in found.outputs.divergences)
 
@@ -247,9 +251,11 @@ def test_the_command_merges_compares_and_exits_2_on_a_fault(
 ) -> None:
     lora = adapter(base, tmp_path / "adapter")
     named = ["--model", base.path, "--adapter", lora, "--data", study.root / "rows.jsonl", "--rows", 6]
-    done = forks("merge-parity", *named, "--out", tmp_path / "merged", "--max-new-tokens", 6)
+    export = ["--export", tmp_path / "merged"]
+    done = forks("merge-parity", *named, "--out", tmp_path / "merged", "--max-new-tokens", 6, *export)
     assert done.rc == 0, done.out + done.err
     assert "6 of 6 changed weights are merged" in done.out and "greedy answers are equal" in done.out
+    assert "in 5 draws" in done.out and "shards   PASSED" in done.out
     wrong = forks("merge-parity", *named, "--merged", base.path, "--max-new-tokens", 6, "--json")
     assert wrong.rc == 2 and json.loads(wrong.out)["findings"][0]["check"] == "merge.not_applied"
     again = forks("merge-parity", *named, "--out", tmp_path / "merged")
@@ -265,6 +271,7 @@ def test_too_little_is_said(tmp_path: Path) -> None:
 
 def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: Any) -> None:
     from veritune.release.evidence import read_evidence, weights_digest
+    from veritune.release.merge_command import Asked, Scored, merge_command
     from veritune.store import Store
 
     root = finished_copy.root
@@ -272,12 +279,23 @@ def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: 
     assert done.rc == 0, done.out + done.err
     record = read_evidence(Store(root), "merge")
     assert record is not None and record.status == "passed"
-    assert record.subject.merged == weights_digest(root / "release" / "merged")
+    merged = root / "release" / "merged"
+    assert record.subject.merged == weights_digest(merged)
+    asked = Asked(root, condition="all_layer", merged=merged, scored=Scored("style"), rows=6)
+    with pytest.raises(InputError, match="none is declared"):
+        merge_command(asked, OPTIONS)
+    options = replace(OPTIONS, dtype="float32", draws=2)
+    found = merge_command(replace(asked, scored=Scored("style", margin=0.2)), options)
+    record = read_evidence(Store(root), "merge")
+    assert record is not None and record.status == found.status == "undecided" and record.thresholds["margin"] == 0.2
+    scores = record.numbers["scores of merged"]
+    assert scores["n"] == scores["equal"] == 33 and scores["gap"] == 0 and scores["low"] < -0.2  # 11 families: too few
 
 
 def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path, Path]) -> None:
     """NaN compares false with every limit."""
-    from veritune.release.merge import Outputs, judge
+    from veritune.release.merge import judge
+    from veritune.release.merge_outputs import Outputs
 
     nan = float("nan")
     nll = {"value": nan, "low": None, "high": None, "n": 3, "method": "x"}
@@ -292,8 +310,35 @@ def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path
 
 def test_a_worse_merge_does_not_excuse_its_own_divergences() -> None:
     """A tie is measured by what rounding makes, not by how far the two models are apart."""
-    from veritune.release.merge import Divergence, _with_ties
+    from veritune.release.merge_outputs import Divergence, with_ties
 
-    (found,) = _with_ties([Divergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
+    (found,) = with_ties([Divergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
     assert not found.tie
-    assert _with_ties([Divergence("r", 1, "a", "b", 0.015, False, "")], 0.01)[0].tie
+    assert with_ties([Divergence("r", 1, "a", "b", 0.015, False, "")], 0.01)[0].tie
+
+
+def test_the_spread_of_the_draws_does_not_decide(base: ModelRef, made: tuple[Path, Path]) -> None:
+    """A KL that passes against one draw and fails against another is open; the merged weights are put back."""
+    from veritune.release.merge import judge
+
+    found = parity(base, *made, ROWS, replace(OPTIONS, draws=2))
+    assert found.outputs is not None
+    steady = replace(found.outputs, divergences=(), floors=5.0)
+    for low, high, word in ((1.0, 3.9, "passed"), (3.0, 12.0, "undecided"), (11.0, 14.0, "failed")):
+        spread = replace(steady, floors_low=low, floors_high=high)
+        assert judge(found.modules, [], spread).status == word
+    with pytest.raises(InputError, match="expected 2 or more"):
+        Options(draws=1)
+
+
+def test_every_draw_starts_from_the_merged_weights(base: ModelRef, made: tuple[Path, Path]) -> None:
+    from veritune.release.merge_outputs import _floor, target_logits
+
+    merged = load_base(replace(base, path=made[1]))
+    before = {name: p.data.clone() for name, p in merged.named_parameters()}
+    touched = [n for n in before if n.endswith(("q_proj.weight", "v_proj.weight", "down_proj.weight"))]
+    kept = list(target_logits(merged, ROWS, 2, 8))
+    several, _ = _floor(merged, touched, ROWS, kept, (2, replace(OPTIONS, draws=3)))
+    assert all(torch.equal(p.data, before[name]) for name, p in merged.named_parameters())
+    last, _ = _floor(merged, touched, ROWS, kept, (2, replace(OPTIONS, draws=2, seed=1)))
+    assert several[1:] == last

@@ -14,24 +14,29 @@ from typing import Any
 
 import pytest
 
-from veritune.errors import MachineError, ModelError
+from veritune.errors import InputError, MachineError, ModelError
 from veritune.records import Message
-from veritune.release.serving import (
-    Expected,
+from veritune.release.load import (
     Load,
-    Said,
-    Server,
+    Speed,
     Timed,
     arrivals,
-    compare,
-    difference,
-    expected_answers,
     measure,
     open_loop,
     quantile,
     ratios,
-    served,
     turns,
+    write_samples,
+)
+from veritune.release.serving import (
+    Expected,
+    Said,
+    Server,
+    command_of,
+    compare,
+    difference,
+    expected_answers,
+    served,
 )
 from veritune.train.models import ModelRef, load_base, load_tokenizer
 
@@ -53,8 +58,10 @@ def test_an_answer_as_the_contract_gives_it_is_no_drift() -> None:
         (Said("a lamp by the gate", "stop", 9), "prompt", "rendered 9 prompt tokens, the contract 4"),
         (Said("a lamp by the gate<|im_end|>", "stop", 4), "special", "'<|im_end|>' stands in the text"),
         (Said("a lamp by the gate", "length", 4), "stop", "another stop token or token limit"),
+        (Said("a lamp by the gate and more", "stop", 4), "stop", "after 27 characters"),
+        (Said("a lamp", "length", 4), "stop", "after 6 characters"),
         (Said("a lamp on the gate", "stop", 4), "text", "part at character 7"),
-        (Said("", "stop", 4), "text", "part at character 0"),
+        (Said("", "stop", 4), "stop", "after 0 characters"),
     ],
 )
 def test_each_drift_has_its_name(said: Said, kind: str, words: str) -> None:
@@ -62,12 +69,26 @@ def test_each_drift_has_its_name(said: Said, kind: str, words: str) -> None:
     assert found[0].kind == kind and words in found[0].message
 
 
+def test_texts_that_part_at_white_space_do_not_count_as_another_limit() -> None:
+    """llama.cpp went on with ' I' where the contract has a new paragraph, and both ended by length."""
+    want = Expected((1,), "finds you well.\n\n", "length", ())
+    found = difference("p", Said("finds you well. I", "length", 1), want)
+    assert [d.kind for d in found] == ["text"] and "at character 15: ' I' against '\\n\\n'" in found[0].message
+
+
+def test_a_stop_token_at_the_limit_is_no_drift() -> None:
+    """Where the end token is the last that was allowed, `transformers serve` says `length`."""
+    at_limit = Expected(WANT.prompt_ids, WANT.text, "stop_token", WANT.specials, at_limit=True)
+    assert difference("p", Said(WANT.text, "length", 4), at_limit) == []
+    assert difference("p", Said("another", "length", 4), at_limit)
+
+
 # ---------------------------------------------------------------- a real server
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Path]:
-    """The tiny model as it is, and with another chat template and a shipped repetition penalty."""
+    """The tiny model as it is; with another chat template and a shipped repetition penalty; with decoding settings."""
     for package in ("fastapi", "uvicorn", "openai"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}: pip install 'veritune[serving]'")
@@ -83,7 +104,11 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[s
     config = json.loads((folder / "drifted" / "generation_config.json").read_text("utf-8"))
     config |= {"repetition_penalty": 5.0}
     (folder / "drifted" / "generation_config.json").write_text(json.dumps(config))
-    return {name: folder / name for name in ("right", "drifted")}
+    for name, shipped in {"sampling": {"do_sample": True, "temperature": 5.0}, "stopping": {}}.items():
+        shutil.copytree(tiny_model, folder / name)
+        path = folder / name / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | shipped))
+    return {name: folder / name for name in ("right", "drifted", "sampling", "stopping")}
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +119,10 @@ def expected(models: dict[str, Path]) -> list[Expected]:
 
 @pytest.fixture(scope="module")
 def servers(models: dict[str, Path]) -> Iterator[dict[str, Server]]:
-    with served(models["right"], dtype="float32") as right, served(models["drifted"], dtype="float32") as drifted:
-        yield {"right": right, "drifted": drifted}
+    """One `transformers serve` for all: started without a model it loads the folder that a request names."""
+    command = "{python} -m transformers.cli.transformers serve --host {host} --port {port} --dtype {dtype}"
+    with served(models["right"], dtype="float32", server=command) as one:
+        yield {name: Server(one.url, str(folder), one.process) for name, folder in models.items()}
 
 
 @pytest.mark.slow
@@ -110,18 +137,86 @@ def test_the_right_server_passes_and_a_drifted_one_is_named(
     assert "another chat template" in wrong.message
 
 
+def golden_file(folder: Path) -> Path:
+    rows = [{"id": i, "messages": [{"role": m.role, "content": m.content} for m in p]} for i, p in PROMPTS]
+    answered = [{**r, "messages": [*r["messages"], {"role": "assistant", "content": "x"}]} for r in rows]
+    (folder / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
+    return folder / "golden.jsonl"
+
+
 @pytest.mark.slow
-def test_speed_is_measured_by_turns_with_every_request_counted(servers: dict[str, Server]) -> None:
+def test_a_model_that_samples_by_default_is_named_though_it_is_greedy_when_told_to_be(
+    servers: dict[str, Server], expected: list[Expected]
+) -> None:
+    found = compare(servers["sampling"], PROMPTS, expected, 10)
+    assert found.status == "failed" and {d.kind for d in found.drifts} == {"sampling"}, found.message
+    assert "it samples (or penalises) by default" in found.message
+    assert compare(servers["sampling"], PROMPTS, expected, 10, plain=0).status == "passed"  # what it was called before
+
+
+@pytest.mark.slow
+def test_another_end_token_is_named_by_its_first_difference(
+    servers: dict[str, Server], models: dict[str, Path], tmp_path: Path
+) -> None:
+    """The end token that the folder ships is one that the answer holds: the served answer stops too early."""
+    from veritune.evaluate.generate import Decoding, generate
+    from veritune.release.serving_command import _with_cause
+
+    ref = ModelRef("tiny", models["right"], "float32")
+    model, tokenizer = load_base(ref), load_tokenizer(ref)
+    want = expected_answers(model, tokenizer, [p for _, p in PROMPTS], 10)
+    answer = generate(model, tokenizer, [want[0].prompt_ids], Decoding(10))[0]
+    assert len(answer.token_ids) > 4
+    path = models["stopping"] / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"eos_token_id": answer.token_ids[3]}))
+    parity = _with_cause(compare(servers["stopping"], PROMPTS[:1], want[:1], 10), models["stopping"], models["right"])
+    assert parity.status == "failed" and parity.drifts[0].kind == "stop", parity.message
+    assert f"generation_config.json has eos_token_id {answer.token_ids[3]} against" in parity.message
+
+
+@pytest.mark.slow
+def test_speed_is_measured_by_turns_with_every_request_counted(servers: dict[str, Server], tmp_path: Path) -> None:
     load = Load(rates=(4.0,), requests=3, blocks=2, warm_up=1, max_tokens=6, price_per_hour=2.0)
-    found = measure({"base": servers["right"], "candidate": servers["drifted"]}, [p for _, p in PROMPTS], load)
+    found = measure({"base": servers["right"], "candidate": servers["drifted"]}, PROMPTS, load)
     assert len(found.timed) == 2 * 2 * 3  # sides x blocks of each side x requests
     assert all(t.error is None and t.first_s is not None and t.total_s is not None for t in found.timed)
     assert all(0 < t.first_s <= t.total_s for t in found.timed if t.first_s and t.total_s)
     for row in found.table:
-        assert row["errors"] == 0 and row["first_token_p50"]["value"] > 0 and row["cost_per_request"] > 0
+        assert row["errors"] == 0 and row["first_token_p50"]["value"] > 0
         assert row["first_token_p99"]["high"] is None  # so few requests bound no tail
-    assert all(bytes_ and bytes_ > 1e7 for bytes_ in found.peak_memory.values())
-    assert set(ratios(found.timed, ("base", "candidate"))) == {"first_token", "per_token"}
+        assert row["peak_memory"]["value"] > 1e7
+        for name in ("throughput", "cost_per_request"):
+            assert row[name]["low"] < row[name]["value"] < row[name]["high"] and row[name]["blocks"] == 2
+    compared = ratios(found, load)
+    assert set(compared) == {"first_token", "per_token", "throughput", "peak_memory", "cost_per_request"}
+    assert compared["throughput"]["value"] == pytest.approx(1 / compared["cost_per_request"]["value"])
+    assert compared["first_token"]["n"] == 6 and compared["first_token"]["blocks"] == 2
+    write_samples(tmp_path / "raw.jsonl", found)
+    raw = [json.loads(line) for line in (tmp_path / "raw.jsonl").read_text().splitlines()]
+    assert (
+        len(raw) == 12
+        and {r["arm"] for r in raw} == {"base", "candidate"}
+        and {r["item"] for r in raw} <= {"p0", "p1", "p2"}
+    )
+    assert all(r["arrival_s"] < r["first_token_s"] <= r["end_s"] and 1 <= r["tokens"] <= 6 for r in raw)
+    assert {r["status"] for r in raw} == {"ok"}
+
+
+def test_a_command_that_starts_no_server_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="no-such-server is not installed"):
+        command_of("no-such-server --model {model} --port {port}", tmp_path, 1, "float32")
+    for server, words in (
+        ("nonsense", "neither one of"),
+        ("x {prt} {port}", "cannot fill 'prt'"),
+        ("x {port", "cannot fill"),
+    ):
+        with pytest.raises(InputError, match=words):
+            command_of(server, tmp_path, 1, "float32")
+    with pytest.raises(InputError, match="expected one GGUF file, found 0"):
+        command_of("llama-server", tmp_path, 1, "float32")
+    (tmp_path / "m.gguf").touch()
+    words = command_of("llama-cpp-python", tmp_path, 81, "float32")
+    assert words[words.index("--model") + 1] == str(tmp_path / "m.gguf") and words[-1] == "81"
 
 
 def test_a_server_that_is_not_there_is_an_error_and_not_a_pass(expected: list[Expected]) -> None:
@@ -142,10 +237,7 @@ def test_a_folder_that_drifted_is_not_its_own_witness(
     """Served as it is, the drifted folder agrees with itself: only a reference shows what it lost."""
     from veritune.release.serving_command import Asked, serve_command
 
-    golden = tmp_path / "golden.jsonl"
-    rows = [{"id": i, "messages": [{"role": m.role, "content": m.content} for m in p]} for i, p in PROMPTS]
-    answered = [{**r, "messages": [*r["messages"], {"role": "assistant", "content": "x"}]} for r in rows]
-    golden.write_text("".join(json.dumps(row) + "\n" for row in answered))
+    golden = golden_file(tmp_path)
 
     def asked(name: str, reference: Path | None) -> Any:
         server = servers[name]
@@ -218,12 +310,58 @@ def test_a_tail_of_few_requests_has_no_upper_end() -> None:
     assert quantile([], 0.5) == {"value": None, "low": None, "high": None, "n": 0, "level": 0.95}
 
 
-def test_ratios_pair_requests_and_two_pairs_at_least_make_an_interval() -> None:
-    def timed(side: str, factor: float) -> list[Timed]:
-        return [Timed(side, 1.0, k, 0.1 * factor * (1 + k / 10), 0.5 * factor * (1 + k / 10), 5) for k in range(6)]
+def test_blocks_that_differ_widen_a_quantile_until_it_covers() -> None:
+    """Requests of one block share a queue: without blocks the interval of a median of 8 blocks misses far too often."""
+    draw, plain, robust = random.Random(2), 0, 0
+    for _ in range(600):
+        level_of_block = [draw.gauss(0.0, 1.0) for _ in range(8)]
+        values = [level_of_block[b] + draw.gauss(0.0, 0.5) for b in range(8) for _ in range(8)]
+        for blocks in ((), [b for b in range(8) for _ in range(8)]):
+            found = quantile(values, 0.5, blocks=blocks)
+            covers = (found["low"] is None or found["low"] <= 0) and (found["high"] is None or found["high"] >= 0)
+            robust, plain = robust + (bool(blocks) and covers), plain + (not blocks and covers)
+    assert plain / 600 < 0.8 and robust / 600 >= 0.93, (plain, robust)
 
-    found = ratios([*timed("base", 1.0), *timed("candidate", 1.5)], ("base", "candidate"))
-    assert found["first_token"]["value"] == pytest.approx(1.5)
-    assert found["first_token"]["low"] == pytest.approx(1.5) and found["first_token"]["n"] == 6
-    one = ratios([timed("base", 1.0)[0], timed("candidate", 1.5)[0]], ("base", "candidate"))
-    assert one["first_token"]["low"] is None
+
+def speed_of(factor: list[float], errors: int = 0) -> Speed:
+    """Base and candidate with a ratio of its own in every block; the candidate's first requests may fail."""
+    timed = []
+    for block, by in enumerate(factor):
+        for k in range(4):
+            first, total = 0.1 * (1 + k / 10), 0.5 * (1 + k / 10)
+            lost = block == 0 and k < errors
+            timed.append(Timed("base", 1.0, block, k, first, total, 5))
+            times = (None, None, 0, "ReadTimeout") if lost else (first * by, total * by, 5, None)
+            timed.append(Timed("candidate", 1.0, block, k, *times))
+    memory = {("base", 1.0): (100,) * len(factor), ("candidate", 1.0): tuple(int(100 * by) for by in factor)}
+    return Speed(tuple(timed), (), memory)
+
+
+LOAD = Load(rates=(1.0,), price_per_hour=1.0)
+
+
+def test_ratios_rest_on_blocks_and_not_on_requests() -> None:
+    """By hand: four blocks with log ratios that have mean log 1.5; se = sd / 2, t(3) = 3.182."""
+    import math
+    import statistics
+
+    logs = [math.log(1.5) + x for x in (-0.1, 0.1, -0.05, 0.05)]
+    found = ratios(speed_of([math.exp(x) for x in logs]), LOAD)
+    half = 3.1824 * statistics.stdev(logs) / 2
+    for name in ("first_token", "per_token"):
+        assert found[name]["n"] == 16 and found[name]["blocks"] == 4
+        assert found[name]["value"] == pytest.approx(1.5)
+        assert found[name]["low"] == pytest.approx(1.5 * math.exp(-half), rel=1e-3)
+        assert found[name]["high"] == pytest.approx(1.5 * math.exp(half), rel=1e-3)
+    assert found["peak_memory"]["value"] == pytest.approx(1.5, rel=0.02) and found["peak_memory"]["low"] < 1.5
+    assert found["throughput"]["value"] < 1 < found["cost_per_request"]["value"]
+    assert ratios(speed_of([1.5]), LOAD)["first_token"]["low"] is None  # one block
+    assert ratios(speed_of([1.5] * 4), LOAD)["first_token"]["low"] is None  # nothing varies: no spread was seen
+
+
+def test_a_candidate_that_loses_requests_is_not_judged_by_those_it_answered() -> None:
+    found = ratios(speed_of([1.0, 1.1, 0.9, 1.0], errors=1), LOAD)
+    for name in ("first_token", "per_token", "throughput", "cost_per_request"):
+        assert found[name]["low"] is None and "1 of 16 of the candidate" in found[name]["reason"]
+    free = ratios(speed_of([1.0, 1.1, 0.9, 1.0]), Load(rates=(1.0,)))["cost_per_request"]
+    assert free["value"] is None and "no price" in free["reason"]

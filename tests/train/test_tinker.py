@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from veritune.errors import GateError, MachineError, ModelError
 from veritune.records import Rendered
 from veritune.train import tinker
-from veritune.train.tinker import datum, export_due, missed, switches, unpack
+from veritune.train.tinker import datum, export_due, inspect, missed, switches, untar
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
 UP = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
@@ -69,7 +69,8 @@ def test_an_export_is_opened_and_compared_with_what_was_asked(tmp_path: Path) ->
     content = save(
         {Q: np.ones((2, 4), np.float32), UP: np.ones((2, 4), np.float32), gate: np.zeros((2, 4), np.float32)}
     )
-    found = unpack(archive("adapter_model.safetensors", content), tmp_path, ["attention"])
+    untar(archive("adapter_model.safetensors", content), tmp_path)
+    found = inspect(tmp_path, ["attention"])
     assert found["differs"] == ["mlp: trained, not asked"]
     assert found["modules"] == ["model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj"]
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == content
@@ -77,12 +78,13 @@ def test_an_export_is_opened_and_compared_with_what_was_asked(tmp_path: Path) ->
 
 def test_an_archive_without_safetensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no safetensors"):
-        unpack(archive("adapter_model.bin", b"x"), tmp_path, ["attention"])
+        untar(archive("adapter_model.bin", b"x"), tmp_path)
+        inspect(tmp_path, ["attention"])
 
 
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
     with pytest.raises(tarfile.OutsideDestinationError):
-        unpack(archive("../evil.safetensors", b"x"), tmp_path / "in", ["attention"])
+        untar(archive("../evil.safetensors", b"x"), tmp_path / "in")
     assert not (tmp_path / "evil.safetensors").exists()
 
 

@@ -70,12 +70,12 @@ def adapted(folder: Path) -> Any:
     return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"]))
 
 
-def sft_trainer(model: Any, data: list[dict[str, Any]], tokenizer: Any, out: Path) -> Any:
+def sft_trainer(model: Any, data: list[dict[str, Any]], tokenizer: Any, out: Path, **settings: Any) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     fixed = {"packing": False, "completion_only_loss": True, "max_length": 512, "gradient_checkpointing": False}
-    config = SFTConfig(output_dir=str(out), **fixed, **SCHEDULE)
+    config = SFTConfig(output_dir=str(out), **{**fixed, **SCHEDULE, **settings})
     return SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list(data), processing_class=tokenizer)
 
 
@@ -150,3 +150,55 @@ def test_every_step_has_trl_s_loss(peers: tuple[Any, Any]) -> None:
     assert len(logged(ours, "loss")) == STEPS
     assert logged(ours, "loss") == pytest.approx(logged(sft, "loss"), rel=1e-4)
     assert logged(ours, "grad_norm") == pytest.approx(logged(sft, "grad_norm"), rel=1e-3)
+
+
+def test_the_gradient_callback_sees_trl_s_gradients_as_taken_by_hand(
+    rows: tuple[Row, ...], rendered: list[Rendered], tokenizer: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    """One line in TRL's trainer. By hand: its loss on all rows at once, from the weights that each step began with."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import PrinterCallback, TrainerCallback
+
+    from veritune.train.models import ModelRef, load_base
+    from veritune.train.modules import module_type
+    from veritune.train.telemetry import GradientTelemetry, read_telemetry
+
+    class Weights(TrainerCallback):
+        """The trainable weights at the beginning of every step."""
+
+        def __init__(self) -> None:
+            self.began: list[dict[str, torch.Tensor]] = []
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+            named = kw["model"].named_parameters()
+            self.began.append({n: p.detach().clone() for n, p in named if p.requires_grad})
+
+    torch.manual_seed(7)
+    base = load_base(ModelRef("tiny", tiny_model, "float32"))
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    path, weights = tmp_path / "telemetry.jsonl", Weights()
+    changed = {"per_device_train_batch_size": len(rows), "max_steps": 3, "max_grad_norm": 0.05}
+    sft = sft_trainer(model, as_text(rows, tokenizer), tokenizer, tmp_path / "sft", **changed)
+    sft.add_callback(weights)
+    sft.add_callback(GradientTelemetry(path))
+    sft.remove_callback(PrinterCallback)
+    sft.train()
+
+    lines = read_telemetry(path)
+    assert [line["step"] for line in lines] == [1, 2, 3] and len(weights.began) == 3
+    assert all(line["clip"]["factor"] < 1 for line in lines), "clipped, and still told before clipping"
+    scored = sum(row.n_target for row in rendered)
+    for line, began in zip(lines, weights.began):
+        model.load_state_dict(began, strict=False)
+        model.zero_grad()
+        for row in rendered:
+            ids, labels = torch.tensor([row.input_ids]), torch.tensor([row.labels])
+            (model(input_ids=ids, labels=labels).loss * row.n_target / scored).backward()
+        squares: dict[str, float] = {}
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                kind = module_type(name)
+                squares[kind] = squares.get(kind, 0.0) + float(p.grad.double().square().sum())
+        assert line["grad_norm"]["type"] == pytest.approx({k: s**0.5 for k, s in squares.items()}, rel=2e-3)
+        assert line["grad_norm"]["total"] == pytest.approx(sum(squares.values()) ** 0.5, rel=2e-3)

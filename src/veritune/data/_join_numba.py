@@ -6,16 +6,28 @@ lost write loses a short cut, never a fact: every accepted pair is also listed, 
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from veritune.data import _join
-from veritune.data._join import ALL_PAIRS_UP_TO, BIT_WORDS, F64, KEEP, MIN_KEYS, PAIR_FROM, RARE_KEYS, SPREAD, Sketches
+from veritune.data._join import (
+    ALL_PAIRS_UP_TO,
+    BIT_WORDS,
+    F64,
+    KEEP,
+    KEYS_A_ROW,
+    MIN_KEYS,
+    PAIR_FROM,
+    RARE_KEYS,
+    SPREAD,
+    Sketches,
+)
 from veritune.data._sweep import MIX_1, MIX_2, Sweep
 from veritune.data._sweep_numba import run_blocks
 from veritune.data.text import I64, U8, U32, U64
@@ -25,7 +37,9 @@ _RULES = (64, 8, 0x9E3779B1, 8, 8, 4, 6, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
 if _RULES != (KEEP, BIT_WORDS, SPREAD, RARE_KEYS, PAIR_FROM, MIN_KEYS, ALL_PAIRS_UP_TO, MIX_1, MIX_2):
     raise RuntimeError("_join_numba._RULES must repeat the constants of _join and _sweep")
 _ROWS = 1 << 14
-_PARTITION_KEYS = 1 << 24  # keys sorted at a time: 128 MB
+_PARTITION_KEYS = 1 << 20  # keys sorted at a time: 8 MB
+_KEYS_AT_ONCE = 1 << 26  # keys held at a time: 512 MB
+_ROWS_AHEAD, _KEYS_AHEAD, _PAIRS_AHEAD = 6, 24, 6  # how far ahead memory is asked for
 _PAD = np.uint32(0xFFFFFFFF)
 _M1, _M2 = np.uint64(MIX_1), np.uint64(MIX_2)
 _S29, _S31, _S32 = np.uint64(29), np.uint64(31), np.uint64(32)
@@ -47,10 +61,37 @@ def _popcount(typing, word):  # type: ignore[no-untyped-def]
     return types.uint64(types.uint64), build
 
 
+@intrinsic
+def _fetch(typing, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at an address; what is asked for in time need not be waited for."""
+
+    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(args[0], pointer), i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), build
+
+
+@njit(nogil=True, cache=True)
+def _fetch_row(address, n_bytes):  # type: ignore[no-untyped-def]
+    for line in range(0, n_bytes, 64):
+        _fetch(np.uintp(address + line))
+
+
 @njit(nogil=True, cache=True)
 def _count_df(feature_F, start, length, row_N, a, b, df):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     mask = np.uint32(len(df) - 1)
+    base, counters = feature_F.ctypes.data, df.ctypes.data
     for u in range(a, b):
+        if u + _ROWS_AHEAD < b:
+            r = row_N[u + _ROWS_AHEAD]
+            _fetch_row(base + 4 * start[r], 4 * length[r])
+            r = row_N[u + _ROWS_AHEAD // 3]
+            for i in range(start[r], start[r] + length[r]):
+                _fetch(np.uintp(counters + 4 * np.int64(feature_F[i] & mask)))
         r = row_N[u]
         for i in range(start[r], start[r] + length[r]):
             df[feature_F[i] & mask] += 1
@@ -69,7 +110,14 @@ def _sketch_rows(feature_F, start, length, row_N, bounds, bucket_of, weight, id_
     mask = np.uint32(len(bucket_of) - 1)
     bucket = np.empty(1 << 12, np.uint8)
     size = np.empty(32, np.int64)
+    base, buckets = feature_F.ctypes.data, bucket_of.ctypes.data
     for u in range(a, b):
+        if u + _ROWS_AHEAD < b:
+            r = row_N[u + _ROWS_AHEAD]
+            _fetch_row(base + 4 * start[r], 4 * length[r])
+            r = row_N[u + _ROWS_AHEAD // 3]
+            for i in range(start[r], start[r] + length[r]):
+                _fetch(np.uintp(buckets + np.int64(feature_F[i] & mask)))
         r = row_N[u]
         n = length[r]
         if n < least:
@@ -207,24 +255,35 @@ def _row_keys(ids, count, rare_below, low, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _write_keys(id_N_K, count_N, bounds, rare_below, starts, keys):  # type: ignore[no-untyped-def]
-    """Count (keys empty) or write the keys of rows [a, b) that fall into one of `parts` partitions of key space."""
-    a, b, part, parts = bounds
+def _block_keys(id_N_K, count_N, rare_below, a, b, wanted):  # type: ignore[no-untyped-def]
+    """The keys of rows [a, b) that fall into the wanted partitions, partition by partition.
+
+    `wanted`: the first of them, how many, out of how many. Returns the keys and where each partition begins and ends.
+    """
+    first, inner, parts = wanted
     out = np.empty(128, np.uint64)
     low = np.empty(PAIR_FROM, np.uint64)
     n_parts = np.uint64(parts)
-    sizes = np.zeros(parts, np.int64)
-    at = starts
+    keys = np.empty((b - a) * (RARE_KEYS + PAIR_FROM * (PAIR_FROM - 1) // 2 + MIN_KEYS), np.uint64)
+    sizes = np.zeros(inner, np.int64)
+    found = 0
     for u in range(a, b):
-        n = _row_keys(id_N_K[u], count_N[u], rare_below, low, out)
-        for i in range(n):
-            mine = ((out[i] >> _S32) * n_parts) >> _S32
-            if len(keys) == 0:
-                sizes[mine] += 1
-            elif mine == np.uint64(part):
-                keys[at] = out[i] | np.uint64(u)
-                at += 1
-    return sizes
+        for i in range(_row_keys(id_N_K[u], count_N[u], rare_below, low, out)):
+            part = np.int64(((out[i] >> _S32) * n_parts) >> _S32) - first
+            if part >= 0 and part < inner:
+                sizes[part] += 1
+                keys[found] = out[i] | np.uint64(u)
+                found += 1
+    cuts = np.zeros(inner + 1, np.int64)
+    for part in range(inner):
+        cuts[part + 1] = cuts[part] + sizes[part]
+    at = cuts[:-1].copy()
+    sorted_keys = np.empty(found, np.uint64)
+    for i in range(found):
+        part = np.int64(((keys[i] >> _S32) * n_parts) >> _S32) - first
+        sorted_keys[at[part]] = keys[i]
+        at[part] += 1
+    return sorted_keys, cuts
 
 
 @njit(nogil=True, cache=True)
@@ -256,7 +315,12 @@ def _shared(x, y, id_N_K, bits_N_B, weight):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _shared_pairs(left_P, right_P, a, b, id_N_K, bits_N_B, weight, out):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    ids, bits = id_N_K.ctypes.data, bits_N_B.ctypes.data
     for i in range(a, b):
+        if i + _PAIRS_AHEAD < b:
+            for x in (left_P[i + _PAIRS_AHEAD], right_P[i + _PAIRS_AHEAD]):
+                _fetch(np.uintp(bits + 64 * x))
+                _fetch_row(ids + 256 * x, 256)
         out[i] = _shared(left_P[i], right_P[i], id_N_K, bits_N_B, weight)
 
 
@@ -288,13 +352,25 @@ def _union(parent, edges, n_edges, x, y, root_x, root_y):  # type: ignore[no-unt
 
 
 @njit(nogil=True, cache=True)
-def _scan(keys, a, b, sketch, square, parent):  # type: ignore[no-untyped-def]  # noqa: C901
-    """Verify the candidate pairs of sorted keys [a, b), which begin and end between buckets; returns the edges."""
+def _scan(keys, sketch, square, parent):  # type: ignore[no-untyped-def]  # noqa: C901
+    """Verify the candidate pairs of sorted keys; returns the edges."""
+    a, b = 0, len(keys)
     edges = np.empty((1 << 12, 2), np.int32)
     root = np.empty(ALL_PAIRS_UP_TO, np.int64)
     n_edges = 0
     at = a
+    parents, bits = parent.ctypes.data, sketch[3].ctypes.data
+    masses, least = sketch[1].ctypes.data, sketch[2].ctypes.data
+    asked = a
     while at < b:
+        while asked < min(at + _KEYS_AHEAD, b - 1):  # rows that share a key, soon to be compared
+            if keys[asked] >> _S32 == keys[asked + 1] >> _S32:
+                x = np.int64(keys[asked] & _LOW)
+                _fetch(np.uintp(parents + 4 * x))
+                _fetch(np.uintp(bits + 64 * x))
+                _fetch(np.uintp(masses + 8 * x))
+                _fetch(np.uintp(least + x))
+            asked += 1
         key = keys[at] >> _S32
         end = at + 1
         while end < b and keys[end] >> _S32 == key:
@@ -394,53 +470,41 @@ def near_components(sketch: Sketches, threshold: float, *, threads: int = 1) -> 
 
 
 def _one_pass(sketch: Sketches, threshold: float, threads: int) -> I64:
+    """Keys a partition of key space at a time: gathered, sorted and scanned while they are in the cache."""
     n = len(sketch.count_N)
     parent = np.arange(n, dtype=np.int32)
     least_N = least_shared(sketch, threshold, threads)
     columns = (sketch.id_N_K, sketch.mass_N, least_N, sketch.bits_N_B, sketch.weights.weight)
-    found = []
-    for keys in _partitions(sketch, threads):
-        cuts = _between_buckets(keys, threads)
-        scan = [(int(a), int(b)) for a, b in pairwise(cuts)]
+    found: list[Any] = []
+    for parts, made in _keys_by_round(sketch, threads):
 
-        def work(bounds: tuple[int, int], keys: U64 = keys) -> Any:
-            return _scan(keys, *bounds, columns, threshold * threshold, parent)
+        def scan(part: int, made: list[tuple[U64, I64]] = made) -> Any:
+            return _scan(_gathered(made, part), columns, threshold * threshold, parent)
 
-        found.extend(run_blocks(work, scan, threads))
+        found.extend(run_blocks(scan, list(range(parts)), threads))
     edge = np.concatenate(found) if found else np.zeros((0, 2), np.int32)
     return _join.components(n, edge[:, 0].astype(np.int64), edge[:, 1].astype(np.int64))
 
 
-def _between_buckets(keys: U64, parts: int) -> I64:
-    cuts = [0]
-    for p in range(1, parts):
-        at = len(keys) * p // parts
-        if at and at < len(keys):
-            at = int(np.searchsorted(keys, (keys[at] >> _S32) << _S32))
-        cuts.append(max(at, cuts[-1]))
-    return np.array([*cuts, len(keys)], np.int64)
+def _keys_by_round(sketch: Sketches, threads: int) -> Iterator[tuple[int, list[tuple[U64, I64]]]]:
+    """How many partitions a round has, and the keys of every block of rows, partition by partition.
 
-
-def _partitions(sketch: Sketches, threads: int):  # type: ignore[no-untyped-def]
-    """Sorted keys, a partition of key space at a time, so that memory does not grow with the number of keys."""
+    One round up to `_KEYS_AT_ONCE` keys, beyond it several, so that memory is bounded.
+    """
     n = len(sketch.count_N)
     blocks = [(a, min(a + _ROWS, n)) for a in range(0, n, _ROWS)]
-    parts = max(1, -(-n * 48 // _PARTITION_KEYS))
-    none = np.zeros(0, np.uint64)
-    rare = np.uint64(sketch.weights.rare)
-    sizes = run_blocks(
-        lambda b: _write_keys(sketch.id_N_K, sketch.count_N, (*b, 0, parts), rare, 0, none), blocks, threads
-    )
-    size_R_P = np.array(sizes).reshape(len(blocks), parts)
-    for part in range(parts):
-        starts = np.concatenate(([0], np.cumsum(size_R_P[:, part])))
-        keys = np.empty(int(starts[-1]), np.uint64)
+    rounds = max(1, -(-n * KEYS_A_ROW // _KEYS_AT_ONCE))
+    parts = max(1, -(-n * KEYS_A_ROW // (rounds * _PARTITION_KEYS)))
+    columns = (sketch.id_N_K, sketch.count_N, np.uint64(sketch.weights.rare))
+    for first in range(0, rounds * parts if n else 0, parts):
 
-        def write(i: int, keys: U64 = keys, part: int = part, starts: I64 = starts) -> None:
-            bounds = (*blocks[i], part, parts)
-            if len(keys):
-                _write_keys(sketch.id_N_K, sketch.count_N, bounds, rare, int(starts[i]), keys)
+        def make(bounds: tuple[int, int], first: int = first) -> Any:
+            return _block_keys(*columns, *bounds, (first, parts, rounds * parts))
 
-        run_blocks(write, list(range(len(blocks))), threads)
-        keys.sort()
-        yield keys
+        yield parts, run_blocks(make, blocks, threads)
+
+
+def _gathered(made: list[tuple[U64, I64]], part: int) -> U64:
+    keys = np.concatenate([keys[cuts[part] : cuts[part + 1]] for keys, cuts in made])
+    keys.sort()
+    return keys

@@ -21,7 +21,7 @@ from veritune.errors import MachineError
 if TYPE_CHECKING:
     from veritune.data.families import FamilyConfig
 
-__all__ = ["Executor", "Near", "choose", "clusters", "components", "running"]
+__all__ = ["Executor", "Near", "choose", "clusters", "components", "running", "sketched"]
 
 Executor = Literal["local", "ray"]
 
@@ -116,10 +116,17 @@ def running(n_rows: int, config: FamilyConfig) -> Iterator[Any]:
         yield choose(n_rows, config, _Numpy, _Numba)
 
 
-def clusters(sweep: Sweep, engine: Any, config: FamilyConfig) -> Near:
-    """Clusters of near-duplicates. Equal texts are looked at once, in the order of their hashes, never of the rows."""
+def sketched(sweep: Sweep, engine: Any, config: FamilyConfig) -> tuple[I64, Sketches]:
+    """The first row of every distinct text, and the sketches of these rows.
+
+    Equal texts are looked at once, in the order of their hashes, never of the rows.
+    """
     _, first_U = np.unique(sweep.hash_N, return_index=True)
-    sketch = engine.sketches(sweep, first_U, config.min_features)
+    return first_U, engine.sketches(sweep, first_U, config.min_features)
+
+
+def clusters(sweep: Sweep, first_U: I64, sketch: Sketches, engine: Any, config: FamilyConfig) -> Near:
+    """Clusters of near-duplicates; the sweep's features are not needed any more."""
     n_short = int(np.count_nonzero(sweep.length_N < config.min_features))
     root_U = engine.near_components(sketch, config.threshold)
     member_M, centre_M, score_M, n_recut, n_recut_rows = _around_centres(engine, sketch, root_U, config)

@@ -8,6 +8,7 @@ Runs of `gram` tokens that row and item share are looked up beside it. `_overlap
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ _MIN_TEXTS = 64
 _SLACK = 1.5
 _CHUNK = 1 << 20
 SAMPLED = 25_000
+RUN = 24  # tokens at the beginning of a faint entry that are looked up in the rows
 NEGLIGIBLE = 0.1  # of the heaviest weight: lighter features are left out, rows are full of them
 
 
@@ -195,18 +197,41 @@ def _weighs(index: Index, weight_V: I64, heaviest: float) -> Bool:
 def sample(rows: TextBuffer) -> tuple[TextBuffer, int]:
     """About `SAMPLED` rows in which features are counted, and how many rows each of them stands for.
 
-    Chosen by length and the eight bytes in the middle, so that the choice does not depend on the order of the rows.
+    Every stride-th row in the order of hashes of the text: the choice does not depend on the order of the rows, and
+    rows that are alike, or that differ in one number, are drawn in proportion.
     """
     stride = max(1, len(rows) // SAMPLED)
     if stride == 1:
         return rows, 1
-    begin_N, end_N = rows.offset_N1[:-1], rows.offset_N1[1:]
-    key_N = (end_N - begin_N).astype(np.uint64)
-    for i in range(8):
-        at_N = np.minimum((begin_N + end_N) // 2 + i, len(rows.data) - 1)
-        key_N = (key_N ^ rows.data[at_N]) * np.uint64(HORNER)
-    chosen = (key_N >> np.uint64(33)) % np.uint64(stride) == 0
-    return rows.take(np.flatnonzero(chosen)), stride
+    key_N = _spots(rows)
+    order = np.argsort(key_N, kind="stable")
+    tied = np.append(False, key_N[order][1:] == key_N[order][:-1])
+    tied[:-1] |= tied[1:]
+    again = order[tied]  # what five spots do not tell apart is told apart by all of its bytes
+    whole_N = np.zeros(len(rows), np.uint64)
+    whole_N[again] = [_whole(rows, i) for i in again.tolist()]
+    order[tied] = again[np.lexsort((whole_N[again], key_N[again]))]
+    return rows.take(np.sort(order[stride // 2 :: stride])), stride
+
+
+def _spots(rows: TextBuffer) -> U64:
+    """A hash of every row's length and of eight bytes at five places; 0 for a row shorter than that."""
+    begin_N, size_N = rows.offset_N1[:-1], np.diff(rows.offset_N1)
+    key_N = size_N.astype(np.uint64)
+    long = size_N >= 8
+    if not long.any():
+        return np.zeros(len(rows), np.uint64)
+    eight = np.ndarray(len(rows.data) - 7, "<u8", np.ascontiguousarray(rows.data), strides=(1,))
+    for i in range(5):
+        at_N = np.where(long, begin_N + (size_N - 8) * i // 4, 0)
+        key_N = (key_N ^ eight[at_N]) * np.uint64(HORNER)
+        key_N ^= key_N >> np.uint64(29)
+    return np.where(long, key_N, np.uint64(0))
+
+
+def _whole(rows: TextBuffer, i: int) -> int:
+    data = rows.data[int(rows.offset_N1[i]) : int(rows.offset_N1[i + 1])]
+    return int.from_bytes(hashlib.blake2b(data.tobytes(), digest_size=8).digest(), "little")
 
 
 def count(rows: TextBuffer, index: Index) -> tuple[I64, I64]:
@@ -245,8 +270,10 @@ def _look_up(table: U32 | U64, wanted: U32 | U64) -> tuple[I64, Bool]:
 
 
 def scoring(index: Index, df_V: I64, df_G: I64, n_rows: int, review: float, min_features: int) -> Scoring:
-    """Weights and candidate lists. An entry with fewer than `min_features` features is left to exact matching.
+    """Weights and candidate lists.
 
+    An entry with fewer than `min_features` features, or fewer than half as many that are not in about every row (a
+    template's items, told apart by a number), is left to exact matching.
     Per entry the heaviest features up to `COVERED` of its weight are listed; a row that reaches `review` must then
     hold listed features of at least `review - (1 - COVERED)`, so no pair is lost by looking only at those.
     """
@@ -257,16 +284,52 @@ def scoring(index: Index, df_V: I64, df_G: I64, n_rows: int, review: float, min_
     entry_F = np.repeat(np.arange(len(index)), size_E)
     weight_F = weight_V[index.feature_F]
     total_E = np.bincount(entry_F, weights=weight_F, minlength=len(index)).astype(np.int64)
+    able_E = (size_E >= min_features) & ~faint(index, weight_V, min_features)
     order = np.lexsort((index.feature_F, -weight_F, entry_F))
     before = np.cumsum(weight_F[order]) - weight_F[order]
     before -= np.repeat(before[index.offset_E1[:-1][size_E > 0]], size_E[size_E > 0])
-    listed = (before < COVERED * total_E[entry_F]) & (size_E[entry_F] >= min_features)
+    listed = (before < COVERED * total_E[entry_F]) & able_E[entry_F]
     place, entry = index.feature_F[order][listed], entry_F[order][listed]
     by_place = np.lexsort((entry, place))
     posting_V1 = np.searchsorted(place[by_place], np.arange(len(weight_V) + 1))
     needed_E = np.maximum(1, np.floor((review - (1 - COVERED)) * total_E)).astype(np.int64)
     gram_ok_G = (df_G <= max(20, math.ceil(0.01 * n_rows))) & _weighs(index, weight_V, math.log(_SLACK * n) ** 2)
     return Scoring(weight_V, total_E, needed_E, entry[by_place].astype(np.int32), posting_V1, review, gram_ok_G)
+
+
+def faint(index: Index, weight_V: I64, min_features: int) -> Bool:
+    """Entries of `min_features` features or more of which not half as many weigh anything, shape [E].
+
+    Their words are in about every row: a template's items, told apart by a number, or an item that many rows hold.
+    """
+    size_E = np.diff(index.offset_E1)
+    entry_F = np.repeat(np.arange(len(index)), size_E)
+    weighing_E = np.bincount(entry_F[weight_V[index.feature_F] > 0], minlength=len(index))
+    return np.asarray((size_E >= min_features) & (2 * weighing_E < min_features))
+
+
+def standing(rows: TextBuffer, texts: list[str]) -> tuple[I64, I64, I64]:
+    """Rows, texts and row parts where a text's tokens (the first `RUN` of them) stand in the row one after another."""
+    wanted = read(TextBuffer.from_strings(texts), 0, len(texts))
+    size_E = np.minimum(wanted.token_N_2[:, 0], RUN)
+    by_size: dict[int, dict[int, list[int]]] = {}
+    for size in np.unique(size_E[size_E > 0]).tolist():
+        gram, at = grams(wanted, size)
+        _, first = np.unique(wanted.row_T[at], return_index=True)
+        table = by_size.setdefault(size, {})
+        for entry, hashed in zip(wanted.row_T[at][first].tolist(), gram[first].tolist()):
+            if size_E[entry] == size:
+                table.setdefault(hashed, []).append(entry)
+    found = set()
+    for a, b in chunks_by_bytes(rows.offset_N1, _CHUNK):
+        block = read(rows, a, b)
+        for size, table in by_size.items():
+            gram, at = grams(block, size)
+            here = np.isin(gram, np.array(list(table), np.uint64))
+            for hashed, t in zip(gram[here].tolist(), at[here].tolist()):
+                found |= {(a + int(block.row_T[t]), entry, int(block.part_T[t])) for entry in table[hashed]}
+    triples = np.array(sorted(found), np.int64).reshape(-1, 3)
+    return triples[:, 0], triples[:, 1], triples[:, 2]
 
 
 def score(rows: TextBuffer, index: Index, rule: Scoring) -> Overlap:

@@ -27,6 +27,9 @@ from veritune.store import write_json, write_jsonl, write_text
 if TYPE_CHECKING:
     from veritune.data.parity import RenderStats
 
+WHOLE_FILES = ("unreadable", "empty_file")  # each of these files is named on the screen
+_FILES_SHOWN = 20
+
 EvalSource = Any  # a path, a table object, a list of rows or of texts
 
 LIMITS = (
@@ -423,8 +426,11 @@ def _head(report: AuditReport) -> list[str]:
     ]
     lines += [f"  {f.message}" for f in report.findings if f.check in ("load.columns", "load.mixed_schemas")]
     for reason, n in Counter(f.check.removeprefix("load.") for f in report.rejects).most_common():
-        first = next(f for f in report.rejects if f.check == f"load.{reason}")
-        lines.append(f"  {n:,} x {reason}: first {first.source}:{first.line}: {first.message}")
+        found = [f for f in report.rejects if f.check == f"load.{reason}"]
+        lines.append(f"  {n:,} x {reason}: first {found[0].source}:{found[0].line}: {found[0].message}")
+        if reason in WHOLE_FILES:
+            lines += [f"    also {f.source}: {f.message}" for f in found[1:_FILES_SHOWN]]
+            lines += [f"    and {n - _FILES_SHOWN:,} more files"] if n > _FILES_SHOWN else []
     return lines
 
 

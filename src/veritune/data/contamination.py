@@ -111,7 +111,10 @@ class Entries:
 
 @dataclass(frozen=True)
 class ContaminationResult:
-    """All pairs of row and item found, by row. Equal items of one eval are one entry each, equal rows one pair each."""
+    """All pairs of row and item found, by row. Equal items of one eval are one entry each, equal rows one pair each.
+
+    `exact_only` prompts of items have too few words of their own to look for near-copies of them.
+    """
 
     columns: FamilyColumns
     entries: Entries
@@ -122,6 +125,7 @@ class ContaminationResult:
     status_P: I64
     score_P: npt.NDArray[np.float64]
     config: ContaminationConfig
+    exact_only: int = 0
 
     def __len__(self) -> int:
         return len(self.row_P)
@@ -180,6 +184,7 @@ class ContaminationResult:
             "pairs": len(self),
             "by_kind": {name: int(np.count_nonzero(self.kind_P == i)) for i, name in enumerate(_KINDS)},
             "evals": self.by_eval,
+            "prompts_exact_only": self.exact_only,
             "thresholds": {
                 "confirmed": self.config.confirmed,
                 "review": self.config.review,
@@ -206,9 +211,10 @@ class ContaminationResult:
         message = (
             f"no {self.config.fail_on} overlap of {len(self.columns.text)} rows with {len(self.entries.texts)} texts"
         )
-        return GateResult(
-            "contamination", "passed", f"{message}; {near} near-copies, {numbers['rows_review']} to review.", numbers
-        )
+        message += f"; {near} near-copies, {numbers['rows_review']} to review"
+        if self.exact_only:
+            message += f"; {self.exact_only} prompts have too few words of their own to look for near-copies of them"
+        return GateResult("contamination", "passed", f"{message}.", numbers)
 
     def _first(self, wanted: npt.NDArray[np.bool_], k: int) -> list[Hit]:
         return [self._hit(int(p), 0) for p in np.flatnonzero(wanted)[:k]]
@@ -288,8 +294,13 @@ def check_contamination(
         overlap = score_on_ray(columns.text, index, rule, config)
     else:
         overlap = engine.score(columns.text, index, rule)
-    same = _identical(index, entries, overlap.hash_N_2, config)
-    return _judge(columns, entries, overlap, same, config)
+    usable_E = _usable(index, entries, config)
+    same = _identical(index, usable_E, overlap.hash_N_2)
+    faint_E = _overlap.faint(index, rule.weight_V, config.min_features)
+    held = _standing(columns, entries, usable_E & faint_E)
+    few_E = faint_E | (np.diff(index.offset_E1) < config.min_features)
+    result = _judge(columns, entries, overlap, (same, held), config)
+    return dataclasses.replace(result, exact_only=int(np.count_nonzero(few_E & ~entries.answer_E)))
 
 
 def _configured(config: ContaminationConfig | None, settings: Mapping[str, Any]) -> ContaminationConfig:
@@ -336,18 +347,21 @@ def _prompt_and_answer(item: Row | str, answers: bool) -> tuple[str | None, str 
     return item, None
 
 
-def _identical(
-    index: Index, entries: Entries, hash_N_2: npt.NDArray[np.uint64], config: ContaminationConfig
-) -> tuple[I64, I64, I64]:
-    """Pairs (row, entry, row part) of equal canonical texts; too short a text without digits equals nothing.
+def _usable(index: Index, entries: Entries, config: ContaminationConfig) -> npt.NDArray[np.bool_]:
+    """Entries whose equality means something, shape [E]: too short a text without digits equals nothing.
 
-    A prompt may stand in either part of a row; an answer counts only with enough features to be told from any other.
+    An answer counts only with enough features to be told from any other.
     """
     feature_E = np.diff(index.offset_E1)
     digit_E = np.array([any(c.isdigit() for c in t) for t in entries.texts], bool)
     short = (index.token_E < config.min_tokens) & ~digit_E
     usable = ~short & (~entries.answer_E | (feature_E >= config.min_features)) & (index.hash_E != 0)
-    entry = np.flatnonzero(usable)
+    return np.asarray(usable, bool)
+
+
+def _identical(index: Index, usable_E: npt.NDArray[np.bool_], hash_N_2: npt.NDArray[np.uint64]) -> tuple[I64, I64, I64]:
+    """Pairs (row, entry, row part) of equal canonical texts; a prompt may stand in either part of a row."""
+    entry = np.flatnonzero(usable_E)
     order = entry[np.argsort(index.hash_E[entry], kind="stable")]
     hashes = index.hash_E[order]
     rows, found, parts = [], [], []
@@ -362,26 +376,48 @@ def _identical(
     return np.concatenate(rows), np.concatenate(found).astype(np.int64), np.concatenate(parts)
 
 
+def _standing(columns: FamilyColumns, entries: Entries, faint_E: npt.NDArray[np.bool_]) -> tuple[I64, I64, I64]:
+    """Pairs (row, entry, row part) where an entry whose words weigh nothing stands word for word."""
+    entry = np.flatnonzero(faint_E)
+    if not len(entry):
+        none = np.zeros(0, np.int64)
+        return none, none, none
+    row_P, which_P, part_P = _overlap.standing(columns.text, [entries.texts[e] for e in entry.tolist()])
+    needle = [canonical(entries.texts[e]) for e in entry.tolist()]
+    held: dict[tuple[int, int], str] = {}
+    good = np.zeros(len(row_P), bool)
+    for p, (row, which, part) in enumerate(zip(row_P.tolist(), which_P.tolist(), part_P.tolist())):
+        if (row, part) not in held:
+            held = {(row, part): canonical(_part_text(columns.text, row, part))}  # rows ascend: one is enough
+        good[p] = stands_in(needle[which], held[row, part])
+    return row_P[good], entry[which_P[good]], part_P[good]
+
+
 def _judge(
     columns: FamilyColumns,
     entries: Entries,
     overlap: Overlap,
-    same: tuple[I64, I64, I64],
+    exact: tuple[tuple[I64, I64, I64], tuple[I64, I64, I64]],
     config: ContaminationConfig,
 ) -> ContaminationResult:
-    """Every pair with its kind, status, part and score; the strongest evidence for a pair is the one it carries."""
+    """Every pair with its kind, status, part and score; the strongest evidence for a pair is the one it carries.
+
+    `exact`: pairs that are identical, and pairs where an entry is contained and was not scored.
+    """
+    same, held = exact
     best = overlap.score_P_2.max(axis=1, initial=0.0)
     part = overlap.score_P_2.argmax(axis=1) if len(best) else np.zeros(0, np.int64)
     kind = np.where(best >= config.review, 2, 3)
     status = np.where(best >= config.confirmed, 1, 2)
     inside = _contained(columns, entries, overlap, config)
     kind[inside], status[inside], best[inside] = 1, 0, 1.0
-    row = np.concatenate((same[0], overlap.row_P))
-    entry = np.concatenate((same[1], overlap.entry_P))
-    part = np.concatenate((same[2], part))
-    kind = np.concatenate((np.zeros(len(same[0]), np.int64), kind))
-    status = np.concatenate((np.zeros(len(same[0]), np.int64), status))
-    best = np.concatenate((np.ones(len(same[0])), best))
+    n_exact = len(same[0]) + len(held[0])
+    row = np.concatenate((same[0], held[0], overlap.row_P))
+    entry = np.concatenate((same[1], held[1], overlap.entry_P))
+    part = np.concatenate((same[2], held[2], part))
+    kind = np.concatenate((np.zeros(len(same[0]), np.int64), np.ones(len(held[0]), np.int64), kind))
+    status = np.concatenate((np.zeros(n_exact, np.int64), status))
+    best = np.concatenate((np.ones(n_exact), best))
     order = np.lexsort((part, kind, entry, row))
     row, entry = row[order], entry[order]
     first = np.append(True, (row[1:] != row[:-1]) | (entry[1:] != entry[:-1]))[: len(row)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.data.lineage_svg import lineage_svg
 from veritune.data.review import draw_lineage
 from veritune.data.split import stratum_of
 from veritune.records import to_json
@@ -82,10 +83,12 @@ def datasheet(report: AuditReport) -> Datasheet:
 
 
 def write_datasheet(report: AuditReport, folder: str | Path) -> tuple[Path, Path]:
-    """Write datasheet.md and datasheet.json into `folder`; their paths."""
+    """Write datasheet.md and datasheet.json into `folder`, and lineage.svg where versions are known; their paths."""
     sheet = datasheet(report)
     md, js = Path(folder) / "datasheet.md", Path(folder) / "datasheet.json"
     write_text(md, sheet.markdown)
+    if report.versions:
+        write_text(Path(folder) / "lineage.svg", lineage_svg(report.versions))
     write_json(js, sheet.record)
     return md, js
 
@@ -162,7 +165,8 @@ def _markdown(
         [f"- {_cell(name)}: {n:,} rows" for name, n in licences.items()] if licences else ["No row names a licence."]
     )
     drawn = draw_lineage(report.versions)
-    lines += ["", "## Lineage", "", *(["```text", drawn, "```"] if drawn else ["No earlier version is recorded."]), ""]
+    picture = ["![Lineage](lineage.svg)", "", "~~~text", drawn, "~~~"]
+    lines += ["", "## Lineage", "", *(picture if drawn else ["No earlier version is recorded."]), ""]
     lines += ["## For the owner to answer", "", *(f"- {question} *Not stated.*" for question in OPEN_QUESTIONS), ""]
     return "\n".join(lines)
 

@@ -248,7 +248,12 @@ def _by_words(columns: FamilyColumns, engine: Any, config: FamilyConfig) -> Fami
     if config.exact or config.near:
         edges.add_keys(_text_keys(sweep.hash_N), "exact")
     if config.near:
-        counts.update(_add_near(sweep, edges, engine, config))
+        first_U, sketch = _near.sketched(sweep, engine, config)
+        sweep = dataclasses.replace(sweep, feature_F=sweep.feature_F[:0].copy())  # as much memory as join keys need
+        near = _near.clusters(sweep, first_U, sketch, engine, config)
+        edges.add_pairs(near.row_M, near.centre_M)
+        edges.mark_similar(near.row_M, near.similarity_M)
+        counts.update(too_short_rows=near.n_short, recut_clusters=near.n_recut, recut_rows=near.n_recut_rows)
     return _result(columns, sweep, edges, config, counts)
 
 
@@ -392,13 +397,6 @@ def _problem_keys(sweep: Sweep, config: FamilyConfig) -> I64:
     """Codes of equal problems; one too short to name a problem ("Continue.") joins nothing by itself."""
     names_a_problem = (sweep.problem_token_N >= config.min_problem_tokens) | (sweep.problem_digit_N > 0)
     return np.where(names_a_problem, _text_keys(sweep.problem_hash_N), -1)
-
-
-def _add_near(sweep: Sweep, edges: _Edges, engine: Any, config: FamilyConfig) -> dict[str, int]:
-    near = _near.clusters(sweep, engine, config)
-    edges.add_pairs(near.row_M, near.centre_M)
-    edges.mark_similar(near.row_M, near.similarity_M)
-    return {"too_short_rows": near.n_short, "recut_clusters": near.n_recut, "recut_rows": near.n_recut_rows}
 
 
 def _result(

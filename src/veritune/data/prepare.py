@@ -49,7 +49,7 @@ def prepare(store: Store, study: Study, tokenizer: Any) -> Prepared:
         id_field=study.data.id_field,
     )
     require_clean(loaded)
-    require_usable(store.root / study.data.path, loaded.source_sha256)
+    require_usable(store.root / study.data.path, loaded.source_sha256, loaded.rows)
     families = _families(study, loaded.rows)
     family_of = {m.row_id: m.family for m in families.memberships}
     split = split_zones(loaded.rows, family_of, _split_config(study))

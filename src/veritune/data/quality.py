@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from veritune.data.split import SHORT_PROMPT, problem_of, stratum_of
+from veritune.data.split import names_a_problem, problem_of, stratum_of
 from veritune.data.text import canonical
 from veritune.errors import DataError
 from veritune.patterns import limited
@@ -213,6 +213,9 @@ def _entries(content: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         patterns = entry.get("patterns", [])
         if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
             raise DataError(f"{path}: {reason}.patterns holds {patterns!r}; expected a list of texts.")
+        where = entry.get("where", [])
+        if not isinstance(where, list) or not all(isinstance(w, str) for w in where):
+            raise DataError(f"{path}: {reason}.where holds {where!r}; expected a list of system, user, assistant.")
         yield str(reason), entry
 
 
@@ -220,7 +223,7 @@ def _compiled(reason: str, entry: Mapping[str, Any]) -> Pattern:
     for pattern in entry["patterns"]:
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise DataError(
                 f"{entry['file']}: {reason}: {pattern!r} is no regular expression: {error}.", fix="Correct or quote it."
             ) from error
@@ -232,8 +235,14 @@ def _compiled(reason: str, entry: Mapping[str, Any]) -> Pattern:
             fix="severity: error, warning or note; where: system, user, assistant.",
         )
     inline = "|".join(f"(?:{_scoped(p)})" for p in entry["patterns"]) or r"(?!)"
+    try:
+        joined = re.compile(inline)
+    except (re.error, OverflowError, RecursionError) as error:  # a group's name twice, say
+        raise DataError(
+            f"{entry['file']}: {reason}: its patterns cannot be joined: {error}.", fix="Use (?:...), without names."
+        ) from error
     users = entry["file"] != str(PATTERNS)
-    return Pattern(reason, str(entry.get("says", reason)), where, cast(Severity, severity), re.compile(inline), users)
+    return Pattern(reason, str(entry.get("says", reason)), where, cast(Severity, severity), joined, users)
 
 
 def _scoped(pattern: str) -> str:
@@ -469,7 +478,7 @@ def _conflicts(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
     by_prompt: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         prompt = problem_of(row)
-        if len(prompt.split()) >= SHORT_PROMPT or any(c.isdigit() for c in prompt):
+        if names_a_problem(prompt):
             by_prompt[f"{canonical(row.text('system'))}\0{prompt}"].append(row)
     for same in by_prompt.values():
         if len(same) < 2:

@@ -2,15 +2,18 @@
 
 A pack is a JSONL file of suspicious rows for a person to read: fill in `decision` (`keep`, `drop` or `edit`), `why`
 and `reviewer`. `apply_decisions` turns it into the next version of the data; what was dropped or edited is counted by
-reason. Beside the data lies `_lineage.jsonl`, to which every version and every retirement is appended, by content hash:
-a retired version is refused under any file name.
+reason. Beside the data lies `_lineage.jsonl`, to which every version and every retirement is appended, by content hash.
+A retirement is also written to a list of this user, so that a retired version is refused under any file name, in any
+folder, and as any file that says the same rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from veritune.data.load import load_rows
 from veritune.data.split import stratum_of
 from veritune.errors import DataError
 from veritune.records import Finding, Message, Row, dumps, to_json
@@ -270,12 +274,22 @@ def write_version(
         how,
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    _append(target.parent, [*lines, _event("version", version)])
+    _append(target.parent / LEDGER, [*lines, _event("version", version)])
     return version
 
 
-def retire(path: str | Path, why: str, *, successor: str | Path | None = None) -> Version:
-    """Mark the version in `path` as one that may no longer be trained on. Raises DataError without a reason."""
+def retire(
+    path: str | Path,
+    why: str,
+    *,
+    successor: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Version:
+    """Mark the version in `path` as one that may no longer be trained on. Raises DataError without a reason.
+
+    Written to the folder's lineage and to `retired_list()`, with the hash of the file and, where rows can be read from
+    it (`columns` as in `load_rows`), the hash of what they say.
+    """
     if not why.strip():
         raise DataError(f"{path} cannot be retired without a reason.", fix="Say why.")
     file = Path(path)
@@ -285,7 +299,13 @@ def retire(path: str | Path, why: str, *, successor: str | Path | None = None) -
         lines.append(_event("version", Version(sha, file.name, None, how="as it came")))
     other = sha256_file(Path(successor)) if successor else None
     record = {"event": "retired", "sha256": sha, "why": why, "successor": other, "created": _now()}
-    _append(file.parent, [*lines, dumps(record) + "\n"])
+    record["rows_sha256"] = rows_hash(load_rows(file, columns=columns).rows)
+    _append(file.parent / LEDGER, [*lines, dumps(record) + "\n"])
+    everywhere = retired_list()
+    with disk_errors(everywhere):
+        everywhere.parent.mkdir(parents=True, exist_ok=True)
+    after = str(Path(successor).resolve()) if successor else None
+    _append(everywhere, [dumps({**record, "file": str(file.resolve()), "after": after}) + "\n"])
     return next(v for v in lineage(file.parent) if v.sha256 == sha)
 
 
@@ -311,20 +331,62 @@ def lineage(folder: str | Path) -> tuple[Version, ...]:
     return tuple(versions.values())
 
 
-def require_usable(path: str | Path, sha256: str | None = None) -> None:
-    """Raises DataError when the data in `path` is a retired version, whatever the file is called now."""
+def rows_hash(rows: Sequence[Row]) -> str | None:
+    """SHA-256 of what rows say, role by role; ids, columns, order and file format play no part. None without rows."""
+    each = sorted(
+        hashlib.sha256(json.dumps([[m.role, m.content] for m in row.messages]).encode()).digest() for row in rows
+    )
+    return hashlib.sha256(b"".join(each)).hexdigest() if each else None
+
+
+def retired_list() -> Path:
+    """The file in which retirements are kept for all folders: `$VERITUNE_RETIRED`, else in the user's data folder."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(os.environ.get("VERITUNE_RETIRED") or Path(base) / "veritune" / "retired.jsonl")
+
+
+def require_usable(path: str | Path, sha256: str | None = None, rows: Sequence[Row] | None = None) -> None:
+    """Raises DataError when the data in `path` is a retired version, whatever the file is called and wherever it lies.
+
+    Looked for in the lineage of the folder and in `retired_list()`: by the file's hash and, where `rows` are given,
+    by the hash of what they say. The version that was named as the successor may say the same.
+    """
     file = Path(path)
     folder = file if file.is_dir() else file.parent
-    if not (folder / LEDGER).exists():
+    events = [e for ledger in (folder / LEDGER, retired_list()) if ledger.is_file() for e in _retirements(ledger)]
+    if not events:
         return
     sha = sha256 or sha256_file(file)
-    version = next((v for v in lineage(folder) if v.sha256 == sha), None)
-    if version is not None and version.retired is not None:
-        after = next((v.file for v in lineage(folder) if v.sha256 == version.successor), None)
+    said = rows_hash(rows) if rows else None
+    for event in {e["sha256"]: e for e in events}.values():  # of one version the latest
+        same_rows = said is not None and event.get("rows_sha256") == said and event.get("successor") != sha
+        if event["sha256"] != sha and not same_rows:
+            continue
+        known = {v.sha256: v.file for v in lineage(folder)}
+        after = known.get(event.get("successor") or "") or event.get("after")
+        what = "is" if event["sha256"] == sha else "says row for row what was"
         raise DataError(
-            f"{file.name} is data version {version.short}, retired: {version.retired}.",
-            fix=f"Train on {after} instead." if after else f"Make or choose another version ({folder / LEDGER}).",
+            f"{file.name} {what} data version {event['sha256'][:12]}, retired: {event['why']}.",
+            fix=f"Train on {after} instead." if after else f"Make or choose another version ({retired_list()}).",
         )
+
+
+def _retirements(ledger: Path) -> list[dict[str, Any]]:
+    """The retirements in a ledger. Raises DataError where it is damaged: nothing is let through unread."""
+    found = []
+    for number, line in enumerate(ledger.read_text("utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if record["event"] == "retired":
+                found.append({**record, "sha256": str(record["sha256"]), "why": record["why"]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{ledger}:{number} is damaged: {error!r}.", fix="Restore it from a copy.") from error
+    return found
+
+
+def shown(text: str) -> str:
+    """A stranger's text on one line: what cannot be seen (control and format characters, half surrogates) is U+FFFD."""
+    return "".join("\ufffd" if unicodedata.category(c)[0] in "CZ" and c != " " else c for c in text)
 
 
 def draw_lineage(versions: Sequence[Version]) -> str:
@@ -332,23 +394,27 @@ def draw_lineage(versions: Sequence[Version]) -> str:
     known = {v.sha256 for v in versions}
     children: dict[str | None, list[Version]] = defaultdict(list)
     for version in versions:
-        parent = next((p for p in version.parents if p in known), None)
+        parent = next((p for p in version.parents if p in known and p != version.sha256), None)
         children[parent].append(version)
     lines: list[str] = []
+    seen: set[str] = set()
 
     def walk(version: Version, indent: str, last: bool, top: bool) -> None:
+        if version.sha256 in seen:
+            return
+        seen.add(version.sha256)
         stem = "" if top else indent + ("└─ " if last else "├─ ")
         rows = "rows unknown" if version.rows is None else f"{version.rows:,} rows"
         rejects = ", ".join(f"{n:,} {why}" for why, n in version.rejects.items())
         gone = f"; without {rejects}" if rejects else ""
         retired = f"  RETIRED: {version.retired}" if version.retired else ""
         more = f"; also from {', '.join(p[:12] for p in version.parents[1:])}" if len(version.parents) > 1 else ""
-        lines.append(f"{stem}{version.file} [{version.short}] {rows}{gone}{more}{retired}")
+        lines.append(stem + shown(f"{version.file} [{version.short}] {rows}{gone}{more}{retired}"))
         inside = children[version.sha256]
         for i, child in enumerate(inside):
             walk(child, "" if top else indent + ("   " if last else "│  "), i == len(inside) - 1, False)
 
-    for root in children[None]:
+    for root in (*children[None], *versions):  # a version that became its own parent's parent begins a tree too
         walk(root, "", True, True)
     return "\n".join(lines)
 
@@ -377,8 +443,8 @@ def _event(event: str, version: Version) -> str:
     return dumps({"event": event, **fields, "created": version.created or _now()}) + "\n"
 
 
-def _append(folder: Path, lines: Sequence[str]) -> None:
-    with disk_errors(folder / LEDGER), (folder / LEDGER).open("a", encoding="utf-8") as ledger:
+def _append(path: Path, lines: Sequence[str]) -> None:
+    with disk_errors(path), path.open("a", encoding="utf-8") as ledger:
         ledger.write("".join(lines))
         ledger.flush()
 

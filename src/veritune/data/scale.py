@@ -111,6 +111,14 @@ def _add(left_T: U32, right_T: U32) -> U32:
     return left_T + right_T
 
 
+def _total(df_T: U32) -> int:
+    return int(df_T.sum(dtype=np.int64))
+
+
+def _rows_of(sketch: Sketches) -> int:
+    return len(sketch.count_N)
+
+
 def _buckets(df_T: U32, weights: Weights) -> U8:
     return _join.bucket_table(df_T, weights)
 
@@ -120,37 +128,41 @@ def _sketch_block(sweep: Sweep, row_N: I64, bucket_T: U8, weights: Weights, leas
     return made
 
 
-def _keys_block(sketch: Sketches, place_B: I64, node_B: I64, ranges: int) -> tuple[U64, ...] | U64:
-    """The join keys of some rows of a block, by key range; `node_B` are the rows' numbers in the whole set."""
+def _keys_block(sketch: Sketches, place_B: I64, node_B: I64, ranges: int) -> tuple[Any, ...]:
+    """How many join keys some rows of a block have, then the keys by key range.
+
+    `node_B` are the rows' numbers in the whole set.
+    """
     key = _join.join_keys(sketch.take(place_B))
     key = (key & np.uint64(0xFFFFFFFF00000000)) | node_B.astype(np.uint64)[
         (key & np.uint64(0xFFFFFFFF)).astype(np.int64)
     ]
     mine = ((key >> np.uint64(32)) * np.uint64(ranges)) >> np.uint64(32)
     cuts = np.searchsorted(mine, np.arange(ranges + 1, dtype=np.uint64))
-    parts = tuple(key[a:b] for a, b in pairwise(cuts))
-    return parts if ranges > 1 else parts[0]
+    return (len(key), *(key[a:b] for a, b in pairwise(cuts)))
 
 
-def _pairs_of_range(owner_N: I32, blocks: int, *keys: U64) -> tuple[U64, ...] | U64:
-    """Pairs `left << 32 | right` that share a key of one range, by the block that owns the left row."""
+def _pairs_of_range(owner_N: I32, blocks: int, *keys: U64) -> tuple[Any, ...]:
+    """How many keys came and how many pairs they give; then the pairs `left << 32 | right` that share a key of one
+    range, by the block that owns the left row."""
     key = np.concatenate(keys)
     key.sort()
     left, right = _join.candidates(key)
     pair = (left.astype(np.uint64) << np.uint64(32)) | right.astype(np.uint64)
     owner_P = owner_N[left]
-    parts = tuple(pair[owner_P == s] for s in range(blocks))
-    return parts if blocks > 1 else parts[0]
+    return ((len(key), len(pair)), *(pair[owner_P == s] for s in range(blocks)))
 
 
-def _verify(where: Any, block: Any, threshold: float, kind: Kind, *pairs: U64) -> tuple[I64, I64]:
-    """Which pairs are similar enough, as the edges of a spanning forest."""
-    pair = np.unique(np.concatenate(pairs))
+def _verify(where: Any, block: Any, threshold: float, kind: Kind, *pairs: U64) -> tuple[I64, I64, int]:
+    """Which pairs are similar enough, as the edges of a spanning forest; and how many pairs came."""
+    pair = np.concatenate(pairs)
+    came = len(pair)
+    pair = np.unique(pair)
     left, right = _unpack(pair)
     good = np.zeros(len(pair), bool)
     for at, sketch, x, y in _side_by_side(where, block, left, right):
         good[at] = _tools(kind).accepted(sketch, x, y, threshold)
-    return _forest(left[good], right[good])
+    return (*_forest(left[good], right[good]), came)
 
 
 def _similar(where: Any, block: Any, left_P: I64, right_P: I64, kind: Kind) -> F32:
@@ -263,6 +275,7 @@ class RayEngine:
         heads = [self.ray.get(head) for head, _ in swept]
         begin_S1 = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
         whole = join_sweeps(heads or [_sweep_numpy.sweep(TextBuffer.from_strings([]))])
+        _balance("rows", sum(sizes), len(whole.hash_N))
         kept = {f.name: getattr(whole, f.name) for f in fields(Sweep)}
         return _RemoteSweep(**kept, blocks=tuple(w for _, w in swept), begin_S1=begin_S1)
 
@@ -282,12 +295,15 @@ class RayEngine:
             tables = [self._run(_add, *pair) if len(pair) == 2 else pair[0] for pair in _two_by_two(tables)]
         if not tables:
             return _RemoteSketches((), owner_N, place_N)
+        counted = self._run(_total, tables[0])
         bucket = self._run(_buckets, tables[0], weights)
         made = [
             self._run(_sketch_block, b, rows, bucket, weights, min_features, self.kind)
             for b, rows in zip(sweep.blocks, inside)
         ]
         self.ray.wait(made, num_returns=len(made))
+        _balance("word pairs", int(sweep.length_N[row_N].sum(dtype=np.int64)), self.ray.get(counted))
+        _balance("sketches", n, sum(self.ray.get([self._run(_rows_of, block) for block in made])))
         return _RemoteSketches(tuple(made), owner_N, place_N)
 
     def near_components(self, sketch: _RemoteSketches, threshold: float) -> I64:
@@ -307,18 +323,22 @@ class RayEngine:
         made = []
         for s, block in enumerate(sketch.blocks):
             mine = np.flatnonzero(sketch.owner_N == s)
-            made.append(_listed(self._run(_keys_block, block, sketch.place_N[mine], mine, ranges, returns=ranges)))
+            made.append(self._run(_keys_block, block, sketch.place_N[mine], mine, ranges, returns=1 + ranges))
         where = self._where(sketch)
         pairs = [
-            _listed(self._run(_pairs_of_range, where[0], blocks, *(keys[r] for keys in made), returns=blocks))
+            self._run(_pairs_of_range, where[0], blocks, *(keys[1 + r] for keys in made), returns=1 + blocks)
             for r in range(ranges)
         ]
+        sent = [keys[0] for keys in made]
         del made
         edges = [
-            self._run(_verify, where, block, threshold, self.kind, *(found[s] for found in pairs), returns=2)
+            self._run(_verify, where, block, threshold, self.kind, *(found[1 + s] for found in pairs), returns=3)
             for s, block in enumerate(sketch.blocks)
         ]
         found = [self.ray.get(list(e)) for e in edges]
+        came = self.ray.get([of_range[0] for of_range in pairs])
+        _balance("join keys", sum(self.ray.get(sent)), sum(keys for keys, _ in came))
+        _balance("pairs of rows", sum(listed for _, listed in came), sum(f[2] for f in found))
         return _join.components(n, np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found]))
 
     def similarity(self, sketch: _RemoteSketches, left_P: I64, right_P: I64) -> Any:
@@ -340,8 +360,13 @@ class RayEngine:
         return self.ray.put(sketch.owner_N), self.ray.put(sketch.place_N), self.ray.put(list(sketch.blocks))
 
 
-def _listed(returned: Any) -> list[Any]:
-    return list(returned) if isinstance(returned, list | tuple) else [returned]
+def _balance(what: str, sent: int, came: int) -> None:
+    """Raises MachineError when a step of the cluster did not get all that the step before it made."""
+    if sent != came:
+        raise MachineError(
+            f"the Ray cluster lost data: {sent:,} {what} were made, {came:,} arrived; the result would be short.",
+            fix="Run it again; if it comes back, run without --executor ray.",
+        )
 
 
 def _two_by_two(items: list[Any]) -> list[list[Any]]:
@@ -384,7 +409,9 @@ def score_on_ray(text: TextBuffer, index: Index, rule: Scoring, config: Contamin
         run = ray.remote(_score_block).options(num_cpus=1)
         waiting = [run.remote(part(text, a, b), *shared, kind) for a, b in pairwise(cuts)]
         found = [replace(o, row_P=o.row_P + a) for o, a in zip(ray.get(waiting), cuts)]
-    return _overlap.join_overlaps(found)
+    whole = _overlap.join_overlaps(found)
+    _balance("rows", len(text), len(whole.hash_N_2))
+    return whole
 
 
 def _score_block(text: TextBuffer, index: Index, rule: Scoring, kind: Kind) -> Overlap:

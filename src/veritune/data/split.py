@@ -131,9 +131,9 @@ def problem_of(row: Row) -> str:
     return canonical("\n\n".join(m.content for m in row.prompt if m.role != "system"))
 
 
-def _names_a_problem(prompt: str) -> bool:
+def names_a_problem(prompt: str) -> bool:
     """Whether a prompt is long enough for its equality to mean something: "Continue." is not (as in families)."""
-    return len(prompt.split()) >= SHORT_PROMPT or any(c.isdigit() for c in prompt)
+    return len(prompt.split(None, SHORT_PROMPT)) >= SHORT_PROMPT or any(map(str.isdigit, prompt))
 
 
 def _held(n_families: int, share: float) -> int:
@@ -312,7 +312,7 @@ def _overlap(a: str, b: str, keys: Mapping[str, _Keys], partners: Mapping[str, s
     hits = {
         "ids": shared("ids"),
         "texts": shared("texts"),
-        "prompts": shared("prompts", _names_a_problem),
+        "prompts": shared("prompts", names_a_problem),
         "answers": shared("answers", lambda answer: len(answer) >= LONG_ANSWER),
         "families": shared("families"),
         "near": [i for i in right.ids if not left_ids.isdisjoint(partners.get(i, ()))],

@@ -99,11 +99,15 @@ def calibration(
         n_missing=missing,
         reading=_reading(float(conf_N.mean()), accuracy, over, debiased),
         limits=(
-            f"It sees what {len(table.weight_B)} bins of about {n // len(table.weight_B)} rows can show: gaps that "
-            "cancel within a bin are not seen, and it holds for questions like these."
+            f"It sees what {_counted(len(table.weight_B), 'bin')} of about {n // len(table.weight_B)} rows can show: "
+            "gaps that cancel within a bin are not seen, and it holds for questions like these."
         ),
         would_change="More rows, so that bins can be finer and the interval narrower; questions of another difficulty.",
     )
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" + "s" * (n != 1)
 
 
 def _arrays(
@@ -115,7 +119,12 @@ def _arrays(
         raise ScoreError(f"expected one confidence, outcome and family per row, found lists of lengths {lengths}.")
     kept = [i for i, (c, y) in enumerate(zip(confidence_N, correct_N)) if c is not None and y is not None]
     if not kept:
-        raise ScoreError("no row has both a confidence and an outcome.", fix="Calibration needs both, row by row.")
+        unsure, unknown = (sum(x is None for x in values) for values in (confidence_N, correct_N))
+        raise ScoreError(
+            f"no row has both a confidence and an outcome: of {len(confidence_N)} rows {unsure} lack a confidence, "
+            f"{unknown} an outcome (an answer that could not be extracted has none).",
+            fix="Calibration needs both, row by row.",
+        )
     conf_N = np.array([confidence_N[i] for i in kept], float)
     right_N = np.array([correct_N[i] for i in kept], float)
     for what, bad_N in (

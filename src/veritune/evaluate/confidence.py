@@ -47,10 +47,13 @@ class Judged:
     notes: tuple[str, ...] = ()
 
 
-def shares_of(loglik: Sequence[float]) -> tuple[float, ...]:
-    """Softmax of log-likelihoods. Raises ScoreError when one is not finite or none is given."""
+def shares_of(loglik: Sequence[float], where: str = "") -> tuple[float, ...]:
+    """Softmax of log-likelihoods. Raises ScoreError when one is not finite or none is given; `where` names the item."""
     if not loglik or not all(math.isfinite(x) for x in loglik):
-        raise ScoreError(f"expected finite log-likelihoods, found {list(loglik)[:6]}.", fix="Score the item again.")
+        raise ScoreError(
+            f"{where + ': ' * bool(where)}expected finite log-likelihoods, found {list(loglik)[:6]}.",
+            fix="Score the item again, with a model whose weights are whole.",
+        )
     top = max(loglik)
     weights = [math.exp(x - top) for x in loglik]
     total = sum(weights)
@@ -115,7 +118,7 @@ def _lm_sample(row: Any, metric: str, where: str) -> tuple[tuple[float, ...], fl
         )
     if metric == "acc_norm":
         loglik = [x / max(1, len(option)) for x, option in zip(loglik, options)]
-    shares = shares_of(loglik)
+    shares = shares_of(loglik, where)
     chosen = loglik.index(max(loglik))
     gold = _gold(row.get("target"), options)
     if gold is not None and outcome != float(gold == chosen):
@@ -182,8 +185,17 @@ def read_judged(
         ids=tuple(str(row.get("id", i)) for i, row in enumerate(rows, start=1)),
         confidence=tuple(_cell(row, confidence, path, i) for i, row in enumerate(rows, start=1)),
         correct=tuple(_cell(row, correct, path, i) for i, row in enumerate(rows, start=1)),
-        families=tuple(str(row[family_field]) if family_field else None for row in rows),
+        families=tuple(_family(row, family_field, f"{path.name}, row {i}") for i, row in enumerate(rows, start=1)),
     )
+
+
+def _family(row: Mapping[str, Any], field: str | None, where: str) -> str | None:
+    """The row's family; without a column for it None. An empty cell is no family that all such rows share."""
+    if field is None:
+        return None
+    if row.get(field) is None or not str(row[field]).strip():
+        raise DataError(f"{where}: no family name in column {field!r}.", fix="Fill it in, or leave out --family-field.")
+    return str(row[field])
 
 
 def _table_rows(path: Path) -> list[dict[str, Any]]:
@@ -247,7 +259,7 @@ def _question(row: Any, where: str, number: int, family_field: str | None) -> Qu
     options = tuple(str(c) for c in choices)
     if family_field is not None and family_field not in row:
         raise DataError(f"{where}: no column {family_field!r}.", fix=f"There are: {', '.join(sorted(row))}.")
-    family = str(row[family_field]) if family_field else None
+    family = _family(row, family_field, where)
     return Question(str(row.get("id", number)), prompt, options, _place(row.get("answer"), options, where), family)
 
 
@@ -279,7 +291,7 @@ def judge_choices(
         total = [x / row.n_target for x, row in zip(total, rows)]
     shares, at = [], 0
     for q in questions:
-        shares.append(shares_of(total[at : at + len(q.choices)]))
+        shares.append(shares_of(total[at : at + len(q.choices)], f"question {q.id}"))
         at += len(q.choices)
     return Judged(
         ids=tuple(q.id for q in questions),
@@ -327,5 +339,10 @@ def answer_confidences(
     made: list[float | None] = [None] * len(prompts)
     if rows:
         for i, value in zip(places, sequence_logprobs(model, rows, batch_size=batch_size)):
+            if not math.isfinite(value):
+                raise ScoreError(
+                    f"answer {i}: its log-probability is {value}, expected a finite number.",
+                    fix="The model's weights or its half precision are broken; try float32 and check the checkpoint.",
+                )
             made[i] = max(made[i] or 0.0, min(1.0, math.exp(value)))
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 
@@ -60,6 +60,30 @@ def generate(
         if on_batch is not None:
             on_batch(len(chunk), time.perf_counter() - began)
     return [outputs[i] for i in range(len(prompts))]
+
+
+def answers(
+    weights: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    on_batch: Callable[[int, float], None] | None = None,
+    *,
+    keep_going: bool = False,
+) -> list[Output]:
+    """The same of whatever a backend scores (`train.backends.Weights`): a model here, or weights on a server.
+
+    A server takes all prompts at once and batches them as it likes.
+    """
+    if weights.model is not None:
+        return generate(weights.model, tokenizer, prompts, decoding, on_batch, keep_going=keep_going)
+    stops = [] if keep_going else stop_tokens(weights, tokenizer)
+    began = time.perf_counter()
+    given = weights.sample(prompts, decoding.max_new_tokens, stops)
+    if on_batch is not None:
+        on_batch(len(prompts), time.perf_counter() - began)
+    found = [_output(list(ids), stops, tokenizer) for ids, _ in given]
+    return [replace(o, ended="stop_token") if why == "stop" else o for o, (_, why) in zip(found, given)]
 
 
 def _batch(model: Any, tokenizer: Any, prompts: list[Sequence[int]], max_new_tokens: int, least: int) -> list[Output]:

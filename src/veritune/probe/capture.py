@@ -312,6 +312,11 @@ def named_generator(name: str, seed: int) -> torch.Generator:
 # ---------------------------------------------------------------- what can be captured
 
 
+def trainable_coverage(model: torch.nn.Module) -> Coverage:
+    """How much of the trainable parameters `Capture(model, of="trainable")` would see; nothing is changed."""
+    return _plan_trainable(model)[1]
+
+
 def _is_conv1d(module: torch.nn.Module) -> bool:
     """transformers' Conv1D (GPT-2): a linear whose weight is [in, out]."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")

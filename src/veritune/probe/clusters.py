@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 MIN_FAMILIES = 8
+SAME = "both models give the same value on every row: nothing was trained, or the two are one model"
 
 
 def t_quantile(probability: float, df: float) -> float:

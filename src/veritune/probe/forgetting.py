@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from veritune.errors import ScoreError
-from veritune.probe.clusters import Floats, codes, ratio
+from veritune.probe.clusters import SAME, Floats, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json
 
 Verdict = Literal["keeps", "forgets", "cannot tell"]
@@ -117,5 +117,7 @@ def _reading(rise: Estimate, worse: Estimate, margin: float, verdict: Verdict) -
     if verdict == "forgets":
         beyond = f"by more than {margin:g}" if (rise.low or 0) > margin else f"by {margin:g} or more is open"
         return f"It forgot some of what this set asks ({beyond}): {change}."
+    if rise.value == 0 and worse.value == 0:
+        return f"Whether it forgot cannot be told ({SAME}): {change}."
     why = f" ({rise.warnings[0]})" if rise.low is None and rise.warnings else ""
     return f"Whether it forgot cannot be told{why}: {change}."

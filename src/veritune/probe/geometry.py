@@ -68,6 +68,7 @@ QUESTIONS: tuple[str, ...] = (
 
 CULPRIT_BELOW, WORSE_ABOVE, SMALL_CHANGE = 0.5, 1.5, 0.005
 MIN_PERSONAS = 4
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -356,9 +357,9 @@ def against_reference(run: Geometry, reference: Geometry, name: str = "m1_around
 
 def _sentences(layers: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     name = "m1_around_reference"
-    clear = [x for x in layers if x[name].get("p_adjusted", 1) < 0.05 and not x[name]["low"] <= 0 <= x[name]["high"]]
+    clear = [x for x in layers if x[name].get("p_adjusted", 1) < ALPHA and not x[name]["low"] <= 0 <= x[name]["high"]]
     if not clear:
-        said = f"In none of {len(layers)} layers did personas clearly move together or apart."
+        said = f"In none of {len(layers)} layers did personas clearly move together or apart{_why_not(layers, name)}."
     else:
         most = max(clear, key=lambda x: abs(x[name]["change"]))
         word = "together" if most[name]["change"] > 0 else "apart"
@@ -371,6 +372,19 @@ def _sentences(layers: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
         "Cosines of centroids say how alike the states are, not how alike the answers read; these personas only.",
         "More personas narrow the intervals; plain M1 alone would not, it sits near its ceiling in most models.",
     )
+
+
+def _why_not(layers: Sequence[Mapping[str, Any]], name: str) -> str:
+    """What a reading of no change must add: nothing changed at all, or nothing could have been shown."""
+    known = [x[name] for x in layers if x[name].get("p") is not None]
+    if not known:
+        return ": in each a centroid is zero and has no direction"
+    if not any(x["change"] for x in known):
+        return ": both models have the same states (nothing was trained, or the two are one model)"
+    least = 2 / min(x.get("n_permutations", np.inf) for x in known)
+    if least >= ALPHA:
+        return f", and none could be shown: with so few personas the smallest p there is is {least:.3g}"
+    return ""
 
 
 # ---------------------------------------------------------------- a grid of layers and methods

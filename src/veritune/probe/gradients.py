@@ -10,7 +10,7 @@ say little about what was learned, and the record says so. The model and its `.g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import torch
 
 from veritune.errors import DataError, ModelError
 from veritune.probe.batches import evaluating, in_batches, mean_losses, model_device, require_targets
-from veritune.probe.capture import PROBE_RANK, Capture, Coverage, Sketch, Store
+from veritune.probe.capture import PROBE_RANK, Capture, Coverage, Sketch, Store, trainable_coverage
 from veritune.probe.effective import (
     CALIBRATED,
     FOUND_FAMILY_COSINE,
@@ -52,8 +52,9 @@ class Settings:
     """How a gradient probe measures.
 
     of: `trainable` takes the model's own trainable parameters, `probe` a throwaway zero-B adapter on every linear of
-    the blocks, `auto` the first for a model with a trainable LoRA and the second otherwise. exact_bytes: inner products
-    are exact while all measured gradients fit, else sketched to `dims` numbers per module type.
+    the blocks, `auto` the first for a model with a trainable LoRA that is covered to `min_coverage`, and the second
+    otherwise. exact_bytes: inner products are exact while all measured gradients fit, else sketched to `dims` numbers
+    per module type.
     """
 
     of: Literal["auto", "trainable", "probe"] = "auto"
@@ -120,13 +121,14 @@ def probe_gradients(
     *,
     sources: Sequence[str] | None = None,
     settings: Settings | None = None,
-    base_loss: float | Literal["self"] | None = None,
+    base_loss: float | Literal["self"] | Callable[[Sequence[Rendered]], float] | None = None,
 ) -> GradientProbe:
     """Measures gradients and reads sibling alignment and the effective number of examples from them.
 
     families: a name per row (None: the row stands alone); without any, directions and found families are reported
-    instead. sources: a name per row for a reading of each. base_loss: the base model's mean loss on these rows, for a
-    checkpoint that does not carry its base, or `self` when this is the base; adapters are compared with their own base.
+    instead. sources: a name per row for a reading of each. base_loss: the base model's mean loss on these rows (or a
+    function that gives it for the measured ones), for a checkpoint that does not carry its base, or `self` when this is
+    the base; adapters are compared with their own base.
     Raises DataError for unusable rows and non-finite losses, ModelError where gradients cannot be captured.
     """
     settings = settings or Settings()
@@ -146,6 +148,7 @@ def probe_gradients(
     found = None if labelled else find_families(cosine_N_N)
     estimates = tuple(_withheld(e, loss) if e.name == "n_eff" else e for e in (*read.estimates(), spread))
     sentences = _sentences(estimates, sample, labelled, loss, found)
+    aside = _aside(model, settings, measured.of)
     return GradientProbe(
         n_rows=len(rows),
         n_measured=len(picked),
@@ -162,7 +165,7 @@ def probe_gradients(
         found=_found_record(found, sample),
         measured_rows=tuple(r.row_id for r in picked),
         reading=sentences[0],
-        limits=sentences[1],
+        limits=sentences[1] + aside,
         would_change=sentences[2],
         worth=worth(next(e for e in estimates if e.name == "n_eff"), len(rows)),
     )
@@ -195,7 +198,7 @@ def discover_families(
 def measure(model: torch.nn.Module, rows: Sequence[Rendered], settings: Settings) -> Measured:
     """Inner products of per-example gradients of mean losses, all rows against all."""
     require_targets(rows)
-    of = _resolve(model, settings.of)
+    of = _resolve(model, settings)
     sink: Store | Sketch = Sketch(settings.dims, seed=settings.seed, by_type=True)
     capture = Capture(model, sink, of=of, rank=settings.rank, seed=settings.seed, min_coverage=settings.min_coverage)
     exact = capture.numel * len(rows) * 4 <= settings.exact_bytes
@@ -216,12 +219,26 @@ def measure(model: torch.nn.Module, rows: Sequence[Rendered], settings: Settings
     return Measured(grams, loss_N, of, capture.coverage, None if exact else settings.dims)
 
 
-def _resolve(model: torch.nn.Module, of: str) -> Literal["trainable", "probe"]:
-    if of == "trainable" or (
-        of == "auto" and any("lora_" in n and p.requires_grad for n, p in model.named_parameters())
-    ):
-        return "trainable"
-    return "probe"
+def _resolve(model: torch.nn.Module, settings: Settings) -> Literal["trainable", "probe"]:
+    if settings.of != "auto":
+        return "trainable" if settings.of == "trainable" else "probe"
+    covered = trainable_coverage(model).share >= settings.min_coverage
+    return "trainable" if covered and _has_lora(model) else "probe"
+
+
+def _has_lora(model: torch.nn.Module) -> bool:
+    return any("lora_" in n and p.requires_grad for n, p in model.named_parameters())
+
+
+def _aside(model: torch.nn.Module, settings: Settings, of: str) -> str:
+    """What the limits must add where `auto` could not take the adapter's own gradients."""
+    if settings.of != "auto" or of != "probe" or not _has_lora(model):
+        return ""
+    coverage = trainable_coverage(model)
+    return (
+        f" The adapter's own gradients could be had for {coverage.share:.0%} of what trains (not for "
+        f"{next(iter(coverage.missing))}), so those of a probe adapter on every linear were read."
+    )
 
 
 def _require_finite(loss_B: Floats, row_ids: Sequence[str]) -> None:
@@ -238,6 +255,8 @@ def _when(
 ) -> dict[str, Any]:
     """Whether this is the base or an early model: mean losses, `at` (`base`, `early`, `late`, `unknown`) and why."""
     now = float(measured.loss_N.mean())
+    if callable(base_loss):
+        base_loss = float(base_loss(rows))
     if base_loss == "self":
         base_loss = now
     elif base_loss is None and hasattr(model, "disable_adapter"):

@@ -101,7 +101,7 @@ def leak(m: Measured) -> Leak:
     honest = _reported(m.honest, m.honest_zone, "stranger", m.family)
     leaky = _reported(m.leaky, m.leaky_zone, HELD_OUT, m.family)
     trained = {m.family[r] for r, z in m.leaky_zone.items() if z == "seen"}
-    reading, limits, change = _sentences(flattered, elsewhere, honest, leaky)
+    reading, limits, change = _sentences(flattered, elsewhere, by_leak, honest, leaky)
     return Leak(
         condition=m.condition,
         seed=m.seed,
@@ -148,7 +148,9 @@ def _reported(losses: Mapping[str, float], zone_of: Mapping[str, str], held: str
     }
 
 
-def _sentences(flattered: Estimate, elsewhere: Estimate, honest: Json, leaky: Json) -> tuple[str, str, str]:
+def _sentences(
+    flattered: Estimate, elsewhere: Estimate, by_leak: Estimate, honest: Json, leaky: Json
+) -> tuple[str, str, str]:
     said = _signed(flattered)
     if flattered.low is None:
         head = f"The leaky split read {said} on the same held-out rows; too few families to say more"
@@ -160,6 +162,9 @@ def _sentences(flattered: Estimate, elsewhere: Estimate, honest: Json, leaky: Js
         head = f"No flattery is shown: the leaky split read {said} lower, which is not clear of zero"
     gaps = f"{_plain(honest['gap'])} honestly against {_plain(leaky['gap'])} leaky"
     neither = f"on families that neither run saw the two differ by {_signed(elsewhere)}"
+    if by_leak.value is not None:
+        clear = "" if by_leak.low is None or by_leak.low > 0 else ", not clear of zero"
+        neither += f", which leaves {_signed(by_leak)} to the leak{clear}"
     return (
         f"{head}. Seen to held-out gap: {gaps}; {neither}.",
         "One seed of either split: the intervals are over rows and families, not over trainings or other leaky draws.",

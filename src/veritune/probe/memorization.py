@@ -21,7 +21,7 @@ import torch
 
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, mean_losses, model_device, require_targets
-from veritune.probe.clusters import MIN_FAMILIES, Floats, Ints, codes, ratio, t_quantile
+from veritune.probe.clusters import MIN_FAMILIES, SAME, Floats, Ints, codes, ratio, t_quantile
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
 
 GENERALISES = 0.5
@@ -86,9 +86,10 @@ def three_zone_gap(
     parts = {z: _adjusted(base_N, gain_N, family_N, zone_N == z, reference) for z in present}
     carried = {z: _carried(z, parts[z], parts["seen"], level) for z in present if z != "seen"}
     seen = _gain(parts["seen"], "gain on seen rows, at the common base value", level)
-    verdict, why = _verdict(seen, parts, carried["stranger"])
+    verdict, why = _verdict(seen, parts, carried["stranger"]) if gain_N.any() else ("cannot tell", SAME)
     record = {z: _zone_record(z, base_N, gain_N, family_N, zone_N == z, parts[z]) for z in present}
-    reading, limits, change = _sentences(verdict, why, seen, carried)
+    unit = "" if higher_is_better else " nats per token"
+    reading, limits, change = _sentences(verdict, why, seen, carried, unit)
     return ThreeZoneGap(
         zones=record | {"common_base": reference},
         carried=carried,
@@ -224,7 +225,9 @@ def _zone_record(zone: str, base_N: Floats, gain_N: Floats, family_N: Ints, mask
     }
 
 
-def _sentences(verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, Estimate]) -> tuple[str, str, str]:
+def _sentences(
+    verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, Estimate], unit: str
+) -> tuple[str, str, str]:
     said = {
         "generalises": "It generalises",
         "partly": "It generalises in part",
@@ -232,11 +235,11 @@ def _sentences(verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str,
         "cannot tell": "Whether it generalises cannot be told",
     }[verdict]
     shares = []
-    for zone, e in carried.items():
-        if e.value is not None:
-            bounds = f" ({e.low:.0%} to {e.high:.0%})" if e.low is not None and e.high is not None else ""
+    for zone, e in carried.items() if seen.low is None or seen.low > 0 else ():
+        if e.value is not None:  # a share of a gain that is not clear of zero would be noise
+            bounds = f" ({e.low:.0%} to {e.high:.0%})" if e.low is not None and e.high is not None else " (no interval)"
             shares.append(f"{e.value:.0%}{bounds} of it to {zone}s")
-    carries = f" Seen rows gained {seen.value:.3g}; {' and '.join(shares)} carried over." if shares else ""
+    carries = f" Seen rows gained {seen.value:.3g}{unit}; {' and '.join(shares)} carried over." if shares else ""
     return (
         f"{said}: {why}.{carries}",
         "It holds for rows like those held out, at this checkpoint; siblings alone show what a leaky split would.",

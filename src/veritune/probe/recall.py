@@ -252,7 +252,12 @@ def _reading(zones: Mapping[str, Any], contrast: Json) -> str:
         if found.get("n_rows"):
             parts.append(f"{zone} {found['trained'].value:.0%} (base {found['base'].value:.0%})")
     e = contrast["estimate"]
-    said = f"Own endings are preferred to other families' in {', '.join(parts) or 'no zone'} of choices, chance 50%"
+    if not parts:
+        return (
+            "No zone has rows of two families, so no ending of another family could be offered: too little to say "
+            "whether seen rows gained more than strangers."
+        )
+    said = f"Own endings are preferred to other families' in {', '.join(parts)} of choices, chance 50%"
     if e.low is None or e.high is None:
         return f"{said}; too little to say whether seen rows gained more than strangers."
     span = f"{e.value:+.0%} ({e.low:+.0%} to {e.high:+.0%})"

@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from veritune.errors import ModelError
+from veritune.probe.subject import is_adapter, refuse_other_base
 from veritune.probe.weights import Options, WeightChange, adapter_change, checkpoint_change
-from veritune.records import FORMAT_VERSION
+from veritune.records import FORMAT_VERSION, Json
 from veritune.store import Store, read_json
-from veritune.study import load_study
+from veritune.study import BASELINE, load_study, swept
 from veritune.train.models import resolve
 
 AXES = ("step", "lr", "rows", "label")
@@ -26,8 +27,10 @@ AXES = ("step", "lr", "rows", "label")
 class Moved:
     """One line. lr: peak learning rate; rows: how many rows were trained on; chosen: the checkpoint that is scored.
 
-    Norms are Frobenius norms over all compared weights; `relative` is to the base's norm of the same weights. Facts
-    that a folder outside a study does not tell are None.
+    `arm` is the condition as it was written, before a sweep gave each point a name; `point` is its place in the sweep.
+    `validation_nll` is the checkpoint's loss on validation rows, in nats per token. Norms are Frobenius norms over all
+    compared weights; `relative` is to the base's norm of the same weights. Facts that a folder outside a study does not
+    tell are None.
     """
 
     label: str
@@ -40,15 +43,22 @@ class Moved:
     delta_norm: float
     relative: float | None
     by_type: Mapping[str, float]
+    validation_nll: float | None = None
+    arm: str | None = None
+    point: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class WeightSeries:
     """The record of a series, in the order of condition, learning rate, rows, seed and step. `missing` says which runs
-    have no weights on disk."""
+    have no weights on disk, or none that can be compared, and why. `by_lr` and `by_rows` are the tables of learning
+    rates and of doses: scored checkpoints that differ in the seed alone, with the mean, least and largest norm of the
+    change, and the mean validation loss beside it; empty where there is one rate, or one dose."""
 
     lines: tuple[Moved, ...]
     missing: tuple[str, ...]
+    by_lr: tuple[Json, ...]
+    by_rows: tuple[Json, ...]
     reading: str
     limits: str
     would_change: str
@@ -58,7 +68,9 @@ class WeightSeries:
 
 def change_of(folder: Path, base: Path | None, options: Options | None = None) -> WeightChange:
     """Weight change of an adapter's folder or a full checkpoint's. Raises ModelError for a checkpoint without base."""
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
+        if base is not None:
+            refuse_other_base(folder, base)
         return adapter_change(folder, base, options)
     if base is None:
         raise ModelError(f"{folder} is no adapter, so the base it is compared with must be named.", fix="--base DIR")
@@ -78,31 +90,46 @@ def study_series(study: str | Path) -> WeightSeries:
     store = Store.of(study)
     settings = load_study(store.study_file)
     base = resolve(settings.model, store.root).path
-    lines, missing = [], []
+    arms, lines, missing = swept(settings), [], []
     for folder in sorted(p for p in store.runs.iterdir() if (p / "manifest.json").is_file()):
         manifest = read_json(folder / "manifest.json")
-        if manifest.get("seed") is None:
-            continue  # the baseline trains nothing
+        if manifest.get("condition") == BASELINE:
+            continue  # it trains nothing
         found = sorted((folder / "checkpoints").glob("step-*"), key=lambda p: _step(p) or 0)
         if not found:
             missing.append(folder.name)
-        training = folder / "training.json"
-        best = read_json(training).get("best_step") if training.is_file() else None
-        for checkpoint in found:
-            facts = _facts(manifest) | {"step": _step(checkpoint)}
-            facts["chosen"] = None if best is None else facts["step"] == best
-            label = f"{manifest['condition']} s{manifest['seed']} step {facts['step']}"
-            lines.append(_line(label, change_of(checkpoint, base), facts))
+        training = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
+        try:
+            for checkpoint in found:
+                facts = _facts(manifest, arms) | _of_step(training, _step(checkpoint))
+                label = f"{manifest['condition']} s{manifest['seed']} step {facts['step']}"
+                lines.append(_line(label, change_of(checkpoint, base), facts))
+        except ModelError as exc:  # prompt tuning, say: one run must not hide the others
+            missing.append(f"{folder.name} ({exc.message.rstrip('.')})")
     if not lines:
-        raise ModelError(f"{store.root}: no run has a checkpoint on disk.", fix="Run the study first: veritune run.")
+        why = f" ({missing[0]})" if missing else ""
+        raise ModelError(
+            f"{store.root}: no run has weights on disk that can be compared{why}.",
+            fix="Run the study first, and let it `keep` checkpoints.",
+        )
     lines.sort(key=lambda x: (x.condition or "", x.lr or 0, x.rows or 0, x.seed or 0, x.step or 0))
     return _record(lines, missing)
 
 
-def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _of_step(training: Mapping[str, Any], step: int | None) -> dict[str, Any]:
+    """Whether the step is the scored one, and its loss on validation rows."""
+    best = training.get("best_step")
+    loss = {c["step"]: c["validation_nll"] for c in training.get("candidates", [])}
+    return {"step": step, "chosen": None if best is None else step == best, "validation_nll": loss.get(step)}
+
+
+def _facts(manifest: Mapping[str, Any], arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     rows = manifest.get("data", {}).get("seen_rows")
+    arm, point = arms.get(str(manifest.get("condition")), (manifest.get("condition"), {}))
     return {
         "condition": manifest.get("condition"),
+        "arm": arm,
+        "point": point,
         "seed": manifest.get("seed"),
         "lr": manifest.get("lr"),
         "rows": None if rows is None else len(rows),
@@ -126,16 +153,55 @@ def _line(label: str, change: WeightChange, facts: Mapping[str, Any]) -> Moved:
         delta_norm=change.total["delta_norm"],
         relative=change.total["relative"],
         by_type={k: v["delta_norm"] for k, v in change.by_type.items()},
+        validation_nll=facts.get("validation_nll"),
+        arm=facts.get("arm"),
+        point=facts.get("point"),
     )
+
+
+def _over(lines: Sequence[Moved], axis: Literal["lr", "rows"]) -> tuple[Json, ...]:
+    """Scored checkpoints that differ in the seed alone as one line each, in the order of arm and axis."""
+    own = {"lr": "learning_rate", "rows": "data_fraction"}[axis]
+    groups: dict[Any, list[Moved]] = {}
+    for line in lines:
+        if line.chosen and getattr(line, axis) is not None:
+            rest = {k: v for k, v in (line.point or {}).items() if k != own}
+            other = line.rows if axis == "lr" else line.lr
+            key = (line.arm or "", repr(sorted(rest.items())), other, getattr(line, axis))
+            groups.setdefault(key, []).append(line)
+    if len({key[3] for key in groups}) < 2:
+        return ()
+    return tuple(_group(group) for _, group in sorted(groups.items(), key=lambda x: tuple(map(_sortable, x[0]))))
+
+
+def _sortable(value: Any) -> tuple[bool, Any]:
+    return (value is not None, value if value is not None else 0)
+
+
+def _group(group: Sequence[Moved]) -> Json:
+    norms = [line.delta_norm for line in group]
+    losses = [line.validation_nll for line in group if line.validation_nll is not None]
+    return {
+        "arm": group[0].arm,
+        "lr": group[0].lr,
+        "rows": group[0].rows,
+        "n_runs": len(group),
+        "delta_norm": sum(norms) / len(norms),
+        "least": min(norms),
+        "most": max(norms),
+        "validation_nll": sum(losses) / len(losses) if len(losses) == len(group) else None,
+    }
 
 
 def _record(lines: Sequence[Moved], missing: Sequence[str]) -> WeightSeries:
     least, most = min(lines, key=lambda x: x.delta_norm), max(lines, key=lambda x: x.delta_norm)
     said = f"The weights moved by {least.delta_norm:.3g} ({least.label}) to {most.delta_norm:.3g} ({most.label})."
-    gone = f" {len(missing)} runs have no weights on disk: {', '.join(missing[:3])}." if missing else ""
+    gone = f" {len(missing)} runs have no weights to compare: {', '.join(missing[:3])}." if missing else ""
     return WeightSeries(
         lines=tuple(lines),
         missing=tuple(missing),
+        by_lr=_over(lines, "lr"),
+        by_rows=_over(lines, "rows"),
         reading=said if len(lines) > 1 else f"The weights moved by {most.delta_norm:.3g} ({most.label}).",
         limits="How far weights move does not tell memorising from generalising; it follows rate, steps and rank."
         + gone,
@@ -146,20 +212,38 @@ def _record(lines: Sequence[Moved], missing: Sequence[str]) -> WeightSeries:
 def table(record: WeightSeries) -> str:
     """The lines as a plain-text table; `-` where a fact is unknown."""
     kinds = list(dict.fromkeys(kind for line in record.lines for kind in line.by_type))
-    rows = [["label", "seed", "lr", "rows", "step", "moved", "of base", *kinds]]
+    rows = [["label", "seed", "lr", "rows", "step", "val. NLL", "moved", "of base", *kinds]]
     for line in record.lines:
         facts = [line.seed, None if line.lr is None else f"{line.lr:g}", line.rows, line.step]
         rows.append(
             [
                 line.label + (" *" if line.chosen else ""),
                 *("-" if fact is None else str(fact) for fact in facts),
+                "-" if line.validation_nll is None else f"{line.validation_nll:.4f}",
                 f"{line.delta_norm:.3g}",
                 "-" if line.relative is None else f"{line.relative:.2%}",
                 *(f"{line.by_type[k]:.3g}" if k in line.by_type else "-" for k in kinds),
             ]
         )
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    text = ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]
+    text = _columns(rows)
     if any(line.chosen for line in record.lines):
         text.append("* the checkpoint that is scored")
+    for name, lines in (("by learning rate", record.by_lr), ("by rows trained on", record.by_rows)):
+        if lines:
+            text += ["", f"{name}, scored checkpoints:", *_columns(_group_rows(lines))]
     return "\n".join(text)
+
+
+def _group_rows(lines: Sequence[Json]) -> list[list[str]]:
+    rows = [["arm", "lr", "rows", "runs", "val. NLL", "moved", "least", "most"]]
+    for x in lines:
+        loss = "-" if x["validation_nll"] is None else f"{x['validation_nll']:.4f}"
+        norms = [f"{x[k]:.3g}" for k in ("delta_norm", "least", "most")]
+        rate, dose = ("-" if x[k] is None else f"{x[k]:g}" for k in ("lr", "rows"))
+        rows.append([str(x["arm"]), rate, dose, str(x["n_runs"]), loss, *norms])
+    return rows
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]

@@ -12,13 +12,24 @@ from veritune.data.load import load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
 from veritune.probe.memorization import ThreeZoneGap, row_losses, three_zone_gap
+from veritune.probe.subject import Subject, subject
 from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
 from veritune.records import Rendered, Row
 from veritune.store import Store, hash_of, read_json, write_json
-from veritune.study import Model
-from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers, resolve
 
 GAP = "three_zone.json"
+__all__ = [
+    "Subject",
+    "Zoned",
+    "gap_of",
+    "geometry_of",
+    "gradient_edges",
+    "read_zones",
+    "subject",
+    "thin",
+    "tokens_of",
+    "zone_gap",
+]
 
 
 def zone_gap(store: Store, baseline: str, run_id: str) -> dict[str, Any]:
@@ -45,45 +56,6 @@ def zone_gap(store: Store, baseline: str, run_id: str) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- anybody's model
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to be probed: the base, the adapter on it (None: the base itself), the tokenizer's renderer."""
-
-    ref: ModelRef
-    adapter: Path | None
-    renderer: Renderer
-
-    def base(self) -> Any:
-        """The base model."""
-        return load_base(self.ref)
-
-    def trained(self) -> Any:
-        """The model with its adapter. Raises ModelError when the adapter does not fit the base."""
-        if self.adapter is None:
-            return self.base()
-        from peft import PeftModel
-
-        if not (self.adapter / "adapter_config.json").is_file():
-            raise ModelError(f"{self.adapter} holds no adapter_config.json.", fix="Name the adapter's folder.")
-        try:
-            with quiet_transformers():
-                return PeftModel.from_pretrained(self.base(), self.adapter, is_trainable=True).eval()
-        except (RuntimeError, ValueError, KeyError) as exc:
-            first = str(exc).strip().splitlines()[0]
-            raise ModelError(
-                f"{self.adapter} does not fit {self.ref.path}: {first[:160]}.", fix="Name the base it was trained on."
-            ) from None
-
-
-def subject(
-    model: str, adapter: str | Path | None = None, *, dtype: str = "bfloat16", max_length: int = 2048
-) -> Subject:
-    """Find a base model and its adapter. Raises ModelError."""
-    settings = Model.model_validate({"path": model, "dtype": dtype})
-    ref = resolve(settings, Path())
-    return Subject(ref, Path(adapter) if adapter else None, Renderer(load_tokenizer(ref), max_length))
 
 
 @dataclass(frozen=True)

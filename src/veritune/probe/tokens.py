@@ -21,7 +21,7 @@ import torch
 
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
-from veritune.probe.clusters import Floats, Ints, codes, ratio
+from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
 
 CLASSES = ("template", "shared", "family", "prompt", "novel")
@@ -219,12 +219,24 @@ def _row(row: Rendered, before: Floats, after: Floats, kinds: Sequence[str]) -> 
 
 
 def _reading(by_class: dict[str, Any], total: dict[str, Any], whole: float, controlled: bool) -> str:
-    fell = total["before"] - total["after"]
+    fell, low, high = total["before"] - total["after"], total["fall"].low, total["fall"].high
+    if fell == 0 and not any(v["n_tokens"] and v["before"] != v["after"] for v in by_class.values()):
+        return f"The loss did not change on these tokens ({SAME})."
     if whole <= 0:
         return f"The loss did not fall on these tokens (it rose by {-fell:.3f} nats per token)."
+    if low is not None and low <= 0:
+        return (
+            f"The loss did not clearly fall on these tokens ({fell:+.3f} nats per token, {low:+.3f} to {high:+.3f}): "
+            "shares of the fall would say nothing."
+        )
     shares = sorted(((v["share"], k) for k, v in by_class.items() if v["n_tokens"]), reverse=True)
     said = ", ".join(f"{share:.0%} {kind}" for share, kind in shares)
     tail = "" if controlled else " No control was given: unrelated training lowers these tokens too."
+    if low is None:
+        return (
+            f"The loss fell by {fell:.3f} nats per token, with too few families to say whether clearly so; of it: "
+            f"{said}.{tail}"
+        )
     return f"The loss fell by {fell:.3f} nats per token; of the whole fall: {said}.{tail}"
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +114,8 @@ def adapter_change(adapter: str | Path, base: str | Path | None = None, options:
 class ExpectedChange:
     """What merging must do to one weight: `delta` in float64, shaped as the base stores it; `how` names the part.
 
-    `module` is the adapter's own name for it, `key` the base's.
+    `module` is the adapter's own name for it, `key` the base's. `merge` merges into any weight of that shape: DoRA
+    renormalises, so that what it adds the second time is not what it added the first.
     """
 
     module: str
@@ -121,6 +123,7 @@ class ExpectedChange:
     weight: torch.Tensor
     delta: torch.Tensor
     how: Literal["lora", "dora", "saved in full"]
+    merge: Callable[[torch.Tensor], torch.Tensor]
 
 
 def expected_changes(adapter: str | Path, base: str | Path) -> Iterator[ExpectedChange]:
@@ -145,15 +148,28 @@ def expected_changes(adapter: str | Path, base: str | Path) -> Iterator[Expected
         _fitting(base_weights, key, module, (b.shape[0], a.shape[1]))
         assert key is not None
         weight = base_weights.whole(key)
-        delta = _dense_delta(name, weight, _scaling(config, name) * (b @ a), weights, magnitude)
-        yield ExpectedChange(module, key, weight, delta, "lora" if magnitude is None else "dora")
+        added = partial(
+            _dense_delta, name, product=_scaling(config, name) * (b @ a), weights=weights, magnitude=magnitude
+        )
+        merge = partial(_plus, added)
+        yield ExpectedChange(module, key, weight, added(weight), "lora" if magnitude is None else "dora", merge)
     for saved in sorted(set(weights.names) - used):
         name = saved.removeprefix("base_model.model.")
         target = base_weights.key_of(plain_name(name)) or (name if name in base_weights.names else None)
         if ".base_layer." in saved or target is None:
             continue
         weight = base_weights.whole(target)
-        yield ExpectedChange(plain_name(name), target, weight, weights.whole(saved) - weight, "saved in full")
+        values = weights.whole(saved)
+        merge = partial(_instead, values)
+        yield ExpectedChange(plain_name(name), target, weight, values - weight, "saved in full", merge)
+
+
+def _plus(added: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+    return weight + added(weight)
+
+
+def _instead(values: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return values
 
 
 def _dense_delta(
@@ -240,6 +256,7 @@ def _lora_change(  # noqa: PLR0913 - one call site, all of them needed
         squared = scale**2 * float(((a @ a.t()) * (b.t() @ b)).sum())
         values = _lora_singular_values(a, b) * abs(scale) if options.spectrum else None
         base_norm = base.norm(key) if base is not None and key is not None else None
+        _require_finite(f"{module} of the base", base_norm or 0.0)
         return _module(module, shape, math.sqrt(max(squared, 0.0)), base_norm, values)
     assert base is not None and key is not None
     weight = base.whole(key)
@@ -256,7 +273,10 @@ def _lora_singular_values(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _fitting(base: Tensors, key: str | None, module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if key is None:
-        raise ModelError(f"{module}: the base has no such weight: the adapter was made for another base.")
+        raise ModelError(
+            f"{module}: the base has no such weight: the adapter was made for another base.",
+            fix="Give the base that the adapter was trained on.",
+        )
     found = base.shape(key)
     if sorted(found) != sorted(shape):
         raise ModelError(
@@ -275,9 +295,9 @@ def _saved_in_full(
         if ".base_layer." in key:
             continue  # PEFT saves the base's own embedding beside its adapter
         name = key.removeprefix("base_model.model.")
-        target = base.key_of(plain_name(name)) if base is not None else None
+        target = None if base is None else base.key_of(plain_name(name)) or base.tied(plain_name(name))
         if base is None or target is None or not key.endswith("weight"):
-            notes.append(f"{name} is saved in full and was not compared")
+            notes.append(f"{name} is saved in full and was not compared" + (": no base was given" * (base is None)))
             continue
         _fitting(base, target, name, weights.shape(key))
         made.append(_streamed(plain_name(name), base, target, weights, key, options))
@@ -311,7 +331,10 @@ def checkpoint_change(before: str | Path, after: str | Path, options: Options | 
     modules = []
     for name in shared:
         if old.shape(name) != new.shape(name):
-            raise ModelError(f"{name}: shape {list(old.shape(name))} before, {list(new.shape(name))} after.")
+            raise ModelError(
+                f"{name}: shape {list(old.shape(name))} before, {list(new.shape(name))} after: different models.",
+                fix="Compare a checkpoint with the model that it was trained from.",
+            )
         modules.append(_streamed(name, old, name, new, name, options))
     return _record(str(before), str(after), "full", tuple(modules), notes)
 
@@ -325,12 +348,14 @@ def _streamed(module: str, old: Tensors, old_key: str, new: Tensors, new_key: st
     for a, b in zip(old.blocks(old_key), new.blocks(new_key)):
         squared += float((b - a).square().sum())
         base_squared += float(a.square().sum())
+    _require_finite(f"{module} before", base_squared)
     _require_finite(module, squared)
     return _module(module, shape, math.sqrt(squared), math.sqrt(base_squared), None)
 
 
 def _dense_change(module: str, weight: torch.Tensor, delta: torch.Tensor, options: Options) -> ModuleChange:
     norm = float(torch.linalg.vector_norm(delta))
+    _require_finite(f"{module} before", float(torch.linalg.vector_norm(weight)))
     _require_finite(module, norm)
     values = torch.linalg.svdvals(delta) if options.spectrum and delta.dim() == 2 else None
     intruders = None
@@ -413,7 +438,8 @@ def _record(
         by_layer={k: _sum(v) for k, v in groups["layer"].items()},
         notes=notes,
         reading=f"The weights moved by {size}{where}." if total["delta_norm"] else "The weights did not move at all.",
-        limits="How far weights move does not tell memorising from generalising; it depends on rate, steps and rank.",
+        limits="How far weights move does not tell memorising from generalising; it depends on rate, steps and rank."
+        + (f" Left out: {'; '.join(notes[:3])}{' ...' if len(notes) > 3 else ''}." if notes else ""),
         would_change="Nothing about the claim: compare runs of one recipe with it, and judge by held-out zones.",
     )
 
@@ -441,6 +467,14 @@ def series(changes: Mapping[str, WeightChange]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- safetensors, streamed
 
 
+PACKED = (".absmax", ".SCB", ".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv")
+
+
+def _is_packed(name: str, dtype: str) -> bool:
+    """Whether a tensor is part of quantised weights: by its name, or a matrix's 8-bit floating type."""
+    return ".quant_state" in name or name.endswith(PACKED) or dtype.startswith("F8")
+
+
 class Tensors:
     """The tensors of a folder's safetensors files by name, read in row blocks of at most `BLOCK_BYTES`.
 
@@ -465,7 +499,7 @@ class Tensors:
                     self._shape_of[name] = tuple(file.get_slice(name).get_shape())
                     self._dtype_of[name] = file.get_slice(name).get_dtype()
         self.names = tuple(self._path_of)
-        packed = [n for n in self.names if ".quant_state" in n or n.endswith((".absmax", ".SCB", ".qweight"))]
+        packed = [n for n in self.names if _is_packed(n, self._dtype_of[n])]
         if packed:
             raise ModelError(
                 f"{folder}: the weights are quantised ({packed[0]}).", fix="Compare with the unquantised base."
@@ -480,6 +514,13 @@ class Tensors:
             n for n in self.names if n.endswith(f".{module}.weight") or module.endswith("." + n.removesuffix(".weight"))
         ]
         return ends[0] if len(ends) == 1 else None
+
+    def tied(self, module: str) -> str | None:
+        """For a head that has no weight of its own here: the embedding's name, which it shares."""
+        if module.rsplit(".", 1)[-1] != "lm_head":
+            return None
+        found = [n for n in self.names if n.endswith(("embed_tokens.weight", "wte.weight"))]
+        return found[0] if len(found) == 1 else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shape_of[name]
@@ -510,6 +551,15 @@ class Tensors:
             for start in range(0, shape[0], rows):
                 block: torch.Tensor = part[start : start + rows]
                 yield block.double()
+
+    def head(self, name: str, elements: int = 4096) -> torch.Tensor:
+        """The first rows of a tensor in float64, about so many elements of it."""
+        from safetensors import safe_open
+
+        rows = max(1, elements // max(1, math.prod(self.shape(name)[1:])))
+        with safe_open(str(self._path_of[name]), framework="pt") as file:
+            part: torch.Tensor = file.get_slice(name)[:rows]
+            return part.double()
 
     def norm(self, name: str) -> float:
         return math.sqrt(sum(float(block.square().sum()) for block in self.blocks(name)))

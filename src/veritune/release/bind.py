@@ -61,7 +61,14 @@ def bind_calibration(case: Case, file: Path, by: str) -> Evidence:
     record = read_json(file) if file.is_file() else {}
     found = record.get("trained") or record.get("model") or record
     kept = {k: found[k] for k in ("ece", "ece_debiased", "brier") if isinstance(found.get(k), Mapping)}
-    if not {"ece", "brier"} <= set(kept) or any(e.get("low") is None or e.get("high") is None for e in kept.values()):
+    bare = [k for k, e in kept.items() if e.get("low") is None or e.get("high") is None]
+    if {"ece", "brier"} <= set(kept) and bare:
+        raise InputError(
+            f"{file}: {', '.join(bare)} of {found.get('n', 'its')} rows came without an interval: too few independent"
+            " rows, and a gate decides by intervals.",
+            fix="Measure it on more questions.",
+        )
+    if not {"ece", "brier"} <= set(kept):
         raise InputError(
             f"{file}: expected a calibration record with `ece` and `brier`, each with low and high.",
             fix="Make one with `veritune calibration choices ... --out FILE`.",

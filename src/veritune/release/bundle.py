@@ -203,6 +203,12 @@ def _base(source: Source, store: Store, study: Study, facts: Mapping[str, Any]) 
     """The base model's folder, its files those of the contract."""
     from veritune.train.models import resolve, weight_hashes
 
+    if "backend" in facts["model"]:
+        raise GateError(
+            f"the adapter was trained on a server ({facts['model']['backend']['base_model']}) whose base has no hash: "
+            "a bundle could not say what it belongs to.",
+            fix="Train the arm that ships with `backend: local`.",
+        )
     wanted = study.model.model_dump() | ({"path": str(source.model.resolve())} if source.model else {})
     ref = resolve(Model(**wanted), store.root)
     found = weight_hashes(ref)

@@ -208,7 +208,10 @@ def _contamination(case: Case, numbers: dict[str, Any]) -> Part:
     if gate["status"] != "passed":
         return Part(gate["status"], f"contamination: {gate['message']}")
     if near > case.policy.release.data.near_copies:
-        return Part("failed", f"contamination: {near} trained rows are near-copies of held-out items")
+        most = case.policy.release.data.near_copies
+        return Part(
+            "failed", f"contamination: trained rows that are near-copies of held-out items: {near}, allowed {most}"
+        )
     return Part("passed", f"no overlap with {len(frozen['evals'])} evals")
 
 

@@ -163,8 +163,12 @@ def read_evidence(store: Store, kind: str) -> Evidence | None:
     if not path.exists():
         return None
     found = read_json(path)
-    body = {k: v for k, v in found.items() if k != "hash"}
-    if hash_of(body) != found.get("hash"):
+    try:
+        body = {k: v for k, v in found.items() if k != "hash"}
+        whole = hash_of(body) == found.get("hash")
+    except (AttributeError, ValueError, TypeError, RecursionError):  # no mapping, or what no record holds
+        whole = False
+    if not whole:
         raise FormatError(f"{path} was edited after it was written.", fix="Make it again.")
     try:
         record = _evidence({k: v for k, v in body.items() if k != "input_hash"})

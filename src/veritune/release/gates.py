@@ -18,7 +18,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from veritune.errors import GateError, InputError, StaleError
+from veritune.errors import FormatError, GateError, InputError, StaleError
 from veritune.records import FORMAT_VERSION, GateResult, to_json
 from veritune.release.candidate import Case, Choice, open_case
 from veritune.release.checks import CHECKS, run_checks
@@ -215,14 +215,26 @@ def _read(store: Store) -> dict[str, Any]:
     if not path.exists():
         return {"format": FORMAT_VERSION, "entries": [], "waivers": []}
     kept = read_json(path)
-    for chain in ("entries", "waivers"):
+    chains = ("entries", "waivers")
+    lists = [kept.get(chain) or [] for chain in chains] if isinstance(kept, dict) else [None]
+    if not all(isinstance(one, list) and all(isinstance(e, dict) for e in one) for one in lists):
+        raise FormatError(f"{path} is no record of gates.", fix="Restore the file.")
+    for chain in chains:
         previous = None
         for number, entry in enumerate(kept.get(chain) or []):
             body = {k: v for k, v in entry.items() if k != "hash"}
-            if entry.get("previous") != previous or hash_of(body) != entry.get("hash"):
+            if entry.get("previous") != previous or _digest(body) != str(entry.get("hash")):
                 raise StaleError(f"{path}: {chain} {number} was edited after it was written.", fix="Restore the file.")
             previous = entry["hash"]
     return {"format": kept.get("format"), "entries": kept.get("entries") or [], "waivers": kept.get("waivers") or []}
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    """The hash of an entry; empty where it holds what no record holds (NaN, half a character)."""
+    try:
+        return hash_of(body)
+    except (ValueError, TypeError, RecursionError):
+        return ""
 
 
 def _waivers(kept: Mapping[str, Any]) -> list[Waiver]:

@@ -165,7 +165,7 @@ def golden_problem(path: Path) -> str | None:
             for i in items
         )
         limit = int(golden["decoding"]["max_new_tokens"])
-    except (FormatError, KeyError, TypeError, ValueError) as exc:
+    except (FormatError, KeyError, TypeError, ValueError, OverflowError) as exc:
         return f"is damaged: {exc}"
     if not items or not whole or not 1 <= limit <= MAX_TOKENS or len(items) > 64:
         return "holds no usable prompts"

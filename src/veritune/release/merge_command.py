@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from veritune.errors import InputError
+from veritune.errors import GateError, InputError
 from veritune.machine import package_versions
 from veritune.records import Rendered, to_json
-from veritune.release.merge import MergeParity, Options, merge_adapter, parity, thresholds
+from veritune.release.merge import MergeParity, Part, joined, judge, merge_adapter, parity, thresholds
+from veritune.release.merge_outputs import Options
+
+if TYPE_CHECKING:
+    from veritune.release.merge_scores import Task
+    from veritune.release.quantised_merge import Bits
+    from veritune.train.models import ModelRef
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.model", "vocab.json", "merges.txt", "generation_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Task scores that are asked for: an eval of the study, or a pattern and a column of the data; and the margin."""
+
+    eval: str | None = None
+    extract: str | None = None
+    expected: str | None = None
+    margin: float | None = None
+    max_new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Exports that are compared with the merged model; with `converter` a GGUF of type `gguf_type` is made first."""
+
+    shards: Path | None = None
+    gguf: Path | None = None
+    converter: Path | None = None
+    gguf_type: str = "bf16"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line names. Either `study`, or `model` and `adapter`; `rows` caps how many rows are compared."""
+    """What the command line names. Either `study`, or `model` and `adapter`; `rows` caps how many rows are compared.
+
+    `quantised` says in which bits the base was that the adapter was trained on; in a study its condition says so.
+    """
 
     study: Path | None = None
     model: str | None = None
@@ -25,6 +63,21 @@ class Asked:
     out: Path | None = None
     data: Path | None = None
     rows: int = 32
+    quantised: str | None = None
+    double_quant: bool = True
+    scored: Scored = field(default_factory=Scored)
+    exports: Exports = field(default_factory=Exports)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is compared: the base as it lies on the disk, the adapter, rows, an eval and the bits of the base."""
+
+    ref: ModelRef
+    adapter: Path
+    rows: list[Rendered]
+    task: Task | None
+    bits: Bits | None
 
 
 def merge_command(asked: Asked, options: Options) -> MergeParity:
@@ -36,18 +89,169 @@ def merge_command(asked: Asked, options: Options) -> MergeParity:
         raise InputError(
             "expected a study, or a model and an adapter.", fix="veritune merge-parity STUDY, or --model and --adapter."
         )
+    if asked.exports.gguf is not None and asked.exports.converter is not None:
+        raise InputError("--gguf and --converter exclude each other.", fix="Give the file, or have it made.")
     if asked.study is not None:
         return _in_study(asked, options)
+    from veritune.release.quantised_merge import Bits
     from veritune.study import Model
     from veritune.train.models import resolve
 
     assert asked.model is not None and asked.adapter is not None
     ref = resolve(Model(path=asked.model, dtype=options.dtype), Path())  # type: ignore[arg-type]
-    merged = _merged(ref, asked.adapter, asked, options)
-    return parity(ref, asked.adapter, merged, _rows(ref, asked), options)
+    bits = Bits.named(asked.quantised, options.dtype, asked.double_quant) if asked.quantised else None
+    rows, task = _rows(ref, asked)
+    return _compare(Work(ref, asked.adapter, rows, task, bits), asked, options)[0]
 
 
-def _merged(ref: Any, adapter: Path, asked: Asked, options: Options) -> Path:
+# ---------------------------------------------------------------- comparing
+
+
+def _compare(work: Work, asked: Asked, options: Options) -> tuple[MergeParity, Path]:
+    """The comparison, and the merged model's folder."""
+    with tempfile.TemporaryDirectory(prefix="veritune-merge-") as scratch:
+        base = work.ref if work.bits is None else _dequantised(work.ref, work.bits, Path(scratch))
+        merged = _merged(base, work, asked, options)
+        found = _found(work, base, merged, (Path(scratch), options))
+        parts = [*_exports(base, merged, (work, asked.exports), options)]
+        if work.bits is not None and work.rows:
+            from veritune.release.quantised_merge import cost
+
+            parts.append(cost(work.ref, work.bits, work.adapter, merged, (base.path, work.rows, options)))
+        scores = _scores(work, merged, parts, (asked.exports, options))
+    return joined(_scored(found, scores, merged), [*_excused(parts, scores), *scores]), merged
+
+
+def _dequantised(ref: ModelRef, bits: Bits, scratch: Path) -> ModelRef:
+    """What the base in bits stands for, written out. Raises GateError where the 4-bit path fails its self-test."""
+    from veritune.release.quantised_merge import dequantise, load
+    from veritune.train.models import load_tokenizer
+    from veritune.train.quantised import said, self_test
+
+    if bits.kind != "int8":
+        failed = self_test(bits.how).failed
+        if failed is not None:
+            raise GateError(
+                f"the self-test of the 4-bit path failed on this runtime at stage '{failed.stage}': {said(failed)}.",
+                fix="Merge on another runtime; see `veritune selftest`.",
+            )
+    folder = dequantise(load(ref, bits), scratch / "dequantised", load_tokenizer(ref))
+    return replace(ref, path=folder)
+
+
+def _found(work: Work, base: ModelRef, merged: Path, how: tuple[Path, Options]) -> MergeParity:
+    """Weights and outputs, against the base that the adapter was trained on."""
+    scratch, options = how
+    if work.bits is None:
+        return parity(base, work.adapter, merged, work.rows, options)
+    from veritune.release.quantised_merge import check_quantised_merge, in_bits, unquantised_merge
+
+    if in_bits(merged):
+        served = replace(work.ref, path=merged)
+        modules, findings = check_quantised_merge(base.path, work.adapter, served, work.bits, scratch / "served")
+        return judge(modules, findings, None)
+    found = parity(base, work.adapter, merged, work.rows, options)
+    slip = None if in_bits(work.ref.path) else unquantised_merge(found, work.ref.path, work.adapter, merged)
+    return found if slip is None else judge(found.modules, [slip, *found.findings], found.outputs)
+
+
+def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: Options) -> list[Part]:
+    from veritune.release.export import INDEX, check_shards
+    from veritune.store import sha256_file
+
+    work, exports = what
+    parts = []
+    if exports.shards is not None:
+        parts.append(check_shards(exports.shards, merged))
+    elif (merged / INDEX).is_file():
+        parts.append(check_shards(merged))
+    path = exports.gguf
+    if exports.converter is not None:
+        path = _converted(exports, merged)
+    if path is not None:
+        from veritune.release.gguf_file import check_file
+        from veritune.release.gguf_run import run_file
+
+        part = check_file(path, merged, base.path)
+        part = run_file(part, path, replace(work.ref, path=merged), work.rows, options)
+        parts.append(replace(part, numbers={**part.numbers, "sha256": sha256_file(path)}))
+    return parts
+
+
+def _converted(exports: Exports, merged: Path) -> Path:
+    from veritune.release.gguf_file import convert
+
+    assert exports.converter is not None
+    out = merged.with_name(f"{merged.name}-{exports.gguf_type}.gguf")
+    if out.exists():
+        raise InputError(f"{out} exists.", fix="Compare it with --gguf, or remove it.")
+    return convert(exports.converter, merged.resolve(), out.resolve(), exports.gguf_type)
+
+
+def _scores(work: Work, merged: Path, parts: list[Part], how: tuple[Exports, Options]) -> list[Part]:
+    """Task scores of the merged model, of its GGUF and of the merge in bits again, each against the adapter."""
+    if work.task is None:
+        return []
+    from veritune.release import quantised_merge as bitwise
+    from veritune.release.merge_scores import Answer, answers_of, paired_scores
+    from veritune.train.models import load_base, load_tokenizer
+
+    exports, options = how
+    ref, bits, tokenizer = work.ref, work.bits, load_tokenizer(work.ref)
+    plain = replace(ref, dtype=options.dtype)
+
+    def base() -> Any:
+        return load_base(plain) if bits is None else bitwise.load(ref, bits)
+
+    def in_bits() -> Any:
+        assert bits is not None
+        return bitwise.load(replace(ref, path=merged), bits)
+
+    adapter = answers_of(lambda: bitwise.adapted(base(), work.adapter), tokenizer)
+    whole: Callable[[], Any] = lambda: load_base(replace(plain, path=merged))  # noqa: E731
+    others: dict[str, Answer] = {}
+    if bits is None or not bitwise.in_bits(merged):
+        others["merged"] = answers_of(whole, tokenizer)
+    if bits is not None:
+        others["merged" if not others else bitwise.SERVED[bits.kind]] = answers_of(in_bits, tokenizer)
+    file = exports.gguf or merged.with_name(f"{merged.name}-{exports.gguf_type}.gguf")
+    if any(p.name == "gguf" and "outputs" in p.numbers for p in parts):
+        from veritune.release.gguf_run import answers_of_file
+
+        others["gguf"] = answers_of_file(file, whole, tokenizer)
+    found = paired_scores(work.task, adapter, others)
+    shown = f"scores of {bitwise.SERVED[bits.kind]}" if bits else ""
+    return [replace(p, status=None) if p.name == shown else p for p in found]
+
+
+def _passed(scores: list[Part], name: str) -> bool:
+    return any(p.name == f"scores of {name}" and p.status == "passed" for p in scores)
+
+
+def _scored(found: MergeParity, scores: list[Part], merged: Path) -> MergeParity:
+    """A merged model that is in bits itself rounds otherwise than its adapter; only scores can pass it."""
+    from veritune.release.quantised_merge import in_bits
+
+    if found.status != "undecided" or found.outputs is not None or not in_bits(merged) or not _passed(scores, "merged"):
+        return found
+    message = found.message.replace("outputs were not compared", "in bits, it is judged by its scores")
+    return replace(found, status="passed", message=message, reading="The merged model scores as the adapter did.")
+
+
+def _excused(parts: list[Part], scores: list[Part]) -> list[Part]:
+    """A quantised GGUF that was read whole and run, with no fault found, passes with its scores."""
+
+    def excused(part: Part) -> bool:
+        quantised = part.name == "gguf" and not part.numbers["exact"] and not part.numbers["unread"]
+        return quantised and part.status == "undecided" and _passed(scores, "gguf")
+
+    return [replace(p, status="passed") if excused(p) else p for p in parts]
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+def _merged(base: ModelRef, work: Work, asked: Asked, options: Options) -> Path:
     from veritune.train.models import load_base
 
     if asked.merged is not None:
@@ -56,24 +260,72 @@ def _merged(ref: Any, adapter: Path, asked: Asked, options: Options) -> Path:
         raise InputError("no merged model is named.", fix="Give it with --merged, or have one made in --out DIR.")
     if asked.out.exists() and any(asked.out.iterdir()):
         raise InputError(f"--out {asked.out} is not empty.", fix="Name it with --merged, or choose an empty folder.")
-    return merge_adapter(load_base(replace(ref, dtype=options.dtype)), adapter, asked.out)
+    merged = merge_adapter(load_base(replace(base, dtype=options.dtype)), work.adapter, asked.out)
+    for name in TOKENIZER_FILES:
+        if (work.ref.path / name).is_file():
+            shutil.copyfile(work.ref.path / name, merged / name)
+    return merged
 
 
-def _rows(ref: Any, asked: Asked) -> list[Rendered]:
-    """The first rows of the data file, as the contract would render them."""
+def _rows(ref: ModelRef, asked: Asked) -> tuple[list[Rendered], Task | None]:
+    """The first rows of the data file as the contract would render them, and all of them as an eval if asked."""
     from veritune.data.load import load_rows, require_clean
     from veritune.data.render import Renderer, render_rows
+    from veritune.evaluate.regression import AnswerKey
+    from veritune.release.merge_scores import Task
     from veritune.train.models import context_length, load_tokenizer
 
+    scored = asked.scored
+    if scored.eval is not None:
+        raise InputError("--eval names an eval of a study.", fix="Without a study give --extract and --expected.")
+    key = AnswerKey.of(scored.extract, scored.expected, scored.max_new_tokens)
     if asked.data is None:
-        return []
+        if key is not None:
+            raise InputError("--extract needs the rows that it speaks of.", fix="Name them with --data.")
+        return [], None
     loaded = load_rows(asked.data)
     require_clean(loaded)
     renderer = Renderer(load_tokenizer(ref), context_length(ref) or 2048)
     rendered, problems = render_rows(loaded.rows[: asked.rows], renderer)
     if problems:
         raise InputError(f"{problems[0].message} ({len(problems)} such rows).", fix="Drop or shorten them.")
-    return list(rendered)
+    if key is None:
+        return list(rendered), None
+    prompts = tuple(renderer.prompt_ids(row) for row in loaded.rows)
+    families = tuple(row.family for row in loaded.rows)
+    task = Task(asked.data.name, key.spec, tuple(loaded.rows), prompts, families, _margin(scored.margin))
+    return list(rendered), task
+
+
+def _margin(margin: float | None) -> float:
+    if margin is None:
+        raise InputError(
+            "scores are compared by a margin, and none is declared.", fix="--margin 0.02, before you see them."
+        )
+    return margin
+
+
+def _study_task(case: Any, data: Any, asked: Asked) -> Task | None:
+    """The named eval of the study on its own items; the margin of the policy's suite where none is given."""
+    from veritune.evaluate import tasks
+    from veritune.release.merge_scores import Task
+
+    scored = asked.scored
+    if scored.extract is not None or scored.expected is not None:
+        raise InputError("a study has its own evals.", fix="Name one with --eval.")
+    if scored.eval is None:
+        return None
+    spec = case.study.evals.get(scored.eval)
+    if spec is None:
+        names = ", ".join(case.study.evals)
+        raise InputError(f"--eval: expected one of {names}, found {scored.eval!r}.")
+    suites = case.policy.release.regression.suites.values()
+    declared = next((s.margin for s in suites if s.eval == scored.eval), None)
+    rows = tasks.items(spec, data.rows, data.zone_of, data.family_of)
+    prompts = tuple(data.prompts[row.id] for row in rows)
+    families = tuple(data.family_of[row.id] for row in rows)
+    margin = _margin(scored.margin if scored.margin is not None else declared)
+    return Task(scored.eval, spec, tuple(rows), prompts, families, margin)
 
 
 def _in_study(asked: Asked, options: Options) -> MergeParity:
@@ -81,7 +333,9 @@ def _in_study(asked: Asked, options: Options) -> MergeParity:
     from veritune.data.prepare import load_prepared
     from veritune.release.candidate import Choice, open_case
     from veritune.release.evidence import Evidence, weights_digest, write_evidence
+    from veritune.release.quantised_merge import Bits
     from veritune.train.models import resolve
+    from veritune.train.quantised import QLORA, Quantisation
 
     assert asked.study is not None
     case = open_case(asked.study, Choice(condition=asked.condition, seed=asked.seed))
@@ -91,15 +345,24 @@ def _in_study(asked: Asked, options: Options) -> MergeParity:
         raise InputError(
             f"{candidate.run_id} is no adapter: there is nothing to merge.", fix="Switch the merge gate off for it."
         )
+    if asked.quantised is not None:
+        raise InputError("a study's condition says in which bits its base was.", fix="Leave out --quantised.")
+    condition = case.study.conditions[candidate.condition]
+    bits = None
+    if condition.method == QLORA:
+        how = Quantisation.of(condition, ref.dtype)
+        bits = Bits(str(dict(how.fields)["bnb_4bit_quant_type"]), how)
     place = replace(asked, out=asked.out or (None if asked.merged else store.release("merged")))
-    merged = _merged(ref, candidate.folder, place, options)
     data = load_prepared(store, case.facts)
     held_out = [r for zone in ("stranger", "validation") for r in data.zone(zone)][: asked.rows]
-    found = parity(ref, candidate.folder, merged, held_out, options)
+    task = _study_task(case, data, asked)
+    found, merged = _compare(Work(ref, candidate.folder, held_out, task, bits), place, options)
     subject = replace(candidate.subject, merged=weights_digest(merged))
     packages = package_versions()
     settings = {**(found.outputs.settings if found.outputs else {}), "rows": len(held_out), "packages": packages}
-    numbers = to_json(found.numbers())
-    record = Evidence("merge", found.status, found.message, subject, numbers, thresholds(), {}, settings)
+    if bits is not None:
+        settings["quantised"] = {"kind": bits.kind, **dict(bits.how.fields)}
+    limits = {**thresholds(), **({"margin": task.margin} if task else {})}
+    record = Evidence("merge", found.status, found.message, subject, to_json(found.numbers()), limits, {}, settings)
     write_evidence(store, record)
     return found

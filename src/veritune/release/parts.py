@@ -185,7 +185,7 @@ def tensors(path: Path) -> dict[str, tuple[str, Shape]]:
         header = json.loads(raw.decode("utf-8"))
         entries = {k: v for k, v in header.items() if k != "__metadata__"}
         found = {name: _tensor(entry, size - 8 - length) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as exc:
         raise FormatError(f"{path.name}: the header is damaged: {type(exc).__name__}.") from None
     return found
 

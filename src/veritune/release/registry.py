@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from veritune.errors import FormatError, GateError, InputError, LockedError, StaleError
 from veritune.records import dumps, to_json
@@ -113,28 +114,35 @@ def pull(url: str, bundle: str, out: Path, public_key: Path | None = None) -> Ch
 
 
 def _fetch(shelf: Shelf, bundle: str, out: Path, public_key: Path | None = None) -> Checked:
-    """Only names that the manifest lists, and that may stand in a bundle, are asked for."""
     place = f"bundles/{bundle}"
     out.mkdir(parents=True)
-    try:
-        shelf.get(f"{place}/{MANIFEST}", out / MANIFEST)
-        manifest = read_manifest(out)
-        for name in manifest["files"]:
-            problem = name_problem(name)
-            if problem:
-                raise FormatError(f"{place}: {name!r} {problem}.", fix="Do not use this bundle.")
-            shelf.get(f"{place}/{name}", out / name)
-        if SIGNATURE in shelf.names(place):
-            shelf.get(f"{place}/{SIGNATURE}", out / SIGNATURE)
-    except FileNotFoundError as exc:
-        raise FormatError(
-            f"the registry's bundle {bundle[:12]} is not whole: {exc}.", fix="Promote it again."
-        ) from None
+    signed = SIGNATURE in shelf.names(place)
+    fetch_parts(lambda name, to: shelf.get(f"{place}/{name}", to), out, place, signed=signed)
     checked = verify_bundle(out, public_key)
     if checked.findings or checked.id != bundle:
         what = checked.findings[0].message if checked.findings else f"its manifest is {checked.id[:12]}"
         raise GateError(f"the registry's bundle {bundle[:12]} is not as it was promoted: {what}.", fix="Do not use it.")
     return checked
+
+
+def fetch_parts(get: Callable[[str, Path], None], out: Path, place: str, *, signed: bool) -> dict[str, Any]:
+    """Copy a bundle's parts into `out` with `get(name, target)`; its manifest. Verify `out` afterwards.
+
+    Only names that the manifest lists, and that may stand in a bundle, are asked for. `get` raises FileNotFoundError.
+    """
+    try:
+        get(MANIFEST, out / MANIFEST)
+        manifest = read_manifest(out)
+        for name in manifest["files"]:
+            problem = name_problem(name)
+            if problem:
+                raise FormatError(f"{place}: {name!r} {problem}.", fix="Do not use this bundle.")
+            get(name, out / name)
+        if signed:
+            get(SIGNATURE, out / SIGNATURE)
+    except FileNotFoundError as exc:
+        raise FormatError(f"{place} is not whole: {exc}.", fix="Promote or push it again.") from None
+    return manifest
 
 
 @contextmanager
@@ -155,6 +163,22 @@ def promote(bundle: Path, channel: str, url: str, *, reason: str = "", public_ke
     """
     shelf = open_shelf(url)
     before = _history(shelf, channel)
+    checked, manifest, gate = shippable(bundle, channel, public_key)
+    if before and before[-1].bundle == checked.id:
+        return before[-1]
+    _upload(shelf, bundle, checked.id)
+    entry = Entry(
+        len(before) + 1, "promoted", checked.id, manifest["name"], manifest["run_id"], gate, reason, None,
+        before[-1].hash if before else None,
+    )  # fmt: skip
+    return _append(shelf, channel, entry)
+
+
+def shippable(bundle: Path, channel: str | None, public_key: Path | None) -> tuple[Checked, dict[str, Any], str | None]:
+    """A bundle's check, manifest and gate state. Raises GateError where it does not verify or may not go to `channel`.
+
+    A gated channel (`production`, also as a branch or an alias elsewhere) takes only what passed its gates.
+    """
     checked = verify_bundle(bundle, public_key)
     if checked.findings:
         raise GateError(
@@ -169,14 +193,7 @@ def promote(bundle: Path, channel: str, url: str, *, reason: str = "", public_ke
             f"{channel} takes only what passed its gates: {found.get(gate, f'its gate record says {gate}')}.",
             fix="Run `veritune gate STUDY`, then pack the bundle again.",
         )
-    if before and before[-1].bundle == checked.id:
-        return before[-1]
-    _upload(shelf, bundle, checked.id)
-    entry = Entry(
-        len(before) + 1, "promoted", checked.id, manifest["name"], manifest["run_id"], gate, reason, None,
-        before[-1].hash if before else None,
-    )  # fmt: skip
-    return _append(shelf, channel, entry)
+    return checked, manifest, gate
 
 
 def _upload(shelf: Shelf, bundle: Path, digest: str) -> None:

@@ -1,33 +1,30 @@
-"""Does the served model say what the contract's own generation says, and how fast?
+"""Does the served model say what the contract's own generation says? Its speed is measured in `load.py`.
 
 Parity: the golden prompts go to a server that speaks the OpenAI chat protocol, greedily (temperature 0), and what comes
 back is compared with our own greedy generation from the same folder: the number of prompt tokens (another chat template
 shows there), the text, why it ended, and special tokens in the text. The first difference names the drift.
 
-Speed: requests arrive at times drawn beforehand (Poisson, seeded), whether or not earlier ones have been answered, and
-each is timed from when it was due. A client that waits for answers before it asks again hides the worst delays
-("coordinated omission"). Base and candidate take turns in blocks (A B B A), warm-up is left out, and quantiles come
-with binomial order-statistic intervals.
+Greedily is not how every client asks: some prompts are asked again without a temperature, so that a server which
+samples by default is named, where the contract's own model does not.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import random
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from veritune.errors import MachineError, ModelError
+from veritune.errors import InputError, MachineError, ModelError
 from veritune.records import Message
 
 START_S = 180.0
@@ -44,46 +41,128 @@ class Server:
     url: str
     model: str
     process: subprocess.Popen[bytes] | None = None
+    on_gpu: bool = False
 
-    def peak_memory_bytes(self) -> int | None:
-        """Resident memory of the server's process and its children now, in bytes; None for a foreign one."""
+    def memory_bytes(self) -> int | None:
+        """Resident memory of the server's process and its children now, in bytes.
+
+        None for a foreign server, and for one that may hold its weights on a GPU, which this number would not show.
+        """
         import psutil
 
-        if self.process is None:
+        if self.process is None or self.on_gpu:
             return None
-        parent = psutil.Process(self.process.pid)
-        return sum(int(p.memory_info().rss) for p in [parent, *parent.children(recursive=True)])
+        try:
+            parent = psutil.Process(self.process.pid)
+            return sum(int(p.memory_info().rss) for p in [parent, *parent.children(recursive=True)])
+        except psutil.NoSuchProcess:
+            return None
+
+
+COMMANDS: Mapping[str, str] = {
+    "transformers": "{python} -m transformers.cli.transformers serve {model} --host {host} --port {port}"
+    " --dtype {dtype} --device auto",
+    "vllm": "vllm serve {model} --host {host} --port {port} --dtype {dtype}",
+    "llama-server": "llama-server --model {gguf} --host {host} --port {port} --jinja",
+    "llama-cpp-python": "{python} -m llama_cpp.server --model {gguf} --host {host} --port {port}",
+}
+"""How known servers are started. A command of the user's own has the same places to fill."""
+
+
+def command_of(server: str, folder: Path, port: int, dtype: str) -> list[str]:
+    """The words that start a server: a name in `COMMANDS`, or a command with `{model}` or `{gguf}`, and `{port}`.
+
+    Raises InputError for a place that nothing fills or a folder without the one GGUF file that is asked for, and
+    MachineError when the program is not installed.
+    """
+    template = COMMANDS.get(server, server)
+    places = {"python": sys.executable, "host": "127.0.0.1", "port": str(port), "dtype": dtype, "model": str(folder)}
+    if "{gguf}" in template:
+        files = sorted(folder.glob("*.gguf"))
+        if len(files) != 1:
+            raise InputError(
+                f"{folder}: expected one GGUF file, found {len(files)}.",
+                fix="Put the converted model there, or name it in the command instead of {gguf}.",
+            )
+        places["gguf"] = str(files[0])
+    try:
+        words = [word.format(**places) for word in shlex.split(template)]
+    except (KeyError, IndexError, ValueError) as exc:
+        raise InputError(
+            f"--server {server!r}: cannot fill {exc}.", fix="Places are {python} {model} {gguf} {host} {port} {dtype}."
+        ) from None
+    if "{port}" not in template:
+        raise InputError(
+            f"--server {server!r} is neither one of {', '.join(COMMANDS)} nor a command with {{port}} in it.",
+            fix="For example: --server 'vllm serve {model} --port {port}'.",
+        )
+    if shutil.which(words[0]) is None:
+        raise MachineError(
+            f"{words[0]} is not installed or not on the path.", fix="Install it, or start it yourself: --url."
+        )
+    return words
 
 
 @contextmanager
-def served(folder: Path, *, dtype: str = "bfloat16", device: str = "auto") -> Iterator[Server]:
-    """`transformers serve` on loopback for one model folder, stopped when the block ends.
+def served(folder: Path, *, dtype: str = "bfloat16", server: str = "transformers") -> Iterator[Server]:
+    """A server on loopback for one model folder (`command_of`), stopped with all its processes when the block ends.
 
-    Raises MachineError when what it needs is missing or it does not come up. Continuous batching stays off: it takes
-    most of a CPU's memory by default.
+    Raises InputError and MachineError when what it needs is missing or it does not come up. Continuous batching of
+    `transformers serve` stays off: it takes most of a CPU's memory by default.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--device", device]
+    command = command_of(server, folder, port, dtype)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
     said: list[str] = []
     reader = threading.Thread(target=_drain, args=(process, said), daemon=True)
     reader.start()
-    server = Server(f"http://127.0.0.1:{port}/v1", str(folder), process)
+    found = Server(f"http://127.0.0.1:{port}/v1", str(folder), process, _may_use_gpu())
     try:
-        _wait(server, said)
-        yield server
+        _wait(found, said)
+        if server != "transformers":
+            found.model = _listed_name(found) or found.model
+        yield found
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _stop(process)
         reader.join(timeout=5)
         assert process.stderr is not None
         process.stderr.close()
+
+
+def _may_use_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _listed_name(server: Server) -> str | None:
+    """What the server calls its model: the first that it lists."""
+    import httpx2
+
+    try:
+        return str(httpx2.get(f"{server.url}/models", timeout=10).json()["data"][0]["id"])
+    except (httpx2.HTTPError, ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and what it started: a server that forks workers would leave them behind."""
+    import psutil
+
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in family:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _drain(process: subprocess.Popen[bytes], said: list[str]) -> None:
@@ -106,7 +185,13 @@ def _wait(server: Server, said: Sequence[str]) -> None:
     while time.monotonic() < until:
         if server.process is not None and server.process.poll() is not None:
             words = next((line for line in reversed(said) if line.strip()), "it said nothing")
-            raise MachineError(f"the server ended before it answered: {words[:200]}", fix="Install veritune[serving].")
+            missing = "No module named" in words or "not installed" in words
+            fix = (
+                "Install what it needs: veritune[serving] for `transformers serve`."
+                if missing
+                else "See its own words."
+            )
+            raise MachineError(f"the server ended before it answered: {words[:400].rstrip('.')}.", fix=fix)
         try:
             health = f"{server.url.removesuffix('/v1')}/health"
             if any(httpx2.get(url, timeout=5).status_code < 400 for url in (health, f"{server.url}/models")):
@@ -135,7 +220,7 @@ class Drift:
     """One golden prompt whose answer is another than the contract's, and in what."""
 
     item: str
-    kind: Literal["prompt", "text", "stop", "special", "error"]
+    kind: Literal["prompt", "text", "stop", "special", "sampling", "error"]
     message: str
 
 
@@ -153,19 +238,20 @@ class ServingParity:
     would_change: str
 
 
-def ask(server: Server, messages: Sequence[Message], max_tokens: int, timeout_s: float = 300) -> Said:
-    """One chat completion, greedy. Raises ModelError when the server answers with an error."""
+def ask(server: Server, messages: Sequence[Message], max_tokens: int, *, plain: bool = False) -> Said:
+    """One chat completion, greedy; `plain` leaves the decoding to the server. Raises ModelError when there is none."""
     import httpx2
 
     body = {
         "model": server.model,
         "messages": [{"role": m.role, "content": m.content} for m in messages],
-        "temperature": 0,
         "max_tokens": max_tokens,
         "stream": False,
     }
+    if not plain:
+        body["temperature"] = 0
     try:
-        answer = httpx2.post(f"{server.url}/chat/completions", json=body, timeout=timeout_s, headers=_key())
+        answer = httpx2.post(f"{server.url}/chat/completions", json=body, timeout=300, headers=key_header())
         answer.raise_for_status()
         choice = answer.json()["choices"][0]
         usage = answer.json().get("usage") or {}
@@ -174,7 +260,7 @@ def ask(server: Server, messages: Sequence[Message], max_tokens: int, timeout_s:
         raise ModelError(f"{server.url} gave no answer: {type(exc).__name__} {str(exc)[:160]}") from None
 
 
-def _key() -> dict[str, str]:
+def key_header() -> dict[str, str]:
     """The key of a foreign server, from the environment and nowhere else; it is never written down."""
     key = os.environ.get("OPENAI_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
@@ -182,18 +268,30 @@ def _key() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the contract's generation gives: prompt ids, text, why it ended, and the special tokens by their text."""
+    """What the contract's generation gives: prompt ids, text, why it ended, and the special tokens by their text.
+
+    `at_limit`: its stop token was the last token that was allowed, which some servers call `length`.
+    """
 
     prompt_ids: tuple[int, ...]
     text: str
     ended: Literal["stop_token", "length"]
     specials: tuple[str, ...]
+    at_limit: bool = False
 
 
 def compare(
-    server: Server, prompts: Sequence[tuple[str, Sequence[Message]]], expected: Sequence[Expected], max_tokens: int
+    server: Server,
+    prompts: Sequence[tuple[str, Sequence[Message]]],
+    expected: Sequence[Expected],
+    max_tokens: int,
+    *,
+    plain: int = 4,
 ) -> ServingParity:
-    """Ask every golden prompt and compare. `expected` is `expected_answers` of the model's own folder."""
+    """Ask every golden prompt and compare. `expected` is what `expected_answers` gives.
+
+    The first `plain` prompts whose greedy answer is right are asked again without a temperature.
+    """
     drifts: list[Drift] = []
     equal = 0
     for (item, messages), want in zip(prompts, expected):
@@ -203,9 +301,35 @@ def compare(
             drifts.append(Drift(item, "error", str(exc)))
             continue
         found = difference(item, said, want)
+        if not found and equal < plain:
+            found = _asked_plainly(server, item, messages, want, max_tokens)
         drifts += found
         equal += not found
-    return _judged(len(prompts), equal, drifts)
+    return judged(len(prompts), equal, drifts)
+
+
+def _asked_plainly(
+    server: Server, item: str, messages: Sequence[Message], want: Expected, max_tokens: int
+) -> list[Drift]:
+    """A client that names no temperature gets the server's own: a drift where that is another than greedy."""
+    try:
+        said = ask(server, messages, max_tokens, plain=True)
+    except ModelError as exc:
+        return [Drift(item, "error", f"asked without a temperature, {exc}")]
+    if said.text.strip() == want.text.strip():
+        return []
+    message = (
+        "greedy when asked for temperature 0, otherwise not: without a temperature the texts part"
+        f" {_parting(said.text, want.text)}: it samples (or penalises) by default"
+    )
+    return [Drift(item, "sampling", message)]
+
+
+def _parting(said: str, want: str) -> str:
+    """Where two texts part, with what stands there and before."""
+    at = next((k for k, (a, b) in enumerate(zip(said, want)) if a != b), min(len(said), len(want)))
+    found, meant = (repr(text[at : at + 24]) if text[at:] else "the end" for text in (said, want))
+    return f"at character {at}: {found} against {meant} after {want[max(0, at - 24) : at]!r}"
 
 
 def expected_answers(
@@ -226,7 +350,10 @@ def expected_answers(
     ]
     outputs = generate(model, tokenizer, ids, Decoding(max_tokens, batch_size=1))
     specials = tuple(tokenizer.all_special_tokens)
-    return [Expected(p, o.text, o.ended, specials) for p, o in zip(ids, outputs)]
+    return [
+        Expected(p, o.text, o.ended, specials, o.ended == "stop_token" and len(o.token_ids) + 1 == max_tokens)
+        for p, o in zip(ids, outputs)
+    ]
 
 
 def difference(item: str, said: Said, want: Expected) -> list[Drift]:
@@ -241,22 +368,28 @@ def difference(item: str, said: Said, want: Expected) -> list[Drift]:
     leaked = next((s for s in want.specials if s and s in said.text), None)
     if leaked is not None:
         found.append(Drift(item, "special", f"the special token {leaked!r} stands in the text"))
-    if said.text.strip() != want.text.strip():
-        at = next(
-            (k for k, (a, b) in enumerate(zip(said.text, want.text)) if a != b), min(len(said.text), len(want.text))
-        )
-        message = f"the texts part at character {at}: {said.text[at : at + 24]!r} against {want.text[at : at + 24]!r}"
-        found.append(Drift(item, "text", message + f" after {want.text[max(0, at - 24) : at]!r}"))
+    here, there = said.text.strip(), want.text.strip()
     stop = {"stop": "stop_token", "length": "length"}.get(said.finish or "", said.finish)
-    if stop != want.ended:
-        message = f"it ended by {said.finish!r}, the contract's by {want.ended!r}: another stop token or token limit"
-        found.append(Drift(item, "stop", message))
+    if stop == "length" and want.at_limit and here == there:
+        stop = "stop_token"
+    if stop != want.ended or (here != there and _one_goes_on(said.text, want.text)):
+        message = f"it ended by {said.finish!r} after {len(here)} characters, the contract's by {want.ended!r} after"
+        found.append(Drift(item, "stop", f"{message} {len(there)}: another stop token or token limit"))
+    if here != there:
+        found.append(Drift(item, "text", f"the texts part {_parting(said.text.lstrip(), want.text.lstrip())}"))
     return found
 
 
-def _judged(asked: int, equal: int, drifts: Sequence[Drift]) -> ServingParity:
+def _one_goes_on(a: str, b: str) -> bool:
+    """Whether one text begins with the other. White space at the end counts: it may be the token where they part."""
+    a, b = a.lstrip(), b.lstrip()
+    return a.startswith(b) or b.startswith(a)
+
+
+def judged(asked: int, equal: int, drifts: Sequence[Drift]) -> ServingParity:
+    """The verdict over all prompts; its message names the first drift of the kind that causes the others."""
     status: Literal["passed", "failed", "undecided"] = "failed" if drifts else "passed" if asked else "undecided"
-    kinds = [k for k in ("error", "prompt", "special", "stop", "text") if any(d.kind == k for d in drifts)]
+    kinds = [k for k in ("error", "prompt", "special", "stop", "text", "sampling") if any(d.kind == k for d in drifts)]
     first = next((d for d in drifts if d.kind == kinds[0]), None) if kinds else None
     message = f"{equal} of {asked} golden answers are as the contract's" + (
         f"; {first.item}: {first.message}" if first else ""
@@ -269,230 +402,6 @@ def _judged(asked: int, equal: int, drifts: Sequence[Drift]) -> ServingParity:
         tuple(drifts),
         {"passed": "The server says what the contract's generation says.", "failed": f"The server drifts: {message}.",
          "undecided": "No golden prompt was asked."}[status],
-        "It speaks of these prompts, greedy decoding and one request at a time; batching can change rounding.",
+        "It speaks of these prompts and one request at a time; batching can change rounding.",
         "More golden prompts, or the same ones under load.",
     )  # fmt: skip
-
-
-# ---------------------------------------------------------------- speed
-
-
-@dataclass(frozen=True)
-class Timed:
-    """One request, in seconds from when it was due: first token, last token; tokens answered; error or None."""
-
-    side: str
-    rate: float
-    due_s: float
-    first_s: float | None
-    total_s: float | None
-    tokens: int
-    error: str | None = None
-
-
-def arrivals(rate: float, n: int, seed: int) -> list[float]:
-    """Due times in seconds of `n` requests at `rate` a second: a Poisson process, the same for every side."""
-    draw = random.Random(f"{rate}-{seed}")
-    due, at = [], 0.0
-    for _ in range(n):
-        at += draw.expovariate(rate)
-        due.append(at)
-    return due
-
-
-def turns(sides: Sequence[str], blocks: int) -> list[str]:
-    """The order of blocks: A B B A, so that a drift of the machine falls on both."""
-    a, b = sides
-    return [side for k in range(blocks) for side in ((a, b) if k % 2 == 0 else (b, a))]
-
-
-def open_loop(
-    send: Callable[[int], tuple[float, float, int]], due: Sequence[float], clock: Callable[[], float]
-) -> list[Any]:
-    """Send request i when `due[i]` comes, whether or not others have been answered; (first, total, tokens, error) each.
-
-    `send(i)` returns when its first and last token came (by `clock`) and how many tokens. Times count from when the
-    request was due, so a client that falls behind does not flatter the server.
-    """
-    began = clock()
-    found: list[Any] = [None] * len(due)
-
-    def one(i: int) -> None:
-        try:
-            first, last, tokens = send(i)
-            found[i] = (first - began - due[i], last - began - due[i], tokens, None)
-        except Exception as exc:  # an error is a result here: it is counted
-            found[i] = (None, None, 0, f"{type(exc).__name__}: {str(exc)[:120]}")
-
-    threads = []
-    for i, at in enumerate(due):
-        time.sleep(max(0.0, began + at - clock()))
-        threads.append(threading.Thread(target=one, args=(i,), daemon=True))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
-    return found
-
-
-def stream_once(
-    server: Server, messages: Sequence[Message], max_tokens: int, clock: Callable[[], float]
-) -> tuple[float, float, int]:
-    """One streamed answer: when its first and its last piece came, and how many pieces."""
-    import httpx2
-
-    body = {
-        "model": server.model,
-        "messages": [{"role": m.role, "content": m.content} for m in messages],
-        "temperature": 0,
-        "max_tokens": max_tokens,
-        "stream": True,
-    }
-    first: float | None = None
-    last, pieces = clock(), 0
-    with httpx2.stream("POST", f"{server.url}/chat/completions", json=body, timeout=600, headers=_key()) as answer:
-        answer.raise_for_status()
-        for line in answer.iter_lines():
-            if not line.startswith("data:") or line.endswith("[DONE]"):
-                continue
-            choices = json.loads(line[5:]).get("choices") or [{}]
-            if (choices[0].get("delta") or {}).get("content"):
-                first, last, pieces = first or clock(), clock(), pieces + 1
-    if first is None:
-        raise ModelError("the answer was empty")
-    return first, last, pieces
-
-
-def quantile(values: Sequence[float], q: float, level: float = 0.95) -> dict[str, Any]:
-    """The q-quantile with its order-statistic interval (Conover 1999, sec. 3.2): ranks from the binomial distribution.
-
-    An end that no order statistic can bound at this level is null; a tail quantile of few values has no upper end.
-    """
-    from scipy.stats import binom
-
-    ordered, n = sorted(values), len(values)
-    if not n:
-        return {"value": None, "low": None, "high": None, "n": 0, "level": level}
-    value = ordered[min(n - 1, max(0, math.ceil(q * n) - 1))]
-    low = next((r for r in range(n, 0, -1) if binom.cdf(r - 1, n, q) <= (1 - level) / 2), None)
-    high = next((r for r in range(1, n + 1) if binom.cdf(r - 1, n, q) >= 1 - (1 - level) / 2), None)
-    return {
-        "value": value,
-        "low": ordered[low - 1] if low else None,
-        "high": ordered[high - 1] if high else None,
-        "n": n,
-        "level": level,
-    }
-
-
-@dataclass(frozen=True)
-class Load:
-    """How speed is measured. `rates` are requests a second, `requests` per side, rate and block."""
-
-    rates: tuple[float, ...] = (0.5, 1.0)
-    requests: int = 8
-    blocks: int = 2
-    warm_up: int = 2
-    max_tokens: int = 32
-    seed: int = 0
-    price_per_hour: float | None = None
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Every request, and per side and rate: quantiles of first token and of time per token, throughput, errors."""
-
-    timed: tuple[Timed, ...]
-    table: tuple[dict[str, Any], ...]
-    peak_memory: dict[str, int | None] = field(default_factory=dict)
-
-
-def measure(servers: dict[str, Server], prompts: Sequence[Sequence[Message]], load: Load) -> Speed:
-    """Base and candidate by turns at every rate. Every side sees the same prompts at the same due times."""
-    clock = time.monotonic
-    timed: list[Timed] = []
-    peak: dict[str, int | None] = dict.fromkeys(servers)
-    for server in servers.values():
-        for k in range(load.warm_up):
-            stream_once(server, prompts[k % len(prompts)], load.max_tokens, clock)
-    for rate in load.rates:
-        seen = dict.fromkeys(servers, 0)
-        for side in turns(list(servers), load.blocks):
-            due = arrivals(rate, load.requests, load.seed + seen[side])
-            seen[side] += 1
-            server = servers[side]
-
-            def send(i: int, server: Server = server) -> tuple[float, float, int]:
-                return stream_once(server, prompts[i % len(prompts)], load.max_tokens, clock)
-
-            for at, (first, total, tokens, error) in zip(due, open_loop(send, due, clock)):
-                timed.append(Timed(side, rate, at, first, total, tokens, error))
-            peak[side] = max(filter(None, (peak[side], server.peak_memory_bytes())), default=None)
-    return Speed(tuple(timed), tuple(summary(timed, load)), peak)
-
-
-def summary(timed: Sequence[Timed], load: Load) -> list[dict[str, Any]]:
-    """One row a side and rate. `per_token` is the time between tokens of one answer; `throughput` answers a second."""
-    rows = []
-    for rate in load.rates:
-        for side in dict.fromkeys(t.side for t in timed):
-            mine = [t for t in timed if (t.side, t.rate) == (side, rate)]
-            good = [t for t in mine if t.error is None and t.first_s is not None and t.total_s is not None]
-            gaps = [(t.total_s - t.first_s) / (t.tokens - 1) for t in good if t.tokens > 1]  # type: ignore[operator]
-            busy_s = _busy(good)
-            row: dict[str, Any] = {"side": side, "rate": rate, "requests": len(mine), "errors": len(mine) - len(good)}
-            row |= {f"first_token_p{q}": quantile([t.first_s for t in good], q / 100) for q in (50, 90, 99)}  # type: ignore[misc]
-            row |= {f"per_token_p{q}": quantile(gaps, q / 100) for q in (50, 90)}
-            row["throughput"] = len(good) / busy_s if busy_s else None
-            cost = load.price_per_hour
-            row["cost_per_request"] = cost / 3600 * busy_s / len(good) if cost is not None and good else None
-            rows.append(row)
-    return rows
-
-
-def _busy(good: Sequence[Timed]) -> float:
-    """Seconds from the first due time to the last answer, summed over blocks (a block starts at a smaller due time)."""
-    total = 0.0
-    block: list[Timed] = []
-    for one in [*good, None]:
-        if one is None or (block and one.due_s < block[-1].due_s):
-            if block:
-                total += max(t.due_s + (t.total_s or 0.0) for t in block)
-            block = []
-        if one is not None:
-            block.append(one)
-    return total
-
-
-def ratios(timed: Sequence[Timed], sides: tuple[str, str], level: float = 0.95) -> dict[str, dict[str, Any]]:
-    """Candidate over base, over requests paired by rate, block and place: ratio of means on the log scale, t interval.
-
-    Requests of one pair had the same prompt and due time. Raises nothing: too few pairs give no interval.
-    """
-    from veritune.decide.intervals import t_quantile
-
-    def of(side: str) -> list[Timed]:
-        return [t for t in timed if t.side == side]
-
-    found: dict[str, dict[str, Any]] = {}
-    measures: dict[str, Callable[[Timed], float | None]] = {
-        "first_token": lambda t: t.first_s,
-        "per_token": lambda t: (
-            (t.total_s - t.first_s) / (t.tokens - 1) if t.first_s is not None and t.total_s and t.tokens > 1 else None
-        ),
-    }
-    for name, measure_of in measures.items():
-        logs = [
-            math.log(b / a)
-            for x, y in zip(of(sides[0]), of(sides[1]))
-            if (a := measure_of(x)) and (b := measure_of(y)) and a > 0 and b > 0
-        ]
-        n = len(logs)
-        if not n:
-            found[name] = {"value": None, "low": None, "high": None, "n": 0}
-            continue
-        mean = sum(logs) / n
-        se = math.sqrt(sum((x - mean) ** 2 for x in logs) / (n - 1) / n) if n > 1 else None
-        half = t_quantile(0.5 + level / 2, n - 1) * se if se is not None else None
-        ends = (None, None) if half is None else (math.exp(mean - half), math.exp(mean + half))
-        found[name] = {"value": math.exp(mean), "low": ends[0], "high": ends[1], "n": n}
-    return found

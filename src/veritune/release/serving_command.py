@@ -10,17 +10,15 @@ from typing import Any
 from veritune.errors import DataError, InputError, StaleError
 from veritune.machine import package_versions
 from veritune.records import Row, to_json
-from veritune.release.serving import (
-    Load,
-    Server,
-    ServingParity,
-    Speed,
-    compare,
-    expected_answers,
-    measure,
-    ratios,
-    served,
-)
+from veritune.release.load import Load, Speed, measure, ratios, write_samples
+from veritune.release.serving import COMMANDS, Server, ServingParity, compare, expected_answers, judged, served
+from veritune.store import read_json, sha256_file
+
+SAMPLES = "release/serving.jsonl"
+"""Where a study keeps every request of the load test."""
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+BENDING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
+"""Keys of generation_config.json that bend what a client gets who asks for nothing; and `eos_token_id` ends it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class Asked:
     """What the command line names. `base` is the model that speed is compared with; None measures no speed.
 
     `reference` is the folder whose template, tokenizer and stop tokens the answers must follow. With `study` it is the
-    study's base as the contract has it; else the base, where one is named.
+    study's base as the contract has it; else the base, where one is named. `server` is a name in `serving.COMMANDS` or
+    a command; `samples` is the file for the load test's requests.
     """
 
     model: str
@@ -43,6 +42,8 @@ class Asked:
     prompts: int = 16
     study: Path | None = None
     condition: str | None = None
+    server: str = "transformers"
+    samples: Path | None = None
     load: Load = field(default_factory=Load)
 
 
@@ -68,25 +69,39 @@ def serve_command(asked: Asked) -> Served:
             "a foreign server's weights cannot be told, so its answers are no evidence for the gate.",
             fix="Leave out --url: the model is then served here.",
         )
+    if asked.study is not None and "{model}" not in COMMANDS.get(asked.server, asked.server):
+        raise InputError(
+            f"--server {asked.server!r} does not serve the folder's own weights, so it is no evidence for the gate.",
+            fix="Use a server that takes {model}, or leave out --study.",
+        )
     rows = golden_rows(asked.golden, asked.prompts)
     ref = resolve(Model(path=asked.model, dtype=asked.dtype), Path())  # type: ignore[arg-type]
+    if asked.url is None and not any((ref.path / name).is_file() for name in TOKENIZERS):
+        raise InputError(
+            f"{ref.path} holds no tokenizer, so no server can read a prompt for it.",
+            fix="Copy the base's tokenizer files and chat template beside the weights, as they will be served.",
+        )
     prompts = [(row.id, row.prompt) for row in rows]
     told_by = _reference(asked)
     model, tokenizer = _as_contract(load_base(ref), ref, told_by)
     expected = expected_answers(model, tokenizer, [p for _, p in prompts], asked.max_tokens)
     del model
+    plain = 0 if told_by is not None and _samples_itself(told_by.path) else 4
     with ExitStack() as stack:
-        server = _server(stack, asked.url, asked.served_name, ref.path, asked.dtype)
-        parity = compare(server, prompts, expected, asked.max_tokens)
+        server = _server(stack, asked, asked.url, ref.path)
+        parity = compare(server, prompts, expected, asked.max_tokens, plain=plain)
         if told_by is None:
             parity = _own_word(parity)
-        speed = None
+        elif asked.url is None:
+            parity = _with_cause(parity, ref.path, told_by.path)
+        speed, load = None, replace(asked.load, max_tokens=asked.max_tokens)
         if asked.base is not None:
             base = resolve(Model(path=asked.base, dtype=asked.dtype), Path())  # type: ignore[arg-type]
-            other = _server(stack, asked.base_url, None, base.path, asked.dtype)
-            load = replace(asked.load, max_tokens=asked.max_tokens)
-            speed = measure({"base": other, "candidate": server}, [p for _, p in prompts], load)
-    found = Served(parity, speed, all_ratios(speed) if speed else {})
+            other = _server(stack, asked, asked.base_url, base.path)
+            speed = measure({"base": other, "candidate": server}, prompts, load)
+    found = Served(parity, speed, ratios(speed, load) if speed else {})
+    if speed is not None and asked.samples is not None:
+        write_samples(asked.samples, speed)
     if asked.study is not None:
         _record(asked, asked.study, found)
     return found
@@ -120,16 +135,44 @@ def _reference(asked: Asked) -> Any:
 
 def _as_contract(model: Any, ref: Any, reference: Any) -> tuple[Any, Any]:
     """The served weights with the reference's tokenizer, template and stop tokens; their own without a reference."""
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     from veritune.train.models import load_tokenizer
 
     if reference is None:
         return model, load_tokenizer(ref)
     if (reference.path / "generation_config.json").is_file():
-        stops = GenerationConfig.from_pretrained(reference.path).eos_token_id
-        model.generation_config.eos_token_id = stops
+        shipped = GenerationConfig.from_pretrained(reference.path)
+    else:  # what transformers falls back on; the served folder's own would be its own witness
+        shipped = GenerationConfig.from_model_config(AutoConfig.from_pretrained(reference.path))
+    model.generation_config.eos_token_id = shipped.eos_token_id
     return model, load_tokenizer(reference)
+
+
+def _shipped(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    found = read_json(path) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _samples_itself(folder: Path) -> bool:
+    """Whether the reference samples when nobody says otherwise: then a server that does so is right."""
+    shipped = _shipped(folder)
+    return bool(shipped.get("do_sample")) or shipped.get("repetition_penalty", 1.0) != 1.0
+
+
+def _with_cause(parity: ServingParity, folder: Path, reference: Path) -> ServingParity:
+    """Where generation_config.json is another than the reference's, a drift of stop or decoding says in what."""
+    mine, theirs = _shipped(folder), _shipped(reference)
+    keys = {"stop": ("eos_token_id",), "sampling": BENDING, "text": BENDING}
+    drifts = []
+    for drift in parity.drifts:
+        other = [k for k in keys.get(drift.kind, ()) if mine.get(k) != theirs.get(k)]
+        if other:
+            said = ", ".join(f"{k} {mine.get(k, 'unset')} against {theirs.get(k, 'unset')}" for k in other)
+            drift = replace(drift, message=f"{drift.message}; generation_config.json has {said}")
+        drifts.append(drift)
+    return judged(parity.asked, parity.equal, drifts)
 
 
 def _own_word(parity: ServingParity) -> ServingParity:
@@ -146,10 +189,11 @@ def _own_word(parity: ServingParity) -> ServingParity:
     )
 
 
-def _server(stack: ExitStack, url: str | None, name: str | None, folder: Path, dtype: str) -> Server:
+def _server(stack: ExitStack, asked: Asked, url: str | None, folder: Path) -> Server:
     if url is not None:
+        name = asked.served_name if url == asked.url else None
         return Server(url.rstrip("/"), name or str(folder))
-    return stack.enter_context(served(folder, dtype=dtype))
+    return stack.enter_context(served(folder, dtype=asked.dtype, server=asked.server))
 
 
 def golden_rows(path: Path, most: int) -> list[Row]:
@@ -162,20 +206,6 @@ def golden_rows(path: Path, most: int) -> list[Row]:
     if not rows:
         raise InputError(f"{path} holds no prompts.", fix="Give rows with chat messages or prompts.")
     return rows
-
-
-def all_ratios(speed: Speed) -> dict[str, Any]:
-    """Candidate over base, as the serving gate reads them; an end that is not known is null."""
-    found: dict[str, Any] = ratios(speed.timed, ("base", "candidate"))
-    rate = max(row["rate"] for row in speed.table)
-    base, candidate = (
-        next(r for r in speed.table if (r["side"], r["rate"]) == (s, rate)) for s in ("base", "candidate")
-    )
-    single = {name: (candidate[name], base[name]) for name in ("throughput", "cost_per_request")}
-    single["peak_memory"] = (speed.peak_memory.get("candidate"), speed.peak_memory.get("base"))
-    for name, (new, old) in single.items():
-        found[name] = {"value": new / old if new and old else None, "low": None, "high": None}
-    return found
 
 
 def _record(asked: Asked, study: Path, found: Served) -> None:
@@ -191,6 +221,10 @@ def _record(asked: Asked, study: Path, found: Served) -> None:
             f"{asked.model} is neither the candidate's weights nor those that merge-parity compared.",
             fix="Run `veritune merge-parity STUDY` first and serve what it merged.",
         )
+    outputs: dict[str, str] = {}
+    if found.speed is not None:
+        write_samples(case.store.root / SAMPLES, found.speed)
+        outputs = {SAMPLES: sha256_file(case.store.root / SAMPLES)}
     record = Evidence(
         kind="serving",
         status=found.parity.status,
@@ -203,10 +237,11 @@ def _record(asked: Asked, study: Path, found: Served) -> None:
         settings={
             "dtype": asked.dtype,
             "max_tokens": asked.max_tokens,
-            "server": "transformers serve",
+            "server": asked.server,
             "load": to_json(asked.load),
             "packages": package_versions(),
         },
+        outputs=outputs,
     )
     write_evidence(case.store, record)
 
@@ -222,11 +257,26 @@ def render_text(found: Served) -> str:
             f" p90 {_ms(row['first_token_p90'])}; per token p50 {_ms(row['per_token_p50'])};"
             f" {row['errors']} of {row['requests']} failed"
         )
+        more = (("throughput", 1, "answers/s"), ("cost_per_request", 1e3, "per 1000"), ("peak_memory", 2**-20, "MiB"))
+        lines.append("                   " + "; ".join(f"{n} {_span(row[n], k)} {unit}" for n, k, unit in more))
     for name, ratio in found.ratios.items():
         if ratio["value"] is not None:
-            span = "" if ratio["low"] is None else f" [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-            lines.append(f"  candidate / base  {name} {ratio['value']:.2f}{span}")
+            why = f" ({ratio['reason']})" if "reason" in ratio else ""
+            lines.append(f"  candidate / base  {name} {_span(ratio)}{why}")
+        else:
+            lines.append(f"  candidate / base  {name} unknown: {ratio.get('reason', 'too few answers')}")
+    if found.speed is not None:
+        lines.append("  intervals: 95 %, over blocks (base and candidate by turns)")
     return "\n".join([*lines, "", parity.reading, parity.limits])
+
+
+def _span(found: dict[str, Any], scale: float = 1.0) -> str:
+    """`value [low, high]`, with `no interval` where there is none."""
+    if found["value"] is None:
+        return "unknown"
+    ends = [found["low"], found["high"]]
+    said = "no interval" if None in ends else "{:.3g}, {:.3g}".format(*(e * scale for e in ends))
+    return f"{found['value'] * scale:.3g} [{said}]"
 
 
 def _ms(found: dict[str, Any]) -> str:

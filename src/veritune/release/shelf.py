@@ -15,11 +15,11 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from veritune.errors import InputError, MachineError, StaleError, StoreError
+from veritune.errors import InputError, MachineError, StaleError, StoreError, VerituneError
 from veritune.store import disk_errors, sha256_file
 
 EXCLUSIVE = ("memory", "s3", "s3a")
@@ -167,34 +167,50 @@ class FsspecShelf:
         self.root = self.root.rstrip("/")
         self.fs.use_listings_cache = False
 
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """What a store's client raises beside Python's own file errors, as one line that names the store."""
+        try:
+            yield
+        except (OSError, VerituneError):
+            raise
+        except Exception as exc:  # each store has error classes of its own
+            first = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:300]
+            raise MachineError(f"registry {self.root}: {first}", fix="Check the address and your keys.") from None
+
     def _at(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def read(self, name: str) -> bytes:
-        return bytes(self.fs.cat_file(self._at(name)))
+        with self._reached():
+            return bytes(self.fs.cat_file(self._at(name)))
 
     def names(self, folder: str) -> list[str]:
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self._at(folder), detail=False)
+            with self._reached():
+                found = self.fs.ls(self._at(folder), detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in found)
 
     def create(self, name: str, content: bytes) -> None:
-        self.fs.makedirs(self._at(name).rsplit("/", 1)[0], exist_ok=True)
-        self.fs.pipe_file(self._at(name), content, mode="create")
+        with self._reached():
+            self.fs.makedirs(self._at(name).rsplit("/", 1)[0], exist_ok=True)
+            self.fs.pipe_file(self._at(name), content, mode="create")
 
     def put(self, folder: str, source: Path, files: Mapping[str, str]) -> bool:
-        if self.fs.exists(self._at(f"{folder}/{MANIFEST_LAST}")):
-            return False
-        for name, digest in sorted(files.items(), key=lambda item: item[0] == MANIFEST_LAST):
-            at = self._at(f"{folder}/{name}")
-            self.fs.makedirs(at.rsplit("/", 1)[0], exist_ok=True)
-            self.fs.put_file(str(source / name), at)
-            _same(source / name, name, digest)
-        return True
+        with self._reached():
+            if self.fs.exists(self._at(f"{folder}/{MANIFEST_LAST}")):
+                return False
+            for name, digest in sorted(files.items(), key=lambda item: item[0] == MANIFEST_LAST):
+                at = self._at(f"{folder}/{name}")
+                self.fs.makedirs(at.rsplit("/", 1)[0], exist_ok=True)
+                self.fs.put_file(str(source / name), at)
+                _same(source / name, name, digest)
+            return True
 
     def get(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.fs.get_file(self._at(name), str(target))
+        with self._reached():
+            self.fs.get_file(self._at(name), str(target))

@@ -34,15 +34,24 @@ def draw_series(record: Json, path: Path, axis: str = "step") -> None:
         _figure(lines, axis).savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
+def _curve(line: Json, axis: str) -> str:
+    """Which line of the plot a checkpoint stands on: what it has in common with its neighbours along the axis."""
+    own = {"lr": "learning_rate", "rows": "data_fraction"}.get(axis)
+    point = {k: v for k, v in (line.get("point") or {}).items() if k not in (own, "learning_rate")}
+    named = [line.get("arm") or line["condition"], *(f"{k} {v}" for k, v in point.items())]
+    named.append(None if line["seed"] is None else f"seed {line['seed']}")
+    if axis != "lr" and line["lr"] is not None:
+        named.append(f"lr {line['lr']:g}")
+    return ", ".join(str(n) for n in named if n)
+
+
 def _figure(lines: list[Any], axis: str) -> Any:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
-        named = [line["condition"], None if line["seed"] is None else f"seed {line['seed']}"]
-        if axis != "lr" and line["lr"] is not None:
-            named.append(f"lr {line['lr']:g}")
-        curves.setdefault(", ".join(n for n in named if n), []).append((line[axis], line["delta_norm"]))
+        curves.setdefault(_curve(line, axis), []).append((line[axis], line["delta_norm"]))
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, points) in enumerate(curves.items()):
@@ -58,7 +67,12 @@ def _figure(lines: list[Any], axis: str) -> Any:
         )
     axes.set(xlabel=AXES[axis], ylabel="norm of the change", ylim=(0, None))
     if axis == "lr":
+        rates = sorted({line["lr"] for line in lines})
         axes.set_xscale("log")
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])  # a formatter of its own would write TeX
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=GRID)
     axes.legend(fontsize=7, frameon=False, labelcolor=INK)
     return figure

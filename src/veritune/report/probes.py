@@ -14,11 +14,13 @@ NAMES = {
     "forced_choice": "Recall: forced choice",
     "verbatim_recall": "Recall: word for word",
     "token_fall": "Where the loss fell",
-    "gradient_probe": "How many independent examples",
+    "gradients": "How many independent examples",
+    "gradient_families": "Families found by gradient",
     "telemetry": "Where the gradient fell",
     "weights": "How far the weights moved",
     "weight_series": "How far the weights moved, step by step",
     "geometry": "Representation geometry",
+    "geometry_grid": "Representation geometry",
     "forgetting": "Forgetting",
     "calibration": "Calibration",
     "none": "Not measured",
@@ -58,7 +60,12 @@ def _others(records: Records) -> Iterator[Block]:
 
 
 def _readings(record: Any, subject: str, path: str, name: str = "") -> Iterator[Block]:
-    """The record itself, or the records it holds under names (`record`, `base`, `trained`, `forced_choice`, ...)."""
+    """The record itself, or those it holds under names (`record`, `base`, `trained`, `runs`, ...) and in lists."""
+    if isinstance(record, list):
+        for inner in record:
+            label = inner.get("label") if isinstance(inner, dict) else None
+            yield from _readings(inner, subject, path, str(label or name))
+        return
     if not isinstance(record, dict):
         return
     if isinstance(record.get("reading"), str):

@@ -14,7 +14,6 @@ from typing import Any
 from veritune import contract
 from veritune.errors import DivergedError, GateError, InputError, MachineError, StaleError, VerituneError
 from veritune.evaluate import tasks
-from veritune.machine import PeakMemory
 from veritune.progress import Progress
 from veritune.records import Row
 from veritune.seal import break_seal
@@ -83,9 +82,7 @@ def run_cell(ready: Ready, cell: Any) -> dict[str, Any]:
         if distributed.world_size() == 1:
             return _on_several(ready, cell, devices)
         if not distributed.is_main():
-            from veritune.train import cells
-
-            return cells.train(ready.context, cell)
+            return ready.backend.train(ready.context, cell)
     with ready.store.run_lock(cell.run_id):
         if is_done(ready, cell):
             return read_json(folder / "summary.json")
@@ -121,11 +118,12 @@ def _work(ready: Ready, cell: Any) -> dict[str, Any]:
     if cell.phase in (SELECT, SHAPE):
         return _select_run(ready, cell)
     if cell.phase != BASELINE:
-        cells.train(context, cell)
-    memory = PeakMemory()
-    model = cells.load_trained(context, cell)
-    cells.measure_nll(context, cell, model, ready.nll_rows)
-    paths = {name: _score(ready, cell, name, rows, model) for name, rows in ready.items.items()}
+        ready.backend.train(context, cell)
+    memory = ready.backend.memory()
+    weights = ready.backend.trained(context, cell)
+    cells.measure_nll(context, cell, weights, ready.nll_rows)
+    paths = {name: _score(ready, cell, name, rows, weights) for name, rows in ready.items.items()}
+    weights.close()
     return cells.finish(context, cell, paths, memory=memory.read())
 
 
@@ -134,7 +132,7 @@ def _select_run(ready: Ready, cell: Any) -> dict[str, Any]:
     from veritune.train import cells
 
     try:
-        cells.train(ready.context, cell)
+        ready.backend.train(ready.context, cell)
     except DivergedError as exc:
         return cells.finish(ready.context, cell, {}, failed=f"the loss was not finite: {exc.message}")
     except (RuntimeError, ArithmeticError) as exc:  # out of the device's memory, a kernel that fails
@@ -142,9 +140,9 @@ def _select_run(ready: Ready, cell: Any) -> dict[str, Any]:
     return cells.finish(ready.context, cell, {})
 
 
-def _score(ready: Ready, cell: Any, name: str, rows: Sequence[Row], model: Any) -> Path:
+def _score(ready: Ready, cell: Any, name: str, rows: Sequence[Row], weights: Any) -> Path:
     """Generate and score one eval; the path of its scores. Scores of another eval contract are set aside."""
-    from veritune.evaluate.generate import Decoding, generate
+    from veritune.evaluate.generate import Decoding, answers
 
     if cell.phase in (SELECT, SHAPE):
         raise GateError(f"run {cell.run_id} chooses a setting: no score of an eval may enter.", fix="Score main runs.")
@@ -161,7 +159,7 @@ def _score(ready: Ready, cell: Any, name: str, rows: Sequence[Row], model: Any) 
         progress.advance(kind, n, seconds, f"{cell.condition} seed {cell.seed}: answering {name}")
 
     decoding = Decoding(spec.max_new_tokens, spec.batch_size)
-    outputs = generate(model, ready.tokenizer, [data.prompts[r.id] for r in rows], decoding, on_batch)
+    outputs = answers(weights, ready.tokenizer, [data.prompts[r.id] for r in rows], decoding, on_batch)
     _set_aside(path, stamp)
     scores = []
     for row, output in zip(rows, outputs):
@@ -169,7 +167,10 @@ def _score(ready: Ready, cell: Any, name: str, rows: Sequence[Row], model: Any) 
         family, zone = data.family_of[row.id], data.zone_of[row.id]
         scores.append(replace(found, run_id=cell.run_id, family=family, zone=zone))
     write_jsonl(path, scores)
-    write_json(stamp, {"input_hash": digest, "items": len(scores), "decoding": {"greedy": True, **asdict(decoding)}})
+    write_json(
+        stamp,
+        {"input_hash": digest, "items": len(scores), "decoding": {"greedy": True, **asdict(decoding), **weights.notes}},
+    )
     return path
 
 

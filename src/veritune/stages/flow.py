@@ -23,6 +23,7 @@ from veritune.stages.cell import cells_of, is_done, run_cell
 from veritune.stages.decide import decide
 from veritune.stages.executors import Ended, Plan, how_many_fit, run_cells
 from veritune.stages.freeze import mark_results
+from veritune.stages.leak import leak_of, whole_conditions
 from veritune.stages.plan import compare_with_plan, left, make_plan, plan_progress, refuse_plan, run_lines
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import Board, study_at
@@ -105,6 +106,7 @@ class _Runner:
         cells = main_cells(self._select(ready))
         self._cells(ready, cells)
         self._zone_gaps(cells)
+        self._leaks(ready)
         verdicts = decide(self.store, study, [cell.run_id for cell in cells], kept)
         report = write_report(self.store, study)
         wall_s = progress.elapsed_s()
@@ -248,15 +250,30 @@ class _Runner:
         if not {"seen", "stranger"} <= zones:
             return
         baseline = next(cell.run_id for cell in cells if cell.phase == BASELINE)
-        for cell in cells:
+        told = [cell for cell in cells if cell.phase != BASELINE]
+        for run_id in (baseline, *(cell.run_id for cell in told)):
+            reason = read_json(self.store.run(run_id) / "probes" / "nll.json").get("reason")
+            if reason is not None:
+                self.progress.say(f"gap      not measured: {run_id} has no losses ({reason})")
+                return
+        for cell in told:
             if cell.phase != BASELINE:
                 found = zone_gap(self.store, baseline, cell.run_id)
                 share = found["carried"]["stranger"]
                 carried = "" if share["low"] is None else f" ({share['low']:.0%} to {share['high']:.0%})"
+                said = found["why"] if share["value"] is None else f"{share['value']:.0%}{carried} of the gain in loss"
                 self.progress.say(
-                    f"gap      {cell.condition}, seed {cell.seed}: {found['verdict']}; {share['value']:.0%}{carried}"
-                    " of the gain in loss carries to strangers"
+                    f"gap      {cell.condition}, seed {cell.seed}: {found['verdict']}; {said}"
+                    + " carries to strangers" * (share["value"] is not None)
                 )
+
+    def _leaks(self, ready: Ready) -> None:
+        """What a leaky split would have flattered, where the study asks for it: a shadow run per condition."""
+        if not self.study.probes.leak:
+            return
+        for name in whole_conditions(self.study):
+            record = leak_of(ready, name, planned=True)
+            self.progress.say(f"leak     {name}: {record['reading']}")
 
 
 def _what(cell: Any) -> str:

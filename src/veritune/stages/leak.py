@@ -1,4 +1,5 @@
-"""`veritune probe leak STUDY`: train each condition once more on a split that ignores families, and compare.
+"""`veritune probe leak STUDY`, or `probes: {leak: true}` in the study: train each condition once more on a split that
+ignores families, and compare.
 
 The shadow runs lie in `probes/leak/`, apart from the study's own runs: no claim is ever decided from them.
 """
@@ -16,9 +17,11 @@ from veritune.seal import refuse_edited, seal
 from veritune.stages.cell import cells_of, is_done, ready_from_contract
 from veritune.stages.ready import Ready
 from veritune.store import Store, hash_of, read_json, write_json
-from veritune.study import BASELINE
+from veritune.study import BASELINE, Study
+from veritune.train.schedule import MAIN
 
 FOLDER = "probes/leak"
+LEAK = "leak"
 
 
 def leak_command(
@@ -36,36 +39,67 @@ def leak_command(
     with ready.store.lock():
         refuse_edited(ready.store)
         sealed = (ready.store.root / "seal.json").exists()
-        for name in conditions or ready.study.conditions:
-            made[name] = _one(ready, name)
+        for name in conditions or whole_conditions(ready.study):
+            made[name] = leak_of(ready, name)
         if sealed:
             seal(ready.store)
     return made
 
 
-def _one(ready: Ready, condition: str) -> dict[str, Any]:
-    from veritune.probe.leak import leak, leaky_zones
+def whole_conditions(study: Study) -> list[str]:
+    """The conditions that train on all seen rows: of a part of them, drawn by family, no leaky split is the equal."""
+    return [name for name, c in study.conditions.items() if c.data_fraction in (None, 1.0)]
 
-    cells = cells_of(ready)
-    baseline = next(c for c in cells if c.phase == BASELINE)
-    honest = next(c for c in cells if c.condition == condition and c.seed == ready.study.seeds[0])
-    for cell in (baseline, honest):
-        if not is_done(ready, cell):
-            raise InputError(
-                f"{cell.run_id} has not been run.", fix=f"Run the study first: veritune run {ready.store.root}"
-            )
+
+def leak_is_done(ready: Ready, condition: str) -> bool:
+    """Whether the record of a condition is on disk and was made from these inputs."""
+    honest = _honest(ready, condition)
+    return honest is not None and ready.store.is_done(_path(ready, condition), _split(ready, honest)[1])
+
+
+def _honest(ready: Ready, condition: str) -> Any:
+    """The condition's main cell at the first seed; None while its learning rate is not chosen."""
+    first = ready.study.seeds[0]
+    return next((c for c in cells_of(ready) if (c.phase, c.condition, c.seed) == (MAIN, condition, first)), None)
+
+
+def _path(ready: Ready, condition: str) -> Path:
+    return ready.store.root / FOLDER / f"{condition}.json"
+
+
+def _split(ready: Ready, honest: Any) -> tuple[dict[str, str], str, list[str]]:
+    """The leaky zones, the hash of what the shadow run is made from, and the rows it trains on."""
+    from veritune.probe.leak import leaky_zones
+
     zones = leaky_zones(ready.data.zone_of, honest.seed)
     seen = [row.id for row in ready.data.rows if zones[row.id] == "seen"]
-    digest = hash_of({"cell": honest.input_hash, "leaky_seen": seen})
-    path = ready.store.root / FOLDER / f"{condition}.json"
+    return zones, hash_of({"cell": honest.input_hash, "leaky_seen": seen}), seen
+
+
+def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str, Any]:
+    """The leak record of one condition, made where it is not on disk. `planned`: the plan has counted its tokens.
+
+    Raises InputError when the study's own runs are missing, or the condition trains on a part of the rows.
+    """
+    from veritune.probe.leak import leak
+
+    baseline, honest = next(c for c in cells_of(ready) if c.phase == BASELINE), _honest(ready, condition)
+    if condition not in whole_conditions(ready.study):
+        raise InputError(f"{condition} trains on a part of the rows.", fix="Name a condition that trains on all.")
+    for cell in (baseline, honest):
+        if cell is None or not is_done(ready, cell):
+            what = condition if cell is None else cell.run_id
+            raise InputError(f"{what} has not been run.", fix=f"Run the study first: veritune run {ready.store.root}")
+    if not any(ready.data.zone_of[row] == "stranger" for row in ready.nll_rows):
+        raise InputError("no stranger row is measured.", fix="Give an eval the zone `stranger`.")
+    zones, digest, seen = _split(ready, honest)
+    path = _path(ready, condition)
     if not ready.store.is_done(path, digest):
-        shadow = replace(
-            honest, run_id=f"{condition}-leaky-s{honest.seed}-{digest[:8]}", phase="leak", input_hash=digest
-        )
+        shadow = replace(honest, run_id=f"{condition}-leaky-s{honest.seed}-{digest[:8]}", phase=LEAK, input_hash=digest)
         ready.progress.say(
             f"leak     {condition}, seed {honest.seed}: {len(seen)} rows drawn without regard to families"
         )
-        losses = _train(ready, shadow, zones)
+        losses = _train(ready, shadow, zones, planned)
         record = leak(_measured(ready, (baseline, honest), losses, zones))
         write_json(path, {"input_hash": digest, "run": f"{FOLDER}/runs/{shadow.run_id}", "record": record})
         ready.store.log_once("probed", probe="leak", condition=condition, inputs=digest)
@@ -73,18 +107,20 @@ def _one(ready: Ready, condition: str) -> dict[str, Any]:
     return found
 
 
-def _train(ready: Ready, shadow: Any, zones: Mapping[str, str]) -> dict[str, float]:
+def _train(ready: Ready, shadow: Any, zones: Mapping[str, str], planned: bool) -> dict[str, float]:
     """Train the shadow run as its condition is trained; its loss on every row."""
     from veritune.train import cells
     from veritune.train.schedule import training_tokens
 
     data = replace(ready.data, zone_of=dict(zones))
-    ready.progress.plan("train", training_tokens(ready.study, data, shadow))
-    ready.progress.plan("nll", len(data.rows))
+    if not planned:
+        ready.progress.plan("train", training_tokens(ready.study, data, shadow))
+        ready.progress.plan("nll", len(data.rows))
     context = replace(ready.context, store=Store(ready.store.root / FOLDER), data=data)
     cells.start(context, shadow, ready.machine, ready.packages)
-    cells.train(context, shadow)
-    cells.measure_nll(context, shadow, cells.load_trained(context, shadow), [row.id for row in data.rows])
+    ready.backend.train(context, shadow)
+    weights = ready.backend.trained(context, shadow)
+    cells.measure_nll(context, shadow, weights, [row.id for row in data.rows])
     return _losses(context.store, shadow.run_id)
 
 

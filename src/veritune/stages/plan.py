@@ -17,9 +17,9 @@ from typing import Any
 from veritune import contract
 from veritune.decide.reach import Assumed, resolution
 from veritune.errors import GateError
-from veritune.machine import PeakMemory
 from veritune.progress import Progress, clock
 from veritune.stages.cell import cells_of, is_done
+from veritune.stages.leak import LEAK, leak_is_done, whole_conditions
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import study_at
 from veritune.store import hash_of, now, read_json, write_json
@@ -65,6 +65,8 @@ def make_plan(ready: Ready, prices: Prices | None = None, assumed: Assumed | Non
     }
     inputs |= {"evals": {n: s.model_dump(mode="json") for n, s in ready.study.evals.items()}}
     inputs |= {"claims": [c.model_dump(mode="json") for c in ready.study.claims], "prices": asdict(prices)}
+    if ready.study.probes.leak:
+        inputs["leak"] = True
     digest, path = hash_of(inputs), ready.store.root / PLAN
     if ready.store.is_done(path, digest):
         return read_json(path)
@@ -73,6 +75,7 @@ def make_plan(ready: Ready, prices: Prices | None = None, assumed: Assumed | Non
     probes = live_probes(ready, cells)
     answers = answer_probe(ready)
     rows = [_cell_plan(ready, cell, probes, answers) for cell in cells]
+    rows += _leak_plans(ready, rows, probes)
     plan = {
         "input_hash": digest,
         "made": now(),
@@ -106,14 +109,16 @@ def plan_command(
 def modules_command(study_file: str | Path) -> dict[str, Any]:
     """For each condition what it trains: method, options, exact modules, parameters and share; no step is made."""
     from veritune.train import methods
-    from veritune.train.models import load_base, resolve
+    from veritune.train.backends import backend_of
 
     store, study = study_at(study_file)
+    backend = backend_of(study)
+    backend.refuse()
     for name, condition in study.conditions.items():
         methods.check(name, condition)
-    model, found = resolve(study.model, store.root), {}
+    model, found = backend.model(store.root), {}
     for name, condition in study.conditions.items():
-        _, trainable = methods.build(name, condition, load_base(model), 0)
+        _, trainable = methods.build(name, condition, backend.bare(model), 0)
         found[name] = {**asdict(trainable), "share": trainable.share}
     return {"conditions": found, "differences": study.differences()}
 
@@ -161,14 +166,12 @@ def _where(ready: Ready) -> dict[str, list[tuple[str, str]]]:
 
 def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, Any]:
     """The live probe of every condition, made once and kept in `audit/live-<condition>.json`."""
-    from veritune.train.cells import live_probe
-
     store, found = ready.store, {}
     first = {cell.condition: cell for cell in reversed(cells) if cell.phase != BASELINE}
     for name in ready.study.conditions:
         cell, path = first[name], store.audit(f"live-{name}.json")
         if not (store.is_done(path, cell.input_hash) and "memory" in read_json(path)):
-            record = live_probe(ready.context, cell, store.root / "audit" / "live-work")
+            record = ready.backend.live(ready.context, cell, store.root / "audit" / "live-work")
             write_json(path, {**record, "input_hash": cell.input_hash})
         found[name] = read_json(path)
         trainable = found[name]["trainable"]
@@ -182,16 +185,15 @@ def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, Any]:
 
 def answer_probe(ready: Ready) -> dict[str, Any]:
     """One real batch of each eval answered by the base for a few tokens: seconds for its prompts and for each token."""
-    from veritune.evaluate.generate import Decoding, generate
-    from veritune.train.models import load_base
+    from veritune.evaluate.generate import Decoding, answers
 
     asked = {name: [r.id for r in rows] for name, rows in ready.items.items()}
     shapes = {name: [s.batch_size, s.max_new_tokens] for name, s in ready.study.evals.items()}
     digest, path = hash_of([ready.facts["model"], ready.facts["rendered_sha256"], asked, shapes]), "live-answers.json"
     if ready.store.is_done(ready.store.audit(path), digest):
         return read_json(ready.store.audit(path))
-    memory, began = PeakMemory(), time.perf_counter()
-    model = load_base(ready.context.model)
+    memory, began = ready.backend.memory(), time.perf_counter()
+    weights = ready.backend.base(ready.context)
     load_s, evals = time.perf_counter() - began, {}
     for name, spec in ready.study.evals.items():
         prompts = sorted((ready.data.prompts[r.id] for r in ready.items[name]), key=len)[-spec.batch_size :]
@@ -199,10 +201,11 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
         took = []
         for n in (1, tokens):
             began = time.perf_counter()
-            generate(model, ready.tokenizer, prompts, Decoding(n, spec.batch_size), keep_going=True)
+            answers(weights, ready.tokenizer, prompts, Decoding(n, spec.batch_size), keep_going=True)
             took.append(time.perf_counter() - began)
         token_s = max(took[1] - took[0], 0.0) / max(tokens - 1, 1)
         evals[name] = {"prompts": len(prompts), "prompt_s": max(took[0] - token_s, 0.0), "token_s": token_s}
+    weights.close()
     record = {"input_hash": digest, "load_s": load_s, "evals": evals, "memory": memory.read()}
     write_json(ready.store.audit(path), record)
     return record
@@ -257,6 +260,22 @@ def _cell_plan(ready: Ready, cell: Cell, probes: Mapping[str, Any], answers: Map
     return {**row, "seconds": {**seconds, "total": sum(seconds.values())}}
 
 
+def _leak_plans(ready: Ready, rows: Sequence[Mapping[str, Any]], probes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The shadow runs of `probes.leak`: trained like the first seed's, scored by nothing but every row's loss."""
+    if not ready.study.probes.leak:
+        return []
+    made, first = [], ready.study.seeds[0]
+    for row in rows:
+        if (row["phase"], row["seed"]) == (MAIN, first) and row["condition"] in whole_conditions(ready.study):
+            probe = probes[row["condition"]]
+            tokens = sum(len(r.input_ids) for r in ready.data.rendered.values())
+            loss = tokens * probe["validation_s"] / probe["validation_tokens"]
+            seconds = {k: v for k, v in row["seconds"].items() if k != "total"} | {"answer": 0.0, "loss": loss}
+            name = {"run_id": f"leak {row['condition']} seed {first}", "phase": LEAK}
+            made.append({**row, **name, "seconds": {**seconds, "total": sum(seconds.values())}})
+    return made
+
+
 def _answer_s(ready: Ready, name: str, found: Mapping[str, Any]) -> float:
     """Seconds to answer one eval when every answer runs to the limit; early ends make it shorter."""
     spec = ready.study.evals[name]
@@ -276,7 +295,7 @@ def _disk(ready: Ready, cell: Cell, probe: Mapping[str, Any], checkpoints: int) 
     memory = probe["memory"]
     weights = (memory["adapter"] or memory["weights"]) + SMALL_FILES
     stays = {"best": 1, "all": checkpoints, "none": 0}[keeps(ready.study, cell)]
-    work = 3 * weights + 2 * memory["optimizer"] + (checkpoints * weights if stays > 1 else 0)
+    work = 3 * weights + 2 * (memory["optimizer"] or 0) + (checkpoints * weights if stays > 1 else 0)
     return {"disk_bytes": stays * weights, "work_bytes": work}
 
 
@@ -310,7 +329,9 @@ def left(ready: Ready, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         row
         for row in plan["cells"]
-        if row["run_id"] not in done and (row["phase"], row["condition"], row["seed"]) not in finished
+        if row["run_id"] not in done
+        and (row["phase"], row["condition"], row["seed"]) not in finished
+        and not (row["phase"] == LEAK and leak_is_done(ready, row["condition"]))
     ]
 
 
@@ -343,6 +364,8 @@ def plan_progress(ready: Ready, plan: Mapping[str, Any]) -> None:
     for row in left(ready, plan):
         if row["tokens"] and not _trained(ready, row):
             ready.progress.plan("train", row["tokens"])
+        if row["phase"] == LEAK:
+            ready.progress.plan("nll", len(ready.data.rows))
         if row["phase"] in (BASELINE, MAIN):
             kind = f"generate {'baseline' if row['phase'] == BASELINE else 'tuned'}"
             ready.progress.plan(kind, sum(len(rows) for rows in ready.items.values()))
@@ -352,7 +375,11 @@ def plan_progress(ready: Ready, plan: Mapping[str, Any]) -> None:
 
 
 def _trained(ready: Ready, row: Mapping[str, Any]) -> bool:
-    return row["run_id"] is not None and (ready.store.run(row["run_id"]) / "training.json").exists()
+    return (
+        row["phase"] != LEAK
+        and row["run_id"] is not None
+        and (ready.store.run(row["run_id"]) / "training.json").exists()
+    )
 
 
 def compare_with_plan(

@@ -17,6 +17,7 @@ from veritune.records import Row
 from veritune.stages.decide import probe_names
 from veritune.store import Store
 from veritune.study import Study
+from veritune.train.backends import Backend, backend_of
 from veritune.train.schedule import kept_families, smallest_share
 
 
@@ -35,6 +36,11 @@ class Ready:
     data: Prepared
     items: Mapping[str, list[Row]]
     facts: Mapping[str, Any]
+
+    @cached_property
+    def backend(self) -> Backend:
+        """Where cells train and answer."""
+        return backend_of(self.study)
 
     @cached_property
     def context(self) -> Any:
@@ -72,13 +78,15 @@ def make_ready(store: Store, study: Study, progress: Progress, *, frozen: Mappin
     settle_imports()
     data = load_prepared(store, frozen) if frozen else prepare(store, study, tokenizer)
     items = _items(study, data)
-    return Ready(store, study, progress, model, tokenizer, data, items, _facts(model, data))
+    return Ready(store, study, progress, model, tokenizer, data, items, _facts(study, model, data))
 
 
 def _checked_model(store: Store, study: Study) -> tuple[Any, Any]:
     from veritune.train import methods
-    from veritune.train.models import context_length, load_tokenizer, resolve
+    from veritune.train.models import context_length, load_tokenizer
 
+    backend = backend_of(study)
+    backend.refuse()
     for name, condition in study.conditions.items():
         methods.check(name, condition)
     names = probe_names(study)
@@ -87,7 +95,7 @@ def _checked_model(store: Store, study: Study) -> tuple[Any, Any]:
             close = difflib.get_close_matches(claim.probe, names, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise StudyError(f"claims: {claim.name}: no probe {claim.probe!r}{hint}.", fix=f"There are: {names}.")
-    model = resolve(study.model, store.root)
+    model = backend.model(store.root)
     tokenizer = load_tokenizer(model)
     longest = context_length(model)
     if longest is not None and study.train.max_length > longest:
@@ -115,8 +123,6 @@ def _items(study: Study, data: Prepared) -> dict[str, list[Row]]:
     return chosen
 
 
-def _facts(model: Any, data: Prepared) -> dict[str, Any]:
-    from veritune.train.models import weight_hashes
-
-    weights = {"name": model.name, "dtype": model.dtype, "files": weight_hashes(model)}
+def _facts(study: Study, model: Any, data: Prepared) -> dict[str, Any]:
+    weights = backend_of(study).facts(model)
     return {**data.facts, "model": weights, "packages": package_versions(), "code": code_hashes()}

@@ -22,13 +22,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veritune.errors import DivergedError, GateError, MachineError, StaleError
+from veritune.errors import DivergedError, GateError, MachineError, ModelError, StaleError
 from veritune.machine import PeakMemory, git_state
 from veritune.progress import Progress
-from veritune.records import MetricRow, RunManifest, dumps, to_json
+from veritune.records import MetricRow, Rendered, RunManifest, dumps, to_json
 from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, read_jsonl, whole_lines, write_json
 from veritune.study import BASELINE, Condition, Study, Train
 from veritune.train import methods
+from veritune.train.backends import Weights, backend_of
 from veritune.train.distributed import check_ranks, is_main, leave_group, world_size
 from veritune.train.models import ModelRef, load_base, quiet_transformers
 from veritune.train.quantised import base_for
@@ -37,6 +38,7 @@ from veritune.train.schedule import MAIN, SELECT, SHAPE, Cell, schedule, seen_ro
 if TYPE_CHECKING:
     from veritune.data.prepare import Prepared
 
+NATS = "nats per target token"
 NOT_KEPT = ("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "*.bin", "complete")
 GENERATORS = ("adapter_weights", "row_order", "python", "numpy", "torch")
 """Every generator that a run draws from; all are seeded with the run's seed."""
@@ -80,7 +82,7 @@ def start(context: Context, cell: Cell, machine: Mapping[str, Any], packages: Ma
         git=git_state(context.store.root),
         exploratory=not context.store.contract_file.exists(),
     )
-    write_json(path, manifest)
+    write_json(path, replace(manifest, **backend_of(context.study).manifest(cell)))
 
 
 def train(context: Context, cell: Cell) -> dict[str, Any]:
@@ -370,9 +372,8 @@ def load_trained(context: Context, cell: Cell) -> Any:
         return PeftModel.from_pretrained(base, checkpoint).eval()
 
 
-def measure_nll(context: Context, cell: Cell, model: Any, row_ids: Sequence[str]) -> None:
-    """Write NLL per row, for the items that the evals ask and the validation rows."""
-    from veritune.train.trainer import mean_nll, row_nll
+def measure_nll(context: Context, cell: Cell, weights: Weights, row_ids: Sequence[str]) -> None:
+    """Write NLL per row, for the items that the evals ask and the validation rows; or why none can be had."""
 
     path = context.store.run(cell.run_id) / "probes" / "nll.json"
     rows = [context.data.rendered[i] for i in row_ids]
@@ -380,7 +381,21 @@ def measure_nll(context: Context, cell: Cell, model: Any, row_ids: Sequence[str]
     if context.store.is_done(path, digest):
         return
     began = time.perf_counter()
-    parts = row_nll(model, rows, context.tokenizer.pad_token_id)
+    try:
+        parts = weights.nll(rows)
+    except ModelError as exc:
+        write_json(path, {"input_hash": digest, "unit": NATS, "zones": {}, "rows": [], "reason": exc.message})
+        context.progress.say(f"  ! no loss by zone for {cell.condition}, seed {cell.seed}: {exc.message}")
+        return
+    record = _by_zone(context, rows, parts)
+    write_json(path, {"input_hash": digest, **record, **weights.confirm(record["zones"])})
+    context.progress.advance("nll", len(rows), time.perf_counter() - began, f"{cell.condition}: loss by zone")
+
+
+def _by_zone(context: Context, rows: Sequence[Rendered], parts: Sequence[tuple[float, int]]) -> dict[str, Any]:
+    """Losses of rows, each and by zone."""
+    from veritune.train.trainer import mean_nll
+
     by_zone: dict[str, list[tuple[float, int]]] = {}
     for row, part in zip(rows, parts):
         by_zone.setdefault(context.data.zone_of[row.row_id], []).append(part)
@@ -398,9 +413,7 @@ def measure_nll(context: Context, cell: Cell, model: Any, row_ids: Sequence[str]
         }
         for row, (total, count) in zip(rows, parts)
     ]
-    record = {"input_hash": digest, "unit": "nats per target token", "zones": zones, "rows": listed}
-    write_json(path, record)
-    context.progress.advance("nll", len(rows), time.perf_counter() - began, f"{cell.condition}: loss by zone")
+    return {"unit": NATS, "zones": zones, "rows": listed}
 
 
 LIVE_STEPS = 3

@@ -60,20 +60,23 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def resolve(model: Model, root: Path) -> ModelRef:
-    """Where the study's model lies. Raises ModelError when there is none; a hub id is downloaded when online."""
+def resolve(model: Model, root: Path, *, weights: bool = True) -> ModelRef:
+    """Where the study's model lies. Raises ModelError when there is none; a hub id is downloaded when online.
+
+    Without `weights` a folder that holds config and tokenizer alone will do.
+    """
     if model.path == BUILTIN:
         return ModelRef("SmolLM2-135M-Instruct", smollm2_path(), model.dtype)
     folder = Path(model.path) if Path(model.path).is_absolute() else root / model.path
     if not folder.exists() and _is_hub_id(model.path):
-        folder = _download(model)
+        folder = _download(model, weights)
     if not (folder / "config.json").is_file():
         found = "nothing there" if not folder.exists() else "no config.json in it"
         raise ModelError(
             f"model.path {model.path!r}: expected a Hugging Face model folder, found {folder} with {found}.",
             fix=f"Give a folder with config.json and *.safetensors, a hub id, or {BUILTIN!r}.",
         )
-    if not list(folder.glob("*.safetensors")):
+    if weights and not list(folder.glob("*.safetensors")):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         what = f"only pickled weights ({', '.join(pickled[:3])}), which can run code" if pickled else "no weights"
         raise ModelError(f"{folder}: expected *.safetensors, found {what}.", fix="Save the model as safetensors.")
@@ -84,11 +87,11 @@ def _is_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~"))
 
 
-def _download(model: Model) -> Path:
+def _download(model: Model, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    patterns = ["*.json", "*.jinja", "*.model", "*.txt", *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as exc:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,29 @@ bundles = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(bundles)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An S3 server on loopback (moto's), with one bucket; skips where it or s3fs is not installed."""
+    pytest.importorskip("s3fs", reason="no s3fs: pip install 'veritune[s3]' 'moto[server,s3]'")
+    pytest.importorskip("moto", reason="no S3 server here: pip install 'moto[server,s3]'")
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "of-this-test")
+        server = ThreadedMotoServer("127.0.0.1", 0)
+        server.start()
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        fs = open_shelf("s3://registry/x").fs  # type: ignore[attr-defined]
+        fs.mkdir("registry")
+        yield "s3://registry"
+        server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
     if request.param == "memory":
         pytest.importorskip("fsspec")
         return f"memory://registry-{uuid.uuid4().hex}"

@@ -106,6 +106,11 @@ def _check_keys(given: Mapping[str, Any], base: Mapping[str, Any], where: str) -
     for key in ("rules", "sections", "card", "aliases"):
         if not isinstance(given.get(key, {}), dict):
             raise InputError(f"{where}: {key} is a mapping, found {type(given[key]).__name__}.")
+    for dimension, names in given.get("aliases", {}).items():
+        if not isinstance(names, dict):
+            raise InputError(f"{where}: aliases.{dimension} is a mapping, found {type(names).__name__}.")
+    if not isinstance(given.get("forbid", []), list):
+        raise InputError(f"{where}: forbid is a list, found {type(given['forbid']).__name__}.")
     for rule, level in given.get("rules", {}).items():
         own = [f["id"] for f in given.get("forbid", ()) if isinstance(f, dict) and "id" in f]
         if rule not in base["rules"] and rule not in own:
@@ -164,7 +169,7 @@ def _strings(value: Any, where: str) -> tuple[str, ...]:
 def _pattern(text: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(text, re.IGNORECASE)
-    except re.error as exc:
+    except (re.error, OverflowError, RecursionError) as exc:
         raise InputError(f"{where}: {text!r} is not a regular expression: {exc}.") from None
 
 
