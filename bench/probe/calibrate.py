@@ -20,7 +20,7 @@ of them), 64 rows instead of 256, 16 steps instead of 40, curve points 8, 16, 32
 only. It can tell a factor of two. It cannot tell ten per cent, says nothing of long rows, of answers, of hundreds of
 rows or of many steps, and the two sets share the curve of their seed, so their errors are not independent.
 
-With `--cases`, finished cases are joined with those of the file (earlier runs, rounded as they were published), and how
+With `--cases`, finished cases are joined with those of the file (the published ones; the older are rounded), and how
 often an interval holds what the rows were worth is counted: n_eff's own interval, which is for the families drawn; and
 that interval with its ends moved by the smallest and largest n_eff / worth, taken from all cases, or from the other
 models' cases only (leave one model out).
