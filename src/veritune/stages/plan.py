@@ -6,17 +6,17 @@ memory come from a short measured probe: a few real optimizer steps a condition,
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from veritune import contract
 from veritune.decide.reach import Assumed, resolution
-from veritune.errors import GateError
+from veritune.errors import GateError, ModelError
 from veritune.progress import Progress, clock
 from veritune.stages.cell import cells_of, is_done
 from veritune.stages.leak import LEAK, leak_is_done, whole_conditions
@@ -195,6 +195,9 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
     memory, began = ready.backend.memory(), time.perf_counter()
     weights = ready.backend.base(ready.context)
     load_s, evals = time.perf_counter() - began, {}
+    longest = sorted((ready.data.rendered[i] for i in ready.nll_rows), key=lambda r: len(r.input_ids))[-16:]
+    with contextlib.suppress(ModelError):  # a server that gives no losses: its cells say so
+        weights.nll(longest)  # for its memory: a cell takes the loss of rows before it answers
     for name, spec in ready.study.evals.items():
         prompts = sorted((ready.data.prompts[r.id] for r in ready.items[name]), key=len)[-spec.batch_size :]
         tokens = min(PROBE_TOKENS, spec.max_new_tokens)
@@ -254,7 +257,7 @@ def _cell_plan(ready: Ready, cell: Cell, probes: Mapping[str, Any], answers: Map
         seconds["load"] += probe["load_s"] if scored else 0.0
         row |= {"rows": len(rows), "steps": steps, "tokens": tokens, "checkpoints": checkpoints}
         row |= _disk(ready, cell, probe, checkpoints)
-        held = [probe["memory"]["total"], answers["memory"]["bytes"] if scored else 0]
+        held = [probe["memory"]["total"], *_scoring(probe, answers, scored=scored)]
         row["memory_bytes"] = None if None in held else max(held)
         row["memory"] = probe["memory"]
     return {**row, "seconds": {**seconds, "total": sum(seconds.values())}}
@@ -274,6 +277,13 @@ def _leak_plans(ready: Ready, rows: Sequence[Mapping[str, Any]], probes: Mapping
             name = {"run_id": f"leak {row['condition']} seed {first}", "phase": LEAK}
             made.append({**row, **name, "seconds": {**seconds, "total": sum(seconds.values())}})
     return made
+
+
+def _scoring(probe: Mapping[str, Any], answers: Mapping[str, Any], *, scored: bool) -> list[int | None]:
+    """Peaks while a cell is scored: the base's, and the trained model's where it lies in this process."""
+    if not scored:
+        return []
+    return [answers["memory"]["bytes"], *([probe["memory"]["scoring"]] if "scoring" in probe["memory"] else [])]
 
 
 def _answer_s(ready: Ready, name: str, found: Mapping[str, Any]) -> float:
@@ -387,25 +397,35 @@ def compare_with_plan(
 ) -> dict[str, Any] | None:
     """What the cells run just now were planned at and took, with the ratio; None when none was run.
 
-    `took` are seconds by (phase, condition, seed). Memory is compared over the trained cells, as the mean ratio.
+    `took` are seconds by (phase, condition, seed). Memory is compared over the cells, training and scoring
+    together: the ratio that is farthest from 1.
     """
     rows = [r for r in plan["cells"] if (r["phase"], r["condition"], r["seed"] or 0) in took]
     if not rows:
         return None
     planned, real = sum(r["seconds"]["total"] for r in rows), sum(took.values())
-    ratios = []
+    said = {(r["phase"], r["condition"], r["seed"] or 0): r["memory_bytes"] for r in rows}
+    ratios: list[float] = []
     for cell in cells_of(ready):
-        path = ready.store.run(cell.run_id) / "training.json"
-        said = plan["probe"]["live"].get(cell.condition, {}).get("memory", {}).get("total")
-        held = (read_json(path).get("peak_memory") or {}).get("bytes") if path.exists() else None
-        if said and held and (cell.phase, cell.condition, cell.seed) in took:
-            ratios.append(held / said)
+        key, path = (cell.phase, cell.condition, cell.seed), ready.store.run(cell.run_id) / "summary.json"
+        if not said.get(key) or not path.exists():
+            continue
+        summary = read_json(path)
+        peaks = [(summary["training"] or {}).get("peak_memory"), summary["scoring_memory"]]
+        held = [m["bytes"] for m in peaks if m]
+        if held and None not in held:
+            ratios.append(max(held) / said[key])
     return {
         "planned_s": round(planned, 1),
         "took_s": round(real, 1),
         "time_ratio": round(real / planned, 3) if planned else None,
-        "memory_ratio": round(mean(ratios), 3) if ratios else None,
+        "memory_ratio": round(sorted(ratios, key=_off)[-1], 3) if ratios else None,
     }
+
+
+def _off(ratio: float) -> float:
+    """How far a ratio is from 1, either way."""
+    return abs(math.log(ratio))
 
 
 # ---------------------------------------------------------------- for the screen

@@ -446,6 +446,7 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
         trainer.train()
         evaluated = trainer.evaluate()
     peak = memory.read()
+    scoring = _scoring_memory(context, model)
     shutil.rmtree(work, ignore_errors=True)
     loss = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     moved = {name for name, mark in _fingerprints(model).items() if mark != before[name]}
@@ -460,12 +461,24 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
         "validation_s": evaluated["eval_s"],
         "validation_tokens": sum(len(r.input_ids) for r in trainer.validation_rows),
         "load_s": load_s,
-        "memory": _memory(model, base_bytes, loading, peak),
+        "memory": {**_memory(model, base_bytes, loading, peak), "scoring": scoring},
         "rows_compared_with_contract": trainer.rows_checked,
         "moved_tensors": len(moved),
         "trainable_tensors": len(learns),
         "trainable": {**to_json(trainable), "share": trainable.share},
     }
+
+
+def _scoring_memory(context: Context, model: Any) -> int | None:
+    """Peak bytes while the trained model answers the longest prompts, a batch of each eval; None where unknown."""
+    from veritune.evaluate.generate import Decoding, generate
+
+    prompts = sorted(context.data.prompts.values(), key=len)
+    memory = PeakMemory()
+    for spec in context.study.evals.values():
+        generate(model, context.tokenizer, prompts[-spec.batch_size :], Decoding(2, spec.batch_size), keep_going=True)
+    found = memory.read()["bytes"]
+    return None if found is None else int(found)
 
 
 def _prepare_live(context: Context, cell: Cell, trainer: Any) -> Any:
