@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, Any]:
     for name in ready.study.conditions:
         cell, path = first[name], store.audit(f"live-{name}.json")
         if not (store.is_done(path, cell.input_hash) and "memory" in read_json(path)):
-            record = ready.backend.live(ready.context, cell, store.root / "audit" / "live-work")
+            record = ready.backend.live(ready.context, cell, store.root / "audit" / "live-work", _answering(ready))
             write_json(path, {**record, "input_hash": cell.input_hash})
         found[name] = read_json(path)
         trainable = found[name]["trainable"]
@@ -181,6 +181,18 @@ def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, Any]:
             f" train ({share:.2%}) in {len(trainable['modules'])} modules"
         )
     return found
+
+
+def _answering(ready: Ready) -> Callable[[Any], None]:
+    """Has a model answer the longest prompts for two tokens, a batch of each eval."""
+    from veritune.evaluate.generate import Decoding, generate
+
+    def score(model: Any) -> None:
+        for name, spec in ready.study.evals.items():
+            prompts = sorted((ready.data.prompts[r.id] for r in ready.items[name]), key=len)[-spec.batch_size :]
+            generate(model, ready.tokenizer, prompts, Decoding(2, spec.batch_size), keep_going=True)
+
+    return score
 
 
 def answer_probe(ready: Ready) -> dict[str, Any]:

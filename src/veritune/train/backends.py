@@ -6,7 +6,7 @@ speaks the Tinker API. `backend_of` gives the one that the study names; nobody e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -75,8 +75,13 @@ class Backend(Protocol):
     def manifest(self, cell: Cell) -> dict[str, Any]:
         """What a run's manifest says otherwise than for a local run."""
 
-    def live(self, context: Context, cell: Cell, work: Path) -> dict[str, Any]:
-        """A few real steps before anything is spent. Raises GateError where they do not do what they must."""
+    def live(
+        self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None
+    ) -> dict[str, Any]:
+        """A few real steps before anything is spent. Raises GateError where they do not do what they must.
+
+        `score` answers with a model in this process, for what that takes of its memory.
+        """
 
     def train(self, context: Context, cell: Cell) -> dict[str, Any]:
         """Train the cell, or confirm that it is trained; its training record."""
@@ -129,11 +134,13 @@ class Local:
         """Nothing: a local run is what a manifest speaks of."""
         return {}
 
-    def live(self, context: Context, cell: Cell, work: Path) -> dict[str, Any]:
+    def live(
+        self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None
+    ) -> dict[str, Any]:
         """See `cells.live_probe`."""
         from veritune.train.cells import live_probe
 
-        return live_probe(context, cell, work)
+        return live_probe(context, cell, work, score)
 
     def train(self, context: Context, cell: Cell) -> dict[str, Any]:
         """See `cells.train`."""

@@ -17,7 +17,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -420,12 +420,12 @@ LIVE_STEPS = 3
 """Optimizer steps of a live probe: the longest rows first, for memory; then two at the rows' own lengths, for speed."""
 
 
-def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
+def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None) -> dict[str, Any]:
     """A few real optimizer steps for a condition: what trains, that all of it moves, and that nothing frozen does.
 
     Also what it costs: seconds and tokens of the steps after the first, of validation, and the peak of memory, which is
-    taken at the longest rows. Raises GateError when the loss is not finite, a trainable module did not move, or a
-    frozen tensor changed.
+    taken at the longest rows, and again while `score` answers with the trained model. Raises GateError when the loss is
+    not finite, a trainable module did not move, or a frozen tensor changed.
     """
     from veritune.train.trainer import check_joined
 
@@ -446,7 +446,10 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
         trainer.train()
         evaluated = trainer.evaluate()
     peak = memory.read()
-    scoring = _scoring_memory(context, model)
+    memory = PeakMemory()
+    if score is not None:
+        score(model)
+    scoring = memory.read()["bytes"] if score is not None else None
     shutil.rmtree(work, ignore_errors=True)
     loss = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     moved = {name for name, mark in _fingerprints(model).items() if mark != before[name]}
@@ -461,24 +464,12 @@ def live_probe(context: Context, cell: Cell, work: Path) -> dict[str, Any]:
         "validation_s": evaluated["eval_s"],
         "validation_tokens": sum(len(r.input_ids) for r in trainer.validation_rows),
         "load_s": load_s,
-        "memory": {**_memory(model, base_bytes, loading, peak), "scoring": scoring},
+        "memory": _memory(model, base_bytes, loading, peak) | ({"scoring": scoring} if score is not None else {}),
         "rows_compared_with_contract": trainer.rows_checked,
         "moved_tensors": len(moved),
         "trainable_tensors": len(learns),
         "trainable": {**to_json(trainable), "share": trainable.share},
     }
-
-
-def _scoring_memory(context: Context, model: Any) -> int | None:
-    """Peak bytes while the trained model answers the longest prompts, a batch of each eval; None where unknown."""
-    from veritune.evaluate.generate import Decoding, generate
-
-    prompts = sorted(context.data.prompts.values(), key=len)
-    memory = PeakMemory()
-    for spec in context.study.evals.values():
-        generate(model, context.tokenizer, prompts[-spec.batch_size :], Decoding(2, spec.batch_size), keep_going=True)
-    found = memory.read()["bytes"]
-    return None if found is None else int(found)
 
 
 def _prepare_live(context: Context, cell: Cell, trainer: Any) -> Any:

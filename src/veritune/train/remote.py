@@ -12,7 +12,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -145,7 +145,9 @@ class Tinker:
         require_server(self.base_url)
         return Session(TinkerConfig(self.base_model, self.base_url, rank, cell.seed, groups, ahead, adam))
 
-    def live(self, context: Context, cell: Cell, work: Path) -> dict[str, Any]:
+    def live(
+        self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None
+    ) -> dict[str, Any]:
         """A few steps on a fresh adapter: they take effect in order, and the server trains what it was asked to.
 
         Raises GateError where a step changed nothing, or the exported adapter holds other modules than were asked for.
