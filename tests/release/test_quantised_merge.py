@@ -18,6 +18,7 @@ from veritune.release.merge import check_weights, merge_adapter
 from veritune.release.merge_command import Asked, merge_command
 from veritune.release.merge_outputs import Options
 from veritune.train.models import ModelRef, load_base, load_tokenizer
+from veritune.train.quantised import in_bits
 
 KINDS = ("nf4", "int8")
 ROWS = [Rendered(f"r{i}", tuple(range(5 + i, 25 + i)), (*[-100] * 8, *range(13 + i, 25 + i))) for i in range(6)]
@@ -140,7 +141,7 @@ def test_a_merge_served_in_bits_is_judged_by_its_scores_alone(all_made: dict[str
     made = all_made["nf4"]
     served = qm.load(replace(made.ref, path=made.merged), made.bits)
     served.save_pretrained(tmp_path / "bits")
-    assert qm.in_bits(tmp_path / "bits")
+    assert in_bits(tmp_path / "bits")
     found = run(made, tmp_path / "bits")
     assert found.status == "undecided" and {m.reading for m in found.modules} == {"merged"}
     empty = qm.load(made.ref, made.bits)

@@ -12,20 +12,21 @@ Tokens are read by the libraries themselves (`HF_TOKEN`, `MLFLOW_TRACKING_*`) an
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from veritune.errors import GateError, InputError, MachineError
-from veritune.release.parts import MANIFEST, SIGNATURE
-from veritune.release.registry import fetch_parts, shippable
-from veritune.release.verify import Checked, read_manifest, verify_bundle
-from veritune.store import sha256_file
+from veritune.release.parts import SIGNATURE
+from veritune.release.registry import fetch_parts, files_of, shippable
+from veritune.release.verify import Checked, verify_bundle
 
 _HF = re.compile(r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)(?:@(?P<revision>[\w.\-/]+))?")
 _MLFLOW = re.compile(r"mlflow://(?P<name>[^/@:\s]+)(?:/(?P<version>\d+)|@(?P<alias>[\w\-]+))?")
@@ -83,12 +84,6 @@ def pull(url: str, out: Path, *, bundle: str | None = None, public_key: Path | N
     return checked
 
 
-def _files(bundle: Path) -> dict[str, str]:
-    """SHA-256 of every file of a bundle by name, manifest and signature included."""
-    listed = {name: f["sha256"] for name, f in read_manifest(bundle)["files"].items()}
-    return listed | {n: sha256_file(bundle / n) for n in (MANIFEST, SIGNATURE) if (bundle / n).is_file()}
-
-
 @contextmanager
 def _reaching(url: str) -> Iterator[None]:
     """What a client library raises, as one line that names the place."""
@@ -121,7 +116,7 @@ def _push_hf(bundle: Path, url: str, public: bool, public_key: Path | None) -> P
     parts = _parse(_HF, url, "hf://OWNER/NAME[@BRANCH]")
     repo, branch = str(parts["repo"]), parts["revision"]
     checked, manifest, gate = shippable(bundle, branch, public_key)
-    files, api = _files(bundle), HfApi()
+    files, api = files_of(bundle), HfApi()
     with _reaching(url):
         api.create_repo(repo, exist_ok=True, private=not public)
         if branch is not None:
@@ -178,8 +173,6 @@ def _source_hf(url: str, work: Path) -> tuple[str, Callable[[str, Path], None], 
 
 def _client() -> Any:
     """MLflow's client for `MLFLOW_TRACKING_URI`. Raises MachineError where nothing says which server."""
-    import os
-
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         raise MachineError("no MLflow server is named.", fix="Set MLFLOW_TRACKING_URI.")
     from mlflow.tracking import MlflowClient
@@ -217,7 +210,7 @@ def _push_mlflow(bundle: Path, url: str, public_key: Path | None) -> Pushed:
     if alias is not None:  # last: it points to what was read back and verified
         with _reaching(url):
             client.set_registered_model_alias(name, alias, version)
-    return Pushed(place, checked.id, gate, len(_files(bundle)))
+    return Pushed(place, checked.id, gate, len(files_of(bundle)))
 
 
 def _source_mlflow(url: str) -> tuple[str, Callable[[str, Path], None], bool]:
@@ -234,14 +227,16 @@ def _source_mlflow(url: str) -> tuple[str, Callable[[str, Path], None], bool]:
         raise InputError(f"{url} names no version.", fix=f"Write mlflow://{name}/VERSION or mlflow://{name}@ALIAS.")
     root = client.get_model_version_download_uri(name, version)
 
+    @cache
+    def names(folder: str) -> set[str]:
+        return {f.path.rsplit("/", 1)[-1] for f in list_artifacts(f"{root}/{folder}" if folder else root)}
+
     def get(part: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder, _, leaf = part.rpartition("/")
-        here = {f.path.rsplit("/", 1)[-1] for f in list_artifacts(f"{root}/{folder}" if folder else root)}
-        if leaf not in here:
+        if leaf not in names(folder):
             raise FileNotFoundError(f"{part} is not there")
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
             shutil.move(download_artifacts(artifact_uri=f"{root}/{part}", dst_path=work), target)
 
-    signed = SIGNATURE in {f.path.rsplit("/", 1)[-1] for f in list_artifacts(root)}
-    return f"mlflow://{name}/{version}", get, signed
+    return f"mlflow://{name}/{version}", get, SIGNATURE in names("")

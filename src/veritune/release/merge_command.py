@@ -144,7 +144,8 @@ def _found(work: Work, base: ModelRef, merged: Path, how: tuple[Path, Options]) 
     scratch, options = how
     if work.bits is None:
         return parity(base, work.adapter, merged, work.rows, options)
-    from veritune.release.quantised_merge import check_quantised_merge, in_bits, unquantised_merge
+    from veritune.release.quantised_merge import check_quantised_merge, unquantised_merge
+    from veritune.train.quantised import in_bits
 
     if in_bits(merged):
         served = replace(work.ref, path=merged)
@@ -194,6 +195,7 @@ def _scores(work: Work, merged: Path, parts: list[Part], how: tuple[Exports, Opt
         return []
     from veritune.release import quantised_merge as bitwise
     from veritune.release.merge_scores import Answer, answers_of, paired_scores
+    from veritune.train import quantised
     from veritune.train.models import load_base, load_tokenizer
 
     exports, options = how
@@ -210,7 +212,7 @@ def _scores(work: Work, merged: Path, parts: list[Part], how: tuple[Exports, Opt
     adapter = answers_of(lambda: bitwise.adapted(base(), work.adapter), tokenizer)
     whole: Callable[[], Any] = lambda: load_base(replace(plain, path=merged))  # noqa: E731
     others: dict[str, Answer] = {}
-    if bits is None or not bitwise.in_bits(merged):
+    if bits is None or not quantised.in_bits(merged):
         others["merged"] = answers_of(whole, tokenizer)
     if bits is not None:
         others["merged" if not others else bitwise.SERVED[bits.kind]] = answers_of(in_bits, tokenizer)
@@ -230,7 +232,7 @@ def _passed(scores: list[Part], name: str) -> bool:
 
 def _scored(found: MergeParity, scores: list[Part], merged: Path) -> MergeParity:
     """A merged model that is in bits itself rounds otherwise than its adapter; only scores can pass it."""
-    from veritune.release.quantised_merge import in_bits
+    from veritune.train.quantised import in_bits
 
     if found.status != "undecided" or found.outputs is not None or not in_bits(merged) or not _passed(scores, "merged"):
         return found

@@ -16,7 +16,6 @@ guard there, and after every use the weights must be what they were, bit for bit
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,35 +63,18 @@ class Bits:
 # ---------------------------------------------------------------- in bits
 
 
-def in_bits(folder: Path) -> bool:
-    """Whether a folder's weights are stored quantised."""
-    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
 def load(ref: ModelRef, bits: Bits) -> Any:
     """The model in bits, in evaluation mode. 4 bits pass the guard before their first forward.
 
     Raises ModelError where nothing is quantised, MachineError without bitsandbytes.
     """
-    import torch
-
     if bits.kind != "int8":
         return quantised.load_quantised(ref, bits.how)
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     quantised.require_bitsandbytes()
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # says once a layer that it casts
-    options = {"dtype": getattr(torch, bits.how.dtype), "use_safetensors": True}
-    options["trust_remote_code"] = ref.trust_remote_code
-    if not in_bits(ref.path):
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    try:
-        with quiet_transformers():
-            device = {"": 0 if torch.cuda.is_available() else "cpu"}
-            model = AutoModelForCausalLM.from_pretrained(ref.path, device_map=device, **options)
-    except Exception as exc:  # transformers raises many kinds
-        first = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:200]
-        raise ModelError(f"{ref.path}: cannot be loaded in 8 bits ({first}).") from None
+    model = quantised.load_in_bits(ref, bits.how.dtype, BitsAndBytesConfig(load_in_8bit=True), bits=8)
     if not layers(model):
         raise ModelError(f"{ref.path}: no layer was quantised.", fix="Compare it without --quantised.")
     return model.eval()
@@ -268,9 +250,9 @@ def _variants(ref: ModelRef, bits: Bits, folders: tuple[Path, Path, Path], optio
         ("adapter, dequantised base", lambda: adapted(load_base(replace(plain, path=dequantised)), adapter)),
         (SERVED[bits.kind], lambda: load(replace(ref, path=merged), bits)),
     ]
-    if not in_bits(merged):
+    if not quantised.in_bits(merged):
         made.insert(2, (f"merged, {options.dtype}", lambda: load_base(replace(plain, path=merged))))
-    if not in_bits(ref.path):
+    if not quantised.in_bits(ref.path):
         made.append(("merged into the base's own weights", lambda: _merged(load_base(plain), adapter)))
     return made
 

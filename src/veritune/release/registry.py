@@ -196,10 +196,15 @@ def shippable(bundle: Path, channel: str | None, public_key: Path | None) -> tup
     return checked, manifest, gate
 
 
+def files_of(bundle: Path) -> dict[str, str]:
+    """SHA-256 of every file of a verified bundle by name, its manifest and signature included."""
+    listed = {name: f["sha256"] for name, f in read_manifest(bundle)["files"].items()}
+    return listed | {name: sha256_file(bundle / name) for name in (SIGNATURE, MANIFEST) if (bundle / name).is_file()}
+
+
 def _upload(shelf: Shelf, bundle: Path, digest: str) -> None:
     """Store what was verified. What lies there already is read back and compared."""
-    listed = {name: f["sha256"] for name, f in read_manifest(bundle)["files"].items()}
-    listed |= {name: sha256_file(bundle / name) for name in (SIGNATURE, MANIFEST) if (bundle / name).is_file()}
+    listed = files_of(bundle)
     if shelf.put(f"bundles/{digest}", bundle, listed):
         return
     with tempfile.TemporaryDirectory(prefix="veritune-") as folder:

@@ -257,15 +257,14 @@ class _Runner:
                 self.progress.say(f"gap      not measured: {run_id} has no losses ({reason})")
                 return
         for cell in told:
-            if cell.phase != BASELINE:
-                found = zone_gap(self.store, baseline, cell.run_id)
-                share = found["carried"]["stranger"]
-                carried = "" if share["low"] is None else f" ({share['low']:.0%} to {share['high']:.0%})"
-                said = found["why"] if share["value"] is None else f"{share['value']:.0%}{carried} of the gain in loss"
-                self.progress.say(
-                    f"gap      {cell.condition}, seed {cell.seed}: {found['verdict']}; {said}"
-                    + " carries to strangers" * (share["value"] is not None)
-                )
+            found = zone_gap(self.store, baseline, cell.run_id)
+            share = found["carried"]["stranger"]
+            carried = "" if share["low"] is None else f" ({share['low']:.0%} to {share['high']:.0%})"
+            said = found["why"] if share["value"] is None else f"{share['value']:.0%}{carried} of the gain in loss"
+            self.progress.say(
+                f"gap      {cell.condition}, seed {cell.seed}: {found['verdict']}; {said}"
+                + " carries to strangers" * (share["value"] is not None)
+            )
 
     def _leaks(self, ready: Ready) -> None:
         """What a leaky split would have flattered, where the study asks for it: a shadow run per condition."""

@@ -6,7 +6,6 @@ memory come from a short measured probe: a few real optimizer steps a condition,
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from veritune import contract
 from veritune.decide.reach import Assumed, resolution
-from veritune.errors import GateError, ModelError
+from veritune.errors import GateError
 from veritune.progress import Progress, clock
 from veritune.stages.cell import cells_of, is_done
 from veritune.stages.leak import LEAK, leak_is_done, whole_conditions
@@ -189,10 +188,16 @@ def _answering(ready: Ready) -> Callable[[Any], None]:
 
     def score(model: Any) -> None:
         for name, spec in ready.study.evals.items():
-            prompts = sorted((ready.data.prompts[r.id] for r in ready.items[name]), key=len)[-spec.batch_size :]
+            prompts = _longest_prompts(ready, name)
             generate(model, ready.tokenizer, prompts, Decoding(2, spec.batch_size), keep_going=True)
 
     return score
+
+
+def _longest_prompts(ready: Ready, name: str) -> list[tuple[int, ...]]:
+    """One batch of an eval: its longest prompts."""
+    prompts = sorted((ready.data.prompts[r.id] for r in ready.items[name]), key=len)
+    return prompts[-ready.study.evals[name].batch_size :]
 
 
 def answer_probe(ready: Ready) -> dict[str, Any]:
@@ -208,10 +213,10 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
     weights = ready.backend.base(ready.context)
     load_s, evals = time.perf_counter() - began, {}
     longest = sorted((ready.data.rendered[i] for i in ready.nll_rows), key=lambda r: len(r.input_ids))[-16:]
-    with contextlib.suppress(ModelError):  # a server that gives no losses: its cells say so
-        weights.nll(longest)  # for its memory: a cell takes the loss of rows before it answers
+    if weights.model is not None:
+        weights.nll(longest)  # for the memory of this process: a cell takes the loss of rows before it answers
     for name, spec in ready.study.evals.items():
-        prompts = sorted((ready.data.prompts[r.id] for r in ready.items[name]), key=len)[-spec.batch_size :]
+        prompts = _longest_prompts(ready, name)
         tokens = min(PROBE_TOKENS, spec.max_new_tokens)
         took = []
         for n in (1, tokens):
@@ -427,11 +432,12 @@ def compare_with_plan(
         held = [m["bytes"] for m in peaks if m]
         if held and None not in held:
             ratios.append(max(held) / said[key])
+    farthest = max(ratios, key=_off, default=None)
     return {
         "planned_s": round(planned, 1),
         "took_s": round(real, 1),
         "time_ratio": round(real / planned, 3) if planned else None,
-        "memory_ratio": round(sorted(ratios, key=_off)[-1], 3) if ratios else None,
+        "memory_ratio": None if farthest is None else round(farthest, 3),
     }
 
 

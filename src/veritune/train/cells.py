@@ -446,10 +446,11 @@ def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], 
         trainer.train()
         evaluated = trainer.evaluate()
     peak = memory.read()
-    memory = PeakMemory()
+    parts = _memory(model, base_bytes, loading, peak)
     if score is not None:
+        memory = PeakMemory()
         score(model)
-    scoring = memory.read()["bytes"] if score is not None else None
+        parts["scoring"] = memory.read()["bytes"]
     shutil.rmtree(work, ignore_errors=True)
     loss = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     moved = {name for name, mark in _fingerprints(model).items() if mark != before[name]}
@@ -464,7 +465,7 @@ def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], 
         "validation_s": evaluated["eval_s"],
         "validation_tokens": sum(len(r.input_ids) for r in trainer.validation_rows),
         "load_s": load_s,
-        "memory": _memory(model, base_bytes, loading, peak) | ({"scoring": scoring} if score is not None else {}),
+        "memory": parts,
         "rows_compared_with_contract": trainer.rows_checked,
         "moved_tensors": len(moved),
         "trainable_tensors": len(learns),

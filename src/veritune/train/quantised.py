@@ -193,22 +193,13 @@ def cpu_flags() -> list[str] | None:
 def load_quantised(ref: ModelRef, how: Quantisation) -> Any:
     """The base in 4 bits, in evaluation mode, guarded before its first forward. Raises ModelError, MachineError."""
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     require_bitsandbytes()
     fields = dict(how.fields)
     compute = getattr(torch, fields.pop("bnb_4bit_compute_dtype"))
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute, **fields)
-    options = {"dtype": getattr(torch, how.dtype), "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
-    if not _holds_4bit(ref.path):
-        options["quantization_config"] = config
-    try:
-        with quiet_transformers():
-            device = {"": 0 if torch.cuda.is_available() else "cpu"}
-            model = AutoModelForCausalLM.from_pretrained(ref.path, device_map=device, **options)
-    except Exception as exc:  # transformers raises many kinds
-        first = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:200]
-        raise ModelError(f"{ref.path}: cannot be loaded in 4 bits ({first}).", fix="Use `method: lora`.") from None
+    model = load_in_bits(ref, how.dtype, config, bits=4, fix="Use `method: lora`.")
     layers = linear4bit(model)
     if not layers:
         raise ModelError(f"{ref.path}: no layer was quantised.", fix="Use `method: lora` for this architecture.")
@@ -217,9 +208,26 @@ def load_quantised(ref: ModelRef, how: Quantisation) -> Any:
     return model.eval()
 
 
-def _holds_4bit(folder: Path) -> bool:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return "quantization_config" in config
+def load_in_bits(ref: ModelRef, dtype: str, config: Any, *, bits: int, fix: str = "") -> Any:
+    """The model by bitsandbytes' `config`, which a folder that is stored in bits has itself. Raises ModelError."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": ref.trust_remote_code}
+    if not in_bits(ref.path):
+        options["quantization_config"] = config
+    try:
+        with quiet_transformers():
+            device = {"": 0 if torch.cuda.is_available() else "cpu"}
+            return AutoModelForCausalLM.from_pretrained(ref.path, device_map=device, **options)
+    except Exception as exc:  # transformers raises many kinds
+        first = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:200]
+        raise ModelError(f"{ref.path}: cannot be loaded in {bits} bits ({first}).", fix=fix) from None
+
+
+def in_bits(folder: Path) -> bool:
+    """Whether a folder's weights are stored quantised."""
+    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def guard(model: Any) -> int:
