@@ -2,6 +2,7 @@
 
     python bench/audit/run.py --rows 10000 100000 --repeats 3
     python bench/audit/run.py --what contamination --rows 100000 --tools veritune lm-eval
+    python bench/audit/run.py --what families --rows 100000 1000000 --growth --exactly veritune --repeats 5
 
 Each run is a process of its own: it loads the corpus, warms the tool up on a few thousand rows, and then measures
 CPU seconds (all threads) and the growth of its peak memory over what the loaded texts had taken. Tools take turns, so
@@ -35,15 +36,21 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     args.add_argument("--what", choices=("families", "contamination"), nargs="+", default=["families", "contamination"])
-    args.add_argument("--tools", nargs="+", default=[""], help="run the tools whose names contain one of these")
+    args.add_argument("--tools", nargs="+", default=[], help="run the tools whose names contain one of these")
+    args.add_argument("--exactly", nargs="+", default=[], help="run the tools of these names")
+    args.add_argument("--growth", action="store_true", help="sizes take turns, too; prints how a row's cost grows")
     args.add_argument("--repeats", type=int, default=3)
     args.add_argument("--seed", type=int, default=1)
     args.add_argument("--child", nargs=3, metavar=("WHAT", "TOOL", "FILE"), help=argparse.SUPPRESS)
     given = args.parse_args()
+    given.tools = given.tools or ([] if given.exactly else [""])
     if given.child:
         print(json.dumps(child(*given.child)))
         return
     for what in given.what:
+        if given.growth:
+            growth(what, given)
+            continue
         for rows in given.rows:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "corpus.parquet"
@@ -59,22 +66,15 @@ def prepare(what: str, rows: int, seed: int) -> pl.DataFrame:
 
 
 def table(what: str, rows: int, path: Path, given: argparse.Namespace) -> None:
-    known = peers.FAMILY_PEERS if what == "families" else peers.CONTAMINATION_PEERS
-    tools = [t for t in known if any(name in t for name in given.tools)]
+    tools = chosen(what, given)
     runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(given.repeats):
         for tool in tools:
-            out = subprocess.run(
-                [sys.executable, __file__, "--child", what, tool, str(path)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if out.returncode:
-                print(f"  {tool}: left out ({out.stderr.strip().splitlines()[-1]})", file=sys.stderr)
+            found = measured(what, tool, path)
+            if not found:
                 tools = [t for t in tools if t != tool]
                 continue
-            runs.setdefault(tool, []).append(json.loads(out.stdout.splitlines()[-1]))
+            runs.setdefault(tool, []).append(found)
     print(f"\n{what}, {rows} rows, median of {given.repeats}")
     extra = list(next(iter(runs.values()))[0]["quality"])
     print(f"| tool | rows per CPU-second | wall s | peak over text, GB | {' | '.join(extra)} |")
@@ -83,6 +83,41 @@ def table(what: str, rows: int, path: Path, given: argparse.Namespace) -> None:
         rate, wall, peak = (statistics.median(f[k] for f in found) for k in ("rate", "wall_s", "peak_gb"))
         quality = " | ".join(f"{found[0]['quality'][k]:.4g}" for k in extra)
         print(f"| {tool} | {rate:,.0f} | {wall:.2f} | {peak:.2f} | {quality} |", flush=True)
+
+
+def chosen(what: str, given: argparse.Namespace) -> list[str]:
+    known = peers.FAMILY_PEERS if what == "families" else peers.CONTAMINATION_PEERS
+    return [t for t in known if any(name in t for name in given.tools) or t in given.exactly]
+
+
+def measured(what: str, tool: str, path: Path) -> dict[str, Any]:
+    """What the tool's own process says, or nothing where it could not run."""
+    argv = [sys.executable, __file__, "--child", what, tool, str(path)]
+    out = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if out.returncode:
+        print(f"  {tool}: left out ({out.stderr.strip().splitlines()[-1]})", file=sys.stderr)
+        return {}
+    found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+    return found
+
+
+def growth(what: str, given: argparse.Namespace) -> None:
+    """A row's cost by size, over the cost at the smallest size of the same round."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {rows: Path(folder) / f"{rows}.parquet" for rows in given.rows}
+        for rows, path in paths.items():
+            prepare(what, rows, given.seed).write_parquet(path)
+        first = given.rows[0]
+        print(f"\n{what}, {given.repeats} rounds, sizes taking turns; median growth of a row's cost [lowest, highest]")
+        print("| tool | rows | rows per CPU-second | wall s | growth, CPU | growth, wall |\n|" + " --- |" * 6)
+        cases = [(tool, rows) for tool in chosen(what, given) for rows in given.rows]
+        rounds = [{case: measured(what, case[0], paths[case[1]]) for case in cases} for _ in range(given.repeats)]
+        for tool, rows in cases:
+            rate, wall = (statistics.median(r[tool, rows][k] for r in rounds) for k in ("rate", "wall_s"))
+            cpu = [r[tool, first]["rate"] / r[tool, rows]["rate"] for r in rounds]
+            clock = [r[tool, rows]["wall_s"] / rows / (r[tool, first]["wall_s"] / first) for r in rounds]
+            cells = [f"{statistics.median(x):.2f} [{min(x):.2f}, {max(x):.2f}]" for x in (cpu, clock)]
+            print(f"| {tool} | {rows} | {rate:,.0f} | {wall:.2f} | {' | '.join(cells)} |", flush=True)
 
 
 def child(what: str, tool: str, path: str) -> dict[str, Any]:
