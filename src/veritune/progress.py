@@ -26,6 +26,7 @@ class Progress:
         self.done: dict[str, float] = defaultdict(float)
         self.measured: dict[str, float] = defaultdict(float)
         self.seconds: dict[str, float] = defaultdict(float)
+        self.lent: dict[str, float] = defaultdict(float)
         self.started = time.monotonic()
         self.last_print = 0.0
         self.live = hasattr(self.stream, "isatty") and self.stream.isatty()
@@ -38,7 +39,7 @@ class Progress:
     def measure(self, kind: str, units: float, seconds: float) -> None:
         """A speed seen elsewhere (a live probe, a like kind of work); it counts as no work done."""
         if self.measured[kind] == 0:
-            self.measured[kind], self.seconds[kind] = units, seconds
+            self.measured[kind], self.seconds[kind], self.lent[kind] = units, seconds, seconds
 
     def advance(self, kind: str, units: float, seconds: float, note: str = "") -> None:
         """`units` of `kind` were done in `seconds`."""
@@ -50,6 +51,10 @@ class Progress:
     def skip(self, kind: str, units: float) -> None:
         """`units` of `kind` need not be done."""
         self.planned[kind] -= units
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of the work that was done here, by kind; speeds seen elsewhere are left out."""
+        return {kind: self.seconds[kind] - self.lent[kind] for kind in self.seconds if self.done[kind]}
 
     def left_s(self) -> float | None:
         """Seconds left at the measured speeds; None while a kind of work that remains has not been measured."""

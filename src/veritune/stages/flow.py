@@ -136,8 +136,20 @@ class _Runner:
                 f"plan     said {clock(against['planned_s'])} for these cells, they took {clock(against['took_s'])}"
                 f" (ratio {against['time_ratio']}); memory ratio {against['memory_ratio']}"
             )
+        spent = self._spent(wall_s) if self.executor is None else None
         counts = {"cells": cells, "trained": self.trained, "skipped": self.skipped}
-        self.store.log("ran", **counts, wall_s=round(wall_s, 1), plan=against)
+        self.store.log("ran", **counts, wall_s=round(wall_s, 1), spent_s=spent, plan=against)
+
+    def _spent(self, wall_s: float) -> dict[str, float]:
+        """Where this run's seconds went; `rest` is checks, probes, loading, saving and reports."""
+        done = self.progress.spent()
+        kinds = {
+            "training": done.pop("train", 0.0) + done.pop("validate", 0.0),
+            "loss": done.pop("nll", 0.0),
+            "answers": sum(done.values()),
+        }
+        kinds["rest"] = max(wall_s - sum(kinds.values()), 0.0)
+        return {name: round(seconds, 2) for name, seconds in kinds.items()}
 
     def _select(self, ready: Ready) -> list[Any]:
         """Choose learning rates and time batch shapes, where the study asks for it; all cells that there are then."""

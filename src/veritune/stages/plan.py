@@ -183,13 +183,13 @@ def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _answering(ready: Ready) -> Callable[[Any], None]:
-    """Has a model answer the longest prompts for two tokens, a batch of each eval."""
+    """Has a model read the longest prompts and answer with one token, a batch of each eval."""
     from veritune.evaluate.generate import Decoding, generate
 
     def score(model: Any) -> None:
         for name, spec in ready.study.evals.items():
             prompts = _longest_prompts(ready, name)
-            generate(model, ready.tokenizer, prompts, Decoding(2, spec.batch_size), keep_going=True)
+            generate(model, ready.tokenizer, prompts, Decoding(1, spec.batch_size), keep_going=True)
 
     return score
 
@@ -202,7 +202,7 @@ def _longest_prompts(ready: Ready, name: str) -> list[tuple[int, ...]]:
 
 def answer_probe(ready: Ready) -> dict[str, Any]:
     """One real batch of each eval answered by the base for a few tokens: seconds for its prompts and for each token."""
-    from veritune.evaluate.generate import Decoding, answers
+    from veritune.evaluate.generate import Decoding, answers, cache_bytes
 
     asked = {name: [r.id for r in rows] for name, rows in ready.items.items()}
     shapes = {name: [s.batch_size, s.max_new_tokens] for name, s in ready.study.evals.items()}
@@ -225,6 +225,9 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
             took.append(time.perf_counter() - began)
         token_s = max(took[1] - took[0], 0.0) / max(tokens - 1, 1)
         evals[name] = {"prompts": len(prompts), "prompt_s": max(took[0] - token_s, 0.0), "token_s": token_s}
+        if weights.model is not None:
+            full = Decoding(spec.max_new_tokens, len(prompts))
+            evals[name]["cache_bytes"] = cache_bytes(weights.model, full)
     weights.close()
     record = {"input_hash": digest, "load_s": load_s, "evals": evals, "memory": memory.read()}
     write_json(ready.store.audit(path), record)
@@ -263,7 +266,7 @@ def _cell_plan(ready: Ready, cell: Cell, probes: Mapping[str, Any], answers: Map
         seconds["loss"] = _nll_s(ready, probes.get(cell.condition, any_probe))
     if cell.phase == BASELINE:
         row |= {"rows": 0, "steps": 0, "tokens": 0, "checkpoints": 0, "disk_bytes": 0, "work_bytes": 0}
-        row["memory_bytes"] = answers["memory"]["bytes"]
+        (row["memory_bytes"],) = _scoring({"memory": {}}, answers, scored=True)
     else:
         probe, train, rows = probes[cell.condition], schedule(study, cell), seen_rows(study, data, cell)
         steps, tokens = steps_of(study, data, cell), training_tokens(study, data, cell)
@@ -297,10 +300,15 @@ def _leak_plans(ready: Ready, rows: Sequence[Mapping[str, Any]], probes: Mapping
 
 
 def _scoring(probe: Mapping[str, Any], answers: Mapping[str, Any], *, scored: bool) -> list[int | None]:
-    """Peaks while a cell is scored: the base's, and the trained model's where it lies in this process."""
+    """Peaks while a cell is scored: the base's, and the trained model's where it lies in this process.
+
+    Probes answer with a few tokens; what the cache takes for answers of full length comes on top.
+    """
     if not scored:
         return []
-    return [answers["memory"]["bytes"], *([probe["memory"]["scoring"]] if "scoring" in probe["memory"] else [])]
+    grows = max((found.get("cache_bytes", 0) for found in answers["evals"].values()), default=0)
+    peaks = [answers["memory"]["bytes"], *([probe["memory"]["scoring"]] if "scoring" in probe["memory"] else [])]
+    return [None if peak is None else peak + grows for peak in peaks]
 
 
 def _answer_s(ready: Ready, name: str, found: Mapping[str, Any]) -> float:
@@ -391,6 +399,8 @@ def plan_progress(ready: Ready, plan: Mapping[str, Any]) -> None:
     for row in left(ready, plan):
         if row["tokens"] and not _trained(ready, row):
             ready.progress.plan("train", row["tokens"])
+            ready.progress.plan("validate", row["checkpoints"])
+            ready.progress.measure("validate", row["checkpoints"], row["seconds"]["validate"])
         if row["phase"] == LEAK:
             ready.progress.plan("nll", len(ready.data.rows))
         if row["phase"] in (BASELINE, MAIN):

@@ -111,6 +111,7 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
     if is_main():
         log.rewind(int(resumed.name.rsplit("-", 1)[-1]) if resumed else 0)
     if resumed:
+        context.progress.skip("validate", log.validations)
         trainer.rows_checked = int((resumed / COMPLETE).read_text(encoding="utf-8"))
         context.progress.skip("train", training_tokens(context.study, context.data, cell) * share)
     with quiet_transformers(), disk_errors(work):
@@ -232,6 +233,8 @@ def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -
             total = trainer.state.max_steps
             note = f"{cell.condition} seed {cell.seed}: step {step}/{total}, loss {logs['loss']:.3f}"
             context.progress.advance("train", tokens / total, elapsed, note)
+        elif "eval_loss" in logs:
+            context.progress.advance("validate", 1, logs["eval_s"], f"{cell.condition} seed {cell.seed}: validation")
 
     trainer.add_callback(Cadence(context.study.train.eval_steps))
     trainer.add_callback(GradientTelemetry(context.store.run(cell.run_id) / "telemetry.jsonl"))
@@ -300,6 +303,7 @@ class MetricLog:
         self.path = path
         self.cell = cell
         self.train_s = 0.0
+        self.validations = 0
         self.last = time.perf_counter()
 
     def rewind(self, step: int) -> None:
@@ -308,6 +312,7 @@ class MetricLog:
         with atomic(self.path) as stream:
             stream.writelines(dumps(row) + "\n" for row in rows)
         self.train_s = sum(row["cost"] or 0.0 for row in rows if row["split"] == "seen")
+        self.validations = sum(row["split"] == "validation" for row in rows)
         self.last = time.perf_counter()
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -456,7 +461,7 @@ def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], 
     moved = {name for name, mark in _fingerprints(model).items() if mark != before[name]}
     learns = {name for name, p in model.named_parameters() if p.requires_grad}
     _judge_live(cell.condition, loss, moved, learns)
-    step_s, step_tokens = min(timer.steps[1:], key=lambda step: step[0] / step[1])  # the one least disturbed
+    step_s, step_tokens = (sum(part) / len(part) for part in zip(*timer.steps[1:]))
     return {
         "condition": cell.condition,
         "loss": loss,
@@ -485,7 +490,7 @@ def _prepare_live(context: Context, cell: Cell, trainer: Any) -> Any:
     rest = rows[need:] or rows
     drawn = random.Random(cell.seed).sample(rest, min(len(rest), 2 * need))
     trainer.use_rows([*rows[:need], *drawn])
-    trainer.validation_rows = sorted(trainer.validation_rows, key=lambda r: -len(r.input_ids))[:16]
+    trainer.validation_rows = sorted(trainer.validation_rows, key=lambda r: -len(r.input_ids))[:8]
     timer = StepTimer(trainer)
     trainer.add_callback(timer)
     return timer
