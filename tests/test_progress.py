@@ -43,6 +43,14 @@ def test_a_second_speed_seen_elsewhere_does_not_replace_the_first() -> None:
     assert progress.left_s() == 20.0
 
 
+def test_what_was_spent_is_work_done_here_and_no_speed_seen_elsewhere() -> None:
+    progress = Progress(io.StringIO())
+    progress.measure("train", 5, 10.0)
+    progress.measure("nll", 5, 10.0)
+    progress.advance("train", 2, 3.0)
+    assert progress.spent() == {"train": 3.0}
+
+
 def test_skipped_work_is_no_longer_left() -> None:
     progress = Progress(io.StringIO())
     progress.plan("train", 10)

@@ -112,6 +112,8 @@ def growth(what: str, given: argparse.Namespace) -> None:
         print("| tool | rows | rows per CPU-second | wall s | growth, CPU | growth, wall |\n|" + " --- |" * 6)
         cases = [(tool, rows) for tool in chosen(what, given) for rows in given.rows]
         rounds = [{case: measured(what, case[0], paths[case[1]]) for case in cases} for _ in range(given.repeats)]
+        if not all(all(r.values()) for r in rounds):
+            raise SystemExit("a run failed: there is no growth to tell")
         for tool, rows in cases:
             rate, wall = (statistics.median(r[tool, rows][k] for r in rounds) for k in ("rate", "wall_s"))
             cpu = [r[tool, first]["rate"] / r[tool, rows]["rate"] for r in rounds]

@@ -67,7 +67,7 @@ def overhead(source: Path, root: Path) -> dict[str, float]:
     shutil.copytree(source, root / "study", ignore=ignored)
     progress = Progress()
     outcome = run(root / "study", progress=progress)
-    work = sum(progress.seconds.values())
+    work = sum(progress.spent().values())
     outside = outcome.wall_s - work
     return {"wall_s": outcome.wall_s, "work_s": work, "outside_s": outside, "cells": outcome.trained}
 

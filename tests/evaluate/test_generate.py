@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from veritune.evaluate.generate import Decoding, Output, generate, stop_tokens
+from veritune.evaluate.generate import Decoding, Output, cache_bytes, generate, stop_tokens
 from veritune.train.models import ModelRef, load_base, load_tokenizer
 
 
@@ -79,6 +79,28 @@ def test_every_batch_is_reported_once(tiny: tuple[Any, Any]) -> None:
 
 def test_no_prompts_give_no_outputs(tiny: tuple[Any, Any]) -> None:
     assert generate(*tiny, [], Decoding(2, 4)) == []
+
+
+def test_the_output_embedding_is_given_no_view_with_gaps(tiny: tuple[Any, Any]) -> None:
+    """Such a view times weights that do not train is one product a prompt, each with a copy of the weights."""
+    model, tokenizer = tiny
+    whole: list[bool] = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _module, args, _output: whole.append(args[0].is_contiguous()))
+    try:
+        generate(model, tokenizer, prompts_of(tokenizer, 4), Decoding(2, 4))
+    finally:
+        handle.remove()
+    assert len(whole) == 2 and all(whole)
+    assert not head._forward_pre_hooks, "nothing of it stays on the model"
+
+
+def test_the_cache_of_full_length_answers_is_what_the_config_says(tiny: tuple[Any, Any]) -> None:
+    model, _ = tiny
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * 4  # keys and values, float32
+    assert cache_bytes(model, Decoding(5, 3)) == 15 * token
 
 
 def force(model: Any, order: dict[int, int]) -> Any:

@@ -266,7 +266,7 @@ def _cell_plan(ready: Ready, cell: Cell, probes: Mapping[str, Any], answers: Map
         seconds["loss"] = _nll_s(ready, probes.get(cell.condition, any_probe))
     if cell.phase == BASELINE:
         row |= {"rows": 0, "steps": 0, "tokens": 0, "checkpoints": 0, "disk_bytes": 0, "work_bytes": 0}
-        (row["memory_bytes"],) = _scoring({"memory": {}}, answers, scored=True)
+        row["memory_bytes"] = _at_full_length(answers["memory"]["bytes"], answers)
     else:
         probe, train, rows = probes[cell.condition], schedule(study, cell), seen_rows(study, data, cell)
         steps, tokens = steps_of(study, data, cell), training_tokens(study, data, cell)
@@ -300,15 +300,17 @@ def _leak_plans(ready: Ready, rows: Sequence[Mapping[str, Any]], probes: Mapping
 
 
 def _scoring(probe: Mapping[str, Any], answers: Mapping[str, Any], *, scored: bool) -> list[int | None]:
-    """Peaks while a cell is scored: the base's, and the trained model's where it lies in this process.
-
-    Probes answer with a few tokens; what the cache takes for answers of full length comes on top.
-    """
+    """Peaks while a cell is scored: the base's, and the trained model's where it lies in this process."""
     if not scored:
         return []
-    grows = max((found.get("cache_bytes", 0) for found in answers["evals"].values()), default=0)
     peaks = [answers["memory"]["bytes"], *([probe["memory"]["scoring"]] if "scoring" in probe["memory"] else [])]
-    return [None if peak is None else peak + grows for peak in peaks]
+    return [_at_full_length(peak, answers) for peak in peaks]
+
+
+def _at_full_length(peak: int | None, answers: Mapping[str, Any]) -> int | None:
+    """The peak of a probe, which answers with a few tokens, and what the cache takes for answers of full length."""
+    grows = max((found.get("cache_bytes", 0) for found in answers["evals"].values()), default=0)
+    return None if peak is None else peak + grows
 
 
 def _answer_s(ready: Ready, name: str, found: Mapping[str, Any]) -> float:

@@ -246,7 +246,9 @@ class Tinker:
             parts = session.nll(context.data.zone("validation"))
             count = sum(n for _, n in parts)
             nll = sum(nats for nats, _ in parts) / count
-            log.add(done, {"eval_loss": nll, "eval_tokens": count, "eval_s": time.perf_counter() - began})
+            eval_s = time.perf_counter() - began
+            log.add(done, {"eval_loss": nll, "eval_tokens": count, "eval_s": eval_s})
+            context.progress.advance("validate", 1, eval_s, f"{cell.condition} seed {cell.seed}: validation")
             kept.add(done, nll)
         return loss
 
