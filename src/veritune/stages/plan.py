@@ -203,6 +203,7 @@ def _longest_prompts(ready: Ready, name: str) -> list[tuple[int, ...]]:
 def answer_probe(ready: Ready) -> dict[str, Any]:
     """One real batch of each eval answered by the base for a few tokens: seconds for its prompts and for each token."""
     from veritune.evaluate.generate import Decoding, answers, cache_bytes
+    from veritune.train.trainer import NLL_BATCH
 
     asked = {name: [r.id for r in rows] for name, rows in ready.items.items()}
     shapes = {name: [s.batch_size, s.max_new_tokens] for name, s in ready.study.evals.items()}
@@ -212,7 +213,7 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
     memory, began = ready.backend.memory(), time.perf_counter()
     weights = ready.backend.base(ready.context)
     load_s, evals = time.perf_counter() - began, {}
-    longest = sorted((ready.data.rendered[i] for i in ready.nll_rows), key=lambda r: len(r.input_ids))[-16:]
+    longest = sorted((ready.data.rendered[i] for i in ready.nll_rows), key=lambda r: len(r.input_ids))[-NLL_BATCH:]
     if weights.model is not None:
         weights.nll(longest)  # for the memory of this process: a cell takes the loss of rows before it answers
     for name, spec in ready.study.evals.items():

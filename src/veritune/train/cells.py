@@ -480,7 +480,7 @@ def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], 
 
 def _prepare_live(context: Context, cell: Cell, trainer: Any) -> Any:
     """Hand the trainer the longest rows for its first step and a fair draw for the others, unshuffled; its timer."""
-    from veritune.train.trainer import StepTimer
+    from veritune.train.trainer import NLL_BATCH, StepTimer
 
     train = schedule(context.study, cell)
     trainer.args.warmup_steps = 0
@@ -490,7 +490,7 @@ def _prepare_live(context: Context, cell: Cell, trainer: Any) -> Any:
     rest = rows[need:] or rows
     drawn = random.Random(cell.seed).sample(rest, min(len(rest), 2 * need))
     trainer.use_rows([*rows[:need], *drawn])
-    trainer.validation_rows = sorted(trainer.validation_rows, key=lambda r: -len(r.input_ids))[:8]
+    trainer.validation_rows = sorted(trainer.validation_rows, key=lambda r: -len(r.input_ids))[:NLL_BATCH]
     timer = StepTimer(trainer)
     trainer.add_callback(timer)
     return timer

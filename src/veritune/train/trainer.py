@@ -28,6 +28,8 @@ from veritune.records import Rendered
 
 IGNORE = -100
 COMPLETE = "complete"
+NLL_BATCH = 16
+"""Rows of one batch whose loss is measured. A probe of memory takes as many: it can be more than a training step's."""
 
 
 def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -145,7 +147,7 @@ def _predicting(labels_B_T: torch.Tensor, width: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def row_nll(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: int = 16) -> list[tuple[float, int]]:
+def row_nll(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: int = NLL_BATCH) -> list[tuple[float, int]]:
     """For each row, its summed NLL in nats and its number of target tokens, in the order given.
 
     Rows are batched by length; the sums do not depend on the batching beyond rounding.
