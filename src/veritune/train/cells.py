@@ -387,7 +387,7 @@ def measure_nll(context: Context, cell: Cell, weights: Weights, row_ids: Sequenc
         return
     began = time.perf_counter()
     try:
-        parts = weights.nll(rows)
+        parts = _in_the_trainer_s_batches(context, rows, weights)
     except ModelError as exc:
         write_json(path, {"input_hash": digest, "unit": NATS, "zones": {}, "rows": [], "reason": exc.message})
         context.progress.say(f"  ! no loss by zone for {cell.condition}, seed {cell.seed}: {exc.message}")
@@ -395,6 +395,18 @@ def measure_nll(context: Context, cell: Cell, weights: Weights, row_ids: Sequenc
     record = _by_zone(context, rows, parts)
     write_json(path, {"input_hash": digest, **record, **weights.confirm(record["zones"])})
     context.progress.advance("nll", len(rows), time.perf_counter() - began, f"{cell.condition}: loss by zone")
+
+
+def _in_the_trainer_s_batches(context: Context, rows: Sequence[Rendered], weights: Weights) -> list[tuple[float, int]]:
+    """Losses of rows in the order given; validation rows by themselves, as in training.
+
+    In half precision a row's loss depends on its batch in the fourth digit, on some processors more than on others, and
+    validation NLL after the checkpoint is loaded has to be what the trainer saw.
+    """
+    validates = [context.data.zone_of[row.row_id] == "validation" for row in rows]
+    alone = iter(weights.nll([row for row, own in zip(rows, validates) if own]))
+    others = iter(weights.nll([row for row, own in zip(rows, validates) if not own]))
+    return [next(alone) if own else next(others) for own in validates]
 
 
 def _by_zone(context: Context, rows: Sequence[Rendered], parts: Sequence[tuple[float, int]]) -> dict[str, Any]:
