@@ -305,6 +305,15 @@ def test_what_no_node_can_hold_is_refused_and_not_waited_for(cluster: str, tmp_p
     assert "no node of the Ray cluster can hold a cell" in done.stderr and "MachineError" in done.stderr
 
 
+def test_local_workers_are_given_only_the_accelerators_that_were_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for visible, expected in (("5, GPU-8a1c", ["5", "GPU-8a1c"]), ("", ["0", "1"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert executors._accelerators() == expected
+
+
 def test_without_a_cluster_ray_says_how_to_start_one(tmp_path: Path) -> None:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs Ray: pip install 'veritune[ray]'")

@@ -136,9 +136,9 @@ def test_rows_rates_and_validation_are_those_of_a_local_run(
     seen: list[list[int]] = []
     check = ContractTrainer._check_parity
 
-    def recorded(self: ContractTrainer, inputs: dict[str, Any]) -> None:
+    def recorded(self: ContractTrainer, inputs: dict[str, Any]) -> tuple[int, int]:
         seen.append(inputs["row_index"].tolist())
-        check(self, inputs)
+        return check(self, inputs)
 
     monkeypatch.setattr(ContractTrainer, "_check_parity", recorded)
     cell = next(c for c in plan_cells(context.study, FACTS) if c.condition == "all_layer" and c.seed == 1)

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from veritune.errors import ModelError
+from veritune.train import telemetry as telemetry_module
 from veritune.train.modules import factor, layer_index, module_type
 from veritune.train.telemetry import GradientTelemetry, read_telemetry
 
@@ -192,6 +193,15 @@ def test_a_zero_weight_has_no_ratio_rather_than_an_infinite_one(tmp_path: Path) 
     assert first["update"]["ratio"]["factor"]["B"] is None
     assert first["share"]["factor"] == {"A": 0.0, "B": pytest.approx(1.0)}
     assert second["update"]["ratio"]["factor"]["B"] > 0
+
+
+def test_sampled_updates_are_scaled_where_the_weights_are() -> None:
+    """`meta` stands for any device that is not the processor: torch refuses to mix them."""
+    weights = [torch.zeros(9000, device="meta"), torch.zeros(3, device="meta")]
+    updates = telemetry_module._Updates(weights, 0)
+    updates.keep(weights)
+    assert not updates.exact
+    assert updates.square(weights).device.type == "meta"
 
 
 def test_sampled_updates_stay_near_exact_ones(tmp_path: Path) -> None:

@@ -294,6 +294,80 @@ def test_a_patched_collator_stops_training(
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer)))
 
 
+class OnDevice(torch.Tensor):
+    """A tensor that is on an accelerator: its values cannot be had without waiting for it."""
+
+    def tolist(self) -> Any:
+        raise AssertionError("the host waits for the device")
+
+
+def on_device(value: Any, *_args: Any, **_kwargs: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: on_device(v) for k, v in value.items()}
+    return value.as_subclass(OnDevice)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_rows_are_compared_before_they_go_to_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    trainer = make_trainer(tmp_path, rows(10))
+    if joined:
+        trainer.batched = trainer.data_collator = join
+    monkeypatch.setattr("accelerate.data_loader.send_to_device", on_device)
+    monkeypatch.setattr("transformers.Trainer._prepare_input", lambda _self, inputs: on_device(inputs))
+    trainer.train()
+    assert trainer.rows_checked == 10
+    assert trainer.tokens_seen == sum(len(row.input_ids) for row in rows(10))
+
+
+def in_place(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    batch["labels"][0, -1] = 5
+    return batch
+
+
+def another(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**batch, "input_ids": batch["input_ids"] + 1}
+
+
+@pytest.mark.parametrize("late", [in_place, another])
+def test_a_batch_changed_after_it_was_compared_stops_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    trainer = make_trainer(tmp_path, rows(8))
+    honest, before = trainer.compute_loss, weights(trainer)
+    monkeypatch.setattr(trainer, "compute_loss", lambda model, inputs, **kw: honest(model, late(inputs), **kw))
+    with pytest.raises(GateError, match=r"row r\d"):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer)))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_where_the_targets_are_is_settled_before_the_model_runs(kind: str) -> None:
+    """What has no size until the device was asked (`nonzero`, masks as indices) would empty an accelerator's queue."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Calls(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = func.overloadpacket.__name__
+            if name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1]):
+                name = "nonzero"
+            self.names.append(name)
+            return func(*args, **(kwargs or {}))
+
+    batch = batch_of(rows(5))
+    with Calls() as calls:
+        nll_N, _ = target_nll(tiny(kind), batch["input_ids"], batch["attention_mask"], batch["labels"])
+        nll_N.sum().backward()
+    begins = calls.names.index("embedding")
+    waits = [i for i, name in enumerate(calls.names) if name in ("nonzero", "masked_select")]
+    assert waits and max(waits) < begins
+
+
 # ---------------------------------------------------------------- cadence and checkpoints
 
 

@@ -96,7 +96,7 @@ class _Child:
     run_id: str
     process: subprocess.Popen[bytes]
     words: Path
-    device: int | None
+    device: str | None
     tries: int
 
 
@@ -104,7 +104,7 @@ def _local(plan: Plan, study: Path, run_ids: list[str], tick: Callable[[], None]
     """A process a cell, so many at a time. A cell whose process was killed is started again; its own error is final."""
     workers = plan.workers or how_many_fit(plan.memory_bytes or 1)
     threads = max(usable_cores() // workers, 1)
-    devices: list[int | None] = list(range(_accelerators())) or [None] * workers
+    devices: list[str | None] = [*_accelerators()] or [None] * workers
     waiting = [(run_id, 1) for run_id in run_ids]
     living: list[_Child] = []
     try:
@@ -131,12 +131,12 @@ def _local(plan: Plan, study: Path, run_ids: list[str], tick: Callable[[], None]
             child.words.unlink(missing_ok=True)
 
 
-def _start(study: Path, run_id: str, tries: int, threads: int, device: int | None) -> _Child:
+def _start(study: Path, run_id: str, tries: int, threads: int, device: str | None) -> _Child:
     import tempfile
 
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(device)
+        environment["CUDA_VISIBLE_DEVICES"] = device
     handle, words = tempfile.mkstemp(prefix="veritune-cell-", suffix=".err")
     with os.fdopen(handle, "wb") as stream:
         process = subprocess.Popen(
@@ -161,10 +161,16 @@ def _verdict(child: _Child, retries: int) -> tuple[bool, Ended]:
     return status < 0 and child.tries <= retries, Ended(child.run_id, words, child.tries)
 
 
-def _accelerators() -> int:
+def _accelerators() -> list[str]:
+    """The accelerators that this process sees, each as CUDA_VISIBLE_DEVICES names it.
+
+    Where only some of a machine's are visible, the others belong to somebody else.
+    """
     import torch
 
-    return torch.cuda.device_count()
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(i) for i in range(count)]
 
 
 # ---------------------------------------------------------------- a Ray cluster

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,9 @@ class _Updates:
         """Squared norm of each tensor's change since `keep` [P]."""
         torch._foreach_sub_(self._kept, self._view(locals_))
         square_P = _squares(self._kept)
-        return square_P if self.exact else square_P * torch.tensor(self._scale, dtype=square_P.dtype)
+        if self.exact:
+            return square_P
+        return square_P * torch.tensor(self._scale, dtype=square_P.dtype, device=square_P.device)
 
 
 class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
@@ -287,7 +289,7 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
             return at_step, "max_grad_norm is 0: nothing was clipped"
         if at_step < limit * (1 - CLIP_SLACK):
             return at_step, "below max_grad_norm: nothing was clipped"
-        before = float(np.sqrt(sum(norm.item() ** 2 for norm in watched.values())))
+        before = float(np.sqrt(sum(norm**2 for norm in _together(watched.values()))))
         after = float(np.sqrt(sum(grad_P[i] for i in watched)))
         if after > 0 and np.isfinite(before):
             assert self._seen is not None
@@ -360,6 +362,12 @@ def _squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     norms = torch._foreach_norm(list(tensors), 2, torch.float32)
     norm_P = torch.stack([n if n.device == home else n.to(home, non_blocking=True) for n in norms])
     return norm_P.square() if home.type == "mps" else norm_P.double().square()
+
+
+def _together(scalars: Iterable[torch.Tensor]) -> list[float]:
+    """Values of scalars on any devices, fetched from the first one's at once."""
+    found = list(scalars)
+    return torch.stack([s.to(found[0].device) for s in found]).tolist() if found else []
 
 
 def _sum_shards(square_K_P: torch.Tensor, params: Sequence[torch.nn.Parameter]) -> torch.Tensor:

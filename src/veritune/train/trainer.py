@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -100,16 +101,22 @@ def target_nll(
 
     With `position_ids` (rows joined in one sequence) there is no attention mask. The hidden states are cut to the
     predicting positions before the head runs. A model whose head is not called as a module gives full logits, which are
-    cut afterwards; virtual tokens that a prompt method puts in front are skipped.
+    cut afterwards; virtual tokens that a prompt method puts in front are skipped. Where the targets are is settled
+    before the model runs: on an accelerator that waits for what is queued.
     """
     captured: list[bool] = []
+    row_N, before_N = (labels_B_T[:, 1:] != IGNORE).nonzero(as_tuple=True)
+
+    def predicting(values_B_T_X: torch.Tensor) -> torch.Tensor:
+        virtual = values_B_T_X.shape[1] - labels_B_T.shape[1]
+        return values_B_T_X[row_N, before_N + virtual]
 
     def keep_targets(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden_B_T_H = args[0]
         if hidden_B_T_H.dim() != 3:
             return args
         captured.append(True)
-        return (hidden_B_T_H[_predicting(labels_B_T, hidden_B_T_H.shape[1])][None], *args[1:])
+        return (predicting(hidden_B_T_H)[None], *args[1:])
 
     head = _plain(model).get_output_embeddings()
     handle = head.register_forward_pre_hook(keep_targets) if head is not None else None
@@ -119,10 +126,8 @@ def target_nll(
     finally:
         if handle is not None:
             handle.remove()
-    logits_N_V = logits[0] if captured else logits[_predicting(labels_B_T, logits.shape[1])]
-    target_B_T = labels_B_T[:, 1:] != IGNORE
-    row_N = target_B_T.nonzero(as_tuple=True)[0]
-    return F.cross_entropy(logits_N_V.float(), labels_B_T[:, 1:][target_B_T], reduction="none"), row_N
+    logits_N_V = logits[0] if captured else predicting(logits)
+    return F.cross_entropy(logits_N_V.float(), labels_B_T[row_N, before_N + 1], reduction="none"), row_N
 
 
 def _plain(model: Any) -> Any:
@@ -138,12 +143,6 @@ def share_of(batch: list[dict[str, Any]], rank: int, world: int) -> list[dict[st
     """
     mine = batch[rank::world]
     return mine or [{**batch[0], "labels": (IGNORE,) * len(batch[0]["labels"]), "row_index": -1}]
-
-
-def _predicting(labels_B_T: torch.Tensor, width: int) -> torch.Tensor:
-    """Mask over `width` positions: True where the next token is a target. `width` exceeds T by virtual tokens."""
-    next_B_T = F.pad(labels_B_T[:, 1:] != IGNORE, (0, 1), value=False)
-    return F.pad(next_B_T, (width - labels_B_T.shape[1], 0), value=False)
 
 
 @torch.no_grad()
@@ -189,6 +188,34 @@ def _dataset(rows: Sequence[Rendered]) -> list[dict[str, Any]]:
     return [{"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(rows)]
 
 
+class _Compared:
+    """The very tensors of a batch that was compared with the contract, as they were then."""
+
+    def __init__(self, inputs: dict[str, Any], counts: tuple[int, int]) -> None:
+        self.counts = counts
+        self._tensors = {name: (tensor, _version(tensor)) for name, tensor in inputs.items()}
+
+    def still(self, inputs: dict[str, Any]) -> bool:
+        """Whether these are those tensors, and nothing was written into them. Reads no value."""
+        same = (tensor is inputs.get(name) and _version(tensor) == v for name, (tensor, v) in self._tensors.items())
+        return inputs.keys() == self._tensors.keys() and all(same)
+
+
+def _version(tensor: Any) -> int | None:
+    """How often a tensor was written into; None for what is none."""
+    return getattr(tensor, "_version", None)
+
+
+@contextmanager
+def _left_on_the_host(accelerator: Any) -> Iterator[None]:
+    """Data loaders made in the block leave their batches where the collator put them."""
+    before, accelerator.device_placement = accelerator.device_placement, False
+    try:
+        yield
+    finally:
+        accelerator.device_placement = before
+
+
 class ContractTrainer(Trainer):  # type: ignore[misc]
     """Trains on the contract's rows and counts the rows it has compared with the contract (`rows_checked`)."""
 
@@ -210,6 +237,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         self.rows_checked = 0
         self.tokens_seen = 0
         self.in_order = False
+        self._compared: _Compared | None = None
         self.batched: Callable[..., dict[str, torch.Tensor]] = join if padding_free else partial(collate, pad_id=pad_id)
         super().__init__(model=model, args=args, train_dataset=_dataset(rows), data_collator=self.batched)
         self.model_accepts_loss_kwargs = True
@@ -223,11 +251,25 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
             return torch.utils.data.SequentialSampler(self.train_dataset)
         return super()._get_train_sampler(*args, **kwargs)
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the model's device, compared with the contract before it goes there: no wait for the device."""
+        counts = self._check_parity(inputs) if "row_index" in inputs else None
+        moved: dict[str, Any] = super()._prepare_inputs(inputs)
+        self._compared = None if counts is None else _Compared(moved, counts)
+        return moved
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Summed NLL over the optimizer step's number of target tokens, so that accumulation changes nothing."""
-        self._check_parity(inputs)
+        """Summed NLL over the optimizer step's number of target tokens, so that accumulation changes nothing.
+
+        What was compared and has not been touched since is not compared again.
+        """
+        compared, self._compared = self._compared, None
+        known = compared is not None and compared.still(inputs)
+        rows, tokens = compared.counts if compared is not None and known else self._check_parity(inputs)
+        self.rows_checked += rows
+        self.tokens_seen += tokens
         ids_B_T, mask_B_T = inputs["input_ids"], inputs.get("attention_mask")
         nll_N, _ = target_nll(model, ids_B_T, mask_B_T, inputs["labels"], inputs.get("position_ids"))
         count = num_items_in_batch if num_items_in_batch is not None else nll_N.numel()
@@ -238,7 +280,8 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         """On several processes: the batches of one process, of which each takes its share."""
         world, rank = self.args.world_size, self.args.process_index
         if world == 1:
-            return super().get_train_dataloader()
+            with _left_on_the_host(self.accelerator):
+                return super().get_train_dataloader()
         from accelerate.data_loader import prepare_data_loader
 
         settings = self.accelerator.dataloader_config
@@ -254,15 +297,17 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
             device=self.accelerator.device,
             num_processes=1,
             process_index=0,
-            put_on_device=True,
+            put_on_device=False,
             rng_types=list(self.accelerator.rng_types),
             use_seedable_sampler=settings.use_seedable_sampler,
             data_seed=settings.data_seed,
         )
 
-    def _check_parity(self, inputs: dict[str, Any]) -> None:
+    def _check_parity(self, inputs: dict[str, Any]) -> tuple[int, int]:
+        """How many rows and tokens a batch holds, all as in the contract. Raises GateError."""
         given = _rows_of(inputs)
-        for index, (ids, labels, padding) in zip(inputs["row_index"].tolist(), given, strict=True):
+        indices = inputs["row_index"].tolist()
+        for index, (ids, labels, padding) in zip(indices, given, strict=True):
             row = self.contract_rows[index]
             if index < 0:  # a process without a row of its own: nothing to learn
                 row = replace(row, input_ids=ids, labels=(IGNORE,) * len(ids))
@@ -275,8 +320,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
                 )
             if any(label != IGNORE for label in padding):
                 raise GateError(f"row {row.row_id}: the loss would fall on padding.", fix="Check the collator.")
-        self.rows_checked += sum(index >= 0 for index in inputs["row_index"].tolist())
-        self.tokens_seen += sum(len(ids) for ids, _, _ in given)
+        return sum(index >= 0 for index in indices), sum(len(ids) for ids, _, _ in given)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
         """Validation NLL per target token, logged as `eval_loss`."""
