@@ -22,7 +22,7 @@ from veritune.machine import usable_cores
 Kind = Literal["local", "ray", "slurm"]
 POLL_S = 1.0
 HANDED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "VERITUNE_CACHE", "OMP_WAIT_POLICY", "PYTHONPATH", "TOKENIZERS_PARALLELISM")
-"""The only environment variables that workers on other machines are given."""
+"""The environment variables that workers on other machines are given; a study's reporters add their own."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Plan:
 
     `cpus`, `gpus` and `memory_bytes` are what one cell needs (for `ray` and `slurm`, and to tell how many fit);
     `retries` counts new tries of a cell whose process was lost. `options` go to Slurm as submitit names them.
+    `handed_on` names environment variables that Ray's workers are given besides HANDED_ON.
     """
 
     kind: Kind = "local"
@@ -41,6 +42,7 @@ class Plan:
     retries: int = 2
     address: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    handed_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,8 @@ def _connected(plan: Plan) -> Any:
         raise MachineError("--executor ray needs Ray.", fix="pip install 'veritune[ray]'") from None
     if not ray.is_initialized():
         _check_listening(plan.address)
-        environment = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+        named = (*HANDED_ON, *plan.handed_on)
+        environment = {name: os.environ[name] for name in named if name in os.environ}
         try:
             ray.init(
                 address=plan.address or "auto",

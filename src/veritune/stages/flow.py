@@ -29,6 +29,7 @@ from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import Board, study_at
 from veritune.store import Store, read_json
 from veritune.study import BASELINE, Study
+from veritune.train.reporting import variables
 from veritune.train.schedule import SELECT, SHAPE, main_cells
 from veritune.train.select import record_selection, record_shapes, selection_lines, shape_lines
 
@@ -220,7 +221,8 @@ class _Runner:
             else:
                 self.progress.say(f"{label:<44} FAILED: {ended.error}")
 
-        ended = run_cells(replace(plan, workers=workers), self.store.root, list(named), tell, board.tick)
+        plan = replace(plan, workers=workers, handed_on=variables(self.study.report_to))
+        ended = run_cells(plan, self.store.root, list(named), tell, board.tick)
         failed = [one for one in ended if one.error is not None]
         self.trained += len(ended) - len(failed)
         if failed:

@@ -10,14 +10,12 @@ The untouched baseline is a cell too: phase `baseline`, no training.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +31,7 @@ from veritune.train.backends import Weights, backend_of
 from veritune.train.distributed import check_ranks, is_main, leave_group, world_size
 from veritune.train.models import ModelRef, load_base, quiet_transformers
 from veritune.train.quantised import base_for
+from veritune.train.reporting import Reported, reporting
 from veritune.train.schedule import MAIN, SELECT, SHAPE, Cell, schedule, seen_rows, steps_of, training_tokens
 
 if TYPE_CHECKING:
@@ -104,21 +103,23 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
     model, trainable = methods.build(
         cell.condition, condition, base_for(context.store, context.model, condition), cell.seed
     )
-    trainer = _trainer(context, cell, model, work)
-    _add_callbacks(context, cell, trainer, log)
-    resumed = last_complete(work)
-    share = _share_done(resumed) if resumed else 0.0
-    if is_main():
-        log.rewind(int(resumed.name.rsplit("-", 1)[-1]) if resumed else 0)
-    if resumed:
-        context.progress.skip("validate", log.validations)
-        trainer.rows_checked = int((resumed / COMPLETE).read_text(encoding="utf-8"))
-        context.progress.skip("train", training_tokens(context.study, context.data, cell) * share)
-    with quiet_transformers(), disk_errors(work):
-        if resumed and share >= 1:
-            trainer.take_up_finished(resumed)
-        else:
-            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    reported = Reported(context.study.name, context.store.root, folder, work)
+    with reporting(context.study.report_to, reported):
+        trainer = _trainer(context, cell, model, work)
+        _add_callbacks(context, cell, trainer, log)
+        resumed = last_complete(work)
+        share = _share_done(resumed) if resumed else 0.0
+        if is_main():
+            log.rewind(int(resumed.name.rsplit("-", 1)[-1]) if resumed else 0)
+        if resumed:
+            context.progress.skip("validate", log.validations)
+            trainer.rows_checked = int((resumed / COMPLETE).read_text(encoding="utf-8"))
+            context.progress.skip("train", training_tokens(context.study, context.data, cell) * share)
+        with quiet_transformers(), disk_errors(work):
+            if resumed and share >= 1:
+                trainer.take_up_finished(resumed)
+            else:
+                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     leave_group()
     if not is_main():
         return {}
@@ -168,33 +169,17 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # else the Trainer would put every visible GPU to work, each with a batch of its own
-    with _reporting(context.store.run(cell.run_id)):
-        trainer = ContractTrainer(
-            model,
-            arguments,
-            rows=seen_rows(context.study, context.data, cell),
-            validation=context.data.zone("validation"),
-            pad_id=context.tokenizer.pad_token_id,
-            padding_free=plan.padding_free,
-        )
+    trainer = ContractTrainer(
+        model,
+        arguments,
+        rows=seen_rows(context.study, context.data, cell),
+        validation=context.data.zone("validation"),
+        pad_id=context.tokenizer.pad_token_id,
+        padding_free=plan.padding_free,
+    )
     trainer.remove_callback(PrinterCallback)
     _check_strategy(plan, trainer)
     return trainer
-
-
-@contextlib.contextmanager
-def _reporting(folder: Path) -> Iterator[None]:
-    """TensorBoard's files belong to the run, not to the folder that goes when training ends."""
-    name, before = "TENSORBOARD_LOGGING_DIR", os.environ.get("TENSORBOARD_LOGGING_DIR")
-    os.environ[name] = before or str(folder / "tensorboard")
-    try:
-        yield
-    except (RuntimeError, ImportError) as exc:
-        if "requires" not in str(exc) and not isinstance(exc, ImportError):
-            raise
-        raise MachineError(f"report_to: {str(exc).splitlines()[0]}", fix="Install it, or take it out.") from None
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def _sharding(plan: Train) -> dict[str, Any]:
