@@ -27,7 +27,7 @@ from veritune.seal import verify
 from veritune.stages import executors
 from veritune.store import Store
 from veritune.study import parse_study
-from veritune.train.cells import Context, MetricLog, train
+from veritune.train.cells import Context, MetricLog, live_probe, train
 from veritune.train.models import ModelRef, load_tokenizer
 from veritune.train.reporting import VARIABLES, Reported, reporting, variables
 from veritune.train.schedule import plan_cells
@@ -151,8 +151,11 @@ def test_a_missing_reporter_is_named(context: Context, kind: str, monkeypatch: p
     monkeypatch.setattr(integration_utils, f"is_{kind}_available", lambda: False)
     monkeypatch.setattr("veritune.train.reporting.util.find_spec", lambda _name: None)
     study = context.study.model_copy(update={"report_to": (kind,)})
+    cell, reported = next(c for c in plan_cells(study, FACTS) if c.phase == "main"), replace(context, study=study)
+    with pytest.raises(MachineError, match=f"report_to: {kind} is not installed"):
+        live_probe(reported, cell, context.store.root / "work")
     with pytest.raises(MachineError, match=f"report_to: .*requires {kind} to be installed"):
-        train(replace(context, study=study), next(c for c in plan_cells(study, FACTS) if c.phase == "main"))
+        train(reported, cell)
 
 
 def test_an_error_of_our_own_stays_what_it_is(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from veritune.train.backends import Weights, backend_of
 from veritune.train.distributed import check_ranks, is_main, leave_group, world_size
 from veritune.train.models import ModelRef, load_base, quiet_transformers
 from veritune.train.quantised import base_for
-from veritune.train.reporting import Reported, reporting
+from veritune.train.reporting import Reported, reporting, require
 from veritune.train.schedule import MAIN, SELECT, SHAPE, Cell, schedule, seen_rows, steps_of, training_tokens
 
 if TYPE_CHECKING:
@@ -427,10 +427,11 @@ def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], 
 
     Also what it costs: seconds and tokens of the steps after the first, of validation, and the peak of memory, which is
     taken at the longest rows, and again while `score` answers with the trained model. Raises GateError when the loss is
-    not finite, a trainable module did not move, or a frozen tensor changed.
+    not finite, a trainable module did not move, or a frozen tensor changed; MachineError when a reporter is missing.
     """
     from veritune.train.trainer import check_joined
 
+    require(context.study.report_to)
     condition: Condition = context.study.conditions[cell.condition]
     memory, began = PeakMemory(), time.perf_counter()
     base = base_for(context.store, context.model, condition)

@@ -31,6 +31,8 @@ VARIABLES = {
 }
 """Environment variables that a reporter's workers are given, keys of its service among them."""
 
+OTHER_PACKAGES = {"tensorboard": ("tensorboardX",)}
+
 
 @dataclass(frozen=True)
 class Reported:
@@ -40,6 +42,13 @@ class Reported:
     root: Path
     folder: Path
     work: Path
+
+
+def require(kinds: Sequence[str]) -> None:
+    """Raises MachineError for a reporter whose package is not installed."""
+    for kind in kinds:
+        if not any(util.find_spec(name) for name in (kind, *OTHER_PACKAGES.get(kind, ()))):
+            raise MachineError(f"report_to: {kind} is not installed.", fix="Install it, or take it out of report_to.")
 
 
 def variables(kinds: Sequence[str]) -> tuple[str, ...]:
