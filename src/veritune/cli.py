@@ -13,7 +13,12 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported
+for _name, _value in {  # read when torch is first imported
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",  # by default 1,024 each: every new length of a batch leaves
+    "LRU_CACHE_CAPACITY": "32",  # compiled kernels behind, and memory grows for as long as a cell trains
+}.items():
+    os.environ.setdefault(_name, _value)
 
 import typer
 

@@ -21,7 +21,10 @@ from veritune.machine import usable_cores
 
 Kind = Literal["local", "ray", "slurm"]
 POLL_S = 1.0
-HANDED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "VERITUNE_CACHE", "OMP_WAIT_POLICY", "PYTHONPATH", "TOKENIZERS_PARALLELISM")
+HANDED_ON = (
+    *("HF_HUB_OFFLINE", "HF_HOME", "VERITUNE_CACHE", "PYTHONPATH", "TOKENIZERS_PARALLELISM"),
+    *("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"),
+)
 """The environment variables that workers on other machines are given; a study's reporters add their own."""
 
 
