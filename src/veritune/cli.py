@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-for _name, _value in {  # read when torch is first imported
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",  # by default 1,024 each: every new length of a batch leaves
-    "LRU_CACHE_CAPACITY": "32",  # compiled kernels behind, and memory grows for as long as a cell trains
-}.items():
-    os.environ.setdefault(_name, _value)
+# Read when torch is first imported. The two caches of compiled kernels hold 1,024 by default: every new length of a
+# batch leaves some behind, and memory grows for as long as a cell trains.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 
 import typer
 

@@ -94,6 +94,7 @@ class _Runner:
         self.skipped = 0
         self.plan: Mapping[str, Any] = {}
         self.took: dict[tuple[str, str, int], float] = {}
+        self.in_cells = 0.0
 
     def run(self, amend: str | None) -> Outcome:
         progress, study = self.progress, self.study
@@ -142,12 +143,17 @@ class _Runner:
         self.store.log("ran", **counts, wall_s=round(wall_s, 1), spent_s=spent, plan=against)
 
     def _spent(self, wall_s: float) -> dict[str, float]:
-        """Where this run's seconds went; `rest` is checks, probes, loading, saving and reports."""
+        """Where this run's seconds went.
+
+        `cells` is what cells took beside their work (loading, checks, saving), `rest` what is paid once: imports, the
+        plan's probes, contract, report.
+        """
         done = self.progress.spent()
         kinds = {
             "training": done.pop("train", 0.0) + done.pop("validate", 0.0),
             "loss": done.pop("nll", 0.0),
             "answers": sum(done.values()),
+            "cells": self.in_cells,
         }
         kinds["rest"] = max(wall_s - sum(kinds.values()), 0.0)
         return {name: round(seconds, 2) for name, seconds in kinds.items()}
@@ -239,10 +245,11 @@ class _Runner:
             self._tell(summary, f"{label} {what}: done before, skipped")
             return
         self.trained += 1
-        began = time.monotonic()
+        began, worked = time.monotonic(), sum(self.progress.spent().values())
         summary = run_cell(ready, cell)
-        key = (cell.phase, cell.condition, cell.seed)
-        self.took[key] = self.took.get(key, 0.0) + time.monotonic() - began
+        key, took = (cell.phase, cell.condition, cell.seed), time.monotonic() - began
+        self.took[key] = self.took.get(key, 0.0) + took
+        self.in_cells += took - (sum(self.progress.spent().values()) - worked)
         self._tell(summary, f"{label} {what}")
 
     def _tell(self, summary: Mapping[str, Any], label: str) -> None:

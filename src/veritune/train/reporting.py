@@ -133,7 +133,7 @@ def _reporter_s(exc: Exception, kinds: Sequence[str]) -> str | None:
     """The first line of an error that a reporter raised or is missing for; None for any other."""
     line = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
     package = type(exc).__module__.split(".")[0]
-    missing = isinstance(exc, RuntimeError | ImportError) and "requires" in line
+    missing = isinstance(exc, RuntimeError | ImportError) and "Callback requires" in line
     if package in kinds or missing or (isinstance(exc, ImportError) and (exc.name or "").split(".")[0] in kinds):
         return line if missing else f"{package if package in kinds else 'a reporter'}: {line}"
     return None
