@@ -116,13 +116,6 @@ def check(study: Study) -> None:
         if train.strategy_config is not None:
             raise StudyError("train.strategy_config: `strategy: ddp` has no settings.", fix="Take it out.")
         return
-    quantised = [name for name, condition in study.conditions.items() if condition.method == "qlora"]
-    if quantised:
-        raise StudyError(
-            f"conditions.{quantised[0]}.method: qlora with `train.strategy: {train.strategy}`: parts of 4-bit weights "
-            "have not been trained here.",
-            fix="Use `strategy: ddp`, or lora.",
-        )
     if train.strategy == "fsdp2":
         _check_fsdp2(config)
     else:
@@ -170,7 +163,9 @@ def _check_deepspeed(config: dict[str, Any]) -> None:
         if not isinstance(said, dict) or said.get("enabled", "auto") != "auto":
             raise StudyError(f"{where}.{key}: model.dtype sets it.", fix='Take it out, or write {enabled: "auto"}.')
     if util.find_spec("deepspeed") is None:
-        raise MachineError("train.strategy is deepspeed, which is not installed.", fix="Run `pip install deepspeed`.")
+        raise MachineError(
+            "train.strategy is deepspeed, which is not installed.", fix="Run `pip install 'veritune[deepspeed]'`."
+        )
 
 
 def sharding(plan: Train) -> dict[str, Any]:
