@@ -1,4 +1,4 @@
-"""One cell on the processes that torchrun started: `sharded_cell.py STUDY CONDITION [STEP]`, killed after STEP's checkpoint.
+"""One cell on the processes torchrun started: `sharded_cell.py STUDY CONDITION [STEP]`, killed after STEP's checkpoint.
 
 Accelerate shards with FSDP on accelerators alone; here it is told to on processors too. That is all that is changed:
 `fully_shard`, DTensors, collectives (gloo) and the Trainer's saving and resuming are the real ones.
@@ -6,6 +6,7 @@ Accelerate shards with FSDP on accelerators alone; here it is told to on process
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -60,6 +61,24 @@ def shard_on_processors() -> None:
     AcceleratorState.__init__ = chosen  # type: ignore[method-assign]
 
 
+def held(parameter: Any) -> int:
+    """Scalars of a parameter that lie on this process: of an FSDP2 DTensor, a ZeRO-3 parameter, or a whole one."""
+    part = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
+    return int((part.to_local() if hasattr(part, "to_local") else part).numel())
+
+
+def tell_what_is_held(root: Path) -> None:
+    """Write, at every checkpoint, how many scalars of the model lie on each process."""
+    mark = trainer.MarkComplete.on_save
+
+    def on_save(self: Any, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        told = sum(held(parameter) for parameter in model.parameters())
+        (root / f"held-{os.environ['RANK']}.json").write_text(json.dumps(told))
+        mark(self, args, state, control, **kwargs)
+
+    trainer.MarkComplete.on_save = on_save  # type: ignore[method-assign]
+
+
 def die_after(step: int) -> None:
     """End every process without ceremony once the checkpoint of `step` is whole."""
     retain = trainer.Retention.on_save
@@ -74,7 +93,9 @@ def die_after(step: int) -> None:
 
 
 def main(root: Path, condition: str, step: int | None) -> None:
+    faulthandler.dump_traceback_later(110, exit=True)  # a process that waits for another for ever ends here
     shard_on_processors()
+    tell_what_is_held(root)
     if step is not None:
         die_after(step)
     context = context_of(root)

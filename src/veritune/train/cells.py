@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from veritune.data.prepare import Prepared
 
 NATS = "nats per target token"
-NOT_KEPT = ("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "*.bin", "complete")
-NOT_KEPT += ("global_step*", "latest", "zero_to_*.py")  # DeepSpeed's own
+DEEPSPEED_S = ("global_step*", "latest", "zero_to_*.py")
+NOT_KEPT = ("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "*.bin", "complete", *DEEPSPEED_S)
 GENERATORS = ("adapter_weights", "row_order", "python", "numpy", "torch")
 """Every generator that a run draws from; all are seeded with the run's seed."""
 

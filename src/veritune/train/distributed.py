@@ -107,8 +107,8 @@ def total(count: int) -> int:
 def check(study: Study) -> None:
     """Whether `train.strategy` can do what the study declares, before anything is spent.
 
-    Raises StudyError for a `strategy_config` that would change the recipe or leave no weights to load, MachineError when
-    DeepSpeed is not installed.
+    Raises StudyError for a `strategy_config` that would change the recipe or leave no weights to load, MachineError
+    when DeepSpeed is not installed.
     """
     train = study.train
     config = train.strategy_config or {}
