@@ -152,6 +152,7 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
         ("fsdp2", {"version": 1}, "is version 2"),
         ("fsdp2", {"activation_checkpointing": True}, "train.gradient_checkpointing"),
         ("fsdp2", {"reshard_after_foward": True}, "no such setting"),
+        ("fsdp2", {"fsdp_cpu_offload": True}, "clipping needs"),
         ("deepspeed", None, r"zero_optimization\.stage: expected 1, 2 or 3, found None"),
         ("deepspeed", {"zero_optimization": {"stage": 0}}, "found 0"),
         (
@@ -170,6 +171,22 @@ def test_a_strategy_that_changes_the_recipe_or_leaves_no_weights_is_refused(
     strategy: str, config: Any, said: str, study: Any
 ) -> None:
     with pytest.raises(StudyError, match=said):
+        distributed.check(declared(study, strategy, config))
+
+
+@pytest.mark.parametrize(("strategy", "config"), [("fsdp2", None), ("deepspeed", ZERO3)])
+def test_a_learned_prompt_in_parts_is_refused(
+    strategy: str, config: Any, study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT calls the prompt's encoder on rank 0 alone: FSDP2 fails at the first checkpoint, ZeRO-3 waits for ever."""
+    monkeypatch.setattr(distributed.util, "find_spec", lambda _name: "there")
+
+    def change(settings: dict[str, Any]) -> None:
+        settings["conditions"] = {"prompt": {"method": "prompt_tuning", "num_virtual_tokens": 4}}
+        settings["claims"] = []
+
+    study.change(change)
+    with pytest.raises(StudyError, match=r"conditions\.prompt\.method: prompt_tuning with"):
         distributed.check(declared(study, strategy, config))
 
 

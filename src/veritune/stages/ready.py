@@ -87,9 +87,9 @@ def _checked_model(store: Store, study: Study) -> tuple[Any, Any]:
 
     backend = backend_of(study)
     backend.refuse()
-    distributed.check(study)
     for name, condition in study.conditions.items():
         methods.check(name, condition)
+    distributed.check(study)
     names = probe_names(study)
     for claim in study.claims:
         if claim.probe is not None and claim.probe not in names:

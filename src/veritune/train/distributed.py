@@ -19,11 +19,11 @@ from typing import Any
 
 from veritune.errors import MachineError, StudyError
 from veritune.study import Study, Train
+from veritune.train import methods
 
 OWN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 FSDP_KEYS = (
     "auto_wrap_policy",
-    "cpu_offload",
     "cpu_ram_efficient_loading",
     "min_num_params",
     "reshard_after_forward",
@@ -120,6 +120,14 @@ def check(study: Study) -> None:
         _check_fsdp2(config)
     else:
         _check_deepspeed(config)
+    divided = train.strategy == "fsdp2" or config["zero_optimization"]["stage"] == 3
+    for name, condition in study.conditions.items():
+        if divided and methods.learns_a_prompt(name, condition):
+            raise StudyError(
+                f"conditions.{name}.method: {condition.method} with `train.strategy: {train.strategy}`: PEFT saves a "
+                "learned prompt from one process, which has a part of it.",
+                fix="Use `strategy: ddp`.",
+            )
 
 
 def _check_fsdp2(config: dict[str, Any]) -> None:
@@ -127,6 +135,14 @@ def _check_fsdp2(config: dict[str, Any]) -> None:
         key, where = written.removeprefix("fsdp_"), f"train.strategy_config.{written}:"
         if key == "activation_checkpointing":
             raise StudyError(f"{where} it is a setting of every strategy.", fix="Set train.gradient_checkpointing.")
+        if key == "cpu_offload":
+            if str(value).lower() == "false":
+                continue
+            raise StudyError(
+                f"{where} {value}: gradients would lie on processors, where a group of accelerators cannot add up the "
+                "norm that clipping needs.",
+                fix="Take it out; DeepSpeed's offload_optimizer and offload_param are the other way.",
+            )
         if key not in FSDP_KEYS:
             raise StudyError(f"{where} FSDP2 has no such setting.", fix=f"There are: {', '.join(FSDP_KEYS)}.")
         if key == "version" and str(value) != "2":
