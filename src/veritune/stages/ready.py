@@ -82,13 +82,14 @@ def make_ready(store: Store, study: Study, progress: Progress, *, frozen: Mappin
 
 
 def _checked_model(store: Store, study: Study) -> tuple[Any, Any]:
-    from veritune.train import methods
+    from veritune.train import distributed, methods
     from veritune.train.models import context_length, load_tokenizer
 
     backend = backend_of(study)
     backend.refuse()
     for name, condition in study.conditions.items():
         methods.check(name, condition)
+    distributed.check(study)
     names = probe_names(study)
     for claim in study.claims:
         if claim.probe is not None and claim.probe not in names:

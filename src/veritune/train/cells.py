@@ -28,7 +28,7 @@ from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, 
 from veritune.study import BASELINE, Condition, Study, Train
 from veritune.train import methods
 from veritune.train.backends import Weights, backend_of
-from veritune.train.distributed import check_ranks, is_main, leave_group, world_size
+from veritune.train.distributed import check_ranks, is_main, leave_group, leave_sharding, sharding, total, world_size
 from veritune.train.models import ModelRef, load_base, quiet_transformers
 from veritune.train.quantised import base_for
 from veritune.train.reporting import Reported, reporting, require
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from veritune.data.prepare import Prepared
 
 NATS = "nats per target token"
-NOT_KEPT = ("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "*.bin", "complete")
+DEEPSPEED_S = ("global_step*", "latest", "zero_to_*.py")
+NOT_KEPT = ("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "*.bin", "complete", *DEEPSPEED_S)
 GENERATORS = ("adapter_weights", "row_order", "python", "numpy", "torch")
 """Every generator that a run draws from; all are seeded with the run's seed."""
 
@@ -113,14 +114,16 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
             log.rewind(int(resumed.name.rsplit("-", 1)[-1]) if resumed else 0)
         if resumed:
             context.progress.skip("validate", log.validations)
-            trainer.rows_checked = int((resumed / COMPLETE).read_text(encoding="utf-8"))
+            trainer.rows_checked = int((resumed / COMPLETE).read_text(encoding="utf-8")) if is_main() else 0
             context.progress.skip("train", training_tokens(context.study, context.data, cell) * share)
         with quiet_transformers(), disk_errors(work):
             if resumed and share >= 1:
                 trainer.take_up_finished(resumed)
             else:
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.rows_checked = total(trainer.rows_checked)
     leave_group()
+    leave_sharding()
     if not is_main():
         return {}
     result = {**_training_record(context, cell, trainer, trainable, log), "peak_memory": memory.read()}
@@ -165,7 +168,7 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
         ddp_find_unused_parameters=False,
         activation_checkpointing=plan.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if plan.gradient_checkpointing else None,
-        **_sharding(plan),
+        **sharding(plan),
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # else the Trainer would put every visible GPU to work, each with a batch of its own
@@ -180,17 +183,6 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
     trainer.remove_callback(PrinterCallback)
     _check_strategy(plan, trainer)
     return trainer
-
-
-def _sharding(plan: Train) -> dict[str, Any]:
-    """The Trainer's own arguments for a model in parts."""
-    if world_size() == 1:  # the live probe, one step on one device
-        return {}
-    if plan.strategy == "fsdp2":
-        return {"fsdp": True, "fsdp_config": {"version": 2, **(plan.strategy_config or {})}}
-    if plan.strategy == "deepspeed":
-        return {"deepspeed": plan.strategy_config}
-    return {}
 
 
 def _check_strategy(plan: Train, trainer: Any) -> None:
@@ -224,7 +216,7 @@ def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -
     trainer.add_callback(Cadence(context.study.train.eval_steps))
     trainer.add_callback(GradientTelemetry(context.store.run(cell.run_id) / "telemetry.jsonl"))
     trainer.add_callback(OnLog(on_log))
-    trainer.add_callback(MarkComplete(lambda: trainer.rows_checked))
+    trainer.add_callback(MarkComplete(lambda: total(trainer.rows_checked)))
     trainer.add_callback(Retention(NOT_KEPT, keep_all=keeps(context.study, cell) == "all"))
 
 

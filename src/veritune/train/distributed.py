@@ -1,20 +1,47 @@
 """Several processes for one cell: how many there are, who writes, and how a cell is started on several.
 
 `torchrun` starts them; `accelerate`, inside the Trainer, does the rest. Rank 0 writes every record. The ranks that were
-asked for are counted: fewer is an error, never a slower run of another experiment.
+asked for are counted: fewer is an error, never a slower run of another experiment. What a `strategy_config` says may
+divide the model as it likes; it may not change the recipe, and a checkpoint has to be whole weights that one process
+loads.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import util
 from pathlib import Path
+from typing import Any
 
-from veritune.errors import MachineError
+from veritune.errors import MachineError, StudyError
+from veritune.study import Study, Train
+from veritune.train import methods
 
 OWN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+FSDP_KEYS = (
+    "auto_wrap_policy",
+    "cpu_ram_efficient_loading",
+    "min_num_params",
+    "reshard_after_forward",
+    "state_dict_type",
+    "transformer_layer_cls_to_wrap",
+    "version",
+)
+RECIPE = {
+    "optimizer": "the optimizer is the Trainer's AdamW; learning_rate and weight_decay set it",
+    "scheduler": "lr_scheduler_type and warmup_steps set it",
+}
+FILLED = {
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+    "train_batch_size": "per_device_train_batch_size, gradient_accumulation_steps and devices",
+}
+GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 
 def world_size() -> int:
@@ -59,3 +86,119 @@ def leave_group() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def total(count: int) -> int:
+    """The sum of a count over all processes of this cell; every one of them has to ask."""
+    if world_size() == 1:
+        return count
+    import torch
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    counts = torch.tensor(count, device=PartialState().device)
+    dist.all_reduce(counts)
+    return int(counts)
+
+
+# ---------------------------------------------------------------- a model in parts
+
+
+def check(study: Study) -> None:
+    """Whether `train.strategy` can do what the study declares, before anything is spent.
+
+    Raises StudyError for a `strategy_config` that would change the recipe or leave no weights to load, MachineError
+    when DeepSpeed is not installed.
+    """
+    train = study.train
+    config = train.strategy_config or {}
+    if train.strategy == "ddp":
+        if train.strategy_config is not None:
+            raise StudyError("train.strategy_config: `strategy: ddp` has no settings.", fix="Take it out.")
+        return
+    if train.strategy == "fsdp2":
+        _check_fsdp2(config)
+    else:
+        _check_deepspeed(config)
+    divided = train.strategy == "fsdp2" or config["zero_optimization"]["stage"] == 3
+    for name, condition in study.conditions.items():
+        if divided and methods.learns_a_prompt(name, condition):
+            raise StudyError(
+                f"conditions.{name}.method: {condition.method} with `train.strategy: {train.strategy}`: PEFT saves a "
+                "learned prompt from one process, which has a part of it.",
+                fix="Use `strategy: ddp`.",
+            )
+
+
+def _check_fsdp2(config: dict[str, Any]) -> None:
+    for written, value in config.items():
+        key, where = written.removeprefix("fsdp_"), f"train.strategy_config.{written}:"
+        if key == "activation_checkpointing":
+            raise StudyError(f"{where} it is a setting of every strategy.", fix="Set train.gradient_checkpointing.")
+        if key == "cpu_offload":
+            if str(value).lower() == "false":
+                continue
+            raise StudyError(
+                f"{where} {value}: gradients would lie on processors, where a group of accelerators cannot add up the "
+                "norm that clipping needs.",
+                fix="Take it out; DeepSpeed's offload_optimizer and offload_param are the other way.",
+            )
+        if key not in FSDP_KEYS:
+            raise StudyError(f"{where} FSDP2 has no such setting.", fix=f"There are: {', '.join(FSDP_KEYS)}.")
+        if key == "version" and str(value) != "2":
+            raise StudyError(f"{where} {value}: `strategy: fsdp2` is version 2.", fix="Take it out.")
+        if key == "state_dict_type" and str(value) != "FULL_STATE_DICT":
+            raise StudyError(
+                f"{where} {value} leaves checkpoints in parts, which one process cannot load to score them.",
+                fix="Take it out; FULL_STATE_DICT is used.",
+            )
+
+
+def _check_deepspeed(config: dict[str, Any]) -> None:
+    where = "train.strategy_config"
+    zero = config.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if stage not in (1, 2, 3):
+        raise StudyError(
+            f"{where}.zero_optimization.stage: expected 1, 2 or 3, found {stage!r}.", fix="Name the stage."
+        )
+    assert isinstance(zero, dict)
+    if stage == 3 and zero.get(GATHER, True) is not True:
+        raise StudyError(
+            f"{where}.zero_optimization.{GATHER}: without it a checkpoint has no weights that one process can load.",
+            fix="Take it out, or set it to true.",
+        )
+    for key, instead in RECIPE.items():
+        if key in config:
+            raise StudyError(f"{where}.{key}: {instead}.", fix="Take it out.")
+    for key, instead in FILLED.items():
+        if config.get(key, "auto") != "auto":
+            raise StudyError(f"{where}.{key}: train.{instead} sets it.", fix='Take it out, or write "auto".')
+    for key in ("fp16", "bf16"):
+        said = config.get(key, {})
+        if not isinstance(said, dict) or said.get("enabled", "auto") != "auto":
+            raise StudyError(f"{where}.{key}: model.dtype sets it.", fix='Take it out, or write {enabled: "auto"}.')
+    if util.find_spec("deepspeed") is None:
+        raise MachineError(
+            "train.strategy is deepspeed, which is not installed.", fix="Run `pip install 'veritune[deepspeed]'`."
+        )
+
+
+def sharding(plan: Train) -> dict[str, Any]:
+    """The Trainer's own arguments for a model in parts; none on one process (the live probe)."""
+    if world_size() == 1 or plan.strategy == "ddp":
+        return {}
+    config = copy.deepcopy(plan.strategy_config or {})
+    if plan.strategy == "fsdp2":
+        return {"fsdp": True, "fsdp_config": {**config, "version": 2}}
+    if config["zero_optimization"]["stage"] == 3:
+        config["zero_optimization"][GATHER] = True
+    auto = dict.fromkeys(("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto")
+    return {"deepspeed": {**config, **auto, "bf16": {**config.get("bf16", {}), "enabled": "auto"}}}
+
+
+def leave_sharding() -> None:
+    """From here on a model is loaded whole: a ZeRO-3 configuration that is still alive would load it in parts."""
+    integration = sys.modules.get("transformers.integrations.deepspeed")
+    if integration is not None:
+        integration.unset_hf_deepspeed_config()

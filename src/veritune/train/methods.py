@@ -52,6 +52,13 @@ def check(name: str, condition: Condition) -> None:
             raise StudyError(f"conditions.{name}.{key}: {condition.method} has no such setting{hint}.", fix="Mend it.")
 
 
+def learns_a_prompt(name: str, condition: Condition) -> bool:
+    """Whether what trains are virtual tokens (prompt and prefix tuning, ...) and no weights of the model's modules."""
+    from peft.config import PromptLearningConfig
+
+    return condition.method != "full" and issubclass(_config_class(name, condition.method), PromptLearningConfig)
+
+
 def build(name: str, condition: Condition, base: Any, seed: int) -> tuple[Any, Trainable]:
     """The trainable model for one run and what it trains. Adapter weights are drawn from `seed`.
 

@@ -387,7 +387,8 @@ def _wait() -> None:
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint when all that belongs to it is on disk, so add it last. The mark holds `rows_checked`."""
+    """Marks a checkpoint when all that belongs to it is on disk, so add it last. The mark holds `rows_checked`, which
+    every process asks for."""
 
     def __init__(self, rows_checked: Callable[[], int]) -> None:
         self.rows_checked = rows_checked
@@ -395,10 +396,11 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
         if args.world_size > 1:
             torch.distributed.barrier()  # every rank's random state belongs to the checkpoint
+        checked = self.rows_checked()
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / COMPLETE).write_text(str(self.rows_checked()), encoding="utf-8")
+        (folder / COMPLETE).write_text(str(checked), encoding="utf-8")
 
 
 class Retention(TrainerCallback):  # type: ignore[misc]
@@ -426,7 +428,7 @@ class Retention(TrainerCallback):  # type: ignore[misc]
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             for path in [p for pattern in self.not_kept for p in folder.glob(pattern)]:
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def last_complete(folder: Path) -> Path | None:
