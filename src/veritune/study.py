@@ -143,7 +143,7 @@ class Train(_Section):
     strategy: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
     """How several devices share a cell: copies of the model, or its parts (`fsdp2` on accelerators, `deepspeed`)."""
     strategy_config: dict[str, Any] | None = None
-    """For `fsdp2` the Trainer's `fsdp_config`, for `deepspeed` its JSON configuration: how to divide, not the recipe."""
+    """For `fsdp2` the Trainer's `fsdp_config`, for `deepspeed` its JSON: how to divide, not the recipe."""
     learning_rate: Annotated[Real, Field(gt=0, lt=1)] = 2e-4
     """Peak learning rate; a condition may name its own only if the study declares `lr` as a factor."""
     lr_scheduler_type: Literal[
