@@ -15,6 +15,7 @@ from typing import Any
 RECORDED = (
     "accelerate",
     "bitsandbytes",
+    "deepspeed",
     "gguf",
     "numpy",
     "peft",

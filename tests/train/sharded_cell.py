@@ -61,6 +61,14 @@ def shard_on_processors() -> None:
     AcceleratorState.__init__ = chosen  # type: ignore[method-assign]
 
 
+def compile_nothing() -> None:
+    """DeepSpeed builds a collective of its own for processors, a minute of a compiler; gloo's is used instead."""
+    from deepspeed import ops
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+
+
 def held(parameter: Any) -> int:
     """Scalars of a parameter that lie on this process: of an FSDP2 DTensor, a ZeRO-3 parameter, or a whole one."""
     part = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
@@ -99,6 +107,8 @@ def main(root: Path, condition: str, step: int | None) -> None:
     if step is not None:
         die_after(step)
     context = context_of(root)
+    if context.study.train.strategy == "deepspeed":
+        compile_nothing()
     cell = cell_of(context, condition)
     context.store.run(cell.run_id).mkdir(parents=True, exist_ok=True)
     train(context, cell)

@@ -229,3 +229,10 @@ def test_the_recipe_goes_to_deepspeed_as_the_study_has_it(study: Any, monkeypatc
         assert given["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
         given["zero_optimization"].clear()
     assert plan.strategy_config == {"zero_optimization": {"stage": 3}}
+
+
+def test_the_version_of_deepspeed_is_recorded_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from veritune import machine
+
+    monkeypatch.setattr(machine.metadata, "version", lambda name: f"{name} 1")
+    assert machine.package_versions()["deepspeed"] == "deepspeed 1"
