@@ -284,15 +284,58 @@ def sent_is_contract(root: Path, served: Served) -> bool:
     return bool(served.trained) and set(served.trained) <= known
 
 
+def kill_one(root: Path, ended: threading.Event) -> None:
+    """Kill the worker of the first cell that has made a step and is not yet trained."""
+    import psutil
+
+    while not ended.wait(0.02):
+        for log in root.glob("runs/*/metrics.jsonl"):
+            if (log.parent / "training.json").exists():
+                continue
+            for process in psutil.Process().children(recursive=True):
+                if log.parent.name in process.cmdline():
+                    process.kill()
+                    print(json.dumps({"killed": log.parent.name}))
+                    return
+
+
+def records(root: Path) -> dict[str, Any]:
+    """Candidates and scores of every cell, by run id: what must not depend on where and how often it was begun."""
+    found: dict[str, Any] = {}
+    for path in sorted(root.glob("runs/*/summary.json")):
+        summary = read(path)
+        candidates = (summary["training"] or {}).get("candidates", [])
+        found[path.parent.name] = [[(c["step"], c["validation_nll"]) for c in candidates], summary["scores"]]
+    return found
+
+
+def killed_side_by_side(url: str, model: str, out: Path) -> bool:
+    """Whether two workers side by side, one of them killed in mid-training, end with the records of one process."""
+    from veritune.progress import Progress
+    from veritune.stages.executors import Plan
+    from veritune.stages.flow import run
+
+    both = {"small": lora("all-linear", 2), "large": lora("all-linear", 4)}
+    alone, beside = (write(out / name, url, model, both) for name in ("alone", "beside"))
+    run(alone, progress=Progress(silent=True))
+    ended = threading.Event()
+    killer = threading.Thread(target=kill_one, args=(beside, ended))
+    killer.start()
+    outcome = run(beside, progress=Progress(), executor=Plan(kind="local", workers=2))
+    killed = not killer.is_alive()  # it ends by itself when it has killed
+    ended.set()
+    killer.join()
+    return killed and outcome.trained == 3 and records(beside) == records(alone)
+
+
 def main(model: str, out: str, *flags: str) -> int:
-    """Run a study against the server; 1 when a record or an exchange is not as it must be."""
+    """Run studies against the server; 1 when a record or an exchange is not as it must be."""
     from veritune.progress import Progress
     from veritune.stages.flow import run
 
     server, served = serve()
     root = write(Path(out) / "study", served.url, model, {"all": lora("all-linear", 2)})
     outcome = run(root, progress=Progress())
-    server.shutdown()
     folder = next((root / "runs").glob("all-s0-*"))
     training, losses = read(folder / "training.json"), read(folder / "probes" / "nll.json")
     found = {c["step"]: round(c["validation_nll"], 4) for c in training["candidates"]}
@@ -308,6 +351,8 @@ def main(model: str, out: str, *flags: str) -> int:
     if "--record" in flags:
         RECORD.write_text(json.dumps(served.shapes, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     told["exchanges_as_recorded"] = served.shapes == json.loads(RECORD.read_text(encoding="utf-8"))
+    told["killed_side_by_side"] = killed_side_by_side(served.url, model, Path(out))
+    server.shutdown()
     print(json.dumps(told))
     good = told["conversion_apart"] < 1e-5 and outcome.trained == 2
     return 0 if good and all(value for key, value in told.items() if key != "conversion_apart") else 1
