@@ -223,6 +223,22 @@ def study(tmp_path: Path, tiny_model: Path) -> TinyStudy:
     return make_study(tmp_path / "study", tiny_model)
 
 
+@pytest.fixture
+def context(study: Any, tiny_model: Path) -> Any:
+    """The tiny study prepared as cells share it, nothing trained."""
+    from veritune.data.prepare import prepare
+    from veritune.progress import Progress
+    from veritune.store import Store
+    from veritune.study import parse_study
+    from veritune.train.cells import Context
+    from veritune.train.models import ModelRef, load_tokenizer
+
+    parsed, store = parse_study(study.settings()), Store(study.root)
+    ref = ModelRef("tiny", tiny_model, "float32")
+    tokenizer = load_tokenizer(ref)
+    return Context(store, parsed, ref, tokenizer, prepare(store, parsed, tokenizer), Progress(silent=True))
+
+
 # ---------------------------------------------------------------- the command line
 
 

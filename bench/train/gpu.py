@@ -49,9 +49,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from veritune.records import Rendered
 from veritune.train.models import quiet_transformers
-from veritune.train.trainer import ContractTrainer
+from veritune.train.trainer import IGNORE, ContractTrainer
 
-PAD, EOS, IGNORE, RANK = 0, 1, -100, 16
+PAD, EOS, RANK = 0, 1, 16
 PEAKS = {
     "H100": (989e12, "NVIDIA H100 SXM data sheet, bf16 dense"),
     "H200": (989e12, "NVIDIA H200 SXM data sheet, bf16 dense"),

@@ -44,6 +44,7 @@ def test_the_memory_planned_is_what_a_run_takes_within_a_fifth(finished: Any) ->
     assert 0.8 < event["plan"]["memory_ratio"] < 1.2
     spent = event["spent_s"]
     assert min(spent.values()) > 0 and sum(spent.values()) == pytest.approx(event["wall_s"], abs=0.1)
+    assert sum(spent.values()) - spent["rest"] == pytest.approx(event["plan"]["took_s"], abs=0.2)
     plan = read(finished.root / "plan.json")
     for name, probe in plan["probe"]["live"].items():
         memory, trained = probe["memory"], probe["trainable"]["n_trainable"]

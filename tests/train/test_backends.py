@@ -21,15 +21,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from veritune import contract
-from veritune.data.prepare import prepare
 from veritune.errors import GateError, MachineError, ModelError, StudyError
-from veritune.progress import Progress
 from veritune.records import Rendered
 from veritune.store import Store
 from veritune.study import parse_study
 from veritune.train import cells, methods, remote, tinker
 from veritune.train.backends import Local, backend_of
-from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers
+from veritune.train.models import ModelRef, load_base, quiet_transformers
 from veritune.train.remote import Tinker, batches_of, learning_rates, validation_steps
 from veritune.train.schedule import plan_cells, schedule, seen_rows, steps_of
 from veritune.train.tinker import SamplerWeights, complete_config
@@ -46,15 +44,6 @@ def remote_settings(settings: dict[str, Any]) -> dict[str, Any]:
     for condition in settings["conditions"].values():
         del condition["lora_dropout"]
     return settings
-
-
-@pytest.fixture
-def context(study: Any, tiny_model: Path) -> cells.Context:
-    """The tiny study prepared, nothing trained."""
-    parsed = parse_study(study.settings())
-    ref = ModelRef("tiny", tiny_model, "float32")
-    tokenizer, store = load_tokenizer(ref), Store(study.root)
-    return cells.Context(store, parsed, ref, tokenizer, prepare(store, parsed, tokenizer), Progress(silent=True))
 
 
 # ---------------------------------------------------------------- the key in study.yaml

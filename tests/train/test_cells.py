@@ -13,15 +13,12 @@ import pytest
 import torch
 import yaml
 
-from veritune.data.prepare import prepare
 from veritune.errors import GateError, MachineError, ModelError
-from veritune.progress import Progress
-from veritune.store import Store
 from veritune.study import Study, parse_study
 from veritune.train import cells, methods
 from veritune.train import trainer as trainer_module
 from veritune.train.cells import Context, MetricLog, live_probe, train
-from veritune.train.models import ModelRef, load_base, load_tokenizer
+from veritune.train.models import load_base
 from veritune.train.schedule import Cell, plan_cells, training_tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -31,16 +28,6 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "
 
 def quickstart(**changes: Any) -> Study:
     return parse_study(yaml.safe_load(QUICKSTART.read_text(encoding="utf-8")) | changes)
-
-
-@pytest.fixture
-def context(study: Any, tiny_model: Path) -> Context:
-    """The tiny study prepared, nothing trained."""
-    parsed = parse_study(study.settings())
-    ref = ModelRef("tiny", tiny_model, "float32")
-    tokenizer = load_tokenizer(ref)
-    store = Store(study.root)
-    return Context(store, parsed, ref, tokenizer, prepare(store, parsed, tokenizer), Progress(silent=True))
 
 
 def first_cell(context: Context, condition: str = "all_layer") -> Cell:

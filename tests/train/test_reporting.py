@@ -20,15 +20,10 @@ from typing import Any
 
 import pytest
 
-from veritune.data.prepare import prepare
 from veritune.errors import MachineError
-from veritune.progress import Progress
 from veritune.seal import verify
 from veritune.stages import executors
-from veritune.store import Store
-from veritune.study import parse_study
 from veritune.train.cells import Context, MetricLog, live_probe, train
-from veritune.train.models import ModelRef, load_tokenizer
 from veritune.train.reporting import VARIABLES, Reported, reporting, variables
 from veritune.train.schedule import plan_cells
 
@@ -96,12 +91,8 @@ def test_mlflow_gets_a_run_a_cell_under_the_study_s_name(
 
 
 @pytest.fixture
-def context(study: Any, tiny_model: Path) -> Context:
-    parsed = parse_study(study.settings()).model_copy(update={"report_to": ("mlflow",)})
-    tokenizer = load_tokenizer(ModelRef("tiny", tiny_model, "float32"))
-    store = Store(study.root)
-    ref = ModelRef("tiny", tiny_model, "float32")
-    return Context(store, parsed, ref, tokenizer, prepare(store, parsed, tokenizer), Progress(silent=True))
+def context(context: Context) -> Context:
+    return replace(context, study=context.study.model_copy(update={"report_to": ("mlflow",)}))
 
 
 def test_a_run_that_breaks_off_is_closed_and_taken_up_beside_others(
@@ -158,10 +149,13 @@ def test_a_missing_reporter_is_named(context: Context, kind: str, monkeypatch: p
         train(reported, cell)
 
 
-def test_an_error_of_our_own_stays_what_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "said", ["out of memory", "a leaf Variable that requires grad is used in an in-place operation"]
+)
+def test_an_error_of_our_own_stays_what_it_is(tmp_path: Path, said: str) -> None:
     run = Reported("s", tmp_path, tmp_path / "runs" / "r", tmp_path / "work")
-    with pytest.raises(RuntimeError, match="out of memory"), reporting(["mlflow"], run):
-        raise RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match=said), reporting(["mlflow"], run):
+        raise RuntimeError(said)
     assert "MLFLOW_EXPERIMENT_NAME" not in os.environ
 
 
