@@ -1,7 +1,11 @@
-"""One optimizer step under DDP or FSDP2 on two processes, with telemetry: `two_processes.py ddp|fsdp2 FOLDER RANK`."""
+"""One optimizer step under DDP or FSDP2 on two processes, with telemetry, and the group left, again and again.
+
+`two_processes.py ddp|fsdp2 FOLDER RANK`; each round has a folder of its own.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -13,10 +17,12 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from veritune.train.distributed import leave_group
 from veritune.train.modules import module_type
 from veritune.train.telemetry import GradientTelemetry
 
 LR = 0.1
+ROUNDS = 20  # a group that is left badly hangs in one of seven
 
 
 def tiny() -> Any:
@@ -77,11 +83,15 @@ def main(how: str, folder: Path, rank: int) -> None:
     state.global_step = 1
     seen.on_step_end(args, state, None, **given)
     seen.on_train_end(args, state, None, **given)
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    faulthandler.dump_traceback_later(100, exit=True)  # a process that waits for the other for ever ends here
+    for at in range(ROUNDS):
+        place = Path(sys.argv[2]) / str(at)
+        place.mkdir(exist_ok=True)
+        main(sys.argv[1], place, int(sys.argv[3]))
     # What is measured is on disk. A gloo thread that is still winding down can abort the interpreter's own exit.
     sys.stderr.flush()
     os._exit(0)

@@ -79,11 +79,19 @@ def launch(study: Path, run_id: str, devices: int) -> int:
     return done.returncode
 
 
+_LEFT: list[Any] = []
+
+
 def leave_group() -> None:
-    """Wait for the others, then end the process group: what follows is rank 0's alone."""
+    """Wait for the others, then end the process group: what follows is rank 0's alone.
+
+    The group itself is kept. Where a DDP model is the last to hold it, letting go of the model waits for gloo's thread
+    with the interpreter locked, and that thread may be waiting for the interpreter (pytorch/pytorch#56297).
+    """
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
+        _LEFT.append(dist.group.WORLD)
         dist.barrier()
         dist.destroy_process_group()
 
