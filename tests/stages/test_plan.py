@@ -58,6 +58,32 @@ def test_the_memory_planned_is_what_a_run_takes_within_a_fifth(finished: Any) ->
         assert cell["memory_bytes"] == max(memory["total"], memory["scoring"] + cache, answering + cache)
 
 
+@pytest.mark.parametrize("asked", [8, 2, 1])
+def test_a_slow_moment_is_not_taken_for_the_pace_of_tokens(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    """By a clock that only the model's passes move: 40 for the prompts, 1 a token, and 500 for two disturbed ones."""
+    from types import SimpleNamespace
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from veritune.evaluate.generate import Decoding
+    from veritune.stages import plan
+
+    clock, costs = [0.0], iter([40.0, 1.0, 500.0, 1.0, 1.0, 1.0, 500.0, 1.0])
+    monkeypatch.setattr(plan, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+
+    def work(*_: Any) -> None:
+        clock[0] += next(costs)
+
+    model.register_forward_hook(work)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    weights = SimpleNamespace(model=model)
+    found = plan._token_times(weights, tokenizer, [[1, 2, 3], [4, 5]], Decoding(asked, 2))
+    assert found == (40.0, 1.0 if asked > 1 else 0.0)
+
+
 def test_a_plan_is_made_before_a_freeze_and_costs_what_the_price_says(study: Any) -> None:
     ready, plan = plan_command(study.root, Prices(per_million_tokens=10.0), Assumed(), QUIET)
     assert plan["total"]["usd"] == pytest.approx(plan["total"]["tokens"] * 1e-5)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from veritune import contract
 from veritune.decide.reach import Assumed, resolution
@@ -34,6 +36,9 @@ from veritune.train.schedule import (
     steps_of,
     training_tokens,
 )
+
+if TYPE_CHECKING:
+    from veritune.evaluate.generate import Decoding
 
 PLAN = "plan.json"
 PROBE_TOKENS = 8
@@ -202,7 +207,7 @@ def _longest_prompts(ready: Ready, name: str) -> list[tuple[int, ...]]:
 
 def answer_probe(ready: Ready) -> dict[str, Any]:
     """One real batch of each eval answered by the base for a few tokens: seconds for its prompts and for each token."""
-    from veritune.evaluate.generate import Decoding, answers, cache_bytes
+    from veritune.evaluate.generate import Decoding, cache_bytes
     from veritune.train.trainer import NLL_BATCH
 
     asked = {name: [r.id for r in rows] for name, rows in ready.items.items()}
@@ -218,14 +223,9 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
         weights.nll(longest)  # for the memory of this process: a cell takes the loss of rows before it answers
     for name, spec in ready.study.evals.items():
         prompts = _longest_prompts(ready, name)
-        tokens = min(PROBE_TOKENS, spec.max_new_tokens)
-        took = []
-        for n in (1, tokens):
-            began = time.perf_counter()
-            answers(weights, ready.tokenizer, prompts, Decoding(n, spec.batch_size), keep_going=True)
-            took.append(time.perf_counter() - began)
-        token_s = max(took[1] - took[0], 0.0) / max(tokens - 1, 1)
-        evals[name] = {"prompts": len(prompts), "prompt_s": max(took[0] - token_s, 0.0), "token_s": token_s}
+        decoding = Decoding(min(PROBE_TOKENS, spec.max_new_tokens), spec.batch_size)
+        first_s, token_s = _token_times(weights, ready.tokenizer, prompts, decoding)
+        evals[name] = {"prompts": len(prompts), "prompt_s": max(first_s - token_s, 0.0), "token_s": token_s}
         if weights.model is not None:
             full = Decoding(spec.max_new_tokens, len(prompts))
             evals[name]["cache_bytes"] = cache_bytes(weights.model, full)
@@ -233,6 +233,35 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
     record = {"input_hash": digest, "load_s": load_s, "evals": evals, "memory": memory.read()}
     write_json(ready.store.audit(path), record)
     return record
+
+
+def _token_times(
+    weights: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding
+) -> tuple[float, float]:
+    """Seconds to the first token of one batch, prompts read, and from one token to the next: the median of them.
+
+    A model here is timed in one call, between its passes: the difference of a short and a long call is lost in what
+    else the machine does. Of a server there is nothing but that difference.
+    """
+    from veritune.evaluate.generate import answers
+
+    if weights.model is None:
+        took = []
+        for n in (1, decoding.max_new_tokens):
+            began = time.perf_counter()
+            answers(weights, tokenizer, prompts, replace(decoding, max_new_tokens=n), keep_going=True)
+            took.append(time.perf_counter() - began)
+        return took[0], max(took[1] - took[0], 0.0) / max(decoding.max_new_tokens - 1, 1)
+    at: list[float] = []
+    hook = weights.model.register_forward_pre_hook(lambda *_: at.append(time.perf_counter()))
+    began = time.perf_counter()
+    try:
+        answers(weights, tokenizer, prompts, decoding, keep_going=True)
+    finally:
+        hook.remove()
+    at.append(time.perf_counter())
+    later = [after - before for before, after in pairwise(at[1:])]
+    return at[1] - began, median(later) if later else 0.0
 
 
 # ---------------------------------------------------------------- one cell
