@@ -83,9 +83,19 @@ def test_an_archive_without_safetensors_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
-    with pytest.raises(tarfile.OutsideDestinationError):
+    with pytest.raises(ModelError, match="outside the export"):
         untar(archive("../evil.safetensors", b"x"), tmp_path / "in")
     assert not (tmp_path / "evil.safetensors").exists()
+
+
+def test_an_archive_brings_no_links(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        member = tarfile.TarInfo("adapter_model.safetensors")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(member)
+    with pytest.raises(ModelError, match="no plain file"):
+        untar(stream.getvalue(), tmp_path / "in")
 
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
