@@ -55,11 +55,11 @@ def test_an_export_is_due_in_the_last_hour_and_too_late_after_it() -> None:
         export_due("2026-01-01T12:00:00+00:00", now)
 
 
-def archive(name: str, content: bytes) -> bytes:
+def archive(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
         member = tarfile.TarInfo(name)
-        member.size = len(content)
+        member.size, member.type, member.linkname = len(content), kind, link
         tar.addfile(member, io.BytesIO(content))
     return stream.getvalue()
 
@@ -89,13 +89,8 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
 
 
 def test_an_archive_brings_no_links(tmp_path: Path) -> None:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
-        member = tarfile.TarInfo("adapter_model.safetensors")
-        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(member)
     with pytest.raises(ModelError, match="no plain file"):
-        untar(stream.getvalue(), tmp_path / "in")
+        untar(archive("adapter_model.safetensors", b"", tarfile.SYMTYPE, "/etc/passwd"), tmp_path / "in")
 
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
