@@ -25,6 +25,7 @@ ORDER = (
     "errors",
     "patterns",
     "records",
+    "stats",
     "store",
     "study",
     "contract",

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import veritune
-from veritune.decide.power import detectable_gap
 from veritune.errors import StudyError
 from veritune.progress import Progress
 from veritune.stages import run, score_tables
+from veritune.stats.power import detectable_gap
 from veritune.store import Store, read_json
 from veritune.study import load_study
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from veritune.data.families import find_families
     from veritune.data.load import load_rows
     from veritune.decide.claims import judge
-    from veritune.decide.paired import compare_tables
-    from veritune.decide.table import ScoreTable
     from veritune.errors import VerituneError
     from veritune.records import Estimate, Row, Score, Verdict
     from veritune.stages import Outcome, run, scores
+    from veritune.stats.paired import compare_tables
+    from veritune.stats.table import ScoreTable
     from veritune.store import Store
     from veritune.study import Study, load_study
     from veritune.train.telemetry import GradientTelemetry
@@ -29,12 +29,12 @@ _HOMES = {
     "Outcome": "stages",
     "Row": "records",
     "Score": "records",
-    "ScoreTable": "decide.table",
+    "ScoreTable": "stats.table",
     "Store": "store",
     "Study": "study",
     "Verdict": "records",
     "VerituneError": "errors",
-    "compare_tables": "decide.paired",
+    "compare_tables": "stats.paired",
     "doctor": "verbs",
     "draw_report": "verbs",
     "find_families": "data.families",

@@ -194,7 +194,7 @@ def compare(
 ) -> None:
     """Compare score files item by item: ours, lm-eval samples, Inspect logs, CSV or JSONL."""
     from veritune.decide import commands
-    from veritune.decide.table import Missing
+    from veritune.stats.table import Missing
 
     reading = _reading(eval_name, metric, id_column, family, run_column, rater, sample)
     options = commands.CompareOptions(
@@ -250,8 +250,8 @@ def power(
 ) -> None:
     """Say what a design can detect, before it is paid for: from its numbers or from pilot scores."""
     from veritune.decide import commands
-    from veritune.decide.power import Design
     from veritune.errors import InputError
+    from veritune.stats.power import Design
 
     if pilot:
         if len(pilot) != 2:

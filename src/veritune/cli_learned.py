@@ -120,7 +120,7 @@ def forgetting(
 def _compare(before: Any, after: Any, margin: float) -> Any:
     """Scores after training against those before, paired by item."""
     from veritune.decide.commands import CompareOptions, compare_score_tables
-    from veritune.decide.table import ScoreTable
+    from veritune.stats.table import ScoreTable
 
     base = ScoreTable.from_scores(before, condition="base", fixed=True)
     trained = ScoreTable.from_scores(after, condition="trained")

@@ -9,8 +9,8 @@ import numpy as np
 
 from veritune import contract
 from veritune.decide.claims import Context, judge
-from veritune.decide.table import ScoreTable
 from veritune.records import Score
+from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, write_json, write_jsonl
 from veritune.study import parse_study
 

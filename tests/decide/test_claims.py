@@ -7,10 +7,10 @@ import pytest
 
 from veritune import records
 from veritune.decide.claims import ClaimSpec, Context, judge
-from veritune.decide.paired import compare_tables
-from veritune.decide.table import ScoreTable
 from veritune.errors import ScoreError
 from veritune.records import Estimate
+from veritune.stats.paired import compare_tables
+from veritune.stats.table import ScoreTable
 
 N = 600
 
@@ -385,7 +385,7 @@ def test_the_share_interval_shown_is_the_one_that_decides(seed):
 
 def test_the_share_interval_ends_where_the_contrast_meets_its_margin_of_error():
     from veritune.decide.claims import _carried
-    from veritune.decide.paired import pair
+    from veritune.stats.paired import pair
 
     a, b = zoned(0.2, 0.1, runs=3), zoned(0, 0, name="b", seed=1)
     b = ScoreTable("b", "sums", ("0",), b.items, b.score_S_N[:1], zone_N=b.zone_N, fixed=True, missing=({},))

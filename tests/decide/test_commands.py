@@ -13,9 +13,9 @@ import pytest
 from veritune import records
 from veritune.decide import commands
 from veritune.decide.commands import CompareOptions, Side, compare, load_side, parse_side, render_text
-from veritune.decide.power import Design
 from veritune.errors import ScoreError
 from veritune.evaluate.imports import Reading
+from veritune.stats.power import Design
 
 SCORES = Path(__file__).parents[1] / "evaluate" / "scores"
 

@@ -16,7 +16,6 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from veritune.cli import app
-from veritune.decide.table import ScoreTable
 from veritune.errors import GateError, InputError, StaleError, StudyError
 from veritune.records import GateResult, Score
 from veritune.release.candidate import Choice
@@ -43,6 +42,7 @@ from veritune.release.gates import (
 from veritune.release.noninferior import Bar, least_items, not_worse
 from veritune.release.policy import load_policy, read_policy
 from veritune.seal import seal
+from veritune.stats.table import ScoreTable
 from veritune.store import Store, read_json, sha256_file, write_json
 from veritune.study import GATES, Release, load_study
 

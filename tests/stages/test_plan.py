@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from veritune.decide.power import Design, detectable
 from veritune.decide.reach import Assumed, resolution
 from veritune.errors import MachineError
 from veritune.progress import Progress
 from veritune.stages.plan import Prices, plan_command, refuse_plan
+from veritune.stats.power import Design, detectable
 from veritune.store import Store
 from veritune.study import parse_study
 

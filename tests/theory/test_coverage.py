@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from veritune.decide import intervals, multiplicity, paired, power, rule, seeds
 from veritune.decide.claims import ClaimSpec, Context, judge
-from veritune.decide.table import Pair, ScoreTable
+from veritune.stats import intervals, multiplicity, paired, power, rule, seeds
+from veritune.stats.table import Pair, ScoreTable
 
 ONE = np.ones(1)
 

@@ -32,12 +32,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from veritune.decide import multiplicity, power, rule, seeds
-from veritune.decide.intervals import Spread, root, smallest_alpha
-from veritune.decide.paired import Comparison, Options, compare_tables
-from veritune.decide.table import Floats, Missing, Pair, ScoreTable, pair
 from veritune.errors import ScoreError
 from veritune.records import Estimate, Verdict
+from veritune.stats import multiplicity, power, rule, seeds
+from veritune.stats.intervals import Spread, root, smallest_alpha
+from veritune.stats.paired import Comparison, Options, compare_tables
+from veritune.stats.table import Floats, Missing, Pair, ScoreTable, pair
 
 Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
 Status = Literal["supported", "refuted", "inconclusive", "untested"]

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from veritune.decide import power, rule, wording
-from veritune.decide.paired import ESTIMANDS, Comparison, Options, compare_tables
-from veritune.decide.table import Floats, Missing, ScoreTable
+from veritune.decide import wording
 from veritune.errors import ScoreError
 from veritune.evaluate.imports import Columns, Reading, read
 from veritune.records import Estimate
+from veritune.stats import power, rule
+from veritune.stats.paired import ESTIMANDS, Comparison, Options, compare_tables
+from veritune.stats.table import Floats, Missing, ScoreTable
 
 _FLIPS_KEPT = 1000
 _FLIPS_SHOWN = 6

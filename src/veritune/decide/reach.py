@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from veritune.decide.power import Design, Plan, plan
+from veritune.stats.power import Design, Plan, plan
 from veritune.study import BASELINE, Claim, Study
 
 EQUIVALENCE = ("equivalent", "differ")

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from veritune.decide.paired import FEW_FAMILIES, Comparison
 from veritune.records import Estimate, Verdict
+from veritune.stats.paired import FEW_FAMILIES, Comparison
 
 if TYPE_CHECKING:
     from veritune.decide.claims import ClaimLike

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from veritune.errors import ScoreError
 from veritune.records import Score
+from veritune.stats.table import Columns
 
 Format = Literal["scores", "lm-eval", "inspect", "csv", "jsonl", "json"]
 
@@ -33,28 +34,6 @@ RATER_NAMES = ("rater", "judge", "annotator")
 SAMPLE_NAMES = ("sample", "epoch", "repeat")
 
 _MAX_SHOWN = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Scores as plain columns of equal length. Optional columns may be empty.
-
-    `value` holds None where there is no score and `reason` then says why. `sample` tells several scores of one item
-    apart, `rater` who gave them. `content` is a fingerprint of what the item asks, to catch equal ids on other items.
-    """
-
-    eval: str
-    run: Sequence[str]
-    item: Sequence[str]
-    value: Sequence[float | None]
-    reason: Sequence[str | None] = ()
-    family: Sequence[str | None] = ()
-    zone: Sequence[str | None] = ()
-    sample: Sequence[str] = ()
-    rater: Sequence[str] = ()
-    content: Sequence[str | None] = ()
-    format: str = ""
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,7 +319,7 @@ def _suite(case: Case, name: str, suite: Suite) -> tuple[Found, tuple[str, ...]]
 
 def _own(case: Case, suite: Suite) -> tuple[Found, tuple[str, ...]]:
     """An eval of the study: the candidate's own run against the baseline, from scores as they were sealed."""
-    from veritune.decide.table import ScoreTable
+    from veritune.stats.table import ScoreTable
 
     runs = (case.candidate.run_id, case.candidate.baseline)
     paths = [case.store.run(run) / "scores" / f"{suite.eval}.jsonl" for run in runs]

@@ -22,10 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from veritune.decide.intervals import t_quantile
 from veritune.errors import ModelError
 from veritune.records import Message
 from veritune.release.serving import Server, key_header
+from veritune.stats.intervals import t_quantile
 
 LOOK_S = 0.1
 """How often the memory of a server is looked at while it is under load."""

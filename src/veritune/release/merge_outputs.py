@@ -230,7 +230,7 @@ def _floor(
 
 def paired_change(change: Sequence[float]) -> dict[str, Any]:
     """Mean over rows of the merged model's loss less the adapter's, in nats per token, with a t interval."""
-    from veritune.decide.intervals import t_quantile
+    from veritune.stats.intervals import t_quantile
 
     n = len(change)
     mean = sum(change) / n

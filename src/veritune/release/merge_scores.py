@@ -54,8 +54,8 @@ def answers_of(make: Callable[[], Any], tokenizer: Any) -> Answer:
 
 def paired_scores(task: Task, adapter: Answer, others: dict[str, Answer]) -> list[Part]:
     """One part for each other way to serve, against the adapter on its base. Scores are in [0, 1]."""
-    from veritune.decide.table import ScoreTable
     from veritune.release.noninferior import Bar, not_worse
+    from veritune.stats.table import ScoreTable
 
     before = _scores(task, "adapter", adapter)
     base = ScoreTable.from_scores(before, condition="adapter", fixed=True)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from veritune.errors import ScoreError
 
 if TYPE_CHECKING:
-    from veritune.decide.paired import Comparison
-    from veritune.decide.table import ScoreTable
     from veritune.records import Verdict
+    from veritune.stats.paired import Comparison
+    from veritune.stats.table import ScoreTable
 
 Status = Literal["passed", "failed", "undecided"]
 _STATUS: Mapping[str, Status] = {"supported": "passed", "refuted": "failed"}
@@ -55,7 +55,7 @@ def worst(statuses: list[Status]) -> Status:
 def not_worse(candidate: ScoreTable, base: ScoreTable, bar: Bar) -> Found:
     """Candidate against base on the same items, higher is better. Scores that cannot be compared are `undecided`."""
     from veritune.decide.claims import ClaimSpec, Context, judge
-    from veritune.decide.paired import Options, compare_tables
+    from veritune.stats.paired import Options, compare_tables
 
     name = candidate.eval or "scores"
     arms = (candidate.condition or "candidate", base.condition or "base")
@@ -118,8 +118,8 @@ def reachable(comparison: Comparison, margin: float, alpha: float) -> bool | Non
     `power.plan` at alpha/2, whose two one-sided tests use the interval at 1 - alpha. Where no item differs the best
     case is the score interval of an empty table, ±z²/(n + z²). None where the spread is unknown.
     """
-    from veritune.decide import power
-    from veritune.decide.intervals import Unknown
+    from veritune.stats import power
+    from veritune.stats.intervals import Unknown
 
     if isinstance(comparison.headline.spread, Unknown):
         return None
@@ -132,7 +132,7 @@ def reachable(comparison: Comparison, margin: float, alpha: float) -> bool | Non
 
 def least_items(margin: float, alpha: float = 0.05) -> int:
     """Binary items below which the gate cannot pass even if no item differs: the least n with z²/(n + z²) < margin."""
-    from veritune.decide.intervals import normal_quantile
+    from veritune.stats.intervals import normal_quantile
 
     z = normal_quantile(1 - alpha / 2)
     return math.floor(z * z * (1 - margin) / margin) + 1

@@ -292,7 +292,7 @@ def judge(answers: Sequence[Mapping[str, Any]], policy: SafetyGate) -> Found:
 
 
 def _compare(answers: Sequence[Mapping[str, Any]], kinds: Sequence[str], bar: Bar) -> Found:
-    from veritune.decide.table import ScoreTable
+    from veritune.stats.table import ScoreTable
 
     chosen = [a for a in answers if a["kind"] in kinds]
     if not chosen:

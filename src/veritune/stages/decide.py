@@ -10,9 +10,9 @@ from typing import Any
 from veritune import contract
 from veritune.decide.claims import Context as ClaimContext
 from veritune.decide.claims import judge
-from veritune.decide.table import ScoreTable
 from veritune.errors import InputError
 from veritune.records import Score, Verdict, to_json
+from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, read_json, read_jsonl, write_json
 from veritune.study import BASELINE, Study, load_study
 

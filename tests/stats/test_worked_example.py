@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from veritune.decide import power
-from veritune.decide.paired import compare_tables
-from veritune.decide.rule import decide, frozen_rule
-from veritune.decide.table import ScoreTable
+from veritune.stats import power
+from veritune.stats.paired import compare_tables
+from veritune.stats.rule import decide, frozen_rule
+from veritune.stats.table import ScoreTable
 
 N = 1319
 TABLES = ((54, 47, 1139, 79), (49, 43, 1147, 80), (46, 41, 1148, 84))

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from scipy import special
 
-from veritune.decide.table import Floats
+from veritune.stats.table import Floats
 
 TINY_P = 1e-300
 """A p that underflows is reported as below this; p is never 0."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from veritune.decide.table import Floats
 from veritune.errors import ScoreError
+from veritune.stats.table import Floats
 
 
 def _checked(p: Sequence[float]) -> Floats:

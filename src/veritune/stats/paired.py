@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from veritune.decide import intervals, seeds
-from veritune.decide.intervals import Flips, Spread, Student, Unknown, Widest, three_valued
-from veritune.decide.table import Floats, Ints, Missing, Pair, ScoreTable, pair
 from veritune.errors import ScoreError
 from veritune.records import Estimate
+from veritune.stats import intervals, seeds
+from veritune.stats.intervals import Flips, Spread, Student, Unknown, Widest, three_valued
+from veritune.stats.table import Floats, Ints, Missing, Pair, ScoreTable, pair
 
 Estimand = Literal["recipe", "checkpoints", "items"]
 

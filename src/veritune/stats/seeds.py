@@ -31,8 +31,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from veritune.decide.intervals import Added, Student, t_quantile
-from veritune.decide.table import Floats, Ints, Pair
+from veritune.stats.intervals import Added, Student, t_quantile
+from veritune.stats.table import Floats, Ints, Pair
 
 
 @dataclass(frozen=True, slots=True, eq=False)

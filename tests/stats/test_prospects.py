@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from veritune.decide import power, prospects
-from veritune.decide.paired import compare_tables
-from veritune.decide.power import Design
-from veritune.decide.table import ScoreTable
+from veritune.stats import power, prospects
+from veritune.stats.paired import compare_tables
+from veritune.stats.power import Design
+from veritune.stats.table import ScoreTable
 
 DESIGNS = {
     "one run a side, binary": Design(400, 0.1),
@@ -145,7 +145,7 @@ def test_without_seeds_the_chance_is_that_of_the_noncentral_t():
 @pytest.mark.parametrize("seed", [0.0, 2e-4, 5e-3])
 def test_the_quadrature_agrees_with_drawn_mean_squares(seeds, seed):
     """The same chance by drawing mean squares and handing them to `seeds.new_items_and_seeds` itself."""
-    from veritune.decide import seeds as crossed
+    from veritune.stats import seeds as crossed
 
     n, units, reps, rng = 60, 20, 4000, np.random.default_rng(1)
     parts = prospects.Parts(0.05, 0.02, seed, seeds, spread=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from veritune.decide.agreement import krippendorff_alpha
-from veritune.decide.paired import compare_tables
-from veritune.decide.table import Missing, ScoreTable, pair
 from veritune.errors import ScoreError
 from veritune.evaluate.imports import Columns
 from veritune.records import Score
+from veritune.stats.agreement import krippendorff_alpha
+from veritune.stats.paired import compare_tables
+from veritune.stats.table import Missing, ScoreTable, pair
 
 
 def scores(run="r0", n=5, **changes):

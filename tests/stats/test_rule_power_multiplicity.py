@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from veritune.decide import intervals, multiplicity, power, seeds
-from veritune.decide.paired import compare_tables
-from veritune.decide.rule import _word, check_margin, decide, frozen_rule
-from veritune.decide.table import ScoreTable
 from veritune.errors import ScoreError
+from veritune.stats import intervals, multiplicity, power, seeds
+from veritune.stats.paired import compare_tables
+from veritune.stats.rule import _word, check_margin, decide, frozen_rule
+from veritune.stats.table import ScoreTable
 
 
 def table(name, score):

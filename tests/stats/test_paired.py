@@ -9,10 +9,10 @@ import pytest
 from scipy import optimize, stats
 
 from veritune import records
-from veritune.decide import intervals, paired, seeds
-from veritune.decide.paired import Options, compare_tables, sign_flips
-from veritune.decide.table import ScoreTable
 from veritune.errors import ScoreError
+from veritune.stats import intervals, paired, seeds
+from veritune.stats.paired import Options, compare_tables, sign_flips
+from veritune.stats.table import ScoreTable
 
 
 def table(name, score, **more) -> ScoreTable:

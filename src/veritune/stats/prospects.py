@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from veritune.decide.intervals import root
-from veritune.decide.table import Floats
+from veritune.stats.intervals import root
+from veritune.stats.table import Floats
 
 _ITEM_NODES, _ONE_ARM_NODES, _TWO_ARM_NODES = 16, 128, 36
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from veritune.decide.paired import Comparison
 from veritune.errors import ScoreError
+from veritune.stats.paired import Comparison
 
 Word = Literal[
     "better by the margin",

@@ -14,13 +14,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from veritune.decide import agreement
 from veritune.errors import ScoreError
-from veritune.evaluate.imports import Columns
 from veritune.records import Score
+from veritune.stats import agreement
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Scores as plain columns of equal length. Optional columns may be empty.
+
+    `value` holds None where there is no score and `reason` then says why. `sample` tells several scores of one item
+    apart, `rater` who gave them. `content` is a fingerprint of what the item asks, to catch equal ids on other items.
+    """
+
+    eval: str
+    run: Sequence[str]
+    item: Sequence[str]
+    value: Sequence[float | None]
+    reason: Sequence[str | None] = ()
+    family: Sequence[str | None] = ()
+    zone: Sequence[str | None] = ()
+    sample: Sequence[str] = ()
+    rater: Sequence[str] = ()
+    content: Sequence[str | None] = ()
+    format: str = ""
+    notes: tuple[str, ...] = ()
+
 
 MODEL_FAILURES = frozenset({"extraction_failed", "truncated", "refused", "empty", "no_answer", "invalid"})
 """Reasons that are the model's own doing: under an eval contract they count as its failure value.

@@ -17,12 +17,12 @@ from typing import Any
 
 from scipy import special
 
-from veritune.decide import prospects
-from veritune.decide import seeds as crossed_seeds
-from veritune.decide.intervals import Unknown, normal_quantile, root, t_quantile
-from veritune.decide.paired import FEW_FAMILIES, T_FROM_N, Comparison
-from veritune.decide.seeds import Variance
 from veritune.errors import ScoreError
+from veritune.stats import prospects
+from veritune.stats import seeds as crossed_seeds
+from veritune.stats.intervals import Unknown, normal_quantile, root, t_quantile
+from veritune.stats.paired import FEW_FAMILIES, T_FROM_N, Comparison
+from veritune.stats.seeds import Variance
 
 
 def mcnemar_n(gap: float, discordance: float, *, alpha: float = 0.05, power: float = 0.8) -> int:

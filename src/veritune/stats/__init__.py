@@ -1,0 +1,1 @@
+"""Numbers alone: score tables, paired comparisons, intervals, seeds, families, power. No study, no file."""
