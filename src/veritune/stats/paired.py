@@ -145,9 +145,10 @@ def compare_tables(a: ScoreTable, b: ScoreTable, options: Options | None = None)
 def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
     """`compare_tables` for a pair that is already lined up."""
     options = options or Options()
-    if options.shared_seeds:
+    shared = options.shared_seeds and not (matched.a.fixed or matched.b.fixed)
+    if shared:
         matched = paired_by_seed(matched)
-    parts = seeds.crossed(matched, shared=options.shared_seeds)
+    parts = seeds.crossed(matched, shared=shared)
     rule = None if matched.family_N is None else family_rule(np.bincount(matched.family_N))
     items = _new_items(matched, parts, rule, options)
     results: dict[Estimand, Result] = {"checkpoints": items}
@@ -165,10 +166,13 @@ def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
 
 
 def paired_by_seed(matched: Pair) -> Pair:
-    """The pair with B's runs in the order of A's seeds. Raises ScoreError where the arms do not share their seeds."""
+    """The pair with B's runs in the order of A's seeds; unchanged with a fixed arm or single runs.
+
+    Raises ScoreError where the arms do not share their seeds.
+    """
     a, b = matched.a, matched.b
     seeds_a, seeds_b = a.seeds or a.runs, b.seeds or b.runs
-    if len(seeds_a) < 2 and len(seeds_b) < 2:
+    if a.fixed or b.fixed or (len(seeds_a) < 2 and len(seeds_b) < 2):
         return matched
     if sorted(seeds_a) != sorted(seeds_b) or len(set(seeds_a)) < len(seeds_a):
         raise ScoreError(
