@@ -95,10 +95,19 @@ class Comparison:
         """The result a claim rests on: the recipe where it can be estimated, else the checkpoints at hand."""
         return self.results.get("recipe") or self.results["checkpoints"]
 
+    def _bounds(self, low: float, high: float) -> tuple[float | None, float | None]:
+        """Ends as they are printed: None where there are none, never beyond the width of a known scale."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return None, None
+        if not self.pair.bounded:
+            return low, high
+        width = self.pair.scale[1] - self.pair.scale[0]
+        return max(-width, low), min(width, high)
+
     def estimate(self, level: float = 0.95, estimand: Estimand | None = None) -> Estimate:
         """The record of one estimand (the headline by default) at `level`."""
         result = self.results[estimand] if estimand else self.headline
-        low, high = _bounds(*result.spread.interval(level))
+        low, high = self._bounds(*result.spread.interval(level))
         p = result.spread.p()
         floor = result.spread.floor
         warnings = self.warnings + result.warnings
@@ -125,10 +134,6 @@ class Comparison:
             warnings=warnings,
             details=self.details,
         )
-
-
-def _bounds(low: float, high: float) -> tuple[float | None, float | None]:
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
 
 
 def _name(table: ScoreTable, side: str) -> str:
@@ -314,8 +319,8 @@ def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tu
         values = len(np.unique(np.round(diff_N, 12)))
         if values <= FEW_VALUES and matched.n > FEW_VALUES:
             out.append(f"the differences take {values} value{'' if values == 1 else 's'} on {matched.n} items")
-    if rule is not None and rule.method != "withheld":
-        share = undrawn(rule.families)
+    share = 0.0 if rule is None or rule.method == "withheld" else undrawn(rule.families)
+    if rule is not None and share >= 0.005:
         out.append(
             f"{rule.families} families ({rule.effective:.1f} effective): up to {100 * share:.0f} % of families could "
             "be of a kind that was not drawn"
