@@ -94,6 +94,8 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+                with contextlib.suppress(OSError):  # some network disks lock nothing; then nothing is removed as stale
+                    fcntl.flock(handle, fcntl.LOCK_EX)
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -104,6 +106,14 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 Path(name).unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def remove_left(path: Path) -> None:
+    """Remove temporary files that killed writers of `path` left; those of living writers are held and stay."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), left.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -122,28 +132,28 @@ def sync_folder(folder: Path) -> None:
 def staged_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder beside `out`; on leaving, have it on disk and rename it to `out`; on an error, remove it.
 
-    A folder that a killed process left behind is removed first; one that a living process fills is held by a lock and
-    stays. Raises StoreError or MachineError where the disk refuses, FileExistsError where `out` has appeared meanwhile.
+    The folder that it lies in (`.parent`) is the caller's too, for downloads and the like, and goes in the end. What a
+    killed process left behind is removed first; what a living process fills is held by a lock and stays. Raises
+    StoreError or MachineError where the disk refuses, FileExistsError where `out` has appeared meanwhile.
     """
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
             _remove_unheld(left)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        handle = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            partial = work / "whole"
+            partial.mkdir()
             yield partial
             _sync_tree(partial)
-            partial.chmod(0o755)
             if out.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
             partial.rename(out)
             sync_folder(out.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
         finally:
+            shutil.rmtree(work, ignore_errors=True)
             os.close(handle)
 
 

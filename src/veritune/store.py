@@ -2,12 +2,12 @@
 
     study.yaml               what the user wrote
     contract.lock.json       frozen settings and hashes, amendments
-    events.jsonl             the timeline; each line carries the hash of the line before it
+    events.jsonl             the timeline: a ledger (see ledger.py), each entry with the hash of the one before
     data/<version>/          rows.parquet families.parquet split.parquet manifest.json
     audit/                   findings.jsonl split.json render.json contamination.json
     runs/<run_id>/           manifest.json metrics.jsonl summary.json checkpoints/step-N/ scores/<eval>.jsonl
     verdict.json report.html figures/
-    release/                 gates.json and the evidence that the gates read, one record a check
+    release/                 gates.jsonl and the evidence that the gates read, one record a check
 
 A record that a step makes carries `input_hash`: the hash of everything it was made from. A step whose record is there
 with the same input hash is skipped; another hash is a StaleError. Writing goes to a temporary file in the same folder,
@@ -34,6 +34,7 @@ from veritune.files import (
     read_json,
     read_jsonl,
     read_parquet,
+    remove_left,
     sha256_file,
     sha256_text,
     staged_folder,
@@ -56,6 +57,7 @@ __all__ = [
     "read_json",
     "read_jsonl",
     "read_parquet",
+    "remove_left",
     "sha256_file",
     "sha256_text",
     "staged_folder",
