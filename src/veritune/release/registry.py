@@ -27,7 +27,7 @@ from veritune.release import golden
 from veritune.release.bundle import gate_state
 from veritune.release.parts import MANIFEST, SIGNATURE, name_problem
 from veritune.release.shelf import Shelf, open_shelf
-from veritune.release.verify import Checked, read_manifest, verify_bundle
+from veritune.release.verify import Checked, is_bundle, read_manifest, verify_bundle
 from veritune.store import now, sha256_file, staged_folder
 
 CHANNELS = ("staging", "production")
@@ -105,9 +105,15 @@ def _check_channel(channel: str) -> None:
 
 
 def pull(url: str, bundle: str, out: Path, public_key: Path | None = None) -> Checked:
-    """Fetch a bundle by id into `out` and verify it. Raises GateError when what came is not what its id says."""
+    """Fetch a bundle by id into `out` and verify it; where this very bundle is there already, that is verified.
+
+    Raises GateError when what came is not what its id says, InputError where something else is there.
+    """
     if out.exists():
-        raise InputError(f"{out} is there already.", fix="Name a new folder.")
+        checked = verify_bundle(out, public_key) if is_bundle(out) else None
+        if checked is None or checked.findings or checked.id != bundle:
+            raise InputError(f"{out} already exists and is not this bundle.", fix="Name a new folder.")
+        return checked
     return _fetch(open_shelf(url), bundle, out, public_key)
 
 
