@@ -26,6 +26,8 @@ ORDER = (
     "patterns",
     "records",
     "stats",
+    "files",
+    "ledger",
     "store",
     "study",
     "contract",
