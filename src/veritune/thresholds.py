@@ -103,9 +103,10 @@ class GradientThresholds(Section):
     # Convention: strangers had a mean cosine of .42 to .46 on SmolLM2-135M, weak edits of one row .87.
     identical: Share = 0.99
     """Mean cosine of strangers from which all gradients count as one direction and n_eff is withheld."""
-    # Provisional; replaced by a measurement below.
+    # Right labels on SmolLM2-135M: .68 to 2.05 times `directions` (13/19, 40/36, 49/52, 256/125; docs/probe.md). 16
+    # families of 4 under labels that miss all relatives: 64/17.7 = 3.6.
     disagree: Factor = 2.5
-    """Factor between n_eff by families and `directions` from which the two are said to disagree."""
+    """Times `directions` above which n_eff by families is said to disagree with it: labels may miss relatives."""
     # 32 of 32 and 8 of 8 planted families found on SmolLM2-135M at .3; .4 joins fewer.
     family_cosine: Share = 0.3
     """Mean-centred cosine above which rows without labels are joined into a family."""
