@@ -205,9 +205,10 @@ def geometry(
     """Say how different personas' hidden states moved in training, layer by layer: together, apart, or all one way."""
     from veritune.errors import InputError
     from veritune.probe import geometry as g
-    from veritune.probe.geometry_grid import build_grids, run_of, table
+    from veritune.probe.geometry_grid import build_grids, run_of
     from veritune.probe.study import geometry_of, subject
-    from veritune.records import dumps
+    from veritune.records import dumps, to_json
+    from veritune.report.geometry import geometry_table
     from veritune.store import sha256_file, write_json
     from veritune.thresholds import DEFAULTS
 
@@ -235,7 +236,7 @@ def geometry(
     for record in records:
         print(f"{record.label}: " * (len(records) > 1), end="")
         _show(record, False, None)
-        print("\n" + table(record))
+        print("\n" + geometry_table(to_json(record)))
 
 
 def _show(record: Any, as_json: bool, out: Path | None) -> None:

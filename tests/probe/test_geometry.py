@@ -21,8 +21,9 @@ from veritune.probe.geometry import (
     render_personas,
     states,
 )
-from veritune.probe.geometry_grid import Run, against_reference, build_grids, table
-from veritune.records import dumps
+from veritune.probe.geometry_grid import Run, against_reference, build_grids
+from veritune.records import dumps, to_json
+from veritune.report.geometry import geometry_table
 from veritune.stats.centroids import MEASURES
 from veritune.thresholds import DEFAULTS
 
@@ -229,7 +230,7 @@ def test_ratios_to_a_reference_run_follow_declared_boundaries() -> None:
     assert withheld["verdict"] == "withheld" and withheld["ratio"] > 100 and "below 0.005" in withheld["reason"]
     assert "below 1" in m1_of(reference, reference, small_change=1.0)["reason"]
     assert m1_of(reference, geometry(base, none, asked))["ratio"] is None
-    shown = table(build_grids([(Run("a"), {"m": reference})], {"m": tiny})[0])
+    shown = geometry_table(to_json(build_grids([(Run("a"), {"m": reference})], {"m": tiny})[0]))
     assert withheld["reason"] in shown and f"{withheld['ratio']:.2f} = " in shown
 
 

@@ -30,17 +30,9 @@ from typing import Any
 from veritune.errors import ScoreError
 from veritune.probe.geometry import Geometry
 from veritune.records import FORMAT_VERSION, Json, to_json
-from veritune.stats.centroids import COSINES, MEASURES, adjusted, cells_needed, floor_of
+from veritune.stats.centroids import COSINES, MEASURES, NAMES, adjusted, cells_needed, floor_of
 from veritune.thresholds import DEFAULTS, GeometryThresholds
 
-NAMES: Mapping[str, str] = {
-    "m1": "M1 (uncentred)",
-    "m1_around_reference": "M1 around the reference",
-    "m1_without_top_channel": "M1 without the top channel",
-    "icc": "ICC",
-    "separation": "separation",
-    "common_drift": "common drift",
-}
 RATIOS = ("m1", "m1_around_reference", "icc")
 """Measures whose change is compared with a reference run's."""
 
@@ -341,56 +333,3 @@ def _summary(methods: Mapping[str, Geometry], against: Mapping[str, Sequence[Jso
             parts.append(f"{NAMES[name]} {', '.join(f'{v} in {n}' for v, n in counts.most_common())}")
         said.append(f"Against the reference by {method}: {'; '.join(parts)}.")
     return " ".join(said)
-
-
-# ---------------------------------------------------------------- as a table
-
-HEADS = ("layer", "M1", "M1 ref.", "M1 -top", "ICC", "separation", "drift", "reading")
-
-
-def table(grid: Grid) -> str:
-    """Every cell as plain text: value before and after, corrected p; withheld ratios with value and reason."""
-    lines = []
-    for method, found in grid.methods.items():
-        rows = [list(HEADS)]
-        rows += [[str(x["layer"]), *(_cell(x, name) for name in MEASURES), x["reading"]] for x in found.layers]
-        lines += [f"{method}: base to trained, corrected p in brackets", *_columns(rows), ""]
-        cells = (grid.against or {}).get(method, ())
-        if cells:
-            ratios = [["layer", "measure", "over the reference", "verdict"]]
-            ratios += [[str(c["layer"]), c["measure"], _over(c), _verdict(c)] for c in cells]
-            lines += [f"{method}: change over the reference's change", *_columns(ratios), ""]
-    family = grid.family
-    lines.append(
-        f"p: swaps of each persona's two values, smallest {family['smallest_p']:.2g}; {family['correction']} "
-        f"({family['values']} values)"
-    )
-    return "\n".join(lines)
-
-
-def _cell(line: Json, name: str) -> str:
-    cell = _measure(line, name)
-    if cell.get("change") is None:
-        return "-"
-    p = cell.get("p_adjusted")
-    said = (
-        f"{cell['change']:+.0%}" if name == "separation" else f"{cell['change']:.2g}" if name == "common_drift" else ""
-    )
-    said = said or f"{cell['base']:.3f} {cell['trained']:.3f}"
-    return said if p is None else f"{said} ({p:.2g})"
-
-
-def _over(cell: Json) -> str:
-    if cell["ratio"] is None:
-        return "-"
-    return f"{cell['ratio']:.2f} = {cell['change']:+.4f} / {cell['reference_change']:+.4f}"
-
-
-def _verdict(cell: Json) -> str:
-    more = cell.get("reason") or cell.get("note")
-    return f"{cell['verdict']}: {more}" if more else str(cell["verdict"])
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]

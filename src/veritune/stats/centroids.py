@@ -35,6 +35,15 @@ Floats = npt.NDArray[np.float64]
 
 COSINES = ("m1", "m1_around_reference", "m1_without_top_channel")
 MEASURES = (*COSINES, "icc", "separation", "common_drift")
+NAMES = {
+    "m1": "M1 (uncentred)",
+    "m1_around_reference": "M1 around the reference",
+    "m1_without_top_channel": "M1 without the top channel",
+    "icc": "ICC",
+    "separation": "separation",
+    "common_drift": "common drift",
+}
+"""What a reader sees of each measure."""
 MOST_SWAPS = 8192
 """All 2^P swaps up to 13 units, else that many drawn ones."""
 _EPS = 1e-12
