@@ -7,11 +7,12 @@ The share is T/S, T the zone's gain and S that of seen rows. Its ends are the θ
 distances of T and S from their own ends (MOVER; Zou & Donner 2008, Stat Med 27:1693; with t distances this is Fieller
 1954, J R Stat Soc B 16:175):
 
-    (T − θS)² = a² + θ²b² − 2·r·θ·a·b          a: T to its end on one side, b: S to its end on the other
+    (T − θS)² = a² + θ²b² − 2θ·r·a·b          a: T to its end on one side, b: S to its end on the other
 
 Gains are skewed: a few families may gain most, and the families drawn may hold none of them. So the upper end of S
 allows for one unseen family that loses all of its base loss, and that of T for one that carries all (θ = 1), with the
 weight that Learned-Miller & Thomas give it (1 − alpha^{1/G} for equal gains). Measured in bench/probe/zone_gap.py.
+Siblings' families are seen families, so that what one carries is seen: their share, which decides no word, has neither.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class ZoneGain:
 
 
 def zone_gain(base_N: Floats, gain_N: Floats, family_N: Ints, mask_N: Bools, reference: float, least: int) -> ZoneGain:
-    """The zone's mean gain at the base loss `reference`, by least squares; the plain mean of fewer than `least` rows."""
+    """The zone's mean gain at the base loss `reference`, by least squares; the plain mean below `least` rows."""
     b, g, f = base_N[mask_N], gain_N[mask_N], family_N[mask_N]
     n, spread = len(b), float(np.square(b - b.mean()).sum())
     one_N = np.ones(n)
@@ -75,29 +76,37 @@ def share_interval(
     """
     t, s = to.mean.value, seen.mean.value
     r = _correlation(to, seen)
-    t_low, t_high = to.mean.distance(alpha, -1), to.mean.distance(alpha, 1, cap=s)
-    s_low, s_high = seen.mean.distance(alpha, -1), seen.mean.distance(alpha, 1, cap=most)
-    if s_low >= s or math.isinf(t_low + t_high):
+    apart = r is None  # no family lies in both zones: an unseen one may show anything in either
+    r = r or 0.0
+    t_low, t_top = to.mean.distance(alpha, -1), to.mean.distance(alpha, 1)
+    s_low, s_top = seen.mean.distance(alpha, -1), seen.mean.distance(alpha, 1)
+    if s_low >= s or math.isinf(max(t_low, t_top, s_top)):
         return None, None
+    t_high = to.mean.distance(alpha, 1, cap=s if apart else None)
+    s_high = seen.mean.distance(alpha, 1, cap=most if apart else None)
     # θ > 0 sets the lower end of T against the upper end of S, θ < 0 against its lower end; the other way round above.
-    low = _end(t, s, (t_low, s_high if t_low <= t else s_low), r, -1)
-    high = _end(t, s, (t_high, s_low if t + t_high >= 0 else s_high), r, 1)
-    return low, high
+    # Only what the families drawn share is correlated, not the allowance for those that were not.
+    low_b, low_own = (s_high, s_top) if t_low <= t else (s_low, s_low)
+    high_b, high_own = (s_low, s_low) if t + t_high >= 0 else (s_high, s_top)
+    low = _end(t, s, (t_low, low_b, r * t_low * low_own), -1)
+    return low, _end(t, s, (t_high, high_b, r * t_top * high_own), 1)
 
 
-def _end(t: float, s: float, distances: tuple[float, float], r: float, side: int) -> float:
-    """The θ below (side -1) or above t/s with (t − θs)² = a² + θ²b² − 2·r·θ·a·b."""
-    a, b = distances
-    square, middle, rest = s * s - b * b, t * s - r * a * b, t * t - a * a
+def _end(t: float, s: float, distances: tuple[float, float, float], side: int) -> float:
+    """The θ below (side -1) or above t/s with (t − θs)² = a² + θ²b² − 2θ·c, for `distances` (a, b, c)."""
+    a, b, shared = distances
+    square, middle, rest = s * s - b * b, t * s - shared, t * t - a * a
     root = side * math.sqrt(max(0.0, middle * middle - square * rest))
     # Of (middle + root)/square and rest/(middle - root), which are equal, the one that subtracts no equal numbers.
-    return (middle + root) / square if middle * root > 0 else rest / (middle - root) if middle != root else 0.0
+    if middle * root > 0:
+        return (middle + root) / square
+    return rest / (middle - root) if middle != root else 0.0
 
 
-def _correlation(to: ZoneGain, seen: ZoneGain) -> float:
-    """Correlation of the two gains through families that lie in both zones; 0 where none does."""
+def _correlation(to: ZoneGain, seen: ZoneGain) -> float | None:
+    """Correlation of the two gains through families that lie in both zones; None where none does."""
     if not len(np.intersect1d(to.family_N, seen.family_N)):
-        return 0.0
+        return None
     size = int(max(to.family_N.max(), seen.family_N.max())) + 1
     sums = [np.bincount(z.family_N, (z.value_N - z.mean.value) / z.n, size) for z in (to, seen)]
     spread = math.sqrt(float(sums[0] @ sums[0]) * float(sums[1] @ sums[1]))

@@ -23,7 +23,7 @@ import torch
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, mean_losses, model_device, require_targets
 from veritune.probe.carried import ZoneGain, share_interval, zone_gain
-from veritune.probe.clusters import SAME, Bools, Floats, Ints, codes, ratio
+from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
 from veritune.stats.families import undrawn
 from veritune.thresholds import DEFAULTS, Thresholds
