@@ -491,11 +491,61 @@ def test_a_calibration_record_is_bound_by_name_and_judged_debiased(store: Store,
         ("throughput", {"value": 0.92, "low": 0.85, "high": 1.0}, "undecided"),
         ("cost_per_request", {"value": 1.0, "low": None, "high": None}, "undecided"),
         ("peak_memory", None, "undecided"),
+        ("peak_memory", {"value": 1.0, "low": 0.99, "high": 1.02}, "undecided"),  # its largest block is not known
+        ("peak_memory", {"value": 1.0, "low": 0.99, "high": 1.02, "worst": 1.4}, "undecided"),  # one block ran over
+        ("peak_memory", {"value": 1.0, "low": 0.99, "high": 1.02, "worst": 1.1}, "passed"),
     ],
 )
 def test_serving_ratios(store: Store, shippable: ModuleType, name: str, ratio: Any, status: str) -> None:
     rewrite(store, "serving", numbers={"ratios": {**shippable.RATIOS, name: ratio}})
     assert gate(store, "serving").status == status
+
+
+def test_a_few_slow_requests_fail_the_tail_that_every_mean_ratio_passes(store: Store, shippable: ModuleType) -> None:
+    """One request in fifty takes ten times as long: the mean ratios of the fixture all pass."""
+    assert gate(store, "serving").status == "passed"
+    shippable.write_serving(store, shippable.requests({"candidate": 20}))
+    found = gate(store, "serving")
+    assert found.status == "failed" and "first_token p99" in found.message and "at most 2" in found.message
+    assert found.numbers["tails"]["answer"]["low"] > 2
+    shippable.write_serving(store, shippable.requests({"candidate": 20, "base": 20}))
+    assert gate(store, "serving").status == "passed"  # the base has the same tail
+    shippable.write_serving(store, shippable.requests({"candidate": 50}))
+    assert gate(store, "serving").status in ("failed", "undecided")
+
+
+def test_too_few_requests_leave_the_tail_undecided_with_how_many_are_needed(
+    store: Store, shippable: ModuleType
+) -> None:
+    shippable.write_serving(store, shippable.requests(n=54))
+    found = gate(store, "serving")
+    assert found.status == "undecided" and "432 requests" in found.message and "437 are needed" in found.message
+    assert "437 are needed" in found.numbers["tails"]["answer"]["reason"]
+
+
+def test_requests_without_an_answer_count_as_slow_in_the_tail(store: Store, shippable: ModuleType) -> None:
+    shippable.write_serving(store, shippable.requests(lost=4))
+    assert gate(store, "serving").status == "undecided"
+    shippable.write_serving(store, shippable.requests(lost=40))
+    assert gate(store, "serving").status == "undecided"  # all in one block: the other blocks have none
+    lines = shippable.requests()
+    for line in lines[::11]:
+        line |= {"status": "ReadTimeout", "first_token_s": None, "end_s": None} if line["arm"] == "candidate" else {}
+    shippable.write_serving(store, lines)
+    found = gate(store, "serving")
+    assert found.status == "failed" and found.numbers["tails"]["answer"]["lost"]["candidate"] == 40
+
+
+def test_a_serving_record_without_its_requests_or_with_broken_ones_is_undecided(
+    store: Store, shippable: ModuleType
+) -> None:
+    rewrite(store, "serving", outputs={})
+    assert "keeps no requests" in gate(store, "serving").message
+    for broken in ({"rate": "fast"}, {"block": None}, {"end_s": "soon"}):
+        shippable.write_serving(store, [{**line, **broken} for line in shippable.requests()])
+        assert gate(store, "serving").status == "undecided", broken
+    shippable.write_serving(store, [line for line in shippable.requests() if line["arm"] == "candidate"])
+    assert "no requests were recorded" in gate(store, "serving").message
 
 
 def test_a_merge_record_without_merged_weights_is_undecided(store: Store) -> None:

@@ -23,7 +23,8 @@ its subject is the candidate's, and where its inputs still have these hashes; el
 What the gates look for in `numbers`, beyond `status`:
 
     calibration  `ece`, `brier`: estimates with `low` and `high`; `ece_debiased`, where it is there, is judged for `ece`
-    serving      `ratios`: {name: {value, low, high}} of candidate over base, names in `RATIOS`; null ends: unknown
+    serving      `ratios`: {name: {value, low, high}} of candidate over base, names in `RATIOS`; null ends: unknown;
+                 `peak_memory` also has `worst`. The tail is judged from `release/serving.jsonl`, one of `outputs`
     merge        nothing; `subject.merged` is the digest of the merged weights that were compared
     rollback     nothing; `created` is the day of the drill
 """
