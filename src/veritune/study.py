@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from veritune.errors import StudyError
+from veritune.errors import StudyError, VerituneError
 
 NAME = r"^[A-Za-z][A-Za-z0-9_\-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -361,6 +361,18 @@ class Eval(_Section):
         return self
 
 
+def _check_rule(kind: str, rule: dict[str, float | bool]) -> None:
+    """Raises ValueError for a frozen rule that could not be applied; after the freeze it would be too late to say so."""
+    from veritune.stats.rule import check_rule  # numpy, which a study without a rule does not need to be read
+
+    if kind in ("generalises", "probe"):
+        raise ValueError(f"`rule` looks at the gap between two arms; `kind: {kind}` has none of its own")
+    try:
+        check_rule(rule)
+    except VerituneError as exc:
+        raise ValueError(exc.message) from exc
+
+
 class Claim(_Section):
     """A sentence with a decision rule, declared before training. Scores are compared `condition` minus `against`."""
 
@@ -394,8 +406,9 @@ class Claim(_Section):
     """For `probe`: with what."""
     correction: Literal["confirmatory", "exploratory"] = "confirmatory"
     """Confirmatory claims share the error rate (Holm); exploratory ones are corrected by Benjamini-Hochberg."""
-    rule: dict[str, Real] | None = None
-    """A frozen rule of the study's own, e.g. `{min_gap: 0.01}`, applied to the letter beside the verdict."""
+    rule: dict[str, Real | bool] | None = None
+    """A frozen rule of the study's own, e.g. `{min_gap: 0.01, every_seed: true}`, applied to the letter; its outcome
+    stands beside the verdict on the screen, in the report and in the write-up."""
 
     @model_validator(mode="after")
     def _fields_of_kind(self) -> Claim:
@@ -408,6 +421,8 @@ class Claim(_Section):
             raise ValueError("`kind: probe` needs `probe`, `op` and `threshold`")
         if self.kind != "probe" and self.condition is None:
             raise ValueError(f"`kind: {self.kind}` needs `condition`")
+        if self.rule is not None:
+            _check_rule(self.kind, self.rule)
         return self
 
 
