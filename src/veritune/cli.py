@@ -287,19 +287,30 @@ def power(
     alpha: Annotated[float, typer.Option(help="Error rate.")] = 0.05,
     target: Annotated[float, typer.Option("--power", help="Power aimed at.")] = 0.8,
     zone: Annotated[str | None, typer.Option(help="Only the pilot's items of one zone.")] = None,
+    eval_name: Annotated[str | None, typer.Option("--eval", help="Pilot: which eval of a file.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Pilot: score column, metric or scorer.")] = None,
+    filter_name: Annotated[str | None, typer.Option("--filter", help="Pilot: lm-eval filter.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Pilot: column with the item id.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the plot of detectable gap to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a design can detect, before it is paid for: from its numbers or from pilot scores."""
     from veritune.decide import commands
     from veritune.errors import InputError
+    from veritune.evaluate.imports import Reading
     from veritune.stats.power import Design
 
     if pilot:
         if len(pilot) != 2:
             raise InputError(f"expected two pilot sides, found {len(pilot)}.", fix="veritune power A B")
-        options = commands.CompareOptions(margin=margin, alpha=alpha, zone=zone)
-        found = commands.plan_from_scores(commands.parse_side(pilot[0]), commands.parse_side(pilot[1]), options)
+        reading = Reading(eval=eval_name, metric=metric, filter=filter_name, id=id_column)
+        options = commands.CompareOptions(margin=margin, alpha=alpha, zone=zone, reading=reading)
+        one, two = (commands.parse_side(text, eval_name) for text in pilot)
+        found = commands.plan_from_scores(one, two, options)
+    elif eval_name or metric or filter_name or id_column:
+        raise InputError(
+            "--eval, --metric, --filter and --id read pilot scores, and none are named.", fix="veritune power A B"
+        )
     elif items is None:
         raise InputError("expected pilot scores or --items.", fix="veritune power --items 1319 --discordance 0.07")
     else:

@@ -362,7 +362,7 @@ class Eval(_Section):
 
 
 def _check_rule(kind: str, rule: dict[str, float | bool]) -> None:
-    """Raises ValueError for a frozen rule that could not be applied; after the freeze it would be too late to say so."""
+    """Raises ValueError for a frozen rule that could not be applied: after the freeze is too late to say so."""
     from veritune.stats.rule import check_rule  # numpy, which a study without a rule does not need to be read
 
     if kind in ("generalises", "probe"):
@@ -464,7 +464,11 @@ class TargetGate(_Section):
 
 
 class Suite(_Section):
-    """One set of items on which the candidate must not be worse than the base. Scores: higher is better."""
+    """One set of items on which the candidate must not be worse than the base.
+
+    Scores are higher-is-better in an eval of the study, and in imported files unless the log, the metric's name or
+    `higher_is_better` says otherwise.
+    """
 
     margin: Annotated[Real, Field(gt=0)]
     """The loss that is still tolerated, in score units. The whole interval must lie above minus this."""
@@ -476,6 +480,10 @@ class Suite(_Section):
     """Error rate: the two-sided interval is at 1 - alpha."""
     metric: str | None = None
     """Imported files: score column, lm-eval metric or Inspect scorer."""
+    filter: str | None = None
+    """Imported files: the filter of an lm-eval task that logs several."""
+    higher_is_better: bool | None = None
+    """Imported files: the direction of the metric, where neither the log nor the metric's name says it."""
     id: str | None = None
     """Imported files: column with the item id."""
     family: str | None = None
@@ -485,8 +493,10 @@ class Suite(_Section):
     def _one_source(self) -> Suite:
         if self.eval is None and self.zone is not None:
             raise ValueError("`zone` goes with `eval`; imported files have no zones here")
-        if self.eval is not None and (self.metric or self.id or self.family):
-            raise ValueError("`metric`, `id` and `family` read imported files; remove them, or remove `eval`")
+        imported = ("metric", "filter", "higher_is_better", "id", "family")
+        given = [name for name in imported if getattr(self, name) is not None]
+        if self.eval is not None and given:
+            raise ValueError(f"`{given[0]}` reads imported files; remove it, or remove `eval`")
         return self
 
 
