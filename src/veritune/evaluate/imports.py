@@ -640,6 +640,12 @@ def _read_table(path: Path, reading: Reading) -> Columns:
     gone = next((i for i, x in enumerate(ids) if x is None or x == ""), None)
     if gone is not None:
         raise ScoreError(f"{path.name}, row {table.numbers[gone]}: expected an id in column {item!r}, found none.")
+    inner = next((x for x in table.values(score) if isinstance(x, Mapping)), None)
+    if inner is not None:
+        raise ScoreError(
+            f"{path.name}: expected numbers; {score!r} holds objects with {_listed(sorted(inner))}.",
+            fix="Name the key: --metric COLUMN.KEY, or with --systems --metric KEY.",
+        )
 
     def labels(name: str) -> Sequence[str | None]:
         return _optional([None if x is None or x == "" else str(x) for x in table.values(name)])
