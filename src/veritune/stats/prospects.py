@@ -26,6 +26,7 @@ from scipy import special
 from scipy.optimize import brentq
 
 from veritune.stats.families import FamilyRule, family_rule
+from veritune.stats.seeds import Rule, seed_rule
 from veritune.stats.table import Floats
 
 DRAWS = 2048
@@ -418,29 +419,18 @@ def _flipped_ends(sum_D_G: Floats, size_G: Floats, tail: float) -> tuple[Floats,
 
 
 def _with_seeds(parts: Parts, n: float, tail: float, low_D: Floats, high_D: Floats) -> tuple[Floats, Floats]:
-    """The distances with the seed part: squares added, the larger of the two, or both rules and the larger."""
+    """The distances with the seed part, by the rule for these arms (`seeds`)."""
     low_D, high_D = (np.resize(x, DRAWS) for x in (low_D, high_D))
     own_D, raw_D = _seed_squares(parts, n, tail)
-    add, largest = seed_rules(parts.arms, shared=parts.shared, equal=parts.equal)
-    out = []
-    for item_D in (low_D, high_D):
-        distance_D = item_D
-        if add:
-            distance_D = np.sqrt(item_D**2 + own_D)
-        if largest:
-            distance_D = np.maximum(distance_D, np.sqrt(raw_D))
-        out.append(distance_D)
-    return out[0], out[1]
+    rule: Rule = "equal" if parts.equal and len(parts.arms) > 1 else seed_rule(parts.arms, shared=parts.shared)
 
+    def joined(item_D: Floats) -> Floats:
+        added_D, larger_D = np.sqrt(item_D**2 + own_D), np.maximum(item_D, np.sqrt(raw_D))
+        if rule == "larger":
+            return larger_D
+        return np.maximum(added_D, larger_D) if rule == "both" else added_D
 
-def seed_rules(arms: tuple[int, ...], *, shared: bool, equal: bool) -> tuple[bool, bool]:
-    """Whether the seed part is added in quadrature, and whether the larger-of rule applies (as well)."""
-    fewest = min(arms)
-    if equal:
-        return True, False
-    if fewest < 3 or (shared and fewest < 4):
-        return False, True
-    return True, fewest == 3 and max(arms) > 3
+    return joined(low_D), joined(high_D)
 
 
 def _seed_squares(parts: Parts, n: float, tail: float) -> tuple[Floats, Floats]:
