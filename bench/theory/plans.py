@@ -62,7 +62,7 @@ class Case:
 _SHAPES: dict[str, Callable[[np.random.Generator, int], Floats]] = {
     "normal": lambda rng, n: rng.normal(size=n),
     "ties": lambda rng, n: rng.choice([-1.0, 0.0, 1.0], n, p=[0.1, 0.8, 0.1]) / math.sqrt(0.2),
-    "skewed": lambda rng, n: (rng.exponential(size=n) - 1.0),
+    "skewed": lambda rng, n: rng.exponential(size=n) - 1.0,
     "uniform": lambda rng, n: rng.uniform(-1, 1, n) * math.sqrt(3),
 }
 
@@ -278,7 +278,9 @@ def cases() -> list[Case]:
     """The designs: binary and graded, 20 to 4,400 items, 1 to 5 seeds, families even and not."""
     out = [Case(f"binary 1v1 n={n}", n, (1, 1), aim=aim) for n in (20, 57, 100, 200, 400, 800) for aim in (0.8,)]
     out += [Case(f"binary 1v1 rare n={n}", n, (1, 1), own=0.2, temperature=0.05, rate=0.9) for n in (57, 200, 800)]
-    out += [Case(f"graded 1v1 n={n}", n, (1, 1), False, own=0.15, noise=0.08, rate=0.5) for n in (20, 57, 150, 400, 800)]
+    out += [
+        Case(f"graded 1v1 n={n}", n, (1, 1), False, own=0.15, noise=0.08, rate=0.5) for n in (20, 57, 150, 400, 800)
+    ]
     out += [
         Case(f"graded 1v1 {shape} n={n}", n, (1, 1), False, own=0.12, noise=0.03, rate=0.5, shape=shape)
         for shape in ("ties", "skewed", "uniform")
@@ -338,7 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for line in check(case, chosen.reps):
             lines.append(line)
             mark = "" if line.holds else " **off**"
-            print(f"| {case.name} | {line.what} | {line.distance:.3f} | {line.planned:.3f} | {line.simulated:.3f}{mark} |", flush=True)
+            print(
+                f"| {case.name} | {line.what} | {line.distance:.3f} | {line.planned:.3f} | {line.simulated:.3f}{mark} |",
+                flush=True,
+            )
         if time.perf_counter() - began > 30:
             print(f"<!-- {time.perf_counter() - began:.0f} s -->")
     for what in ("difference", "equivalence"):

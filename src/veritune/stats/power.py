@@ -288,9 +288,7 @@ def items_needed(design: Design, distance: float, *, equivalence: bool = False) 
     return high
 
 
-def seeds_needed(
-    design: Design, distance: float, *, equivalence: bool = False, most: int = MOST_SEEDS
-) -> int | None:
+def seeds_needed(design: Design, distance: float, *, equivalence: bool = False, most: int = MOST_SEEDS) -> int | None:
     """The least number of seeds an arm (a fixed arm stays fixed) that settles `distance` with the design's items.
 
     None when `most` seeds do not, and for one run a side, where the seed spread is unknown.

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 from scipy.optimize import brentq
 
@@ -37,8 +38,8 @@ FEW_DIFFERING = 60
 
 _FAMILY_DRAWS, _SUBSETS, _MANY_FAMILIES = 1024, 999, 100
 
-FEW_DISCORDANT = 250
-"""Expected discordant items of one run a side up to which every table is counted. Beyond it, normal: within .01."""
+FEW_DISCORDANT = 1000
+"""Expected discordant items of one run a side up to which every 2×2 table is counted. Beyond it the normal form is within .005."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ def _ends(parts: Parts, n: float, tail: float, gap: float) -> Ends:
         return items
     sd = math.sqrt(items.sd**2 + parts.seed_variance())
     low_D, high_D = _with_seeds(parts, n, tail, items.low_D, items.high_D)
-    return Ends(np.resize(items.shift_D, DRAWS), low_D, high_D, max(sd, 1e-12))
+    return Ends(_all_draws(items.shift_D), low_D, high_D, max(sd, 1e-12))
 
 
 # ---------------------------------------------------------------- the distance over items
@@ -195,8 +196,8 @@ def _normal_ends(parts: Parts, n: float, tail: float, gap: float) -> Ends:
     se_D = np.sqrt(parts.difference() / n * _chi_square(n - 1.0, 0))
     student_D = special.stdtrit(min(n - 1.0, 1e9), 1 - tail) * se_D
     # The deviation of the estimate at which an end just meets its edge is small beside the scale: take the true gap.
-    low_D = np.maximum(student_D, _bounded(se_D, np.zeros(1), parts.width + gap, n, tail))
-    high_D = np.maximum(student_D, _bounded(se_D, np.zeros(1), parts.width - gap, n, tail))
+    low_D = np.maximum(student_D, _bounded(se_D, None, parts.width + gap, n, tail))
+    high_D = np.maximum(student_D, _bounded(se_D, None, parts.width - gap, n, tail))
     return Ends(np.zeros(1), low_D, high_D, math.sqrt(parts.item_variance(n)))
 
 
@@ -256,9 +257,9 @@ _RATIO = np.array([0, 0.15, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 40, 1
 _SKEW = np.array([-1.5, -1.0, -0.6, -0.3, 0.0, 0.3, 0.6, 1.0, 1.5])
 
 
-def _bounded(se_D: Floats, skew_D: Floats, room: float | Floats, n: float, tail: float) -> Floats:
+def _bounded(se_D: Floats, skew_D: Floats | None, room: float | Floats, n: float, tail: float) -> Floats:
     """Distance to the end of the bounded mean: n differences with this standard error (of the sample variance) and
-    skewness, the unseen item `room` away from their mean.
+    skewness (None: 0), the unseen item `room` away from their mean.
 
     The weighted mean is (1 − w)·V − w·room, w ~ Beta(1, n) for the unseen item and V the Dirichlet mean of the others,
     nearly normal with variance s²/(n + 1) and skewness 2·skew·√(n + 1)/(n + 2). Its quantile depends on the ratio of
@@ -268,9 +269,12 @@ def _bounded(se_D: Floats, skew_D: Floats, room: float | Floats, n: float, tail:
         return np.asarray(special.ndtri(1 - tail) * se_D)
     unit = np.maximum(room, 1e-9) / n
     ratio_D = se_D * math.sqrt((n - 1) / (n + 1)) / unit
-    own_D = np.clip(2 * skew_D * math.sqrt(n + 1) / (n + 2), _SKEW[0], _SKEW[-1])
-    table_R_K = _bounded_table(float(min(round(n), 2000)), tail)
-    y_D = _bilinear(table_R_K, np.minimum(ratio_D, _RATIO[-1]), own_D)
+    items, near_D = float(min(round(n), 2000)), np.minimum(ratio_D, _RATIO[-1])
+    if skew_D is None:
+        y_D = np.interp(near_D, _RATIO, _bounded_table(items, tail, (0.0,))[:, 0])
+    else:
+        own_D = np.clip(2 * skew_D * math.sqrt(n + 1) / (n + 2), _SKEW[0], _SKEW[-1])
+        y_D = _bilinear(_bounded_table(items, tail, tuple(_SKEW)), near_D, own_D)
     beyond_D = np.maximum(0.0, ratio_D - _RATIO[-1]) * special.ndtri(1 - tail)
     return np.asarray((y_D + beyond_D) * unit)
 
@@ -285,28 +289,31 @@ def _bilinear(table_R_K: Floats, ratio_D: Floats, skew_D: Floats) -> Floats:
     return np.asarray(low_D * (1 - a_D) + high_D * a_D)
 
 
-@lru_cache(maxsize=128)
-def _bounded_table(n: float, tail: float) -> Floats:
-    """The distance in units of room/n over `_RATIO` × `_SKEW`, by bisection on P(weighted mean ≤ mean − distance)."""
+@lru_cache(maxsize=256)
+def _bounded_table(n: float, tail: float, skews: tuple[float, ...]) -> Floats:
+    """The distance in units of room/n over `_RATIO` × `skews`, by bisection on P(weighted mean ≤ mean − distance)."""
+    # Nodes of the unseen item's weight, w = 1 − exp(−e/n) with e ~ Exp(1): fine where e is common, coarse in its tail.
     e_Q = np.concatenate([np.arange(0.02, 6, 0.04), np.arange(6.1, 20, 0.2)])
-    weight_Q = np.exp(-e_Q) * np.concatenate([np.full(150, 0.04), np.full(len(e_Q) - 150, 0.2)])
+    weight_Q = np.exp(-e_Q) * np.where(e_Q < 6, 0.04, 0.2)
     weight_Q /= weight_Q.sum()
     lost_Q, grown_Q = n * -np.expm1(-e_Q / n), np.exp(e_Q / n)
-    ratio_R = _RATIO[1:, None, None]
-    low = np.zeros((len(_RATIO) - 1, len(_SKEW)))
-    high = np.full_like(low, 4.0) + _RATIO[1:, None] * 8 - math.log(tail)
+    ratio_R, skew_K = _RATIO[1:, None, None], np.array(skews)[:, None]
+    low = np.zeros((len(_RATIO) - 1, len(skews)))
+    high = low + _RATIO[1:, None] * 8 + 4.0 - math.log(tail)
     for _ in range(26):
         middle = (low + high) / 2
         z = (lost_Q - middle[..., None]) * grown_Q / ratio_R
-        enough = (_skewed_cdf(z, _SKEW[:, None]) * weight_Q).sum(axis=-1) <= tail
+        enough = (_skewed_cdf(z, skew_K) * weight_Q).sum(axis=-1) <= tail
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    none = np.full((1, len(_SKEW)), n * (1 - tail ** (1 / n)))
+    none = np.full((1, len(skews)), n * (1 - tail ** (1 / n)))
     return np.concatenate([none, high])
 
 
 def _skewed_cdf(z: Floats, skew: Floats) -> Floats:
     """Distribution function of a standardised gamma variable of this skewness (Wilson & Hilferty 1931)."""
     small = np.abs(skew) < 1e-9
+    if small.all():
+        return np.asarray(special.ndtr(z))
     g = np.where(small, 1.0, np.abs(skew))
     shape = 4 / g**2
     base = np.maximum(0.0, 1 + np.sign(skew) * z / np.sqrt(shape))
@@ -395,7 +402,7 @@ def _floor(parts: Parts, se_D: Floats, items_D: Floats, tail: float) -> Floats:
             distance_D = z * np.sqrt(spread_D / items_D)
         return np.asarray(distance_D)
     middle = float(np.median(items_D))
-    return _bounded(se_D, np.zeros(1), parts.width, max(2.0, middle), tail)
+    return _bounded(se_D, None, parts.width, max(2.0, middle), tail)
 
 
 def _flipped_ends(sum_D_G: Floats, size_G: Floats, tail: float) -> tuple[Floats, Floats]:
@@ -420,7 +427,7 @@ def _flipped_ends(sum_D_G: Floats, size_G: Floats, tail: float) -> tuple[Floats,
 
 def _with_seeds(parts: Parts, n: float, tail: float, low_D: Floats, high_D: Floats) -> tuple[Floats, Floats]:
     """The distances with the seed part, by the rule for these arms (`seeds`)."""
-    low_D, high_D = (np.resize(x, DRAWS) for x in (low_D, high_D))
+    low_D, high_D = _all_draws(low_D), _all_draws(high_D)
     own_D, raw_D = _seed_squares(parts, n, tail)
     rule: Rule = "equal" if parts.equal and len(parts.arms) > 1 else seed_rule(parts.arms, shared=parts.shared)
 
@@ -433,6 +440,11 @@ def _with_seeds(parts: Parts, n: float, tail: float, low_D: Floats, high_D: Floa
     return joined(low_D), joined(high_D)
 
 
+def _all_draws(value_D: Floats) -> Floats:
+    return value_D if len(value_D) in (1, DRAWS) else np.tile(value_D, DRAWS // len(value_D))
+
+
+@lru_cache(maxsize=256)
 def _seed_squares(parts: Parts, n: float, tail: float) -> tuple[Floats, Floats]:
     """Σ t²·max(0, s²/S − MS_resid/(nS)) and Σ t²·s²/S over the arms; the pooled rule in the first where declared."""
     own_D, raw_D = np.zeros(DRAWS), np.zeros(DRAWS)
@@ -478,30 +490,69 @@ def _noise_share(parts: Parts, n: float, runs: int, axis: int) -> Floats:
 
 def _table_excludes(parts: Parts, n: float, tail: float, gap: float) -> float:
     """Tango's interval excludes 0 (|n10 − n01| > z·√(n10 + n01)) and the mid-p test agrees, over all 2×2 tables."""
-    z, share = float(special.ndtri(1 - tail)), min(1.0, max(parts.difference(), gap))
+    share = min(1.0, max(parts.difference(), gap))
     if n * share > FEW_DISCORDANT:
         sd, center = math.sqrt(max(1e-300, share - gap**2)), math.sqrt(n) * gap
-        reach = z * math.sqrt(share)
+        reach = float(special.ndtri(1 - tail)) * math.sqrt(share)
         return float(special.ndtr((center - reach) / sd) + special.ndtr((-center - reach) / sd))
-    up_M, down_M, weight_M = _tables(round(n), share, gap)
-    total_M, few_M = up_M + down_M, np.minimum(up_M, down_M)
-    midp_M = special.bdtr(few_M - 1, np.maximum(1, total_M), 0.5) + special.bdtr(few_M, np.maximum(1, total_M), 0.5)
-    won_M = (np.abs(up_M - down_M) > z * np.sqrt(total_M)) & (np.where(few_M == 0, 0.5**total_M, midp_M) <= 2 * tail)
-    return float(weight_M[won_M & (up_M != down_M)].sum())
+    m_M, weight_M = _discordant(round(n), share)
+    least_M, up = _critical(tail)[m_M.astype(int)], (share + gap) / 2 / share
+    return float(weight_M @ (1 - _below(least_M - 1, m_M, up) + _below(m_M - least_M, m_M, up)))
 
 
 def _table_inside(parts: Parts, n: float, tail: float, margin: float) -> float:
-    z, share = float(special.ndtri(1 - tail)), parts.difference()
+    z, share = float(special.ndtri(1 - tail)), min(1.0, parts.difference())
     if n * share > FEW_DISCORDANT:
         # At ± margin the constrained variance is that of the table whose gap is the margin.
-        half = z * math.sqrt(_constrained(n * share / 2, n * share / 2, n, margin) / n)
+        half = z * math.sqrt(float(_constrained(n * share / 2, n * share / 2, n, margin)) / n)
         return float(max(0.0, 2 * special.ndtr((margin - half) * math.sqrt(n / share)) - 1))
-    up_M, down_M, weight_M = _tables(round(n), share, 0.0)
-    kept_M = np.ones(len(weight_M), dtype=bool)
-    for b_M, c_M in ((up_M, down_M), (down_M, up_M)):
-        spread_M = np.sqrt(n * _constrained(b_M, c_M, n, margin))
-        kept_M &= b_M - c_M - n * margin < -z * spread_M
-    return float(weight_M[kept_M].sum())
+    m_M, weight_M = _discordant(round(n), share)
+
+    def inside_margin(b_M: Floats) -> NDArray[np.bool_]:
+        spread_M = np.sqrt(n * _constrained(b_M, m_M - b_M, n, margin))
+        return np.asarray(2 * b_M - m_M - n * margin < -z * spread_M)
+
+    most_M = _first(lambda b_M: ~inside_margin(b_M), np.ceil(m_M / 2) - 1, m_M + 1) - 1
+    kept_M = _below(most_M, m_M, 0.5) - _below(m_M - most_M - 1, m_M, 0.5)
+    return float(weight_M @ np.where(2 * most_M >= m_M, kept_M, 0.0))
+
+
+def _discordant(n: int, share: float) -> tuple[Floats, Floats]:
+    """Numbers of discordant items within 6 standard deviations, and their probabilities."""
+    reach = 6 * math.sqrt(n * share * (1 - share)) + 6
+    m_M = np.arange(max(0.0, math.floor(n * share - reach)), min(n, math.ceil(n * share + reach)) + 1.0)
+    choose_M = special.gammaln(n + 1.0) - special.gammaln(m_M + 1) - special.gammaln(n - m_M + 1)
+    return m_M, np.exp(choose_M + special.xlogy(m_M, share) + special.xlog1py(n - m_M, -share))
+
+
+def _below(k_M: Floats, m_M: Floats, p: float) -> Floats:
+    """P(X ≤ k) for X ~ Binomial(m, p); 0 under 0, 1 from m on."""
+    inner_M = np.clip(k_M, 0, m_M)
+    return np.asarray(np.where(k_M < 0, 0.0, np.where(k_M >= m_M, 1.0, special.bdtr(inner_M, m_M.astype(int), p))))
+
+
+@lru_cache(maxsize=32)
+def _critical(tail: float) -> Floats:
+    """The least n10 of m discordant items that wins, for every m in reach; m + 1 where none does."""
+    m_M = np.arange(2.0 * FEW_DISCORDANT)
+    z = float(special.ndtri(1 - tail))
+
+    def wins(b_M: Floats) -> NDArray[np.bool_]:
+        midp_M = _below(m_M - b_M - 1, m_M, 0.5) + _below(m_M - b_M, m_M, 0.5)
+        return np.asarray((2 * b_M - m_M > z * np.sqrt(m_M)) & (midp_M <= 2 * tail))
+
+    return _first(wins, np.floor(m_M / 2), m_M + 1)
+
+
+def _first(holds: Callable[[Floats], NDArray[np.bool_]], low_M: Floats, high_M: Floats) -> Floats:
+    """The least integer above `low` at which `holds`, which stays true from there on; `high` where it never does."""
+    for _ in range(math.ceil(math.log2(float((high_M - low_M).max()) + 1)) + 1):
+        middle_M = np.floor((low_M + high_M) / 2)
+        apart_M = high_M - low_M > 1
+        true_M = holds(middle_M)
+        high_M = np.where(apart_M & true_M, middle_M, high_M)
+        low_M = np.where(apart_M & ~true_M, middle_M, low_M)
+    return high_M
 
 
 def _constrained(b: float | Floats, c: float | Floats, n: float | Floats, delta: float | Floats) -> Floats:
@@ -509,25 +560,6 @@ def _constrained(b: float | Floats, c: float | Floats, n: float | Floats, delta:
     linear = -b - c + (2 * n - b + c) * delta
     root = np.sqrt(np.maximum(0.0, linear * linear + 8 * n * c * delta * (1 - delta)))
     return np.asarray(np.maximum(0.0, 2 * (root - linear) / (4 * n) + delta * (1 - delta)))
-
-
-@lru_cache(maxsize=128)
-def _tables(n: int, share: float, gap: float) -> tuple[Floats, Floats, Floats]:
-    """(n10, n01, probability) of every table within 6 standard deviations: m discordant items, b of them for A."""
-    sd = math.sqrt(n * share * (1 - share))
-    m = np.arange(max(0, math.floor(n * share - 6 * sd - 6)), min(n, math.ceil(n * share + 6 * sd + 6)) + 1)
-    up = (share + gap) / 2 / share
-    b = np.arange(0, m[-1] + 1)
-    m_M, b_M = (x.ravel().astype(np.float64) for x in np.meshgrid(m, b, indexing="ij"))
-    keep = (b_M <= m_M) & (np.abs(b_M - up * m_M) <= 6 * np.sqrt(np.maximum(1.0, m_M * up * (1 - up))) + 6)
-    m_M, b_M = m_M[keep], b_M[keep]
-    log_M = _log_binomial(m_M, float(n), share) + _log_binomial(b_M, m_M, up)
-    return b_M, m_M - b_M, np.exp(log_M)
-
-
-def _log_binomial(k: Floats, n: float | Floats, p: float) -> Floats:
-    choose = special.gammaln(np.asarray(n) + 1.0) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
-    return np.asarray(choose + special.xlogy(k, p) + special.xlog1py(n - k, -p))
 
 
 # ---------------------------------------------------------------- draws
