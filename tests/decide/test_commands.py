@@ -218,8 +218,8 @@ def test_comparing_loads_no_model_library_and_no_table_library(files):
 
 
 def test_power_shows_both_ends_when_nothing_is_known_about_seeds():
-    report = commands.plan_power(Design(1319, 0.0708, 3, 3, margin=0.01))
-    text = commands.render_power(report)
+    report = planning.plan_power(Design(1319, 0.0708, 3, 3, margin=0.01))
+    text = planning.render_power(report)
     assert "if seeds flip other items:" in text
     assert "if seeds flip the same items:" in text
     assert "0.0119" in text
@@ -228,8 +228,8 @@ def test_power_shows_both_ends_when_nothing_is_known_about_seeds():
 
 
 def test_power_from_pilot_scores(files):
-    report = commands.plan_from_scores(*(parse_side(str(f)) for f in files), CompareOptions(margin=0.01))
-    text = commands.render_power(report)
+    report = planning.plan_from_scores(*(parse_side(str(f)) for f in files), CompareOptions(margin=0.01))
+    text = planning.render_power(report)
     assert "discordance 0.0766" in text
     assert "pilot: a (1 seed) against b (1 seed), 1319 items" in text
     assert "To resolve a gap of the margin takes about 6,008 items" in text
@@ -238,5 +238,5 @@ def test_power_from_pilot_scores(files):
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_plot_is_written(tmp_path, suffix):
     path = tmp_path / f"power.{suffix}"
-    commands.plot_power(commands.plan_power(Design(500, 0.1, 2, 2, margin=0.02)), path)
+    planning.plot_power(commands.plan_power(Design(500, 0.1, 2, 2, margin=0.02)), path)
     assert path.stat().st_size > 5000

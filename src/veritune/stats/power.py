@@ -8,8 +8,8 @@ detectable gap and the items and seeds that settle a distance are this one chanc
 agree. A comparison is planned from by the design that its scores imply.
 
 The spread between seeds is hardly known from a pilot of few seeds. It enters at the ends of its 80 % range, and counts
-come as a range: `Needed.low` at the lower end, `Needed.high` at the upper end. "No number of items" is stated only where
-it holds at the lower end with endless items.
+come as a range: `Needed.low` at the lower end, `Needed.high` at the upper one. "No number of items" is stated only
+where it holds at the lower end with endless items.
 """
 
 from __future__ import annotations
@@ -175,9 +175,9 @@ class Plan:
 
     `detectable` is the gap told from 0 with the design's power, at the seed spread as estimated or assumed, and
     `detectable_range` the same at the two ends of that spread; None where no gap on the score scale is.
-    `chance_at_margin` is the power at a gap of the margin, `chance_of_equivalence` that to show equivalence at a true gap
-    of 0. `can_say_equivalent` is False only where it is proved: not even identical outputs would do. `withheld` is why the
-    families give no interval, empty where they do.
+    `chance_at_margin` is the power at a gap of the margin, `chance_of_equivalence` that to show equivalence at a true
+    gap of 0. `can_say_equivalent` is False only where it is proved: not even identical outputs would do. `withheld` is
+    why the families give no interval, empty where they do.
     """
 
     design: Design
@@ -330,22 +330,30 @@ def seeds_range(design: Design, distance: float, *, equivalence: bool = False) -
 # ---------------------------------------------------------------- what can never be said
 
 
-def best_half(design: Design, *, items: int | None = None) -> float:
-    """Half the interval at 1 − 2·alpha when no item differs in any run: the narrowest it can ever be.
+def best_half(design: Design) -> float:
+    """Half the interval at 1 − 2·alpha when no item differs in any run: the narrowest it can ever be."""
+    table = design.single and design.binary
+    return _narrowest(design.items, design.alpha, table=table, width=design.width, rule=design.family_rule())
 
-    Tango's z²/(n + z²) for one binary run a side, else (1 − alpha^{1/n})·width; families then count as one item each.
-    Infinite where the families give no interval.
-    """
-    n: float = design.items if items is None else items
-    rule = design.family_rule()
-    if rule is not None:
-        if rule.method == "withheld":
-            return math.inf
-        n = max(2.0, rule.families * n / design.items)
-    if design.single and design.binary:
-        z = normal_quantile(1 - design.alpha)
+
+def can_show_equivalence(comparison: Comparison, margin: float, *, alpha: float = 0.05) -> bool:
+    """False where it is proved that these items cannot show equivalence within ± `margin`, whatever comes out."""
+    pair = comparison.pair
+    table = pair.is_binary and len(pair.score_a_S_N) == len(pair.score_b_S_N) == 1
+    rule = None if pair.family_N is None else family_rule(np.bincount(pair.family_N))
+    width = pair.scale[1] - pair.scale[0]
+    return _narrowest(pair.n, alpha, table=table, width=width, rule=rule) < margin
+
+
+def _narrowest(n: int, alpha: float, *, table: bool, width: float, rule: FamilyRule | None) -> float:
+    """Tango's z²/(n + z²) for one binary run a side (`table`), else (1 − alpha^{1/n})·width; infinite where the family
+    sizes allow no interval. With families this is a bound: their items count for at most one each."""
+    if rule is not None and rule.method == "withheld":
+        return math.inf
+    if table:
+        z = normal_quantile(1 - alpha)
         return z * z / (n + z * z)
-    return float(-math.expm1(math.log(design.alpha) / n)) * design.width
+    return float(-math.expm1(math.log(alpha) / n)) * width
 
 
 def least_items_equal(margin: float, alpha: float = 0.05, *, binary: bool = True, width: float = 1.0) -> int:
@@ -404,7 +412,7 @@ def _sentences(found: Plan) -> Iterator[str]:
     design, gap, margin = found.design, found.detectable, found.design.margin
     share = f"{100 * design.power:g} %"
     if found.withheld:
-        yield f"No verdict is possible: {found.withheld}."
+        yield f"No verdict is possible with these families: {found.withheld}."
     elif gap is None:
         yield f"No gap on the score scale is detected with {share} power."
     else:
@@ -412,22 +420,30 @@ def _sentences(found: Plan) -> Iterator[str]:
         ends = "" if low == high else f" ({_gap(low)} to {_gap(high)} over the seed spread's 80 % range)"
         yield f"The smallest gap this design detects with {share} power is {gap:.4f}{ends}."
     if design.recipe and design.seed_range is None:
-        yield f"This assumes a seed SD of {design.seed_sd:g}; `compare` will estimate it from the runs, which is paid for here."
+        yield (
+            f"Assumed: a seed SD of {design.seed_sd:g}. `compare` will not know it and estimates it from the runs; "
+            "these numbers include what that costs."
+        )
     if margin is None:
         return
     if found.can_say_equivalent is False:
-        yield f'This design can never say "equivalent" at ± {margin:g}: identical outputs would not be enough.'
-    for what, power_, items, seeds in (
-        ("To resolve a gap of the margin", found.chance_at_margin, found.items_for_margin, found.seeds_for_margin),
-        (
-            "To show equivalence at a true gap of 0",
-            found.chance_of_equivalence,
-            found.items_for_equivalence,
-            found.seeds_for_equivalence,
-        ),
-    ):
-        if power_ is not None and items is not None:
-            yield f"{what} the chance is {power_:.2f} with these items and seeds; it takes {describe_needed(items, seeds)}."
+        yield f'This design can never say "equivalent" at ± {margin:g}: not even identical outputs would be enough.'
+    grow = " (families growing with them)" if design.sizes is not None else ""
+    yield from _needs(
+        f"A gap of the margin{grow}", found.chance_at_margin, found.items_for_margin, found.seeds_for_margin
+    )
+    yield from _needs(
+        "Equivalence at a true gap of 0",
+        found.chance_of_equivalence,
+        found.items_for_equivalence,
+        found.seeds_for_equivalence,
+    )
+
+
+def _needs(what: str, likely: float | None, items: Needed | None, seeds: Needed | None) -> Iterator[str]:
+    if likely is None or items is None:
+        return
+    yield f"{what} is shown with a chance of {likely:.2f}; it takes {describe_needed(items, seeds)}."
 
 
 def _gap(value: float | None) -> str:
@@ -440,18 +456,18 @@ def describe_needed(items: Needed, seeds: Needed | None) -> str:
     if seeds is None:
         return text
     if seeds.low is None:
-        return f"{text}, and more than {MOST_SEEDS} seeds per arm with these items"
-    return f"{text}, or {_span(seeds, f'more than {MOST_SEEDS}')} seeds per arm with these items"
+        return f"{text} ({MOST_SEEDS} seeds per arm would not do with these items)"
+    return f"{text}; or {_span(seeds, f'more than {MOST_SEEDS}')} seeds per arm with these items"
 
 
 def describe_items(items: Needed) -> str:
-    """The items alone. "No number" is the proved case; where only the upper end of the seed spread forbids, it is open."""
+    """The items alone. "No number" is the proved case; where only the spread's upper end forbids, it stays open."""
     if items.low is None:
-        return "more seeds: no number of items is enough with these"
+        return "more seeds, since no number of items is enough with these"
     if items.high is None:
         return (
-            f"about {items.low:,} items if the seed spread is at the lower end of its 80 % range; at the upper end no "
-            "number is enough (not settled by this pilot)"
+            f"about {items.low:,} items if the seed spread is at the lower end of its 80 % range, and at its upper end "
+            "no number of items (not settled by this pilot)"
         )
     return f"about {_span(items, '')} items with these seeds"
 
@@ -488,6 +504,12 @@ def design_from(
     Seed variance and noise are pooled over the arms. Raises ScoreError when the pilot shows no difference on any item.
     """
     pair = comparison.pair
+    if not pair.is_binary and not pair.bounded:
+        raise ScoreError(
+            f"expected a declared scale of the graded scores, found none (they run from {pair.scale[0]:g} to "
+            f"{pair.scale[1]:g}).",
+            fix="Declare the lowest and the highest possible score: --scale 0 10.",
+        )
     shared = comparison.options.shared_seeds and len(pair.score_a_S_N) > 1
     found = crossed_seeds.crossed(pair, shared=shared)
     a, b = pair.score_a_S_N, pair.score_b_S_N
@@ -567,24 +589,47 @@ def detectable_in(comparison: Comparison, *, alpha: float = 0.05, power: float =
     return None if design is None else detectable(design)
 
 
-def items_to_settle(
-    comparison: Comparison, distance: float, *, alpha: float = 0.05, power: float = 0.8, equivalence: bool = False
-) -> Needed | None:
-    """Items, with the seeds at hand, that settle `distance`; None when the design is unknown.
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """What settles a comparison: items with the seeds at hand, or seeds per arm with the items (None: one run)."""
 
-    For equivalence the true gap is taken to be 0.
+    items: Needed
+    seeds: Needed | None
+
+    @property
+    def text(self) -> str:
+        """In words: "about 400 items with these seeds, or 5 to 12 seeds per arm with these items"."""
+        return describe_needed(self.items, self.seeds)
+
+
+def to_settle(
+    comparison: Comparison, distances: Sequence[tuple[float, bool]], *, alpha: float = 0.05, power: float = 0.8
+) -> Settling | None:
+    """Items and seeds that settle every one of the distances (distance, whether it is a margin of equivalence).
+
+    For equivalence the true gap is taken to be 0. None when the design is unknown or a distance is 0.
     """
     design = implied(comparison, alpha=alpha, power=power)
-    if design is None or distance <= 0:
+    if design is None or not distances or any(distance <= 0 for distance, _ in distances):
         return None
-    return items_range(design, distance, equivalence=equivalence)
+    items = [items_range(design, distance, equivalence=equal) for distance, equal in distances]
+    if not design.recipe:
+        return Settling(_most(items), None)
+    return Settling(_most(items), _most([seeds_range(design, x, equivalence=equal) for x, equal in distances]))
 
 
-def seeds_to_settle(
-    comparison: Comparison, distance: float, *, alpha: float = 0.05, power: float = 0.8, equivalence: bool = False
-) -> Needed | None:
-    """Seeds per arm, with the items at hand, that do the same; None when one seed was run or the design is unknown."""
-    design = implied(comparison, alpha=alpha, power=power)
-    if design is None or distance <= 0 or not design.recipe:
-        return None
-    return seeds_range(design, distance, equivalence=equivalence)
+def _most(needed: Sequence[Needed]) -> Needed:
+    """What is enough for all of them."""
+
+    def end(counts: Sequence[int | None]) -> int | None:
+        return None if None in counts else max(n for n in counts if n is not None)
+
+    return Needed(end([x.low for x in needed]), end([x.high for x in needed]))
+
+
+def chance_again(
+    comparison: Comparison, distance: float, *, alpha: float = 0.05, equivalence: bool = False
+) -> float | None:
+    """The chance that another study of this design settles the distance; None when the design is unknown."""
+    design = implied(comparison, alpha=alpha)
+    return None if design is None or distance <= 0 else chance(design, distance, equivalence=equivalence)

@@ -8,8 +8,8 @@ The rule is run on what its own ingredients may come out as, at fixed quasi-rand
 
 Each draw gives the distance from the estimate to the ends of the interval in use: Student's t united with the bounded
 mean (`bounded`) on seed-averaged differences, the family interval of `families`, and the seed part of `seeds` added in
-quadrature or by the larger-of rule. Two cases draw the items themselves, since their mean and variance are then far from
-independent: binary scores of one run a side (all 2×2 tables with weight) and of several runs where few items differ.
+quadrature or by the larger-of rule. Two cases take the items themselves, since their mean and variance are then far
+from independent: binary scores of one run a side (every 2×2 table) and of several runs where few items differ.
 
 Axes: D draws, A arms, G families, K distinct values of a difference, J subsets of families.
 """
@@ -39,7 +39,8 @@ FEW_DIFFERING = 60
 _FAMILY_DRAWS, _SUBSETS, _MANY_FAMILIES = 1024, 999, 100
 
 FEW_DISCORDANT = 1000
-"""Expected discordant items of one run a side up to which every 2×2 table is counted. Beyond it the normal form is within .005."""
+"""Expected discordant items of one run a side up to which every 2×2 table is counted; beyond it the normal form is
+within .001."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,9 @@ class Parts:
     """What a design's interval is made of, in squared score units.
 
     `item`: variance over items of a difference, the part that repeats in every run, family inflation left out;
-    `noise`: per item and run of one arm; `seed`: per run. `runs` are the runs of both arms, 0 for a fixed arm. `recipe`:
-    the interval speaks of new seeds. `equal`: the study declared that both arms spread alike; `shared`: run s of one arm
-    and of the other share their seed. `width` is that of the score scale, `pattern` the families of `items` items.
+    `noise`: per item and run of one arm; `seed`: per run. `runs` are the runs of both arms, 0 for a fixed arm.
+    `recipe`: the interval speaks of new seeds. `equal`: the study declared that both arms spread alike; `shared`: runs
+    of the two arms share their seeds. `width` is that of the score scale, `pattern` the families of `items` items.
     """
 
     item: float
