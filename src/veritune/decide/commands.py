@@ -409,7 +409,7 @@ def _render_estimates(c: ComparisonReport) -> list[str]:
 def _render_needed(c: ComparisonReport) -> list[str]:
     if c.margin is None:
         return [_line("margin", "none declared: no size can be claimed (--margin)")]
-    lines = []
+    lines: list[str] = []
     for found, what in ((c.for_margin, "a gap of the margin"), (c.for_equivalence, "equivalence at a true gap of 0")):
         if found is not None:
             lines.append(_line("" if lines else "to settle", f"{what} (80 % power): {found.text}"))

@@ -452,9 +452,9 @@ def _gap(value: float | None) -> str:
 
 def describe_needed(items: Needed, seeds: Needed | None) -> str:
     """The items, and the seeds per arm, that settle a distance, in words."""
-    text = describe_items(items)
     if seeds is None:
-        return text
+        return f"about {_span(items, '')} items" if items.low is not None else "more than any number of items"
+    text = describe_items(items)
     if seeds.low is None:
         return f"{text} ({MOST_SEEDS} seeds per arm would not do with these items)"
     return f"{text}; or {_span(seeds, f'more than {MOST_SEEDS}')} seeds per arm with these items"
