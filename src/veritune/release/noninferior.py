@@ -151,7 +151,7 @@ def _why_open(verdict: Verdict, comparison: Comparison, numbers: Mapping[str, An
 def _too_few(comparison: Comparison, bar: Bar) -> str:
     """Why not even identical outputs would pass."""
     pair, spread = comparison.pair, comparison.headline.spread
-    if isinstance(spread, Unknown):
+    if isinstance(spread, Unknown) and pair.n_families is not None:
         return f"this margin cannot be shown, whatever comes out ({spread.reason})"
     width = pair.scale[1] - pair.scale[0]
     single = len(pair.score_a_S_N) == len(pair.score_b_S_N) == 1

@@ -258,23 +258,25 @@ _RATIO = np.array([0, 0.15, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 40, 1
 _SKEW = np.array([-1.5, -1.0, -0.6, -0.3, 0.0, 0.3, 0.6, 1.0, 1.5])
 
 
-def _bounded(se_D: Floats, skew_D: Floats | None, room: float | Floats, n: float, tail: float) -> Floats:
+def _bounded(se_D: Floats, skew_D: Floats | None, room: float | Floats, n: float | Floats, tail: float) -> Floats:
     """Distance to the end of the bounded mean: n differences with this standard error (of the sample variance) and
     skewness (None: 0), the unseen item `room` away from their mean.
 
     The weighted mean is (1 − w)·V − w·room, w ~ Beta(1, n) for the unseen item and V the Dirichlet mean of the others,
     nearly normal with variance s²/(n + 1) and skewness 2·skew·√(n + 1)/(n + 2). Its quantile depends on the ratio of
-    standard error to room/n, and on the skewness of V: it is tabulated and interpolated.
+    standard error to room/n, and on the skewness of V: it is tabulated and interpolated. Where `n` differs by draw
+    (effective numbers of items) the table of their median stands for all; its units hold what matters of n.
     """
-    if n > 1e8:
+    middle = float(np.median(n))
+    if middle > 1e8:
         return np.asarray(special.ndtri(1 - tail) * se_D)
     unit = np.maximum(room, 1e-9) / n
-    ratio_D = se_D * math.sqrt((n - 1) / (n + 1)) / unit
-    items, near_D = float(min(round(n), 2000)), np.minimum(ratio_D, _RATIO[-1])
+    ratio_D = se_D * math.sqrt((middle - 1) / (middle + 1)) / unit
+    items, near_D = float(min(round(middle), 2000)), np.minimum(ratio_D, _RATIO[-1])
     if skew_D is None:
         y_D = np.interp(near_D, _RATIO, _bounded_table(items, tail, (0.0,))[:, 0])
     else:
-        own_D = np.clip(2 * skew_D * math.sqrt(n + 1) / (n + 2), _SKEW[0], _SKEW[-1])
+        own_D = np.clip(2 * skew_D * math.sqrt(middle + 1) / (middle + 2), _SKEW[0], _SKEW[-1])
         y_D = _bilinear(_bounded_table(items, tail, tuple(_SKEW)), near_D, own_D)
     beyond_D = np.maximum(0.0, ratio_D - _RATIO[-1]) * special.ndtri(1 - tail)
     return np.asarray((y_D + beyond_D) * unit)
@@ -402,8 +404,7 @@ def _floor(parts: Parts, se_D: Floats, items_D: Floats, tail: float) -> Floats:
             spread_D = _constrained(count_D, count_D, items_D, -np.minimum(1.0, distance_D))
             distance_D = z * np.sqrt(spread_D / items_D)
         return np.asarray(distance_D)
-    middle = float(np.median(items_D))
-    return _bounded(se_D, None, parts.width, max(2.0, middle), tail)
+    return _bounded(se_D, None, parts.width, np.maximum(2.0, items_D), tail)
 
 
 def _flipped_ends(sum_D_G: Floats, size_G: Floats, tail: float) -> tuple[Floats, Floats]:
