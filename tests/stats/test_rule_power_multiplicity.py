@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from veritune.errors import ScoreError
-from veritune.stats import intervals, multiplicity, power, seeds
+from veritune.stats import intervals, multiplicity, power
 from veritune.stats.paired import compare_tables
 from veritune.stats.rule import _word, check_margin, decide, frozen_rule
 from veritune.stats.table import ScoreTable
@@ -60,15 +60,14 @@ def test_the_decision_rests_on_ci95_for_wins_and_ci90_for_equivalence():
     assert decide(comparison, 0.02).word == "better by the margin"
 
 
-def test_a_sign_flip_p_over_few_families_can_veto_a_win():
+def test_five_equal_families_with_a_large_effect_can_win():
     rng = np.random.default_rng(0)
     family = tuple(str(i // 40) for i in range(200))
     a = rng.random(200) * 0.05 + 0.4
     one = table("a", a)
     one = ScoreTable("a", "sums", one.runs, one.items, one.score_S_N, family_N=family, missing=one.missing)
     comparison = compare_tables(one, table("b", a - 0.2 + rng.random(200) * 0.05))
-    assert comparison.headline.spread.p() < 0.05 < comparison.details["family_sign_flip"]["p"]
-    assert decide(comparison, None).word == "inconclusive"
+    assert decide(comparison, None).word == "better, size unresolved"
 
 
 @pytest.mark.parametrize(
@@ -197,9 +196,3 @@ def test_the_smallest_alpha_of_an_interval_is_its_p():
     assert intervals.smallest_alpha(student, 0.01, side=1, sides=1) == pytest.approx(one_sided)
     assert intervals.smallest_alpha(student, 0.04, side=1) == 1.0
     assert intervals.smallest_alpha(student, 0.06, side=-1) == pytest.approx(2 * stats.t.sf(0.03 / 0.012, 25))
-
-
-def test_added_margins_with_one_part_are_students():
-    one, other = intervals.Added(0.2, ((0.01, 7.0),)), intervals.Student(0.2, 0.1, 7.0)
-    assert one.interval(0.9) == pytest.approx(other.interval(0.9))
-    assert one.p() == pytest.approx(other.p())

@@ -410,7 +410,7 @@ def _carried(matched: Pair, z_N: Ints, comparisons: Sequence[Comparison], option
     """From the pair of both zones, each item's zone (0 `to`, 1 `from`) and the comparisons of the two zones."""
     to, base = comparisons
     return Carried(
-        parts=seeds.crossed(matched, z_N, shared=options.shared_seeds),
+        parts=seeds.crossed(matched, z_N, shared=options.shared_seeds and not (matched.a.fixed or matched.b.fixed)),
         items=(to.results["checkpoints"].spread, base.results["checkpoints"].spread),
         base=base.headline.spread,
         recipe="recipe" in base.results,
@@ -553,7 +553,7 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
     way = t.way(share.alpha)
     shown = t.show(share.alpha, way)
     status = way.status if way else t.status
-    reason = (way.reason if way else "") or shown.reason or t.reason
+    reason = (way.reason if way else "") or shown.reason or t.reason or _withheld(comparison)
     if shown.fragile:
         status, reason = "inconclusive", shown.fragile
     details = dict(shown.details) | _correction(t, share)
@@ -598,6 +598,12 @@ def _settling(found: power.Settling) -> dict[str, Any]:
     """Counts as [at the lower end, at the upper end] of the seed spread's 80 % range; None where none is enough."""
     out: dict[str, Any] = {"to_settle": found.text, "needed_items": [found.items.low, found.items.high]}
     return out if found.seeds is None else {**out, "needed_seeds": [found.seeds.low, found.seeds.high]}
+
+
+def _withheld(comparison: Comparison | None) -> str:
+    """Why no interval can be given at all."""
+    spread = None if comparison is None else comparison.headline.spread
+    return spread.reason if isinstance(spread, Unknown) else ""
 
 
 def _correction(t: _Tested, share: _Share) -> dict[str, Any]:

@@ -24,14 +24,11 @@ EQUIVALENCE = ("equivalent", "differ")
 @dataclass(frozen=True, slots=True)
 class Assumed:
     """What is assumed before training. `discordance`: the share of items on which two runs differ (graded scores: the
-    variance of their difference); `seed_sd`: standard deviation of a run's mean score between seeds, in score units.
-    The last two are what the study declares of its seeds: one spread for both arms, arms that share their seeds."""
+    variance of their difference); `seed_sd`: standard deviation of a run's mean score between seeds, in score units."""
 
     discordance: float = 0.1
     seed_sd: float = 0.015
     power: float = 0.8
-    equal_seed_spread: bool = False
-    shared_seeds: bool = False
 
 
 def resolution(
@@ -103,8 +100,8 @@ def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, 
         "alpha": alpha,
         "power": assumed.power,
         "binary": spec.kind == "match" or spec.score == "all",
-        "equal_seed_spread": assumed.equal_seed_spread,
-        "shared_seeds": assumed.shared_seeds and not one,
+        "equal_seed_spread": study.equal_seed_spread,
+        "shared_seeds": study.shared_seeds and not one,
     }
     effects = sorted({1.0, alike}) if families < len(here) else [1.0]
     return [Design(**shared, design_effect=effect) for effect in effects]
