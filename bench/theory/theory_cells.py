@@ -90,13 +90,13 @@ def tables(draw: Draw) -> tuple[ScoreTable, ScoreTable]:
     return one("a", draw.a_S_N, False), one("b", draw.b_S_N, draw.fixed_b)
 
 
-DECLARED = {"equal": "equal_spread", "shared": "shared_seeds"}
+DECLARED = {"equal": "equal_seed_spread", "shared": "shared_seeds"}
 """What a design declares, and the field of `Options` that says so."""
 
 
 def options(declared: str | None) -> Options | None:
     """Options of a comparison; None where this version does not offer what the design declares."""
-    made = Options(scale=(0.0, 1.0))
+    made = Options(scale=(0.0, 1.0), draws=1999)
     if declared is None:
         return made
     name = DECLARED[declared]
