@@ -88,23 +88,23 @@ def read(file: Path, code: str) -> dict[str, Count]:
     return counts
 
 
-Job = tuple[str, int, int]
-"""A cell, the number of a chunk, its draws."""
+Job = tuple[str, int, int, int]
+"""A cell, the number of a chunk, its draws, how many of them go through `judge` as well."""
 
 _CELLS: dict[str, Cell] = {}
 
 
 def _chunk(job: Job) -> tuple[str, int, dict[str, int] | None, float]:
-    key, number, draws = job
+    key, number, draws, judged = job
     start = time.perf_counter()
-    errors = rates(_CELLS[key], draws, zlib.crc32(f"{key}#{number}".encode()))
+    errors = rates(_CELLS[key], draws, zlib.crc32(f"{key}#{number}".encode()), checked=judged)
     return key, draws, errors, time.perf_counter() - start
 
 
 def jobs(
-    cells: Sequence[Cell], counts: Mapping[str, Count], draws: int, *, high_only: bool
-) -> Iterator[tuple[str, int, int]]:
-    """Chunks that are still to be drawn: (cell, number of the chunk, draws)."""
+    cells: Sequence[Cell], counts: Mapping[str, Count], draws: int, judged: int, *, high_only: bool
+) -> Iterator[Job]:
+    """Chunks that are still to be drawn."""
     for cell in cells:
         count = counts.get(cell.key, Count())
         if not count.offered:
@@ -112,7 +112,7 @@ def jobs(
         if high_only and not any(count.rate(e) >= HIGH * NOMINAL[e] for e in count.errors):
             continue
         for number in range(count.draws // CHUNK, math.ceil(draws / CHUNK)):
-            yield cell.key, number, CHUNK
+            yield cell.key, number, CHUNK, judged
 
 
 def draw(file: Path, todo: Sequence[Job], processes: int, code: str) -> None:
@@ -191,6 +191,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], help="cells whose name holds all of these words")
     parser.add_argument("--reps", type=int, default=2000)
     parser.add_argument("--screen", type=int, default=0, help="draws for every cell; --reps only where a rate is high")
+    parser.add_argument("--judged", type=int, default=1, help="draws of each 250 that go through `judge` as well")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="print the tables, draw nothing")
     parser.add_argument("--all", action="store_true", help="one line per cell and error as well")
@@ -201,9 +202,9 @@ def main() -> int:
     _CELLS.update({c.key: c for c in cells})
     if not asked.table:
         first = asked.screen or asked.reps
-        draw(file, list(jobs(cells, read(file, code), first, high_only=False)), asked.jobs, code)
+        draw(file, list(jobs(cells, read(file, code), first, asked.judged, high_only=False)), asked.jobs, code)
         if asked.screen:
-            draw(file, list(jobs(cells, read(file, code), asked.reps, high_only=True)), asked.jobs, code)
+            draw(file, list(jobs(cells, read(file, code), asked.reps, asked.judged, high_only=True)), asked.jobs, code)
     counts = read(file, code)
     print("\n".join(summary(cells, counts)))
     if asked.all:
