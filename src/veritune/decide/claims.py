@@ -410,7 +410,7 @@ def _carried(matched: Pair, z_N: Ints, comparisons: Sequence[Comparison], option
     """From the pair of both zones, each item's zone (0 `to`, 1 `from`) and the comparisons of the two zones."""
     to, base = comparisons
     return Carried(
-        parts=seeds.crossed(matched, z_N, shared=options.shared_seeds),
+        parts=seeds.crossed(matched, z_N, shared=options.shared_seeds and not (matched.a.fixed or matched.b.fixed)),
         items=(to.results["checkpoints"].spread, base.results["checkpoints"].spread),
         base=base.headline.spread,
         recipe="recipe" in base.results,
@@ -549,7 +549,7 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
     way = t.way(share.alpha)
     shown = t.show(share.alpha, way)
     status = way.status if way else t.status
-    reason = (way.reason if way else "") or shown.reason or t.reason
+    reason = (way.reason if way else "") or shown.reason or t.reason or _withheld(comparison)
     if shown.fragile:
         status, reason = "inconclusive", shown.fragile
     details = dict(shown.details) | _correction(t, share)
@@ -585,6 +585,12 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         may_not=wording.may_not(claim, draft, comparison),
         confidence=wording.confidence(draft, comparison, evidence),
     )
+
+
+def _withheld(comparison: Comparison | None) -> str:
+    """Why no interval can be given at all."""
+    spread = None if comparison is None else comparison.headline.spread
+    return spread.reason if isinstance(spread, Unknown) else ""
 
 
 def _correction(t: _Tested, share: _Share) -> dict[str, Any]:
