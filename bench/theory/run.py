@@ -2,7 +2,7 @@
 
     python bench/theory/run.py --out DIR                       the whole grid, 2,000 draws a cell (hours)
     python bench/theory/run.py --out DIR --screen 500          500 draws a cell, 2,000 where a rate comes near nominal
-    python bench/theory/run.py --out DIR --only families 'G = 20'
+    python bench/theory/run.py --out DIR --group families --only 'G = 20'
     python bench/theory/run.py --out DIR --table [--all]       the tables, nothing is drawn
 
 Draws are appended to cells.jsonl in chunks, so that the run can be stopped and taken up at any time; a chunk's draws
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from theory_cells import NOMINAL, Cell, all_cells, rates
+from theory_cells import GROUPS, NOMINAL, Cell, all_cells, rates
 
 import veritune
 
@@ -188,6 +188,7 @@ def main() -> int:
     """Draw what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of cells.jsonl; a run that was stopped goes on")
+    parser.add_argument("--group", choices=GROUPS, help="cells of one group")
     parser.add_argument("--only", nargs="+", default=[], help="cells whose name holds all of these words")
     parser.add_argument("--reps", type=int, default=2000)
     parser.add_argument("--screen", type=int, default=0, help="draws for every cell; --reps only where a rate is high")
@@ -198,7 +199,7 @@ def main() -> int:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     file, code = asked.out / "cells.jsonl", code_hash()
-    cells = [c for c in all_cells() if all(word in c.key for word in asked.only)]
+    cells = [c for c in all_cells() if asked.group in (None, c.group) and all(word in c.key for word in asked.only)]
     _CELLS.update({c.key: c for c in cells})
     if not asked.table:
         first = asked.screen or asked.reps

@@ -225,7 +225,11 @@ def _families() -> Iterator[Cell]:
                     for mean in (0.0, 0.1, -0.1) if binary else (0.0, 0.1):
                         draw = designs.families(sizes, count, effect, mean, binary=binary)
                         yield _gap_cell("families", f"{sizes}, {effect}, {kind}", f"G = {count}", mean, draw)
-    for count in (10, 20, 40):
+    for shape in ("5 % at -.76", "2 % at -.88"):
+        for count in COUNTS:
+            draw = designs.tailed_families(shape, count, 0.0)
+            yield _gap_cell("families", f"equal, items {shape}", f"G = {count}", 0.0, draw)
+    for count in (8, 20, 40):
         draw = designs.rare_family(count)
         yield _gap_cell("families", "one family in ten loses .45", f"G = {count}", 0.0, draw, limit=True)
 

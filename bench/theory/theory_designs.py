@@ -210,6 +210,18 @@ def families(
     return draw
 
 
+def tailed_families(shape: str, count: int, mean: float, size: int = 8) -> Callable[[Rng], Draw]:
+    """Equal families of weak effect whose items have a shape of `SHAPES`: the tail belongs to items, not to families."""
+    family_N = np.repeat(np.arange(count), size)
+
+    def draw(rng: Rng) -> Draw:
+        effect_G = within(rng, 0.02, 0.04, count)
+        part = split(SHAPES[shape](rng, len(family_N), mean) + effect_G[family_N])
+        return Draw(part.a_S_N, part.b_S_N, family_N)
+
+    return draw
+
+
 def rare_family(count: int, size: int = 8) -> Callable[[Rng], Draw]:
     """One family in ten loses .45, the others gain .05: the true gap is 0. No rule that sees only families drawn
     can hold here; the documentation says so."""
