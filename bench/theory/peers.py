@@ -5,7 +5,8 @@
 Peers: evalstats' bootstrap-t (PyPI `evalstats`; skipped with a line when it is not installed), scipy's BCa bootstrap, a
 plain paired t, statsmodels' cluster-robust t (CR1, G - 1 degrees of freedom; skipped when not installed) and CR2 with
 Bell & McCaffrey's degrees of freedom (own lines, Bell & McCaffrey 2002, Surv Methodol 28:169; for a mean both have a
-closed form). Each cell is `share of intervals above the true gap / below it / mean width`; nominal is .025 a side.
+closed form). Each cell is `share of intervals above the true gap / below it / mean width`; nominal is .025 a side. The
+last table is power: how often the interval lies above 0 at a true gap of .1.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import theory_designs as designs
 from scipy import stats
-from theory_cells import options, tables
+from theory_cells import beyond, options, tables
 from theory_designs import Draw, Floats, Ints, Rng
 
+from veritune.stats.intervals import Spread
 from veritune.stats.paired import compare_tables
 
 try:
@@ -41,12 +43,13 @@ Method = Callable[[Draw, Rng], Interval]
 
 
 def ours(draw: Draw, rng: Rng) -> Interval:
+    return _spread(draw).interval(0.95)
+
+
+def _spread(draw: Draw) -> Spread:
     chosen = options(draw.declared)
     assert chosen is not None
-    estimate = compare_tables(*tables(draw), chosen).estimate(0.95)
-    if estimate.low is None or estimate.high is None:
-        return -math.inf, math.inf
-    return estimate.low, estimate.high
+    return compare_tables(*tables(draw), chosen).headline.spread
 
 
 def _diff(draw: Draw) -> Floats:
@@ -99,7 +102,7 @@ def cr2(draw: Draw, rng: Rng) -> Interval:
     return mean - half, mean + half
 
 
-def methods(clustered: bool) -> dict[str, Method]:
+def methods(*, clustered: bool) -> dict[str, Method]:
     """Ours and the peers that apply and are installed."""
     found: dict[str, Method] = {"Veritune": ours}
     if clustered:
@@ -118,51 +121,78 @@ def methods(clustered: bool) -> dict[str, Method]:
     return found
 
 
-GRADED = [
-    ("identical outputs", lambda n: lambda rng: designs.split(np.zeros(n)), (12, 57)),
-    ("5 % at -.76", lambda n: designs.graded("5 % at -.76", n, 0.0), (20, 57, 150, 400)),
-    ("2 % at -.88", lambda n: designs.graded("2 % at -.88", n, 0.0), (20, 57, 150, 400)),
-    ("80 % ties, skewed", lambda n: designs.graded("80 % ties, skewed", n, 0.0), (20, 57, 150)),
-    ("lognormal", lambda n: designs.graded("lognormal", n, 0.0), (20, 57, 150)),
-    ("normal, sd .25", lambda n: designs.graded("normal, sd .25", n, 0.0), (20, 57, 150)),
-    ("normal, sd .05", lambda n: designs.graded("normal, sd .05", n, 0.0), (20, 57, 150)),
+Design = tuple[str, Callable[[float], Callable[[Rng], Draw]]]
+"""A name, and the draws at a true gap."""
+
+WIDTHS = 25
+"""Draws whose interval of ours is computed in full; the others only as far as 0 is excluded (see `theory_cells`)."""
+
+
+def _graded(shape: str, n: int) -> Design:
+    return f"{shape}, n = {n}", lambda mean: designs.graded(shape, n, mean)
+
+
+GRADED: list[Design] = [
+    (f"identical outputs, n = {n}", lambda mean, n=n: lambda rng: designs.split(np.full(n, mean))) for n in (12, 57)
 ]
-FAMILIES = [(sizes, count) for sizes in ("equal", "one of 40 %", "two of 35 %", "Zipf") for count in (6, 8, 20, 40)]
+GRADED += [_graded(shape, n) for shape in ("5 % at -.76", "2 % at -.88") for n in (20, 57, 150, 400)]
+GRADED += [_graded(shape, n) for shape in ("80 % ties, skewed", "lognormal", "normal, sd .25") for n in (20, 57, 150)]
+
+FAMILIES: list[Design] = [
+    (
+        f"{sizes}, G = {g}, {kind}",
+        lambda mean, s=sizes, g=g, k=kind: designs.families(s, g, "strong", mean, binary=k == "binary"),
+    )
+    for kind in ("graded", "binary")
+    for sizes in ("equal", "one of 40 %", "two of 35 %", "Zipf")
+    for g in (6, 8, 20, 40)
+]
+
+POWER: list[Design] = [_graded("normal, sd .25", n) for n in (20, 57, 150)]
 
 
-def compare(name: str, draw: Callable[[Rng], Draw], found: dict[str, Method], reps: int) -> list[str]:
-    """One line of the table; the true gap is 0."""
+def _wrong(name: str, method: Method, draw: Draw, rng: Rng, width: bool) -> tuple[bool, bool, float]:
+    """Whether the interval lies above 0, below it, and its width where asked for."""
+    if name != "Veritune" or width:
+        low, high = method(draw, rng)
+        return low > 0, high < 0, high - low
+    spread = _spread(draw)
+    return beyond(spread, 0.0, 1), beyond(spread, 0.0, -1), math.nan
+
+
+def compare(design: Design, found: dict[str, Method], reps: int, mean: float = 0.0) -> list[str]:
+    """One line of the table."""
+    name, make = design
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    drawn = [draw(rng) for _ in range(reps)]
+    drawn = [make(mean)(rng) for _ in range(reps)]
     cells = []
-    for method in found.values():
-        low_R, high_R = np.array([method(d, rng) for d in drawn]).T
-        bounded = np.isfinite(low_R)
-        width = f"{(high_R - low_R)[bounded].mean():.2f}" if bounded.any() else "no interval"
-        above, below = float((low_R > 0).mean()), float((high_R < 0).mean())
-        if width == "0.00" and not above and not below and np.ptp(high_R - low_R) == 0:
-            width += " (a point)"
-        cells.append(f"{above:.3f} / {below:.3f} / {width}")
+    for label, method in found.items():
+        rows = np.array([_wrong(label, method, d, rng, i < WIDTHS) for i, d in enumerate(drawn)], dtype=float)
+        above, below = rows[:, 0].mean(), rows[:, 1].mean()
+        width_R = rows[np.isfinite(rows[:, 2]), 2]
+        width = f"{width_R.mean():.2f}" if len(width_R) else "no interval"
+        if len(width_R) and width_R.max() < 1e-9:
+            width = "a point"
+        cells.append(f"{above:.3f}" if mean else f"{above:.3f} / {below:.3f} / {width}")
     return [name, *cells]
 
 
-def table(title: str, found: dict[str, Method], rows: Sequence[tuple[str, Callable[[Rng], Draw]]], reps: int) -> None:
+def table(title: str, found: dict[str, Method], rows: Sequence[Design], reps: int, mean: float = 0.0) -> None:
     print(f"\n### {title} (R = {reps:,})\n\n| design | {' | '.join(found)} |\n{'| --- ' * (len(found) + 1)}|")
-    for name, draw in rows:
-        print(f"| {' | '.join(compare(name, draw, found, reps))} |", flush=True)
+    for design in rows:
+        print(f"| {' | '.join(compare(design, found, reps, mean))} |", flush=True)
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reps", type=int, default=1000)
     reps = parser.parse_args().reps
-    graded = [(f"{name}, n = {n}", make(n)) for name, make, sizes in GRADED for n in sizes]
-    table("Graded scores, one run a side, true gap 0", methods(False), graded, reps)
-    clustered = [
-        (f"{sizes}, G = {g}", designs.families(sizes, g, "strong", 0.0, binary=False)) for sizes, g in FAMILIES
-    ]
-    table("Families, strong effects, graded, true gap 0", methods(True), clustered, reps)
+    single, clustered = methods(clustered=False), methods(clustered=True)
+    table("Families, strong effects, true gap 0", clustered, FAMILIES, reps)
+    table("Graded scores, one run a side, true gap 0", single, GRADED, reps)
+    table("Power at a gap of .1: families", clustered, FAMILIES, reps, 0.1)
+    table("Power at a gap of .1: graded scores", single, POWER, reps, 0.1)
 
 
 if __name__ == "__main__":

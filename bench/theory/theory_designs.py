@@ -211,7 +211,7 @@ def families(
 
 
 def tailed_families(shape: str, count: int, mean: float, size: int = 8) -> Callable[[Rng], Draw]:
-    """Equal families of weak effect whose items have a shape of `SHAPES`: the tail belongs to items, not to families."""
+    """Equal families of weak effect whose items have a shape of `SHAPES`: the tail is the items', not the families'."""
     family_N = np.repeat(np.arange(count), size)
 
     def draw(rng: Rng) -> Draw:
