@@ -68,7 +68,9 @@ def template() -> list[Row]:
     bag = words(60, rng)
     form = "Look at the {} lamp on the {} quay, number {}, and say in one sentence whether it is safe to light it."
     texts = [form.format(rng.choice(bag), rng.choice(bag), i) for i in range(900)]
-    texts += [f"{i} + {i + 5} =" for i in range(200)] + [rng.choice(bag[:9]) for _ in range(80)] + [""] * 5 + [" \n"] * 15
+    texts += (
+        [f"{i} + {i + 5} =" for i in range(200)] + [rng.choice(bag[:9]) for _ in range(80)] + [""] * 5 + [" \n"] * 15
+    )
     rng.shuffle(texts)
     return [row(i, t, rng.choice(("Yes.", "No, it is not.", ""))) for i, t in enumerate(texts)]
 
@@ -103,12 +105,21 @@ def exam(rows: list[Row]) -> dict[str, list[str]]:
     strangers = [" ".join(words(30, rng)) for _ in range(10)]
     return {"a": [*some[25:], *thinned], "b": [*inside, *strangers, "", "Yes.", *some[:3]]}
 
+
 # ---------------------------------------------------------------- pinned
 
 PINNED = {
-    "quickstart": {"families": "733a09d63c644d81", "words alone": "b224684429223325", "contamination": "3f85c25bd27bbe61"},
+    "quickstart": {
+        "families": "733a09d63c644d81",
+        "words alone": "b224684429223325",
+        "contamination": "3f85c25bd27bbe61",
+    },
     "edited": {"families": "b751b68ddb32a24b", "words alone": "43c53e36bc59b265", "contamination": "70b8c375419a462d"},
-    "template": {"families": "01e86ba89ba9a420", "words alone": "07ccc74884d32593", "contamination": "21bbaf5902b2f252"},
+    "template": {
+        "families": "01e86ba89ba9a420",
+        "words alone": "07ccc74884d32593",
+        "contamination": "21bbaf5902b2f252",
+    },
     "odd": {"families": "18aa5d53e4042121", "words alone": "85c6a0aae6a45398", "contamination": "3a7212103f1ec23c"},
 }
 
