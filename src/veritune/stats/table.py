@@ -633,6 +633,9 @@ def scale_of(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) ->
 Counts = tuple[int, int, int, int]
 """A 2×2 table of two arms on binary scores: items that only A got right, only B, both, neither."""
 
+MAX_COUNTED_ITEMS = 10_000_000
+"""Most items that counts may stand for: each becomes a row of both arms, 32 bytes a seed."""
+
 
 def tables_from_counts(
     counts: Sequence[Counts], names: tuple[str, str] = ("A", "B"), *, eval_name: str = "", higher_is_better: bool = True
@@ -657,6 +660,8 @@ def tables_from_counts(
     if names[0] == names[1]:
         raise ScoreError(f"expected two different names, found {names[0]!r} twice.")
     n = sizes.pop()
+    if n > MAX_COUNTED_ITEMS:
+        raise ScoreError(f"expected counts of at most {MAX_COUNTED_ITEMS:,} items together, found {n:,}.")
     kind_S_N = np.array([np.repeat([0, 1, 2, 3], [a, both, neither, b]) for a, b, both, neither in counts])
     runs, items = tuple(map(str, range(len(counts)))), tuple(f"item {i}" for i in range(n))
     arms = (kind_S_N <= 1, (kind_S_N == 1) | (kind_S_N == 3))
