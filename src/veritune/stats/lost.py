@@ -64,7 +64,7 @@ def fillings(
         a, b = _all_lost(a), _all_lost(b)
     if not n_lost(a, b):
         return []
-    low, high = scale_of(a, b, scale)
+    (low, high), _ = scale_of(a, b, scale)
     worst, best = (high, low) if up is False else (low, high)
     found = []
     for ways in itertools.product(FILLINGS, repeat=max(1, len(zones))):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,9 @@ class Columns:
     metric: str = ""
     higher_is_better: bool | None = None
 
+
+Bounds = Literal["declared", "assumed", ""]
+"""Where the range of a score comes from; empty when it is not known."""
 
 GENERIC_METRICS = frozenset({"", "value", "score", "rating"})
 """Names that say nothing of what is measured. Values of 0 and 1 under such a name are taken for correctness."""
@@ -89,7 +92,8 @@ class ScoreTable:
     `score_S_N` holds the mean of an item's scored samples. `machine_missing_S_N` marks cells in which the machine lost
     a score or a sample. `metric` names what was measured; `higher_is_better` is None where its direction is unknown
     (a study's own evals are higher-is-better by contract). `missing_at` has the run, the item and the reason of every
-    score without a value; `missing` counts them by run.
+    score without a value; `missing` counts them by run. `seeds` names each run's seed where it is known; arms that
+    share their seeds are paired by it.
     """
 
     condition: str
@@ -104,6 +108,7 @@ class ScoreTable:
     samples: Samples | None = None
     machine_missing_S_N: NDArray[np.bool_] | None = field(default=None, repr=False)
     content_N: tuple[str | None, ...] | None = field(default=None, repr=False)
+    seeds: tuple[str, ...] = ()
     metric: str = ""
     higher_is_better: bool | None = True
     missing_at: tuple[tuple[int, int, str], ...] = field(default=(), repr=False)
@@ -379,7 +384,8 @@ class Pair:
     """Two arms on the same items in the same order, without gaps: A first, B second.
 
     `family_N` are integer codes, None when there are no families or each item is its own. `scale` is the
-    range a score can take. `filled` says what missing scores count as. `higher_is_better` is None where nothing says
+    range a score can take; `bounded` tells whether it was declared, assumed to be 0 to 1, or is unknown (then it is the
+    range seen). `filled` says what missing scores count as. `higher_is_better` is None where nothing says
     which end of the scale is the good one.
     """
 
@@ -390,6 +396,7 @@ class Pair:
     family_N: Ints | None
     scale: tuple[float, float]
     filled: float | None = None
+    bounded: Bounds = "declared"
     higher_is_better: bool | None = True
 
     @property
@@ -405,8 +412,10 @@ class Pair:
 
     @property
     def is_binary(self) -> bool:
-        """True when all scores of both arms are 0 or 1."""
-        return all(bool(np.all((x == 0) | (x == 1))) for x in (self.score_a_S_N, self.score_b_S_N))
+        """True when all scores of both arms are 0 or 1 and the scale says that nothing lies beyond."""
+        return self.scale == (0.0, 1.0) and all(
+            bool(np.all((x == 0) | (x == 1))) for x in (self.score_a_S_N, self.score_b_S_N)
+        )
 
     @property
     def n_families(self) -> int | None:
@@ -452,7 +461,7 @@ def pair(
         _check_scored(table, side)
     name = a.eval or b.eval
     a, b = (t if t.eval == name else replace(t, eval=name) for t in (a, b))
-    scale = scale_of(a, b, scale)
+    scale, bounded = scale_of(a, b, scale)
     up = direction_of(a, b)
     missing = missing or Missing()
     fill_a, fill_b = _fill_values(a, b, (scale, up), missing)
@@ -464,6 +473,7 @@ def pair(
         score_b_S_N if order_N is None else score_b_S_N[:, order_N],
         _families(a, b, order_N),
         scale,
+        bounded=bounded,
         filled=fill_a if fill_a == fill_b and a.n_missing + b.n_missing else None,
         higher_is_better=up,
     )
@@ -611,7 +621,7 @@ def _families(a: ScoreTable, b: ScoreTable, order_N: Ints | None) -> Ints | None
     return None if len(labels) == len(names) else code_N
 
 
-def scale_of(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> tuple[float, float]:
+def scale_of(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> tuple[tuple[float, float], Bounds]:
     """The declared scale, else [0, 1] when all scores fit, else the range that was seen. Checked against the scores."""
     present = [x[np.isfinite(x)] for x in (a.score_S_N, b.score_S_N)]
     if not any(x.size for x in present):
@@ -619,12 +629,12 @@ def scale_of(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) ->
     low = min(float(x.min()) for x in present if x.size)
     high = max(float(x.max()) for x in present if x.size)
     if scale is None:
-        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+        return ((0.0, 1.0), "assumed") if low >= 0 and high <= 1 else ((low, high), "")
     if low < scale[0] or high > scale[1]:
         raise ScoreError(
             f"{a.eval or 'the eval'}: the scale is {scale[0]:g} to {scale[1]:g}, found scores from {low:g} to {high:g}."
         )
-    return float(scale[0]), float(scale[1])
+    return (float(scale[0]), float(scale[1])), "declared"
 
 
 # ---------------------------------------------------------------- tables from counts
