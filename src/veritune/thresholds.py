@@ -188,9 +188,18 @@ class MergeThresholds(Section):
     # Convention: .3 keeps the scales 1 and 2 apart.
     slack: Share = 0.3
     """Most that rounding may widen `close`."""
+    # Convention: a tenth of the relative rounding error may pull the scale of a right merge.
+    slack_share: Share = 0.1
+    """How much of the relative rounding error widens `close`."""
     # Convention, as `slack`.
     coarse_slack: Share = 0.25
     """Most that rounding may widen `close` where what a doubled merge would leave is compared."""
+    # Convention, as `slack_share`, for weights stored in 4 or 8 bits.
+    coarse_share: Share = 0.3
+    """How much of the relative rounding error widens `close` there."""
+    # Convention: four standard errors (6e-5 for a normal scale) in thousands of tensors.
+    scale_errors: Positive = 4.0
+    """Standard errors by which a GGUF tensor's scale may miss 0, 1 or 2."""
     # Convention: an error of .1 does not distinguish the scales 1 and .8.
     scale_error: Share = 0.1
     """Standard error of a GGUF tensor's scale above which it counts as the same: it cannot be told."""

@@ -35,6 +35,7 @@ def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Mapping[str
         failure_values=dict.fromkeys(study.evals, 0.0),
         evidence={"*": {"contamination": _contamination(kept), "replicated": None}},
         options=Options(shared_seeds=study.shared_seeds, equal_seed_spread=study.equal_seed_spread),
+        grade=study.thresholds.grade,
     )
     worth = standings(store, run_ids, kept)
     verdicts = [
