@@ -500,6 +500,14 @@ class ServingGate(Section):
     """Highest ratio of peak memory."""
     cost_per_request: Ratio | None = 1.1
     """Highest ratio of cost per request."""
+    tail: Ratio | None = 2.0
+    """Highest ratio of the tail quantile, of first tokens and of whole answers; a request without an answer is slow."""
+    tail_quantile: Annotated[Real, Field(ge=0.5, lt=1)] = 0.99
+    """Which quantile `tail` limits. The higher, the more requests: 437 an arm for 0.99, 86 for 0.95."""
+    tail_burst: Annotated[Int, Field(ge=1)] = 1
+    """How many slow requests in a row may have one cause; so many times the requests are needed."""
+    alpha: Annotated[Real, Field(gt=0, lt=0.5)] = 0.05
+    """Error rate of the tail: its two-sided interval is at 1 - alpha."""
 
 
 class Release(Section):

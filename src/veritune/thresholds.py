@@ -152,7 +152,7 @@ class GeometryThresholds(Section):
     """A cell whose corrected p is below this moved."""
     # Convention: half of the smallest digit printed for a cosine (two decimals).
     small_change: Positive = 0.005
-    """A reference's change smaller than this gives no ratio: the divisor would be noise."""
+    """A reference's change smaller than this withholds the ratio to it, which is then shown with the reason."""
     # Convention: a run that moves less than half as far as its reference.
     culprit_below: Positive = 0.5
     """Ratio of a run's change to its reference's below which the reference's method is the culprit."""
@@ -214,14 +214,6 @@ class MergeThresholds(Section):
         return self
 
 
-class ServingThresholds(Section):
-    """How the tail of a latency is read by the serving gate (its limits are settings of the release policy)."""
-
-    # Two per cent of requests ten times slower must show: half of them lie beyond this quantile.
-    tail: Annotated[Real, Field(gt=0.5, lt=1)] = 0.99
-    """Quantile of a latency that the gate's tail limit speaks of."""
-
-
 class Thresholds(Section):
     """Numbers that decide words, frozen with the contract. Change one only before results exist."""
 
@@ -234,7 +226,6 @@ class Thresholds(Section):
     weights: WeightThresholds = WeightThresholds()
     geometry: GeometryThresholds = GeometryThresholds()
     merge: MergeThresholds = MergeThresholds()
-    serving: ServingThresholds = ServingThresholds()
 
 
 DEFAULTS = Thresholds()
