@@ -34,6 +34,20 @@ class FamilyThresholds(Section):
     """A split with fewer held-out families than this warns that few claims will settle."""
 
 
+class NoteThresholds(Section):
+    """When a comparison says beside its interval what that interval rests on."""
+
+    # A normal sample of 20 exceeds a skewness of 1 in 3 % of cases.
+    skewed: Positive = 1.0
+    """Skewness of the differences, without its sign, from which it is named."""
+    # Convention: a score of three or four levels has at most this many differences on one side of 0.
+    few_values: AtLeastOne = 5
+    """Distinct differences up to which their number is named."""
+    # Convention: below half a per cent the printed share would read 0.
+    undrawn: Share = 0.005
+    """Share of families that may be of a kind not drawn, from which it is named."""
+
+
 class GradeThresholds(Section):
     """The grade of confidence beside a settled verdict: what evidence counts as good, weak or poor."""
 
@@ -218,6 +232,7 @@ class Thresholds(Section):
     """Numbers that decide words, frozen with the contract. Change one only before results exist."""
 
     families: FamilyThresholds = FamilyThresholds()
+    notes: NoteThresholds = NoteThresholds()
     grade: GradeThresholds = GradeThresholds()
     zone_gap: ZoneGapThresholds = ZoneGapThresholds()
     forgetting: ForgettingThresholds = ForgettingThresholds()
