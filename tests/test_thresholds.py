@@ -187,7 +187,7 @@ def test_nothing_changes_a_value_in_place() -> None:
     ("section", "message"),
     [
         ({"zone_gap": {"generalise": 0.6}}, "did you mean 'generalises'"),
-        ({"zone_gap": {"generalises": 0.1}}, "expected memorises < generalises"),
+        ({"zone_gap": {"generalises": 0.1}}, "expected memorises < generalises < whole"),
         ({"zone_gap": {"memorises": True}}, "expected a number, found a boolean"),
         ({"merge": {"pass_floors": 11}}, "expected pass_floors <= fail_floors"),
         ({"grade": {"units_weak": 200}}, "units_weak <= units_good"),
