@@ -198,3 +198,18 @@ def test_nothing_changes_a_value_in_place() -> None:
 def test_a_value_that_makes_no_sense_is_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         study_with(**section)
+
+
+def test_the_limits_of_a_study_choose_the_words_of_a_merge() -> None:
+    import torch
+
+    from veritune.release.merge import judge, read_module
+
+    draw = torch.Generator().manual_seed(0)
+    weight, delta = (torch.randn(16, 16, generator=draw, dtype=torch.float64) for _ in range(2))
+    words = [
+        read_module(weight + 1.07 * delta, weight, delta, torch.float64, limits=limits)[-1]
+        for limits in (DEFAULTS.merge, study_with(merge={"close": 0.1}).thresholds.merge)
+    ]
+    assert words == ["wrong scaling", "merged"]
+    assert judge([], [], None, study_with(merge={"pass_floors": 3}).thresholds.merge).thresholds["pass_floors"] == 3
