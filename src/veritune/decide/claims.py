@@ -41,6 +41,7 @@ from veritune.stats.intervals import Spread, Student, Unknown, smallest_alpha
 from veritune.stats.paired import Comparison, Options, compare_tables, paired_by_seed
 from veritune.stats.reasons import unknown_reasons
 from veritune.stats.table import Ints, Missing, Pair, ScoreTable, direction_of, pair
+from veritune.thresholds import DEFAULTS, GradeThresholds
 
 Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
 Status = Literal["supported", "refuted", "inconclusive", "untested"]
@@ -112,7 +113,7 @@ class Context:
 
     `probes` maps a probe name to a recorded number or an Estimate. `scales` and `failure_values` are per eval.
     `evidence` maps a claim's name (or `*` for all) to named evidence: `contamination` (`clean`, `unchecked`,
-    `found`), `replicated` (true, false, None).
+    `found`), `replicated` (true, false, None). `grade` says what makes it good, weak or poor.
     """
 
     probes: Mapping[str, Estimate | float] = field(default_factory=dict)
@@ -120,6 +121,7 @@ class Context:
     failure_values: Mapping[str, float] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     options: Options = field(default_factory=Options)
+    grade: GradeThresholds = DEFAULTS.grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -651,7 +653,7 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         draft,
         sentence=wording.sentence(claim, draft, comparison, reason),
         may_not=wording.may_not(claim, draft, comparison),
-        confidence=wording.confidence(draft, comparison, evidence),
+        confidence=wording.confidence(draft, comparison, evidence, context.grade),
     )
 
 

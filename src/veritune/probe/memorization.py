@@ -12,6 +12,7 @@ zone allow with two bounds that no data can break: a loss is never below 0, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -85,8 +86,7 @@ def three_zone_gap(
         thresholds={**thresholds.zone_gap.model_dump(), "families_for_interval": least},
         reading=_reading(verdict, why, seen, carried),
         limits=_limits(parts, best),
-        would_change="More stranger families narrow the interval; strangers of another kind than these may read "
-        "differently.",
+        would_change=_would_change(parts["stranger"].n_families, thresholds),
     )
 
 
@@ -143,7 +143,7 @@ def _carried(name: str, to: ZoneGain, seen: ZoneGain, most: float | None, least:
     why = to.without_interval(least) or seen.without_interval(least)
     if why is not None:
         return replace(made, warnings=(why,))
-    low, high = share_interval(to, seen, most, (1 - LEVEL) / 2)
+    low, high = share_interval(to, seen, most, (1 - LEVEL) / 2, siblings=name == "sibling")
     if low is None or high is None:
         return replace(made, warnings=("unbounded: the gain on seen rows is not clear of zero",))
     return replace(made, low=low, high=high, df=min(to.mean.rule.df, seen.mean.rule.df))
@@ -172,17 +172,21 @@ def _verdict(
         return "generalises", f"at least {words.generalises:.0%} of the gain carries to strangers"
     if high <= words.memorises:
         return "memorises", f"at most {words.memorises:.0%} of the gain carries to strangers"
-    if low > 0 and high < 1:
+    if low > 0 and high <= words.whole:
         return "partly", "some of the gain carries to strangers, and not all of it"
     span = f"the share carried to strangers lies anywhere from {low:.0%} to {high:.0%}"
-    return "cannot tell", f"{span}: {_open(low, high)}"
+    return "cannot tell", f"{span}: {_open(low, high, words.whole)}"
 
 
-def _open(low: float, high: float) -> str:
+def _open(low: float, high: float, whole: float) -> str:
     """What an interval that settles no word leaves open."""
     if low > 0:
         return "some of the gain carries, and whether all of it does is open"
-    return "not all of the gain carries, and whether any does is open" if high < 1 else "none and all are both possible"
+    return (
+        "not all of the gain carries, and whether any does is open"
+        if high <= whole
+        else "none and all are both possible"
+    )
 
 
 def _zone_record(zone: str, base_N: Floats, gain_N: Floats, part: ZoneGain, least: int) -> dict[str, Any]:
@@ -213,6 +217,16 @@ def _reading(verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, E
     unit = " nats per token"
     carries = f" Seen rows gained {seen.value:.3g}{unit}; {' and '.join(shares)} carried over." if shares else ""
     return f"{words}: {why}.{carries}"
+
+
+def _would_change(strangers: int, thresholds: Thresholds) -> str:
+    """More families; and below how many of them `memorises` cannot be said whatever the gains are."""
+    # One unseen family that carries all weighs 1 - alpha^(1/G), which must leave room below the threshold.
+    needed = math.ceil(math.log((1 - LEVEL) / 2) / math.log1p(-thresholds.zone_gap.memorises))
+    least = f" `memorises` needs at least {needed} of them, whatever they gain." if strangers < needed else ""
+    return (
+        f"More stranger families narrow the interval; strangers of another kind than these may read differently.{least}"
+    )
 
 
 def _limits(parts: Mapping[str, ZoneGain], best: float | None) -> str:

@@ -35,7 +35,12 @@ def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Mapping[str
         scales=dict.fromkeys(study.evals, (0.0, 1.0)),
         failure_values=dict.fromkeys(study.evals, 0.0),
         evidence={"*": {"contamination": _contamination(kept), "replicated": None}},
-        options=Options(shared_seeds=study.shared_seeds, equal_seed_spread=study.equal_seed_spread),
+        options=Options(
+            shared_seeds=study.shared_seeds,
+            equal_seed_spread=study.equal_seed_spread,
+            notes=study.thresholds.notes,
+        ),
+        grade=study.thresholds.grade,
     )
     worth = standings(store, run_ids, kept)
     verdicts = [
