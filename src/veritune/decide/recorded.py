@@ -1,0 +1,262 @@
+"""What decides a claim on a probe: a recorded quantity, with an interval at whatever level the correction leaves it.
+
+    exact     a count or a setting (the share of trainable parameters): no uncertainty, no test, no share of alpha
+    interval  at any level where the record holds what makes one: a standard error and degrees of freedom that
+              reproduce the recorded ends, a function of the level, or the values of several runs
+    at level  only the interval that was recorded: it decides at an alpha of at least 1 − its level (two-sided), never
+              below
+    number    no interval: whatever its value, a claim on it is inconclusive
+
+Several runs: value = mean of the runs' values; the distance from it to either end joins two parts,
+
+    seeds  t(S − 1) · sd of the S values / √S
+    items  the mean of the runs' own distances (the runs share their items, so averaging runs does not shrink it)
+
+as √(seeds² + items²) from three runs on and as the larger of the two with two runs, whose sd already holds the noise
+of the items in each run. Both ends are taken by themselves (MOVER: Zou & Donner 2008, Stat Med 27:1693). Quantities
+without items (a training loss, a weight norm) have the first part alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from veritune.errors import ScoreError
+from veritune.records import Estimate
+from veritune.stats.intervals import Spread, Student, smallest_alpha, t_quantile
+
+SINGLE = "a single recorded number: its uncertainty is not known"
+LEVEL = 0.95
+"""The level at which a quantity is shown before a claim asks for its own."""
+SAME_TO = 1e-9
+"""Runs whose values differ by less than this share of their size show a rounding, not a spread between seeds."""
+
+
+# ---------------------------------------------------------------- shapes of uncertainty
+
+
+@dataclass(frozen=True, slots=True)
+class AtLevel:
+    """An interval known at one level only: it stands for every lower level, and for none above."""
+
+    level: float
+    low: float
+    high: float
+
+    def interval(self, level: float) -> tuple[float, float]:
+        covered = level <= self.level + 1e-9  # 1 − 0.95 is not 0.05 in floating point
+        return (self.low, self.high) if covered else (-math.inf, math.inf)
+
+    def p(self) -> float:
+        return _p_of_zero(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ByLevel:
+    """An interval that a function of the level gives; `at` returns (low, high), infinite where there is no bound."""
+
+    at: Callable[[float], tuple[float, float]]
+
+    def interval(self, level: float) -> tuple[float, float]:
+        return self.at(level)
+
+    def p(self) -> float:
+        return _p_of_zero(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """Ends recorded at one level that move outwards with t·se: for a t interval with an offset or a bound at an end.
+
+    Below the recorded level the recorded ends stay: where a bound cut an end, nothing tells where it lay.
+    """
+
+    recorded: AtLevel
+    se: float
+    df: float
+
+    def interval(self, level: float) -> tuple[float, float]:
+        t, t_recorded = (t_quantile(0.5 + x / 2, self.df) for x in (level, self.recorded.level))
+        more = max(0.0, t - t_recorded) * self.se
+        return self.recorded.low - more, self.recorded.high + more
+
+    def p(self) -> float:
+        return _p_of_zero(self)
+
+
+@dataclass(frozen=True, slots=True)
+class OverRuns:
+    """The mean of several runs' values. `items_S` are the runs' own intervals, None where there are no items."""
+
+    value_S: tuple[float, ...]
+    items_S: tuple[Spread, ...] | None
+
+    def interval(self, level: float) -> tuple[float, float]:
+        mean, runs = float(np.mean(self.value_S)), len(self.value_S)
+        seeds = t_quantile(0.5 + level / 2, runs - 1) * float(np.std(self.value_S, ddof=1)) / math.sqrt(runs)
+        if self.items_S is None:
+            return mean - seeds, mean + seeds
+        ends = [spread.interval(level) for spread in self.items_S]
+        below = float(np.mean([v - low for v, (low, _) in zip(self.value_S, ends)]))
+        above = float(np.mean([high - v for v, (_, high) in zip(self.value_S, ends)]))
+        join = max if runs == 2 else math.hypot
+        return mean - join(seeds, max(below, 0.0)), mean + join(seeds, max(above, 0.0))
+
+    def p(self) -> float:
+        return _p_of_zero(self)
+
+
+def _p_of_zero(spread: Spread) -> float:
+    return min(smallest_alpha(spread, 0.0, side=side) for side in (1, -1))
+
+
+# ---------------------------------------------------------------- one recorded quantity
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recorded:
+    """A recorded quantity. `spread` gives its interval at any level; None where `lacks` says why there is none.
+
+    `over_items`: the quantity is a statistic of rows, personas or other items, so that its interval must hold them;
+    without, only several runs can give it one. `remedy` says what to run where an interval is missing or too low.
+    """
+
+    estimate: Estimate
+    spread: Spread | None = None
+    exact: bool = False
+    over_items: bool = True
+    lacks: str = ""
+    remedy: str = ""
+
+
+def number(name: str, value: float, *, exact: bool = False) -> Recorded:
+    """A number of one run that no items stand behind: exact, or of unknown uncertainty."""
+    method = "a count, not an estimate" if exact else "recorded number"
+    estimate = Estimate(name, float(value), None, None, LEVEL, 1, method, warnings=() if exact else (SINGLE,))
+    return Recorded(estimate, exact=exact, over_items=False, lacks="" if exact else SINGLE)
+
+
+def missing(name: str, why: str) -> Recorded:
+    """A quantity without a value; `why` says what is missing and what makes it."""
+    return Recorded(Estimate(name, None, None, None, LEVEL, 0, "not recorded", warnings=(why,)), lacks=why)
+
+
+def from_estimate(estimate: Estimate, spread: Spread | None = None) -> Recorded:
+    """What an estimate's record gives: `spread` where the caller knows it, else t where se and df reproduce the ends.
+
+    Raises ScoreError for a damaged interval. An interval without width is no interval: identical values say nothing
+    of the next one.
+    """
+    low, high = estimate.low, estimate.high
+    if estimate.value is None or low is None or high is None:
+        why = "; ".join(estimate.warnings) or SINGLE
+        return Recorded(replace(estimate, low=None, high=None), lacks=why)
+    if not (all(map(math.isfinite, (estimate.value, low, high))) and low <= high and 0 < estimate.level < 1):
+        raise ScoreError(
+            f"{estimate.name}: expected an interval at a level between 0 and 1, found [{low}, {high}] at "
+            f"{estimate.level}.",
+            fix="Make the record again with the probe's own command.",
+        )
+    if low == high:
+        why = "the recorded interval has no width: values that do not differ say nothing of the next one"
+        return Recorded(replace(estimate, low=None, high=None, warnings=(*estimate.warnings, why)), lacks=why)
+    found = spread or student_of(estimate) or AtLevel(estimate.level, low, high)
+    return Recorded(estimate, found)
+
+
+def student_of(estimate: Estimate) -> Student | None:
+    """The t interval whose ends at the recorded level are the recorded ones; None where se and df do not give them."""
+    value, low, high, se, df = estimate.value, estimate.low, estimate.high, estimate.se, estimate.df
+    if value is None or low is None or high is None or not se or not df or se < 0 or df < 0:
+        return None
+    half = t_quantile(0.5 + estimate.level / 2, df) * se
+    near = max(abs(value - half - low), abs(value + half - high)) <= 1e-6 * half
+    return Student(value, se, df) if near else None
+
+
+def log_student_of(estimate: Estimate) -> Spread | None:
+    """The same on a log scale: value·exp(± t·se)."""
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if value is None or low is None or high is None or min(value, low, high) <= 0:
+        return None
+    logs = replace(estimate, value=math.log(value), low=math.log(low), high=math.log(high))
+    student = student_of(logs)
+    if student is None:
+        return None
+    return ByLevel(lambda level: tuple(map(_exp, student.interval(level))))  # type: ignore[arg-type,return-value]
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def as_recorded(name: str, found: Recorded | Estimate | float) -> Recorded:
+    """What was handed over for a probe's name, as a recorded quantity. Raises ScoreError where it has no value."""
+    if isinstance(found, Estimate):
+        found = from_estimate(found)
+    elif not isinstance(found, Recorded):
+        found = number(name, float(found))
+    value = found.estimate.value
+    if value is None:
+        raise ScoreError(
+            f"{name} has no value: {found.lacks or '; '.join(found.estimate.warnings) or 'no reason given'}."
+        )
+    if not math.isfinite(value):
+        raise ScoreError(f"{name} is {value}.", fix="A diverged run cannot be read; use another checkpoint.")
+    return found
+
+
+# ---------------------------------------------------------------- several runs
+
+
+def over_runs(name: str, parts: Mapping[str, Recorded], scope: str) -> Recorded:
+    """One quantity from its runs, by run id: exact where all are and agree, a mean with its interval otherwise.
+
+    A run without a value, or without the interval that its items owe, takes the value or the interval from all.
+    """
+    runs = list(parts.values())
+    first = runs[0]
+    void = next((run_id for run_id, part in parts.items() if part.estimate.value is None), None)
+    if void is not None:
+        return missing(name, f"run {void}: {parts[void].lacks}")
+    values = tuple(float(part.estimate.value or 0.0) for part in runs)
+    if len(runs) == 1 or (all(part.exact for part in runs) and len(set(values)) == 1):
+        return replace(first, estimate=replace(first.estimate, name=name, n_seeds=len(runs), scope=scope))
+    spread, lacks = _joined(parts, values)
+    low, high = spread.interval(LEVEL) if spread is not None else (None, None)
+    bare = low is None or high is None or not (math.isfinite(low) and math.isfinite(high))
+    own = [part.estimate for part in runs]
+    kept = (w for e in own for w in e.warnings if w != SINGLE)
+    estimate = Estimate(
+        name=name,
+        value=float(np.mean(values)),
+        low=None if bare else low,
+        high=None if bare else high,
+        level=LEVEL,
+        n=min(e.n for e in own),
+        method="mean of runs, t over seeds" + (f", joined with {own[0].method}" if first.over_items else ""),
+        scope=scope,
+        n_clusters=min((e.n_clusters for e in own if e.n_clusters is not None), default=None),
+        n_seeds=len(runs),
+        warnings=tuple(dict.fromkeys([*kept, *([lacks] if lacks else [])])),
+        details={"by_run": dict(zip(parts, values))},
+    )
+    remedy = next((part.remedy for part in runs if part.remedy), "")
+    return Recorded(estimate, spread, over_items=first.over_items, lacks=lacks, remedy=remedy)
+
+
+def _joined(parts: Mapping[str, Recorded], values: Sequence[float]) -> tuple[Spread | None, str]:
+    """The interval of several runs, or why there is none."""
+    if not next(iter(parts.values())).over_items:
+        if max(values) - min(values) <= SAME_TO * max(map(abs, values)):
+            return None, f"its {len(values)} runs gave the same value: there is no spread to learn from"
+        return OverRuns(tuple(values), None), ""
+    without = [(run_id, part.lacks) for run_id, part in parts.items() if part.spread is None]
+    if without:
+        run_id, why = without[0]
+        return None, f"{len(without)} of {len(parts)} runs have no interval over their items (run {run_id}: {why})"
+    return OverRuns(tuple(values), tuple(part.spread for part in parts.values() if part.spread is not None)), ""
