@@ -101,7 +101,8 @@ def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str,
         )
         losses = _train(ready, shadow, zones, planned)
         record = leak(_measured(ready, (baseline, honest), losses, zones))
-        write_json(path, {"input_hash": digest, "run": f"{FOLDER}/runs/{shadow.run_id}", "record": record})
+        runs = {"run": f"{FOLDER}/runs/{shadow.run_id}", "honest": honest.run_id}
+        write_json(path, {"input_hash": digest, **runs, "record": record})
         ready.store.log_once("probed", probe="leak", condition=condition, inputs=digest)
     found: dict[str, Any] = read_json(path)["record"]
     return found
