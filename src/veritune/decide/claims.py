@@ -494,7 +494,8 @@ def _test_probe(claim: ClaimLike, context: Context) -> _Tested:
         reason = "" if way else _probe_reason(found, estimates[0], 1 - alpha)
         return _Shown(estimates, reason, facts)
 
-    return _Tested(claim, ways, show, warnings=(found.lacks,) if found.spread is None else ())
+    lacks = (found.lacks,) if found.spread is None else ()
+    return _Tested(claim, ways, show, warnings=tuple(dict.fromkeys((*lacks, *found.estimate.warnings))))
 
 
 def _probe_ways(claim: ClaimLike, found: Recorded) -> tuple[_Way, ...]:

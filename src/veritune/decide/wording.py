@@ -214,7 +214,8 @@ def _probe_sentence(claim: ClaimLike, verdict: Verdict, reason: str) -> str:
 
 
 def _probe_units(estimate: Estimate) -> str:
-    parts = [f"n = {estimate.n:,}"]
+    alone = estimate.n == 1 and estimate.n_seeds is not None  # a number a run: its runs are all there is to count
+    parts = [] if alone else [f"n = {estimate.n:,}"]
     parts += [f"{estimate.n_clusters} families"] if estimate.n_clusters is not None else []
     parts += [f"{estimate.n_seeds} seed{'s' * (estimate.n_seeds != 1)}"] if estimate.n_seeds is not None else []
     return ", ".join(parts)

@@ -60,19 +60,29 @@ class _Run:
 def recorded_quantities(store: Store, run_ids: Sequence[str]) -> dict[str, Recorded]:
     """All quantities of these runs by name. A quantity that some run lacks has no value and says which.
 
-    Raises ScoreError for a record of a known kind that is damaged, naming its file.
+    Raises ScoreError for a record that is damaged, naming its file.
     """
+    made, damaged = _quantities(store, run_ids)
+    if damaged:
+        raise ScoreError(f"{damaged[0]} ({len(damaged)} such files).", fix="Make the record again, or remove it.")
+    return made
+
+
+def _quantities(store: Store, run_ids: Sequence[str]) -> tuple[dict[str, Recorded], list[str]]:
+    """The quantities, and what is wrong with the files that cannot be read."""
     runs = [_run(store, run_id) for run_id in run_ids]
+    damaged: list[str] = []
     parts: dict[str, dict[str, Recorded]] = {}
     sources: dict[tuple[str, str], str] = {}
     doubled: dict[str, str] = {}
-    for run, source, stem, found in _every(store, runs):
+    for run, source, stem, found in _every(store, runs, damaged):
         name = f"{stem}.{run.arm}"
         if run.run_id in parts.setdefault(name, {}):
             doubled[name] = f"run {run.run_id} has two records of it, {sources[name, run.run_id]} and {source}"
         parts[name][run.run_id], sources[name, run.run_id] = found, source
     made = {name: _over_its_runs(name, found, runs) for name, found in parts.items()}
-    return made | {name: missing(name, f"{why}: keep one of them in probes/") for name, why in doubled.items()}
+    made |= {name: missing(name, f"{why}: keep one of them in probes/") for name, why in doubled.items()}
+    return made, damaged
 
 
 def claimed_quantities(store: Store, run_ids: Sequence[str], study: Study) -> dict[str, Recorded]:
@@ -80,15 +90,16 @@ def claimed_quantities(store: Store, run_ids: Sequence[str], study: Study) -> di
     names = {claim.probe for claim in study.claims if claim.kind == "probe" and claim.probe is not None}
     if not names:
         return {}
-    there = recorded_quantities(store, run_ids)
-    return {name: _with_remedy(name, there.get(name), study) for name in sorted(names)}
+    there, damaged = _quantities(store, run_ids)
+    return {name: _with_remedy(name, there.get(name), study, damaged) for name in sorted(names)}
 
 
-def _with_remedy(name: str, found: Recorded | None, study: Study) -> Recorded:
+def _with_remedy(name: str, found: Recorded | None, study: Study, damaged: Sequence[str]) -> Recorded:
     pattern = pattern_of(name, study)
     command = _command(pattern.made_by if pattern is not None else "run", arm_of(name))
     if found is None:
-        return missing(name, f"it is not recorded; make it: {command}, then decide again: veritune run STUDY")
+        why = f" ({'; '.join(damaged)})" if damaged else ""
+        return missing(name, f"it is not recorded{why}; make it: {command}, then decide again: veritune run STUDY")
     if found.estimate.value is None:
         return replace(found, lacks=f"{found.lacks}; {command} makes it")
     if found.spread is None and not found.exact and not found.over_items:
@@ -128,15 +139,19 @@ def _over_its_runs(name: str, parts: Mapping[str, Recorded], runs: Sequence[_Run
     return over_runs(name, parts, scope)
 
 
-def _every(store: Store, runs: Sequence[_Run]) -> Iterator[tuple[_Run, str, str, Recorded]]:
-    """(run, file, name without the arm, quantity) of everything that is recorded."""
+def _every(store: Store, runs: Sequence[_Run], damaged: list[str]) -> Iterator[tuple[_Run, str, str, Recorded]]:
+    """(run, file, name without the arm, quantity) of everything that is recorded; `damaged` takes what cannot be."""
     base = next((run for run in runs if run.arm == BASELINE), None)
     for run in runs:
         where = f"runs/{run.run_id}"
         for stem, found in (*_summary(run), *_losses(run), *_gap(base, run)):
             yield run, where, stem, found
     for path in sorted([*store.root.glob("probes/*.json"), *store.root.glob("probes/*/*.json")]):
-        yield from _of_file(path, store.relative(path), {run.run_id: run for run in runs})
+        try:
+            yield from list(_of_file(path, store.relative(path), {run.run_id: run for run in runs}))
+        except (KeyError, TypeError, AttributeError, ValueError, VerituneError) as exc:
+            why = exc.message if isinstance(exc, VerituneError) else f"{type(exc).__name__} at {exc}"
+            damaged.append(f"{store.relative(path)} is damaged: {why}")
 
 
 # ---------------------------------------------------------------- what every run records
@@ -203,12 +218,7 @@ def _of_file(path: Path, shown: str, runs: Mapping[str, _Run]) -> Iterator[tuple
         run = _run_of(record, inner, label, path, runs)
         if run is None:
             continue
-        try:
-            found = list(READERS[kind](inner))
-        except (KeyError, TypeError, AttributeError, ValueError, VerituneError) as exc:
-            why = exc.message if isinstance(exc, VerituneError) else f"{type(exc).__name__} at {exc}"
-            raise ScoreError(f"{shown}: its {kind} record is damaged: {why}.", fix="Make it again.") from exc
-        for stem, quantity in found:
+        for stem, quantity in READERS[kind](inner):
             yield run, shown, stem, quantity if "input_hash" in record else _noted(quantity, BY_HAND.format(path=shown))
 
 
