@@ -34,14 +34,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from scipy.optimize import brentq
 
 from veritune.decide.recorded import Recorded, as_recorded
 from veritune.errors import ScoreError
 from veritune.records import Estimate, Verdict
 from veritune.stats import multiplicity, power, rule, seeds
-from veritune.stats.intervals import Spread, root, smallest_alpha
-from veritune.stats.paired import Comparison, Options, compare_tables
-from veritune.stats.table import Floats, Missing, Pair, ScoreTable, pair
+from veritune.stats.intervals import Spread, Student, Unknown, smallest_alpha
+from veritune.stats.paired import Comparison, Options, compare_tables, paired_by_seed
+from veritune.stats.table import Ints, Missing, Pair, ScoreTable, pair
 
 Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
 Status = Literal["supported", "refuted", "inconclusive", "untested"]
@@ -287,13 +288,7 @@ def _disagreement(claim: ClaimLike, comparison: Comparison, alpha: float) -> str
     low, high = comparison.headline.spread.interval(1 - alpha)
     if claim.kind not in ("improves", "differ") or (claim.kind == "differ" and claim.margin) or low <= 0 <= high:
         return ""
-    return f"the interval excludes 0 but a test beside it does not (p = {_agreeing_p(comparison):.2g})"
-
-
-def _agreeing_p(comparison: Comparison) -> float:
-    """The p that a claim about 0 needs as well: the largest of the interval's own and the family sign flips'."""
-    flips = comparison.details.get("family_sign_flip") or {}
-    return max(comparison.headline.spread.p(), float(flips.get("p", 0.0)))
+    return f"the interval excludes 0 but a test beside it does not (p = {comparison.headline.spread.p():.2g})"
 
 
 def _bound(claim: ClaimLike, comparison: Comparison, alpha: float) -> dict[str, Any]:
@@ -316,7 +311,7 @@ def _fragile(way: _Way | None, tables: Sequence[ScoreTable], bounds: Mapping[str
 def _ways(claim: ClaimLike, comparison: Comparison) -> tuple[_Way, ...]:
     """The ways to settle a claim on a gap, supporting ones first. Rules: see the module's table."""
     spread, m = comparison.headline.spread, claim.margin or 0.0
-    agree = _agreeing_p(comparison)
+    agree = spread.p()
 
     def beyond(edge: float, side: int, status: Status) -> _Way:
         found = smallest_alpha(spread, edge, side=side)
@@ -344,31 +339,55 @@ def _ways(claim: ClaimLike, comparison: Comparison) -> tuple[_Way, ...]:
 # ---------------------------------------------------------------- generalises
 
 
+@dataclass(frozen=True, slots=True)
+class _Difference(Spread):
+    """Δ_to − ρ·Δ_from from valid intervals of both: distances squared and added, and never below the contrast's own t.
+
+    Source of the first: Zou & Donner 2008, Stat Med 27:1693 (MOVER). It supposes that the zones' errors do not cancel;
+    the t of the contrast, with families as clusters over both zones, stands guard where they do.
+    """
+
+    to: Spread
+    base: Spread
+    gap_K: tuple[float, float]
+    share: float
+    guard: Student
+
+    def end(self, alpha: float, side: int) -> float:
+        to, base = self.gap_K
+        sign = side if self.share >= 0 else -side
+        out = max(0.0, side * (self.to.end(alpha, side) - to))
+        back = self.share * (self.base.end(alpha, -sign) - base)
+        center = to - self.share * base
+        return side * max(side * center + math.hypot(out, back), side * self.guard.end(alpha, side))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Carried:
     """How much of a gap on one zone carries to another: ρ = Δ_to/Δ_from, by inverting L(ρ) = Δ_to − ρ·Δ_from.
 
-    Families may span the zones and seeds are shared by them, so L(ρ) is one contrast of the crossed model.
-    Source: Fieller 1954, J R Stat Soc B 16:175. Without a Δ_from clear of 0 the share is unbounded.
+    `items` are the two zones' intervals over new items (to, from). Seeds are shared by the zones, so their part of L(ρ)
+    is one contrast of the crossed model. Source: Fieller 1954, J R Stat Soc B 16:175. Without a Δ_from clear of 0 the
+    share is unbounded.
     """
 
     parts: seeds.Crossed
-    floor_K_K: Floats
+    items: tuple[Spread, Spread]
+    base: Spread
     recipe: bool
+    equal: bool = False
 
     def contrast(self, share: float) -> Spread:
         """L(share) and its uncertainty. Strata: 0 is `to`, 1 is `from`."""
-        return self._spread(np.array([1.0, -share]))
-
-    @property
-    def base(self) -> Spread:
-        """Δ_from and its uncertainty."""
-        return self._spread(np.array([0.0, 1.0]))
-
-    def _spread(self, weight_K: Floats) -> Spread:
-        variance = (seeds.new_items_and_seeds if self.recipe else seeds.new_items)(self.parts, weight_K)
-        least = float(weight_K @ self.floor_K_K @ weight_K)
-        return variance.spread(float(weight_K @ self.parts.gap_K), least)
+        if any(isinstance(x, Unknown) for x in self.items):
+            return next(x for x in self.items if isinstance(x, Unknown))
+        weight_K = np.array([1.0, -share])
+        value, df = self.parts.item_variance(weight_K)
+        center = float(weight_K @ self.parts.gap_K)
+        gaps = (float(self.parts.gap_K[0]), float(self.parts.gap_K[1]))
+        spread: Spread = _Difference(*self.items, gaps, share, Student(center, math.sqrt(value), df))
+        added = seeds.seed_spread(self.parts, weight_K, equal=self.equal) if self.recipe else None
+        return seeds.Combined(center, spread, added) if added else spread
 
     def interval(self, level: float) -> tuple[float, float]:
         """Bounds on ρ at `level`; infinite when Δ_from's own interval holds 0."""
@@ -389,17 +408,19 @@ class Carried:
             if step > 1e6:
                 return side * math.inf
         inner = center if step == 1e-3 else center + side * step / 2
-        return root(beyond, inner, center + side * step, xtol=2e-12) if beyond(inner) < 0 else center
+        return float(brentq(beyond, inner, center + side * step, xtol=2e-12)) if beyond(inner) < 0 else center
 
 
-def _carried(matched: Pair, z_N: Any) -> Carried:
-    parts = seeds.crossed(matched, z_N)
-    # A zone without a single differing item still has the uncertainty of an empty 2x2 table.
-    floor = np.where(np.diag(parts.item_K_K) == 0, (2.0 / parts.n_K) ** 2, 0.0)
-    arms = ((matched.a, matched.score_a_S_N), (matched.b, matched.score_b_S_N))
-    many = [score.shape[0] > 1 for _, score in arms]
-    recipe = any(many) and all(m or table.fixed for m, (table, _) in zip(many, arms))
-    return Carried(parts, np.diag(floor), recipe)
+def _carried(matched: Pair, z_N: Ints, comparisons: Sequence[Comparison], options: Options) -> Carried:
+    """From the pair of both zones, each item's zone (0 `to`, 1 `from`) and the comparisons of the two zones."""
+    to, base = comparisons
+    return Carried(
+        parts=seeds.crossed(matched, z_N, shared=options.shared_seeds),
+        items=(to.results["checkpoints"].spread, base.results["checkpoints"].spread),
+        base=base.headline.spread,
+        recipe="recipe" in base.results,
+        equal=options.equal_seed_spread,
+    )
 
 
 def _test_generalises(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
@@ -411,12 +432,11 @@ def _test_generalises(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: C
     comparisons = [compare_tables(a.in_zone(z), b.in_zone(z), options) for z in zones]
     matched = pair(*(_two_zones(t, zones) for t in (a, b)), scale=options.scale, missing=options.missing)
     z_N = np.array([zones.index(z) for z in matched.a.zone_N or ()])
-    carried = _carried(matched, z_N)
+    if options.shared_seeds:
+        matched = paired_by_seed(matched)
+    carried = _carried(matched, z_N, comparisons, options)
     base, contrast = carried.base, carried.contrast(share)
-    gained = max(
-        smallest_alpha(base, 0, side=1),
-        smallest_alpha(comparisons[1].headline.spread, 0, side=1),
-    )
+    gained = smallest_alpha(base, 0, side=1)
     ways = (
         _Way(max(gained, smallest_alpha(contrast, 0, side=1)), "supported"),
         _Way(max(gained, smallest_alpha(contrast, 0, side=-1)), "refuted"),

@@ -15,11 +15,11 @@ import numpy as np
 
 from veritune.decide import wording
 from veritune.errors import ScoreError
-from veritune.evaluate.imports import Columns, Reading, read
+from veritune.evaluate.imports import Reading, read
 from veritune.records import Estimate
 from veritune.stats import power, rule
 from veritune.stats.paired import ESTIMANDS, Comparison, Options, compare_tables
-from veritune.stats.table import Floats, Missing, ScoreTable
+from veritune.stats.table import Columns, Floats, Missing, ScoreTable
 
 _FLIPS_KEPT = 1000
 _FLIPS_SHOWN = 6

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from veritune.records import Estimate, Verdict
-from veritune.stats.paired import FEW_FAMILIES, Comparison
+from veritune.stats.paired import Comparison
 
 if TYPE_CHECKING:
     from veritune.decide.claims import ClaimLike
@@ -351,7 +351,7 @@ def _probe_evidence(estimate: Estimate) -> dict[str, dict[str, str]]:
 def _unit_evidence(comparison: Comparison) -> dict[str, str]:
     families = comparison.pair.n_families
     units, noun = (families, "families") if families is not None else (comparison.pair.n, "independent items")
-    state = "good" if units >= 100 else "weak" if units >= FEW_FAMILIES else "poor"
+    state = "good" if units >= 100 else "weak" if units >= 20 else "poor"
     return {"state": state, "why": f"{units} {noun}"}
 
 

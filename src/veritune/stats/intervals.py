@@ -1,74 +1,81 @@
-"""The shapes uncertainty comes in. Each gives an interval at any level and a two-sided p of "no difference".
+"""The shapes uncertainty comes in. Each gives an interval at any level and a one-sided p for any value.
 
-Tango    paired binary scores                    score interval, mid-p McNemar
-Student  a mean with a standard error and df     t interval, t test
-Added    a mean with variances of few df          their margins squared and added
-Flips    a sample of sign-flipped means          test-inversion interval, sign-flip p
-Widest   several of these                        the widest interval, the largest p
-Unknown  no spread to learn from                 no interval
+Tango     paired binary scores                    score interval, mid-p McNemar
+Student   a mean with a standard error and df     t interval, t test
+Flips     a sample of sign-flipped means          test-inversion interval, sign-flip p
+Widest    several of these                        the widest interval, the largest p
+Unknown   no spread to learn from                 no interval
+(BoundedMean is in `bounded`, Combined, which adds the spread between seeds, in `seeds`.)
 
-Endpoints may be infinite: then no bound can be given at that level.
+Ends may be infinite: then no bound can be given at that level.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy import special
+from scipy.optimize import brentq
 
 from veritune.stats.table import Floats
 
 TINY_P = 1e-300
 """A p that underflows is reported as below this; p is never 0."""
 
+LEAST_ALPHA = 1e-12
+"""The smallest error rate that `Spread.tail` resolves by inversion."""
 
-class Spread(Protocol):
-    """Uncertainty about a mean difference."""
+
+class Spread(ABC):
+    """Uncertainty about a mean difference, by its one-sided ends."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def end(self, alpha: float, side: int) -> float:
+        """The lower (side −1) or upper (+1) end with a one-sided error rate of `alpha` in (0, 0.5]."""
 
     def interval(self, level: float) -> tuple[float, float]:
         """Two-sided interval at `level` in (0, 1)."""
-        ...
+        alpha = (1 - level) / 2
+        return self.end(alpha, -1), self.end(alpha, 1)
+
+    def tail(self, value: float, side: int) -> float:
+        """One-sided p: the least alpha whose lower end (side +1) lies above `value`, or upper end (−1) below it.
+
+        1.0 where no alpha up to 0.5 does. The default inverts `end`, which moves outwards as alpha falls.
+        """
+        return _inverted(self, value, side)
 
     def p(self) -> float:
         """Two-sided p of a difference of 0, in (0, 1]."""
-        ...
+        return min(1.0, max(TINY_P, 2 * min(self.tail(0.0, 1), self.tail(0.0, -1))))
+
+    @property
+    def floor(self) -> float:
+        """The smallest p that this method can give."""
+        return TINY_P
 
 
-def root(f: Callable[[float], float], low: float, high: float, *, xtol: float) -> float:
-    """The x in [low, high] at which f changes sign, within `xtol`. f(low) and f(high) must differ in sign.
+def _inverted(spread: Spread, value: float, side: int) -> float:
+    def excess(log_alpha: float) -> float:
+        return side * (spread.end(math.exp(log_alpha), -side) - value)
 
-    Inverse quadratic interpolation or bisection, as Chandrupatla 1997, Adv Eng Softw 28:145. Written out because
-    importing scipy.optimize for this one function takes longer than a whole comparison.
-    """
-    a, b = high, low
-    f_a, f_b = f(a), f(b)
-    if f_a == 0 or f_b == 0:
-        return a if f_a == 0 else b
-    if (f_a > 0) == (f_b > 0):
-        raise ValueError(f"f has one sign at {low!r} and {high!r}")
-    share = 0.5
-    while True:
-        x = a + share * (b - a)
-        f_x = f(x)
-        if (f_x > 0) == (f_a > 0):
-            c, f_c = a, f_a
-        else:
-            c, f_c, b, f_b = b, f_b, a, f_a
-        a, f_a = x, f_x
-        best = a if abs(f_a) < abs(f_b) else b
-        tolerance = (4e-16 * abs(best) + xtol) / abs(b - c) if b != c else 1.0
-        if f_a == 0 or tolerance > 0.5:
-            return best
-        place, height = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
-        share = 0.5
-        if height**2 < place and (1 - height) ** 2 < 1 - place:
-            share = f_a / (f_b - f_a) * f_c / (f_b - f_c)
-            share += (c - a) / (b - a) * f_a / (f_c - f_a) * f_b / (f_c - f_b)
-        share = min(1 - tolerance, max(tolerance, share))
+    top, bottom = math.log(0.5), math.log(LEAST_ALPHA)
+    if not excess(top) > 0:
+        return 1.0
+    least = excess(bottom)
+    if least > 0:
+        return LEAST_ALPHA
+    if math.isfinite(least):
+        return math.exp(float(brentq(excess, bottom, top, xtol=1e-7)))
+    for _ in range(44):  # an infinite end has no root to interpolate; halving needs only the sign
+        middle = (top + bottom) / 2
+        top, bottom = (middle, bottom) if excess(middle) > 0 else (top, middle)
+    return math.exp(top)
 
 
 def normal_quantile(probability: float) -> float:
@@ -101,7 +108,9 @@ def _tango_low(b: float, c: float, n: float, z: float) -> float:
         return -z * z / (n + z * z)  # here and below the estimate is a root too, but not the interval's end
     if c == 0 and b >= n:
         return (n - z * z) / (n + z * z)
-    return root(excess, -1.0, gap, xtol=1e-14)
+    if excess(gap) >= 0:  # z is 0 within rounding
+        return gap
+    return float(brentq(excess, -1.0, gap, xtol=1e-14))
 
 
 def tango_interval(n10: float, n01: float, n: float, level: float = 0.95) -> tuple[float, float]:
@@ -134,18 +143,18 @@ def mcnemar_exact(n10: int, n01: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Tango:
-    """Paired binary counts. For seed-averaged scores `unit` is the size of one step: then the counts are those of
-    the three-valued variable {−unit, 0, unit} with the same first two moments, and may be fractions."""
+class Tango(Spread):
+    """Paired binary counts. On an effective number of items they may be fractions; `unit` is the size of one step."""
 
     n10: float
     n01: float
     n: float
     unit: float = 1.0
 
-    def interval(self, level: float) -> tuple[float, float]:
-        low, high = tango_interval(self.n10, self.n01, self.n, level)
-        return low * self.unit, high * self.unit
+    def end(self, alpha: float, side: int) -> float:
+        z = normal_quantile(1 - alpha)
+        up, down = (self.n10, self.n01) if side < 0 else (self.n01, self.n10)
+        return -side * _tango_low(up, down, self.n, z) * self.unit
 
     def p(self) -> float:
         if self.unit == 1.0 and float(self.n10).is_integer() and float(self.n01).is_integer():
@@ -175,46 +184,28 @@ def three_valued(diff_N: Floats, shrink: float = 1.0) -> Tango:
 
 
 @dataclass(frozen=True, slots=True)
-class Student:
+class Student(Spread):
     """A t interval: center ± t·se with `df` degrees of freedom."""
 
     center: float
     se: float
     df: float
 
-    def interval(self, level: float) -> tuple[float, float]:
-        half = t_quantile(0.5 + level / 2, self.df) * self.se
-        return self.center - half, self.center + half
+    def end(self, alpha: float, side: int) -> float:
+        return self.center + side * t_quantile(1 - alpha, self.df) * self.se
 
-    def p(self) -> float:
+    def tail(self, value: float, side: int) -> float:
+        distance = side * (self.center - value)
+        if distance <= 0:
+            return 1.0
         if self.se == 0:
-            return 1.0 if self.center == 0 else TINY_P
-        t = abs(self.center) / self.se
-        tail = special.ndtr(-t) if math.isinf(self.df) else special.stdtr(self.df, -t)
-        return max(TINY_P, 2.0 * float(tail))
-
-
-@dataclass(frozen=True, slots=True)
-class Added:
-    """A mean whose variance is a sum of parts with few degrees of freedom each: half-width √(Σ v·t²_df).
-
-    The parts' own margins of error, squared and added. Used where Satterthwaite's single df is too optimistic.
-    Sources: Howe 1974, JASA 69:789; Zou & Donner 2008, Stat Med 27:1693.
-    """
-
-    center: float
-    parts: tuple[tuple[float, float], ...]
-
-    def interval(self, level: float) -> tuple[float, float]:
-        half = math.sqrt(sum(v * t_quantile(0.5 + level / 2, df) ** 2 for v, df in self.parts if v > 0))
-        return self.center - half, self.center + half
-
-    def p(self) -> float:
-        return smallest_alpha(self, 0.0, side=1 if self.center > 0 else -1)
+            return TINY_P
+        t = distance / self.se
+        return max(TINY_P, float(special.ndtr(-t) if math.isinf(self.df) else special.stdtr(self.df, -t)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Flips:
+class Flips(Spread):
     """Sign-flip test and its inversion, exact or Monte Carlo.
 
     Flipping the signs of a subset F of d − Δ leaves a sum at least as large as the observed one exactly when the
@@ -228,49 +219,55 @@ class Flips:
     high_R: Floats
     exact: bool
 
-    def interval(self, level: float) -> tuple[float, float]:
-        size = len(self.low_R) + 1
-        rank = math.floor((1 - level) / 2 * size + 1e-9)
+    def end(self, alpha: float, side: int) -> float:
+        rank = math.floor(alpha * (len(self.low_R) + 1) + 1e-9)
         if rank < 1:
-            return -math.inf, math.inf
-        return float(self.low_R[rank - 1]), float(self.high_R[-rank])
+            return side * math.inf
+        return float(self.low_R[rank - 1] if side < 0 else self.high_R[-rank])
 
-    def p(self) -> float:
+    def tail(self, value: float, side: int) -> float:
         size = len(self.low_R) + 1
-        below = 1 + int(np.searchsorted(self.low_R, 0.0, side="right"))
-        above = 1 + len(self.high_R) - int(np.searchsorted(self.high_R, 0.0, side="left"))
-        return min(1.0, 2.0 * min(below, above) / size)
+        if side > 0:
+            count = 1 + int(np.searchsorted(self.low_R, value, side="right"))
+        else:
+            count = 1 + len(self.high_R) - int(np.searchsorted(self.high_R, value, side="left"))
+        return count / size
 
     @property
     def floor(self) -> float:
-        """The smallest p that this many flips can give."""
         return 2.0 / (len(self.low_R) + 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Widest:
+class Widest(Spread):
     """The widest of several intervals and the largest of their p: each part may only weaken a statement."""
 
     parts: tuple[Spread, ...]
 
-    def interval(self, level: float) -> tuple[float, float]:
-        lows, highs = zip(*(part.interval(level) for part in self.parts))
-        return min(lows), max(highs)
+    def end(self, alpha: float, side: int) -> float:
+        return side * max(side * part.end(alpha, side) for part in self.parts)
+
+    def tail(self, value: float, side: int) -> float:
+        return max(part.tail(value, side) for part in self.parts)
 
     def p(self) -> float:
         return max(part.p() for part in self.parts)
 
+    @property
+    def floor(self) -> float:
+        return max(part.floor for part in self.parts)
+
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(Spread):
     """No spread to learn an interval from; `reason` says why."""
 
     reason: str
 
-    def interval(self, level: float) -> tuple[float, float]:
-        return -math.inf, math.inf
+    def end(self, alpha: float, side: int) -> float:
+        return side * math.inf
 
-    def p(self) -> float:
+    def tail(self, value: float, side: int) -> float:
         return 1.0
 
 
@@ -278,20 +275,6 @@ def smallest_alpha(spread: Spread, excludes: float, *, side: int, sides: int = 2
     """The least alpha at which the interval at level 1 − 2·alpha/sides lies beyond `excludes` on `side` (+1: above).
 
     With `sides` 2 it belongs to a two-sided statement (level 1 − alpha), with 1 to a one-sided one
-    (level 1 − 2·alpha). 1.0 when no alpha below 1 does. Bisection on log alpha; intervals nest.
+    (level 1 − 2·alpha). 1.0 when no alpha below 1 does.
     """
-
-    def beyond(alpha: float) -> bool:
-        low, high = spread.interval(1 - 2 * alpha / sides)
-        return low > excludes if side > 0 else high < excludes
-
-    top = 0.999 * sides / 2
-    if not beyond(top):
-        return 1.0
-    small, large = math.log(1e-12), math.log(top)
-    if beyond(1e-12):
-        return 1e-12
-    for _ in range(48):
-        middle = (small + large) / 2
-        small, large = (small, middle) if beyond(math.exp(middle)) else (middle, large)
-    return math.exp(large)
+    return min(1.0, sides * spread.tail(excludes, side))

@@ -1,10 +1,12 @@
 """One comparison of two arms on the same items: which method applies, its interval, its p, its 2×2 table.
 
-binary, one run a side            Tango score interval, mid-p McNemar (exact p beside it)
-graded, one run a side, n ≥ 200   paired t
-graded, one run a side, n < 200   sign-flip test and its inversion
-families                          cluster-robust t, G − 1 df; never narrower than without families
-several runs                      seeds × items (see `seeds`), one interval per estimand
+Over new items, for the runs at hand:
+
+    binary, one run a side            Tango score interval, mid-p McNemar (exact p beside it)
+    graded, or several runs a side    the wider of Student's t and Learned-Miller & Thomas (`bounded`)
+    families                          by their sizes (`families`), never narrower than the above on the effective items
+
+Over new items and new seeds (the recipe): the same, widened by the spread between seeds (`seeds`).
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import numpy as np
 from veritune.errors import ScoreError
 from veritune.records import Estimate
 from veritune.stats import intervals, seeds
-from veritune.stats.intervals import Flips, Spread, Student, Unknown, Widest, three_valued
-from veritune.stats.table import Floats, Ints, Missing, Pair, ScoreTable, pair
+from veritune.stats.bounded import BoundedMean
+from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, sign_flips, undrawn
+from veritune.stats.intervals import Spread, Student, Unknown, Widest, three_valued
+from veritune.stats.table import Floats, Missing, Pair, ScoreTable, pair
 
 Estimand = Literal["recipe", "checkpoints", "items"]
 
@@ -31,25 +35,23 @@ ESTIMANDS: Mapping[Estimand, str] = {
     "items": "these items, new seeds",
 }
 
-T_FROM_N = 200
-"""From this many items on a graded comparison uses the paired t interval."""
-
-FEW_FAMILIES = 20
-"""Below this many families the cluster-robust t is not trusted alone."""
-
 MAX_DRAWS = 1_000_000
-_EXACT_UNITS = 16
-_CHUNK_CELLS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to compare. `draws` are Monte Carlo sign flips, used only when exact enumeration is too large."""
+    """How to compare. `draws` are Monte Carlo sign flips of families, used only beyond 16 families.
 
-    draws: int = 99_999
+    `equal_seed_spread` and `shared_seeds` are declared before the data: that all arms spread alike between seeds, and
+    that runs of one seed share their data order and initialisation, so that arms are paired by seed.
+    """
+
+    draws: int = 9_999
     seed: int = 0
     scale: tuple[float, float] | None = None
     missing: Missing = field(default_factory=Missing)
+    equal_seed_spread: bool = False
+    shared_seeds: bool = False
 
     def __post_init__(self) -> None:
         if not 99 <= self.draws <= MAX_DRAWS:
@@ -98,7 +100,7 @@ class Comparison:
         result = self.results[estimand] if estimand else self.headline
         low, high = _bounds(*result.spread.interval(level))
         p = result.spread.p()
-        floor = getattr(result.spread, "floor", intervals.TINY_P)
+        floor = result.spread.floor
         warnings = self.warnings + result.warnings
         if isinstance(result.spread, Unknown):
             warnings += (result.spread.reason,)
@@ -143,20 +145,38 @@ def compare_tables(a: ScoreTable, b: ScoreTable, options: Options | None = None)
 def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
     """`compare_tables` for a pair that is already lined up."""
     options = options or Options()
-    parts = seeds.crossed(matched)
-    results: dict[Estimand, Result] = {}
-    results["checkpoints"] = _checkpoints(matched, parts, options)
+    if options.shared_seeds:
+        matched = paired_by_seed(matched)
+    parts = seeds.crossed(matched, shared=options.shared_seeds)
+    rule = None if matched.family_N is None else family_rule(np.bincount(matched.family_N))
+    items = _new_items(matched, parts, rule, options)
+    results: dict[Estimand, Result] = {"checkpoints": items}
     if _is_recipe(matched):
-        results["recipe"] = _recipe(matched, parts)
+        results["recipe"] = _recipe(items, parts, options)
     if parts.arms:
-        results["items"] = _these_items(matched, parts)
+        results["items"] = _these_items(parts)
     return Comparison(
         pair=matched,
         results=results,
-        details=_details(matched, parts, options),
-        warnings=_warnings(matched),
+        details=_details(matched, parts, rule),
+        warnings=_warnings(matched) + _assumptions(matched, rule, options),
         scope=_scope(matched),
     )
+
+
+def paired_by_seed(matched: Pair) -> Pair:
+    """The pair with B's runs in the order of A's seeds. Raises ScoreError where the arms do not share their seeds."""
+    a, b = matched.a, matched.b
+    seeds_a, seeds_b = a.seeds or a.runs, b.seeds or b.runs
+    if len(seeds_a) < 2 and len(seeds_b) < 2:
+        return matched
+    if sorted(seeds_a) != sorted(seeds_b) or len(set(seeds_a)) < len(seeds_a):
+        raise ScoreError(
+            f"expected the same seeds on both sides, found {', '.join(seeds_a)} and {', '.join(seeds_b)}.",
+            fix="Arms share their seeds only if every run of one has a partner with its seed in the other.",
+        )
+    order = [seeds_b.index(seed) for seed in seeds_a]
+    return dataclasses.replace(matched, score_b_S_N=matched.score_b_S_N[order])
 
 
 def _is_recipe(matched: Pair) -> bool:
@@ -169,153 +189,136 @@ def _is_recipe(matched: Pair) -> bool:
 ONE_K = np.ones(1)
 
 
-def _checkpoints(matched: Pair, parts: seeds.Crossed, options: Options) -> Result:
-    """New items, the runs at hand. One run a side without families takes the exact methods of its kind."""
-    diff_N = matched.diff_N
-    variance = seeds.new_items(parts, ONE_K)
-    gap, se, df = float(parts.gap_K[0]), variance.se, variance.df
-    families = matched.n_families
-    single = matched.score_a_S_N.shape[0] == matched.score_b_S_N.shape[0] == 1
-    if families == 1:
-        reason = "all items are one family: nothing independent to learn an interval from"
-        return Result("checkpoints", gap, Unknown(reason), "none", "none")
-    if se == 0 and gap != 0 and not matched.is_binary:
-        reason = f"every item differs by exactly {gap:g}: no spread to learn an interval from (a constant score?)"
-        return Result("checkpoints", gap, Unknown(reason), "none", "none")
-    if matched.is_binary and single and families is None:
-        return Result("checkpoints", gap, three_valued(diff_N), "Tango score interval", "mid-p McNemar", se)
-    if families is not None:
-        return _clustered(matched, parts, variance, options)
-    if matched.is_binary:
-        spread: Spread = Widest((Student(gap, se, df), three_valued(diff_N)))
-        return Result("checkpoints", gap, spread, "paired t over items, seeds averaged", "t test", se, df)
-    if se == 0:
-        return Result("checkpoints", gap, _all_equal(matched), "bound from no differing item", "none", se)
-    if matched.n >= T_FROM_N:
-        return Result("checkpoints", gap, Student(gap, se, df), "paired t", "paired t test", se, df, _few(diff_N))
-    flips = sign_flips(diff_N, options)
-    word = "exact" if flips.exact else f"Monte Carlo, {options.draws:,} draws, seed {options.seed}"
-    return Result("checkpoints", gap, flips, f"sign-flip inversion ({word})", f"sign-flip test ({word})", se)
-
-
-def _few(diff_N: Floats) -> tuple[str, ...]:
-    differing = int((diff_N != 0).sum())
-    if differing >= 20:
-        return ()
-    return (f"only {differing} of {len(diff_N)} items differ: a t interval is not to be trusted here",)
-
-
-@dataclass(frozen=True, slots=True)
-class _Scaled:
-    """A spread on [−1, 1] stretched to the width of a scale."""
-
-    inner: Spread
-    width: float
-
-    def interval(self, level: float) -> tuple[float, float]:
-        low, high = self.inner.interval(level)
-        return low * self.width, high * self.width
-
-    def p(self) -> float:
-        return self.inner.p()
-
-
-def _all_equal(matched: Pair, shrink: float = 1.0) -> Spread:
-    """No item differs: at most z²/(n + z²) of items may, each by at most the width of the scale."""
+def _new_items(matched: Pair, parts: seeds.Crossed, rule: FamilyRule | None, options: Options) -> Result:
+    """New items, the runs at hand."""
+    diff_N, gap = matched.diff_N, float(parts.gap_K[0])
+    value, df = parts.item_variance(ONE_K)
     low, high = matched.scale
-    if high == low:
-        return Unknown("every score on both sides is the same constant")
-    return _Scaled(three_valued(np.zeros(matched.n), shrink), high - low)
+    unknown = ""
+    if rule is not None and rule.method == "withheld":
+        unknown = rule.reason
+    elif high == low:
+        unknown = "every score on both sides is the same constant"
+    elif matched.n < 2:
+        unknown = "one item: nothing to learn an interval from"
+    elif not matched.is_binary and not matched.bounded:
+        unknown = (
+            f"graded scores from {low:g} to {high:g} without declared bounds: a rare loss that was not seen could be "
+            "of any size; declare the scale that scores can take (--scale LOW,HIGH)"
+        )
+    if unknown:
+        return Result("checkpoints", gap, Unknown(unknown), "none", "none")
+    if rule is not None:
+        return _clustered(matched, parts, rule, options)
+    single = matched.score_a_S_N.shape[0] == matched.score_b_S_N.shape[0] == 1
+    se = math.sqrt(value)
+    if matched.is_binary and single:
+        return Result("checkpoints", gap, three_valued(diff_N), "Tango score interval", "mid-p McNemar", se)
+    spread = Widest((Student(gap, se, df), BoundedMean(diff_N, high - low)))
+    return Result("checkpoints", gap, spread, _method("paired t", matched), "the larger of both p", se, df)
 
 
-def _clustered(matched: Pair, parts: seeds.Crossed, variance: seeds.Variance, options: Options) -> Result:
-    """Families as clusters. Binary scores keep the score interval, on the effective number of items, as a floor."""
-    gap, families = float(parts.gap_K[0]), matched.n_families or 0
+def _method(other: str, matched: Pair) -> str:
+    runs = max(matched.score_a_S_N.shape[0], matched.score_b_S_N.shape[0])
+    averaged = ", seeds averaged" if runs > 1 else ""
+    return f"the wider of {other} and Learned-Miller & Thomas{averaged}"
+
+
+def _clustered(matched: Pair, parts: seeds.Crossed, rule: FamilyRule, options: Options) -> Result:
+    """Families as clusters, by the rule of their sizes; what items alone need, on the effective number, as a floor."""
+    assert matched.family_N is not None
+    diff_N, gap = matched.diff_N, float(parts.gap_K[0])
+    size_G = np.bincount(matched.family_N)
+    sum_G: Floats = np.bincount(matched.family_N, weights=diff_N).astype(np.float64)
     naive = float(parts.item_K_K[0, 0])
-    shrink = variance.value / naive if naive > 0 else matched.n / families
-    student = Student(gap, variance.se, variance.df)
-    spread: Spread = student
-    if naive == 0:
-        spread = _all_equal(matched, shrink)
-    elif matched.is_binary:
-        spread = Widest((student, three_valued(matched.diff_N, shrink)))
+    clustered = (cr3 if rule.method == "cr3" else cr1)(sum_G, size_G)
+    se = math.sqrt(max(naive, clustered))
+    # Without any spread nothing says how alike the items of a family are: then a family counts as one item.
+    shrink = max(1.0, clustered / naive) if naive > 0 else matched.n / rule.families
+    student = Student(gap, se, rule.df)
+    family: tuple[Spread, ...] = (student,)
+    if rule.method == "cr1+flips":
+        family = (student, sign_flips(sum_G, size_G, draws=options.draws, seed=options.seed))
+    single = matched.score_a_S_N.shape[0] == matched.score_b_S_N.shape[0] == 1
+    low, high = matched.scale
+    if matched.is_binary and single:
+        floor: Spread = three_valued(diff_N, shrink)
+    else:
+        floor = BoundedMean(diff_N, high - low, matched.n / shrink)
+    p_method = "sign flips of families and cluster-robust t" if rule.method == "cr1+flips" else "cluster-robust t test"
+    return Result("checkpoints", gap, Widest((*family, floor)), rule.text, p_method, se, rule.df)
+
+
+def _recipe(items: Result, parts: seeds.Crossed, options: Options) -> Result:
+    """New items and new seeds: what items need, widened by the spread between seeds."""
+    if isinstance(items.spread, Unknown):
+        return dataclasses.replace(items, estimand="recipe")
+    added = seeds.seed_spread(parts, ONE_K, equal=options.equal_seed_spread)
+    assert added is not None
+    how = {
+        "quadrature": "seed margins squared and added",
+        "larger": "the larger of the item and seed margins",
+        "both": "the larger of two ways to add seed margins",
+        "equal": "one seed spread assumed for both arms",
+    }[added.rule]
+    paired = "paired by seed, " if parts.shared else ""
     warnings: tuple[str, ...] = ()
-    if families < FEW_FAMILIES:
-        warnings = (f"{families} families: few for a cluster-robust interval; the family sign-flip p stands beside it",)
-    method = f"cluster-robust t over {families} families"
-    return Result("checkpoints", gap, spread, method, "cluster-robust t test", variance.se, variance.df, warnings)
+    if added.value == 0:
+        warnings = ("the seeds spread no more than their items explain; a larger spread would need more seeds to see",)
+    return Result(
+        estimand="recipe",
+        gap=items.gap,
+        spread=seeds.Combined(items.gap, items.spread, added),
+        method=f"seeds × items: {paired}{how}; items: {items.method}",
+        p_method="inversion of the interval",
+        se=math.sqrt((items.se or 0.0) ** 2 + added.value),
+        warnings=warnings,
+    )
 
 
-def _recipe(matched: Pair, parts: seeds.Crossed) -> Result:
-    """New items and new seeds: the crossed variance, never narrower than the checkpoints' interval for its center."""
-    gap = float(parts.gap_K[0])
-    if matched.n_families == 1:
-        reason = "all items are one family: nothing independent to learn an interval from"
-        return Result("recipe", gap, Unknown(reason), "none", "none")
-    variance = seeds.new_items_and_seeds(parts, ONE_K)
-    student = variance.spread(gap)
-    spread: Spread = student
-    naive = float(parts.item_K_K[0, 0])
-    shrink = max(1.0, variance.item / naive) if naive > 0 else matched.n / (matched.n_families or matched.n)
-    if naive == 0 and variance.value == 0:
-        spread = _all_equal(matched, shrink)
-    elif matched.is_binary:
-        spread = Widest((student, three_valued(matched.diff_N, shrink)))
-    method = "seeds × items, crossed" + (", clustered by family" if parts.clustered else "")
-    if variance.added:
-        method += ", margins squared and added (few seeds)"
-    warnings = ("seed variance is not above what items explain; the interval is that of new items",)
-    df = variance.effective_df()
-    return Result("recipe", gap, spread, method, "t test", variance.se, df, warnings if variance.floored else ())
-
-
-def _these_items(matched: Pair, parts: seeds.Crossed) -> Result:
-    gap = float(parts.gap_K[0])
-    variance = seeds.new_seeds(parts, ONE_K)
-    if variance is None or variance.value == 0:
-        spread: Spread = Unknown("all seeds scored the same on these items: no seed spread to learn from")
+def _these_items(parts: seeds.Crossed) -> Result:
+    """New seeds on these very items."""
+    gap, found = float(parts.gap_K[0]), seeds.welch(parts, ONE_K)
+    if found is None:
+        spread = Unknown("all seeds scored the same on these items: no seed spread to learn from")
         return Result("items", gap, spread, "none", "none")
-    student = Student(gap, variance.se, variance.df)
-    return Result("items", gap, student, "Welch t over seeds", "t test", variance.se, variance.df)
+    value, df = found
+    student = Student(gap, math.sqrt(value), df)
+    method = "t over seeds, paired by seed" if parts.shared else "Welch t over seeds"
+    return Result("items", gap, student, method, "t test", math.sqrt(value), df)
 
 
-# ---------------------------------------------------------------- sign flips
+SKEWED = 1.0
+"""|skewness| of the differences from which the output says so: a normal sample of 20 exceeds it in 3 % of cases."""
+
+FEW_VALUES = 5
+"""Distinct differences up to which the output says how few there are."""
 
 
-def sign_flips(unit_U: Floats, options: Options | None = None, size_U: Floats | None = None) -> Flips:
-    """Sign-flip distribution of the mean over U independent units (items, or families with `size_U` items each).
-
-    Exact for at most 16 units (all 2^U − 1 other sign patterns), else `options.draws` random ones. The units are
-    sorted first, so their order does not change the draws. See `intervals.Flips` for the formula.
-    """
-    options = options or Options()
-    size_U = np.ones(len(unit_U)) if size_U is None else size_U
-    order_U = np.lexsort((size_U, unit_U))
-    unit_U, size_U = unit_U[order_U].astype(np.float64), size_U[order_U].astype(np.float64)
-    exact = len(unit_U) <= _EXACT_UNITS
-    rows = 2 ** len(unit_U) - 1 if exact else options.draws
-    rng = np.random.default_rng(options.seed)
-    mean_R = np.empty(rows)
-    step = max(1, _CHUNK_CELLS // len(unit_U))
-    for start in range(0, rows, step):
-        stop = min(rows, start + step)
-        if exact:
-            pattern = np.arange(start + 1, stop + 1)[:, None] >> np.arange(len(unit_U)) & 1
-        else:
-            pattern = rng.integers(0, 2, size=(stop - start, len(unit_U)), dtype=np.int8)
-        chosen = pattern.astype(np.float64)
-        count = chosen @ size_U
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean_R[start:stop] = np.where(count > 0, chosen @ unit_U / count, np.nan)
-    empty = np.isnan(mean_R)
-    low_R, high_R = np.where(empty, -np.inf, mean_R), np.where(empty, np.inf, mean_R)
-    return Flips(np.sort(low_R), np.sort(high_R), exact)
-
-
-def family_flips(diff_N: Floats, family_N: Ints, options: Options | None = None) -> Flips:
-    """Sign flips of whole families: exact under 17 of them. Source: Canay, Romano & Shaikh 2017, Econometrica 85."""
-    sum_G: Floats = np.bincount(family_N, weights=diff_N).astype(np.float64)
-    return sign_flips(sum_G, options, np.bincount(family_N).astype(np.float64))
+def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tuple[str, ...]:
+    """What an interval over new items rests on here, in words."""
+    out: list[str] = []
+    low, high = matched.scale
+    diff_N = matched.diff_N
+    if not matched.is_binary:
+        if matched.bounded == "assumed":
+            out.append(f"scores are assumed to lie between {low:g} and {high:g}; no scale was declared (--scale)")
+        sd = float(diff_N.std())
+        skew = float(((diff_N - diff_N.mean()) ** 3).mean()) / sd**3 if sd > seeds.ROUNDING * (high - low) else 0.0
+        if abs(skew) >= SKEWED:
+            out.append(f"the differences are skewed (skewness {skew:+.1f}): few items carry much of the gap")
+        values = len(np.unique(np.round(diff_N, 12)))
+        if values <= FEW_VALUES and matched.n > FEW_VALUES:
+            out.append(f"the differences take {values} value{'' if values == 1 else 's'} on {matched.n} items")
+    if rule is not None and rule.method != "withheld":
+        share = undrawn(rule.families)
+        out.append(
+            f"{rule.families} families ({rule.effective:.1f} effective): up to {100 * share:.0f} % of families could "
+            "be of a kind that was not drawn"
+        )
+    if options.equal_seed_spread:
+        out.append("the seed spread is assumed to be the same in both arms, as declared")
+    return tuple(out)
 
 
 # ---------------------------------------------------------------- what stands beside the interval
@@ -329,7 +332,7 @@ def two_by_two(a_N: Floats, b_N: Floats) -> dict[str, int]:
     return {"both": both, "only_a": only_a, "only_b": only_b, "neither": len(a_N) - both - only_a - only_b}
 
 
-def _details(matched: Pair, parts: seeds.Crossed, options: Options) -> dict[str, Any]:
+def _details(matched: Pair, parts: seeds.Crossed, rule: FamilyRule | None) -> dict[str, Any]:
     rows = {"a": (matched.a, matched.score_a_S_N), "b": (matched.b, matched.score_b_S_N)}
     details: dict[str, Any] = {
         side: {
@@ -349,14 +352,13 @@ def _details(matched: Pair, parts: seeds.Crossed, options: Options) -> dict[str,
     if matched.is_binary:
         details["tables"] = _tables(matched)
         details["discordance"] = _discordance(matched)
-    families = matched.n_families
-    if families is not None:
+    if rule is not None:
         naive, clustered = float(parts.item_K_K[0, 0]), float(parts.item_clustered_K_K[0, 0])
-        details["families"] = families
+        details["families"] = rule.families
+        details["effective_families"] = rule.effective
+        details["family_rule"] = rule.method
+        details["undrawn_share"] = undrawn(rule.families)
         details["design_effect"] = clustered / naive if naive > 0 else None
-        if 1 < families < FEW_FAMILIES and matched.family_N is not None:
-            flips = family_flips(matched.diff_N, matched.family_N, options)
-            details["family_sign_flip"] = {"p": flips.p(), "p_floor": flips.floor, "exact": flips.exact}
     if matched.filled is not None:
         details["missing_scored_as"] = matched.filled
     for side, (table, _) in rows.items():

@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy import special
+from scipy.optimize import brentq
 
 from veritune.errors import ScoreError
 from veritune.stats import prospects
 from veritune.stats import seeds as crossed_seeds
-from veritune.stats.intervals import Unknown, normal_quantile, root, t_quantile
-from veritune.stats.paired import FEW_FAMILIES, T_FROM_N, Comparison
-from veritune.stats.seeds import Variance
+from veritune.stats.intervals import Unknown, normal_quantile, t_quantile
+from veritune.stats.paired import Comparison
+from veritune.stats.seeds import SeedSpread, seed_rule
 
 
 def mcnemar_n(gap: float, discordance: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
@@ -61,7 +62,7 @@ def mcnemar_gap(n: int, discordance: float, *, alpha: float = 0.05, power: float
 
     if n < 1 or discordance <= 0 or excess(discordance) < 0:
         return None
-    return root(excess, 0.0, discordance, xtol=1e-12)
+    return float(brentq(excess, 0.0, discordance, xtol=1e-12))
 
 
 def detectable_gap(se: float, df: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -78,7 +79,7 @@ def detectable_gap(se: float, df: float, *, alpha: float = 0.05, power: float = 
     high = max(1.0, start)
     while shortfall(high) > 0:
         high *= 2
-    return se * root(shortfall, 0.0, high, xtol=1e-10)
+    return se * float(brentq(shortfall, 0.0, high, xtol=1e-10))
 
 
 def _t_power(ncp: float, critical: float, df: float) -> float:
@@ -226,14 +227,6 @@ def _unit_df(design: Design, n: float) -> float:
     return max(1.0, (design.families or design.items) * n / design.items - 1)
 
 
-def _vetoed(design: Design, n: float) -> bool:
-    """True when the sign flips that a win needs as well (of families, of few items) cannot come out below alpha."""
-    units = _unit_df(design, n) + 1
-    flips = design.families is not None and units < FEW_FAMILIES
-    flips |= design.families is None and not design.binary and design.single and units < T_FROM_N
-    return flips and 2.0 ** (1 - math.floor(units)) > design.alpha
-
-
 _ENDLESS = 1e12
 """Items without end: what is left is the spread between seeds."""
 
@@ -258,8 +251,6 @@ def detectable(
         if equivalence:
             return _equivalence_z(design) * math.sqrt(design.discordance / n)
         return _score_gap(n, design)
-    if not equivalence and _vetoed(design, n):
-        return None
     chance = "inside" if equivalence else "excludes_zero"
     sizes = (n, _ENDLESS) if _parts(design, estimated=estimated).spread else (n,)
     found = [
@@ -301,8 +292,6 @@ def items_needed(design: Design, distance: float, *, equivalence: bool = False) 
 
 def _reaches(design: Design, n: float, distance: float, equivalence: bool) -> bool:
     """Whether n items tell a gap of `distance` from 0 (or show equivalence within it) with the design's power."""
-    if not equivalence and _vetoed(design, n):
-        return False
     if _has_floor(design, equivalence):
         floor = _score_gap(n / design.design_effect, design)
         if floor is None or floor > distance:
@@ -345,42 +334,52 @@ def _score_gap(n: float, design: Design) -> float | None:
         share = max(gap, design.discordance)
         return math.sqrt(n) * gap - a * math.sqrt(share) - b * math.sqrt(max(0.0, share - gap**2))
 
-    return root(excess, 0.0, 1.0, xtol=1e-13) if excess(1.0) > 0 else None
+    return float(brentq(excess, 0.0, 1.0, xtol=1e-13)) if excess(1.0) > 0 else None
 
 
-def _variance(design: Design) -> Variance:
-    """The variance that the interval is expected to carry, with the same rules as `seeds`."""
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """The distance that the design's interval is expected to have, and what it is made of."""
+
+    item: float
+    item_df: float
+    seeds: SeedSpread | None
+
+    @property
+    def se(self) -> float:
+        return math.sqrt(self.item + (self.seeds.value if self.seeds else 0.0))
+
+    def half(self, alpha: float) -> float:
+        items = t_quantile(1 - alpha, self.item_df) * math.sqrt(self.item)
+        return self.seeds.distance(items, alpha) if self.seeds else items
+
+
+def _expected(design: Design) -> _Expected:
     parts, n = _parts(design), design.items
     item, item_df = parts.item_variance(n), _unit_df(design, n)
     if not parts.spread:
-        return Variance(item, item_df, df=item_df)
-    few = sum(s - 1 for s in design.arms) == 1
-    terms = [((parts.seed + (parts.noise / n if few else 0.0)) / s, s - 1.0) for s in design.arms]
-    seed = sum(v for v, _ in terms)
-    added = len(terms) < 2 or min(design.arms) < 3
-    if seed == 0:
-        return Variance(item, item_df, df=item_df, added=added)
-    spent = sum(v**2 / d for v, d in terms)
-    df = (item + seed) ** 2 / (item**2 / item_df + spent)
-    return Variance(item, item_df, seed, seed**2 / spent, df, added=added)
+        return _Expected(item, item_df, None)
+    net = tuple((parts.seed / s, s - 1.0) for s in design.arms)
+    raw = tuple(((parts.seed + parts.noise / n) / s, s - 1.0) for s in design.arms)
+    return _Expected(item, item_df, SeedSpread(net, raw, seed_rule(design.arms)))
 
 
 def _plan(design: Design) -> Plan:
-    variance, margin = _variance(design), design.margin
+    expected, margin = _expected(design), design.margin
     gap = detectable(design)
     assumed = design.recipe and not _parts(design).spread
     reachable = for_margin = for_equal = more_seeds = None
     if margin is not None:
-        half = variance.spread(0.0).interval(1 - 2 * design.alpha)[1]
-        reachable = (normal_quantile(1 - design.alpha) * variance.se if _by_score(design) else half) < margin
+        half = expected.half(design.alpha)
+        reachable = (normal_quantile(1 - design.alpha) * expected.se if _by_score(design) else half) < margin
         for_margin = items_needed(design, margin)
         for_equal = items_needed(design, margin, equivalence=True)
         more_seeds = seeds_needed(design, margin) if for_margin is None else None
     draft = Plan(
         design=design,
         stable=1.0 if design.stable is None else design.stable,
-        se=variance.se,
-        df=variance.effective_df(),
+        se=expected.se,
+        df=expected.item_df,
         detectable=gap,
         if_estimated=detectable(design, estimated=True) if assumed else None,
         can_say_equivalent=reachable,

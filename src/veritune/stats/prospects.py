@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
+from scipy.optimize import brentq
 
-from veritune.stats.intervals import root
 from veritune.stats.table import Floats
 
 _ITEM_NODES, _ONE_ARM_NODES, _TWO_ARM_NODES = 16, 128, 36
@@ -73,7 +73,7 @@ class Halves:
         high = self.sd
         while reach(high) < target:
             high *= 2
-        return root(lambda x: reach(x) - target, 0.0, high, xtol=1e-9 * high)
+        return float(brentq(lambda x: reach(x) - target, 0.0, high, xtol=1e-9 * high))
 
 
 def halves(parts: Parts, n: float, unit_df: float, level: float) -> Halves:

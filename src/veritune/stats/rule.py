@@ -56,8 +56,7 @@ def decide(comparison: Comparison, margin: float | None, alpha: float = 0.05) ->
     check_margin(margin, comparison.pair.scale)
     spread = comparison.headline.spread
     wide, narrow = spread.interval(1 - alpha), spread.interval(1 - 2 * alpha)
-    p = max(spread.p(), (comparison.details.get("family_sign_flip") or {}).get("p", 0.0))
-    word, reason = _word(wide, narrow, p, margin, alpha)
+    word, reason = _word(wide, narrow, spread.p(), margin, alpha)
     finite = all(abs(x) != float("inf") for x in wide)
     return Decision(word, reason, margin, wide if finite else None, narrow if finite else None)
 

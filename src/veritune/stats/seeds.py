@@ -1,26 +1,26 @@
-"""Variance of a mean gap when seeds are crossed with items, and items come in families.
+"""Spread between seeds, added to what new items alone would do to a mean gap.
 
 Model per arm: score[s, i] = mean + seed_s + item_i + resid_{s,i}, seeds independent between the arms, items shared.
 For a contrast L = Σ_z c_z·gap_z over strata z of items (one stratum in a plain comparison, two zones in
 `generalises`), all parts are quadratic forms in c, kept here as K × K matrices.
 
-    V = item + Σ_arm [ s²_seedmean/S − resid/S ],  floored at item        (Satterthwaite degrees of freedom)
-    item   s²_d/n, the variance over items of the seed-averaged difference; with families the larger of that and
-           the clustered one, G/(G − 1)·Σ_g(Σ_{i∈g}(d_i − mean))²/n²
-    resid  MS_resid/n of the two-way table; with families the smaller of that and its clustered counterpart
+The distance from the estimate to an end of its interval joins the distance that items alone need (any valid one:
+`paired` picks it) to the margins of the arms. With s² the variance of an arm's S seed means, and noise = MS_resid/n
+what item-by-seed noise adds to it (which the item distance holds already):
 
-Satterthwaite's t interval is kept where both arms have at least 3 runs. With fewer (one arm against a fixed baseline,
-or 2 runs) it errs up to 8 % (one arm of 3) or 13 % (one arm of 2) of the time at 5 %, because two or three runs that
-happen to agree shrink the variance and raise its degrees of freedom at once. There the parts' margins of error are
-squared and added, each with its own df; and an arm of 2 runs against a fixed arm subtracts no noise. That errs 5 %
-of the time at most (tables in docs/statistics.md).
+    at least 3 seeds an arm      √[items² + Σ_arm t²_{S−1}·max(0, s² − noise)/S]                   quadrature
+    an arm of 2 seeds            the larger of items and √[Σ_arm t²_{S−1}·s²/S]                    larger
+    3 seeds beside more          the larger of the two above                                       both
+    declared equal spread        √[items² + the larger of the pooled margin (df ΣS − arms) and Welch's]   equal
 
-The subtraction takes out the item-by-seed noise that `item` already holds. With one stratum and no families this is
-V = s²_d/n + Σ_arm [ s²_seedmean/S − MS_resid/(n·S) ]. An arm of one run adds nothing: its seed variance is unknown,
-and the estimate speaks of that checkpoint only.
+Each margin keeps its own t, since few seeds that happen to agree shrink the variance and raise a Satterthwaite df at
+once. Arms that share their seeds (data order, initialisation) are one arm of the differences A_s − B_s; with 2 or 3
+of them the larger-of rule holds even where sharing does nothing. Error rates: docs/theory.md.
 
-Sources: Satterthwaite 1946, Biometrics Bull 2:110; Cornfield & Tukey 1956, Ann Math Stat 27:907 (crossed random
-factors); Cameron & Miller 2015, J Hum Resour 50:317 (clusters, G − 1 degrees of freedom).
+Sources: Howe 1974, JASA 69:789, and Zou & Donner 2008, Stat Med 27:1693 (margins in quadrature); Cornfield & Tukey
+1956, Ann Math Stat 27:907 (crossed random factors).
+
+Axes: S seeds, N items, K strata.
 """
 
 from __future__ import annotations
@@ -28,11 +28,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from veritune.stats.intervals import Added, Student, t_quantile
+from veritune.stats.intervals import Spread, t_quantile
 from veritune.stats.table import Floats, Ints, Pair
+
+Margins = tuple[tuple[float, float], ...]
+"""Variances, each with its degrees of freedom."""
+
+Rule = Literal["quadrature", "larger", "both", "equal"]
+
+ROUNDING = 1e-9
+"""A seed spread below this share of the score scale is rounding, not agreement: seed means that differ in the last bit
+are equal."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,63 +67,83 @@ class Crossed:
     item_clustered_K_K: Floats
     arms: tuple[Arm, ...]
     clustered: bool
+    shared: bool = False
+
+    def item_variance(self, weight_K: Floats) -> tuple[float, float]:
+        """Variance of the contrast over new items, the larger of the naive and the clustered one, and its df."""
+        value = max(form(self.item_K_K, weight_K), form(self.item_clustered_K_K, weight_K))
+        return value, float(max(1, int(self.clusters_K[weight_K != 0].min()) - 1))
 
 
 @dataclass(frozen=True, slots=True)
-class Variance:
-    """A variance: over items, over seeds, and the degrees of freedom of each.
+class SeedSpread:
+    """What the arms add to the distance that items need. `net` has the noise taken off, `raw` has not."""
 
-    `df` is Satterthwaite's for the sum. `added` marks too few runs for that: margins are then squared and added.
-    `floored` marks a seed part that came out negative and counts as 0.
-    """
-
-    item: float
-    item_df: float
-    seeds: float = 0.0
-    seeds_df: float = math.inf
-    df: float = math.inf
-    added: bool = False
-    floored: bool = False
+    net: Margins
+    raw: Margins
+    rule: Rule
 
     @property
     def value(self) -> float:
-        """The whole variance."""
-        return self.item + self.seeds
+        """The seed part of the variance."""
+        return self.net[0][0] if self.rule == "equal" else sum(v for v, _ in self.net)
+
+    def distance(self, items: float, alpha: float) -> float:
+        """Distance from the estimate to an end with a one-sided error rate of `alpha`."""
+        if self.rule == "equal":
+            pooled, *own = self.net
+            return math.hypot(items, math.sqrt(max(_squares((pooled,), alpha), _squares(_welch(own), alpha))))
+        joined = math.hypot(items, math.sqrt(_squares(self.net, alpha)))
+        larger = max(items, math.sqrt(_squares(self.raw, alpha)))
+        return {"quadrature": joined, "larger": larger, "both": max(joined, larger)}[self.rule]
+
+
+def _squares(margins: Margins, alpha: float) -> float:
+    return sum(v * t_quantile(1 - alpha, df) ** 2 for v, df in margins if v > 0)
+
+
+def _welch(margins: Sequence[tuple[float, float]]) -> Margins:
+    """One margin for a sum of variances, with Satterthwaite's df (Satterthwaite 1946, Biometrics Bull 2:110)."""
+    total = sum(v for v, _ in margins)
+    return ((total, total**2 / sum(v**2 / df for v, df in margins)),) if total > 0 else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Combined(Spread):
+    """An estimate whose items and seeds both vary: the ends of `items`, moved outwards by what the seeds add."""
+
+    center: float
+    items: Spread
+    seeds: SeedSpread
+
+    def end(self, alpha: float, side: int) -> float:
+        distance = max(0.0, side * (self.items.end(alpha, side) - self.center))
+        return self.center + side * self.seeds.distance(distance, alpha)
 
     @property
-    def se(self) -> float:
-        """Standard error."""
-        return math.sqrt(self.value)
-
-    def spread(self, center: float, least: float = 0.0) -> Student | Added:
-        """Uncertainty of an estimate `center` with this variance; `least` is a lower bound on the variance."""
-        if self.added:
-            return Added(center, ((max(self.item, least - self.seeds), self.item_df), (self.seeds, self.seeds_df)))
-        return Student(center, math.sqrt(max(self.value, least)), self.df)
-
-    def effective_df(self, level: float = 0.95) -> float:
-        """The df of the t interval that is as wide as this one at `level`."""
-        if not self.added or self.value == 0:
-            return self.df
-        half = self.spread(0.0).interval(level)[1]
-        low, high = math.log(0.5), math.log(1e9)
-        for _ in range(60):
-            middle = (low + high) / 2
-            wide = t_quantile(0.5 + level / 2, math.exp(middle)) * self.se > half
-            low, high = (middle, high) if wide else (low, middle)
-        return math.exp(high)
+    def floor(self) -> float:
+        return self.items.floor
 
 
-def crossed(pair: Pair, stratum_N: Ints | None = None) -> Crossed:
-    """Components of `pair`; `stratum_N` assigns each item to a stratum 0..K−1 (all to one by default)."""
+# ---------------------------------------------------------------- components
+
+
+def crossed(pair: Pair, stratum_N: Ints | None = None, *, shared: bool = False) -> Crossed:
+    """Components of `pair`; `stratum_N` assigns each item to a stratum 0..K−1 (all to one by default).
+
+    `shared` treats the differences of runs of equal seed as one arm (the pair's runs must line up).
+    """
     z_N = np.zeros(pair.n, dtype=np.int64) if stratum_N is None else stratum_N
     n_K = np.bincount(z_N)
     clusters_K = n_K if pair.family_N is None else _clusters(pair.family_N, z_N, len(n_K))
     diff_N = pair.diff_N
     gap_K = np.bincount(z_N, weights=diff_N) / n_K
     resid_N = diff_N - gap_K[z_N]
-    layout = _Layout(z_N, n_K, pair.family_N, clusters_K)
-    arms = tuple(_arm(score, layout) for score in (pair.score_a_S_N, pair.score_b_S_N) if score.shape[0] > 1)
+    layout = _Layout(z_N, n_K, pair.family_N, clusters_K, (ROUNDING * (pair.scale[1] - pair.scale[0])) ** 2)
+    sides = [pair.score_a_S_N, pair.score_b_S_N]
+    if shared:
+        sides = [pair.score_a_S_N - pair.score_b_S_N]
+    arms = tuple(_arm(score, layout) for score in sides if score.shape[0] > 1)
     return Crossed(
         gap_K=gap_K,
         n_K=n_K,
@@ -122,17 +152,19 @@ def crossed(pair: Pair, stratum_N: Ints | None = None) -> Crossed:
         item_clustered_K_K=layout.clustered(resid_N[None]),
         arms=arms,
         clustered=pair.family_N is not None,
+        shared=shared,
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layout:
-    """Which stratum and family each item is in."""
+    """Which stratum and family each item is in, and the variance below which seed means are equal."""
 
     z_N: Ints
     n_K: Ints
     family_N: Ints | None
     clusters_K: Ints
+    rounding: float
 
     def naive(self, resid_S_N: Floats) -> Floats:
         """Covariance of the stratum means from S rows of centered residuals, items independent. K × K, diagonal."""
@@ -166,70 +198,62 @@ def _arm(score_S_N: Floats, layout: _Layout) -> Arm:
     mean_S_K = np.stack([np.bincount(layout.z_N, weights=row) / layout.n_K for row in score_S_N])
     center_S_K = mean_S_K - mean_S_K.mean(axis=0)
     resid_S_N = score_S_N - score_S_N.mean(axis=0) - center_S_K[:, layout.z_N]
+    seed_K_K = center_S_K.T @ center_S_K / (seeds - 1)
+    equal_K = np.diag(seed_K_K) <= layout.rounding
+    seed_K_K[equal_K, :] = 0.0
+    seed_K_K[:, equal_K] = 0.0
     return Arm(
         seeds=seeds,
         seed_mean_S_K=mean_S_K,
-        seed_K_K=center_S_K.T @ center_S_K / (seeds - 1),
+        seed_K_K=seed_K_K,
         resid_K_K=layout.naive(resid_S_N),
         resid_clustered_K_K=layout.clustered(resid_S_N),
     )
 
 
-def new_items(parts: Crossed, weight_K: Floats) -> Variance:
-    """Variance of the contrast over new items, for the checkpoints at hand."""
-    item = max(_form(parts.item_K_K, weight_K), _form(parts.item_clustered_K_K, weight_K))
-    df = float(max(1, _units(parts, weight_K) - 1))
-    return Variance(item, df, df=df)
+def seed_spread(parts: Crossed, weight_K: Floats, *, equal: bool = False) -> SeedSpread | None:
+    """What new seeds add to the contrast; None when no arm has several runs. `equal`: equal spreads are declared.
 
-
-def new_items_and_seeds(parts: Crossed, weight_K: Floats) -> Variance:
-    """Variance of the contrast over new items and new seeds: the recipe. Arms of one run count as fixed."""
-    base = new_items(parts, weight_K)
+    The noise taken off is the smaller of the naive and the clustered one, so that no seed spread is taken for noise.
+    """
     if not parts.arms:
-        return base
-    noise_df = max(1, _units(parts, weight_K) - 1)
-    few = sum(arm.seeds - 1 for arm in parts.arms) == 1
-    means, noises = [], []
-    for arm in parts.arms:
-        noise = min(_form(arm.resid_K_K, weight_K), _form(arm.resid_clustered_K_K, weight_K))
-        means.append((_form(arm.seed_K_K, weight_K) / arm.seeds, arm.seeds - 1.0))
-        noises.append((0.0 if few else -noise / arm.seeds, (arm.seeds - 1.0) * noise_df))
-    seed = sum(v for v, _ in means + noises)
-    added = len(parts.arms) < 2 or min(arm.seeds for arm in parts.arms) < 3
-    if seed <= 0:
-        return Variance(base.item, base.df, df=base.df, added=added, floored=True)
-    total = base.item + seed
-    return Variance(
-        item=base.item,
-        item_df=base.df,
-        seeds=seed,
-        seeds_df=_satterthwaite(means),
-        df=max(1.0, total**2 / sum(v**2 / df for v, df in [(base.item, base.df), *means, *noises])),
-        added=added,
-    )
-
-
-def new_seeds(parts: Crossed, weight_K: Floats) -> Variance | None:
-    """Variance of the contrast over new seeds on these very items (Welch); None when no arm has several runs."""
-    means = [(_form(arm.seed_K_K, weight_K) / arm.seeds, arm.seeds - 1.0) for arm in parts.arms]
-    if not means:
         return None
-    df = _satterthwaite(means)
-    return Variance(0.0, math.inf, sum(v for v, _ in means), df, df=df)
+    raw, net = [], []
+    for arm in parts.arms:
+        noise = min(form(arm.resid_K_K, weight_K), form(arm.resid_clustered_K_K, weight_K))
+        spread = form(arm.seed_K_K, weight_K)
+        raw.append((spread / arm.seeds, arm.seeds - 1.0))
+        net.append((max(0.0, spread - noise) / arm.seeds, arm.seeds - 1.0))
+    rule = seed_rule([arm.seeds for arm in parts.arms], shared=parts.shared, equal=equal)
+    if rule == "equal":
+        net.insert(0, _pooled(parts.arms, weight_K))
+    return SeedSpread(tuple(net), tuple(raw), rule)
 
 
-def _satterthwaite(terms: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of mean squares: (Σv)²/Σ(v²/df); the least df when all are 0."""
-    total = sum(v for v, _ in terms)
-    if total <= 0:
-        return min(df for _, df in terms)
-    return total**2 / sum(v**2 / df for v, df in terms)
+def seed_rule(seeds: Sequence[int], *, shared: bool = False, equal: bool = False) -> Rule:
+    """How arms of so many seeds each are added (table above). A fixed arm has no entry."""
+    if equal and len(seeds) > 1:
+        return "equal"
+    if min(seeds) == 2 or (shared and min(seeds) == 3):
+        return "larger"
+    return "both" if min(seeds) == 3 and max(seeds) > 3 else "quadrature"
 
 
-def _form(matrix_K_K: Floats, weight_K: Floats) -> float:
+def welch(parts: Crossed, weight_K: Floats) -> tuple[float, float] | None:
+    """Variance of the contrast over new seeds on these very items, and its df; None when no seed differs."""
+    margins = [(form(arm.seed_K_K, weight_K) / arm.seeds, arm.seeds - 1.0) for arm in parts.arms]
+    return next(iter(_welch(margins)), None)
+
+
+def _pooled(arms: Sequence[Arm], weight_K: Floats) -> tuple[float, float]:
+    """The seed part with one spread for all arms: pooled variance times Σ1/S, and its df."""
+    df = sum(arm.seeds - 1 for arm in arms)
+    spread = sum((arm.seeds - 1) * form(arm.seed_K_K, weight_K) for arm in arms) / df
+    noises = [min(form(arm.resid_K_K, weight_K), form(arm.resid_clustered_K_K, weight_K)) for arm in arms]
+    noise = sum((arm.seeds - 1) * x for arm, x in zip(arms, noises)) / df
+    return max(0.0, spread - noise) * sum(1 / arm.seeds for arm in arms), float(df)
+
+
+def form(matrix_K_K: Floats, weight_K: Floats) -> float:
+    """The quadratic form wᵀMw, at least 0."""
     return max(0.0, float(weight_K @ matrix_K_K @ weight_K))
-
-
-def _units(parts: Crossed, weight_K: Floats) -> int:
-    """Independent units (families, else items) of the smallest stratum that has a weight."""
-    return int(parts.clusters_K[weight_K != 0].min())

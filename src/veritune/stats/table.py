@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ class Columns:
     format: str = ""
     notes: tuple[str, ...] = ()
 
+
+Bounds = Literal["declared", "assumed", ""]
+"""Where the range of a score comes from; empty when it is not known."""
 
 MODEL_FAILURES = frozenset({"extraction_failed", "truncated", "refused", "empty", "no_answer", "invalid"})
 """Reasons that are the model's own doing: under an eval contract they count as its failure value.
@@ -80,7 +83,10 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTable:
-    """Scores of one condition on one eval. `fixed` marks a deterministic arm without seeds (an untouched baseline)."""
+    """Scores of one condition on one eval. `fixed` marks a deterministic arm without seeds (an untouched baseline).
+
+    `seeds` names each run's seed where it is known; arms that share their seeds are paired by it.
+    """
 
     condition: str
     eval: str
@@ -94,6 +100,7 @@ class ScoreTable:
     samples: Samples | None = None
     machine_missing_S_N: NDArray[np.bool_] | None = field(default=None, repr=False)
     content_N: tuple[str | None, ...] | None = field(default=None, repr=False)
+    seeds: tuple[str, ...] = ()
 
     @classmethod
     def from_scores(
@@ -357,7 +364,8 @@ class Pair:
     """Two arms on the same items in the same order, without gaps: A first, B second.
 
     `family_N` are integer codes, None when there are no families or each item is its own. `scale` is the
-    range a score can take. `missing_a`/`missing_b` count filled-in scores; `filled` says with what.
+    range a score can take; `bounded` tells whether it was declared, assumed to be 0 to 1, or is unknown (then it is the
+    range seen). `filled` says what stands in for missing scores.
     """
 
     a: ScoreTable
@@ -367,6 +375,7 @@ class Pair:
     family_N: Ints | None
     scale: tuple[float, float]
     filled: float | None = None
+    bounded: Bounds = "declared"
 
     @property
     def n(self) -> int:
@@ -381,8 +390,10 @@ class Pair:
 
     @property
     def is_binary(self) -> bool:
-        """True when all scores of both arms are 0 or 1."""
-        return all(bool(np.all((x == 0) | (x == 1))) for x in (self.score_a_S_N, self.score_b_S_N))
+        """True when all scores of both arms are 0 or 1 and the scale says that nothing lies beyond."""
+        return self.scale == (0.0, 1.0) and all(
+            bool(np.all((x == 0) | (x == 1))) for x in (self.score_a_S_N, self.score_b_S_N)
+        )
 
     @property
     def n_families(self) -> int | None:
@@ -415,11 +426,11 @@ def pair(
     order_N = _matching(a, b)
     _check_content(a, b, order_N)
     score_b_S_N = b.score_S_N if order_N is None else b.score_S_N[:, order_N]
-    scale = _scale(a, b, scale)
+    scale, bounded = _scale(a, b, scale)
     missing = missing or Missing()
     gone = a.n_missing + b.n_missing
     if not gone:
-        return Pair(a, b, a.score_S_N, score_b_S_N, _families(a, b, order_N), scale)
+        return Pair(a, b, a.score_S_N, score_b_S_N, _families(a, b, order_N), scale, bounded=bounded)
     fill_a, fill_b = _fill_values(a, b, scale, missing)
     return Pair(
         a,
@@ -429,6 +440,7 @@ def pair(
         _families(a, b, order_N),
         scale,
         filled=fill_a if fill_a == fill_b else None,
+        bounded=bounded,
     )
 
 
@@ -508,7 +520,7 @@ def _families(a: ScoreTable, b: ScoreTable, order_N: Ints | None) -> Ints | None
     return None if len(labels) == len(names) else code_N
 
 
-def _scale(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> tuple[float, float]:
+def _scale(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> tuple[tuple[float, float], Bounds]:
     """The declared scale, else [0, 1] when all scores fit, else the range that was seen. Checked against the scores."""
     present = [x[np.isfinite(x)] for x in (a.score_S_N, b.score_S_N)]
     if not any(x.size for x in present):
@@ -516,9 +528,9 @@ def _scale(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> t
     low = min(float(x.min()) for x in present if x.size)
     high = max(float(x.max()) for x in present if x.size)
     if scale is None:
-        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+        return ((0.0, 1.0), "assumed") if low >= 0 and high <= 1 else ((low, high), "")
     if low < scale[0] or high > scale[1]:
         raise ScoreError(
             f"{a.eval or 'the eval'}: the scale is {scale[0]:g} to {scale[1]:g}, found scores from {low:g} to {high:g}."
         )
-    return float(scale[0]), float(scale[1])
+    return (float(scale[0]), float(scale[1])), "declared"
