@@ -12,9 +12,9 @@ Several runs: value = mean of the runs' values; the distance from it to either e
     seeds  t(S − 1) · sd of the S values / √S
     items  the mean of the runs' own distances (the runs share their items, so averaging runs does not shrink it)
 
-as √(seeds² + items²) from three runs on and as the larger of the two with two runs, whose sd already holds the noise
-of the items in each run. Both ends are taken by themselves (MOVER: Zou & Donner 2008, Stat Med 27:1693). Quantities
-without items (a training loss, a weight norm) have the first part alone.
+as √(seeds² + items²) from three runs on and as the larger of the two with two runs (as `stats.seeds` for one arm; its
+sd holds the noise of the items in each run, which is not subtracted). Both ends are taken by themselves (MOVER: Zou &
+Donner 2008, Stat Med 27:1693). Quantities without items (a training loss, a weight norm) have the first part alone.
 """
 
 from __future__ import annotations
@@ -27,49 +27,54 @@ import numpy as np
 
 from veritune.errors import ScoreError
 from veritune.records import Estimate
-from veritune.stats.intervals import Spread, Student, smallest_alpha, t_quantile
+from veritune.stats.intervals import Spread, Student, t_quantile
+from veritune.stats.seeds import ROUNDING
 
 SINGLE = "a single recorded number: its uncertainty is not known"
 LEVEL = 0.95
 """The level at which a quantity is shown before a claim asks for its own."""
-SAME_TO = 1e-9
-"""Runs whose values differ by less than this share of their size show a rounding, not a spread between seeds."""
 
 
 # ---------------------------------------------------------------- shapes of uncertainty
 
 
 @dataclass(frozen=True, slots=True)
-class AtLevel:
+class AtLevel(Spread):
     """An interval known at one level only: it stands for every lower level, and for none above."""
 
     level: float
     low: float
     high: float
 
-    def interval(self, level: float) -> tuple[float, float]:
-        covered = level <= self.level + 1e-9  # 1 − 0.95 is not 0.05 in floating point
-        return (self.low, self.high) if covered else (-math.inf, math.inf)
+    def end(self, alpha: float, side: int) -> float:
+        return (self.high if side > 0 else self.low) if alpha >= self._least else side * math.inf
 
-    def p(self) -> float:
-        return _p_of_zero(self)
+    def tail(self, value: float, side: int) -> float:
+        beyond = self.low > value if side > 0 else self.high < value
+        return self._least if beyond else 1.0
+
+    @property
+    def _least(self) -> float:
+        """The one-sided error rate that the level leaves, less a rounding: 1 − 0.95 is not 0.05 in floating point."""
+        return (1 - self.level) / 2 * (1 - 1e-9)
+
+    @property
+    def floor(self) -> float:
+        return 2 * self._least
 
 
 @dataclass(frozen=True, slots=True)
-class ByLevel:
+class ByLevel(Spread):
     """An interval that a function of the level gives; `at` returns (low, high), infinite where there is no bound."""
 
     at: Callable[[float], tuple[float, float]]
 
-    def interval(self, level: float) -> tuple[float, float]:
-        return self.at(level)
-
-    def p(self) -> float:
-        return _p_of_zero(self)
+    def end(self, alpha: float, side: int) -> float:
+        return self.at(1 - 2 * alpha)[side > 0]
 
 
 @dataclass(frozen=True, slots=True)
-class Widened:
+class Widened(Spread):
     """Ends recorded at one level that move outwards with t·se: for a t interval with an offset or a bound at an end.
 
     Below the recorded level the recorded ends stay: where a bound cut an end, nothing tells where it lay.
@@ -79,39 +84,26 @@ class Widened:
     se: float
     df: float
 
-    def interval(self, level: float) -> tuple[float, float]:
-        t, t_recorded = (t_quantile(0.5 + x / 2, self.df) for x in (level, self.recorded.level))
-        more = max(0.0, t - t_recorded) * self.se
-        return self.recorded.low - more, self.recorded.high + more
-
-    def p(self) -> float:
-        return _p_of_zero(self)
+    def end(self, alpha: float, side: int) -> float:
+        t, t_recorded = t_quantile(1 - alpha, self.df), t_quantile(0.5 + self.recorded.level / 2, self.df)
+        return (self.recorded.high if side > 0 else self.recorded.low) + side * max(0.0, t - t_recorded) * self.se
 
 
 @dataclass(frozen=True, slots=True)
-class OverRuns:
+class OverRuns(Spread):
     """The mean of several runs' values. `items_S` are the runs' own intervals, None where there are no items."""
 
     value_S: tuple[float, ...]
     items_S: tuple[Spread, ...] | None
 
-    def interval(self, level: float) -> tuple[float, float]:
+    def end(self, alpha: float, side: int) -> float:
         mean, runs = float(np.mean(self.value_S)), len(self.value_S)
-        seeds = t_quantile(0.5 + level / 2, runs - 1) * float(np.std(self.value_S, ddof=1)) / math.sqrt(runs)
+        seeds = t_quantile(1 - alpha, runs - 1) * float(np.std(self.value_S, ddof=1)) / math.sqrt(runs)
         if self.items_S is None:
-            return mean - seeds, mean + seeds
-        ends = [spread.interval(level) for spread in self.items_S]
-        below = float(np.mean([v - low for v, (low, _) in zip(self.value_S, ends)]))
-        above = float(np.mean([high - v for v, (_, high) in zip(self.value_S, ends)]))
-        join = max if runs == 2 else math.hypot
-        return mean - join(seeds, max(below, 0.0)), mean + join(seeds, max(above, 0.0))
-
-    def p(self) -> float:
-        return _p_of_zero(self)
-
-
-def _p_of_zero(spread: Spread) -> float:
-    return min(smallest_alpha(spread, 0.0, side=side) for side in (1, -1))
+            return mean + side * seeds
+        distances = [side * (spread.end(alpha, side) - v) for v, spread in zip(self.value_S, self.items_S)]
+        items = max(0.0, float(np.mean(distances)))
+        return mean + side * (max(seeds, items) if runs == 2 else math.hypot(seeds, items))
 
 
 # ---------------------------------------------------------------- one recorded quantity
@@ -252,7 +244,7 @@ def over_runs(name: str, parts: Mapping[str, Recorded], scope: str) -> Recorded:
 def _joined(parts: Mapping[str, Recorded], values: Sequence[float]) -> tuple[Spread | None, str]:
     """The interval of several runs, or why there is none."""
     if not next(iter(parts.values())).over_items:
-        if max(values) - min(values) <= SAME_TO * max(map(abs, values)):
+        if max(values) - min(values) <= ROUNDING * max(map(abs, values)):
             return None, f"its {len(values)} runs gave the same value: there is no spread to learn from"
         return OverRuns(tuple(values), None), ""
     without = [(run_id, part.lacks) for run_id, part in parts.items() if part.spread is None]

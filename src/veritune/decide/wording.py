@@ -343,16 +343,18 @@ def _probe_evidence(estimate: Estimate) -> dict[str, dict[str, str]]:
     named = {"seeds": {"state": state, "why": f"{seeds} run{'s' * (seeds != 1)}"}}
     units = estimate.n if estimate.n_clusters is None else estimate.n_clusters
     if units > 1:
-        state = "good" if units >= 100 else "weak" if units >= FEW_FAMILIES else "poor"
-        named["units"] = {"state": state, "why": f"{units} independent units"}
+        named["units"] = {"state": _grade_of_units(units), "why": f"{units} independent units"}
     return named
 
 
 def _unit_evidence(comparison: Comparison) -> dict[str, str]:
     families = comparison.pair.n_families
     units, noun = (families, "families") if families is not None else (comparison.pair.n, "independent items")
-    state = "good" if units >= 100 else "weak" if units >= 20 else "poor"
-    return {"state": state, "why": f"{units} {noun}"}
+    return {"state": _grade_of_units(units), "why": f"{units} {noun}"}
+
+
+def _grade_of_units(units: int) -> str:
+    return "good" if units >= 100 else "weak" if units >= 20 else "poor"
 
 
 def _power_evidence(verdict: Verdict) -> dict[str, str]:

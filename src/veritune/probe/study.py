@@ -21,6 +21,7 @@ GAP = "three_zone.json"
 __all__ = [
     "Subject",
     "Zoned",
+    "gap_at",
     "gap_of",
     "geometry_of",
     "gradient_edges",
@@ -61,6 +62,11 @@ def zoned_losses(
         [row["zone"] for row in rows],
         [row["family"] for row in rows],
     )
+
+
+def gap_at(before: Mapping[str, Any], after: Mapping[str, Any], level: float) -> ThreeZoneGap:
+    """The zone gap of two runs' `nll.json` with its intervals at `level`. Raises ScoreError as `three_zone_gap`."""
+    return three_zone_gap(*zoned_losses(before, after), level=level)
 
 
 # ---------------------------------------------------------------- anybody's model

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from veritune.decide.recorded import (
+    LEVEL,
     AtLevel,
     ByLevel,
     Recorded,
@@ -172,10 +173,12 @@ def _losses(run: _Run) -> Named:
     for zone in dict.fromkeys(row["zone"] for row in rows):
         here = [row for row in rows if row["zone"] == zone]
         sums_N, tokens_N = (np.array([row[key] for row in here], float) for key in ("nll_sum", "target_tokens"))
-        found = ratio(f"nll on {zone} rows", sums_N, tokens_N, codes([row["family"] for row in here]))
+        family_N = codes([row["family"] for row in here])
+        again = functools.partial(ratio, f"nll on {zone} rows", sums_N, tokens_N, family_N)
+        found = again()
         if zone == "validation":
             found = replace(found, warnings=(*found.warnings, CHOSEN))
-        yield f"nll.{zone}", from_estimate(found)
+        yield f"nll.{zone}", from_estimate(found, _remade(again))
 
 
 def _gap(base: _Run | None, run: _Run) -> Named:
@@ -183,30 +186,31 @@ def _gap(base: _Run | None, run: _Run) -> Named:
     zones = {row["zone"] for row in run.losses["rows"]}
     if base is None or run.arm == BASELINE or not {"seen", "stranger"} <= zones or not base.losses["rows"]:
         return
-    from veritune.probe.memorization import ThreeZoneGap, three_zone_gap
-    from veritune.probe.study import zoned_losses
+    from veritune.probe.study import gap_at
 
-    before, after, zone_of, families = zoned_losses(base.losses, run.losses)
-
-    @functools.cache
-    def at(level: float) -> ThreeZoneGap:
-        return three_zone_gap(before, after, zone_of, families, level=level)
-
-    def ends(zone: str, level: float) -> tuple[float, float]:
-        carried = at(level).carried[zone]
-        bounded = carried.low is not None and carried.high is not None
-        return (float(carried.low or 0), float(carried.high or 0)) if bounded else (-math.inf, math.inf)
-
+    at = functools.cache(functools.partial(gap_at, base.losses, run.losses))
     try:
-        found = at(0.95)
+        found = at(level=LEVEL)
     except ScoreError as exc:  # a loss that is not finite
         for zone in sorted(zones & {"sibling", "stranger"}):
             yield f"gap.carried.{zone}", missing(f"gap.carried.{zone}", exc.message)
         return
     for zone, carried in found.carried.items():
-        yield f"gap.carried.{zone}", from_estimate(carried, ByLevel(functools.partial(ends, zone)))
+        yield f"gap.carried.{zone}", from_estimate(carried, _remade(lambda level, z=zone: at(level=level).carried[z]))
     for zone in (z for z in ("seen", "sibling", "stranger") if z in found.zones):
-        yield f"gap.gain.{zone}", from_estimate(found.zones[zone]["gain"])
+        gain = found.zones[zone]["gain"]
+        yield f"gap.gain.{zone}", from_estimate(gain, _remade(lambda level, z=zone: at(level=level).zones[z]["gain"]))
+
+
+def _remade(again: Callable[..., Estimate]) -> Spread:
+    """The interval of an estimate that is made again, from the rows, at each level that is asked for."""
+
+    def at(level: float) -> tuple[float, float]:
+        found = again(level=level)
+        bounded = found.low is not None and found.high is not None
+        return (float(found.low or 0), float(found.high or 0)) if bounded else (-math.inf, math.inf)
+
+    return ByLevel(at)
 
 
 # ---------------------------------------------------------------- records in probes/
