@@ -549,7 +549,7 @@ class Release(_Section):
 
 
 class Probes(_Section):
-    """Probes that train beside the study. They are no part of the contract: no claim is decided from them."""
+    """Probes that train beside the study. They are no part of the contract; a claim on `leak.*` reads their record."""
 
     leak: bool = False
     """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""

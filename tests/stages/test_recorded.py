@@ -16,6 +16,7 @@ import pytest
 
 from veritune import contract
 from veritune.cli import app
+from veritune.decide.reach import resolution
 from veritune.decide.recorded import Recorded
 from veritune.errors import InputError, ScoreError, StudyError
 from veritune.evaluate.calibration import calibration
@@ -361,3 +362,34 @@ def test_a_field_that_the_kind_does_not_read_is_refused(study: Any, claim: dict[
     study.change(lambda s: s["claims"].append({"name": "x", **claim}))
     with pytest.raises(StudyError, match=says):
         load_study(study.root / "study.yaml")
+
+
+def test_the_plan_says_what_each_claim_on_a_probe_can_come_to(study: Any) -> None:
+    def sentences(seeds: list[int]) -> dict[str, str]:
+        probes = {"p": "nll.stranger.all_layer", "l": "leak.by_leak.all_layer", "n": "n_eff.baseline"}
+        probes |= {"f": "final_loss.all_layer", "c": "trainable_share.all_layer"}
+        study.change(lambda s: s.update(seeds=seeds, claims=[]))
+        study.change(
+            lambda s: s["claims"].extend(
+                {"name": name, "kind": "probe", "probe": probe, "op": "<", "threshold": 1}
+                for name, probe in probes.items()
+            )
+        )
+        return {r["claim"]: r["sentence"] for r in resolution(load_study(study.root / "study.yaml"), {"style": []})}
+
+    found = sentences([0, 1, 2])
+    assert "at 98.75 %" in found["p"] and "3 seeds" in found["p"]  # four of the five share alpha
+    assert "1 seed:" in found["l"] and "1 seed:" in found["n"]
+    assert found["f"].endswith("a t over 3 seeds")
+    assert "a count" in found["c"]
+    assert "13 standard errors" in sentences([0, 1])["f"]
+    assert "can only stay open" in sentences([0])["f"]
+
+
+def test_the_docs_list_every_pattern() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "decide.md").read_text("utf-8")
+    for pattern in PATTERNS:
+        inside = next(iter((pattern.choices or {}).values()), ("",))
+        for one in inside:
+            stem = pattern.name.replace("{of}", one).split("{")[0].rstrip(".")
+            assert stem in page or (one and f"`{one}`" in page), stem

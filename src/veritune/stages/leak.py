@@ -1,7 +1,8 @@
 """`veritune probe leak STUDY`, or `probes: {leak: true}` in the study: train each condition once more on a split that
 ignores families, and compare.
 
-The shadow runs lie in `probes/leak/`, apart from the study's own runs: no claim is ever decided from them.
+The shadow runs lie in `probes/leak/`, apart from the study's own runs: they are no arm, and only a claim that names the
+leak itself (`leak.flattered.ARM`) reads their record.
 """
 
 from __future__ import annotations
