@@ -440,10 +440,11 @@ def t_estimate(value, se=0.05, df=20.0, level=0.95) -> Estimate:
         (Estimate("x", 0.4, 0.2, 0.6, 0.95, 9, "m"), "inconclusive", "its interval holds the threshold"),
         (Estimate("x", 0.5, 0.4, 0.6, 0.95, 9, "m"), "supported", "95 % interval [0.400, 0.600]"),
         (Estimate("x", 0.2, 0.1, 0.29, 0.95, 9, "m"), "refuted", "does not meet"),
-        (Estimate("x", 0.5, 0.31, 0.69, 0.5, 9, "m"), "inconclusive", "recorded at 50 % only"),
+        (Estimate("x", 0.5, 0.31, 0.69, 0.5, 9, "m"), "inconclusive", "an interval at 50 % and none at 95 %"),
         (Estimate("x", 0.5, 0.5, 0.5, 0.95, 9, "m"), "inconclusive", "no width"),
         (Estimate("x", 0.5, 0.6, 0.4, 0.95, 9, "m"), "untested", "expected an interval"),
         (Estimate("x", 0.5, 0.4, 0.6, 95, 9, "m"), "untested", "at a level between 0 and 1"),
+        (Estimate("x", 9.0, 0.4, 0.6, 0.95, 9, "m"), "untested", "round the value"),
         (Estimate("x", 0.5, 0.4, float("nan"), 0.95, 9, "m"), "untested", "expected an interval"),
         (Estimate("x", None, None, None, 0.95, 0, "m", warnings=("never measured",)), "untested", "never measured"),
         (Estimate("x", 0.9, None, None, 0.95, 4, "m", warnings=("3 families",)), "inconclusive", "3 families"),
@@ -481,7 +482,7 @@ def test_an_interval_recorded_at_one_level_decides_no_claim_that_the_correction_
     assert probe_verdicts(recorded)[0].status == "supported"
     first, second = probe_verdicts(recorded, recorded)
     assert first.status == second.status == "inconclusive"
-    assert "decided at 97.5 %" in first.sentence and "Holm" not in first.sentence.split(";")[0]
+    assert "none at 97.5 %" in first.sentence and "Holm" not in first.sentence.split(";")[0]
     assert (first.estimates[0].low, first.estimates[0].level) == (0.31, 0.95)
     wide = Estimate("x", 0.5, 0.31, 0.69, 0.975, 9, "m")
     assert [v.status for v in probe_verdicts(wide, wide)] == ["supported"] * 2

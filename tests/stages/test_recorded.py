@@ -252,8 +252,8 @@ def test_the_verdicts_of_a_study(probed: Probed) -> None:
     }
     assert found["count"].details.get("p_corrected") is None
     assert found["loss"].details["claims_in_family"] == 4
-    assert any("made by hand" in text for text in found["forgot"].warnings)
-    assert not any("made by hand" in text for text in found["moved"].warnings)
+    assert any("placed by hand" in text for text in found["forgot"].warnings)
+    assert not any("placed by hand" in text for text in found["moved"].warnings)
 
 
 def test_a_probe_that_one_seed_lacks_is_untested_and_names_the_command(probed_copy: Probed) -> None:

@@ -544,15 +544,15 @@ def _probe_estimate(found: Recorded, level: float) -> Estimate:
 
 
 def _probe_reason(found: Recorded, shown: Estimate, level: float) -> str:
-    """Why an open claim has no interval that could have settled it; empty where it had one."""
+    """Why an open claim has no interval that could have settled it; empty where it has one."""
     if found.spread is None:
         return f"{found.lacks}; {found.remedy}" if found.remedy else found.lacks
     if shown.level >= level - 1e-9:
         return ""
     remedy = found.remedy or f"record its interval at {100 * level:.4g} %, or its standard error and degrees of freedom"
     return (
-        f"its interval was recorded at {100 * shown.level:.4g} % only, and this claim is decided at {100 * level:.4g} %"
-        f" (two-sided); {remedy}"
+        f"it has an interval at {100 * shown.level:.4g} % and none at {100 * level:.4g} % (two-sided), where this "
+        f"claim is decided; {remedy}"
     )
 
 

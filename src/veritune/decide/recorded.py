@@ -65,12 +65,16 @@ class AtLevel(Spread):
 
 @dataclass(frozen=True, slots=True)
 class ByLevel(Spread):
-    """An interval that a function of the level gives; `at` returns (low, high), infinite where there is no bound."""
+    """An interval that a function of the level gives; `at` returns (low, high), infinite where there is no bound.
+
+    Without a bound on one side it has none on the other: the interval that decides is the one that is shown.
+    """
 
     at: Callable[[float], tuple[float, float]]
 
     def end(self, alpha: float, side: int) -> float:
-        return self.at(1 - 2 * alpha)[side > 0]
+        ends = self.at(1 - 2 * alpha)
+        return ends[side > 0] if all(map(math.isfinite, ends)) else side * math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +151,11 @@ def from_estimate(estimate: Estimate, spread: Spread | None = None) -> Recorded:
     if estimate.value is None or low is None or high is None:
         why = "; ".join(estimate.warnings) or SINGLE
         return Recorded(replace(estimate, low=None, high=None), lacks=why)
-    if not (all(map(math.isfinite, (estimate.value, low, high))) and low <= high and 0 < estimate.level < 1):
+    finite = all(map(math.isfinite, (estimate.value, low, high)))
+    if not (finite and low <= estimate.value <= high and 0 < estimate.level < 1):
         raise ScoreError(
-            f"{estimate.name}: expected an interval at a level between 0 and 1, found [{low}, {high}] at "
-            f"{estimate.level}.",
+            f"{estimate.name}: expected an interval round the value at a level between 0 and 1, found [{low}, {high}] "
+            f"round {estimate.value} at {estimate.level}.",
             fix="Make the record again with the probe's own command.",
         )
     if low == high:

@@ -43,7 +43,7 @@ Json = Mapping[str, Any]
 Named = Iterator[tuple[str, Recorded]]
 """(name without the arm, quantity)"""
 
-BY_HAND = "made by hand: nothing in {path} ties it to the run's weights"
+BY_HAND = "nothing in {path} ties it to the run's weights: it was placed by hand, or before runs were named in it"
 CHOSEN = "validation rows chose the checkpoint, so their loss reads low"
 PERSONAS = "it speaks of these personas and questions: no interval over them is recorded"
 
@@ -222,8 +222,9 @@ def _of_file(path: Path, shown: str, runs: Mapping[str, _Run]) -> Iterator[tuple
         run = _run_of(record, inner, label, path, runs)
         if run is None:
             continue
+        tied = "input_hash" in record and (kind != "leak" or "honest" in record)
         for stem, quantity in READERS[kind](inner):
-            yield run, shown, stem, quantity if "input_hash" in record else _noted(quantity, BY_HAND.format(path=shown))
+            yield run, shown, stem, quantity if tied else _noted(quantity, BY_HAND.format(path=shown))
 
 
 def _known_records(tree: object, label: str = "") -> Iterator[tuple[str, Json, str]]:
