@@ -161,6 +161,8 @@ ALL = {"learns_the_style", "carries_to_strangers", "targets_matter"}
         ("seeds", [0, 1, 2], ALL),
         ("train.num_train_epochs", 5, ALL),
         ("split.seed", 9, ALL),
+        ("thresholds", {"grade": {"units_weak": 5}}, ALL),
+        ("thresholds", {"merge": {"close": 0.1}}, set()),
         ("question", "Another?", set()),
         ("name", "other", set()),
     ],

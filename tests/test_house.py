@@ -25,6 +25,8 @@ ORDER = (
     "errors",
     "patterns",
     "records",
+    "fields",
+    "thresholds",
     "stats",
     "store",
     "study",

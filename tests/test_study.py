@@ -54,7 +54,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "missing": (lambda s: s["model"].pop("path"), ["model.path: missing"]),
     "switch as a number": (
         lambda s: s["train"].update(weight_decay=True),
-        ["train.weight_decay: expected a number, found a switch"],
+        ["train.weight_decay: expected a number, found a boolean"],
     ),
     "switch as a seed": (lambda s: s.update(seeds=[False, True]), ["seeds.0: expected a number", "seeds.1: "]),
     "switch as a rank": (lambda s: s["conditions"]["all_layer"].update(r=True), ["conditions.all_layer.r: "]),
@@ -187,7 +187,7 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:
 
 def test_a_no_that_yaml_reads_as_false_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(study_text("learning_rate: 1.0e-3", "weight_decay: no"))
-    with pytest.raises(StudyError, match=r"train\.weight_decay: expected a number, found a switch \(no/off/false\)"):
+    with pytest.raises(StudyError, match=r"train\.weight_decay: expected a number, found a boolean \(no/off/false\)"):
         load_study(tmp_path / "study.yaml")
 
 

@@ -19,6 +19,9 @@ HOUSEKEEPING = ("budget", "keep", "report_to", "probes")
 """Settings that change no result: what may be spent, which checkpoints stay, where logs are sent as well, and what is
 trained beside the study to explain it."""
 
+OF_GATES = ("merge", "serving")
+"""Sections of the thresholds that decide gates alone: changing one leaves every claim as it was declared."""
+
 
 def settings(study: Study) -> dict[str, Any]:
     """The resolved settings that are frozen: all but housekeeping, and the backend where it is the local one."""
@@ -131,12 +134,13 @@ def _decides(terms: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, An
     """Everything that a claim's outcome depends on: package versions are no part of it, the code that judges is."""
     study = terms["study"]
     shared = {key: study.get(key) for key in ("model", "backend", "data", "split", "train", "seeds", "selection")}
+    words = {key: value for key, value in (study.get("thresholds") or {}).items() if key not in OF_GATES}
     facts = {key: value for key, value in terms["facts"].items() if key not in ("packages", "code")}
     code = terms["facts"].get("code") or {}
     facts |= {f"code.{part}": code.get(part) for part in ("evaluate", "decide")}
     name = claim["eval"] or next(iter(study["evals"]))
     arms = [study["conditions"].get(claim[side]) for side in ("condition", "against")]
-    return {**shared, "claim": claim, "eval": study["evals"][name], "arms": arms, "facts": facts}
+    return {**shared, "thresholds": words, "claim": claim, "eval": study["evals"][name], "arms": arms, "facts": facts}
 
 
 def standing(contract: Mapping[str, Any], run_id: str) -> dict[str, Any]:

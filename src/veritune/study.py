@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from veritune.errors import StudyError
+from veritune.fields import Int, Part, Real, Section, Share, as_number
+from veritune.thresholds import Thresholds
 
 NAME = r"^[A-Za-z][A-Za-z0-9_\-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -30,32 +32,7 @@ ClaimKind = Literal[
 ]
 
 
-def _no_switch(value: Any) -> Any:
-    """YAML 1.1 reads `no`, `off` and `yes` as switches, which Python would take for 0 and 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"expected a number, found a switch ({'yes/on/true' if value else 'no/off/false'})")
-    return value
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `3e-4` as text; a person means a number."""
-    _no_switch(value)
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):
-        return float(value)
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_switch)]
-Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Share = Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
-Part = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-
-
-class Model(_Section):
+class Model(Section):
     """The base model, read and never written."""
 
     path: str
@@ -68,7 +45,7 @@ class Model(_Section):
     """Run Python code that ships with the model. Off unless you have read that code."""
 
 
-class Backend(_Section):
+class Backend(Section):
     """Where cells train and answer. `backend: local` is short for `backend: {name: local}`."""
 
     name: Literal["local", "tinker"] = "local"
@@ -97,7 +74,7 @@ class Backend(_Section):
         return self
 
 
-class Data(_Section):
+class Data(Section):
     """The rows that are trained on and held out."""
 
     path: str
@@ -114,7 +91,7 @@ class Data(_Section):
     """Benchmark files the rows must not hold, by name. An exact overlap stops the study before anything trains."""
 
 
-class SplitPlan(_Section):
+class SplitPlan(Section):
     """How families are dealt to zones. A family never straddles `seen`+`sibling`, `stranger` and `validation`."""
 
     seed: Int = 0
@@ -127,7 +104,7 @@ class SplitPlan(_Section):
     """Share of each trained family's rows held out as siblings: at least one row, never all."""
 
 
-class Train(_Section):
+class Train(Section):
     """One schedule for all conditions. Keys are named as in Hugging Face's TrainingArguments."""
 
     num_train_epochs: Annotated[Real, Field(gt=0)] = 3
@@ -176,7 +153,7 @@ class Train(_Section):
         return self
 
 
-class Condition(_Section):
+class Condition(Section):
     """One arm of the comparison."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
@@ -223,7 +200,7 @@ class Condition(_Section):
         return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})
 
 
-class Selection(_Section):
+class Selection(Section):
     """How each condition's learning rate is chosen before the main runs: by validation NLL, and by nothing else."""
 
     learning_rates: Annotated[tuple[Annotated[Real, Field(gt=0, lt=1)], ...], Field(min_length=2)]
@@ -245,7 +222,7 @@ class Selection(_Section):
         return self
 
 
-class Budget(_Section):
+class Budget(Section):
     """What a study may cost. It is compared with the plan before anything trains. It is no part of the contract."""
 
     hours: Annotated[Real, Field(gt=0)] | None = None
@@ -275,7 +252,7 @@ def _compiled(key: str, pattern: str) -> re.Pattern[str]:
         raise ValueError(f"{key} is not a regular expression: {exc}") from exc
 
 
-class Rule(_Section):
+class Rule(Section):
     """One yes/no rule about an output. Exactly one of `pattern`, `contains`, `absent`."""
 
     name: Name
@@ -320,7 +297,7 @@ class Rule(_Section):
         return set(names)
 
 
-class Eval(_Section):
+class Eval(Section):
     """One eval contract: which items, how outputs are decoded, how they are scored."""
 
     kind: Literal["rules", "match"] = "rules"
@@ -361,7 +338,7 @@ class Eval(_Section):
         return self
 
 
-class Claim(_Section):
+class Claim(Section):
     """A sentence with a decision rule, declared before training. Scores are compared `condition` minus `against`."""
 
     name: Name
@@ -432,7 +409,7 @@ Ratio = Annotated[Real, Field(gt=0)]
 AtMostOne = Annotated[Real, Field(ge=0, le=1)]
 
 
-class DataGate(_Section):
+class DataGate(Section):
     """What the rows must be for the data gate to pass."""
 
     licences: tuple[str, ...] = ()
@@ -447,14 +424,14 @@ class DataGate(_Section):
     """Trained rows that may be near-copies of a held-out item or a benchmark. Exact copies never may."""
 
 
-class TargetGate(_Section):
+class TargetGate(Section):
     """Which claims carry the release."""
 
     claims: tuple[Name, ...] = ()
     """Claims that must be supported, each with a declared margin. None named: all `better_by` claims of the arm."""
 
 
-class Suite(_Section):
+class Suite(Section):
     """One set of items on which the candidate must not be worse than the base. Scores: higher is better."""
 
     margin: Annotated[Real, Field(gt=0)]
@@ -481,14 +458,14 @@ class Suite(_Section):
         return self
 
 
-class RegressionGate(_Section):
+class RegressionGate(Section):
     """What the candidate must not have lost."""
 
     suites: dict[Name, Suite] = Field(default_factory=dict)
     """Golden sets and benchmarks by name. With none declared the gate stays undecided."""
 
 
-class SafetyGate(_Section):
+class SafetyGate(Section):
     """What red-team prompts may come to, candidate against base."""
 
     margin: Annotated[Real, Field(gt=0, lt=1)] = 0.05
@@ -503,7 +480,7 @@ class SafetyGate(_Section):
     """Error rate: the two-sided intervals are at 1 - alpha."""
 
 
-class CalibrationGate(_Section):
+class CalibrationGate(Section):
     """How far confidence may be from what comes true; the upper ends of the intervals count."""
 
     ece: AtMostOne = 0.1
@@ -512,7 +489,7 @@ class CalibrationGate(_Section):
     """Highest Brier score; always answering 0.5 scores 0.25."""
 
 
-class ServingGate(_Section):
+class ServingGate(Section):
     """What serving may cost, candidate over base; the worse end of the interval counts. None sets no limit."""
 
     first_token: Ratio | None = 1.1
@@ -527,7 +504,7 @@ class ServingGate(_Section):
     """Highest ratio of cost per request."""
 
 
-class Release(_Section):
+class Release(Section):
     """The release policy: what `veritune gate` asks for. Also a file of its own, which a team shares (`--policy`)."""
 
     condition: Name | None = None
@@ -548,14 +525,14 @@ class Release(_Section):
     """A waiver may run for at most so many days."""
 
 
-class Probes(_Section):
+class Probes(Section):
     """Probes that train beside the study. They are no part of the contract; a claim on `leak.*` reads their record."""
 
     leak: bool = False
     """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
 
 
-class Study(_Section):
+class Study(Section):
     """One pre-declared comparison."""
 
     name: Name
@@ -592,6 +569,8 @@ class Study(_Section):
     """Checkpoints kept once a run is scored: `best` (the default) the chosen one, `all` every candidate, `none`."""
     probes: Probes = Probes()
     """What `run` trains beside the conditions to explain them."""
+    thresholds: Thresholds = Thresholds()
+    """Numbers that decide words (`memorises`, `passed`, `weak`); frozen with the contract."""
 
     @model_validator(mode="before")
     @classmethod
@@ -737,7 +716,7 @@ def swept(study: Study) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def _holds(condition: dict[str, Any], point: dict[str, Any]) -> bool:
     def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else _number(value)
+        return list(value) if isinstance(value, tuple) else as_number(value)
 
     return all(plain(condition.get(key)) == plain(value) for key, value in point.items())
 
@@ -753,7 +732,7 @@ def _point_name(point: dict[str, Any]) -> str:
     """`-r4-data0p25`: what is appended to a condition's name; a dot becomes `p`, other signs `_`."""
     parts = []
     for key, value in point.items():
-        number = _number(value)
+        number = as_number(value)
         text = f"{number:.9g}" if isinstance(number, float) else str(value)
         if isinstance(value, list | tuple):
             text = "-".join(map(str, value))

@@ -497,6 +497,14 @@ def test_an_estimate_with_its_standard_error_has_an_interval_at_the_level_that_d
     assert found[0].estimates[0].low == pytest.approx(low)
     assert found[0].estimates[-1].level == 0.95
     assert found[1].details.get("decided_at_alpha") is None
+    # intervals recorded at several levels come before t, and the lowest level that is high enough decides
+    rungs = {"intervals": {"0.95": [0.35, 0.65], "0.98": [0.29, 0.7], "0.99": [0.28, 0.72]}}
+    laddered = records_replace(t_estimate(0.5), low=0.35, high=0.65, details=rungs)
+    alone, (first, _) = probe_verdicts(laddered)[0], probe_verdicts(laddered, laddered)
+    assert alone.status == "supported" and first.status == "inconclusive"
+    assert (first.estimates[0].low, first.estimates[0].high) == (0.29, 0.7)
+    crossed = {"intervals": {"0.95": [0.25, 0.65], "0.99": [0.4, 0.6]}}  # the wider ends of a lower level stay
+    assert probe_verdicts(records_replace(laddered, low=0.25, details=crossed))[0].status == "inconclusive"
     # an estimate whose ends are not those of its se and df is known at its own level only
     odd = records_replace(t_estimate(0.5), low=0.45)
     assert probe_verdicts(odd, odd)[0].status == "inconclusive"

@@ -537,7 +537,7 @@ def test_a_gate_that_is_not_asked_for_is_shown(store: Store) -> None:
     ("text", "words"),
     [
         ("safty: {margin: 0.1}", "safty: extra inputs are not permitted"),
-        ("safety: {margin: no}", "safety.margin: .*found a switch"),
+        ("safety: {margin: no}", "safety.margin: .*found a boolean"),
         ("gates: []", "gates: .*at least 1 item"),
         ("gates: [data, lunch]", r"gates\.1"),
         ("- data", "expected a mapping"),

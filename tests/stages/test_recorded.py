@@ -21,7 +21,7 @@ from veritune.decide.recorded import Recorded
 from veritune.errors import InputError, ScoreError, StudyError
 from veritune.evaluate.calibration import calibration
 from veritune.probe.effective import align, choose, directions, unit
-from veritune.probe.memorization import three_zone_gap
+from veritune.probe.memorization import three_zone_gap, zone_gains
 from veritune.probe.names import PATTERNS, Pattern, known_names, nearest, pattern_of
 from veritune.probe.study import zoned_losses
 from veritune.progress import Progress
@@ -177,13 +177,16 @@ def test_values_are_those_of_the_records_and_seeds_are_averaged(probed: Probed) 
 
 def test_the_zone_gap_of_one_run_has_the_probe_s_own_interval_at_any_level(probed: Probed) -> None:
     (base,), (first, _) = probed.runs_of("baseline"), probed.runs_of(ARM)
-    name = f"gap.carried.stranger.{ARM}"
-    spread = recorded_quantities(probed.store, [base, first])[name].spread
+    found = recorded_quantities(probed.store, [base, first])[f"gap.carried.stranger.{ARM}"]
     losses = [read_json(probed.store.run(r) / "probes" / "nll.json") for r in (base, first)]
-    for level in (0.9, 0.95, 0.99):
-        carried = three_zone_gap(*zoned_losses(*losses), level=level).carried["stranger"]
+    recorded = three_zone_gap(*zoned_losses(*losses)).carried["stranger"]
+    gains = zone_gains(*zoned_losses(*losses), least=8)
+    assert found.spread is not None and found.estimate.value == recorded.value
+    assert found.spread.interval(0.95) == pytest.approx((recorded.low, recorded.high))
+    for level in (0.9, 0.99, 0.9999):
+        carried = gains.carried("stranger", level)
         expected = (-np.inf, np.inf) if carried.low is None else (carried.low, carried.high)
-        assert spread is not None and spread.interval(level) == pytest.approx(expected)
+        assert found.spread.interval(level) == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- intervals at another level

@@ -3,8 +3,8 @@
     exact     a count or a setting (the share of trainable parameters): no uncertainty, no test, no share of alpha
     interval  at any level where the record holds what makes one: a standard error and degrees of freedom that
               reproduce the recorded ends, a function of the level, or the values of several runs
-    at level  only the interval that was recorded: it decides at an alpha of at least 1 − its level (two-sided), never
-              below
+    at level  only the intervals that were recorded, at one level or several: one decides at an alpha of at least
+              1 − its level (two-sided), never below
     number    no interval: whatever its value, a claim on it is inconclusive
 
 Several runs: value = mean of the runs' values; the distance from it to either end joins two parts,
@@ -39,58 +39,70 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class AtLevel(Spread):
-    """An interval known at one level only: it stands for every lower level, and for none above."""
+class AtLevels(Spread):
+    """An interval known at some levels only. Each stands for every lower level; above the highest there is none.
 
-    level: float
-    low: float
-    high: float
+    `rungs` are (level, low, high) by rising level, each inside the next.
+    """
+
+    rungs: tuple[tuple[float, float, float], ...]
 
     def end(self, alpha: float, side: int) -> float:
-        return (self.high if side > 0 else self.low) if alpha >= self._least else side * math.inf
+        enough = [rung for rung in self.rungs if _least_alpha(rung[0]) <= alpha]  # levels at least as high as asked for
+        return (enough[0][2] if side > 0 else enough[0][1]) if enough else side * math.inf
 
     def tail(self, value: float, side: int) -> float:
-        beyond = self.low > value if side > 0 else self.high < value
-        return self._least if beyond else 1.0
-
-    @property
-    def _least(self) -> float:
-        """The one-sided error rate that the level leaves, less a rounding: 1 − 0.95 is not 0.05 in floating point."""
-        return (1 - self.level) / 2 * (1 - 1e-9)
+        clear = [level for level, low, high in self.rungs if (low > value if side > 0 else high < value)]
+        return _least_alpha(clear[-1]) if clear else 1.0
 
     @property
     def floor(self) -> float:
-        return 2 * self._least
+        return 2 * _least_alpha(self.rungs[-1][0])
+
+
+def _least_alpha(level: float) -> float:
+    """The one-sided error rate that a level leaves, less a rounding: 1 − 0.95 is not 0.05 in floating point."""
+    return (1 - level) / 2 * (1 - 1e-9)
+
+
+NESTED = (0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 0.9999)
+"""Levels whose ends a higher level must hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByLevel(Spread):
     """An interval that a function of the level gives; `at` returns (low, high), infinite where there is no bound.
 
-    Without a bound on one side it has none on the other: the interval that decides is the one that is shown.
+    It also holds the ends at the `NESTED` levels below it: correlated means joined by MOVER need not nest. Without a
+    bound on one side it has none on the other: the interval that decides is the one that is shown.
     """
 
     at: Callable[[float], tuple[float, float]]
 
     def end(self, alpha: float, side: int) -> float:
-        ends = self.at(1 - 2 * alpha)
-        return ends[side > 0] if all(map(math.isfinite, ends)) else side * math.inf
+        level = 1 - 2 * alpha
+        ends = [self.at(level), *(self.at(lower) for lower in NESTED if lower < level)]
+        if not all(math.isfinite(end) for pair in ends for end in pair):
+            return side * math.inf
+        return side * max(side * pair[side > 0] for pair in ends)
 
 
 @dataclass(frozen=True, slots=True)
 class Widened(Spread):
-    """Ends recorded at one level that move outwards with t·se: for a t interval with an offset or a bound at an end.
+    """Ends recorded at one level, (level, low, high), that move outwards with t·se: a t interval with an offset or a
+    bound at an end.
 
     Below the recorded level the recorded ends stay: where a bound cut an end, nothing tells where it lay.
     """
 
-    recorded: AtLevel
+    recorded: tuple[float, float, float]
     se: float
     df: float
 
     def end(self, alpha: float, side: int) -> float:
-        t, t_recorded = t_quantile(1 - alpha, self.df), t_quantile(0.5 + self.recorded.level / 2, self.df)
-        return (self.recorded.high if side > 0 else self.recorded.low) + side * max(0.0, t - t_recorded) * self.se
+        level, low, high = self.recorded
+        more = t_quantile(1 - alpha, self.df) - t_quantile(0.5 + level / 2, self.df)
+        return (high if side > 0 else low) + side * max(0.0, more) * self.se
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +173,26 @@ def from_estimate(estimate: Estimate, spread: Spread | None = None) -> Recorded:
     if low == high:
         why = "the recorded interval has no width: values that do not differ say nothing of the next one"
         return Recorded(replace(estimate, low=None, high=None, warnings=(*estimate.warnings, why)), lacks=why)
-    found = spread or student_of(estimate) or AtLevel(estimate.level, low, high)
-    return Recorded(estimate, found)
+    own = AtLevels(((estimate.level, low, high),))
+    return Recorded(estimate, spread or _ladder(estimate) or student_of(estimate) or own)
+
+
+def _ladder(estimate: Estimate) -> AtLevels | None:
+    """The intervals at several levels that the record holds (`details.intervals`); None where it holds none.
+
+    They come before t: ends that se and df give at one level need not be theirs at another. A higher level takes the
+    wider ends of those below it: two correlated means joined by MOVER need not give nested intervals.
+    """
+    more = estimate.details.get("intervals") or {}
+    if not more:
+        return None
+    found = {float(level): (float(low), float(high)) for level, (low, high) in more.items()}
+    found[estimate.level] = (float(estimate.low or 0.0), float(estimate.high or 0.0))
+    low, high, rungs = math.inf, -math.inf, []
+    for level in sorted(found):
+        low, high = min(low, found[level][0]), max(high, found[level][1])
+        rungs.append((level, low, high))
+    return AtLevels(tuple(rungs))
 
 
 def student_of(estimate: Estimate) -> Student | None:

@@ -16,12 +16,12 @@ from veritune.probe.subject import Subject, subject
 from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
 from veritune.records import Rendered, Row
 from veritune.store import Store, hash_of, read_json, write_json
+from veritune.thresholds import DEFAULTS, Thresholds
 
 GAP = "three_zone.json"
 __all__ = [
     "Subject",
     "Zoned",
-    "gap_at",
     "gap_of",
     "geometry_of",
     "gradient_edges",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-def zone_gap(store: Store, baseline: str, run_id: str) -> dict[str, Any]:
+def zone_gap(store: Store, baseline: str, run_id: str, thresholds: Thresholds = DEFAULTS) -> dict[str, Any]:
     """The three-zone gap of one run from the losses on disk, before (the baseline's) and after; written once.
 
     Raises ScoreError as `three_zone_gap` does.
@@ -42,9 +42,10 @@ def zone_gap(store: Store, baseline: str, run_id: str) -> dict[str, Any]:
     before = read_json(store.run(baseline) / "probes" / "nll.json")
     after = read_json(store.run(run_id) / "probes" / "nll.json")
     path = store.run(run_id) / "probes" / GAP
-    digest = hash_of([before["input_hash"], after["input_hash"]])
+    words = thresholds.model_dump(include={"zone_gap", "families"})
+    digest = hash_of([before["input_hash"], after["input_hash"], words])
     if not store.is_done(path, digest):
-        found = three_zone_gap(*zoned_losses(before, after))
+        found = three_zone_gap(*zoned_losses(before, after), thresholds=thresholds)
         write_json(path, {"input_hash": digest, "gap": found})
     record: dict[str, Any] = read_json(path)["gap"]
     return record
@@ -62,11 +63,6 @@ def zoned_losses(
         [row["zone"] for row in rows],
         [row["family"] for row in rows],
     )
-
-
-def gap_at(before: Mapping[str, Any], after: Mapping[str, Any], level: float) -> ThreeZoneGap:
-    """The zone gap of two runs' `nll.json` with its intervals at `level`. Raises ScoreError as `three_zone_gap`."""
-    return three_zone_gap(*zoned_losses(before, after), level=level)
 
 
 # ---------------------------------------------------------------- anybody's model

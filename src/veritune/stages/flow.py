@@ -278,7 +278,7 @@ class _Runner:
                 self.progress.say(f"gap      not measured: {run_id} has no losses ({reason})")
                 return
         for cell in told:
-            found = zone_gap(self.store, baseline, cell.run_id)
+            found = zone_gap(self.store, baseline, cell.run_id, self.study.thresholds)
             share = found["carried"]["stranger"]
             carried = "" if share["low"] is None else f" ({share['low']:.0%} to {share['high']:.0%})"
             said = found["why"] if share["value"] is None else f"{share['value']:.0%}{carried} of the gain in loss"

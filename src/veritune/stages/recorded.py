@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 
 from veritune.decide.recorded import (
-    LEVEL,
-    AtLevel,
     ByLevel,
     Recorded,
     Widened,
@@ -29,7 +27,6 @@ from veritune.decide.recorded import (
     missing,
     number,
     over_runs,
-    student_of,
 )
 from veritune.errors import ScoreError, VerituneError
 from veritune.probe.clusters import codes, ratio
@@ -38,6 +35,7 @@ from veritune.records import Estimate
 from veritune.stats.intervals import Spread, t_quantile
 from veritune.store import Store, read_json
 from veritune.study import BASELINE, Study
+from veritune.thresholds import DEFAULTS, Thresholds
 
 Json = Mapping[str, Any]
 Named = Iterator[tuple[str, Recorded]]
@@ -45,6 +43,7 @@ Named = Iterator[tuple[str, Recorded]]
 
 BY_HAND = "nothing in {path} ties it to the run's weights: it was placed by hand, or before runs were named in it"
 CHOSEN = "validation rows chose the checkpoint, so their loss reads low"
+APART = "the zones differ too much in difficulty: the gain of one at their common base loss would be extrapolated"
 PERSONAS = "it speaks of these personas and questions: no interval over them is recorded"
 
 
@@ -58,25 +57,25 @@ class _Run:
     losses: Json
 
 
-def recorded_quantities(store: Store, run_ids: Sequence[str]) -> dict[str, Recorded]:
+def recorded_quantities(store: Store, run_ids: Sequence[str], thresholds: Thresholds = DEFAULTS) -> dict[str, Recorded]:
     """All quantities of these runs by name. A quantity that some run lacks has no value and says which.
 
     Raises ScoreError for a record that is damaged, naming its file.
     """
-    made, damaged = _quantities(store, run_ids)
+    made, damaged = _quantities(store, run_ids, thresholds)
     if damaged:
         raise ScoreError(f"{damaged[0]} ({len(damaged)} such files).", fix="Make the record again, or remove it.")
     return made
 
 
-def _quantities(store: Store, run_ids: Sequence[str]) -> tuple[dict[str, Recorded], list[str]]:
+def _quantities(store: Store, run_ids: Sequence[str], thresholds: Thresholds) -> tuple[dict[str, Recorded], list[str]]:
     """The quantities, and what is wrong with the files that cannot be read."""
     runs = [_run(store, run_id) for run_id in run_ids]
     damaged: list[str] = []
     parts: dict[str, dict[str, Recorded]] = {}
     sources: dict[tuple[str, str], str] = {}
     doubled: dict[str, str] = {}
-    for run, source, stem, found in _every(store, runs, damaged):
+    for run, source, stem, found in _every(store, runs, thresholds, damaged):
         name = f"{stem}.{run.arm}"
         if run.run_id in parts.setdefault(name, {}):
             doubled[name] = f"run {run.run_id} has two records of it, {sources[name, run.run_id]} and {source}"
@@ -91,7 +90,7 @@ def claimed_quantities(store: Store, run_ids: Sequence[str], study: Study) -> di
     names = {claim.probe for claim in study.claims if claim.kind == "probe" and claim.probe is not None}
     if not names:
         return {}
-    there, damaged = _quantities(store, run_ids)
+    there, damaged = _quantities(store, run_ids, study.thresholds)
     return {name: _with_remedy(name, there.get(name), study, damaged) for name in sorted(names)}
 
 
@@ -140,12 +139,14 @@ def _over_its_runs(name: str, parts: Mapping[str, Recorded], runs: Sequence[_Run
     return over_runs(name, parts, scope)
 
 
-def _every(store: Store, runs: Sequence[_Run], damaged: list[str]) -> Iterator[tuple[_Run, str, str, Recorded]]:
+def _every(
+    store: Store, runs: Sequence[_Run], thresholds: Thresholds, damaged: list[str]
+) -> Iterator[tuple[_Run, str, str, Recorded]]:
     """(run, file, name without the arm, quantity) of everything that is recorded; `damaged` takes what cannot be."""
     base = next((run for run in runs if run.arm == BASELINE), None)
     for run in runs:
         where = f"runs/{run.run_id}"
-        for stem, found in (*_summary(run), *_losses(run), *_gap(base, run)):
+        for stem, found in (*_summary(run), *_losses(run, thresholds), *_gap(base, run, thresholds)):
             yield run, where, stem, found
     for path in sorted([*store.root.glob("probes/*.json"), *store.root.glob("probes/*/*.json")]):
         try:
@@ -167,44 +168,55 @@ def _summary(run: _Run) -> Named:
     yield "trainable_share", number("trainable_share", trainable["n_trainable"] / trainable["n_total"], exact=True)
 
 
-def _losses(run: _Run) -> Named:
+def _losses(run: _Run, thresholds: Thresholds) -> Named:
     """Loss per target token of each zone, over rows and by family."""
     rows = run.losses["rows"]
     for zone in dict.fromkeys(row["zone"] for row in rows):
         here = [row for row in rows if row["zone"] == zone]
         sums_N, tokens_N = (np.array([row[key] for row in here], float) for key in ("nll_sum", "target_tokens"))
         family_N = codes([row["family"] for row in here])
-        again = functools.partial(ratio, f"nll on {zone} rows", sums_N, tokens_N, family_N)
+        least = thresholds.families.for_interval
+        again = functools.partial(ratio, f"nll on {zone} rows", sums_N, tokens_N, family_N, least=least)
         found = again()
         if zone == "validation":
             found = replace(found, warnings=(*found.warnings, CHOSEN))
         yield f"nll.{zone}", from_estimate(found, _remade(again))
 
 
-def _gap(base: _Run | None, run: _Run) -> Named:
+def _gap(base: _Run | None, run: _Run, thresholds: Thresholds) -> Named:
     """The zone gap from the losses on disk, whose interval is made again at each level that is asked for."""
     zones = {row["zone"] for row in run.losses["rows"]}
     if base is None or run.arm == BASELINE or not {"seen", "stranger"} <= zones or not base.losses["rows"]:
         return
-    from veritune.probe.study import gap_at
+    from veritune.probe.memorization import zone_gains
+    from veritune.probe.study import zoned_losses
 
-    at = functools.cache(functools.partial(gap_at, base.losses, run.losses))
+    losses, least = zoned_losses(base.losses, run.losses), thresholds.families.for_interval
     try:
-        found = at(level=LEVEL)
+        gains = zone_gains(*losses, least=least)
     except ScoreError as exc:  # a loss that is not finite
         for zone in sorted(zones & {"sibling", "stranger"}):
             yield f"gap.carried.{zone}", missing(f"gap.carried.{zone}", exc.message)
         return
-    for zone, carried in found.carried.items():
-        yield f"gap.carried.{zone}", from_estimate(carried, _remade(lambda level, z=zone: at(level=level).carried[z]))
-    for zone in (z for z in ("seen", "sibling", "stranger") if z in found.zones):
-        gain = found.zones[zone]["gain"]
-        yield f"gap.gain.{zone}", from_estimate(gain, _remade(lambda level, z=zone: at(level=level).zones[z]["gain"]))
+    before_N, after_N, zone_N, family_N = *map(np.asarray, losses[:3]), codes(losses[3])
+    for zone, part in gains.parts.items():
+        here_N = zone_N == zone
+        gain_N = (before_N - after_N)[here_N]
+        again = functools.partial(
+            ratio, f"gain on {zone} rows", gain_N, np.ones(len(gain_N)), family_N[here_N], least=least
+        )
+        yield f"gap.gain.{zone}", from_estimate(again(), _remade(again))
+        if zone != "seen":
+            carried = gains.carried(zone)
+            if not (part.overlaps and gains.parts["seen"].overlaps):
+                carried = replace(carried, low=None, high=None, warnings=(*carried.warnings, APART))
+            yield f"gap.carried.{zone}", from_estimate(carried, _remade(functools.partial(gains.carried, zone)))
 
 
 def _remade(again: Callable[..., Estimate]) -> Spread:
     """The interval of an estimate that is made again, from the rows, at each level that is asked for."""
 
+    @functools.cache
     def at(level: float) -> tuple[float, float]:
         found = again(level=level)
         bounded = found.low is not None and found.high is not None
@@ -303,8 +315,8 @@ def _gradients(record: Json) -> Named:
 
 def _n_eff_spread(rho: Estimate, n_eff: Estimate) -> Spread | None:
     """n_eff = n/(1 + g·ρ), ρ in [0, 1]: its interval from ρ's at any level; None where the record does not give g."""
-    student, n = student_of(rho), n_eff.details.get("n_rows")
-    if student is None or n is None:
+    spread, n = from_estimate(rho).spread, n_eff.details.get("n_rows")
+    if spread is None or n is None:
         return None
     pairs = [(rho.value, n_eff.value), (rho.low, n_eff.high), (rho.high, n_eff.low)]
     growth = [(n / y - 1) / x for x, y in pairs if x is not None and y is not None and 0 < x < 1 and y > 0]
@@ -312,7 +324,10 @@ def _n_eff_spread(rho: Estimate, n_eff: Estimate) -> Spread | None:
         return None
 
     def at(level: float) -> tuple[float, float]:
-        low, high = (n / (1 + growth[0] * min(max(end, 0.0), 1.0)) for end in student.interval(level))
+        ends = spread.interval(level)
+        if not all(map(math.isfinite, ends)):
+            return ends
+        low, high = (n / (1 + growth[0] * min(max(end, 0.0), 1.0)) for end in ends)
         return high, low
 
     return ByLevel(at)
@@ -366,7 +381,7 @@ def _calibration(record: Json) -> Named:
         found = _estimate(record[of])
         spread = None
         if found.low is not None and found.high is not None and found.se and found.df:
-            spread = Widened(AtLevel(found.level, found.low, found.high), found.se, found.df)
+            spread = Widened((found.level, found.low, found.high), found.se, found.df)
         yield f"calibration.{of}", from_estimate(found, spread)
 
 
