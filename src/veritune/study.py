@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from veritune.errors import StudyError
+from veritune.errors import StudyError, VerituneError
 from veritune.fields import Int, Part, Real, Section, Share, as_number
 from veritune.thresholds import Thresholds
 
@@ -338,6 +338,18 @@ class Eval(Section):
         return self
 
 
+def _check_rule(kind: str, rule: dict[str, float | bool]) -> None:
+    """Raises ValueError for a frozen rule that could not be applied: after the freeze is too late to say so."""
+    from veritune.stats.rule import check_rule  # numpy, which a study without a rule does not need to be read
+
+    if kind in ("generalises", "probe"):
+        raise ValueError(f"`rule` looks at the gap between two arms; `kind: {kind}` has none of its own")
+    try:
+        check_rule(rule)
+    except VerituneError as exc:
+        raise ValueError(exc.message) from exc
+
+
 class Claim(Section):
     """A sentence with a decision rule, declared before training. Scores are compared `condition` minus `against`."""
 
@@ -371,8 +383,9 @@ class Claim(Section):
     """For `probe`: with what, in the quantity's own units, declared before training."""
     correction: Literal["confirmatory", "exploratory"] = "confirmatory"
     """Confirmatory claims share the error rate (Holm); exploratory ones are corrected by Benjamini-Hochberg."""
-    rule: dict[str, Real] | None = None
-    """A frozen rule of the study's own, e.g. `{min_gap: 0.01}`, applied to the letter beside the verdict."""
+    rule: dict[str, Real | bool] | None = None
+    """A frozen rule of the study's own, e.g. `{min_gap: 0.01, every_seed: true}`, applied to the letter; its outcome
+    stands beside the verdict on the screen, in the report and in the write-up."""
 
     @model_validator(mode="after")
     def _fields_of_kind(self) -> Claim:
@@ -391,6 +404,8 @@ class Claim(Section):
             raise ValueError(f"`kind: {self.kind}` takes no `{given[0]}`{hint}")
         if self.kind != "probe" and self.condition is None:
             raise ValueError(f"`kind: {self.kind}` needs `condition`")
+        if self.rule is not None:
+            _check_rule(self.kind, self.rule)
         return self
 
 
@@ -432,7 +447,11 @@ class TargetGate(Section):
 
 
 class Suite(Section):
-    """One set of items on which the candidate must not be worse than the base. Scores: higher is better."""
+    """One set of items on which the candidate must not be worse than the base.
+
+    Scores are higher-is-better in an eval of the study, and in imported files unless the log, the metric's name or
+    `higher_is_better` says otherwise.
+    """
 
     margin: Annotated[Real, Field(gt=0)]
     """The loss that is still tolerated, in score units. The whole interval must lie above minus this."""
@@ -442,8 +461,14 @@ class Suite(Section):
     """With `eval`: only the items of one zone."""
     alpha: Annotated[Real, Field(gt=0, lt=0.5)] = 0.05
     """Error rate: the two-sided interval is at 1 - alpha."""
+    scale: tuple[Real, Real] | None = None
+    """Imported files: the least and the largest score that an item can have. Graded scores beyond 0 to 1 need it."""
     metric: str | None = None
     """Imported files: score column, lm-eval metric or Inspect scorer."""
+    filter: str | None = None
+    """Imported files: the filter of an lm-eval task that logs several."""
+    higher_is_better: bool | None = None
+    """Imported files: the direction of the metric, where neither the log nor the metric's name says it."""
     id: str | None = None
     """Imported files: column with the item id."""
     family: str | None = None
@@ -453,8 +478,12 @@ class Suite(Section):
     def _one_source(self) -> Suite:
         if self.eval is None and self.zone is not None:
             raise ValueError("`zone` goes with `eval`; imported files have no zones here")
-        if self.eval is not None and (self.metric or self.id or self.family):
-            raise ValueError("`metric`, `id` and `family` read imported files; remove them, or remove `eval`")
+        imported = ("metric", "filter", "higher_is_better", "scale", "id", "family")
+        given = [name for name in imported if getattr(self, name) is not None]
+        if self.eval is not None and given:
+            raise ValueError(f"`{given[0]}` reads imported files; remove it, or remove `eval`")
+        if self.scale is not None and not self.scale[0] < self.scale[1]:
+            raise ValueError(f"scale: expected the least before the largest score, found {list(self.scale)}")
         return self
 
 
@@ -502,6 +531,14 @@ class ServingGate(Section):
     """Highest ratio of peak memory."""
     cost_per_request: Ratio | None = 1.1
     """Highest ratio of cost per request."""
+    tail: Ratio | None = 2.0
+    """Highest ratio of the tail quantile, of first tokens and of whole answers; a request without an answer is slow."""
+    tail_quantile: Annotated[Real, Field(ge=0.5, lt=1)] = 0.99
+    """Which quantile `tail` limits. The higher, the more requests: 437 an arm for 0.99, 86 for 0.95."""
+    tail_burst: Annotated[Int, Field(ge=1)] = 1
+    """How many slow requests in a row may have one cause; so many times the requests are needed."""
+    alpha: Annotated[Real, Field(gt=0, lt=0.5)] = 0.05
+    """Error rate of the tail: its two-sided interval is at 1 - alpha."""
 
 
 class Release(Section):
@@ -551,6 +588,10 @@ class Study(Section):
     """What may differ between conditions; anything else that differs is an error. What `sweep` names is declared."""
     seeds: Annotated[tuple[Annotated[Int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0, 1)
     """Training seeds; every condition runs with each."""
+    shared_seeds: bool = False
+    """Runs of one seed share data order and initialisation across the conditions: arms are then paired by seed."""
+    equal_seed_spread: bool = False
+    """Assume that all arms spread alike between seeds. It buys power with 2 or 3 seeds; every sentence says so."""
     evals: Annotated[dict[Name, Eval], Field(min_length=1)]
     """The eval contracts, by name."""
     claims: tuple[Claim, ...] = ()

@@ -103,9 +103,10 @@ class GradientThresholds(Section):
     # Convention: strangers had a mean cosine of .42 to .46 on SmolLM2-135M, weak edits of one row .87.
     identical: Share = 0.99
     """Mean cosine of strangers from which all gradients count as one direction and n_eff is withheld."""
-    # Provisional; replaced by a measurement below.
+    # Right labels on SmolLM2-135M: .68 to 2.05 times `directions` (13/19, 40/36, 49/52, 256/125; docs/probe.md). 16
+    # families of 4 under labels that miss all relatives: 64/17.7 = 3.6.
     disagree: Factor = 2.5
-    """Factor between n_eff by families and `directions` from which the two are said to disagree."""
+    """Times `directions` above which n_eff by families is said to disagree with it: labels may miss relatives."""
     # 32 of 32 and 8 of 8 planted families found on SmolLM2-135M at .3; .4 joins fewer.
     family_cosine: Share = 0.3
     """Mean-centred cosine above which rows without labels are joined into a family."""
@@ -151,7 +152,7 @@ class GeometryThresholds(Section):
     """A cell whose corrected p is below this moved."""
     # Convention: half of the smallest digit printed for a cosine (two decimals).
     small_change: Positive = 0.005
-    """A reference's change smaller than this gives no ratio: the divisor would be noise."""
+    """A reference's change smaller than this withholds the ratio to it, which is then shown with the reason."""
     # Convention: a run that moves less than half as far as its reference.
     culprit_below: Positive = 0.5
     """Ratio of a run's change to its reference's below which the reference's method is the culprit."""
@@ -204,14 +205,6 @@ class MergeThresholds(Section):
         return self
 
 
-class ServingThresholds(Section):
-    """How the tail of a latency is read by the serving gate (its limits are settings of the release policy)."""
-
-    # Two per cent of requests ten times slower must show: half of them lie beyond this quantile.
-    tail: Annotated[Real, Field(gt=0.5, lt=1)] = 0.99
-    """Quantile of a latency that the gate's tail limit speaks of."""
-
-
 class Thresholds(Section):
     """Numbers that decide words, frozen with the contract. Change one only before results exist."""
 
@@ -224,7 +217,6 @@ class Thresholds(Section):
     weights: WeightThresholds = WeightThresholds()
     geometry: GeometryThresholds = GeometryThresholds()
     merge: MergeThresholds = MergeThresholds()
-    serving: ServingThresholds = ServingThresholds()
 
 
 DEFAULTS = Thresholds()

@@ -93,11 +93,21 @@ def forgetting(
         ),
         margin=margin,
         verdict=verdict,
-        reading=_reading(rise, worse, margin, verdict),
+        reading=_reading(rise, worse, margin, verdict) + _worst(ids, rise_N, margin),
         limits="It speaks of rows like these and of loss on reference answers, not of what the model would write. "
         f"Up to {undrawn(rise.n_clusters or 1):.0%} of families could be of a kind that none of these is.",
         would_change="Another regression set, more families of it, or scores on it (`--extract` and `--expected`).",
     )
+
+
+def _worst(ids: Sequence[str], rise_N: Floats, margin: float) -> str:
+    """The row that rose most, where it rose beyond the margin: the mean over rows is what the verdict is about."""
+    worst = int(rise_N.argmax())
+    if rise_N[worst] <= margin:
+        return ""
+    beyond = int((rise_N > margin).sum())
+    most = f"{ids[worst]} ({rise_N[worst]:+.3f})"
+    return f" By row it rose by more than {margin:g} in {beyond} of {len(ids)}, most in {most}."
 
 
 def _verdict(rise: Estimate, margin: float) -> Verdict:

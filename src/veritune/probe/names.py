@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from veritune.stats.centroids import MEASURES
 from veritune.study import BASELINE, Study
 
 Uncertainty = Literal["items", "seeds", "exact"]
 METHODS = ("last_input_token", "response_mean")
-M1 = ("m1", "m1_around_reference", "m1_without_top_channel")
 OPEN = {"layer": r"\d+", "part": r"[\w\-]+(?:\.[\w\-]+)*"}
 """Segments that the study does not close, and what they may hold."""
 
@@ -54,15 +54,14 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern("gradients.share.{part}.{arm}", "seeds", "mean share of the squared gradient norm in training", "report"),
     Pattern("gradients.update_ratio.{arm}", "seeds", "mean ratio of update to weight in training", "report"),
     Pattern("{of}.{any}", "items", "gradients by family", "gradients", {"of": ("n_eff", "rho", "directions")}),
-    Pattern("geometry.{of}.{layer}.{method}.{arm}", "seeds", "after training", "geometry", {"of": (*M1, "icc")}),
+    Pattern("geometry.{of}.{layer}.{method}.{arm}", "seeds", "after training", "geometry", {"of": MEASURES}),
     Pattern(
         "geometry.{of}.{layer}.{method}.{arm}",
         "items",
         "trained minus base, over personas",
         "geometry",
-        {"of": tuple(f"{name}_change" for name in M1)},
+        {"of": tuple(f"{name}_change" for name in MEASURES)},
     ),
-    Pattern("geometry.icc_change.{layer}.{method}.{arm}", "seeds", "trained minus base", "geometry"),
     Pattern(
         "calibration.{of}.{any}",
         "items",

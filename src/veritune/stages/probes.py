@@ -19,7 +19,7 @@ from veritune.progress import Progress
 from veritune.report.page import write_report
 from veritune.report.probes import Block, blocks
 from veritune.report.read import read_records
-from veritune.seal import refuse_edited, seal
+from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.stages.cell import cells_of, ready_from_contract
 from veritune.stages.ready import Ready
 from veritune.store import hash_of, read_json, sha256_file, write_json
@@ -37,18 +37,16 @@ def probe_report(study: str | Path, progress: Progress | None = None, make: Sequ
     ready = ready_from_contract(study, progress or Progress())
     with ready.store.lock():
         refuse_edited(ready.store)
-        sealed = (ready.store.root / "seal.json").exists()
         cells = cells_of(ready)
         runs = [c for c in cells if c.phase != BASELINE and (ready.store.run(c.run_id) / "training.json").exists()]
         if not runs:
             raise InputError(f"{ready.store.root} has no trained run.", fix=f"veritune run {ready.store.root}")
-        for cell in runs:
-            _write(ready, cell, _cheap(ready, cell))
-        for cell in (*(c for c in cells if c.phase == BASELINE), *runs):
-            _write(ready, cell, _on_the_model(ready, cell, make))
-        write_report(ready.store, ready.study)
-        if sealed:
-            seal(ready.store)
+        with resealing(ready.store, "probe report"):
+            for cell in runs:
+                _write(ready, cell, _cheap(ready, cell))
+            for cell in (*(c for c in cells if c.phase == BASELINE), *runs):
+                _write(ready, cell, _on_the_model(ready, cell, make))
+            write_report(ready.store, ready.study)
     return blocks(read_records(ready.store, ready.study))
 
 
@@ -58,7 +56,9 @@ def _write(ready: Ready, cell: Any, probes: Iterator[tuple[str, str, Callable[[]
         path = ready.store.root / "probes" / cell.run_id / f"{name}.json"
         if not ready.store.is_done(path, digest):
             ready.progress.say(f"probe    {cell.condition}, seed {cell.seed}: {name}")
-            write_json(path, {"input_hash": digest, "run": cell.run_id, "record": _made(make)})
+            record = {"input_hash": digest, "run": cell.run_id, "record": _made(make)}
+            break_seal(ready.store)
+            write_json(path, record)
 
 
 def _made(make: Callable[[], Any]) -> Any:
@@ -158,6 +158,7 @@ def _gradients(ready: Ready, found: Any) -> Any:
 
 def _geometry(ready: Ready, found: Any) -> Any:
     from veritune.probe import geometry as g
+    from veritune.probe.geometry_grid import build_grids, run_of
 
     prompts = g.render_personas(ready.tokenizer, g.PERSONAS, g.QUESTIONS)
     methods: tuple[g.Method, ...] = ("last_input_token", "response_mean")
@@ -165,8 +166,9 @@ def _geometry(ready: Ready, found: Any) -> Any:
         {method: g.states(model, prompts, method=method) for method in methods}
         for model in (found.base(), found.trained())
     )
-    label = ready.store.relative(found.adapter)
-    return g.grid(label, {method: g.geometry(base[method], trained[method], prompts) for method in methods})
+    read: dict[str, g.Geometry] = {method: g.geometry(base[method], trained[method], prompts) for method in methods}
+    run = replace(run_of(found.adapter), label=ready.store.relative(found.adapter))
+    return build_grids([(run, read)], thresholds=ready.study.thresholds.geometry)[0]
 
 
 def _recall(ready: Ready, found: Any) -> Any:

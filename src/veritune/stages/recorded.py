@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from veritune.decide.recorded import (
+    LEVEL,
     ByLevel,
     Recorded,
     Widened,
@@ -30,8 +31,9 @@ from veritune.decide.recorded import (
 )
 from veritune.errors import ScoreError, VerituneError
 from veritune.probe.clusters import codes, ratio
-from veritune.probe.names import M1, arm_of, pattern_of
+from veritune.probe.names import arm_of, pattern_of
 from veritune.records import Estimate
+from veritune.stats.centroids import MEASURES
 from veritune.stats.intervals import Spread, t_quantile
 from veritune.store import Store, read_json
 from veritune.study import BASELINE, Study
@@ -336,37 +338,31 @@ def _n_eff_spread(rho: Estimate, n_eff: Estimate) -> Spread | None:
 def _geometry(record: Json) -> Named:
     for line in record["layers"]:
         where = f"{line['layer']}.{record['method']}"
-        for name in M1:
+        for name in MEASURES:
             found = line[name]
             if found["trained"] is not None:
                 yield f"geometry.{name}.{where}", _noted(number(name, found["trained"]), PERSONAS)
             if found["change"] is not None:
                 yield f"geometry.{name}_change.{where}", from_estimate(_change(name, found, record["n_personas"]))
-        icc = line["icc"]
-        if icc["trained"] is not None:
-            yield f"geometry.icc.{where}", _noted(number("icc", icc["trained"]), PERSONAS)
-        if icc["trained"] is not None and icc["base"] is not None:
-            change = icc["trained"] - icc["base"]
-            yield f"geometry.icc_change.{where}", _noted(number("icc_change", change), PERSONAS)
 
 
 def _change(name: str, found: Json, personas: int) -> Estimate:
-    """The change of an M1 with its jackknife: t with one df less than personas, so that half the width gives its se."""
-    level, df = found.get("level", 0.95), float(found.get("df") or personas - 1)
-    se = found.get("se") or (found["high"] - found["low"]) / 2 / t_quantile(0.5 + level / 2, df)
-    return Estimate(
+    """The change of a measure with its jackknife: t with one df less than personas, so half the width gives its se."""
+    made = Estimate(
         f"change of {name}",
         found["change"],
         found["low"],
         found["high"],
-        level,
+        LEVEL,
         personas,
         "jackknife over personas",
-        se=se,
-        df=df,
-        p=found.get("p"),
-        warnings=("one of many layers: a layer picked after the run is exploratory",),
+        p=found["p"],
+        warnings=("one of many layers and measures: one picked after the run is exploratory",),
     )
+    if made.low is None or made.high is None:
+        return replace(made, warnings=(found["reason"] or "the jackknife over personas has no value", *made.warnings))
+    df = personas - 1.0
+    return replace(made, se=(made.high - made.low) / 2 / t_quantile(0.5 + LEVEL / 2, df), df=df)
 
 
 def _grid(record: Json) -> Named:

@@ -84,6 +84,7 @@ class Comparison:
     details: Mapping[str, Any]
     warnings: tuple[str, ...]
     scope: str
+    options: Options = Options()
 
     @property
     def gap(self) -> float:
@@ -95,10 +96,19 @@ class Comparison:
         """The result a claim rests on: the recipe where it can be estimated, else the checkpoints at hand."""
         return self.results.get("recipe") or self.results["checkpoints"]
 
+    def _bounds(self, low: float, high: float) -> tuple[float | None, float | None]:
+        """Ends as they are printed: None where there are none, never beyond the width of a known scale."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return None, None
+        if not self.pair.bounded:
+            return low, high
+        width = self.pair.scale[1] - self.pair.scale[0]
+        return max(-width, low), min(width, high)
+
     def estimate(self, level: float = 0.95, estimand: Estimand | None = None) -> Estimate:
         """The record of one estimand (the headline by default) at `level`."""
         result = self.results[estimand] if estimand else self.headline
-        low, high = _bounds(*result.spread.interval(level))
+        low, high = self._bounds(*result.spread.interval(level))
         p = result.spread.p()
         floor = result.spread.floor
         warnings = self.warnings + result.warnings
@@ -127,10 +137,6 @@ class Comparison:
         )
 
 
-def _bounds(low: float, high: float) -> tuple[float | None, float | None]:
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
-
-
 def _name(table: ScoreTable, side: str) -> str:
     return table.condition or side
 
@@ -145,9 +151,10 @@ def compare_tables(a: ScoreTable, b: ScoreTable, options: Options | None = None)
 def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
     """`compare_tables` for a pair that is already lined up."""
     options = options or Options()
-    if options.shared_seeds:
+    shared = options.shared_seeds and not (matched.a.fixed or matched.b.fixed)
+    if shared:
         matched = paired_by_seed(matched)
-    parts = seeds.crossed(matched, shared=options.shared_seeds)
+    parts = seeds.crossed(matched, shared=shared)
     rule = None if matched.family_N is None else family_rule(np.bincount(matched.family_N))
     items = _new_items(matched, parts, rule, options)
     results: dict[Estimand, Result] = {"checkpoints": items}
@@ -161,14 +168,18 @@ def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
         details=_details(matched, parts, rule),
         warnings=_warnings(matched) + _assumptions(matched, rule, options),
         scope=_scope(matched),
+        options=options,
     )
 
 
 def paired_by_seed(matched: Pair) -> Pair:
-    """The pair with B's runs in the order of A's seeds. Raises ScoreError where the arms do not share their seeds."""
+    """The pair with B's runs in the order of A's seeds; unchanged with a fixed arm or single runs.
+
+    Raises ScoreError where the arms do not share their seeds.
+    """
     a, b = matched.a, matched.b
     seeds_a, seeds_b = a.seeds or a.runs, b.seeds or b.runs
-    if len(seeds_a) < 2 and len(seeds_b) < 2:
+    if a.fixed or b.fixed or (len(seeds_a) < 2 and len(seeds_b) < 2):
         return matched
     if sorted(seeds_a) != sorted(seeds_b) or len(set(seeds_a)) < len(seeds_a):
         raise ScoreError(
@@ -310,8 +321,8 @@ def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tu
         values = len(np.unique(np.round(diff_N, 12)))
         if values <= FEW_VALUES and matched.n > FEW_VALUES:
             out.append(f"the differences take {values} value{'' if values == 1 else 's'} on {matched.n} items")
-    if rule is not None and rule.method != "withheld":
-        share = undrawn(rule.families)
+    share = 0.0 if rule is None or rule.method == "withheld" else undrawn(rule.families)
+    if rule is not None and share >= 0.005:
         out.append(
             f"{rule.families} families ({rule.effective:.1f} effective): up to {100 * share:.0f} % of families could "
             "be of a kind that was not drawn"
