@@ -109,7 +109,8 @@ def _p(estimate: Json) -> str | None:
 
 def _is_gap(verdict: Json, place: int) -> bool:
     """Whether an estimate is a difference, written with its sign, and not a share or a probe's value."""
-    return place > 0 or verdict.get("kind") not in ("generalises", "probe")
+    kind = verdict.get("kind")
+    return kind != "probe" and (place > 0 or kind != "generalises")
 
 
 def _no_interval(estimates: Sequence[Json]) -> str | None:
