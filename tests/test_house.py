@@ -28,6 +28,8 @@ ORDER = (
     "fields",
     "thresholds",
     "stats",
+    "files",
+    "ledger",
     "store",
     "study",
     "contract",

@@ -134,7 +134,7 @@ def status(study: StudyArg, as_json: JsonOption = False) -> None:
 def verify(
     study: Annotated[Path, typer.Argument(help="A study's file or folder, or a bundle's folder.", show_default=False)],
     public_key: Annotated[
-        Path | None, typer.Option("--public-key", help="Bundle: check the signature with this EC key (PEM).")
+        Path | None, typer.Option("--public-key", help="Check the signature with this EC key (PEM).")
     ] = None,
     seal: Annotated[str | None, typer.Option(help="Study: the seal's hash, as a run printed it.")] = None,
     as_json: JsonOption = False,
@@ -142,7 +142,7 @@ def verify(
     """Recompute every hash in a study folder or a bundle and name each file that was edited, added or lost."""
     from veritune.release.verify import is_bundle
 
-    if public_key is not None or is_bundle(study):
+    if is_bundle(study):
         from veritune.release.verify import verify_bundle
         from veritune.release.verify import verify_text as bundle_text
 
@@ -150,13 +150,25 @@ def verify(
         print(_json(checked) if as_json else bundle_text(checked))
         found: Any = checked.findings
     else:
-        from veritune.seal import seal_hash, sealed_count, verify_text
-        from veritune.seal import verify as verb
+        from veritune.seal import verify_text
+        from veritune.verbs import verify_study
 
-        found = verb(study, seal)
-        print(_json(found) if as_json else verify_text(found, sealed_count(study), seal_hash(study)))
+        found, signed = verify_study(study, seal, public_key)
+        print(_json(found) if as_json else verify_text(found, study, signed))
     if found:
         raise typer.Exit(2)
+
+
+@app.command("seal")
+def sign_seal(
+    study: StudyArg,
+    key: Annotated[Path, typer.Option("--key", help="Sign the seal with this EC private key (PEM).")],
+) -> None:
+    """Sign a finished study's seal, so that nobody without the key can rewrite the study and seal it anew."""
+    from veritune.verbs import sign_seal as verb
+
+    path, digest = verb(study, key)
+    print(f"signed {digest[:16]}: {path}\nCheck it with: veritune verify {study} --public-key PUBLIC.pem")
 
 
 @app.command()

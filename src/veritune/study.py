@@ -436,6 +436,8 @@ class Suite(Section):
     """With `eval`: only the items of one zone."""
     alpha: Annotated[Real, Field(gt=0, lt=0.5)] = 0.05
     """Error rate: the two-sided interval is at 1 - alpha."""
+    scale: tuple[Real, Real] | None = None
+    """Imported files: the least and the largest score that an item can have. Graded scores beyond 0 to 1 need it."""
     metric: str | None = None
     """Imported files: score column, lm-eval metric or Inspect scorer."""
     id: str | None = None
@@ -447,8 +449,10 @@ class Suite(Section):
     def _one_source(self) -> Suite:
         if self.eval is None and self.zone is not None:
             raise ValueError("`zone` goes with `eval`; imported files have no zones here")
-        if self.eval is not None and (self.metric or self.id or self.family):
-            raise ValueError("`metric`, `id` and `family` read imported files; remove them, or remove `eval`")
+        if self.eval is not None and (self.metric or self.id or self.family or self.scale):
+            raise ValueError("`metric`, `id`, `family` and `scale` read imported files; remove them, or remove `eval`")
+        if self.scale is not None and not self.scale[0] < self.scale[1]:
+            raise ValueError(f"scale: expected the least before the largest score, found {list(self.scale)}")
         return self
 
 
@@ -553,6 +557,10 @@ class Study(Section):
     """What may differ between conditions; anything else that differs is an error. What `sweep` names is declared."""
     seeds: Annotated[tuple[Annotated[Int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0, 1)
     """Training seeds; every condition runs with each."""
+    shared_seeds: bool = False
+    """Runs of one seed share data order and initialisation across the conditions: arms are then paired by seed."""
+    equal_seed_spread: bool = False
+    """Assume that all arms spread alike between seeds. It buys power with 2 or 3 seeds; every sentence says so."""
     evals: Annotated[dict[Name, Eval], Field(min_length=1)]
     """The eval contracts, by name."""
     claims: tuple[Claim, ...] = ()

@@ -34,6 +34,20 @@ class FamilyThresholds(Section):
     """A split with fewer held-out families than this warns that few claims will settle."""
 
 
+class NoteThresholds(Section):
+    """When a comparison says beside its interval what that interval rests on."""
+
+    # A normal sample of 20 exceeds a skewness of 1 in 3 % of cases.
+    skewed: Positive = 1.0
+    """Skewness of the differences, without its sign, from which it is named."""
+    # Convention: a score of three or four levels has at most this many differences on one side of 0.
+    few_values: AtLeastOne = 5
+    """Distinct differences up to which their number is named."""
+    # Convention: below half a per cent the printed share would read 0.
+    undrawn: Share = 0.005
+    """Share of families that may be of a kind not drawn, from which it is named."""
+
+
 class GradeThresholds(Section):
     """The grade of confidence beside a settled verdict: what evidence counts as good, weak or poor."""
 
@@ -103,9 +117,10 @@ class GradientThresholds(Section):
     # Convention: strangers had a mean cosine of .42 to .46 on SmolLM2-135M, weak edits of one row .87.
     identical: Share = 0.99
     """Mean cosine of strangers from which all gradients count as one direction and n_eff is withheld."""
-    # Provisional; replaced by a measurement below.
+    # Right labels on SmolLM2-135M: .68 to 2.05 times `directions` (13/19, 40/36, 49/52, 256/125; docs/probe.md). 16
+    # families of 4 under labels that miss all relatives: 64/17.7 = 3.6.
     disagree: Factor = 2.5
-    """Factor between n_eff by families and `directions` from which the two are said to disagree."""
+    """Times `directions` above which n_eff by families is said to disagree with it: labels may miss relatives."""
     # 32 of 32 and 8 of 8 planted families found on SmolLM2-135M at .3; .4 joins fewer.
     family_cosine: Share = 0.3
     """Mean-centred cosine above which rows without labels are joined into a family."""
@@ -187,9 +202,18 @@ class MergeThresholds(Section):
     # Convention: .3 keeps the scales 1 and 2 apart.
     slack: Share = 0.3
     """Most that rounding may widen `close`."""
+    # Convention: a tenth of the relative rounding error may pull the scale of a right merge.
+    slack_share: Share = 0.1
+    """How much of the relative rounding error widens `close`."""
     # Convention, as `slack`.
     coarse_slack: Share = 0.25
     """Most that rounding may widen `close` where what a doubled merge would leave is compared."""
+    # Convention, as `slack_share`, for weights stored in 4 or 8 bits.
+    coarse_share: Share = 0.3
+    """How much of the relative rounding error widens `close` there."""
+    # Convention: four standard errors (6e-5 for a normal scale) in thousands of tensors.
+    scale_errors: Positive = 4.0
+    """Standard errors by which a GGUF tensor's scale may miss 0, 1 or 2."""
     # Convention: an error of .1 does not distinguish the scales 1 and .8.
     scale_error: Share = 0.1
     """Standard error of a GGUF tensor's scale above which it counts as the same: it cannot be told."""
@@ -208,6 +232,7 @@ class Thresholds(Section):
     """Numbers that decide words, frozen with the contract. Change one only before results exist."""
 
     families: FamilyThresholds = FamilyThresholds()
+    notes: NoteThresholds = NoteThresholds()
     grade: GradeThresholds = GradeThresholds()
     zone_gap: ZoneGapThresholds = ZoneGapThresholds()
     forgetting: ForgettingThresholds = ForgettingThresholds()

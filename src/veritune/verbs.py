@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from veritune.errors import InputError, StudyError, VerituneError
-from veritune.records import Verdict
-from veritune.store import Store, disk_errors, read_json, write_text
+from veritune.errors import InputError, StaleError, StudyError, VerituneError
+from veritune.records import Finding, Verdict
+from veritune.release.parts import SIGNATURE
+from veritune.release.sign import sign, signature_problem
+from veritune.seal import SIGNATURE as SEAL_SIGNATURE
+from veritune.seal import seal_hash, verify
+from veritune.store import Store, atomic, disk_errors, read_json, write_text
 from veritune.study import load_study
 
 MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
@@ -215,6 +222,59 @@ def draw_report(study: str | Path) -> Path:
     if not store.verdict_file.exists():
         raise InputError(f"{store.root} has no verdicts yet.", fix=f"Run it first: veritune run {store.root}")
     return write_report(store, parsed)
+
+
+# ---------------------------------------------------------------- the seal, and who vouches for it
+
+
+def verify_study(
+    study: str | Path, expected: str | None = None, public_key: Path | None = None
+) -> tuple[list[Finding], bool | None]:
+    """What is not as it was sealed, and whether the seal's signature holds (None: no key was given).
+
+    `expected` is the seal's hash as it was kept elsewhere. Raises InputError when the study was never sealed.
+    """
+    found = verify(study, expected)
+    if public_key is None:
+        return found, None
+    root = Store.of(study).root
+    problem: str | None = "there is no seal to be signed"
+    if (root / "seal.json").is_file():
+        with _alone(root) as folder:
+            problem = signature_problem(folder, public_key)
+    if problem is not None:
+        found.append(Finding("seal.signature", "error", f"seal.sig: {problem}", source="seal.sig"))
+    return found, problem is None
+
+
+def sign_seal(study: str | Path, private_key: Path) -> tuple[Path, str]:
+    """Sign the seal with the key tool that bundles use; the signature's path and the seal's hash.
+
+    Raises StaleError where the study is not as it was sealed, InputError where it was never sealed or the key cannot
+    be used, MachineError without the package.
+    """
+    store = Store.of(study)
+    with store.lock():
+        wrong = verify(store.root)
+        if wrong:
+            raise StaleError(
+                f"{store.root} is not as it was sealed: {wrong[0].message} ({len(wrong)} findings).",
+                fix=f"See all: veritune verify {store.root}",
+            )
+        target = store.root / SEAL_SIGNATURE
+        with _alone(store.root) as folder, atomic(target, "wb") as stream:
+            stream.write(sign(folder, private_key).read_bytes())
+    return target, seal_hash(store.root)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[Path]:
+    """A folder that holds seal.json alone, with its signature where there is one: the key tool signs whole folders."""
+    with tempfile.TemporaryDirectory(prefix="veritune-") as work:
+        shutil.copyfile(root / "seal.json", Path(work) / "seal.json")
+        if (root / SEAL_SIGNATURE).is_file():
+            shutil.copyfile(root / SEAL_SIGNATURE, Path(work) / SIGNATURE)
+        yield Path(work)
 
 
 # ---------------------------------------------------------------- doctor

@@ -385,11 +385,12 @@ def test_the_share_interval_shown_is_the_one_that_decides(seed):
 
 def test_the_share_interval_ends_where_the_contrast_meets_its_margin_of_error():
     from veritune.decide.claims import _carried
-    from veritune.stats.paired import pair
+    from veritune.stats.paired import Options, pair
 
     a, b = zoned(0.2, 0.1, runs=3), zoned(0, 0, name="b", seed=1)
     b = ScoreTable("b", "sums", ("0",), b.items, b.score_S_N[:1], zone_N=b.zone_N, fixed=True, missing=({},))
-    carried = _carried(pair(a, b), np.repeat([1, 0], N // 2))
+    zones = [compare_tables(a.in_zone(z), b.in_zone(z)) for z in ("stranger", "seen")]
+    carried = _carried(pair(a, b), np.repeat([1, 0], N // 2), zones, Options())
     for end, edge in zip(carried.interval(0.95), (0, 1)):
         assert carried.contrast(end).interval(0.95)[1 - edge if edge else 0] is not None
         low, high = carried.contrast(end).interval(0.95)
@@ -403,7 +404,7 @@ def test_scaling_both_gaps_leaves_the_share():
             ScoreTable(t.condition, "sums", t.runs, t.items, t.score_S_N * scale, zone_N=t.zone_N, missing=t.missing)
             for t in (zoned(0.2, 0.1), zoned(0, 0, name="b", seed=1))
         ]
-        found = verdict("generalises", *tables, share=0.3, context=Context(scales={"sums": (0, 2)}))
+        found = verdict("generalises", *tables, share=0.3, context=Context(scales={"sums": (0, scale)}))
         shares.append((found.estimates[0].low, found.estimates[0].value, found.estimates[0].high))
     assert shares[0] == pytest.approx(shares[1])
 

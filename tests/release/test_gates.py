@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from veritune.cli import app
 from veritune.errors import GateError, InputError, StaleError, StudyError
+from veritune.ledger import Ledger
 from veritune.records import GateResult, Score
 from veritune.release.candidate import Choice
 from veritune.release.checks import CHECKS
@@ -41,7 +42,7 @@ from veritune.release.gates import (
 )
 from veritune.release.noninferior import Bar, least_items, not_worse
 from veritune.release.policy import load_policy, read_policy
-from veritune.seal import seal
+from veritune.seal import seal, verify
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, read_json, sha256_file, write_json
 from veritune.study import GATES, Release, load_study
@@ -709,12 +710,18 @@ def test_records_and_waivers_are_appended_and_an_edit_shows(store: Store) -> Non
     evaluate(store.root)
     waive(store.root, "rollback", ("Bob", "still the first", soon(2)))
     last = evaluate(store.root)
-    kept = read_json(store.release(GATES_FILE))
-    assert [e["status"] for e in kept["entries"]] == ["passed", "undecided", "passed", "passed"]
-    assert [w["by"] for w in kept["waivers"]] == ["Ada", "Bob"] and last.waived["rollback"].by == "Bob"
-    kept["waivers"][0]["until"] = soon(80)
-    write_json(store.release(GATES_FILE), kept)
-    with pytest.raises(StaleError, match="waivers 0 was edited"):
+    path = store.release(GATES_FILE)
+    kept = Ledger(path).read()
+    assert [e["status"] for e in kept if e["kind"] == "evaluation"] == ["passed", "undecided", "passed", "passed"]
+    assert [e["by"] for e in kept if e["kind"] == "waiver"] == ["Ada", "Bob"] and last.waived["rollback"].by == "Bob"
+    honest = path.read_text("utf-8")
+    path.write_text("".join(line + "\n" for line in honest.split("\n")[:-2]), encoding="utf-8")
+    lost_one = "release/gates.jsonl lost an entry that the timeline records"
+    assert lost_one in [f.message for f in verify(store.root)]
+    path.write_text(honest, encoding="utf-8")
+    assert lost_one not in [f.message for f in verify(store.root)]
+    path.write_text(honest.replace(soon(1), soon(80), 1), encoding="utf-8")
+    with pytest.raises(StaleError, match="line 3 was edited"):
         evaluate(store.root)
     with pytest.raises(StaleError):
         gate_record(store)

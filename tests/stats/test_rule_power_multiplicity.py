@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from veritune.errors import ScoreError
-from veritune.stats import intervals, multiplicity, power, seeds
+from veritune.stats import intervals, multiplicity, power
 from veritune.stats.paired import compare_tables
 from veritune.stats.rule import _word, check_margin, decide, frozen_rule
 from veritune.stats.table import ScoreTable
@@ -61,15 +61,14 @@ def test_the_decision_rests_on_ci95_for_wins_and_ci90_for_equivalence():
     assert decide(comparison, 0.02).word == "better by the margin"
 
 
-def test_a_sign_flip_p_over_few_families_can_veto_a_win():
+def test_five_equal_families_with_a_large_effect_can_win():
     rng = np.random.default_rng(0)
     family = tuple(str(i // 40) for i in range(200))
     a = rng.random(200) * 0.05 + 0.4
     one = table("a", a)
     one = ScoreTable("a", "sums", one.runs, one.items, one.score_S_N, family_N=family, missing=one.missing)
     comparison = compare_tables(one, table("b", a - 0.2 + rng.random(200) * 0.05))
-    assert comparison.headline.spread.p() < 0.05 < comparison.details["family_sign_flip"]["p"]
-    assert decide(comparison, None).word == "inconclusive"
+    assert decide(comparison, None).word == "better, size unresolved"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,6 @@ def test_more_items_seeds_or_power_move_the_plan_the_right_way():
     assert power.plan(replace(design, seeds_a=6, seeds_b=6))[0].detectable < base.detectable
     assert power.plan(replace(design, power=0.9))[0].detectable > base.detectable
     assert power.plan(replace(design, design_effect=2.0))[0].detectable > base.detectable
-    assert power.plan(replace(design, seeds_b=0))[0].df < base.df
 
 
 def test_a_plan_says_when_equivalence_or_the_margin_is_out_of_reach():
@@ -207,10 +205,6 @@ def test_the_grid_has_one_row_per_cell_and_assumption():
     assert all(r["detectable"] > 0 for r in rows)
 
 
-def test_effective_df_of_a_plain_variance_is_its_own():
-    assert seeds.Variance(1.0, 9.0, df=9.0).effective_df() == 9.0
-
-
 # ---------------------------------------------------------------- many claims
 
 
@@ -243,9 +237,3 @@ def test_the_smallest_alpha_of_an_interval_is_its_p():
     assert intervals.smallest_alpha(student, 0.01, side=1, sides=1) == pytest.approx(one_sided)
     assert intervals.smallest_alpha(student, 0.04, side=1) == 1.0
     assert intervals.smallest_alpha(student, 0.06, side=-1) == pytest.approx(2 * stats.t.sf(0.03 / 0.012, 25))
-
-
-def test_added_margins_with_one_part_are_students():
-    one, other = intervals.Added(0.2, ((0.01, 7.0),)), intervals.Student(0.2, 0.1, 7.0)
-    assert one.interval(0.9) == pytest.approx(other.interval(0.9))
-    assert one.p() == pytest.approx(other.p())

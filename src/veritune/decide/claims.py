@@ -39,6 +39,7 @@ from veritune.stats import multiplicity, power, rule, seeds
 from veritune.stats.intervals import Spread, Student, Unknown, smallest_alpha
 from veritune.stats.paired import Comparison, Options, compare_tables, paired_by_seed
 from veritune.stats.table import Ints, Missing, Pair, ScoreTable, pair
+from veritune.thresholds import DEFAULTS, GradeThresholds
 
 Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
 Status = Literal["supported", "refuted", "inconclusive", "untested"]
@@ -110,7 +111,7 @@ class Context:
 
     `probes` maps a probe name to a recorded number or an Estimate. `scales` and `failure_values` are per eval.
     `evidence` maps a claim's name (or `*` for all) to named evidence: `contamination` (`clean`, `unchecked`,
-    `found`), `replicated` (true, false, None).
+    `found`), `replicated` (true, false, None). `grade` says what makes it good, weak or poor.
     """
 
     probes: Mapping[str, Estimate | float] = field(default_factory=dict)
@@ -118,6 +119,7 @@ class Context:
     failure_values: Mapping[str, float] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     options: Options = field(default_factory=Options)
+    grade: GradeThresholds = DEFAULTS.grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +412,7 @@ def _carried(matched: Pair, z_N: Ints, comparisons: Sequence[Comparison], option
     """From the pair of both zones, each item's zone (0 `to`, 1 `from`) and the comparisons of the two zones."""
     to, base = comparisons
     return Carried(
-        parts=seeds.crossed(matched, z_N, shared=options.shared_seeds),
+        parts=seeds.crossed(matched, z_N, shared=options.shared_seeds and not (matched.a.fixed or matched.b.fixed)),
         items=(to.results["checkpoints"].spread, base.results["checkpoints"].spread),
         base=base.headline.spread,
         recipe="recipe" in base.results,
@@ -549,7 +551,7 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
     way = t.way(share.alpha)
     shown = t.show(share.alpha, way)
     status = way.status if way else t.status
-    reason = (way.reason if way else "") or shown.reason or t.reason
+    reason = (way.reason if way else "") or shown.reason or t.reason or _withheld(comparison)
     if shown.fragile:
         status, reason = "inconclusive", shown.fragile
     details = dict(shown.details) | _correction(t, share)
@@ -583,8 +585,14 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         draft,
         sentence=wording.sentence(claim, draft, comparison, reason),
         may_not=wording.may_not(claim, draft, comparison),
-        confidence=wording.confidence(draft, comparison, evidence),
+        confidence=wording.confidence(draft, comparison, evidence, context.grade),
     )
+
+
+def _withheld(comparison: Comparison | None) -> str:
+    """Why no interval can be given at all."""
+    spread = None if comparison is None else comparison.headline.spread
+    return spread.reason if isinstance(spread, Unknown) else ""
 
 
 def _correction(t: _Tested, share: _Share) -> dict[str, Any]:

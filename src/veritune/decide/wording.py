@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.records import Estimate, Verdict
 from veritune.stats.paired import Comparison
+from veritune.thresholds import DEFAULTS, GradeThresholds
 
 if TYPE_CHECKING:
     from veritune.decide.claims import ClaimLike
@@ -254,23 +255,28 @@ GRADES = """high: every item of evidence is good; moderate: none is poor and at 
 none: the claim is not settled."""
 
 
-def confidence(verdict: Verdict, comparison: Comparison | None, evidence: Mapping[str, Any]) -> dict[str, Any]:
+def confidence(
+    verdict: Verdict,
+    comparison: Comparison | None,
+    evidence: Mapping[str, Any],
+    limits: GradeThresholds = DEFAULTS.grade,
+) -> dict[str, Any]:
     """The grade of a settled verdict and the named evidence behind it, each `good`, `weak` or `poor` with why.
 
-    seeds        good from 3 runs on every trained arm, weak at 2, poor at 1
-    units        independent families (else items): good from 100, weak from 20, poor below
-    power        smallest detectable gap: good up to the margin, weak up to twice it, poor above; for kinds that need no
-                 margin and declare none: good when the interval decided, weak when it did not
-    missing      good when nothing is missing, weak up to 1 % of scores, poor above
+    seeds        good from `limits.seeds_good` runs on every trained arm, weak from `seeds_weak`, poor below
+    units        independent families (else items): good from `units_good`, weak from `units_weak`, poor below
+    power        smallest detectable gap: good up to the margin, weak up to `power_weak` margins, poor above; for kinds
+                 that need no margin and declare none: good when the interval decided, weak when it did not
+    missing      good when nothing is missing, weak up to the share `missing_weak` of scores, poor above
     contamination  good when checked and clean, weak when unchecked, poor when found
     replication  good when repeated on another model or eval, weak when not tried, poor when it failed
     """
     named: dict[str, dict[str, str]] = {}
     if comparison is not None:
-        named["seeds"] = _seed_evidence(comparison)
-        named["units"] = _unit_evidence(comparison)
-        named["power"] = _power_evidence(verdict)
-        named["missing"] = _missing_evidence(comparison)
+        named["seeds"] = _seed_evidence(comparison, limits)
+        named["units"] = _unit_evidence(comparison, limits)
+        named["power"] = _power_evidence(verdict, limits)
+        named["missing"] = _missing_evidence(comparison, limits)
     state = str(evidence.get("contamination") or "unchecked")
     grade = {"clean": "good", "found": "poor"}.get(state, "weak")
     named["contamination"] = {"state": grade, "why": f"eval contamination: {state}"}
@@ -282,28 +288,28 @@ def confidence(verdict: Verdict, comparison: Comparison | None, evidence: Mappin
     states = [x["state"] for x in named.values()]
     if verdict.status in ("inconclusive", "untested"):
         overall = "none"
-    elif "poor" in states or states.count("weak") > 2:
+    elif "poor" in states or states.count("weak") > limits.most_weak:
         overall = "low"
     else:
         overall = "moderate" if "weak" in states else "high"
-    return {"grade": overall, "evidence": named}
+    return {"grade": overall, "evidence": named, "thresholds": limits.model_dump()}
 
 
-def _seed_evidence(comparison: Comparison) -> dict[str, str]:
+def _seed_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str, str]:
     sides = [comparison.details[s] for s in ("a", "b")]
     least = min((len(s["runs"]) for s in sides if not s["fixed"]), default=1)
-    state = "good" if least >= 3 else "weak" if least == 2 else "poor"
+    state = "good" if least >= limits.seeds_good else "weak" if least >= limits.seeds_weak else "poor"
     return {"state": state, "why": f"{least} seed{'s' if least > 1 else ''} on the arm with the fewest"}
 
 
-def _unit_evidence(comparison: Comparison) -> dict[str, str]:
+def _unit_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str, str]:
     families = comparison.pair.n_families
     units, noun = (families, "families") if families is not None else (comparison.pair.n, "independent items")
-    state = "good" if units >= 100 else "weak" if units >= 20 else "poor"
+    state = "good" if units >= limits.units_good else "weak" if units >= limits.units_weak else "poor"
     return {"state": state, "why": f"{units} {noun}"}
 
 
-def _power_evidence(verdict: Verdict) -> dict[str, str]:
+def _power_evidence(verdict: Verdict, limits: GradeThresholds) -> dict[str, str]:
     gap, margin = verdict.detectable, verdict.margin
     if margin is None:
         decided = verdict.status in ("supported", "refuted")
@@ -311,13 +317,13 @@ def _power_evidence(verdict: Verdict) -> dict[str, str]:
         return {"state": "good" if decided else "weak", "why": why}
     if gap is None:
         return {"state": "weak", "why": "detectable gap unknown"}
-    state = "good" if gap <= margin else "weak" if gap <= 2 * margin else "poor"
+    state = "good" if gap <= margin else "weak" if gap <= limits.power_weak * margin else "poor"
     return {"state": state, "why": f"smallest detectable gap {number(gap)}, margin {margin:g}"}
 
 
-def _missing_evidence(comparison: Comparison) -> dict[str, str]:
+def _missing_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str, str]:
     sides = [comparison.details[s] for s in ("a", "b")]
     total = sum(len(s["runs"]) * s["n"] for s in sides)
     gone = total - sum(s["scored"] for s in sides)
-    state = "good" if gone == 0 else "weak" if gone <= 0.01 * total else "poor"
+    state = "good" if gone == 0 else "weak" if gone <= limits.missing_weak * total else "poor"
     return {"state": state, "why": f"{gone} of {total} scores missing"}

@@ -363,7 +363,7 @@ def compare_files(candidate: list[Path], base: list[Path], suite: Suite) -> Foun
     reading = Reading(metric=suite.metric, id=suite.id, family=suite.family)
     a, _ = load_side(Side("candidate", tuple(candidate)), reading)
     b, _ = load_side(Side("base", tuple(base)), reading)
-    return not_worse(a, b, Bar(suite.margin, suite.alpha))
+    return not_worse(a, b, Bar(suite.margin, suite.alpha, scale=suite.scale))
 
 
 # ---------------------------------------------------------------- the gates that read a record

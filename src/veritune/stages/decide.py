@@ -12,6 +12,8 @@ from veritune.decide.claims import Context as ClaimContext
 from veritune.decide.claims import judge
 from veritune.errors import InputError
 from veritune.records import Score, Verdict, to_json
+from veritune.seal import break_seal
+from veritune.stats.paired import Options
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, read_json, read_jsonl, write_json
 from veritune.study import BASELINE, Study, load_study
@@ -33,6 +35,12 @@ def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Mapping[str
         scales=dict.fromkeys(study.evals, (0.0, 1.0)),
         failure_values=dict.fromkeys(study.evals, 0.0),
         evidence={"*": {"contamination": _contamination(kept), "replicated": None}},
+        options=Options(
+            shared_seeds=study.shared_seeds,
+            equal_seed_spread=study.equal_seed_spread,
+            notes=study.thresholds.notes,
+        ),
+        grade=study.thresholds.grade,
     )
     worth = standings(store, run_ids, kept)
     verdicts = [
@@ -48,6 +56,7 @@ def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Mapping[str
         "verdicts": verdicts,
     }
     if not store.verdict_file.exists() or read_json(store.verdict_file) != to_json(record):
+        break_seal(store)
         write_json(store.verdict_file, record)
     store.log_once("decided", inputs=inputs, verdicts={v.claim: v.status for v in verdicts})
     return verdicts
@@ -127,11 +136,15 @@ def scores(study: str | Path) -> dict[tuple[str, str], ScoreTable]:
 def score_tables(store: Store, study: Study, run_ids: Sequence[str]) -> dict[tuple[str, str], ScoreTable]:
     """The scores of these runs as tables by (condition, eval); the baseline is a fixed arm."""
     scores: dict[tuple[str, str], list[Score]] = {}
+    seeds: dict[str, list[str]] = {}
     for run_id in run_ids:
-        condition = read_json(store.run(run_id) / "manifest.json")["condition"]
+        manifest = read_json(store.run(run_id) / "manifest.json")
+        condition = manifest["condition"]
+        seeds.setdefault(condition, []).append(str(manifest["seed"]))
         for name in study.evals:
             rows = read_jsonl(store.run(run_id) / "scores" / f"{name}.jsonl")
             scores.setdefault((condition, name), []).extend(Score(**row) for row in rows)
-    return {
+    tables = {
         key: ScoreTable.from_scores(rows, condition=key[0], fixed=key[0] == BASELINE) for key, rows in scores.items()
     }
+    return {key: replace(table, seeds=tuple(seeds[key[0]])) for key, table in tables.items()}

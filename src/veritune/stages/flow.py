@@ -67,16 +67,22 @@ def run(
     Raises subclasses of VerituneError; nothing that was finished is lost.
     """
     store, study = study_at(study_file)
+    progress = progress or Progress()
     with store.lock():
         store.check_format()
         store.check_events()
         store.clear_partial()
-        refuse_edited(store)
+        if contract.recover(store):
+            store, study = study_at(study_file)  # the amendment that was finished may hold flags of its own
+        lost = refuse_edited(store)
+        if lost is not None:
+            progress.say(f"! {lost}; the runs are as the timeline knows them")
+            store.log("seal_lost", message=lost)
         if exploratory and store.contract_file.exists():
             raise InputError(f"{store.root} is frozen: it explores no more.", fix="Run it without --exploratory.")
         if exploratory and executor is not None:
             raise InputError("cells of an executor need a frozen study.", fix="Leave out --exploratory or --executor.")
-        runner = _Runner(store, study, progress or Progress())
+        runner = _Runner(store, study, progress)
         runner.exploratory, runner.executor = exploratory, executor
         return runner.run(amend)
 

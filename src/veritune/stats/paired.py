@@ -26,6 +26,7 @@ from veritune.stats.bounded import BoundedMean
 from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, sign_flips, undrawn
 from veritune.stats.intervals import Spread, Student, Unknown, Widest, three_valued
 from veritune.stats.table import Floats, Missing, Pair, ScoreTable, pair
+from veritune.thresholds import DEFAULTS, NoteThresholds
 
 Estimand = Literal["recipe", "checkpoints", "items"]
 
@@ -43,7 +44,8 @@ class Options:
     """How to compare. `draws` are Monte Carlo sign flips of families, used only beyond 16 families.
 
     `equal_seed_spread` and `shared_seeds` are declared before the data: that all arms spread alike between seeds, and
-    that runs of one seed share their data order and initialisation, so that arms are paired by seed.
+    that runs of one seed share their data order and initialisation, so that arms are paired by seed. `notes` say from
+    where on warnings stand beside the interval.
     """
 
     draws: int = 9_999
@@ -52,6 +54,7 @@ class Options:
     missing: Missing = field(default_factory=Missing)
     equal_seed_spread: bool = False
     shared_seeds: bool = False
+    notes: NoteThresholds = DEFAULTS.notes
 
     def __post_init__(self) -> None:
         if not 99 <= self.draws <= MAX_DRAWS:
@@ -95,10 +98,19 @@ class Comparison:
         """The result a claim rests on: the recipe where it can be estimated, else the checkpoints at hand."""
         return self.results.get("recipe") or self.results["checkpoints"]
 
+    def _bounds(self, low: float, high: float) -> tuple[float | None, float | None]:
+        """Ends as they are printed: None where there are none, never beyond the width of a known scale."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return None, None
+        if not self.pair.bounded:
+            return low, high
+        width = self.pair.scale[1] - self.pair.scale[0]
+        return max(-width, low), min(width, high)
+
     def estimate(self, level: float = 0.95, estimand: Estimand | None = None) -> Estimate:
         """The record of one estimand (the headline by default) at `level`."""
         result = self.results[estimand] if estimand else self.headline
-        low, high = _bounds(*result.spread.interval(level))
+        low, high = self._bounds(*result.spread.interval(level))
         p = result.spread.p()
         floor = result.spread.floor
         warnings = self.warnings + result.warnings
@@ -127,10 +139,6 @@ class Comparison:
         )
 
 
-def _bounds(low: float, high: float) -> tuple[float | None, float | None]:
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
-
-
 def _name(table: ScoreTable, side: str) -> str:
     return table.condition or side
 
@@ -145,9 +153,10 @@ def compare_tables(a: ScoreTable, b: ScoreTable, options: Options | None = None)
 def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
     """`compare_tables` for a pair that is already lined up."""
     options = options or Options()
-    if options.shared_seeds:
+    shared = options.shared_seeds and not (matched.a.fixed or matched.b.fixed)
+    if shared:
         matched = paired_by_seed(matched)
-    parts = seeds.crossed(matched, shared=options.shared_seeds)
+    parts = seeds.crossed(matched, shared=shared)
     rule = None if matched.family_N is None else family_rule(np.bincount(matched.family_N))
     items = _new_items(matched, parts, rule, options)
     results: dict[Estimand, Result] = {"checkpoints": items}
@@ -165,10 +174,13 @@ def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
 
 
 def paired_by_seed(matched: Pair) -> Pair:
-    """The pair with B's runs in the order of A's seeds. Raises ScoreError where the arms do not share their seeds."""
+    """The pair with B's runs in the order of A's seeds; unchanged with a fixed arm or single runs.
+
+    Raises ScoreError where the arms do not share their seeds.
+    """
     a, b = matched.a, matched.b
     seeds_a, seeds_b = a.seeds or a.runs, b.seeds or b.runs
-    if len(seeds_a) < 2 and len(seeds_b) < 2:
+    if a.fixed or b.fixed or (len(seeds_a) < 2 and len(seeds_b) < 2):
         return matched
     if sorted(seeds_a) != sorted(seeds_b) or len(set(seeds_a)) < len(seeds_a):
         raise ScoreError(
@@ -288,13 +300,6 @@ def _these_items(parts: seeds.Crossed) -> Result:
     return Result("items", gap, student, method, "t test", math.sqrt(value), df)
 
 
-SKEWED = 1.0
-"""|skewness| of the differences from which the output says so: a normal sample of 20 exceeds it in 3 % of cases."""
-
-FEW_VALUES = 5
-"""Distinct differences up to which the output says how few there are."""
-
-
 def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tuple[str, ...]:
     """What an interval over new items rests on here, in words."""
     out: list[str] = []
@@ -305,13 +310,13 @@ def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tu
             out.append(f"scores are assumed to lie between {low:g} and {high:g}; no scale was declared (--scale)")
         sd = float(diff_N.std())
         skew = float(((diff_N - diff_N.mean()) ** 3).mean()) / sd**3 if sd > seeds.ROUNDING * (high - low) else 0.0
-        if abs(skew) >= SKEWED:
+        if abs(skew) >= options.notes.skewed:
             out.append(f"the differences are skewed (skewness {skew:+.1f}): few items carry much of the gap")
         values = len(np.unique(np.round(diff_N, 12)))
-        if values <= FEW_VALUES and matched.n > FEW_VALUES:
+        if values <= options.notes.few_values < matched.n:
             out.append(f"the differences take {values} value{'' if values == 1 else 's'} on {matched.n} items")
-    if rule is not None and rule.method != "withheld":
-        share = undrawn(rule.families)
+    share = 0.0 if rule is None or rule.method == "withheld" else undrawn(rule.families)
+    if rule is not None and share >= options.notes.undrawn:
         out.append(
             f"{rule.families} families ({rule.effective:.1f} effective): up to {100 * share:.0f} % of families could "
             "be of a kind that was not drawn"
