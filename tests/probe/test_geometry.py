@@ -165,7 +165,7 @@ def test_false_collapses_are_no_more_than_nominal_where_a_drift_moved_every_laye
         fell = 0
         for seed in range(300):
             found = geometry(*bank(kind, n_personas=7, seed=seed), prompts(7, 16))
-            fell += any(x["reading"].split()[0] in ("collapse", "more", "contraction") for x in found.layers)
+            fell += any(x["reading"].split()[0] in ("collapse", "less", "contraction") for x in found.layers)
         assert fell / 300 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300), (kind, fell)
 
 
@@ -181,9 +181,12 @@ def test_differences_that_shrink_alike_are_a_contraction_and_no_collapse() -> No
     line = geometry(made(h + 2), made(small + 2), prompts(12, 16)).layers[0]
     assert line["reading"] == "contraction" and line["separation"]["change"] == pytest.approx(-0.7, abs=0.01)
     assert line["m1"]["change"] > 0.2 and "less distinct against what all states share" in line["why"]
+    calmer = h.mean(1, keepdims=True) + 0.1 * (h - h.mean(1, keepdims=True))
+    line = geometry(made(h + 2), made(0.8 * calmer + 2), prompts(12, 16)).layers[0]
+    assert line["icc"]["change"] > 0.1 and line["reading"].startswith("more distinct"), line["reading"]
     louder = h + 3 * draw.normal(size=(12, 16, 60))
     line = geometry(made(h), made(louder), prompts(12, 16)).layers[0]
-    assert line["icc"]["change"] < -0.2 and line["reading"] == "more scatter"
+    assert line["icc"]["change"] < -0.2 and line["reading"] == "less distinct"
 
 
 def test_the_same_states_twice_move_nothing() -> None:
@@ -217,7 +220,7 @@ def test_a_change_of_scale_and_one_too_small_to_read_are_no_collapse() -> None:
     draw = np.random.default_rng(0)
     h = draw.normal(size=(12, 16, 40)) + draw.normal(size=(12, 1, 40)) + 3
     line = geometry(made(h), made(0.1 * h), prompts(12, 16)).layers[0]
-    assert line["reading"] == "change of scale with common drift" and "M1 was not shown" in line["why"]
+    assert line["reading"] == "separation alone with common drift" and "M1 was not shown" in line["why"]
     middle = h.mean((0, 1))
     own = h.mean(1, keepdims=True) - middle
     tiny = geometry(made(h), made(h - 0.001 * own), prompts(12, 16))
@@ -367,7 +370,7 @@ def test_states_trained_until_their_cosines_are_one_are_read_by_how_they_got_the
         assert line["m1"]["trained"] > 0.99 and line["m1_around_reference"]["change"] > 0.3
         assert line["common_drift"]["p_adjusted"] < 0.05
     assert (
-        first["reading"] == "change of scale with common drift"
+        first["reading"] == "separation alone with common drift"
         and first["m1_from_drift"] > 0 > first["m1_from_arrangement"]
     )
     assert last["reading"] == "contraction with common drift" and last["separation"]["change"] < -0.9

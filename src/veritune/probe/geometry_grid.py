@@ -6,20 +6,21 @@
 Every measure stands beside the others in each cell, with its own change and p; the p of all cells, measures, methods
 and runs are corrected as one family (`stats.centroids.adjusted`). A cell is then read by which of them moved:
 
-    collapse        ICC fell and the centroids came closer: the personas are less distinct
-    more scatter    ICC fell and the centroids did not come closer: each persona's states scatter more
-    apart           ICC rose
+    collapse        ICC fell and the centroids came closer: the personas lost what sets them apart
+    less distinct   ICC fell and the centroids were not shown to come closer: the scatter of states may have grown
+    apart           ICC rose and the centroids moved apart
+    more distinct   ICC rose and the centroids were not shown to move apart: the scatter may have shrunk
     contraction     the centroids came closer and M1 rose, but the scatter shrank too, so that ICC did not move: less
                     distinct against what all states share, not against the scatter of single states
     expansion       the reverse
-    change of scale separation moved, and neither ICC nor M1 with it
+    separation alone  separation moved and neither ICC nor M1 was shown to: as when a layer changes its scale
     common drift    the centroids' mean moved and ICC and separation did not: M1 may move by it, distinctness need not
     cosines alone   a cosine moved, and neither ICC, separation nor drift did
     too small       measures moved by their corrected p, and by less than the smallest readable change
     not readable    nothing moved among the measures that could be taken, and some could not
     nothing shown   no measure moved by its corrected p
 
-The first six carry `with common drift` where the centroids' mean moved too.
+The first seven carry `with common drift` where the centroids' mean moved too.
 """
 
 from __future__ import annotations
@@ -165,11 +166,9 @@ def read_cell(line: Json, thresholds: GeometryThresholds) -> tuple[str, str]:
     moved = {name: _moved(line, name, thresholds) for name in MEASURES}
     why = ", ".join(f"{NAMES[name]} {_went(line, name)}" for name in MEASURES if moved[name])
     with_drift = " with common drift" if moved["common_drift"] else ""
-    if moved["icc"] < 0:
-        closer = (_measure(line, "separation").get("change") or 0) < 0
-        return ("collapse" if closer else "more scatter") + with_drift, why
-    if moved["icc"] > 0:
-        return "apart" + with_drift, why
+    if moved["icc"]:
+        word, more = _distinct(moved["icc"], moved["separation"])
+        return word + with_drift, why + more
     if moved["separation"]:
         word, more = _spread(moved["separation"], moved["m1"])
         return word + with_drift, f"{why}; {_still(line, 'icc')}: {more}"
@@ -185,10 +184,19 @@ def read_cell(line: Json, thresholds: GeometryThresholds) -> tuple[str, str]:
     return ("not readable", "; ".join(sorted(filter(None, gone)))) if gone else ("nothing shown", "")
 
 
+def _distinct(icc: int, separation: int) -> tuple[str, str]:
+    """The word for an ICC that moved, by whether the centroids were shown to move the way that explains it."""
+    if icc == separation:
+        return ("collapse" if icc < 0 else "apart"), ""
+    if icc < 0:
+        return "less distinct", "; the centroids were not shown to come closer: the scatter of states may have grown"
+    return "more distinct", "; the centroids were not shown to move apart: the scatter of states may have shrunk"
+
+
 def _spread(separation: int, m1: int) -> tuple[str, str]:
     """The word for a separation that moved without ICC, by whether M1 went the way that this would take it."""
     if m1 != -separation:
-        return "change of scale", "M1 was not shown to move with it, as when a whole layer changes its scale"
+        return "separation alone", "M1 was not shown to move with it, as when a whole layer changes its scale"
     word, against = ("contraction", "less") if separation < 0 else ("expansion", "more")
     return word, f"{against} distinct against what all states share, not against the scatter of single states"
 
