@@ -108,6 +108,12 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         sync_folder(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file where it is there. Raises StoreError where the disk refuses."""
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
 def remove_left(path: Path) -> None:
     """Remove temporary files that killed writers of `path` left; those of living writers are held and stay."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

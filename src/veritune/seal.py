@@ -29,7 +29,7 @@ from veritune import contract
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.ledger import Entry, Ledger
 from veritune.records import FORMAT_VERSION, Finding, dumps
-from veritune.store import Store, hash_of, now, read_json, sha256_file, sha256_text, write_json, write_text
+from veritune.store import Store, hash_of, now, read_json, remove, sha256_file, sha256_text, write_json, write_text
 
 FILES = (
     *("study.yaml", "contract.lock.json", "plan.json", "selection.json", "shapes.json"),
@@ -183,7 +183,7 @@ def seal(store: Store) -> str:
         if events[-1].get("files") == _listed({"files": files, "timeline": before}):
             timeline, listed, recorded = before, events[-1]["files"], True
     if not (recorded and _present(store, files, timeline)):
-        (store.root / SIGNATURE).unlink(missing_ok=True)
+        remove(store.root / SIGNATURE)
         body = {"format": FORMAT_VERSION, "sealed": now(), "files": files, "timeline": timeline}
         write_json(_seal_file(store), {**body, "hash": hash_of(body)})
     if not recorded:
@@ -243,7 +243,7 @@ def break_seal(store: Store) -> None:
     if is_sealed(store):
         store.log("unsealed", by=store.command)
     for name in ("seal.json", SIGNATURE):
-        (store.root / name).unlink(missing_ok=True)
+        remove(store.root / name)
 
 
 @contextmanager
