@@ -144,8 +144,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
     """
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-            _remove_unheld(left)
+        remove_staged(out)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         handle = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -163,8 +162,13 @@ def staged_folder(out: Path) -> Iterator[Path]:
             os.close(handle)
 
 
+def remove_staged(out: Path) -> None:
+    """Remove what killed processes staged for `out`; what a living process holds stays."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        _remove_unheld(left)
+
+
 def _remove_unheld(folder: Path) -> None:
-    """Remove a staged folder unless a living process holds it."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
