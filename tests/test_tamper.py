@@ -30,7 +30,7 @@ TABLE: dict[str, tuple[set[str], set[str], bool]] = {
     "contract.lock.json": ({"contract.chain", "file.edited"}, {"contract.chain", "file.missing"}, REFUSED),
     "events.jsonl": (
         {"events.chain", "file.edited"},
-        {"contract.rewritten", "file.edited", "file.missing", "run.edited", "seal.unrecorded"},
+        {"contract.rewritten", "file.missing", "run.edited", "seal.unrecorded"},
         REFUSED,
     ),
     "seal.json": ({"seal.edited"}, {"seal.missing"}, False),

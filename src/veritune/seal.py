@@ -349,7 +349,7 @@ def verify(study: str | Path, expected: str | None = None) -> list[Finding]:
     sealed = _sealed_files(store, record)
     if not _is_whole(record):
         findings.append(_finding("seal.edited", "seal.json", "seal.json was edited after it was written"))
-    findings += [*_contract_findings(store), *_seal_findings(record, events, expected), *_prefix(record, events)]
+    findings += [*_contract_findings(store), *_seal_findings(record, events, expected), *_prefix(store, record, events)]
     digest = cache(sha256_file)
     files = list(_file_findings(store, sealed, events, digest))
     named = {f.source for f in files}
@@ -409,7 +409,7 @@ def _seal_findings(record: Mapping[str, Any], events: list[Entry] | None, expect
         yield _finding("seal.other", "seal.json", f"the seal is {listed[:16]}, expected {expected[:16]}")
 
 
-def _prefix(record: Mapping[str, Any], events: list[Entry] | None) -> Iterator[Finding]:
+def _prefix(store: Store, record: Mapping[str, Any], events: list[Entry] | None) -> Iterator[Finding]:
     """Whether the timeline still begins with what it held when the study was sealed. It may have grown since."""
     stood = record.get("timeline")
     if events is None or not isinstance(stood, Mapping):
@@ -417,7 +417,10 @@ def _prefix(record: Mapping[str, Any], events: list[Entry] | None) -> Iterator[F
     lines, head = stood.get("lines"), stood.get("head")
     there = isinstance(lines, int) and 0 <= lines <= len(events)
     if not there or (events[lines - 1]["hash"] if lines else None) != head:
-        yield _finding("file.edited", TIMELINE, f"{TIMELINE} lost events that it held when the study was sealed")
+        if store.events_file.exists():
+            yield _finding("file.edited", TIMELINE, f"{TIMELINE} lost events that it held when the study was sealed")
+        else:
+            yield _finding("file.missing", TIMELINE, f"{TIMELINE} {_WORDS['missing']}")
 
 
 def _file_findings(
