@@ -394,7 +394,7 @@ def data(records: Records) -> dict[str, Any]:
 
 def timeline(records: Records) -> list[dict[str, Any]]:
     """Events oldest first, each with the facts it carries."""
-    hidden = ("time", "event", "previous")
+    hidden = ("time", "event", "previous", "hash", "files", "runs")  # hashes of files are for `verify`, not for reading
     return [
         {
             "time": event.get("time"),
