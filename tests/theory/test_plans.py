@@ -24,7 +24,7 @@ CASES = {case.name: case for case in plans.cases()}
         "binary 1v1 n=57",
         "graded 1v1 n=57",
         "binary 3v3 n=57",
-        "binary 3v3 rate .9 n=57",
+        "binary 3v3 rate .1 n=57",
         "graded 2v2 20 families of 5",
         "graded 1v1 5 equal families of 20",
         "binary 1v1 8 families, one of 40 %",

@@ -236,10 +236,9 @@ def _difference_shares(parts: Parts, gap: float) -> tuple[Floats, Floats]:
     square = min(1.0, parts.item + gap**2)
     steady, share_q, rates = max(square, gap), 0.0, (1.0, 0.0)
     if square < gap and min(parts.runs) > 0:
-        part = square / gap
-        excess, rates_q = min(_partial(parts.noise, gap, part, c) for c in np.linspace(part / 2, 1 - part / 2, 9))
-        if excess < gap - square:  # closer to the variances than the gap on items that always differ
-            steady, share_q, rates = 0.0, gap / part, rates_q
+        misfit, partial_q, partial = _partial(parts.noise, gap, square / gap)
+        if misfit < gap - square:  # closer to the variances than the gap on items that always differ
+            steady, share_q, rates = 0.0, partial_q, partial
     left = [max(0.0, x - share_q * p * (1 - p)) / max(1e-9, 1 - share_q) for x, p in zip(parts.noise, rates)]
     strays = [(1 - math.sqrt(max(0.0, 1 - 4 * min(0.25, x)))) / 2 for x in left]
     value, share = _minus(*(_side(s, x) for s, x in zip(parts.runs, strays)))
@@ -253,11 +252,19 @@ def _difference_shares(parts: Parts, gap: float) -> tuple[Floats, Floats]:
     return value_K, share_K / share_K.sum()
 
 
-def _partial(noise: tuple[float, float], gap: float, part: float, center: float) -> tuple[float, tuple[float, float]]:
-    """By how much items on which A is right more often by `part`, round a rate of `center`, exceed the arms' noise;
-    and both arms' rates on them."""
-    rates = (min(1.0, center + part / 2), max(0.0, center - part / 2))
-    return sum(max(0.0, gap / part * p * (1 - p) - x) for p, x in zip(rates, noise)), rates
+def _partial(noise: tuple[float, float], gap: float, part: float) -> tuple[float, float, tuple[float, float]]:
+    """Items on which A is right more often by `part`: how far their noise and that of the rest (at most 1/4 an item)
+    miss the arms' noise, their share, and the rates of both arms on them, round the center that misses least."""
+    share = min(1.0, gap / part)
+    center_C = np.linspace(part / 2, 1 - part / 2, 801)
+    misfit_C = np.zeros(len(center_C))
+    for side, x in zip((1, -1), noise):
+        rate_C = center_C + side * part / 2
+        used_C = share * rate_C * (1 - rate_C)
+        misfit_C += np.maximum(0.0, used_C - x) + np.maximum(0.0, x - used_C - (1 - share) / 4)
+    best = int(misfit_C.argmin())
+    center = float(center_C[best])
+    return float(misfit_C[best]), share, (min(1.0, center + part / 2), max(0.0, center - part / 2))
 
 
 def _minus(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
