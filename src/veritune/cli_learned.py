@@ -89,7 +89,9 @@ def forgetting(
     model: ModelOption,
     adapter: TrainedOption,
     data: Annotated[Path, typer.Option(help="The regression set: rows with reference answers.")],
-    margin: Annotated[float, typer.Option(help="Rise of the loss, nats per token, that is put up with.")] = 0.05,
+    margin: Annotated[
+        float | None, typer.Option(help="Rise of the loss, nats per token, that is tolerated; default: 0.05.")
+    ] = None,
     family_field: FamilyOption = None,
     extract: Annotated[str | None, typer.Option(help="Also score answers: pattern whose group is the answer.")] = None,
     expected: Annotated[str | None, typer.Option(help="With --extract: column with the expected answer.")] = None,
@@ -101,14 +103,17 @@ def forgetting(
     """Say what training cost on other tasks: loss, and scores, of a regression set before and after."""
     from veritune.evaluate.regression import AnswerKey, forgetting_of
     from veritune.probe.study import read_zones, subject
+    from veritune.thresholds import DEFAULTS
 
     found = subject(model, adapter)
     key = AnswerKey.of(extract, expected, max_new_tokens)
     zoned = read_zones({"regression": data}, found.renderer, family_field=family_field)
-    record, arms = forgetting_of(found, zoned, margin, key)
+    most = DEFAULTS.forgetting.margin if margin is None else margin
+    record, arms = forgetting_of(found, zoned, most, key)
     records: dict[str, Any] = {"loss": record}
     if arms:
-        records["score"] = _compare(*arms, score_margin)
+        known = ("trained",) if (adapter / "adapter_config.json").is_file() else ()
+        records["score"] = _compare(*arms, score_margin, known)
     _show_all(records, as_json, out)
     if arms and not as_json:
         from veritune.decide.commands import render_text
@@ -117,14 +122,14 @@ def forgetting(
         print(render_text(records["score"]))
 
 
-def _compare(before: Any, after: Any, margin: float) -> Any:
-    """Scores after training against those before, paired by item."""
+def _compare(before: Any, after: Any, margin: float, adapters: tuple[str, ...]) -> Any:
+    """Scores after training against those before, paired by item. `adapters`: arms that are known to be adapters."""
     from veritune.decide.commands import CompareOptions, compare_score_tables
     from veritune.stats.table import ScoreTable
 
     base = ScoreTable.from_scores(before, condition="base", fixed=True)
     trained = ScoreTable.from_scores(after, condition="trained")
-    return compare_score_tables([trained], base, CompareOptions(margin=margin, scale=(0.0, 1.0)))
+    return compare_score_tables([trained], base, CompareOptions(margin=margin, scale=(0.0, 1.0), adapters=adapters))
 
 
 def report(

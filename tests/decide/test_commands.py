@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from veritune import records
-from veritune.decide import commands
 from veritune.decide.commands import CompareOptions, Side, compare, load_side, parse_side, render_text
 from veritune.errors import ScoreError
 from veritune.evaluate.imports import Reading

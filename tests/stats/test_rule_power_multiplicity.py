@@ -11,7 +11,7 @@ from scipy import stats
 from veritune.errors import ScoreError
 from veritune.stats import intervals, multiplicity, power
 from veritune.stats.paired import compare_tables
-from veritune.stats.rule import _word, check_margin, decide, frozen_rule
+from veritune.stats.rule import _word, check_margin, check_rule, decide, frozen_rule
 from veritune.stats.table import ScoreTable
 
 
@@ -68,6 +68,49 @@ def test_five_equal_families_with_a_large_effect_can_win():
     one = ScoreTable("a", "sums", one.runs, one.items, one.score_S_N, family_N=family, missing=one.missing)
     comparison = compare_tables(one, table("b", a - 0.2 + rng.random(200) * 0.05))
     assert decide(comparison, None).word == "better, size unresolved"
+
+
+@pytest.mark.parametrize(
+    ("up", "words"),
+    [
+        (True, ("better by the margin", "better, size unresolved")),
+        (False, ("worse by the margin", "worse, size unresolved")),
+        (None, ("higher by the margin", "higher, size unresolved")),
+    ],
+)
+def test_the_word_follows_the_direction_of_the_metric(up, words):
+    for margin, word in zip((0.05, None), words):
+        assert _word((0.1, 0.2), (0.11, 0.19), 0.001, margin, 0.05, up)[0] == word
+    mirror = {"better": "worse", "worse": "better", "higher": "lower"}
+    for margin, word in zip((0.05, None), words):
+        side, rest = word[: len(word.split()[0].rstrip(","))], word[len(word.split()[0].rstrip(",")) :]
+        assert _word((-0.2, -0.1), (-0.19, -0.11), 0.001, margin, 0.05, up)[0] == mirror[side] + rest
+    assert _word((-0.02, 0.02), (-0.01, 0.01), 0.9, 0.05, 0.05, up)[0] == "equivalent"
+
+
+def test_the_frozen_rule_follows_the_direction_and_needs_one():
+    a, b = table("a", np.full(20, 0.2)), table("b", np.full(20, 0.3))
+    for up, winner in ((True, "b"), (False, "a")):
+        arms = (replace(t, higher_is_better=up) for t in (a, b))
+        assert frozen_rule(compare_tables(*arms), {"min_gap": 0.05, "every_seed": True})["winner"] == winner
+    unknown = (replace(t, higher_is_better=None, metric="style") for t in (a, b))
+    with pytest.raises(ScoreError, match="nothing says whether higher scores are better"):
+        frozen_rule(compare_tables(*unknown), {"min_gap": 0.05})
+
+
+@pytest.mark.parametrize(
+    "rule", [{}, {"min_gap": True}, {"min_gap": -0.1}, {"min_gap": "x"}, {"min_gap": 0.1, "every_seed": 2}]
+)
+def test_a_frozen_rule_that_is_not_understood_is_refused(rule):
+    with pytest.raises(ScoreError):
+        check_rule(rule)
+
+
+def test_without_an_interval_the_reason_says_so_and_not_that_it_holds_0():
+    one, two = table("a", np.linspace(0.3, 0.6, 30)), table("b", np.full(30, 0.3))
+    decision = decide(compare_tables(replace(one, family_N=("f",) * 30), replace(two, family_N=("f",) * 30)), None)
+    assert decision.word == "inconclusive"
+    assert decision.reason.startswith("no interval") and "holds 0" not in decision.reason
 
 
 @pytest.mark.parametrize(

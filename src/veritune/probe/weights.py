@@ -437,11 +437,18 @@ def _record(
         by_group={k: _sum(v) for k, v in groups["group"].items()},
         by_layer={k: _sum(v) for k, v in groups["layer"].items()},
         notes=notes,
-        reading=f"The weights moved by {size}{where}." if total["delta_norm"] else "The weights did not move at all.",
+        reading=f"The weights moved by {size}{where}." if total["delta_norm"] else _still(notes),
         limits="How far weights move does not tell memorising from generalising; it depends on rate, steps and rank."
         + (f" Left out: {'; '.join(notes[:3])}{' ...' if len(notes) > 3 else ''}." if notes else ""),
         would_change="Nothing about the claim: compare runs of one recipe with it, and judge by held-out zones.",
     )
+
+
+def _still(notes: tuple[str, ...]) -> str:
+    """What no difference means: of all weights, or of those that could be compared."""
+    if notes:
+        return f"The weights that were compared did not move at all; not compared: {'; '.join(notes[:3])}."
+    return "The weights did not move at all."
 
 
 def _sum(modules: tuple[ModuleChange, ...] | list[ModuleChange]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from veritune.decide.claims import Context as ClaimContext
 from veritune.decide.claims import judge
 from veritune.errors import InputError
 from veritune.records import Score, Verdict, to_json
+from veritune.seal import break_seal
 from veritune.stats.paired import Options
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, read_json, read_jsonl, write_json
@@ -50,6 +51,7 @@ def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Mapping[str
         "verdicts": verdicts,
     }
     if not store.verdict_file.exists() or read_json(store.verdict_file) != to_json(record):
+        break_seal(store)
         write_json(store.verdict_file, record)
     store.log_once("decided", inputs=inputs, verdicts={v.claim: v.status for v in verdicts})
     return verdicts

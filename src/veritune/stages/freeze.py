@@ -11,11 +11,11 @@ from veritune import contract
 from veritune.decide.reach import limits
 from veritune.errors import InputError
 from veritune.progress import Progress
-from veritune.seal import break_seal, refuse_edited, seal
+from veritune.seal import break_seal, mark_summaries, refuse_edited, resealing
 from veritune.stages.plan import items_by_eval
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import study_at
-from veritune.store import Store, read_json, write_json
+from veritune.store import Store, read_json
 from veritune.study import frozen_flags
 
 
@@ -60,6 +60,7 @@ def amend(
 ) -> Frozen:
     """Record that the study changed, with the reason. Every result that is there is marked as made before it.
 
+    Killed anywhere it may be given again: an amendment with this reason that was recorded already is finished.
     Raises InputError without a contract, StoreError without a reason or when nothing differs.
     """
     folder = Path(study_file) if Path(study_file).is_dir() else Path(study_file).parent
@@ -69,15 +70,16 @@ def amend(
         raise InputError(f"{store.root} is not frozen: there is nothing to amend.", fix="veritune freeze STUDY")
     with store.lock():
         _check(store)
-        before = len(contract.read(store)["entries"])
+        before = len(contract.agreed(store)["entries"])
         ready = make_ready(store, study, progress or Progress())
-        sealed = (store.root / "seal.json").exists()
-        kept = contract.amend(store, study, ready.facts, reason, given)
-        if len(kept["entries"]) == before:
-            raise InputError("nothing differs from the contract: there is nothing to amend.", fix="Change something.")
-        mark_results(store, kept)
-        if sealed:
-            seal(store)
+        with resealing(store, "amend", remade=("contract.lock.json", "audit/")):
+            kept = contract.amend(store, study, ready.facts, reason, given)
+            again = len(kept["entries"]) == before
+            if again and not (before > 1 and kept["entries"][-1]["reason"] == reason):
+                raise InputError(
+                    "nothing differs from the contract: there is nothing to amend.", fix="Change study.yaml first."
+                )
+            mark_results(store, kept)
     return _frozen(store, kept, ready)
 
 
@@ -85,6 +87,7 @@ def _check(store: Store) -> None:
     store.check_format()
     store.check_events()
     store.clear_partial()
+    contract.recover(store)
     refuse_edited(store)
 
 
@@ -92,12 +95,15 @@ def mark_results(store: Store, kept: Mapping[str, Any]) -> None:
     """Write into each summary what the contract says of it, so that a reader of that file alone sees it."""
     if len(kept["entries"]) == 1 and not kept["entries"][0].get("made"):
         return
+    marked = {}
     for path in sorted(store.runs.glob("*/summary.json")):
         summary, worth = read_json(path), contract.standing(kept, path.parent.name)
         worth["exploratory"] |= bool(summary.get("exploratory"))
         if {key: summary.get(key) for key in worth} != worth:
-            break_seal(store)
-            write_json(path, {**summary, **worth})
+            marked[path.parent.name] = {**summary, **worth}
+    if marked:
+        break_seal(store)
+        mark_summaries(store, marked)
 
 
 def _frozen(store: Store, kept: Mapping[str, Any], ready: Ready) -> Frozen:

@@ -17,7 +17,7 @@ from veritune.progress import Progress
 from veritune.report.page import write_report
 from veritune.report.probes import Block, blocks
 from veritune.report.read import read_records
-from veritune.seal import refuse_edited, seal
+from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.stages.cell import cells_of, ready_from_contract
 from veritune.stages.ready import Ready
 from veritune.store import hash_of, read_json, sha256_file, write_json
@@ -32,20 +32,20 @@ def probe_report(study: str | Path, progress: Progress | None = None) -> list[Bl
     ready = ready_from_contract(study, progress or Progress())
     with ready.store.lock():
         refuse_edited(ready.store)
-        sealed = (ready.store.root / "seal.json").exists()
         runs = [
             c for c in cells_of(ready) if c.phase != BASELINE and (ready.store.run(c.run_id) / "training.json").exists()
         ]
         if not runs:
             raise InputError(f"{ready.store.root} has no trained run.", fix=f"veritune run {ready.store.root}")
-        for cell in runs:
-            for name, digest, make in _cheap(ready, cell):
-                path = ready.store.root / "probes" / cell.run_id / f"{name}.json"
-                if not ready.store.is_done(path, digest):
-                    write_json(path, {"input_hash": digest, "run": cell.run_id, "record": _made(make)})
-        write_report(ready.store, ready.study)
-        if sealed:
-            seal(ready.store)
+        with resealing(ready.store, "probe report"):
+            for cell in runs:
+                for name, digest, make in _cheap(ready, cell):
+                    path = ready.store.root / "probes" / cell.run_id / f"{name}.json"
+                    if not ready.store.is_done(path, digest):
+                        record = {"input_hash": digest, "run": cell.run_id, "record": _made(make)}
+                        break_seal(ready.store)
+                        write_json(path, record)
+            write_report(ready.store, ready.study)
     return blocks(read_records(ready.store, ready.study))
 
 

@@ -123,7 +123,7 @@ def test_a_gate_record_that_does_not_pass_for_these_bytes_blocks(
     study = tmp_path / "study"
     shutil.copytree(finished.root, study)
     bundles.write_passing_gates(study, run, **changes)
-    shutil.copyfile(study / "release/gates.json", bundle / "evidence/release/gates.json")
+    shutil.copyfile(study / "release/gates.jsonl", bundle / "evidence/release/gates.jsonl")
     bundles.repack(bundle)
     assert verify_bundle(bundle).findings == ()
     with pytest.raises(GateError, match="passed its gates"):
