@@ -30,6 +30,10 @@ from theory_cells import GROUPS, NOMINAL, Cell, all_cells, rates
 
 import veritune
 
+CODE = [f"stats/{name}" for name in ("bounded", "families", "intervals", "multiplicity", "paired", "seeds", "table")]
+CODE += ["decide/claims", "release/noninferior", "thresholds", "probe/memorization", "probe/carried", "probe/clusters"]
+"""Modules that decide a rate."""
+
 CHUNK = 250
 HIGH = 0.8
 """A cell whose rate after screening is at least this share of nominal gets the full number of draws."""
@@ -62,9 +66,7 @@ class Count:
 def code_hash() -> str:
     """Fingerprint of everything that decides a rate."""
     package, here = Path(veritune.__file__).parent, Path(__file__).parent
-    files = sorted((package / "stats").glob("*.py"))
-    files += [package / "decide" / "claims.py", package / "release" / "noninferior.py"]
-    files += [package / "probe" / name for name in ("memorization.py", "clusters.py")]
+    files = [package / f"{name}.py" for name in CODE]
     files += [here / "theory_designs.py", here / "theory_cells.py"]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 

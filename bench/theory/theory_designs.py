@@ -53,14 +53,18 @@ def within(rng: Rng, sd: float, limit: float, size: int | tuple[int, ...]) -> Fl
 LOGNORMAL_CUT = 12.0
 """The lognormal is cut here, so that .07 times it fits in the scale; its mean is that of the cut variable."""
 
+SKEW_CUT = 8.0
+"""The same for a family's gain, so that no loss falls below 0."""
 
-def _lognormal_mean(cut: float) -> float:
-    """E[min(exp(Z), cut)] = exp(1/2)·Φ(log cut - 1) + cut·(1 - Φ(log cut))."""
+
+def _lognormal_mean(cut: float, sigma: float = 1.0) -> float:
+    """E[min(exp(σZ), cut)] = exp(σ²/2)·Φ(log(cut)/σ - σ) + cut·(1 - Φ(log(cut)/σ))."""
 
     def phi(x: float) -> float:
         return 0.5 * math.erfc(-x / math.sqrt(2))
 
-    return math.exp(0.5) * phi(math.log(cut) - 1) + cut * (1 - phi(math.log(cut)))
+    edge = math.log(cut) / sigma
+    return math.exp(sigma**2 / 2) * phi(edge - sigma) + cut * (1 - phi(edge))
 
 
 def _masses(rng: Rng, n: int, mean: float) -> Floats:
@@ -339,7 +343,7 @@ def _zone_gains(rng: Rng, z: Zones) -> tuple[Floats, Ints, Ints]:
     family_sd, item_sd = EFFECTS[z.effect]
     count = int(family_N.max()) + 1
     if z.skew:
-        factor_G = np.exp(z.skew * rng.normal(size=count) - z.skew**2 / 2)
+        factor_G = np.minimum(np.exp(z.skew * rng.normal(size=count)), SKEW_CUT) / _lognormal_mean(SKEW_CUT, z.skew)
         mean_N = np.where(zone_N == 0, z.share, 1.0) * z.gain * factor_G[family_N]
     else:
         mean_N = np.where(zone_N == 0, z.share, 1.0) * z.gain + within(rng, family_sd, 0.3, count)[family_N]
@@ -367,7 +371,7 @@ def zone_losses(z: Zones) -> Callable[[Rng], tuple[Floats, Floats, list[str], li
 
     def draw(rng: Rng) -> tuple[Floats, Floats, list[str], list[str]]:
         gain_N, zone_N, family_N = _zone_gains(rng, z)
-        before_N = rng.normal(2.0, 0.3, len(gain_N))
+        before_N = 2.5 + within(rng, 0.3, 0.5, len(gain_N))
         zones = ["seen" if x else "stranger" for x in zone_N]
         return before_N, before_N - gain_N, zones, [f"f{x}" for x in family_N]
 
