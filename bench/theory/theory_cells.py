@@ -286,7 +286,7 @@ def _few_items() -> Iterator[Cell]:
         for rate in (0.02, 0.98):
             for runs in (2, 3, 5):
                 for n in (5, 8, 12, 20):
-                    for margin in (0.1, 0.2):
+                    for margin in (0.1, 0.2, 0.4):
                         truth = -margin if rate > 0.5 else margin
                         draw = designs.extreme_rates(n, runs, rate, margin, by_item=by_item)
                         yield _gap_cell("few items", f"rate {rate:g}, {runs} v {runs}, {how}", f"n = {n}", truth, draw)
