@@ -291,10 +291,22 @@ def _sides(texts: list[str], eval_name: str | None, fixed: list[str], systems: s
 def power(
     pilot: Annotated[list[str] | None, typer.Argument(help="Pilot scores: two sides as in `compare`.")] = None,
     items: Annotated[int | None, typer.Option(help="Number of items.")] = None,
-    discordance: Annotated[float, typer.Option(help="Share of items on which two runs differ.")] = 0.1,
+    discordance: Annotated[
+        float, typer.Option(help="Share of items on which two runs differ; with --graded the variance of a difference.")
+    ] = 0.1,
     seeds: Annotated[int, typer.Option(help="Seeds per arm.")] = 1,
     seed_sd: Annotated[float, typer.Option(help="Spread of a run's mean score between seeds, in score units.")] = 0.0,
     baseline: Annotated[bool, typer.Option("--baseline", help="The other arm is a baseline without seeds.")] = False,
+    families: Annotated[int | None, typer.Option(help="Number of families, equal in size, that items come in.")] = None,
+    design_effect: Annotated[float, typer.Option(help="Factor by which families inflate the variance.")] = 1.0,
+    graded: Annotated[bool, typer.Option("--graded", help="Scores are graded, not right or wrong.")] = False,
+    equal_seed_spread: Annotated[
+        bool, typer.Option("--equal-seed-spread", help="The study declares one seed spread for both arms.")
+    ] = False,
+    shared_seeds: Annotated[
+        bool, typer.Option("--shared-seeds", help="Runs of the two arms share their seeds and are paired by them.")
+    ] = False,
+    scale: Annotated[tuple[float, float] | None, typer.Option(help="Lowest and highest possible score.")] = None,
     margin: Annotated[float | None, typer.Option(help="The margin to be resolved, in score units.")] = None,
     alpha: Annotated[float, typer.Option(help="Error rate.")] = 0.05,
     target: Annotated[float, typer.Option("--power", help="Power aimed at.")] = 0.8,
@@ -307,7 +319,7 @@ def power(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a design can detect, before it is paid for: from its numbers or from pilot scores."""
-    from veritune.decide import commands
+    from veritune.decide import commands, planning
     from veritune.errors import InputError
     from veritune.evaluate.imports import Reading
     from veritune.stats.power import Design
@@ -316,9 +328,10 @@ def power(
         if len(pilot) != 2:
             raise InputError(f"expected two pilot sides, found {len(pilot)}.", fix="veritune power A B")
         reading = Reading(eval=eval_name, metric=metric, filter=filter_name, id=id_column)
-        options = commands.CompareOptions(margin=margin, alpha=alpha, zone=zone, reading=reading)
+        options = commands.CompareOptions(margin=margin, alpha=alpha, zone=zone, reading=reading, scale=scale)
+        declared = planning.Declared(target, equal_seed_spread, shared_seeds)
         one, two = (commands.parse_side(text, eval_name) for text in pilot)
-        found = commands.plan_from_scores(one, two, options)
+        found = planning.plan_from_scores(one, two, options, declared)
     elif eval_name or metric or filter_name or id_column:
         raise InputError(
             "--eval, --metric, --filter and --id read pilot scores, and none are named.", fix="veritune power A B"
@@ -332,14 +345,21 @@ def power(
             seeds_a=seeds,
             seeds_b=0 if baseline else seeds,
             seed_sd=seed_sd,
+            families=families,
+            design_effect=design_effect,
             margin=margin,
             alpha=alpha,
             power=target,
+            binary=not graded,
+            item_variance=discordance if graded else None,
+            width=1.0 if scale is None else scale[1] - scale[0],
+            equal_seed_spread=equal_seed_spread,
+            shared_seeds=shared_seeds,
         )
-        found = commands.plan_power(design)
+        found = planning.plan_power(design)
     if plot is not None:
-        commands.plot_power(found, plot)
-    print(_json(found) if as_json else commands.render_power(found))
+        planning.plot_power(found, plot)
+    print(_json(found) if as_json else planning.render_power(found))
 
 
 @app.command()

@@ -149,18 +149,19 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     """One verdict as indented lines of at most 110 characters."""
     tag = " (exploratory)" if verdict.exploratory else ""
     lines = [f"{MARK[verdict.status]} {verdict.claim}: {verdict.status.upper()}{tag}"]
-    lines += textwrap.wrap(verdict.sentence, 106, initial_indent="    ", subsequent_indent="    ")
+    lines += _wrapped(verdict.sentence)
     if verdict.detectable is not None and "detects" not in verdict.sentence:
         lines.append(f"    Smallest difference this design detects with 80 % power: {verdict.detectable:.3f}.")
-    if verdict.needed_n is not None:
-        lines.append(f"    To settle it: about {verdict.needed_n:,} items.")
-    elif verdict.details.get("needed_seeds"):
-        lines.append(f"    More items cannot settle it; about {verdict.details['needed_seeds']} seeds per arm could.")
     outcome = verdict.details.get("frozen_rule")
     if outcome:
         lines += textwrap.wrap(
             f"Frozen rule {_rule_text(outcome)}.", 106, initial_indent="    ", subsequent_indent="      "
         )
+    again = verdict.details.get("chance_again")
+    if again is not None and again < 0.5:
+        lines += _wrapped(f"Another study of this design would settle a gap of this size in {again:.0%} of cases.")
+    if verdict.details.get("to_settle"):
+        lines += _wrapped(f"To settle it: {verdict.details['to_settle']}.")
     for warning in verdict.warnings:
         lines += textwrap.wrap("! " + warning, 106, initial_indent="    ", subsequent_indent="      ")
     return lines
@@ -171,6 +172,10 @@ def _rule_text(outcome: Mapping[str, Any]) -> str:
     from veritune.decide.wording import rule_text
 
     return rule_text(outcome, str(outcome.get("a") or "the condition"), str(outcome.get("b") or "the other arm"))
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 106, initial_indent="    ", subsequent_indent="    ")
 
 
 # ---------------------------------------------------------------- status

@@ -197,7 +197,7 @@ def test_a_planted_regression_fails_the_gate(store: Store, shippable: ModuleType
         ({"n": 20, "right": 15}, "under 73 items"),
         ({"n": 72, "right": 50}, "under 73 items"),
         ({"n": 1, "right": 1}, "under 73 items"),
-        ({"lost": 9, "gained": 9, "n": 100, "right": 70}, "out of reach"),
+        ({"lost": 9, "gained": 9, "n": 100, "right": 70}, "pass with a chance of 0.21"),
         ({"same": True}, "was the adapter loaded?"),
         ({"right": 8, "gained": 0}, "could hardly show here"),
         ({"crashed": 12}, "could change the answer"),

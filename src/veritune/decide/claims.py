@@ -577,8 +577,8 @@ def _plain_estimate(name: str, value: float) -> Estimate:
 # ---------------------------------------------------------------- the verdict
 
 
-def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> tuple[int | None, int | None]:
-    """Items that settle the margin of an open claim with 80 % power, and seeds where items cannot.
+def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> power.Settling | None:
+    """Items, and seeds per arm, that settle the margin of an open claim with 80 % power, each as a range.
 
     Where the claim's edge is the margin also enough to tell the gap as observed from that edge.
     """
@@ -589,16 +589,20 @@ def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> tuple[int
         "not_worse": abs(gap + margin),
         "no_regression": abs(gap + margin),
     }
-    asked = [(margin, claim.kind == "equivalent")]
-    if claim.kind in edges:
-        asked.append((edges[claim.kind], False))
+    distances = [(margin, claim.kind == "equivalent")]
+    if edges.get(claim.kind, 0.0) > 0:
+        distances.append((edges[claim.kind], False))
+    return power.to_settle(comparison, distances, alpha=alpha)
 
-    def most(settle: Callable[..., int | None]) -> int | None:
-        found = [settle(comparison, distance, alpha=alpha, equivalence=equal) for distance, equal in asked]
-        return None if None in found else max(n for n in found if n is not None)
 
-    items = most(power.items_to_settle)
-    return items, most(power.seeds_to_settle) if items is None else None
+def _chance_again(claim: ClaimLike, comparison: Comparison, way: _Way, alpha: float) -> float | None:
+    """The chance that another study of this design settles the claim as this one did, at the gap as observed."""
+    margin, gap = claim.margin or 0.0, comparison.gap
+    if way.inside:
+        return power.chance_again(comparison, margin, alpha=alpha, equivalence=True)
+    edge = {"better_by": margin, "not_worse": -margin, "no_regression": -margin}.get(claim.kind, 0.0)
+    distance = abs(gap) - margin if claim.kind in ("equivalent", "differ") else abs(gap - edge)
+    return power.chance_again(comparison, distance, alpha=alpha)
 
 
 def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
@@ -621,9 +625,12 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         detectable = power.detectable_in(comparison, alpha=share.alpha)
         decision = rule.decide(comparison, claim.margin, share.alpha).word
         if claim.margin and status == "inconclusive":
-            needed, seeds_needed = _needed(claim, comparison, share.alpha)
-            if seeds_needed is not None:
-                details["needed_seeds"] = seeds_needed
+            settling = _needed(claim, comparison, share.alpha)
+            if settling is not None:
+                needed = settling.items.high
+                details |= _settling(settling)
+        if way is not None and status != "inconclusive":
+            details["chance_again"] = _chance_again(claim, comparison, way, share.alpha)
     evidence = {**context.evidence.get("*", {}), **context.evidence.get(claim.name, {})}
     draft = Verdict(
         claim=claim.name,
@@ -646,6 +653,12 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         may_not=wording.may_not(claim, draft, comparison),
         confidence=wording.confidence(draft, comparison, evidence),
     )
+
+
+def _settling(found: power.Settling) -> dict[str, Any]:
+    """Counts as [at the lower end, at the upper end] of the seed spread's 80 % range; None where none is enough."""
+    out: dict[str, Any] = {"to_settle": found.text, "needed_items": [found.items.low, found.items.high]}
+    return out if found.seeds is None else {**out, "needed_seeds": [found.seeds.low, found.seeds.high]}
 
 
 def _withheld(comparison: Comparison | None) -> str:

@@ -19,7 +19,7 @@ from veritune.errors import ScoreError
 from veritune.evaluate.imports import Reading, read, score_columns
 from veritune.records import Estimate
 from veritune.stats import lost, power, rule
-from veritune.stats.paired import ESTIMANDS, Comparison, Options, compare_tables
+from veritune.stats.paired import ESTIMANDS, Options
 from veritune.stats.reasons import unknown_reasons
 from veritune.stats.rule import Decided
 from veritune.stats.table import Columns, Counts, Missing, Pair, ScoreTable, tables_from_counts
@@ -111,8 +111,8 @@ class ComparisonReport:
     alpha: float
     p_corrected: float | None
     detectable: float | None
-    items_for_margin: int | None
-    items_for_equivalence: int | None
+    for_margin: power.Settling | None
+    for_equivalence: power.Settling | None
     reachable_equivalence: bool | None
     flipped: Flipped
     may_write: str
@@ -396,7 +396,6 @@ def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> Co
         for e in (headline.estimand, *(e for e in comparison.results if e != headline.estimand))
     )
     text = _Sentences(decided, estimates[0], margin, options.adapters)
-    for_margin, for_equivalence, reachable = _needed(comparison, margin, alpha)
     return ComparisonReport(
         a=text.a,
         b=text.b,
@@ -409,9 +408,9 @@ def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> Co
         alpha=alpha,
         p_corrected=min(1.0, k * headline.spread.p()) if k > 1 else None,
         detectable=power.detectable_in(comparison, alpha=alpha),
-        items_for_margin=for_margin,
-        items_for_equivalence=for_equivalence,
-        reachable_equivalence=reachable,
+        for_margin=power.to_settle(comparison, [(margin, False)], alpha=alpha) if margin else None,
+        for_equivalence=power.to_settle(comparison, [(margin, True)], alpha=alpha) if margin else None,
+        reachable_equivalence=None if margin is None else power.can_show_equivalence(comparison, margin, alpha=alpha),
         flipped=_flipped(pair, named=not options.counts),
         may_write=text.may_write(),
         may_not=text.may_not(),
@@ -424,17 +423,6 @@ def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> Co
         n_lost=lost.n_lost(a, b),
         memorisation=wording.memorisation(pair.a.zone_N, zone=None),
     )
-
-
-def _needed(comparison: Comparison, margin: float | None, alpha: float) -> tuple[int | None, int | None, bool | None]:
-    """Items for a gap of the margin, items for equivalence, and whether these items can reach equivalence at all."""
-    if margin is None:
-        return None, None, None
-    for_margin, for_equivalence = (
-        power.items_to_settle(comparison, margin, alpha=alpha, equivalence=equal) for equal in (False, True)
-    )
-    low, high = comparison.headline.spread.interval(1 - 2 * alpha)
-    return for_margin, for_equivalence, None if comparison.headline.se is None else (high - low) / 2 < margin
 
 
 def _details(a: ScoreTable, b: ScoreTable, decided: Decided, inner: Options) -> dict[str, Any]:
@@ -669,15 +657,12 @@ def _render_estimates(c: ComparisonReport) -> list[str]:
 def _render_needed(c: ComparisonReport) -> list[str]:
     if c.margin is None:
         return [_line("margin", "none declared: no size can be claimed (--margin)")]
-    parts = []
-    for n, what in (
-        (c.items_for_margin, "a gap of the margin"),
-        (c.items_for_equivalence, "equivalence if the true gap is 0"),
-    ):
-        parts.append(f"about {n:,} items for {what}" if n is not None else f"no number of items for {what}: add seeds")
-    lines = [_line("to settle", "; ".join(parts) + " (80 % power)")] if c.detectable is not None else []
+    lines: list[str] = []
+    for found, what in ((c.for_margin, "a gap of the margin"), (c.for_equivalence, "equivalence at a true gap of 0")):
+        if found is not None:
+            lines.append(_line("" if lines else "to settle", f"{what} (80 % power): {found.text}"))
     if c.reachable_equivalence is False:
-        lines.append(_line("", "with these items and seeds “equivalent” cannot be reached, whatever comes out"))
+        lines.append(_line("", "with these items “equivalent” cannot be reached, not even by identical outputs"))
     return lines
 
 
@@ -686,89 +671,3 @@ def _ids(ids: Sequence[str], total: int) -> str:
         return ""
     shown = ", ".join(ids[:_FLIPS_SHOWN])
     return f": {shown}" + (f", … ({total - _FLIPS_SHOWN} more)" if total > _FLIPS_SHOWN else "")
-
-
-# ---------------------------------------------------------------- power
-
-
-@dataclass(frozen=True, slots=True)
-class PowerReport:
-    """Prospects of a design, and the grid behind the plot of detectable gap against items and seeds."""
-
-    plans: tuple[power.Plan, ...]
-    grid: tuple[Mapping[str, Any], ...]
-    pilot: str = ""
-
-
-def plan_power(
-    design: power.Design, *, items: Sequence[int] = (), seeds: Sequence[int] = (), pilot: str = ""
-) -> PowerReport:
-    """A design's prospects; the grid runs from a quarter to sixteen times its items and over 1, 2, 3 and 5 seeds."""
-    items = items or sorted({max(20, round(design.items * f)) for f in (0.25, 0.5, 1, 2, 4, 8, 16)})
-    seeds = seeds or sorted({1, 2, 3, 5, design.seeds_a})
-    return PowerReport(power.plan(design), tuple(power.detectable_grid(design, items, seeds)), pilot)
-
-
-def plan_from_scores(a: Side, b: Side, options: CompareOptions | None = None) -> PowerReport:
-    """A plan from pilot scores: discordance, seed spread and design effect are estimated from them."""
-    options = options or CompareOptions()
-    one, two = (load_side(s, options.reading, samples=options.samples)[0].in_zone(options.zone) for s in (a, b))
-    comparison = compare_tables(one, two, Options(scale=options.scale, missing=options.missing))
-    design = power.design_from(comparison, margin=options.margin, alpha=options.alpha)
-    return plan_power(design, pilot=f"pilot: {comparison.scope}")
-
-
-def render_power(report: PowerReport) -> str:
-    """The plan as plain text, with the grid as a table."""
-    design = report.plans[0].design
-    arms = f"{design.seeds_a} seed{'s' if design.seeds_a > 1 else ''} of A, " + (
-        f"{design.seeds_b} of B" if design.seeds_b else "B fixed"
-    )
-    lines = [
-        f"{design.items:,} items, {arms}, discordance {wording.number(design.discordance)}, seed SD "
-        f"{wording.number(design.seed_sd)}"
-        + (f", design effect {design.design_effect:.2f}" if design.design_effect != 1 else "")
-        + f", alpha {design.alpha:g}, power {100 * design.power:g} %",
-    ]
-    if report.pilot:
-        lines.append(report.pilot)
-    for plan in report.plans:
-        if len(report.plans) > 1:
-            lines += ["", "if seeds flip other items:" if plan.stable == 0 else "if seeds flip the same items:"]
-        lines += [f"  {s}" for s in plan.sentences]
-    lines += ["", "smallest detectable gap, items down, seeds across:"]
-    for stable in sorted({row["stable"] for row in report.grid}):
-        lines += _grid_table([row for row in report.grid if row["stable"] == stable], stable, design)
-    return "\n".join(lines)
-
-
-def _grid_table(rows: Sequence[Mapping[str, Any]], stable: float, design: power.Design) -> list[str]:
-    seeds = sorted({row["seeds"] for row in rows})
-    cells = {(row["items"], row["seeds"]): row["detectable"] for row in rows}
-    title = f"  share of flips that repeat over seeds: {stable:g}" if design.stable is None else ""
-    lines = [title] if title else []
-    lines.append(f"{'items':>10} " + " ".join(f"{s:>8}" for s in seeds))
-    for n in sorted({row["items"] for row in rows}):
-        values = (cells.get((n, s)) for s in seeds)
-        lines.append(f"{n:>10,} " + " ".join(f"{'' if v is None else wording.number(v):>8}" for v in values))
-    return lines
-
-
-def plot_power(report: PowerReport, path: str | Path) -> None:
-    """Detectable gap against items, one line per number of seeds, the margin dashed. The suffix picks the format."""
-    from matplotlib.figure import Figure
-
-    design = report.plans[0].design
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    for stable, style in ((0.0, "-"), (1.0, "--")) if design.stable is None else ((design.stable, "-"),):
-        for i, s in enumerate(sorted({row["seeds"] for row in report.grid})):
-            rows = [r for r in report.grid if r["seeds"] == s and (r["stable"] == stable or s == 1)]
-            label = f"{s} seed{'s' if s > 1 else ''}" if style == "-" else None
-            axes.plot([r["items"] for r in rows], [r["detectable"] for r in rows], style, color=f"C{i}", label=label)
-    if design.margin is not None:
-        axes.axhline(design.margin, color="0.4", linestyle=":", label=f"margin {design.margin:g}")
-    axes.axvline(design.items, color="0.8", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="items", ylabel="smallest detectable gap (80 % power)")
-    axes.legend(frameon=False)
-    figure.savefig(path)

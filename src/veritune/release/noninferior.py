@@ -10,17 +10,18 @@ must not pass on a comparison that could not have failed, so two brakes turn a p
 Where lower scores are better the claim is made of the base against the candidate: a candidate is not worse by the
 margin when the base's scores do not lie more than that below its own.
 
-An open gate says whether these items could ever have passed it (`power`), and how many would settle it.
+An open gate says whether these items could ever have passed it, the chance that they do at a true gap of 0, and how
+many would settle it (`power`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.errors import ScoreError
+from veritune.stats.intervals import Unknown
 
 if TYPE_CHECKING:
     from veritune.records import Verdict
@@ -85,7 +86,7 @@ def not_worse(candidate: ScoreTable, base: ScoreTable, bar: Bar) -> Found:
     if brake:
         return Found("undecided", f"{brake}; {message}", {**numbers, "brake": brake})
     if status == "undecided":
-        message += f"; {_why_open(verdict, numbers, bar)}"
+        message += f"; {_why_open(verdict, comparison, numbers, bar)}"
     return Found(status, message, numbers)
 
 
@@ -144,45 +145,56 @@ def _numbers(verdict: Verdict, comparison: Comparison, bar: Bar, up: bool) -> di
         "differing": int((comparison.pair.diff_N != 0).sum()),
         "detectable": verdict.detectable,
         "needed_n": verdict.needed_n,
+        "needed_items": verdict.details.get("needed_items"),
         "reachable": reachable(comparison, bar.margin, bar.alpha),
+        "chance": chance_to_pass(comparison, bar.margin, bar.alpha),
         "warnings": list(estimate.warnings),
     }
 
 
-def reachable(comparison: Comparison, margin: float, alpha: float) -> bool | None:
-    """Whether a design like this one can pass with a true gap of 0: half its expected interval is under the margin.
-
-    `power.plan` at alpha/2, whose two one-sided tests use the interval at 1 - alpha. Where no item differs the best
-    case is the score interval of an empty table, ±z²/(n + z²). None where the spread is unknown.
-    """
+def reachable(comparison: Comparison, margin: float, alpha: float) -> bool:
+    """False where it is proved that these items cannot pass: not even identical outputs would."""
     from veritune.stats import power
-    from veritune.stats.intervals import Unknown
 
-    if isinstance(comparison.headline.spread, Unknown):
-        return None
-    try:
-        design = power.design_from(comparison, margin=margin, alpha=alpha / 2)
-    except ScoreError:
-        return comparison.headline.spread.interval(1 - alpha)[1] < margin
-    return power.plan(design)[0].can_say_equivalent
+    return power.can_show_equivalence(comparison, margin, alpha=alpha / 2)
 
 
-def least_items(margin: float, alpha: float = 0.05) -> int:
-    """Binary items below which the gate cannot pass even if no item differs: the least n with z²/(n + z²) < margin."""
-    from veritune.stats.intervals import normal_quantile
+def chance_to_pass(comparison: Comparison, margin: float, alpha: float) -> float | None:
+    """The chance that another comparison of this design passes when the true gap is 0; None where it is unknown."""
+    from veritune.stats import power
 
-    z = normal_quantile(1 - alpha / 2)
-    return math.floor(z * z * (1 - margin) / margin) + 1
+    return power.chance_again(comparison, margin, alpha=alpha)
 
 
-def _why_open(verdict: Verdict, numbers: Mapping[str, Any], bar: Bar) -> str:
+def least_items(margin: float, alpha: float = 0.05, *, binary: bool = True, width: float = 1.0) -> int:
+    """Items below which the gate cannot pass even if no item differs, on independent items.
+
+    Binary scores of one run a side: the least n with z²/(n + z²) < margin. Graded scores and several runs: the least
+    with (1 − (alpha/2)^{1/n})·width < margin.
+    """
+    from veritune.stats.power import least_items_equal
+
+    return least_items_equal(margin, alpha / 2, binary=binary, width=width)
+
+
+def _why_open(verdict: Verdict, comparison: Comparison, numbers: Mapping[str, Any], bar: Bar) -> str:
     reason = str(verdict.details.get("reason") or "the interval reaches across minus the margin")
-    least = least_items(bar.margin, bar.alpha)
-    if numbers["n"] < least:
-        return f"{reason}; under {least} items this margin cannot be shown, whatever comes out"
-    if numbers["reachable"] is False:
-        return f"{reason}; with these items the margin is out of reach"
-    return reason + (f"; about {verdict.needed_n:,} items would settle it" if verdict.needed_n else "")
+    if not numbers["reachable"]:
+        return f"{reason}; {_too_few(comparison, bar)}"
+    chance, needed = numbers["chance"], verdict.details.get("to_settle")
+    likely = "" if chance is None else f"; at a true gap of 0 these items pass with a chance of {chance:.2f}"
+    return reason + likely + (f"; to settle it: {needed}" if needed else "")
+
+
+def _too_few(comparison: Comparison, bar: Bar) -> str:
+    """Why not even identical outputs would pass."""
+    pair, spread = comparison.pair, comparison.headline.spread
+    if isinstance(spread, Unknown) and pair.n_families is not None:
+        return f"this margin cannot be shown, whatever comes out ({spread.reason})"
+    width = pair.scale[1] - pair.scale[0]
+    single = len(pair.score_a_S_N) == len(pair.score_b_S_N) == 1
+    least = least_items(bar.margin, bar.alpha, binary=pair.is_binary and single, width=width)
+    return f"under {least} items this margin cannot be shown, whatever comes out"
 
 
 def _message(numbers: Mapping[str, Any], bar: Bar) -> str:
