@@ -226,6 +226,23 @@ def tailed_families(shape: str, count: int, mean: float, size: int = 8) -> Calla
     return draw
 
 
+def split_families(sizes: str, count: int, mean: float, *, binary: bool) -> Callable[[Rng], Draw]:
+    """Every family goes one way or the other, by chance: effects of + .3 or - .3 (binary: .9 of its items turn)."""
+    family_N = np.repeat(np.arange(count), family_sizes(sizes, count))
+
+    def draw(rng: Rng) -> Draw:
+        way_N = np.where(rng.random(count) < 0.5, 1.0, -1.0)[family_N]
+        n = len(family_N)
+        if binary:
+            diff_N = np.where(rng.random(n) < 0.9, way_N, 0.0)
+            a_N = np.where(diff_N == 0, (rng.random(n) < 0.5).astype(float), (diff_N > 0).astype(float))
+            return Draw(a_N[None], (a_N - diff_N)[None], family_N)
+        part = split(mean + 0.3 * way_N + within(rng, 0.05, 0.15, n))
+        return Draw(part.a_S_N, part.b_S_N, family_N)
+
+    return draw
+
+
 def rare_family(count: int, size: int = 8) -> Callable[[Rng], Draw]:
     """One family in ten loses .45, the others gain .05: the true gap is 0. No rule that sees only families drawn
     can hold here; the documentation says so."""
