@@ -1,8 +1,8 @@
 """False verdicts, coverage and power through the paths that users take, on designs whose true gap is known.
 
 The designs are those of `bench/theory` (docs/theory.md has the full grid), here with 300 draws each and a fixed seed;
-`make test-theory` takes 2,000. A test fails when an error lies above nominal + 3 standard errors. Every cell named
-here failed under the rules that came before, with the rate that stands beside it.
+`make test-theory` takes 2,000. A test fails when an error lies above nominal + 3 standard errors. Where a rate stands
+beside a cell, that is what t intervals, sign flips and G - 1 degrees of freedom gave there.
 """
 
 from __future__ import annotations
@@ -149,14 +149,21 @@ def test_too_few_effective_families_withhold_the_verdict_and_say_why(sizes: str,
 
 # ---------------------------------------------------------------- several seeds
 
+UNEQUAL_SPREADS = [
+    ("seeds | 2 v 10, one arm, large spread | n = 200 | 0", 1500),  # .041, two-sided .071
+    ("seeds | 2 v 2, one arm, large spread | n = 200 | 0", 500),
+    ("seeds | 3 v 3, one arm, large spread | n = 200 | 0", 500),
+]
+
+
+@pytest.mark.parametrize(("key", "reps"), UNEQUAL_SPREADS)
+def test_arms_that_spread_unequally_give_no_false_verdict(key: str, reps: int) -> None:
+    """Satterthwaite's df errs 1.5 times too often here, which 300 draws would not show."""
+    assert excess(key, max(REPS, reps)) == []
+
+
 SEEDS = [
-    "seeds | 2 v 2, one arm, large spread | n = 200 | 0",
-    "seeds | 2 v 10, equal, mid spread | n = 200 | 0",
-    "seeds | 2 v 10, one arm, large spread | n = 200 | 0",
-    "seeds | 3 v 3, one arm, large spread | n = 200 | 0",
     "seeds | 3 v 10, equal, large spread | n = 200 | 0",
-    "seeds | 5 v 5, equal, mid spread | n = 200 | 0",
-    "seeds | 3 v fixed, large spread | n = 200 | 0",
     "seeds | 3 v 3, binary | n = 200 | 0",
     "seeds | 3 v 3, declared equal, mid spread | n = 200 | 0",
     "seeds | 3 v 3, declared shared, sharing does nothing, large spread | n = 200 | 0",
@@ -195,7 +202,7 @@ def test_arms_that_share_their_seeds_gain_power_when_the_study_says_so() -> None
 
         return draw
 
-    assert share(draws("shared"), IMPROVES, 40) > share(draws(None), IMPROVES, 40) + 0.3
+    assert share(draws("shared"), IMPROVES, 25) > share(draws(None), IMPROVES, 25) + 0.3
 
 
 # ---------------------------------------------------------------- generalisation
