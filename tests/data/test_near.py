@@ -112,8 +112,6 @@ def exam(rows: list[Row]) -> dict[str, list[str]]:
     return {"a": [*some[25:], *thinned], "b": [*inside, *strangers, "", "Yes.", *some[:3]]}
 
 
-<<<<<<< HEAD
-=======
 # ---------------------------------------------------------------- the definition in plain Python
 
 ALL = 2**64 - 1
@@ -286,7 +284,6 @@ def run_hash(tokens: tuple[int, ...]) -> int:
     return total
 
 
->>>>>>> h-near
 # ---------------------------------------------------------------- pinned
 
 PINNED = {
