@@ -244,7 +244,8 @@ def context(study: Any, tiny_model: Path) -> Any:
 
 def cli_environment() -> dict[str, str]:
     """One thread, no hub, no colours: what every child process gets."""
-    fixed = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "NO_COLOR": "1"}
+    fixed = {"VERITUNE_RETIRED": os.environ.get("VERITUNE_RETIRED", f"{os.devnull}-no-list")}  # never the user's own
+    fixed |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "NO_COLOR": "1"}
     return {**os.environ, **fixed, "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100", "TERM": "dumb"}
 
 
@@ -270,7 +271,8 @@ class Forks:
 
     Each child runs `veritune.cli.main()` from its start, like a fresh process, without paying ten seconds of imports.
     `kill_at` is `EVENT REGEX`, optionally `#N`: the child kills itself with SIGKILL just before the N-th file operation
-    (a Python audit event: open, os.rename, os.mkdir, shutil.rmtree ...) whose arguments match.
+    (a Python audit event: open, os.rename, os.mkdir, shutil.rmtree ...) whose arguments match. `fault` makes the N-th
+    operation that changes files fail, see tests/crash/shim.py.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -281,24 +283,30 @@ class Forks:
             [sys.executable, str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=cli_environment(),
+            env={**cli_environment(), "VERITUNE_RETIRED": str(folder / "retired.jsonl")},
             text=True,
         )
 
-    def start(self, *args: object, kill_at: str | None = None, trace: Path | None = None) -> dict[str, Any]:
+    def start(
+        self,
+        *args: object,
+        kill_at: str | None = None,
+        trace: Path | None = None,
+        fault: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Start a command line; hand what comes back to `wait`."""
         self.count += 1
         base = self.folder / f"{self.count:03d}"
         order = {"argv": [str(a) for a in args], "out": f"{base}.out", "err": f"{base}.err"}
-        order |= {"kill_at": kill_at, "trace": str(trace) if trace else None}
+        order |= {"kill_at": kill_at, "trace": str(trace) if trace else None, "fault": dict(fault) if fault else None}
         return {**order, **self._ask({"do": "start", **order})}
 
     def wait(self, started: Mapping[str, Any]) -> Result:
         rc = self._ask({"do": "wait", "pid": started["pid"]})["rc"]
         return Result(rc, Path(started["out"]).read_text("utf-8"), Path(started["err"]).read_text("utf-8"))
 
-    def __call__(self, *args: object, kill_at: str | None = None, trace: Path | None = None) -> Result:
-        return self.wait(self.start(*args, kill_at=kill_at, trace=trace))
+    def __call__(self, *args: object, **how: Any) -> Result:
+        return self.wait(self.start(*args, **how))
 
     def close(self) -> None:
         assert self.server.stdin is not None and self.server.stdout is not None

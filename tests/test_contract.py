@@ -129,7 +129,7 @@ def test_an_entry_taken_out_is_noticed(store: Store, settings: dict[str, Any]) -
     kept = json.loads(store.contract_file.read_text())
     del kept["entries"][0]
     store.contract_file.write_text(json.dumps(kept))
-    with pytest.raises(StaleError, match="entry 0 was edited"):
+    with pytest.raises(StaleError, match="entry 0 does not follow"):
         contract.read(store)
 
 
@@ -161,6 +161,8 @@ ALL = {"learns_the_style", "carries_to_strangers", "targets_matter"}
         ("seeds", [0, 1, 2], ALL),
         ("train.num_train_epochs", 5, ALL),
         ("split.seed", 9, ALL),
+        ("thresholds", {"grade": {"units_weak": 5}}, ALL),
+        ("thresholds", {"merge": {"close": 0.1}}, set()),
         ("question", "Another?", set()),
         ("name", "other", set()),
     ],

@@ -54,7 +54,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "missing": (lambda s: s["model"].pop("path"), ["model.path: missing"]),
     "switch as a number": (
         lambda s: s["train"].update(weight_decay=True),
-        ["train.weight_decay: expected a number, found a switch"],
+        ["train.weight_decay: expected a number, found a boolean"],
     ),
     "switch as a seed": (lambda s: s.update(seeds=[False, True]), ["seeds.0: expected a number", "seeds.1: "]),
     "switch as a rank": (lambda s: s["conditions"]["all_layer"].update(r=True), ["conditions.all_layer.r: "]),
@@ -187,7 +187,7 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:
 
 def test_a_no_that_yaml_reads_as_false_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(study_text("learning_rate: 1.0e-3", "weight_decay: no"))
-    with pytest.raises(StudyError, match=r"train\.weight_decay: expected a number, found a switch \(no/off/false\)"):
+    with pytest.raises(StudyError, match=r"train\.weight_decay: expected a number, found a boolean \(no/off/false\)"):
         load_study(tmp_path / "study.yaml")
 
 
@@ -282,3 +282,25 @@ def test_the_schema_knows_every_key_of_the_quickstart_and_no_other(settings: dic
 def test_a_study_comes_back_from_its_own_json(settings: dict[str, Any]) -> None:
     study = parse_study(settings)
     assert Study.model_validate(study.model_dump(mode="json")) == study
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "says"),
+    [
+        ("improves", {"mingap": 0.01}, "min_gap"),
+        ("improves", {"min_gap": -1}, "at least 0"),
+        ("improves", {"min_gap": True}, "expected min_gap to be a number"),
+        ("generalises", {"min_gap": 0.01}, "has none of its own"),
+        ("improves", {"min_gap": 0.01, "every_seed": True}, None),
+    ],
+)
+def test_a_frozen_rule_is_checked_before_anything_trains(
+    settings: dict[str, Any], kind: str, rule: Any, says: Any
+) -> None:
+    claim = {"name": "c", "kind": kind, "condition": next(iter(settings["conditions"])), "share": 0.5, "rule": rule}
+    settings["claims"] = [claim]
+    if says is None:
+        assert parse_study(settings).claims[0].rule == rule
+        return
+    with pytest.raises(StudyError, match=says):
+        parse_study(settings)

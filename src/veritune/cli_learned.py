@@ -63,8 +63,7 @@ def recall(
     out: OutOption = None,
 ) -> None:
     """Ask rows back: forced choice between endings, and greedy continuation; seen beside siblings and strangers."""
-    from veritune.probe.memorization import matched_spans, verbatim_recall
-    from veritune.probe.recall import Plan, build_choices, choice_scores, forced_choice
+    from veritune.probe.recall import Plan, recall_of
     from veritune.probe.study import read_zones, subject, thin
 
     found = subject(model, adapter)
@@ -72,24 +71,16 @@ def recall(
     if sibling is not None:
         files["sibling"] = sibling
     zoned = thin(read_zones(files, found.renderer, family_field=family_field), rows_at_most)
-    choices = build_choices(zoned.rendered, zoned.zones, zoned.families, Plan(length=length))
-    base = found.base()
-    before, spans_before = choice_scores(base, choices), matched_spans(base, zoned.rendered)
-    del base
-    trained = found.trained()
-    after, spans_after = choice_scores(trained, choices), matched_spans(trained, zoned.rendered)
-    records = {
-        "forced_choice": forced_choice(choices, before, after),
-        "verbatim": verbatim_recall(spans_before, spans_after, zoned.zones, zoned.families),
-    }
-    _show_all(records, as_json, out)
+    _show_all(recall_of(found, zoned, Plan(length=length)), as_json, out)
 
 
 def forgetting(
     model: ModelOption,
     adapter: TrainedOption,
     data: Annotated[Path, typer.Option(help="The regression set: rows with reference answers.")],
-    margin: Annotated[float, typer.Option(help="Rise of the loss, nats per token, that is put up with.")] = 0.05,
+    margin: Annotated[
+        float | None, typer.Option(help="Rise of the loss, nats per token, that is tolerated; default: 0.05.")
+    ] = None,
     family_field: FamilyOption = None,
     extract: Annotated[str | None, typer.Option(help="Also score answers: pattern whose group is the answer.")] = None,
     expected: Annotated[str | None, typer.Option(help="With --extract: column with the expected answer.")] = None,
@@ -101,14 +92,17 @@ def forgetting(
     """Say what training cost on other tasks: loss, and scores, of a regression set before and after."""
     from veritune.evaluate.regression import AnswerKey, forgetting_of
     from veritune.probe.study import read_zones, subject
+    from veritune.thresholds import DEFAULTS
 
     found = subject(model, adapter)
     key = AnswerKey.of(extract, expected, max_new_tokens)
     zoned = read_zones({"regression": data}, found.renderer, family_field=family_field)
-    record, arms = forgetting_of(found, zoned, margin, key)
+    most = DEFAULTS.forgetting.margin if margin is None else margin
+    record, arms = forgetting_of(found, zoned, most, key)
     records: dict[str, Any] = {"loss": record}
     if arms:
-        records["score"] = _compare(*arms, score_margin)
+        known = ("trained",) if (adapter / "adapter_config.json").is_file() else ()
+        records["score"] = _compare(*arms, score_margin, known)
     _show_all(records, as_json, out)
     if arms and not as_json:
         from veritune.decide.commands import render_text
@@ -117,18 +111,22 @@ def forgetting(
         print(render_text(records["score"]))
 
 
-def _compare(before: Any, after: Any, margin: float) -> Any:
-    """Scores after training against those before, paired by item."""
+def _compare(before: Any, after: Any, margin: float, adapters: tuple[str, ...]) -> Any:
+    """Scores after training against those before, paired by item. `adapters`: arms that are known to be adapters."""
     from veritune.decide.commands import CompareOptions, compare_score_tables
     from veritune.stats.table import ScoreTable
 
     base = ScoreTable.from_scores(before, condition="base", fixed=True)
     trained = ScoreTable.from_scores(after, condition="trained")
-    return compare_score_tables([trained], base, CompareOptions(margin=margin, scale=(0.0, 1.0)))
+    return compare_score_tables([trained], base, CompareOptions(margin=margin, scale=(0.0, 1.0), adapters=adapters))
 
 
 def report(
     study: StudyArg,
+    make: Annotated[
+        list[str] | None,
+        typer.Option(help="Also make gradients, geometry, recall, tokens or calibration, on every run; repeat it."),
+    ] = None,
     as_json: JsonOption = False,
     out: Annotated[Path | None, typer.Option(help="Write the page here, as Markdown.")] = None,
 ) -> None:
@@ -139,7 +137,7 @@ def report(
     from veritune.stages.probes import probe_report
     from veritune.store import Store, write_text
 
-    found = probe_report(study, Progress(silent=True))
+    found = probe_report(study, Progress(silent=True), make or ())
     text = markdown(Store.of(study).root.resolve().name, found)
     if out is not None:
         write_text(out, text)

@@ -195,19 +195,33 @@ def geometry(
     questions: Annotated[Path | None, typer.Option(help="One question a line; default: sixteen.")] = None,
     method: Annotated[str, typer.Option(help="last_input_token, response_mean or both.")] = "last_input_token",
     max_new_tokens: Annotated[int, typer.Option(help="response_mean: tokens generated per prompt.")] = 32,
+    smallest_change: Annotated[
+        float | None,
+        typer.Option(
+            help="Smaller changes get no word, and no ratio to a reference; shown all the same; default: 0.005."
+        ),
+    ] = None,
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
-    """Say whether different personas' hidden states moved together in training, layer by layer."""
+    """Say how different personas' hidden states moved in training, layer by layer: together, apart, or all one way."""
     from veritune.errors import InputError
     from veritune.probe import geometry as g
+    from veritune.probe.geometry_grid import build_grids, run_of
     from veritune.probe.study import geometry_of, subject
-    from veritune.records import dumps
+    from veritune.records import dumps, to_json
+    from veritune.report.geometry import geometry_table
     from veritune.store import sha256_file, write_json
+    from veritune.thresholds import DEFAULTS
 
     methods = ("last_input_token", "response_mean") if method == "both" else (method,)
     if not set(methods) <= {"last_input_token", "response_mean"}:
         raise InputError(f"--method {method}: expected last_input_token, response_mean or both.")
+    thresholds = DEFAULTS.geometry
+    if smallest_change is not None:
+        if not smallest_change > 0:
+            raise InputError(f"--smallest-change {smallest_change:g}: expected a number above 0.")
+        thresholds = thresholds.model_copy(update={"small_change": smallest_change})
     texts = g.PERSONAS if personas is None else g.read_personas(personas)
     asked = g.QUESTIONS if questions is None else g.read_questions(questions)
     files = {n: sha256_file(p) for n, p in (("personas", personas), ("questions", questions)) if p is not None}
@@ -215,7 +229,7 @@ def geometry(
     folders = [*adapter, *([] if reference is None else [reference])]
     found = geometry_of(model, folders, prompts, methods, max_new_tokens)
     against = None if reference is None else found[-1]
-    records = [g.grid(str(a), by_method, against, files) for a, by_method in zip(adapter, found)]
+    records = build_grids([(run_of(a), by) for a, by in zip(adapter, found)], against, files, thresholds)
     if out is not None:
         write_json(out, {"runs": records})
     if as_json:
@@ -224,6 +238,7 @@ def geometry(
     for record in records:
         print(f"{record.label}: " * (len(records) > 1), end="")
         _show(record, False, None)
+        print("\n" + geometry_table(to_json(record)))
 
 
 def _show(record: Any, as_json: bool, out: Path | None) -> None:

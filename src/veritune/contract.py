@@ -2,7 +2,11 @@
 
 `freeze` writes `contract.lock.json`; from then on whatever differs is refused, with the field, the frozen and the
 found value named. `amend` appends an entry with a reason; every entry holds the hash of the one before it, so a changed
-past shows. What was declared after a result existed is marked exploratory for ever.
+past shows. What was declared after a result existed stays exploratory.
+
+Every entry is announced in the timeline before it is published: staged beside the contract, logged as `frozen` or
+`amended` with its hash, then renamed into place. `agreed` compares the two, so that a contract rewritten after the
+results is found; `recover` finishes, or drops, what a killed process left on the way.
 """
 
 from __future__ import annotations
@@ -10,14 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from veritune.errors import FormatError, StaleError, StoreError
+from veritune.errors import StaleError, StoreError
+from veritune.ledger import Document, Entry
 from veritune.records import FORMAT_VERSION, to_json
-from veritune.store import Store, hash_of, now, read_json, write_json
+from veritune.store import Store, now
 from veritune.study import Study, sources
 
 HOUSEKEEPING = ("budget", "keep", "report_to", "probes")
 """Settings that change no result: what may be spent, which checkpoints stay, where logs are sent as well, and what is
 trained beside the study to explain it."""
+
+OF_GATES = ("merge", "serving")
+"""Sections of the thresholds that decide gates alone: changing one leaves every claim as it was declared."""
 
 
 def settings(study: Study) -> dict[str, Any]:
@@ -45,16 +53,14 @@ def freeze(
     """Write the contract, or confirm the one that is there. Raises StaleError when the two differ.
 
     `flags` are the settings that were given beside the file. Results that are on disk already are listed: they, and
-    every claim of this study, are exploratory for ever.
+    every claim of this study, stay exploratory.
     """
+    recover(store)
     found = terms(study, facts)
     if not store.contract_file.exists():
         _refuse_lost(store)
-        entry = _entry(found, None, "frozen", None, _beside(store, study, flags or {}))
-        contract: dict[str, Any] = {"format": FORMAT_VERSION, "entries": [entry]}
-        write_json(store.contract_file, contract)
-    contract = read(store)
-    store.log_once("frozen", contract=contract["entries"][0]["hash"])
+        _publish(store, _body(found, "frozen", None, _beside(store, study, flags or {})), "frozen")
+    contract = agreed(store)
     differences = list(differ(contract["entries"][-1]["terms"], found))
     if differences:
         raise StaleError(
@@ -67,50 +73,108 @@ def freeze(
 def amend(
     store: Store, study: Study, facts: Mapping[str, Any], reason: str, flags: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Append the changed terms with a reason. Raises StoreError without a contract or without a change."""
+    """Append the changed terms with a reason; without a change the contract as it is. Raises StoreError for no reason.
+
+    Where there is no contract, it is frozen.
+    """
     if not reason.strip():
         raise StoreError("an amendment needs a reason.", fix='Say why: --reason "...".')
+    recover(store)
     if not store.contract_file.exists():
         return freeze(store, study, facts, flags)
-    contract = read(store)
+    contract = agreed(store)
     found = terms(study, facts)
     last = contract["entries"][-1]
     changes = list(differ(last["terms"], found))
     if not changes:
         return contract
     kept = last.get("flags") or {} if flags is None else flags
-    contract["entries"].append(_entry(found, last["hash"], reason, changes, _beside(store, study, kept)))
-    write_json(store.contract_file, contract)
-    store.log("amended", contract=contract["entries"][-1]["hash"], reason=reason, changes=changes)
-    return contract
+    body = _body(found, reason, changes, _beside(store, study, kept))
+    _publish(store, body, "amended", reason=reason, changes=changes)
+    return read(store)
 
 
 def read(store: Store) -> dict[str, Any]:
-    """The contract with its chain recomputed. Raises StaleError naming the first entry that was edited."""
+    """The contract with its chain recomputed. Raises StaleError naming the first entry that was edited.
+
+    What the timeline says of it is not looked at: a bundle carries a contract without one. See `agreed`.
+    """
     store.check_format()
-    contract = read_json(store.contract_file)
-    previous = None
-    entries = contract.get("entries")
-    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
-        raise FormatError(f"{store.contract_file} holds no entries.", fix="Restore the file.")
-    for number, entry in enumerate(entries):
-        body = {k: v for k, v in entry.items() if k != "hash"}
-        known = entry.get("hash")
-        if entry.get("previous") != previous or not isinstance(known, str) or _digest(body) != known:
+    return {"format": FORMAT_VERSION, "entries": _document(store).read()}
+
+
+def agreed(store: Store) -> dict[str, Any]:
+    """The contract, its chain recomputed and its entries compared with the timeline's `frozen` and `amended` events.
+
+    Raises StaleError where the two differ: an entry was written anew, taken out or put in, or the timeline was.
+    """
+    contract = read(store)
+    announced = _announced(store)
+    entries: list[Entry] = contract["entries"]
+    staged = _document(store).staged()
+    if staged and len(announced) == len(entries) + 1 and staged[-1]["hash"] == announced[-1]["contract"]:
+        raise StaleError(
+            f"{store.contract_file}: an amendment of {announced[-1]['time']} was interrupted.",
+            fix="Give the same command again; it goes on from there.",
+        )
+    for number, (entry, event) in enumerate(zip(entries, announced)):
+        if entry["hash"] != event.get("contract"):
             raise StaleError(
-                f"{store.contract_file}: entry {number} was edited after it was frozen.",
-                fix="Restore the file; a changed contract cannot be trusted.",
+                f"{store.contract_file}: entry {number} is {entry['hash'][:12]}, the timeline recorded "
+                f"{str(event.get('contract'))[:12]} at {event['time']}: the contract was rewritten.",
+                fix=_RESTORE,
             )
-        previous = known
+    if len(entries) != len(announced):
+        raise StaleError(
+            f"{store.contract_file} holds {len(entries)} entries, the timeline records {len(announced)} "
+            "`frozen` and `amended` events.",
+            fix=_RESTORE,
+        )
     return contract
 
 
-def _digest(body: Mapping[str, Any]) -> str | None:
-    """The hash of an entry; None where it holds what no record holds (NaN, half a character)."""
-    try:
-        return hash_of(body)
-    except (ValueError, TypeError, RecursionError):
-        return None
+_RESTORE = "Restore contract.lock.json and events.jsonl from a copy, or start a new folder with the same study.yaml."
+
+
+def _announced(store: Store) -> list[Entry]:
+    """The `frozen` event and the `amended` ones after it. Raises StaleError for a second `frozen`."""
+    found = [event for event in store.events() if event["event"] in ("frozen", "amended")]
+    again = [event for event in found[1:] if event["event"] == "frozen"]
+    if again:
+        raise StaleError(
+            f"{store.events_file} records a second `frozen` at {again[0]['time']}, after the first at "
+            f"{found[0]['time']}: the contract was replaced.",
+            fix="A study is frozen once. Start a new folder with the same study.yaml.",
+        )
+    return found
+
+
+def recover(store: Store) -> bool:
+    """Finish an entry that was announced and not published, drop one that was not announced; whether one was finished.
+
+    For the process that holds the study's lock.
+    """
+    document = _document(store)
+    if not document.next.exists():
+        return False
+    staged, announced = document.staged(), _announced(store)
+    if staged and announced and staged[-1]["hash"] == announced[-1].get("contract"):
+        document.publish()
+        return True
+    document.drop()
+    return False
+
+
+def _publish(store: Store, body: Mapping[str, Any], event: str, **facts: Any) -> None:
+    """Stage an entry, announce it in the timeline, and put it in place: killed anywhere, `recover` knows which."""
+    document = _document(store)
+    entry = document.stage(body)
+    store.log(event, contract=entry["hash"], **facts)
+    document.publish()
+
+
+def _document(store: Store) -> Document:
+    return Document(store.contract_file, {"format": FORMAT_VERSION})
 
 
 def exploratory_claims(contract: Mapping[str, Any]) -> set[str]:
@@ -131,12 +195,13 @@ def _decides(terms: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, An
     """Everything that a claim's outcome depends on: package versions are no part of it, the code that judges is."""
     study = terms["study"]
     shared = {key: study.get(key) for key in ("model", "backend", "data", "split", "train", "seeds", "selection")}
+    words = {key: value for key, value in (study.get("thresholds") or {}).items() if key not in OF_GATES}
     facts = {key: value for key, value in terms["facts"].items() if key not in ("packages", "code")}
     code = terms["facts"].get("code") or {}
     facts |= {f"code.{part}": code.get(part) for part in ("evaluate", "decide")}
     name = claim["eval"] or next(iter(study["evals"]))
     arms = [study["conditions"].get(claim[side]) for side in ("condition", "against")]
-    return {**shared, "claim": claim, "eval": study["evals"][name], "arms": arms, "facts": facts}
+    return {**shared, "thresholds": words, "claim": claim, "eval": study["evals"][name], "arms": arms, "facts": facts}
 
 
 def standing(contract: Mapping[str, Any], run_id: str) -> dict[str, Any]:
@@ -173,11 +238,10 @@ def _refuse_lost(store: Store) -> None:
         )
 
 
-def _entry(
-    found: Mapping[str, Any], previous: str | None, reason: str, changes: list[str] | None, beside: Mapping[str, Any]
+def _body(
+    found: Mapping[str, Any], reason: str, changes: list[str] | None, beside: Mapping[str, Any]
 ) -> dict[str, Any]:
-    body = {"time": now(), "previous": previous, "reason": reason, "changes": changes or [], "terms": found, **beside}
-    return {**body, "hash": hash_of(body)}
+    return {"time": now(), "reason": reason, "changes": changes or [], "terms": found, **beside}
 
 
 def differ(frozen: Any, found: Any, path: str = "") -> Iterator[str]:

@@ -2,12 +2,12 @@
 
     study.yaml               what the user wrote
     contract.lock.json       frozen settings and hashes, amendments
-    events.jsonl             the timeline; each line carries the hash of the line before it
+    events.jsonl             the timeline: a ledger (see ledger.py), each entry with the hash of the one before
     data/<version>/          rows.parquet families.parquet split.parquet manifest.json
     audit/                   findings.jsonl split.json render.json contamination.json
     runs/<run_id>/           manifest.json metrics.jsonl summary.json checkpoints/step-N/ scores/<eval>.jsonl
     verdict.json report.html figures/
-    release/                 gates.json and the evidence that the gates read, one record a check
+    release/                 gates.jsonl and the evidence that the gates read, one record a check
 
 A record that a step makes carries `input_hash`: the hash of everything it was made from. A step whose record is there
 with the same input hash is skipped; another hash is a StaleError. Writing goes to a temporary file in the same folder,
@@ -17,151 +17,61 @@ is flushed to disk and renamed, so that a killed process leaves either the whole
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import json
+import fcntl
 import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from veritune.errors import FormatError, LockedError, MachineError, StaleError, StoreError
-from veritune.records import FORMAT_VERSION, dumps, to_json
+from veritune.errors import FormatError, LockedError, MachineError
+from veritune.files import (
+    atomic,
+    disk_errors,
+    hash_of,
+    now,
+    read_json,
+    read_jsonl,
+    read_parquet,
+    remove,
+    remove_left,
+    remove_staged,
+    sha256_file,
+    sha256_text,
+    staged_folder,
+    sync_folder,
+    whole_lines,
+    write_json,
+    write_jsonl,
+    write_parquet,
+    write_text,
+)
+from veritune.ledger import Entry, Ledger
+from veritune.records import FORMAT_VERSION, to_json
 
-CHUNK = 1 << 20
-SCARCE = 64 << 20  # bytes free below which a failed write of torch.save is put down to the disk
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def sha256_text(text: str) -> str:
-    """Hex SHA-256 of the text's UTF-8 bytes."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def hash_of(record: Any) -> str:
-    """Hex SHA-256 of a record's canonical JSON."""
-    return sha256_text(dumps(record))
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system says into an error that names the file and what to do."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(
-                f"the disk is full: {path} was not written.", fix="Free some space and run the same command again."
-            ) from exc
-        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(
-                f"cannot write {path}: {exc.strerror}.", fix="Make the folder writable or copy the study elsewhere."
-            ) from exc
-        raise
-    except Exception as exc:
-        if not _out_of_space(exc, path):
-            raise
-        raise MachineError(
-            f"the disk is full: {path} was not written.", fix="Free some space and run the same command again."
-        ) from exc
-
-
-def _out_of_space(exc: Exception, path: Path) -> bool:
-    """Whether an error that is no OSError means a full disk: safetensors wraps the system's, torch.save hides it."""
-    if "No space left on device" in str(exc):
-        return True
-    parent = next((p for p in (path, *path.parents) if p.is_dir()), Path.cwd())
-    return "inline_container" in str(exc) and shutil.disk_usage(parent).free < SCARCE
-
-
-@contextlib.contextmanager
-def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; on leaving, flush it to disk and rename it into place."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic(path) as stream:
-        stream.write(text)
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Write one record as readable JSON, atomically."""
-    write_text(path, dumps(record, indent=2) + "\n")
-
-
-def write_jsonl(path: Path, records: Iterable[Any]) -> None:
-    """Write records one to a line, atomically."""
-    with atomic(path) as stream:
-        for record in records:
-            stream.write(dumps(record) + "\n")
-
-
-def whole_lines(text: str, *, torn: bool = False) -> list[str]:
-    """Lines that end in a newline; with `torn` also a last one that does not.
-
-    Only the newline counts: `str.splitlines` also cuts at U+2028 and U+0085, which JSON texts may hold as they are.
-    """
-    *lines, rest = text.split("\n")
-    return [*lines, rest] if torn and rest else lines
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object. Raises FormatError where the file is damaged."""
-    try:
-        value = json.loads(_text(path))
-    except (ValueError, RecursionError) as exc:
-        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path}: expected a JSON object, found {type(value).__name__}.", fix="Restore it.")
-    return value
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL record. Raises FormatError naming the line."""
-    rows = []
-    for number, line in enumerate(whole_lines(_text(path), torn=True), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as exc:
-            raise FormatError(f"{path} line {number} is damaged: {exc}.", fix="Restore it, or delete it.") from None
-    return rows
+__all__ = [
+    "Store",
+    "atomic",
+    "disk_errors",
+    "hash_of",
+    "now",
+    "read_json",
+    "read_jsonl",
+    "read_parquet",
+    "remove",
+    "remove_left",
+    "remove_staged",
+    "sha256_file",
+    "sha256_text",
+    "staged_folder",
+    "sync_folder",
+    "whole_lines",
+    "write_json",
+    "write_jsonl",
+    "write_parquet",
+    "write_text",
+]
 
 
 class Store:
@@ -169,6 +79,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.command = "run"  # what changes records now, as the timeline names it when the seal is taken off
 
     @classmethod
     def of(cls, study: str | Path) -> Store:
@@ -276,74 +187,38 @@ class Store:
 
     # -- the timeline -----------------------------------------------------------------------------------------
 
-    def log(self, event: str, **facts: Any) -> None:
-        """Append one event. A last line that a killed process left half-written is dropped first."""
-        with _held(self.root / ".locks" / "events", "the timeline", wait=True):
-            self._append(event, facts)
+    @cached_property
+    def timeline(self) -> Ledger:
+        """The study's events; `log` and `events` are the ways in."""
+        return Ledger(self.events_file)
 
-    def _append(self, event: str, facts: Mapping[str, Any]) -> None:
-        lines = self._whole_lines()
-        previous = sha256_text(lines[-1]) if lines else None
-        line = dumps({"time": now(), "event": event, "previous": previous, **to_json(facts)})
-        if self.events_file.exists() and self.events_file.stat().st_size != sum(len(x.encode()) + 1 for x in lines):
-            write_text(self.events_file, "".join(x + "\n" for x in lines))
-        size = self.events_file.stat().st_size if self.events_file.exists() else 0
-        with disk_errors(self.events_file):
-            try:
-                with self.events_file.open("a", encoding="utf-8") as stream:
-                    stream.write(line + "\n")
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.truncate(self.events_file, size)  # give back what a half-written line took
-                raise
+    def log(self, event: str, **facts: Any) -> Entry:
+        """Append one event and have it on disk. A last line that a killed process left half-written goes first."""
+        return self.timeline.append({"time": now(), "event": event, **to_json(facts)})
 
     def log_once(self, event: str, **facts: Any) -> None:
         """Append the event unless one with these facts is there, as after a kill between a record and its event."""
-        wanted = {"event": event, **to_json(facts)}
-        if not any({key: line.get(key) for key in wanted} == wanted for line in self.events()):
-            self.log(event, **facts)
+        self.timeline.append_once({"time": now(), "event": event, **to_json(facts)}, apart_from=("time",))
 
-    def check_events(self) -> None:
-        """Raises StaleError naming the first line of the timeline that was edited, taken out or put in."""
-        previous = None
-        for number, line in enumerate(self._whole_lines(), start=1):
-            try:
-                found = json.loads(line).get("previous")
-            except (ValueError, AttributeError, RecursionError):
-                found = line
-            if found != previous:
-                raise StaleError(
-                    f"{self.events_file} line {number} does not follow from the one before it: it was edited.",
-                    fix="Restore the file.",
-                )
-            previous = sha256_text(line)
+    def events(self) -> list[Entry]:
+        """The timeline, oldest first, its chain recomputed.
 
-    def events(self) -> list[dict[str, Any]]:
-        """The timeline, oldest first."""
-        found = []
-        for number, line in enumerate(self._whole_lines(), start=1):
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                event = None
-            if not isinstance(event, dict):
-                raise FormatError(f"{self.events_file} line {number} is no event.", fix="Restore the file.")
-            found.append(event)
+        Raises FormatError or StaleError naming the first line that is not as it was written.
+        """
+        found = self.timeline.read()
+        for number, event in enumerate(found, start=1):
+            if not isinstance(event.get("event"), str) or not isinstance(event.get("time"), str):
+                raise FormatError(f"{self.events_file} line {number} is no event.", fix="Restore the file from a copy.")
         return found
 
-    def _whole_lines(self) -> list[str]:
-        if not self.events_file.exists():
-            return []
-        return whole_lines(_text(self.events_file))
+    def check_events(self) -> None:
+        """Raises StaleError or FormatError naming the first line of the timeline that is not as it was written."""
+        self.events()
 
 
 @contextlib.contextmanager
 def _held(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock file. Raises LockedError naming the holder, unless `wait`. A killed holder's lock is gone with it."""
-    import fcntl
-
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until the block ends
@@ -363,8 +238,6 @@ def _held(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str | None:
-    import fcntl
-
     if not path.exists():
         return None
     with path.open("r", encoding="utf-8") as stream:
@@ -373,24 +246,3 @@ def _holder(path: Path) -> str | None:
         except OSError:
             return stream.read().strip() or "another process"
     return None
-
-
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """Rows of a Parquet file as dicts. Raises FormatError where the file is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as exc:
-        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it.") from None
-    return rows
-
-
-def write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:
-    """Write columns as Parquet, atomically and with reproducible bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with atomic(path, "wb") as stream:
-        pq.write_table(pa.table(dict(columns)), stream, compression="zstd")

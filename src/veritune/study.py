@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from veritune.errors import StudyError
+from veritune.errors import StudyError, VerituneError
+from veritune.fields import Int, Part, Real, Section, Share, as_number
+from veritune.thresholds import Thresholds
 
 NAME = r"^[A-Za-z][A-Za-z0-9_\-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -30,32 +32,7 @@ ClaimKind = Literal[
 ]
 
 
-def _no_switch(value: Any) -> Any:
-    """YAML 1.1 reads `no`, `off` and `yes` as switches, which Python would take for 0 and 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"expected a number, found a switch ({'yes/on/true' if value else 'no/off/false'})")
-    return value
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `3e-4` as text; a person means a number."""
-    _no_switch(value)
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):
-        return float(value)
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_switch)]
-Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Share = Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1)]
-Part = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-
-
-class Model(_Section):
+class Model(Section):
     """The base model, read and never written."""
 
     path: str
@@ -68,7 +45,7 @@ class Model(_Section):
     """Run Python code that ships with the model. Off unless you have read that code."""
 
 
-class Backend(_Section):
+class Backend(Section):
     """Where cells train and answer. `backend: local` is short for `backend: {name: local}`."""
 
     name: Literal["local", "tinker"] = "local"
@@ -97,7 +74,7 @@ class Backend(_Section):
         return self
 
 
-class Data(_Section):
+class Data(Section):
     """The rows that are trained on and held out."""
 
     path: str
@@ -114,7 +91,7 @@ class Data(_Section):
     """Benchmark files the rows must not hold, by name. An exact overlap stops the study before anything trains."""
 
 
-class SplitPlan(_Section):
+class SplitPlan(Section):
     """How families are dealt to zones. A family never straddles `seen`+`sibling`, `stranger` and `validation`."""
 
     seed: Int = 0
@@ -127,7 +104,7 @@ class SplitPlan(_Section):
     """Share of each trained family's rows held out as siblings: at least one row, never all."""
 
 
-class Train(_Section):
+class Train(Section):
     """One schedule for all conditions. Keys are named as in Hugging Face's TrainingArguments."""
 
     num_train_epochs: Annotated[Real, Field(gt=0)] = 3
@@ -176,7 +153,7 @@ class Train(_Section):
         return self
 
 
-class Condition(_Section):
+class Condition(Section):
     """One arm of the comparison."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
@@ -223,7 +200,7 @@ class Condition(_Section):
         return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})
 
 
-class Selection(_Section):
+class Selection(Section):
     """How each condition's learning rate is chosen before the main runs: by validation NLL, and by nothing else."""
 
     learning_rates: Annotated[tuple[Annotated[Real, Field(gt=0, lt=1)], ...], Field(min_length=2)]
@@ -245,7 +222,7 @@ class Selection(_Section):
         return self
 
 
-class Budget(_Section):
+class Budget(Section):
     """What a study may cost. It is compared with the plan before anything trains. It is no part of the contract."""
 
     hours: Annotated[Real, Field(gt=0)] | None = None
@@ -275,7 +252,7 @@ def _compiled(key: str, pattern: str) -> re.Pattern[str]:
         raise ValueError(f"{key} is not a regular expression: {exc}") from exc
 
 
-class Rule(_Section):
+class Rule(Section):
     """One yes/no rule about an output. Exactly one of `pattern`, `contains`, `absent`."""
 
     name: Name
@@ -320,7 +297,7 @@ class Rule(_Section):
         return set(names)
 
 
-class Eval(_Section):
+class Eval(Section):
     """One eval contract: which items, how outputs are decoded, how they are scored."""
 
     kind: Literal["rules", "match"] = "rules"
@@ -361,7 +338,19 @@ class Eval(_Section):
         return self
 
 
-class Claim(_Section):
+def _check_rule(kind: str, rule: dict[str, float | bool]) -> None:
+    """Raises ValueError for a frozen rule that could not be applied: after the freeze is too late to say so."""
+    from veritune.stats.rule import check_rule  # numpy, which a study without a rule does not need to be read
+
+    if kind in ("generalises", "probe"):
+        raise ValueError(f"`rule` looks at the gap between two arms; `kind: {kind}` has none of its own")
+    try:
+        check_rule(rule)
+    except VerituneError as exc:
+        raise ValueError(exc.message) from exc
+
+
+class Claim(Section):
     """A sentence with a decision rule, declared before training. Scores are compared `condition` minus `against`."""
 
     name: Name
@@ -387,15 +376,16 @@ class Claim(_Section):
     to_zone: Literal["sibling", "stranger"] = "stranger"
     """For `generalises`: where it must arrive."""
     probe: str | None = None
-    """For `probe`: the recorded quantity."""
+    """For `probe`: the recorded quantity, its arm last, e.g. `nll.stranger.ARM`; docs/decide.md lists them."""
     op: Literal["<", "<=", ">", ">="] | None = None
-    """For `probe`: how it compares."""
+    """For `probe`: how its whole interval must compare. A number without an interval is inconclusive."""
     threshold: Real | None = None
-    """For `probe`: with what."""
+    """For `probe`: with what, in the quantity's own units, declared before training."""
     correction: Literal["confirmatory", "exploratory"] = "confirmatory"
     """Confirmatory claims share the error rate (Holm); exploratory ones are corrected by Benjamini-Hochberg."""
-    rule: dict[str, Real] | None = None
-    """A frozen rule of the study's own, e.g. `{min_gap: 0.01}`, applied to the letter beside the verdict."""
+    rule: dict[str, Real | bool] | None = None
+    """A frozen rule of the study's own, e.g. `{min_gap: 0.01, every_seed: true}`, applied to the letter; its outcome
+    stands beside the verdict on the screen, in the report and in the write-up."""
 
     @model_validator(mode="after")
     def _fields_of_kind(self) -> Claim:
@@ -406,8 +396,16 @@ class Claim(_Section):
             raise ValueError(f"`kind: {self.kind}` needs `{field}`, declared before training")
         if self.kind == "probe" and (self.probe is None or self.op is None or self.threshold is None):
             raise ValueError("`kind: probe` needs `probe`, `op` and `threshold`")
+        probe, gap = ("probe", "op", "threshold"), ("eval", "condition", "margin", "share", "rule")
+        unread = gap if self.kind == "probe" else probe
+        given = [key for key in unread if getattr(self, key) is not None]
+        if given:
+            hint = ": the arm is part of the probe's name" if given == ["condition"] else ""
+            raise ValueError(f"`kind: {self.kind}` takes no `{given[0]}`{hint}")
         if self.kind != "probe" and self.condition is None:
             raise ValueError(f"`kind: {self.kind}` needs `condition`")
+        if self.rule is not None:
+            _check_rule(self.kind, self.rule)
         return self
 
 
@@ -426,7 +424,7 @@ Ratio = Annotated[Real, Field(gt=0)]
 AtMostOne = Annotated[Real, Field(ge=0, le=1)]
 
 
-class DataGate(_Section):
+class DataGate(Section):
     """What the rows must be for the data gate to pass."""
 
     licences: tuple[str, ...] = ()
@@ -441,15 +439,19 @@ class DataGate(_Section):
     """Trained rows that may be near-copies of a held-out item or a benchmark. Exact copies never may."""
 
 
-class TargetGate(_Section):
+class TargetGate(Section):
     """Which claims carry the release."""
 
     claims: tuple[Name, ...] = ()
     """Claims that must be supported, each with a declared margin. None named: all `better_by` claims of the arm."""
 
 
-class Suite(_Section):
-    """One set of items on which the candidate must not be worse than the base. Scores: higher is better."""
+class Suite(Section):
+    """One set of items on which the candidate must not be worse than the base.
+
+    Scores are higher-is-better in an eval of the study, and in imported files unless the log, the metric's name or
+    `higher_is_better` says otherwise.
+    """
 
     margin: Annotated[Real, Field(gt=0)]
     """The loss that is still tolerated, in score units. The whole interval must lie above minus this."""
@@ -463,6 +465,10 @@ class Suite(_Section):
     """Imported files: the least and the largest score that an item can have. Graded scores beyond 0 to 1 need it."""
     metric: str | None = None
     """Imported files: score column, lm-eval metric or Inspect scorer."""
+    filter: str | None = None
+    """Imported files: the filter of an lm-eval task that logs several."""
+    higher_is_better: bool | None = None
+    """Imported files: the direction of the metric, where neither the log nor the metric's name says it."""
     id: str | None = None
     """Imported files: column with the item id."""
     family: str | None = None
@@ -472,21 +478,23 @@ class Suite(_Section):
     def _one_source(self) -> Suite:
         if self.eval is None and self.zone is not None:
             raise ValueError("`zone` goes with `eval`; imported files have no zones here")
-        if self.eval is not None and (self.metric or self.id or self.family or self.scale):
-            raise ValueError("`metric`, `id`, `family` and `scale` read imported files; remove them, or remove `eval`")
+        imported = ("metric", "filter", "higher_is_better", "scale", "id", "family")
+        given = [name for name in imported if getattr(self, name) is not None]
+        if self.eval is not None and given:
+            raise ValueError(f"`{given[0]}` reads imported files; remove it, or remove `eval`")
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise ValueError(f"scale: expected the least before the largest score, found {list(self.scale)}")
         return self
 
 
-class RegressionGate(_Section):
+class RegressionGate(Section):
     """What the candidate must not have lost."""
 
     suites: dict[Name, Suite] = Field(default_factory=dict)
     """Golden sets and benchmarks by name. With none declared the gate stays undecided."""
 
 
-class SafetyGate(_Section):
+class SafetyGate(Section):
     """What red-team prompts may come to, candidate against base."""
 
     margin: Annotated[Real, Field(gt=0, lt=1)] = 0.05
@@ -501,7 +509,7 @@ class SafetyGate(_Section):
     """Error rate: the two-sided intervals are at 1 - alpha."""
 
 
-class CalibrationGate(_Section):
+class CalibrationGate(Section):
     """How far confidence may be from what comes true; the upper ends of the intervals count."""
 
     ece: AtMostOne = 0.1
@@ -510,7 +518,7 @@ class CalibrationGate(_Section):
     """Highest Brier score; always answering 0.5 scores 0.25."""
 
 
-class ServingGate(_Section):
+class ServingGate(Section):
     """What serving may cost, candidate over base; the worse end of the interval counts. None sets no limit."""
 
     first_token: Ratio | None = 1.1
@@ -523,9 +531,17 @@ class ServingGate(_Section):
     """Highest ratio of peak memory."""
     cost_per_request: Ratio | None = 1.1
     """Highest ratio of cost per request."""
+    tail: Ratio | None = 2.0
+    """Highest ratio of the tail quantile, of first tokens and of whole answers; a request without an answer is slow."""
+    tail_quantile: Annotated[Real, Field(ge=0.5, lt=1)] = 0.99
+    """Which quantile `tail` limits. The higher, the more requests: 437 an arm for 0.99, 86 for 0.95."""
+    tail_burst: Annotated[Int, Field(ge=1)] = 1
+    """How many slow requests in a row may have one cause; so many times the requests are needed."""
+    alpha: Annotated[Real, Field(gt=0, lt=0.5)] = 0.05
+    """Error rate of the tail: its two-sided interval is at 1 - alpha."""
 
 
-class Release(_Section):
+class Release(Section):
     """The release policy: what `veritune gate` asks for. Also a file of its own, which a team shares (`--policy`)."""
 
     condition: Name | None = None
@@ -546,14 +562,14 @@ class Release(_Section):
     """A waiver may run for at most so many days."""
 
 
-class Probes(_Section):
-    """Probes that train beside the study. They are no part of the contract: no claim is decided from them."""
+class Probes(Section):
+    """Probes that train beside the study. They are no part of the contract; a claim on `leak.*` reads their record."""
 
     leak: bool = False
     """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
 
 
-class Study(_Section):
+class Study(Section):
     """One pre-declared comparison."""
 
     name: Name
@@ -594,6 +610,8 @@ class Study(_Section):
     """Checkpoints kept once a run is scored: `best` (the default) the chosen one, `all` every candidate, `none`."""
     probes: Probes = Probes()
     """What `run` trains beside the conditions to explain them."""
+    thresholds: Thresholds = Thresholds()
+    """Numbers that decide words (`memorises`, `passed`, `weak`); frozen with the contract."""
 
     @model_validator(mode="before")
     @classmethod
@@ -639,14 +657,16 @@ class Study(_Section):
             raise ValueError(f"{where}: {claim.condition!r} is compared with itself; set `against`")
         if claim.eval is not None and claim.eval not in self.evals:
             raise ValueError(f"{where}.eval: no eval {claim.eval!r}{_nearest(claim.eval, list(self.evals))}")
+        if claim.kind == "probe":
+            return
         if claim.eval is None and len(self.evals) > 1:
             raise ValueError(f"{where}: the study has {len(self.evals)} evals; say which with `eval`")
         spec = self.evals[claim.eval or next(iter(self.evals))]
         zones = [claim.from_zone, claim.to_zone] if claim.kind == "generalises" else [claim.zone]
         missing = [z for z in zones if z is not None and z not in spec.zones]
-        if missing and claim.kind != "probe":
+        if missing:
             raise ValueError(f"{where}: the eval has no items in zone {missing[0]!r}; add it to the eval's `zones`")
-        if claim.margin is not None and claim.margin >= 1 and claim.kind != "probe":
+        if claim.margin is not None and claim.margin >= 1:
             raise ValueError(f"{where}.margin: {claim.margin} lies outside the scale of the scores (0 to 1)")
 
     def _check_factor(self) -> None:
@@ -737,7 +757,7 @@ def swept(study: Study) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def _holds(condition: dict[str, Any], point: dict[str, Any]) -> bool:
     def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else _number(value)
+        return list(value) if isinstance(value, tuple) else as_number(value)
 
     return all(plain(condition.get(key)) == plain(value) for key, value in point.items())
 
@@ -753,7 +773,7 @@ def _point_name(point: dict[str, Any]) -> str:
     """`-r4-data0p25`: what is appended to a condition's name; a dot becomes `p`, other signs `_`."""
     parts = []
     for key, value in point.items():
-        number = _number(value)
+        number = as_number(value)
         text = f"{number:.9g}" if isinstance(number, float) else str(value)
         if isinstance(value, list | tuple):
             text = "-".join(map(str, value))

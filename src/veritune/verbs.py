@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from veritune.errors import InputError, StudyError, VerituneError
-from veritune.records import Verdict
-from veritune.store import Store, disk_errors, read_json, write_text
+from veritune.errors import InputError, StaleError, StudyError, VerituneError
+from veritune.records import Finding, Verdict
+from veritune.release.parts import SIGNATURE
+from veritune.release.sign import sign, signature_problem
+from veritune.seal import SIGNATURE as SEAL_SIGNATURE
+from veritune.seal import seal_hash, verify
+from veritune.store import Store, atomic, disk_errors, read_json, write_text
 from veritune.study import load_study
 
 MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
@@ -142,16 +149,33 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     """One verdict as indented lines of at most 110 characters."""
     tag = " (exploratory)" if verdict.exploratory else ""
     lines = [f"{MARK[verdict.status]} {verdict.claim}: {verdict.status.upper()}{tag}"]
-    lines += textwrap.wrap(verdict.sentence, 106, initial_indent="    ", subsequent_indent="    ")
+    lines += _wrapped(verdict.sentence)
     if verdict.detectable is not None and "detects" not in verdict.sentence:
         lines.append(f"    Smallest difference this design detects with 80 % power: {verdict.detectable:.3f}.")
-    if verdict.needed_n is not None:
-        lines.append(f"    To settle it: about {verdict.needed_n:,} items.")
-    elif verdict.details.get("needed_seeds"):
-        lines.append(f"    More items cannot settle it; about {verdict.details['needed_seeds']} seeds per arm could.")
+    outcome = verdict.details.get("frozen_rule")
+    if outcome:
+        lines += textwrap.wrap(
+            f"Frozen rule {_rule_text(outcome)}.", 106, initial_indent="    ", subsequent_indent="      "
+        )
+    again = verdict.details.get("chance_again")
+    if again is not None and again < 0.5:
+        lines += _wrapped(f"Another study of this design would settle a gap of this size in {again:.0%} of cases.")
+    if verdict.details.get("to_settle"):
+        lines += _wrapped(f"To settle it: {verdict.details['to_settle']}.")
     for warning in verdict.warnings:
         lines += textwrap.wrap("! " + warning, 106, initial_indent="    ", subsequent_indent="      ")
     return lines
+
+
+def _rule_text(outcome: Mapping[str, Any]) -> str:
+    """A frozen rule and what it came to. Records made before arms were named in it call them by their side."""
+    from veritune.decide.wording import rule_text
+
+    return rule_text(outcome, str(outcome.get("a") or "the condition"), str(outcome.get("b") or "the other arm"))
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 106, initial_indent="    ", subsequent_indent="    ")
 
 
 # ---------------------------------------------------------------- status
@@ -171,6 +195,7 @@ def status(study: str | Path) -> dict[str, Any]:
         "held_by": store.holder(),
         "cells": _cells(study) if store.contract_file.exists() else [],
         "verdicts": _verdicts(store),
+        "frozen_rules": _frozen_rules(store),
         "last_event": events[-1] if events else None,
         "report": str(store.report_file) if store.report_file.exists() else None,
     }
@@ -188,6 +213,13 @@ def _verdicts(store: Store) -> dict[str, str]:
     return {v["claim"]: v["status"] for v in read_json(store.verdict_file)["verdicts"]}
 
 
+def _frozen_rules(store: Store) -> dict[str, str]:
+    """By claim, its frozen rule and what it came to."""
+    verdicts = read_json(store.verdict_file)["verdicts"] if store.verdict_file.exists() else []
+    outcomes = {v["claim"]: (v.get("details") or {}).get("frozen_rule") for v in verdicts}
+    return {claim: _rule_text(outcome) for claim, outcome in outcomes.items() if outcome}
+
+
 def status_text(found: Mapping[str, Any]) -> str:
     """`status` for the screen."""
     held = f"running: {found['held_by']}" if found["held_by"] else "nobody is at work on it"
@@ -197,7 +229,10 @@ def status_text(found: Mapping[str, Any]) -> str:
         from veritune.stages.watch import cells_text
 
         lines += ["  " + line for line in cells_text(found["cells"]).splitlines()]
-    lines += [f"  {MARK[state]} {claim}: {state}" for claim, state in found["verdicts"].items()]
+    for claim, state in found["verdicts"].items():
+        lines.append(f"  {MARK[state]} {claim}: {state}")
+        if claim in found["frozen_rules"]:
+            lines.append(f"      frozen rule {found['frozen_rules'][claim]}")
     if found["last_event"]:
         lines.append(f"last event: {found['last_event']['event']} at {found['last_event']['time']}")
     if found["report"]:
@@ -215,6 +250,59 @@ def draw_report(study: str | Path) -> Path:
     if not store.verdict_file.exists():
         raise InputError(f"{store.root} has no verdicts yet.", fix=f"Run it first: veritune run {store.root}")
     return write_report(store, parsed)
+
+
+# ---------------------------------------------------------------- the seal, and who vouches for it
+
+
+def verify_study(
+    study: str | Path, expected: str | None = None, public_key: Path | None = None
+) -> tuple[list[Finding], bool | None]:
+    """What is not as it was sealed, and whether the seal's signature holds (None: no key was given).
+
+    `expected` is the seal's hash as it was kept elsewhere. Raises InputError when the study was never sealed.
+    """
+    found = verify(study, expected)
+    if public_key is None:
+        return found, None
+    root = Store.of(study).root
+    problem: str | None = "there is no seal to be signed"
+    if (root / "seal.json").is_file():
+        with _alone(root) as folder:
+            problem = signature_problem(folder, public_key)
+    if problem is not None:
+        found.append(Finding("seal.signature", "error", f"seal.sig: {problem}", source="seal.sig"))
+    return found, problem is None
+
+
+def sign_seal(study: str | Path, private_key: Path) -> tuple[Path, str]:
+    """Sign the seal with the key tool that bundles use; the signature's path and the seal's hash.
+
+    Raises StaleError where the study is not as it was sealed, InputError where it was never sealed or the key cannot
+    be used, MachineError without the package.
+    """
+    store = Store.of(study)
+    with store.lock():
+        wrong = verify(store.root)
+        if wrong:
+            raise StaleError(
+                f"{store.root} is not as it was sealed: {wrong[0].message} ({len(wrong)} findings).",
+                fix=f"See all: veritune verify {store.root}",
+            )
+        target = store.root / SEAL_SIGNATURE
+        with _alone(store.root) as folder, atomic(target, "wb") as stream:
+            stream.write(sign(folder, private_key).read_bytes())
+    return target, seal_hash(store.root)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[Path]:
+    """A folder that holds seal.json alone, with its signature where there is one: the key tool signs whole folders."""
+    with tempfile.TemporaryDirectory(prefix="veritune-") as work:
+        shutil.copyfile(root / "seal.json", Path(work) / "seal.json")
+        if (root / SEAL_SIGNATURE).is_file():
+            shutil.copyfile(root / SEAL_SIGNATURE, Path(work) / SIGNATURE)
+        yield Path(work)
 
 
 # ---------------------------------------------------------------- doctor

@@ -26,7 +26,8 @@ from veritune.data.review import (
     write_pack,
     write_version,
 )
-from veritune.errors import DataError
+from veritune.errors import DataError, FormatError
+from veritune.ledger import Ledger
 from veritune.records import Finding, Message, Row
 
 
@@ -196,9 +197,6 @@ def test_retired_rows_are_refused_in_another_folder_and_in_another_form(tmp_path
     require_usable(other, None, load_rows(other).rows)  # named as the one to train on
     with pytest.raises(DataError, match="no licence named"):
         require_usable(raw)
-    retired_list().write_text("{broken\n", "utf-8")
-    with pytest.raises(DataError, match=":1 is damaged"):
-        require_usable(fewer)
 
 
 def test_the_picture_has_every_version_and_nothing_that_a_name_smuggles_in(tmp_path: Path) -> None:
@@ -219,13 +217,68 @@ def test_the_picture_has_every_version_and_nothing_that_a_name_smuggles_in(tmp_p
     assert len(draw_lineage(made).splitlines()) == 5 and "\x1b" not in draw_lineage(made)
 
 
+def test_the_list_of_the_user_informs_and_a_broken_one_stops_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It speaks of everybody's data: torn by a full disk it used to block every study of the user."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    raw = first_version(home)
+    retire(raw, "line one\u2028line two: they leak")
+    other = away / "other.jsonl"
+    other.write_text("".join(raw.read_text("utf-8").splitlines(keepends=True)[1:]), "utf-8")
+    copy = away / "copy.jsonl"
+    copy.write_bytes(raw.read_bytes())
+    require_usable(other)
+    torn = retired_list().read_bytes()
+    retired_list().write_bytes(torn + b'{"event":"reti')
+    require_usable(other)
+    assert caplog.text == ""
+    retired_list().write_bytes(b"{broken\n" + torn)
+    require_usable(other)
+    assert "line 1 is damaged" in caplog.text
+    with pytest.raises(DataError, match="they leak"):
+        require_usable(copy)  # the lines that are whole still count
+    retired_list().unlink()
+    retired_list().mkdir()
+    require_usable(other)
+
+
+def test_a_retirement_given_again_is_recorded_once(tmp_path: Path) -> None:
+    raw = first_version(tmp_path)
+    for why in ("stale", "stale", "leaks", "stale"):
+        retire(raw, why)
+    recorded = [e["why"] for e in Ledger(tmp_path / LEDGER).read() if e["event"] == "retired"]
+    assert recorded == ["stale", "leaks", "stale"] == [e["why"] for e in Ledger(retired_list()).read()]
+
+
+def test_a_version_given_again_is_handed_back(tmp_path: Path) -> None:
+    raw = first_version(tmp_path)
+    made = load_rows(raw).rows[:7]
+    first = write_version(made, tmp_path / "v2.jsonl", parents=[raw], how="review")
+    assert write_version(made, tmp_path / "v2.jsonl", parents=[raw], how="review") == first
+    with pytest.raises(DataError, match="written once"):
+        write_version(made[:6], tmp_path / "v2.jsonl", parents=[raw])
+    (tmp_path / "v2.jsonl").write_text("edited\n")
+    with pytest.raises(DataError, match="written once"):
+        write_version(made, tmp_path / "v2.jsonl", parents=[raw])
+
+
+def test_a_pack_with_line_separators_in_its_texts_is_read(tmp_path: Path) -> None:
+    path = pack_file(tmp_path, r0={"decision": "drop", "why": "one\u2028two"})
+    path.write_text(path.read_text("utf-8").replace("\\u2028", "\u2028"), "utf-8")
+    assert "\u2028" in path.read_text("utf-8")
+    assert [d.why for d in read_decisions(path)] == ["one\u2028two"]
+
+
 def test_a_retirement_outlives_a_second_entry_of_the_same_version(tmp_path: Path) -> None:
     raw = first_version(tmp_path)
     retire(raw, "stale")
     write_version(load_rows(raw).rows[:7], tmp_path / "v2.jsonl", parents=[raw])
-    ledger = tmp_path / LEDGER
-    first = ledger.read_text("utf-8").splitlines()[0]
-    ledger.write_text(ledger.read_text("utf-8") + first + "\n", "utf-8")
+    ledger = Ledger(tmp_path / LEDGER)
+    first = ledger.read()[0]
+    ledger.append({k: v for k, v in first.items() if k not in ("previous", "hash")})
     with pytest.raises(DataError, match="stale"):
         require_usable(raw)
 
@@ -248,6 +301,6 @@ def test_a_damaged_ledger_is_an_error(tmp_path: Path) -> None:
     raw = first_version(tmp_path)
     retire(raw, "stale")
     ledger = tmp_path / LEDGER
-    ledger.write_text(ledger.read_text("utf-8")[:-20], "utf-8")
-    with pytest.raises(DataError, match=f"{LEDGER}:2 is damaged"):
+    ledger.write_text(ledger.read_text("utf-8")[:-20] + "\n", "utf-8")
+    with pytest.raises(FormatError, match=f"{LEDGER} line 2 is damaged"):
         require_usable(raw)

@@ -1,6 +1,7 @@
 """A warm process that forks command lines, for `Forks` in tests/conftest.py. Orders come in as JSON lines.
 
-{"do": "start", "argv": [...], "out": FILE, "err": FILE, "kill_at": "EVENT REGEX [#N]", "trace": FILE}  -> {"pid"}
+{"do": "start", "argv": [...], "out": FILE, "err": FILE, "kill_at": "EVENT REGEX [#N]", "trace": FILE,
+ "fault": {"kind": "kill", "at": N, "roots": [...], "done": FILE}}                                      -> {"pid"}
 {"do": "wait", "pid": N}                                                                                -> {"rc"}
 """
 
@@ -13,6 +14,7 @@ import re
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.chmod", "os.truncate"}
@@ -71,6 +73,7 @@ def child(order: dict[str, Any]) -> int:
         watch(order["kill_at"], order["trace"])
     from veritune.cli import main
 
+    shim = break_files(order["fault"]) if order.get("fault") else None
     sys.argv = ["veritune", *order["argv"]]
     try:
         main()
@@ -80,6 +83,20 @@ def child(order: dict[str, Any]) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
+    finally:
+        if shim is not None:
+            handle = shim.real["open"](order["fault"]["done"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            shim.real["write"](handle, json.dumps(shim.done).encode())
+
+
+def break_files(fault: dict[str, Any]) -> Any:
+    """Have this process fail at one of its file operations; see tests/crash/shim.py."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "crash"))
+    from shim import Shim
+
+    shim = Shim(fault["kind"], fault["at"], fault["roots"])
+    shim.install()
+    return shim
 
 
 def serve() -> None:

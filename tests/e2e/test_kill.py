@@ -20,8 +20,8 @@ import pytest
 MOMENTS = {
     "rows half on disk": r"os.rename .*/families.parquet ",
     "live probe done, not recorded": r"os.rename .*/live-all_layer.json ",
-    "contract about to be frozen": r"os.rename .*/contract.lock.json ",
-    "frozen, not yet in the timeline": r"open .*/events.jsonl a",
+    "contract staged, not yet in the timeline": r"open .*/events.jsonl a",
+    "in the timeline, contract about to be published": r"os.rename .*/contract.lock.json ",
     "baseline loss measured": r"os.rename .*/baseline-.*/nll.json ",
     "baseline answered, scores not written": r"os.rename .*/baseline-.*/style.jsonl ",
     "baseline scores written, not stamped": r"os.rename .*/baseline-.*/style.json ",

@@ -100,7 +100,7 @@ def readers() -> dict[str, tuple[Reader, list[bytes]]]:
         "inspect": (file("log.json", read), [text(known.INSPECT)]),
         "manifest": (file("manifest.json", bundle, rehash=True), [text(known.MANIFEST)]),
         "safetensors": (safetensors, [text(known.HEADER)]),
-        "channel": (file("c.json", lambda p: _entry(p.read_bytes(), "channels/s/1.json"), rehash=True),
+        "channel": (file("c.json", lambda p: _entry(p.read_bytes(), "channels/s/1.json", None), rehash=True),
                     [text(known.CHANNEL)]),
         "golden": (file("golden.json", golden_problem), [text(known.GOLDEN)]),
     }  # fmt: skip

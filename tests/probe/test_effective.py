@@ -11,13 +11,13 @@ import pytest
 
 from veritune.errors import DataError
 from veritune.probe.effective import (
-    CALIBRATED,
     Plan,
     Sample,
     align,
     by_family,
     choose,
     directions,
+    disagreement,
     effective_n,
     find_families,
     restrict,
@@ -25,6 +25,9 @@ from veritune.probe.effective import (
     worth,
 )
 from veritune.records import Estimate
+from veritune.thresholds import DEFAULTS
+
+WORTH = (DEFAULTS.gradients.worth_low, DEFAULTS.gradients.worth_high)
 
 
 def gradients(sizes: list[int], *, rho: float, dims: int = 400, seed: int = 0, shared: float = 1.0) -> np.ndarray:
@@ -54,6 +57,56 @@ def test_originals_repeated_k_times_read_as_the_originals() -> None:
         assert read.rho.value == pytest.approx(1.0)
         assert read.n_eff.value == pytest.approx(32.0)
         assert read.n_eff.low == pytest.approx(32.0) and read.n_eff.high == pytest.approx(32.0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-8, 0.005])
+def test_gradients_that_all_but_coincide_are_about_one_example_not_all_rows(noise: float) -> None:
+    """64 identical gradients read 64 with rho = -2; cosines of .9999 read 63."""
+    draw = np.random.default_rng(0)
+    common = draw.normal(size=400)
+    for sizes in ([4] * 16, [2] * 32, [1] * 64):
+        gram = cosines(np.array([common + noise * draw.normal(size=400) for _ in range(64)]))
+        read = align(gram, choose(names(sizes)))
+        assert read.rho.value is None and read.n_eff.value is None and read.n_eff.low is None
+        assert "all but equal" in read.n_eff.warnings[0] and read.stranger.value == pytest.approx(1.0, abs=1e-4)
+        assert all(f["n_eff"] is None and f["rho"] is None for f in by_family(gram, choose(names(sizes))))
+        spread = directions(gram)
+        assert spread.value is None and "about one example" in spread.warnings[0]
+
+
+def test_close_gradients_that_families_still_set_apart_are_read() -> None:
+    read = align(cosines(gradients([4] * 16, rho=0.9, shared=4.0)), choose(names([4] * 16)))
+    assert 0.9 < read.stranger.value < 0.99 and 14 < read.n_eff.value < 22
+
+
+def test_a_correlation_that_cannot_be_is_withheld_with_its_range() -> None:
+    gram = np.eye(16) + 0.0
+    for i in range(0, 16, 2):
+        gram[i, i + 1] = gram[i + 1, i] = -1.5  # no Gram matrix has this; a sketch of few numbers may
+    read = align(gram, choose(names([2] * 8)))
+    assert read.rho.value is None and read.n_eff.value is None
+    assert "outside its possible range [-1, 1]" in read.rho.warnings[0]
+    assert all(f["n_eff"] is None for f in by_family(gram, choose(names([2] * 8))))
+    unequal = gradients([2] * 8, rho=0.9) * np.repeat([30.0] + [1.0] * 7, 2)[:, None]
+    raw = align(unequal @ unequal.T, choose(names([2] * 8)))
+    assert raw.rho.value is None or -1 <= raw.rho.value <= 1 + 1e-6
+
+
+def test_wrong_labels_disagree_with_the_directions_and_right_ones_do_not() -> None:
+    rows = cosines(gradients([4] * 16, rho=0.95, seed=1))
+    wrong = np.array(names([4] * 16)).reshape(16, 4).T.ravel().tolist()  # one row of each of four families together
+    spread = directions(rows)
+    read = align(rows, choose(wrong))
+    found = disagreement(read.n_eff, spread, DEFAULTS.gradients.disagree)
+    assert read.n_eff.value > 55 and spread.value < 22
+    assert found["disagree"] is True and found["ratio"] > 2.9
+    assert read.rho.high < 0 and read.n_eff.low is None and "not families" in read.n_eff.warnings[0]  # was [64, 64]
+    for sizes, rho in (([4] * 16, 0.95), ([8] * 8, 0.6), ([2] * 32, 0.3), ([1] * 20 + [4] * 11, 0.8)):
+        right = cosines(gradients(sizes, rho=rho, seed=2))
+        both = align(right, choose(names(sizes))).n_eff, directions(right)
+        assert disagreement(*both, DEFAULTS.gradients.disagree)["disagree"] is False, (sizes, both)
+    unknown = disagreement(replace(read.n_eff, value=None, warnings=("late",)), spread, 2.5)
+    assert unknown["disagree"] is None and unknown["reason"] == "n_eff: late"
 
 
 def test_unrelated_rows_under_invented_families_read_as_all_rows() -> None:
@@ -132,7 +185,7 @@ def test_few_families_or_one_heavy_family_give_no_interval() -> None:
 
 def test_what_the_rows_may_be_worth_is_wider_than_the_interval_and_stays_within_the_rows() -> None:
     n_eff = Estimate("n_eff", 40.0, 38.0, 42.0, 0.95, 96, "")
-    smallest, largest = CALIBRATED
+    smallest, largest = WORTH
     span = worth(n_eff, 256)
     assert span["low"] == pytest.approx(38 / largest) and span["high"] == pytest.approx(42 / smallest)
     assert "not a confidence interval" in span["what"]
@@ -145,7 +198,7 @@ def test_the_span_holds_every_published_calibration_case() -> None:
     cases = json.loads((Path(__file__).parents[2] / "bench" / "probe" / "calibration.json").read_text())
     ratios = [c["n_eff"] / c["worth"] for c in cases if not c["beyond"]]
     assert len(ratios) >= 12
-    assert CALIBRATED[0] <= min(ratios) and max(ratios) <= CALIBRATED[1]
+    assert WORTH[0] <= min(ratios) and max(ratios) <= WORTH[1]
 
 
 def test_one_family_and_all_singles_are_said_to_be_undecidable() -> None:

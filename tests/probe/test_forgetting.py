@@ -85,3 +85,14 @@ def test_what_a_model_knew_and_lost_is_found(make_model: Any, make_rows: Any) ->
 def test_what_cannot_be_read_is_named(before: Any, after: Any, said: str) -> None:
     with pytest.raises(ScoreError, match=said):
         forgetting(before, after, ["f"] * len(before))
+
+
+def test_a_row_that_lost_much_is_named_where_the_mean_says_kept() -> None:
+    """One row of 200 lost 3 nats, the others gained .03: the mean fell, and the row is in the sentence all the same."""
+    after = [1.0 - 0.03 * (i % 3) for i in range(200)]
+    after[7] = 4.0
+    found = forgetting([1.0] * 200, after, [f"f{i}" for i in range(200)], margin=0.05)
+    assert found.verdict == "keeps"
+    assert "By row it rose by more than 0.05 in 1 of 200, most in 7 (+3.000)" in found.reading
+    calm = forgetting([1.0] * 200, [1.0 - 0.03 * (i % 3) for i in range(200)], [f"f{i}" for i in range(200)])
+    assert "By row" not in calm.reading

@@ -15,6 +15,7 @@ from veritune.probe.batches import collate, mean_losses
 from veritune.probe.effective import Plan, unit
 from veritune.probe.gradients import Settings, discover_families, measure, probe_gradients
 from veritune.records import Rendered, dumps
+from veritune.thresholds import DEFAULTS, FamilyThresholds
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -180,6 +181,36 @@ def test_sources_and_families_are_read_on_their_own(make_model: Any, make_rows: 
     assert 9 < probe.by_source["b"]["n_eff"].value < 18
     of_a = [f for f in probe.by_family if f["family"] in set(fa)]
     assert [f["n_eff"] for f in of_a] == pytest.approx([1.0] * 9)
+
+
+def test_rows_that_are_all_one_row_act_like_about_one(make_model: Any, make_rows: Any) -> None:
+    rows, _ = copies(make_rows(1), 24)
+    for labels in ([f"f{i // 3}" for i in range(24)], None):
+        probe = probe_gradients(make_model("llama", dtype=torch.float32), rows, labels)
+        assert probe.estimate("n_eff").value is None and probe.estimate("directions").value is None
+        assert probe.reading.startswith("The 24 rows act like about one example"), probe.reading
+        assert all(e.value is None for e in probe.raw)
+
+
+def test_labels_that_miss_all_relatives_are_said_to_disagree(make_model: Any, make_rows: Any) -> None:
+    rows, right = edited(make_rows(9, lengths=(14, 20)), 6, share=0.05)
+    wrong = [f"w{i % 6}-{i // 18}" for i in range(54)]
+    model = make_model("llama", dtype=torch.float32)
+    probe = probe_gradients(model, rows, wrong)
+    assert probe.agreement["disagree"] is True
+    assert "The two numbers disagree" in probe.reading and "labels may be wrong" in probe.reading
+    assert probe.found is not None and probe.found["n_families"] < 15
+    honest = probe_gradients(model, rows, right)
+    assert honest.agreement["disagree"] is False and "disagree" not in honest.reading and honest.found is None
+
+
+def test_thresholds_are_settings_of_the_probe_and_stand_in_its_record(make_model: Any, make_rows: Any) -> None:
+    rows, families = copies(make_rows(9), 2)
+    strict = DEFAULTS.model_copy(update={"families": FamilyThresholds(for_interval=10)})
+    probe = probe_gradients(make_model("llama"), rows, families, settings=Settings(thresholds=strict))
+    assert probe.estimate("n_eff").low is None and "fewer than 10" in probe.estimate("rho").warnings[0]
+    assert probe.settings["thresholds"]["families_for_interval"] == 10
+    assert probe.settings["thresholds"]["late_share"] == 0.5
 
 
 def test_large_data_is_sampled_by_family_and_says_so(make_model: Any, make_rows: Any) -> None:

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from veritune.cli import app
 from veritune.data.load import load_rows
 from veritune.data.split import SplitConfig, split_zones
-from veritune.probe.geometry import grid
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
@@ -109,20 +108,5 @@ def test_geometry_reads_no_change_as_none_and_a_collapse_as_one(tiny_model: Path
     for method in nothing["methods"].values():
         assert all(abs(line["m1"]["change"]) < 1e-6 for line in method["layers"])
     assert "In none" in nothing["reading"]
-    decided = [c for cells in much["against"].values() for c in cells if c["ratio"] is not None]
-    assert all(c["verdict"] == "generic" and c["ratio"] == pytest.approx(1) for c in decided)
-
-
-def test_p_values_are_adjusted_over_layers_and_methods_together() -> None:
-    from veritune.probe.geometry import Geometry
-
-    def line(layer: int, p: float) -> dict[str, Any]:
-        names = ("m1", "m1_around_reference", "m1_without_top_channel")
-        cell = {"base": 0.1, "trained": 0.2, "change": 0.1, "low": 0.05, "high": 0.15, "p": p, "p_adjusted": p}
-        return {"layer": layer} | {n: dict(cell) for n in names}
-
-    def reading(*p_values: float) -> Geometry:
-        return Geometry(12, 16, "h", "m", tuple(line(i, p) for i, p in enumerate(p_values)), "", "", "")
-
-    found = grid("run", {"a": reading(0.01), "b": reading(0.5, 0.9, 0.9)})
-    assert found.methods["a"].layers[0]["m1"]["p_adjusted"] == pytest.approx(0.04)  # 0.01 x 4 cells, not x 1
+    decided = [c for cells in much["against"].values() for c in cells if c["verdict"] != "withheld"]
+    assert decided and all(c["verdict"] == "generic" and c["ratio"] == pytest.approx(1) for c in decided)

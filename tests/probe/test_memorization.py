@@ -11,9 +11,10 @@ import torch
 
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import collate, mean_losses
-from veritune.probe.clusters import codes, ratio
+from veritune.probe.clusters import FamilyMean, codes, ratio
 from veritune.probe.memorization import matched_spans, row_losses, three_zone_gap, verbatim_recall
 from veritune.records import Rendered, dumps
+from veritune.thresholds import DEFAULTS, FamilyThresholds, ZoneGapThresholds
 
 Zoned = tuple[list[Rendered], list[str], list[str | None]]
 
@@ -82,8 +83,8 @@ def data(*, share: float, seed: int, n: int = 30, slope: float = 0.0, shift: flo
     for f in range(2 * n):
         zone, own = ("seen" if f < n else "stranger"), draw.normal(0, 0.3)
         for _ in range(3):
-            b = 2 + draw.normal(0, 0.4) + (shift if zone == "stranger" else 0.0)
-            gain = (1 if zone == "seen" else share) + slope * (b - 2) + own + draw.normal(0, 0.2)
+            b = 4 + draw.normal(0, 0.4) + (shift if zone == "stranger" else 0.0)
+            gain = (1 if zone == "seen" else share) + slope * (b - 4) + own + draw.normal(0, 0.2)
             base.append(b)
             after.append(b - gain)
             zones.append(zone)
@@ -106,36 +107,139 @@ def test_a_wide_interval_cannot_tell() -> None:
 @pytest.mark.parametrize("share", [0.2, 0.8])
 def test_the_interval_of_the_carried_share_covers_the_truth(share: float) -> None:
     hits = 0
-    for seed in range(300):
+    for seed in range(150):
         carried = three_zone_gap(*data(share=share, seed=seed, n=20)).carried["stranger"]
         assert carried.low is not None and carried.high is not None
         hits += carried.low <= share <= carried.high
-    assert 0.91 < hits / 300 < 0.99
+    assert hits / 150 > 0.91
+
+
+def gains(kind: str, share: float, families: int, draw: Any) -> tuple[Any, ...]:
+    """Three rows a family; seen gains 1 on average, strangers `share` of it. Base loss 2.5."""
+    skewed = np.minimum(2.4, np.exp(draw.standard_normal((2, families)) - 0.5)) / 0.849  # mean 1
+    plain = 1 + 0.5 * draw.standard_normal((2, families))
+    seen = skewed[0] if kind == "skewed seen" else plain[0]
+    stranger = (draw.random(families) < share).astype(float) if kind == "rare" else share * plain[1]
+    gain = np.repeat(np.concatenate([seen, stranger]), 3) + 0.2 * draw.standard_normal(6 * families)
+    base = 2.5 + 0.3 * draw.standard_normal(6 * families)
+    zones = ["seen"] * 3 * families + ["stranger"] * 3 * families
+    return base, np.maximum(0.0, base - gain), zones, [f"f{i // 3}" for i in range(6 * families)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "families", "wrong"),
+    [
+        ("normal", 1.0, 8, "partly"),  # .44 when the upper end was ignored
+        ("rare", 0.2, 20, "memorises"),  # .06 (.17 with Zipf sizes) by Fieller with t
+        ("rare", 0.2, 8, "memorises"),  # .14
+        ("skewed seen", 0.5, 20, "generalises"),  # .11
+    ],
+)
+def test_a_wrong_word_is_rare_where_gains_are_skewed_and_families_few(
+    kind: str, share: float, families: int, wrong: str
+) -> None:
+    draw = np.random.default_rng(0)
+    words = [three_zone_gap(*gains(kind, share, families, draw)).verdict for _ in range(300)]
+    assert words.count(wrong) / 300 < 0.025 + 3 * 0.009, words.count(wrong)
+
+
+def test_every_word_can_still_be_had() -> None:
+    draw = np.random.default_rng(1)
+    for share, word in ((1.0, "generalises"), (0.35, "partly"), (0.0, "memorises")):
+        words = [three_zone_gap(*gains("normal", share, 30, draw)).verdict for _ in range(20)]
+        assert words.count(word) >= 15, (word, words)
+
+
+def test_below_seventeen_stranger_families_memorises_cannot_be_said_and_that_is_told() -> None:
+    """Strangers that gain nothing at all: the unseen family alone weighs 1 - .025^(1/G), .206 at 16 and .195 at 17."""
+    for families, word in ((16, "cannot tell"), (17, "memorises")):
+        names = [f"s{i // 3}" for i in range(90)] + [f"x{i // 3}" for i in range(3 * families)]
+        zones = ["seen"] * 90 + ["stranger"] * 3 * families
+        base = np.linspace(2, 3, 30)[np.arange(len(zones)) % 30]
+        gain = np.where(np.array(zones) == "seen", 1.0 + 0.001 * np.arange(len(zones)) % 0.007, 0.0)
+        gap = three_zone_gap(base, base - gain, zones, names)
+        assert gap.verdict == word, gap.reading
+        assert ("needs at least 17" in gap.would_change) == (families < 17)
+
+
+def test_one_row_of_a_seen_family_among_the_strangers_does_not_lift_the_allowance() -> None:
+    names = [f"s{i // 3}" for i in range(90)] + [f"x{i // 3}" for i in range(36)]
+    zones = ["seen"] * 90 + ["stranger"] * 36
+    base = np.linspace(2, 3, 30)[np.arange(126) % 30]
+    gain = np.where(np.array(zones) == "seen", 1.0, 0.0) + 0.01 * np.random.default_rng(0).standard_normal(126)
+    for last in ("x11", "s0"):
+        high = three_zone_gap(base, base - gain, zones, [*names[:-1], last]).carried["stranger"].high
+        assert high is not None and high > 0.25
+
+
+def test_a_word_follows_from_the_whole_interval_and_what_stays_open_is_named() -> None:
+    for seed in range(60):
+        gap = three_zone_gap(*data(share=(0.0, 0.3, 0.6, 1.0)[seed % 4], seed=seed, n=12))
+        low, high = gap.carried["stranger"].low, gap.carried["stranger"].high
+        assert low is not None and high is not None
+        expected = (
+            "generalises"
+            if low >= 0.5
+            else "memorises"
+            if high <= 0.2
+            else "partly"
+            if low > 0 and high <= 0.9
+            else None
+        )
+        assert gap.verdict == (expected or "cannot tell")
+        if expected is None:
+            open_question = (
+                "whether all of it does" if low > 0 else "whether any does" if high <= 0.9 else "none and all"
+            )
+            assert open_question in gap.why
+
+
+def test_the_thresholds_are_settings_and_stand_in_the_record() -> None:
+    values = data(share=0.35, seed=1, n=60)
+    strict = DEFAULTS.model_copy(update={"zone_gap": ZoneGapThresholds(memorises=0.1, generalises=0.2)})
+    assert three_zone_gap(*values).verdict == "partly"
+    gap = three_zone_gap(*values, thresholds=strict)
+    assert gap.verdict == "generalises" and "at least 20%" in gap.why
+    assert gap.thresholds == {"generalises": 0.2, "memorises": 0.1, "whole": 0.9, "families_for_interval": 8}
+    more = DEFAULTS.model_copy(update={"families": FamilyThresholds(for_interval=61)})
+    assert "at least 61 are needed" in three_zone_gap(*values, thresholds=more).why
+
+
+def test_the_end_with_an_unseen_family_is_that_of_learned_miller_and_thomas() -> None:
+    draw = np.random.default_rng(3)
+    same = FamilyMean.of(np.full(12, 0.3), np.ones(12), np.arange(12))
+    assert same.capped_end(0.025, 1, 1.0) == pytest.approx(0.3 + (1 - 0.025 ** (1 / 12)) * 0.7)
+    assert same.capped_end(0.025, -1, -1.0) == pytest.approx(0.3 - (1 - 0.025 ** (1 / 12)) * 1.3)
+    value_N, family_N = draw.normal(0.2, 0.3, 30), np.repeat(np.arange(10), 3)
+    mean = FamilyMean.of(value_N, np.ones(30), family_N)
+    weight_R_G = draw.dirichlet(np.ones(11), 200_000)
+    drawn_R = weight_R_G @ np.append(value_N.reshape(10, 3).mean(1), 1.0)
+    assert mean.capped_end(0.025, 1, 1.0) == pytest.approx(np.quantile(drawn_R, 0.975), abs=0.003)
 
 
 def test_families_that_lie_in_two_zones_move_together() -> None:
     """Siblings share their family's luck with its seen rows, so the share is known far better than either gain."""
     hits, widths = 0, []
-    for seed in range(300):
+    for seed in range(100):
         draw = np.random.default_rng(seed)
         own = draw.normal(0, 0.5, 20)
         families = [f"f{f}" for f in range(20) for _ in range(4)] + [f"x{f}" for f in range(10)]
         zones = ["seen", "seen", "seen", "sibling"] * 20 + ["stranger"] * 10
         gain = np.concatenate([1 + np.repeat(own, 4) + draw.normal(0, 0.1, 80), draw.normal(0, 0.1, 10)])
-        base = 2 + draw.normal(0, 0.4, 90)
+        base = 4 + draw.normal(0, 0.4, 90)
         carried = three_zone_gap(base.tolist(), (base - gain).tolist(), zones, families).carried["sibling"]
         assert carried.low is not None and carried.high is not None
         hits += carried.low <= 1 <= carried.high
         widths.append(carried.high - carried.low)
-    assert hits / 300 > 0.91  # 0.997: on the careful side here
+    assert hits / 100 > 0.91  # on the careful side here
     assert np.median(widths) < 0.3  # 0.70 if the zones were taken for independent
 
 
 def test_a_wrong_verdict_on_the_edge_is_rare() -> None:
     """At a true share of 0.5 the word `generalises` is an error of at most 2.5 %; at 0.2 so is `memorises`."""
     for share, wrong in ((0.49, "generalises"), (0.21, "memorises")):
-        errors = sum(three_zone_gap(*data(share=share, seed=s, n=20)).verdict == wrong for s in range(300))
-        assert errors / 300 < 0.055, (share, errors)
+        errors = sum(three_zone_gap(*data(share=share, seed=s, n=20)).verdict == wrong for s in range(200))
+        assert errors / 200 < 0.06, (share, errors)
 
 
 def test_difficulty_is_taken_out_by_the_base_loss() -> None:
@@ -153,7 +257,8 @@ def test_difficulty_is_taken_out_by_the_base_loss() -> None:
 
 def test_zones_without_common_difficulty_cannot_tell_rather_than_extrapolate() -> None:
     for shift in (-2.5, 2.5):
-        gap = three_zone_gap(*data(share=1.0, seed=0, n=40, shift=shift))
+        base, after, zones, families = data(share=1.0, seed=0, n=40, shift=shift)
+        gap = three_zone_gap([b + 2 for b in base], [a + 2 for a in after], zones, families)
         assert gap.verdict == "cannot tell" and "extrapolated" in gap.why
     assert three_zone_gap(*data(share=1.0, seed=0, n=40, shift=0.5)).verdict == "generalises"
 
@@ -167,10 +272,20 @@ def test_no_gain_on_seen_rows_cannot_tell() -> None:
     assert worse.verdict == "cannot tell" and "nothing" in worse.carried["stranger"].warnings[0]
 
 
-def test_scores_rise_where_losses_fall() -> None:
+def test_scores_are_given_as_what_they_lack() -> None:
     base, after, zones, families = data(share=1.0, seed=2, n=40)
-    up = three_zone_gap([-b for b in base], [-a for a in after], zones, families, higher_is_better=True)
-    assert up.verdict == three_zone_gap(base, after, zones, families).verdict == "generalises"
+    scores = three_zone_gap([b / 10 for b in base], [a / 10 for a in after], zones, families)
+    assert scores.verdict == three_zone_gap(base, after, zones, families).verdict == "generalises"
+
+
+def test_a_loss_below_the_least_is_refused_and_without_one_the_limits_say_so() -> None:
+    base, after, zones, families = data(share=1.0, seed=2, n=40)
+    shifted = [[x - 4 for x in values] for values in (base, after)]
+    with pytest.raises(ScoreError, match="a loss is at least 0"):
+        three_zone_gap(*shifted, zones, families)
+    free = three_zone_gap(*shifted, zones, families, best=None)
+    assert free.verdict == "generalises" and "No least loss was given" in free.limits
+    assert "No least loss" not in three_zone_gap(base, after, zones, families).limits
 
 
 def test_order_of_rows_changes_nothing_in_the_gap() -> None:

@@ -91,6 +91,23 @@ def test_every_kind_of_record_has_a_name_and_a_list_of_records_is_read() -> None
     assert [(b.subject, b.reading) for b in made] == [("voices, step-0", "R0."), ("voices, step-1", "R1.")]
 
 
+def test_a_geometry_record_shows_every_cell_and_one_of_another_shape_its_sentence() -> None:
+    from veritune.report.probes import _readings, markdown
+
+    cell = {"base": 0.19, "trained": 0.44, "change": 0.25, "p_adjusted": 0.016}
+    gone = {"base": None, "trained": None, "change": None, "reason": "a centroid is zero"}
+    names = ("m1", "m1_around_reference", "m1_without_top_channel", "separation", "common_drift")
+    line = {"layer": 3, "reading": "common drift", "icc": gone, **dict.fromkeys(names, cell)}
+    family = {"values": 5, "smallest_p": 0.016, "correction": "BH"}
+    record = {"kind": "geometry_grid", "reading": "R.", "family": family, "methods": {"m": {"layers": [line]}}}
+    record["against"] = {"m": [{"layer": 3, "measure": "m1", "ratio": 9.0, "change": 0.25, "reference_change": 0.001,
+                               "verdict": "withheld", "reason": "below 0.005"}]}  # fmt: skip
+    block = next(_readings(record, "run", "p.json"))
+    for words in ("0.190 0.440 (0.016)", "a centroid is zero: icc in layer 3", "withheld: below 0.005", "common drift"):
+        assert block.table is not None and words in block.table and words in markdown("s", [block]), words
+    assert next(_readings({**record, "methods": 3}, "run", "p.json")).table is None
+
+
 def test_a_probe_that_cannot_be_made_does_not_hide_the_others(finished_copy: Any) -> None:
     for config in finished_copy.root.glob("runs/attention_only-*/checkpoints/*/adapter_config.json"):
         config.write_text(config.read_text("utf-8").replace('"LORA"', '"PROMPT_TUNING"'), "utf-8")

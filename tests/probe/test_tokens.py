@@ -105,6 +105,25 @@ def test_a_rise_is_said_to_be_a_rise_and_has_no_shares() -> None:
     assert all(v.get("share") is None for v in fall.by_class.values())
 
 
+def test_classes_that_cancel_are_named_where_the_mean_over_all_tokens_did_not_move() -> None:
+    rows, families = made("s", 0)
+    draw, before, after = np.random.default_rng(0), [], []
+    for kinds in classify(rows, families, rows, families):
+        fell = np.array([kind == "family" for kind in kinds])
+        step = np.where(fell, 0.6 / fell.mean(), -0.6 / (1 - fell.mean())) + 0.1 * draw.normal()
+        before.append(np.full(len(kinds), 3.0))
+        after.append(before[-1] - step)
+    found = where_it_fell(rows, families, before, after)
+    assert (
+        found.by_class["family"]["fall"].low > 0 and "fell by" in found.reading and "on family tokens" in found.reading
+    )
+    assert "did not clearly fall" in found.reading or "did not fall" in found.reading
+    assert "rose by" in found.reading
+    swapped = [np.array([2.0, 4.0] * (r.n_target // 2)) for r in rows]
+    level = where_it_fell(rows, families, [np.full(len(x), 3.0) for x in swapped], swapped)
+    assert "did not change" not in level.reading  # a mean of 0 with every token changed
+
+
 def test_the_record_colours_every_scored_token_and_is_plain_json() -> None:
     rows, families = made("s", 0)
     before = [np.linspace(1, 2, r.n_target) for r in rows]

@@ -118,6 +118,8 @@ def test_an_unmoved_checkpoint_says_so(tmp_path: Path, make_model: Any) -> None:
     assert change.total["delta_norm"] == 0 and change.reading == "The weights did not move at all."
     assert all(m.effective_rank is None for m in change.modules)
     dumps(change)
+    left_out = weights_module._still(("lm_head: other shape",))
+    assert "that were compared" in left_out and "lm_head: other shape" in left_out
 
 
 def test_effective_rank_counts_equal_directions() -> None:

@@ -18,6 +18,7 @@ from veritune import contract
 from veritune.records import Estimate, Score, Verdict
 from veritune.release.candidate import open_case
 from veritune.release.evidence import Evidence, Subject, input_hashes, write_evidence
+from veritune.release.load import SAMPLES
 from veritune.release.safety import ANSWERS, RISKS
 from veritune.seal import seal
 from veritune.store import Store, read_json, write_json, write_jsonl
@@ -172,9 +173,38 @@ RATIOS = {
     "first_token": {"value": 1.0, "low": 0.97, "high": 1.04},
     "per_token": {"value": 1.0, "low": 0.98, "high": 1.03},
     "throughput": {"value": 0.99, "low": 0.95, "high": 1.02},
-    "peak_memory": {"value": 1.01, "low": 1.0, "high": 1.02},
+    "peak_memory": {"value": 1.01, "low": 1.0, "high": 1.02, "worst": 1.03},
     "cost_per_request": {"value": 1.0, "low": 0.96, "high": 1.05},
 }
+
+
+def requests(slow: dict[str, int] | None = None, n: int = 55, lost: int = 0) -> list[dict[str, Any]]:
+    """Requests of a load test, two rates of four blocks: 0.1 to 0.12 s each, ten times as long where `slow` says.
+
+    `slow` maps an arm to every how many requests one is slow; the candidate's first `lost` have no answer.
+    """
+    lines: list[dict[str, Any]] = []
+    for arm in ("base", "candidate"):
+        every = (slow or {}).get(arm)
+        for k in range(8 * n):
+            rate, block, i = 0.5 + 0.5 * (k // (4 * n)), k // n % 4, k % n
+            took = (0.1 + 0.02 * (k * 37 % 101) / 101) * (10 if every and k % every == every - 1 else 1)
+            gone = arm == "candidate" and k < lost
+            ends = (None, None) if gone else (i + took, i + 2 * took)
+            lines.append(
+                {"arm": arm, "rate": rate, "block": block, "item": "a", "arrival_s": float(i), "first_token_s": ends[0],
+                 "end_s": ends[1], "tokens": 5, "status": "ReadTimeout" if gone else "ok"}
+            )  # fmt: skip
+    return lines
+
+
+def write_serving(store: Store, lines: list[dict[str, Any]] | None = None) -> None:
+    """The serving record with its requests beside it."""
+    path = store.root / SAMPLES
+    write_jsonl(path, requests() if lines is None else lines)
+    outputs = input_hashes(store, path)
+    numbers = {"ratios": RATIOS}
+    write_evidence(store, Evidence("serving", "passed", "same text", subject(store), numbers, outputs=outputs))
 
 
 def evidence(store: Store) -> None:
@@ -182,7 +212,7 @@ def evidence(store: Store) -> None:
     measured = subject(store)
     write_safety(store, answers())
     write_evidence(store, Evidence("calibration", "passed", "within", measured, CALIBRATION))
-    write_evidence(store, Evidence("serving", "passed", "same text", measured, {"ratios": RATIOS}))
+    write_serving(store)
     merged = Subject(measured.base, measured.candidate, "ab" * 32)
     write_evidence(store, Evidence("merge", "passed", "same logits", merged, {}))
     write_evidence(store, Evidence("rollback", "passed", "restored", measured, {}))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,9 +18,10 @@ from typer.testing import CliRunner
 
 from veritune.cli import app
 from veritune.errors import GateError, InputError, StaleError, StudyError
+from veritune.ledger import Ledger
 from veritune.records import GateResult, Score
 from veritune.release.candidate import Choice
-from veritune.release.checks import CHECKS
+from veritune.release.checks import CHECKS, compare_files
 from veritune.release.evidence import (
     Evidence,
     Subject,
@@ -41,10 +43,10 @@ from veritune.release.gates import (
 )
 from veritune.release.noninferior import Bar, least_items, not_worse
 from veritune.release.policy import load_policy, read_policy
-from veritune.seal import seal
+from veritune.seal import seal, verify
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, read_json, sha256_file, write_json
-from veritune.study import GATES, Release, load_study
+from veritune.study import GATES, Release, Suite, load_study
 
 RECORDS = ("safety", "calibration", "serving", "merge", "rollback")
 
@@ -195,7 +197,7 @@ def test_a_planted_regression_fails_the_gate(store: Store, shippable: ModuleType
         ({"n": 20, "right": 15}, "under 73 items"),
         ({"n": 72, "right": 50}, "under 73 items"),
         ({"n": 1, "right": 1}, "under 73 items"),
-        ({"lost": 9, "gained": 9, "n": 100, "right": 70}, "out of reach"),
+        ({"lost": 9, "gained": 9, "n": 100, "right": 70}, "pass with a chance of 0.21"),
         ({"same": True}, "was the adapter loaded?"),
         ({"right": 8, "gained": 0}, "could hardly show here"),
         ({"crashed": 12}, "could change the answer"),
@@ -300,6 +302,42 @@ def test_imported_scores_count_for_the_weights_they_were_bound_to(store: Store, 
 def test_imported_scores_without_any_difference_are_undecided(store: Store, shippable: ModuleType) -> None:
     bind(store, *shippable.outcomes(300, 200, 0, 0))
     assert "outputs are not known" in gate(store, "regression", regression=IMPORTED).message
+
+
+def test_a_suite_of_error_rates_fails_when_they_rise_and_passes_when_they_fall(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = (0.2 + 0.05 * rng.random(300)).round(3)
+    higher = (base + 0.2 + 0.01 * rng.random(300)).round(3)
+
+    def files(column: str, *values: Any) -> list[list[Path]]:
+        found = []
+        for i, part in enumerate(values):
+            path = tmp_path / f"{column}{i}.csv"
+            path.write_text(f"id,{column}\n" + "".join(f"q{k},{v}\n" for k, v in enumerate(part)), encoding="utf-8")
+            found.append([path])
+        return found
+
+    wer = Suite(margin=0.05, metric="wer")
+    worse, better = (compare_files(*files("wer", *pair), wer) for pair in ((higher, base), (base, higher)))
+    assert (worse.status, better.status) == ("failed", "passed")
+    assert worse.numbers["gap"] > 0.19 > -0.19 > better.numbers["gap"]
+    assert worse.numbers["low"] < worse.numbers["gap"] < worse.numbers["high"]
+    assert worse.numbers["candidate"] > worse.numbers["base"] and "lower is better" in worse.message
+    unknown = compare_files(*files("style", higher, base), Suite(margin=0.05, metric="style"))
+    assert unknown.status == "undecided" and "nothing says whether higher style is better" in unknown.message
+    for up, status in ((True, "passed"), (False, "failed")):
+        stated = Suite(margin=0.05, metric="style", higher_is_better=up)
+        assert compare_files(*files("style", higher, base), stated).status == status
+
+
+def test_a_failure_of_an_error_rate_counts_as_the_high_end() -> None:
+    def arm_of(values: list[float | None], name: str) -> ScoreTable:
+        rows = [Score(name, "asr", str(i), v, None if v is not None else "truncated") for i, v in enumerate(values)]
+        return replace(ScoreTable.from_scores(rows, condition=name), higher_is_better=False, metric="wer")
+
+    base: list[float | None] = [0.1 + 0.001 * (i % 7) for i in range(300)]
+    cut = not_worse(arm_of([None] * 60 + base[60:], "now"), arm_of(base, "base"), Bar(0.05, outputs_differ=True))
+    assert cut.status == "failed" and cut.numbers["gap"] > 0.1
 
 
 # ---------------------------------------------------------------- data
@@ -490,11 +528,61 @@ def test_a_calibration_record_is_bound_by_name_and_judged_debiased(store: Store,
         ("throughput", {"value": 0.92, "low": 0.85, "high": 1.0}, "undecided"),
         ("cost_per_request", {"value": 1.0, "low": None, "high": None}, "undecided"),
         ("peak_memory", None, "undecided"),
+        ("peak_memory", {"value": 1.0, "low": 0.99, "high": 1.02}, "undecided"),  # its largest block is not known
+        ("peak_memory", {"value": 1.0, "low": 0.99, "high": 1.02, "worst": 1.4}, "undecided"),  # one block ran over
+        ("peak_memory", {"value": 1.0, "low": 0.99, "high": 1.02, "worst": 1.1}, "passed"),
     ],
 )
 def test_serving_ratios(store: Store, shippable: ModuleType, name: str, ratio: Any, status: str) -> None:
     rewrite(store, "serving", numbers={"ratios": {**shippable.RATIOS, name: ratio}})
     assert gate(store, "serving").status == status
+
+
+def test_a_few_slow_requests_fail_the_tail_that_every_mean_ratio_passes(store: Store, shippable: ModuleType) -> None:
+    """One request in fifty takes ten times as long: the mean ratios of the fixture all pass."""
+    assert gate(store, "serving").status == "passed"
+    shippable.write_serving(store, shippable.requests({"candidate": 20}))
+    found = gate(store, "serving")
+    assert found.status == "failed" and "first_token p99" in found.message and "at most 2" in found.message
+    assert found.numbers["tails"]["answer"]["low"] > 2
+    shippable.write_serving(store, shippable.requests({"candidate": 20, "base": 20}))
+    assert gate(store, "serving").status == "passed"  # the base has the same tail
+    shippable.write_serving(store, shippable.requests({"candidate": 50}))
+    assert gate(store, "serving").status in ("failed", "undecided")
+
+
+def test_too_few_requests_leave_the_tail_undecided_with_how_many_are_needed(
+    store: Store, shippable: ModuleType
+) -> None:
+    shippable.write_serving(store, shippable.requests(n=54))
+    found = gate(store, "serving")
+    assert found.status == "undecided" and "432 requests" in found.message and "437 are needed" in found.message
+    assert "437 are needed" in found.numbers["tails"]["answer"]["reason"]
+
+
+def test_requests_without_an_answer_count_as_slow_in_the_tail(store: Store, shippable: ModuleType) -> None:
+    shippable.write_serving(store, shippable.requests(lost=4))
+    assert gate(store, "serving").status == "undecided"
+    shippable.write_serving(store, shippable.requests(lost=40))
+    assert gate(store, "serving").status == "undecided"  # all in one block: the other blocks have none
+    lines = shippable.requests()
+    for line in lines[::11]:
+        line |= {"status": "ReadTimeout", "first_token_s": None, "end_s": None} if line["arm"] == "candidate" else {}
+    shippable.write_serving(store, lines)
+    found = gate(store, "serving")
+    assert found.status == "failed" and found.numbers["tails"]["answer"]["lost"]["candidate"] == 40
+
+
+def test_a_serving_record_without_its_requests_or_with_broken_ones_is_undecided(
+    store: Store, shippable: ModuleType
+) -> None:
+    rewrite(store, "serving", outputs={})
+    assert "keeps no requests" in gate(store, "serving").message
+    for broken in ({"rate": "fast"}, {"block": None}, {"end_s": "soon"}):
+        shippable.write_serving(store, [{**line, **broken} for line in shippable.requests()])
+        assert gate(store, "serving").status == "undecided", broken
+    shippable.write_serving(store, [line for line in shippable.requests() if line["arm"] == "candidate"])
+    assert "no requests were recorded" in gate(store, "serving").message
 
 
 def test_a_merge_record_without_merged_weights_is_undecided(store: Store) -> None:
@@ -537,7 +625,7 @@ def test_a_gate_that_is_not_asked_for_is_shown(store: Store) -> None:
     ("text", "words"),
     [
         ("safty: {margin: 0.1}", "safty: extra inputs are not permitted"),
-        ("safety: {margin: no}", "safety.margin: .*found a switch"),
+        ("safety: {margin: no}", "safety.margin: .*found a boolean"),
         ("gates: []", "gates: .*at least 1 item"),
         ("gates: [data, lunch]", r"gates\.1"),
         ("- data", "expected a mapping"),
@@ -659,12 +747,18 @@ def test_records_and_waivers_are_appended_and_an_edit_shows(store: Store) -> Non
     evaluate(store.root)
     waive(store.root, "rollback", ("Bob", "still the first", soon(2)))
     last = evaluate(store.root)
-    kept = read_json(store.release(GATES_FILE))
-    assert [e["status"] for e in kept["entries"]] == ["passed", "undecided", "passed", "passed"]
-    assert [w["by"] for w in kept["waivers"]] == ["Ada", "Bob"] and last.waived["rollback"].by == "Bob"
-    kept["waivers"][0]["until"] = soon(80)
-    write_json(store.release(GATES_FILE), kept)
-    with pytest.raises(StaleError, match="waivers 0 was edited"):
+    path = store.release(GATES_FILE)
+    kept = Ledger(path).read()
+    assert [e["status"] for e in kept if e["kind"] == "evaluation"] == ["passed", "undecided", "passed", "passed"]
+    assert [e["by"] for e in kept if e["kind"] == "waiver"] == ["Ada", "Bob"] and last.waived["rollback"].by == "Bob"
+    honest = path.read_text("utf-8")
+    path.write_text("".join(line + "\n" for line in honest.split("\n")[:-2]), encoding="utf-8")
+    lost_one = "release/gates.jsonl lost an entry that the timeline records"
+    assert lost_one in [f.message for f in verify(store.root)]
+    path.write_text(honest, encoding="utf-8")
+    assert lost_one not in [f.message for f in verify(store.root)]
+    path.write_text(honest.replace(soon(1), soon(80), 1), encoding="utf-8")
+    with pytest.raises(StaleError, match="line 3 was edited"):
         evaluate(store.root)
     with pytest.raises(StaleError):
         gate_record(store)

@@ -25,6 +25,7 @@ from veritune.release.load import (
     open_loop,
     quantile,
     ratios,
+    summary,
     turns,
     write_samples,
 )
@@ -355,13 +356,18 @@ def test_ratios_rest_on_blocks_and_not_on_requests() -> None:
         assert found[name]["high"] == pytest.approx(1.5 * math.exp(half), rel=1e-3)
     assert found["peak_memory"]["value"] == pytest.approx(1.5, rel=0.02) and found["peak_memory"]["low"] < 1.5
     assert found["throughput"]["value"] < 1 < found["cost_per_request"]["value"]
+    assert found["peak_memory"]["worst"] == int(100 * math.exp(max(logs))) / 100  # the block that held most
     assert ratios(speed_of([1.5]), LOAD)["first_token"]["low"] is None  # one block
     assert ratios(speed_of([1.5] * 4), LOAD)["first_token"]["low"] is None  # nothing varies: no spread was seen
 
 
 def test_a_candidate_that_loses_requests_is_not_judged_by_those_it_answered() -> None:
-    found = ratios(speed_of([1.0, 1.1, 0.9, 1.0], errors=1), LOAD)
+    lost = speed_of([1.0, 1.1, 0.9, 1.0], errors=1)
+    found = ratios(lost, LOAD)
     for name in ("first_token", "per_token", "throughput", "cost_per_request"):
         assert found[name]["low"] is None and "1 of 16 of the candidate" in found[name]["reason"]
+    line = next(r for r in summary(lost.timed, LOAD, lost.memory) if r["side"] == "candidate")
+    assert line["errors"] == 1 and line["first_token_p50"]["n"] == 16 and line["first_token_p50"]["lost"] == 1
+    assert line["first_token_p99"]["value"] is None, "the slowest request never came"
     free = ratios(speed_of([1.0, 1.1, 0.9, 1.0]), Load(rates=(1.0,)))["cost_per_request"]
     assert free["value"] is None and "no price" in free["reason"]

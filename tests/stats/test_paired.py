@@ -376,6 +376,11 @@ def test_graded_scores_beyond_0_to_1_ask_for_their_bounds():
     assert not any("assumed" in w for w in declared.warnings)
 
 
+def test_no_end_lies_beyond_the_scale():
+    estimate = compare_tables(table("a", [0.1, 0.9]), table("b", [0.8, 0.0])).estimate()
+    assert (estimate.low, estimate.high) == (-1.0, 1.0)
+
+
 def test_zeros_and_ones_on_a_longer_scale_are_graded():
     score = np.arange(40) % 2
     wide = compare_tables(table("a", score), table("b", 1 - score), Options(scale=(0, 5))).estimate()

@@ -2,7 +2,8 @@
 
 A pack is a JSONL file of suspicious rows for a person to read: fill in `decision` (`keep`, `drop` or `edit`), `why`
 and `reviewer`. `apply_decisions` turns it into the next version of the data; what was dropped or edited is counted by
-reason. Beside the data lies `_lineage.jsonl`, to which every version and every retirement is appended, by content hash.
+reason. Beside the data lies `_lineage.jsonl`, a ledger to which every version and every retirement is appended, by
+content hash, before the version's file appears: a process killed on the way leaves no version without its lineage.
 A retirement is also written to a list of this user, so that a retired version is refused under any file name, in any
 folder, and as any file that says the same rows.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import unicodedata
@@ -24,10 +26,12 @@ from typing import Any, Literal
 from veritune.data.load import load_rows
 from veritune.data.split import stratum_of
 from veritune.errors import DataError
+from veritune.ledger import CHAIN, Entry, Ledger
 from veritune.records import Finding, Message, Row, dumps, to_json
-from veritune.store import disk_errors, sha256_file, write_text
+from veritune.store import atomic, remove_left, sha256_file, whole_lines, write_text
 
 LEDGER = "_lineage.jsonl"
+_LOG = logging.getLogger(__name__)
 DECISIONS = ("keep", "drop", "edit")
 
 
@@ -164,7 +168,7 @@ def read_decisions(path: str | Path) -> tuple[Decision, ...]:
     decisions = []
     seen: dict[str, int] = {}
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = whole_lines(Path(path).read_bytes().decode("utf-8"), torn=True)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.", fix="It is a JSONL file in UTF-8.") from error
     for number, line in enumerate(lines, start=1):
@@ -252,30 +256,36 @@ def write_version(
 ) -> Version:
     """Write `rows` as JSONL and append the version to the lineage: parents by hash, counts, rejects by reason.
 
-    Raises DataError when the file is there already: a version is written once.
+    The lineage comes first, the file appears after it. The same call may be given again after a kill, also when the
+    file is there: the version that is recorded is handed back. Raises DataError when another file has that name.
     """
     target = Path(path)
+    remove_left(target)
+    known = {v.sha256: v for v in lineage(target.parent)}
+    ledger = Ledger(target.parent / LEDGER)
+    parent_sha = tuple(sha256_file(Path(parent)) for parent in parents)
+    digest = hashlib.sha256()
     if target.exists():
-        raise DataError(f"{target} is there already; a data version is written once.", fix="Choose another name.")
-    ledger = {v.sha256 for v in lineage(target.parent)}
-    lines: list[str] = []
-    for parent in parents:
-        sha = sha256_file(Path(parent))
-        if sha not in ledger:
-            lines.append(_event("version", Version(sha, Path(parent).name, None, how="as it came")))
-            ledger.add(sha)
-    write_text(target, "".join(_row_line(row) for row in rows))
-    version = Version(
-        sha256_file(target),
-        target.name,
-        len(rows),
-        tuple(sha256_file(Path(parent)) for parent in parents),
-        dict(rejects or {}),
-        how,
-        datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    _append(target.parent / LEDGER, [*lines, _event("version", version)])
-    return version
+        for row in rows:
+            digest.update(_row_line(row).encode("utf-8"))
+        version = known.get(digest.hexdigest())
+        if version is None or version.file != target.name or sha256_file(target) != version.sha256:
+            raise DataError(f"{target} already exists; a data version is written once.", fix="Choose another name.")
+        return version
+    with atomic(target) as stream:
+        for row in rows:
+            line = _row_line(row)
+            digest.update(line.encode("utf-8"))
+            stream.write(line)
+        version = Version(digest.hexdigest(), target.name, len(rows), parent_sha, dict(rejects or {}), how, _now())
+        for sha, parent in zip(parent_sha, parents):
+            if sha not in known:
+                ledger.append_once(_event(Version(sha, Path(parent).name, None, how="as it came")), _CREATED)
+        ledger.append_once(_event(version), _CREATED)
+    return next(v for v in lineage(target.parent) if v.sha256 == version.sha256)
+
+
+_CREATED = ("created",)
 
 
 def retire(
@@ -293,36 +303,41 @@ def retire(
     if not why.strip():
         raise DataError(f"{path} cannot be retired without a reason.", fix="Say why.")
     file = Path(path)
-    sha = sha256_file(file)
-    lines = []
-    if all(v.sha256 != sha for v in lineage(file.parent)):
-        lines.append(_event("version", Version(sha, file.name, None, how="as it came")))
-    other = sha256_file(Path(successor)) if successor else None
+    sha, other = sha256_file(file), sha256_file(Path(successor)) if successor else None
     record = {"event": "retired", "sha256": sha, "why": why, "successor": other, "created": _now()}
     record["rows_sha256"] = rows_hash(load_rows(file, columns=columns).rows)
-    _append(file.parent / LEDGER, [*lines, dumps(record) + "\n"])
-    everywhere = retired_list()
-    with disk_errors(everywhere):
-        everywhere.parent.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(file.parent / LEDGER)
+    if all(v.sha256 != sha for v in lineage(file.parent)):
+        ledger.append(_event(Version(sha, file.name, None, how="as it came")))
     after = str(Path(successor).resolve()) if successor else None
-    _append(everywhere, [dumps({**record, "file": str(file.resolve()), "after": after}) + "\n"])
+    _retire_in(ledger, record)
+    _retire_in(Ledger(retired_list()), {**record, "file": str(file.resolve()), "after": after})
     return next(v for v in lineage(file.parent) if v.sha256 == sha)
 
 
+def _retire_in(ledger: Ledger, record: Mapping[str, Any]) -> None:
+    """Append a retirement, unless the version's last one in this ledger says the same already."""
+    before = [e for e in ledger.read() if e.get("event") == "retired" and e.get("sha256") == record["sha256"]]
+    if not before or {**before[-1], "created": record["created"]} != {**before[-1], **record}:
+        ledger.append(record)
+
+
 def lineage(folder: str | Path) -> tuple[Version, ...]:
-    """Every version in a folder's lineage, oldest first, retirements applied. Raises DataError where it is damaged."""
+    """Every version in a folder's lineage, oldest first, retirements applied.
+
+    Raises FormatError or StaleError where the ledger is damaged or was edited, DataError where a line is no version.
+    """
     file = Path(folder) / LEDGER
     if not file.exists():
         return ()
     versions: dict[str, Version] = {}
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    for number, record in enumerate(Ledger(file).read(), start=1):
         try:
-            record = json.loads(line)
             sha = record["sha256"]
             if record["event"] == "retired":
                 versions[sha] = replace(versions[sha], retired=record["why"], successor=record["successor"])
                 continue
-            fields = {k: v for k, v in record.items() if k != "event"}
+            fields = {k: v for k, v in record.items() if k not in ("event", *CHAIN)}
             known = versions.get(sha)
             made = Version(**{**fields, "parents": tuple(fields["parents"])})
             versions[sha] = replace(made, retired=known.retired, successor=known.successor) if known else made
@@ -349,11 +364,15 @@ def require_usable(path: str | Path, sha256: str | None = None, rows: Sequence[R
     """Raises DataError when the data in `path` is a retired version, whatever the file is called and wherever it lies.
 
     Looked for in the lineage of the folder and in `retired_list()`: by the file's hash and, where `rows` are given,
-    by the hash of what they say. The version that was named as the successor may say the same.
+    by the hash of what they say. The version that was named as the successor may say the same. A lineage that is
+    damaged stops the data beside it; the user's list, which speaks of everybody's data, then only warns.
     """
     file = Path(path)
     folder = file if file.is_dir() else file.parent
-    events = [e for ledger in (folder / LEDGER, retired_list()) if ledger.is_file() for e in _retirements(ledger)]
+    everywhere, problem = Ledger(retired_list()).salvage() if retired_list().exists() else ([], None)
+    if problem is not None:
+        _LOG.warning("%s; retirements that stood there may be missed. Restore it from a copy, or remove it.", problem)
+    events = [*_retirements(Ledger(folder / LEDGER).read()), *_retirements(everywhere)]
     if not events:
         return
     sha = sha256 or sha256_file(file)
@@ -371,17 +390,10 @@ def require_usable(path: str | Path, sha256: str | None = None, rows: Sequence[R
         )
 
 
-def _retirements(ledger: Path) -> list[dict[str, Any]]:
-    """The retirements in a ledger. Raises DataError where it is damaged: nothing is let through unread."""
-    found = []
-    for number, line in enumerate(ledger.read_text("utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            if record["event"] == "retired":
-                found.append({**record, "sha256": str(record["sha256"]), "why": record["why"]})
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{ledger}:{number} is damaged: {error!r}.", fix="Restore it from a copy.") from error
-    return found
+def _retirements(entries: Sequence[Entry]) -> list[Entry]:
+    """The retirements among a ledger's entries."""
+    retired = (entry for entry in entries if entry.get("event") == "retired")
+    return [entry for entry in retired if isinstance(entry.get("sha256"), str) and isinstance(entry.get("why"), str)]
 
 
 def shown(text: str) -> str:
@@ -438,15 +450,9 @@ def _jsonable(value: Any) -> Any:
         return None if isinstance(value, float) else str(value)
 
 
-def _event(event: str, version: Version) -> str:
+def _event(version: Version) -> dict[str, Any]:
     fields = {k: v for k, v in to_json(version).items() if k not in ("retired", "successor")}
-    return dumps({"event": event, **fields, "created": version.created or _now()}) + "\n"
-
-
-def _append(path: Path, lines: Sequence[str]) -> None:
-    with disk_errors(path), path.open("a", encoding="utf-8") as ledger:
-        ledger.write("".join(lines))
-        ledger.flush()
+    return {"event": "version", **fields, "created": version.created or _now()}
 
 
 def _now() -> str:

@@ -11,15 +11,18 @@ that at 1 − 2·alpha; both come from the headline estimand (the recipe where s
     differ                     CI95 beyond ± the margin (or 0)   CI90 inside ± the margin
     generalises                CI95 of the share carried over    the same below the declared share, or the seen gap
                                above the declared share          itself below 0
-    probe                      the quantity meets the threshold (its interval, where it has one), or fails it
+    probe                      CI95 of the recorded           CI95 fails it
+                               quantity meets the threshold
 
-    inconclusive  neither; or only a guess about missing scores would decide; or the seen gap of `generalises` holds 0
+    inconclusive  neither; or only a guess about missing scores would decide; or the seen gap of `generalises` holds 0;
+                  or a probe's record holds no interval, or none at the level that decides
     untested      scores or a probe are missing, or the claim lacks what its rule needs; the reason says which
 
 Confirmatory claims share alpha by Holm over all that were declared, tested or not; exploratory ones by
 Benjamini–Hochberg. A claim's p is the least alpha at which its rule would settle it, in either direction. The alpha at
 which the correction decides a claim is also that of the interval shown first: 1 − alpha, or 1 − 2·alpha where lying
-inside the margin settled it. So the status and the interval cannot disagree; the uncorrected interval comes last.
+inside the margin settled it. So the status and the interval cannot disagree; the uncorrected interval comes last. A
+probe claim takes part like any other; an exact quantity (a count) is compared as it is and takes no share of alpha.
 """
 
 from __future__ import annotations
@@ -33,12 +36,16 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy.optimize import brentq
 
+from veritune.decide import wording
+from veritune.decide.recorded import Recorded, as_recorded
 from veritune.errors import ScoreError
 from veritune.records import Estimate, Verdict
-from veritune.stats import multiplicity, power, rule, seeds
+from veritune.stats import lost, multiplicity, power, rule, seeds
 from veritune.stats.intervals import Spread, Student, Unknown, smallest_alpha
 from veritune.stats.paired import Comparison, Options, compare_tables, paired_by_seed
-from veritune.stats.table import Ints, Missing, Pair, ScoreTable, pair
+from veritune.stats.reasons import unknown_reasons
+from veritune.stats.table import Ints, Missing, Pair, ScoreTable, direction_of, pair
+from veritune.thresholds import DEFAULTS, GradeThresholds
 
 Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
 Status = Literal["supported", "refuted", "inconclusive", "untested"]
@@ -108,16 +115,19 @@ class ClaimSpec:
 class Context:
     """What judging needs besides the tables.
 
-    `probes` maps a probe name to a recorded number or an Estimate. `scales` and `failure_values` are per eval.
+    `probes` maps a probe's name to what was recorded: a quantity with its interval at any level, an Estimate (which
+    decides at the levels that its own interval covers) or a bare number (which decides nothing). `scales` and
+    `failure_values` are per eval.
     `evidence` maps a claim's name (or `*` for all) to named evidence: `contamination` (`clean`, `unchecked`,
-    `found`), `replicated` (true, false, None).
+    `found`), `replicated` (true, false, None). `grade` says what makes it good, weak or poor.
     """
 
-    probes: Mapping[str, Estimate | float] = field(default_factory=dict)
+    probes: Mapping[str, Recorded | Estimate | float] = field(default_factory=dict)
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     failure_values: Mapping[str, float] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     options: Options = field(default_factory=Options)
+    grade: GradeThresholds = DEFAULTS.grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +155,10 @@ class _Shown:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tested:
-    """A claim's evidence before correction: the ways to settle it, or its status where no p belongs to it."""
+    """A claim's evidence before correction: the ways to settle it, or its status where no p belongs to it.
+
+    `exact`: an exact quantity was compared, which is no test and takes no share of alpha.
+    """
 
     claim: ClaimLike
     ways: tuple[_Way, ...] = ()
@@ -154,6 +167,8 @@ class _Tested:
     comparison: Comparison | None = None
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    exact: bool = False
+    memorisation: str = ""
 
     @property
     def p(self) -> float | None:
@@ -189,10 +204,10 @@ def judge(
 
 
 def _adjust(tested: Sequence[_Tested]) -> list[_Share]:
-    """What each claim's correction leaves it. Probes without a p stand outside."""
+    """What each claim's correction leaves it. Exact quantities stand outside."""
     out = [_Share(t.claim.alpha) for t in tested]
     for family in ("confirmatory", "exploratory"):
-        members = [i for i, t in enumerate(tested) if t.claim.correction == family and _in_family(t)]
+        members = [i for i, t in enumerate(tested) if t.claim.correction == family and not t.exact]
         with_p = [i for i in members if tested[i].p is not None]
         p, k = [tested[i].p or 0.0 for i in with_p], len(members)
         if not p:
@@ -206,26 +221,86 @@ def _adjust(tested: Sequence[_Tested]) -> list[_Share]:
     return out
 
 
-def _in_family(t: _Tested) -> bool:
-    """A plain threshold on a recorded number is no test and takes no share of alpha."""
-    return not (t.claim.kind == "probe" and t.p is None and t.status != "untested")
-
-
 # ---------------------------------------------------------------- testing one claim
 
 
 def _test(claim: ClaimLike, tables: Mapping[TableKey, ScoreTable], context: Context) -> _Tested:
     try:
+        if claim.kind in ("probe", "generalises"):
+            _no_rule(claim)
         if claim.kind == "probe":
             return _test_probe(claim, context)
         evals = sorted({name for _, name in tables})
         eval_name = claim.eval or (evals[0] if len(evals) == 1 else None)
         a, b = (_table(tables, name, eval_name) for name in (claim.condition, claim.against))
-        if claim.kind == "generalises":
-            return _test_generalises(claim, a, b, context)
-        return _test_gap(claim, a.in_zone(claim.zone), b.in_zone(claim.zone), context)
+        zones = (claim.to_zone, claim.from_zone) if claim.kind == "generalises" else ()
+        untested = wording.memorisation(a.zone_N, claim.zone) if claim.kind in _ABOUT_A_GAIN else ""
+        if not zones:
+            a, b = a.in_zone(claim.zone), b.in_zone(claim.zone)
+        _check_direction(claim, a, b)
+        tested = _guarded(_test_scores(claim, a, b, context), (a, b), zones, context)
+        return replace(tested, memorisation=untested, warnings=(*tested.warnings, *_unknown(a, b)))
     except ScoreError as error:
         return _Tested(claim, status="untested", reason=str(error))
+
+
+def _no_rule(claim: ClaimLike) -> None:
+    """Raises ScoreError for a frozen rule on a claim that has no gap of its own: it would be ignored silently."""
+    if claim.rule is not None:
+        raise ScoreError(
+            f"a frozen rule looks at the gap between two arms; a claim of kind {claim.kind!r} has none of its own.",
+            fix="Put the rule on a claim about a gap, such as improves.",
+        )
+
+
+def _test_scores(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
+    return (_test_generalises if claim.kind == "generalises" else _test_gap)(claim, a, b, context)
+
+
+_ABOUT_A_GAIN = frozenset({"improves", "better_by"})
+
+
+def _unknown(a: ScoreTable, b: ScoreTable) -> list[str]:
+    """A warning for each reason of a missing score that is not known."""
+    found = unknown_reasons([*a.missing, *b.missing])
+    return [f"missing for {reason!r}: a reason that is not known, so it counts as the machine's" for reason in found]
+
+
+_EITHER_DIRECTION = frozenset({"equivalent", "differ"})
+
+
+def _check_direction(claim: ClaimLike, a: ScoreTable, b: ScoreTable) -> None:
+    """Raises ScoreError for a claim about better or worse on scores that are not higher-is-better, as a study's are."""
+    up = direction_of(a, b)
+    if up or claim.kind in _EITHER_DIRECTION:
+        return
+    raise ScoreError(
+        f"a claim of kind {claim.kind!r} reads higher scores as better; in {a.metric or a.eval or 'these scores'} "
+        + ("lower is better." if up is False else "the direction is not known."),
+        fix="State the direction of the scores, or swap the arms where lower is better.",
+    )
+
+
+def _guarded(tested: _Tested, arms: tuple[ScoreTable, ScoreTable], zones: Sequence[str], context: Context) -> _Tested:
+    """The test, withheld at an alpha at which a score that the machine lost could change its status (`stats.lost`)."""
+    claim, options = tested.claim, _options(arms[0].eval, context)
+    fillings = lost.fillings(*arms, scale=options.scale, missing=options.missing, zones=zones)
+    if not fillings:
+        return tested
+    others = [(f.name, _test_scores(claim, f.a, f.b, context)) for f in fillings]
+
+    def show(alpha: float, way: _Way | None) -> _Shown:
+        shown = tested.show(alpha, way)
+        under = {name: _status(other, alpha) for name, other in others}
+        why = lost.could_change(*arms, way.status, under.values()) if way else ""
+        return replace(shown, fragile=why, details={**shown.details, "lost_bounds": under})
+
+    return replace(tested, show=show)
+
+
+def _status(tested: _Tested, alpha: float) -> Status:
+    way = tested.way(alpha)
+    return way.status if way else tested.status
 
 
 def _table(tables: Mapping[TableKey, ScoreTable], condition: str | None, eval_name: str | None) -> ScoreTable:
@@ -250,17 +325,18 @@ def _test_gap(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) 
     comparison = compare_tables(a, b, _options(a.eval, context))
     rule.check_margin(claim.margin, comparison.pair.scale)
     ways = _ways(claim, comparison)
-    frozen = {"frozen_rule": rule.frozen_rule(comparison, claim.rule)} if claim.rule else {}
+    frozen: dict[str, Any] = {}
+    if claim.rule:
+        outcome = rule.frozen_rule_tables(a, b, _options(a.eval, context), claim.rule, comparison)
+        frozen = {"frozen_rule": outcome | {"a": claim.condition, "b": claim.against}}
 
     def show(alpha: float, way: _Way | None) -> _Shown:
-        details: dict[str, Any] = dict(frozen)
-        fragile = ""
+        details = dict(frozen)
         if a.n_missing or b.n_missing:
             bounds = {policy: compare_tables(a, b, _options(a.eval, context, policy)) for policy in ("worst", "best")}
             details["missing_bounds"] = {policy: _bound(claim, c, alpha) for policy, c in bounds.items()}
-            fragile = _fragile(way, (a, b), details["missing_bounds"])
         reason = "" if way else _disagreement(claim, comparison, alpha)
-        return _Shown(_estimates(claim, comparison, alpha, way), reason, details, fragile)
+        return _Shown(_estimates(claim, comparison, alpha, way), reason, details)
 
     return _Tested(claim, ways, show, comparison=comparison)
 
@@ -291,16 +367,6 @@ def _bound(claim: ClaimLike, comparison: Comparison, alpha: float) -> dict[str, 
     estimate = comparison.estimate(_level(alpha, way))
     status = way.status if way else "inconclusive"
     return {"gap": estimate.value, "low": estimate.low, "high": estimate.high, "status": status}
-
-
-def _fragile(way: _Way | None, tables: Sequence[ScoreTable], bounds: Mapping[str, Mapping[str, Any]]) -> str:
-    """Why missing scores forbid a settled verdict: they are the machine's, and the bounds do not agree with it."""
-    if way is None or all(b["status"] == way.status for b in bounds.values()):
-        return ""
-    lost = sum(int(t.machine_missing_S_N.sum()) for t in tables if t.machine_missing_S_N is not None)
-    if not lost:
-        return ""
-    return f"{lost} scores are missing for reasons that are not the model's, and could change the answer"
 
 
 def _ways(claim: ClaimLike, comparison: Comparison) -> tuple[_Way, ...]:
@@ -493,33 +559,69 @@ _OPS: Mapping[str, Callable[[float, float], bool]] = {
 def _test_probe(claim: ClaimLike, context: Context) -> _Tested:
     if claim.probe is None or claim.threshold is None or claim.op is None or claim.op not in _OPS:
         raise ScoreError(f"a probe claim needs a probe, a threshold and an op of {', '.join(_OPS)}.")
+    if not math.isfinite(claim.threshold):
+        raise ScoreError(f"expected a finite threshold, found {claim.threshold}.")
     if claim.probe not in context.probes:
         raise ScoreError(f"no record of the probe {claim.probe!r}.", fix="Run the probe, then decide again.")
-    found, meets = context.probes[claim.probe], _OPS[claim.op]
-    estimate = found if isinstance(found, Estimate) else _plain_estimate(claim.probe, float(found))
-    if estimate.value is None:
-        raise ScoreError(
-            f"the probe {claim.probe!r} has no value: {'; '.join(estimate.warnings) or 'no reason given'}."
-        )
-    ends = [estimate.value] if estimate.low is None or estimate.high is None else [estimate.low, estimate.high]
-    met = [meets(x, claim.threshold) for x in ends]
-    status: Status = "supported" if all(met) else "refuted" if not any(met) else "inconclusive"
-    note = () if len(ends) == 2 else ("a single recorded number: its uncertainty is not known",)
-    shown = _Shown((estimate,), details={"probe": claim.probe})
-    return _Tested(claim, (), lambda alpha, way: shown, status, warnings=note)
+    found = as_recorded(claim.probe, context.probes[claim.probe])
+    facts = {"probe": claim.probe, "scope": found.estimate.scope, "exact": found.exact}
+    if found.exact:
+        status: Status = "supported" if _OPS[claim.op](found.estimate.value or 0.0, claim.threshold) else "refuted"
+        return _Tested(claim, (), lambda alpha, way: _Shown((found.estimate,), details=facts), status, exact=True)
+    ways = _probe_ways(claim, found)
+
+    def show(alpha: float, way: _Way | None) -> _Shown:
+        estimates = tuple(_probe_estimate(found, level) for level in dict.fromkeys((1 - alpha, 1 - claim.alpha)))
+        reason = "" if way else _probe_reason(found, estimates[0], 1 - alpha)
+        return _Shown(estimates, reason, facts)
+
+    lacks = (found.lacks,) if found.spread is None else ()
+    return _Tested(claim, ways, show, warnings=tuple(dict.fromkeys((*lacks, *found.estimate.warnings))))
 
 
-def _plain_estimate(name: str, value: float) -> Estimate:
-    if not math.isfinite(value):
-        raise ScoreError(f"the probe {name!r} is {value}.")
-    return Estimate(name, value, None, None, 0.95, 1, "recorded number", warnings=("no interval was recorded",))
+def _probe_ways(claim: ClaimLike, found: Recorded) -> tuple[_Way, ...]:
+    """Supported where the whole interval meets the threshold, refuted where no part of it does."""
+    if found.spread is None or claim.threshold is None or claim.op is None:
+        return ()
+    side = 1 if claim.op.startswith(">") else -1
+    # An end that touches the threshold meets `>=` and `<=` and fails `>` and `<`: the edge moves by one float for it.
+    beside = math.nextafter(claim.threshold, -side * math.inf)
+    beyond = math.nextafter(claim.threshold, side * math.inf)
+    meets, fails = (beside, claim.threshold) if claim.op.endswith("=") else (claim.threshold, beyond)
+    return (
+        _Way(smallest_alpha(found.spread, meets, side=side), "supported"),
+        _Way(smallest_alpha(found.spread, fails, side=-side), "refuted"),
+    )
+
+
+def _probe_estimate(found: Recorded, level: float) -> Estimate:
+    """The quantity with its interval at `level`, or as it was recorded where it has none there."""
+    if found.spread is None:
+        return found.estimate
+    low, high = found.spread.interval(level)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return found.estimate
+    return replace(found.estimate, low=low, high=high, level=level)
+
+
+def _probe_reason(found: Recorded, shown: Estimate, level: float) -> str:
+    """Why an open claim has no interval that could have settled it; empty where it has one."""
+    if found.spread is None:
+        return f"{found.lacks}; {found.remedy}" if found.remedy else found.lacks
+    if shown.level >= level - 1e-9:
+        return ""
+    remedy = found.remedy or f"record its interval at {100 * level:.4g} %, or its standard error and degrees of freedom"
+    return (
+        f"it has an interval at {100 * shown.level:.4g} % and none at {100 * level:.4g} % (two-sided), where this "
+        f"claim is decided; {remedy}"
+    )
 
 
 # ---------------------------------------------------------------- the verdict
 
 
-def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> tuple[int | None, int | None]:
-    """Items that settle the margin of an open claim with 80 % power, and seeds where items cannot.
+def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> power.Settling | None:
+    """Items, and seeds per arm, that settle the margin of an open claim with 80 % power, each as a range.
 
     Where the claim's edge is the margin also enough to tell the gap as observed from that edge.
     """
@@ -530,21 +632,23 @@ def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> tuple[int
         "not_worse": abs(gap + margin),
         "no_regression": abs(gap + margin),
     }
-    asked = [(margin, claim.kind == "equivalent")]
-    if claim.kind in edges:
-        asked.append((edges[claim.kind], False))
+    distances = [(margin, claim.kind == "equivalent")]
+    if edges.get(claim.kind, 0.0) > 0:
+        distances.append((edges[claim.kind], False))
+    return power.to_settle(comparison, distances, alpha=alpha)
 
-    def most(settle: Callable[..., int | None]) -> int | None:
-        found = [settle(comparison, distance, alpha=alpha, equivalence=equal) for distance, equal in asked]
-        return None if None in found else max(n for n in found if n is not None)
 
-    items = most(power.items_to_settle)
-    return items, most(power.seeds_to_settle) if items is None else None
+def _chance_again(claim: ClaimLike, comparison: Comparison, way: _Way, alpha: float) -> float | None:
+    """The chance that another study of this design settles the claim as this one did, at the gap as observed."""
+    margin, gap = claim.margin or 0.0, comparison.gap
+    if way.inside:
+        return power.chance_again(comparison, margin, alpha=alpha, equivalence=True)
+    edge = {"better_by": margin, "not_worse": -margin, "no_regression": -margin}.get(claim.kind, 0.0)
+    distance = abs(gap) - margin if claim.kind in ("equivalent", "differ") else abs(gap - edge)
+    return power.chance_again(comparison, distance, alpha=alpha)
 
 
 def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
-    from veritune.decide import wording
-
     claim, comparison = t.claim, t.comparison
     way = t.way(share.alpha)
     shown = t.show(share.alpha, way)
@@ -553,6 +657,10 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
     if shown.fragile:
         status, reason = "inconclusive", shown.fragile
     details = dict(shown.details) | _correction(t, share)
+    warnings = t.warnings + ((shown.fragile,) if shown.fragile else ())
+    if t.memorisation:
+        details["memorisation"] = t.memorisation
+        warnings += (f"whether {claim.condition} learned or memorised was not tested: {t.memorisation}",)
     detectable = needed = decision = None
     if comparison is not None:
         details["scope"] = shown.estimates[0].scope
@@ -560,9 +668,12 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         detectable = power.detectable_in(comparison, alpha=share.alpha)
         decision = rule.decide(comparison, claim.margin, share.alpha).word
         if claim.margin and status == "inconclusive":
-            needed, seeds_needed = _needed(claim, comparison, share.alpha)
-            if seeds_needed is not None:
-                details["needed_seeds"] = seeds_needed
+            settling = _needed(claim, comparison, share.alpha)
+            if settling is not None:
+                needed = settling.items.high
+                details |= _settling(settling)
+        if way is not None and status != "inconclusive":
+            details["chance_again"] = _chance_again(claim, comparison, way, share.alpha)
     evidence = {**context.evidence.get("*", {}), **context.evidence.get(claim.name, {})}
     draft = Verdict(
         claim=claim.name,
@@ -576,15 +687,21 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         detectable=detectable,
         needed_n=needed,
         exploratory=claim.correction == "exploratory",
-        warnings=t.warnings + ((shown.fragile,) if shown.fragile else ()),
+        warnings=warnings,
         details={**details, **({"reason": reason} if reason else {})},
     )
     return replace(
         draft,
         sentence=wording.sentence(claim, draft, comparison, reason),
         may_not=wording.may_not(claim, draft, comparison),
-        confidence=wording.confidence(draft, comparison, evidence),
+        confidence=wording.confidence(draft, comparison, evidence, context.grade),
     )
+
+
+def _settling(found: power.Settling) -> dict[str, Any]:
+    """Counts as [at the lower end, at the upper end] of the seed spread's 80 % range; None where none is enough."""
+    out: dict[str, Any] = {"to_settle": found.text, "needed_items": [found.items.low, found.items.high]}
+    return out if found.seeds is None else {**out, "needed_seeds": [found.seeds.low, found.seeds.high]}
 
 
 def _withheld(comparison: Comparison | None) -> str:

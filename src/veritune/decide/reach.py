@@ -1,5 +1,5 @@
-"""What a declared design can say, claim by claim, before anything is spent: the smallest difference it detects, whether
-it can ever show equivalence, and what would resolve the declared margin.
+"""What a declared design can say, claim by claim, before anything is spent: the smallest difference it detects, what
+would resolve the declared margin, and what can never be decided (too few families, too few items for equivalence).
 
 Two things are not known before training and are assumed: on how large a share of items two runs differ, and how far
 runs spread between seeds. Two more are bounded instead of assumed, and every number is given as a range over them:
@@ -9,15 +9,14 @@ several ways. The alpha is the claim's own over the number of confirmatory claim
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from veritune.stats.power import Design, Plan, plan
+from veritune.probe.names import arm_of, pattern_of
+from veritune.stats.power import Design, Needed, best_half, best_low, least_items_equal, plan
 from veritune.study import BASELINE, Claim, Study
-
-EQUIVALENCE = ("equivalent", "differ")
-"""Kinds of claim that a difference inside the margin can settle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,46 @@ def resolution(
 ) -> list[dict[str, Any]]:
     """One record a claim. `items` are (zone, family) of each item, by eval.
 
-    `detectable` is (least, most) in score units over what is not known; an end is None where no gap is ever detected.
+    `detectable` is (least, most) in score units over what is not known; an end is None where no gap on the scale is
+    detected. `items_for_margin` and `seeds_for_margin` likewise; an end is None where no number is enough. `chance` is
+    that to show the claim at its margin (equivalence: at a true gap of 0). `undecidable` says why no verdict is
+    possible, or why the claim can never be supported, whatever comes out; empty where neither is proved.
     """
     assumed = assumed or Assumed()
-    confirmatory = sum(c.correction == "confirmatory" and c.kind != "probe" for c in study.claims)
+    confirmatory = sum(c.correction == "confirmatory" and not _is_count(study, c) for c in study.claims)
     return [_claim(study, claim, items, assumed, max(1, confirmatory)) for claim in study.claims]
+
+
+def limits(study: Study, items: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
+    """What the declared design can never decide, one line a claim, at the claim's own alpha. Nothing is assumed."""
+    found = []
+    for claim in study.claims:
+        here = _items_of(study, claim, items)
+        if claim.kind != "probe" and len(here) > 1:
+            never = _never(claim, _designs(study, claim, here, Assumed(), claim.alpha)[0])
+            found += [f"{claim.name}: {never}"] if never else []
+    return found
+
+
+def _never(claim: Claim, design: Design) -> str:
+    """Why the claim can never be supported by this design, whatever comes out; empty where that is not proved."""
+    rule, margin = design.family_rule(), claim.margin or 0.0
+    if rule is not None and rule.method == "withheld":
+        return f"no verdict is possible: {rule.reason}"
+    if claim.kind == "equivalent" and best_half(design) >= margin > 0:
+        table = design.single and design.binary
+        needed = least_items_equal(margin, claim.alpha, binary=table, width=design.width)
+        return f"can never be `equivalent`: not even identical outputs on under {needed} items would be enough"
+    edge = {"improves": 0.0, "better_by": margin, "not_worse": -margin, "no_regression": -margin}.get(claim.kind)
+    if edge is not None and best_low(design) <= edge:
+        return f"can never be supported: not even a win on all {design.items} items would be enough"
+    return ""
+
+
+def _items_of(study: Study, claim: Claim, items: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
+    """The families of the items that a claim is about, one entry an item."""
+    zone = claim.to_zone if claim.kind == "generalises" else claim.zone
+    return [] if claim.kind == "probe" else [f for z, f in items[study.eval_of(claim)] if zone is None or z == zone]
 
 
 def _claim(
@@ -51,35 +85,61 @@ def _claim(
 ) -> dict[str, Any]:
     blank: dict[str, Any] = {"claim": claim.name, "kind": claim.kind, "margin": claim.margin, "design": None}
     if claim.kind == "probe":
-        return {**blank, "sentence": "a threshold on a recorded number: no items to plan"}
-    zone = claim.to_zone if claim.kind == "generalises" else claim.zone
-    here = [family for z, family in items[study.eval_of(claim)] if zone is None or z == zone]
+        return {**blank, "sentence": _probe_sentence(study, claim, confirmatory)}
+    here = _items_of(study, claim, items)
     alpha = claim.alpha / (confirmatory if claim.correction == "confirmatory" else 1)
     if len(here) < 2:
         return {**blank, "sentence": f"{len(here)} items: nothing can be said"}
     plans = [p for design in _designs(study, claim, here, assumed, alpha) for p in plan(design)]
     design = plans[0].design
+    equal = claim.kind == "equivalent"
     found = {
         **blank,
-        "zone": zone,
+        "zone": claim.to_zone if claim.kind == "generalises" else claim.zone,
         "items": len(here),
         "families": len(set(here)),
         "seeds": [design.seeds_a, design.seeds_b],
         "alpha": alpha,
         "design": {"discordance": assumed.discordance, "seed_sd": assumed.seed_sd, "power": assumed.power},
-        "detectable": _range([_on_scale(p.detectable) for p in plans]),
-        "can_say_equivalent": _either(plans) if claim.kind in EQUIVALENCE and claim.margin else None,
-        "items_for_margin": _range([_items(p, claim) for p in plans]) if claim.margin else None,
-        "seeds_for_margin": _range([p.seeds_for_margin for p in plans]) if claim.margin else None,
+        "undecidable": _never(claim, replace(design, alpha=claim.alpha)),
+        "detectable": _range([p.detectable for p in plans]),
+        "chance": _range([p.chance_of_equivalence if equal else p.chance_at_margin for p in plans]),
+        "items_for_margin": _counts([p.items_for_equivalence if equal else p.items_for_margin for p in plans]),
+        "seeds_for_margin": _counts([p.seeds_for_equivalence if equal else p.seeds_for_margin for p in plans]),
     }
     return {**found, "sentence": _sentence(found)}
+
+
+def _is_count(study: Study, claim: Claim) -> bool:
+    """Whether a claim is on an exact quantity, which takes no share of the error rate."""
+    pattern = pattern_of(claim.probe, study) if claim.probe is not None else None
+    return pattern is not None and pattern.uncertainty == "exact"
+
+
+def _probe_sentence(study: Study, claim: Claim, confirmatory: int) -> str:
+    """What decides a claim on a probe, and what can be known before the run to leave it open."""
+    pattern = pattern_of(claim.probe or "", study)
+    if pattern is None:
+        return "no probe of this study records it"
+    if pattern.uncertainty == "exact":
+        return "a count: compared as it is, without a share of the error rate"
+    shared = confirmatory if claim.correction == "confirmatory" else 1
+    over = "its interval" if shared == 1 else f"its interval at {100 * (1 - claim.alpha / shared):.4g} %"
+    one_run = pattern.made_by == "leak" or arm_of(claim.probe or "") == BASELINE
+    seeds = 1 if one_run else len(study.seeds)
+    if pattern.uncertainty == "items":
+        return f"decided by {over}, over the probe's own items and {seeds} seed{'s' * (seeds != 1)}: no items to plan"
+    if seeds < 2:
+        return "one number a run and one seed: it has no interval, so this claim can only stay open; declare more seeds"
+    few = "; with two its ends lie 13 standard errors away or more" if seeds == 2 else ""
+    return f"one number a run: decided by {over}, a t over {seeds} seeds{few}"
 
 
 def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, alpha: float) -> list[Design]:
     """The design with the items of a family independent, and with them as alike as one item."""
     families, seeds = len(set(here)), len(study.seeds)
     spec = study.evals[study.eval_of(claim)]
-    sizes = [here.count(family) for family in set(here)]
+    sizes = tuple(sorted(Counter(here).values()))
     alike = sum(size**2 for size in sizes) / len(here)  # Kish 1965: 1 + (size - 1)·ICC at ICC 1, sizes as they are
     one = claim.against == BASELINE or claim.condition == BASELINE
     shared: dict[str, Any] = {
@@ -88,22 +148,22 @@ def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, 
         "seeds_a": seeds,
         "seeds_b": 0 if one else seeds,
         "seed_sd": assumed.seed_sd,
-        "families": families if families < len(here) else None,
+        "family_sizes": sizes if families < len(here) else None,
         "margin": claim.margin,
         "alpha": alpha,
         "power": assumed.power,
         "binary": spec.kind == "match" or spec.score == "all",
+        "equal_seed_spread": study.equal_seed_spread,
+        "shared_seeds": study.shared_seeds and not one,
     }
-    return [Design(**shared, design_effect=effect) for effect in sorted({1.0, alike})]
+    effects = sorted({1.0, alike}) if families < len(here) else [1.0]
+    return [Design(**shared, design_effect=effect) for effect in effects]
 
 
-def _items(plan_: Plan, claim: Claim) -> int | None:
-    return plan_.items_for_equivalence if claim.kind == "equivalent" else plan_.items_for_margin
-
-
-def _on_scale(gap: float | None) -> float | None:
-    """Scores lie in [0, 1]: a design that needs a larger gap than 1 detects none."""
-    return gap if gap is not None and gap <= 1 else None
+def _counts(needed: Sequence[Needed | None]) -> list[Any] | None:
+    """The least and the most number over the plans; an end is None where no number is enough. None without a margin."""
+    known = [n for n in needed if n is not None]
+    return _range([n.high for n in known]) if known else None
 
 
 def _range(values: Sequence[Any]) -> list[Any]:
@@ -112,43 +172,43 @@ def _range(values: Sequence[Any]) -> list[Any]:
     return [min(known) if known else None, max(known) if len(known) == len(values) else None]
 
 
-def _either(plans: Sequence[Plan]) -> bool | None:
-    """True or False where all agree, None where it hangs on what is not known."""
-    said = {p.can_say_equivalent for p in plans}
-    return said.pop() if len(said) == 1 else None
-
-
 def _sentence(found: Mapping[str, Any]) -> str:
     low, high = found["detectable"]
     seeds = found["seeds"][0]
     where = f"{found['items']} items of {found['families']} families, {seeds} seed{'s' if seeds > 1 else ''}"
+    if found["undecidable"]:
+        return f"{where}: {found['undecidable']}"
     if low is None:
-        return f"{where}: no difference is ever detected; more families or seeds are needed"
-    span = f"{low:.3f} at best, in the worst case none"
+        return f"{where}: no difference on the score scale is detected; more items or seeds are needed"
+    span = f"{low:.3f} at best, in the worst case none on the score scale"
     if high is not None:
         span = f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
     parts = [f"{where}: the smallest difference it detects is {span}"]
     if found["margin"] is not None:
-        resolves = high is not None and high <= found["margin"]
-        parts.append(f"the margin {found['margin']:g} {'is' if resolves else 'is not'} resolved in every case")
-        if not resolves:
-            parts.append(_takes(found))
-        if found["can_say_equivalent"] is False:
-            parts.append("this design can never say `equivalent`")
-        elif found["can_say_equivalent"] is None and found["kind"] in EQUIVALENCE:
-            parts.append("whether it can say `equivalent` hangs on what is not known")
+        parts += _margin_parts(found)
     return "; ".join(parts)
 
 
-def _takes(found: Mapping[str, Any]) -> str:
-    """What would resolve the margin. None at the far end means that in the worst case nothing of the kind would."""
-    low, high = found["items_for_margin"]
-    few, many = found["seeds_for_margin"]
-    items = "with these seeds no number of items resolves it"
-    if low is not None:
-        items = f"with these seeds it takes {_span(low, high)} items"
-    seeds = "" if few is None else f", with these items {_span(few, many)} seeds an arm"
-    return f"{items}{seeds}"
+def _margin_parts(found: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the margin is resolved, and what would."""
+    few, many = found["items_for_margin"]
+    if many is not None and many <= found["items"]:
+        yield f"the margin {found['margin']:g} is resolved in every case"
+        return
+    low, high = found["chance"]
+    chance = f"{low:.2f}" if high - low < 5e-3 else f"{low:.2f} to {high:.2f}"
+    yield f"the margin {found['margin']:g} is not resolved in every case (chance {chance})"
+    yield _takes(few, many, found["seeds_for_margin"])
+
+
+def _takes(few: int | None, many: int | None, seeds: Sequence[int | None] | None) -> str:
+    """What would resolve the margin with the spreads that are assumed. None: no number is enough in the worst case."""
+    text = "with these seeds and the spread assumed no number of items resolves it"
+    if few is not None:
+        text = f"with these seeds it takes {_span(few, many)} items"
+    if seeds is not None and seeds[0] is not None:
+        text += f", with these items {_span(seeds[0], seeds[1])} seeds an arm"
+    return text
 
 
 def _span(low: int, high: int | None) -> str:

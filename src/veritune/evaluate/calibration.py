@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from veritune.errors import ScoreError
-from veritune.probe.clusters import MIN_FAMILIES, Floats, Ints, codes, ratio, t_quantile
+from veritune.probe.clusters import LEAST_FAMILIES, Floats, Ints, codes, no_interval, ratio, t_quantile
 from veritune.records import FORMAT_VERSION, Estimate, Json
 
 MOST_BINS = 15
@@ -156,7 +156,7 @@ def _usual_bins(conf_N: Floats, code_N: Ints) -> Ints:
     """As many bins as leave enough rows and families in each for its standard error to mean something."""
     for bins in range(max(1, min(MOST_BINS, len(conf_N) // ROWS_PER_BIN)), 1, -1):
         bin_N = equal_mass(conf_N, bins)
-        if min(len(np.unique(code_N[bin_N == b])) for b in range(bin_N.max() + 1)) >= MIN_FAMILIES:
+        if min(len(np.unique(code_N[bin_N == b])) for b in range(bin_N.max() + 1)) >= LEAST_FAMILIES:
             return bin_N
     return np.zeros(len(conf_N), dtype=np.int64)
 
@@ -204,8 +204,8 @@ class _Table:
         said = f"biased upward: a perfectly calibrated model would read about {PLAIN_BIAS * noise:.3f} here"
         first = replace(blank, warnings=(said,))
         second = replace(blank, name="ECE, debiased", value=max(0.0, 2 * plain - again))
-        if self.n_families < MIN_FAMILIES:
-            why = f"no interval: {self.n_families} families, fewer than {MIN_FAMILIES} say too little"
+        if self.n_families < LEAST_FAMILIES:
+            why = no_interval(self.n_families, LEAST_FAMILIES)
             return replace(first, warnings=(said, why)), replace(second, warnings=(why,))
         se, df = self._spread(), float(self.n_families - 1)
         half = t_quantile(0.5 + level / 2, df) * se
@@ -250,7 +250,7 @@ class _Table:
             conf, right, code = self.conf_N[mask_N], self.right_N[mask_N], self.code_N[mask_N]
             n, families = len(conf), len(np.unique(code))
             low = high = None
-            if families >= MIN_FAMILIES:
+            if families >= LEAST_FAMILIES:
                 low, high = _wilson(
                     float(right.mean()), n, float(self.se_B[b]), t_quantile(0.5 + level / 2, families - 1)
                 )

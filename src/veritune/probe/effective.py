@@ -21,17 +21,16 @@ import numpy.typing as npt
 
 from veritune.errors import DataError
 from veritune.records import Estimate
+from veritune.thresholds import DEFAULTS, Thresholds
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-MIN_FAMILIES = 8
-"""Fewer families with siblings than this (counted by weight) give a value but no interval."""
+LEAST_DRAWN = 8
+"""Families with siblings that a sample draws at least: as many as an interval needs unless a study asks for more."""
 
-CALIBRATED = (0.55, 1.3)
-"""n_eff over what the rows were worth by held-out loss: smallest and largest seen, rounded outwards (docs/probe.md)."""
-
-FOUND_FAMILY_COSINE = 0.3
+ONE_DIRECTION = "one_direction"
+"""Key in an estimate's details: all gradients point one way, so that the rows act like about one example."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _draw_families(size_F: Ints, k: int, draw: np.random.Generator) -> dict[int,
     pairs = (size_F * (size_F - 1)).astype(float)
     certain = [int(code) for code in many if pairs[code] > pairs[many].sum() / k]
     rest = np.array([code for code in many if code not in set(certain)])
-    n = max(k - len(certain), MIN_FAMILIES)
+    n = max(k - len(certain), LEAST_DRAWN)
     drawn = draw.choice(rest, size=min(n, len(rest)), replace=False)
     return dict.fromkeys(certain, 1.0) | {int(code): len(drawn) / len(rest) for code in np.sort(drawn)}
 
@@ -181,22 +180,53 @@ def unit(gram_N_N: Floats) -> Floats:
     return cosine_N_N
 
 
-def align(gram_N_N: Floats, sample: Sample, *, level: float = 0.95) -> Alignment:
-    """Sibling and stranger means of an inner-product matrix [N, N] (cosines, or raw products), rho and n_eff."""
+def align(gram_N_N: Floats, sample: Sample, *, level: float = 0.95, thresholds: Thresholds = DEFAULTS) -> Alignment:
+    """Sibling and stranger means of an inner-product matrix [N, N] (cosines, or raw products), rho and n_eff.
+
+    rho and n_eff are withheld where rho would be a ratio of rounding errors (all gradients point one way) or came out
+    at a value that no correlation within families can have.
+    """
     sums = _Sums.of(gram_N_N, sample)
     if len(sums.cross_F) < 2:
         return _without_strangers(sums, sample, level)
     point = sums.means()
     leave_out = np.array([_four(*sums.means(without=f)) for f in range(len(sums.cross_F))])
-    groups = sums.effective_families
+    groups, least = sums.effective_families, thresholds.families.for_interval
     names = ("sibling", "stranger", "gap", "rho")
     made = [
-        _jackknifed(name, value, leave_out[:, k], groups, level)
+        _jackknifed(blank, value, leave_out[:, k], groups, least)
         for k, (name, value) in enumerate(zip(names, _four(*point)))
+        for blank in [Estimate(name, None, None, None, level, 0, "family jackknife")]
     ]
     n_multi = int((sample.pair_weight_F > 0).sum())
     sibling, stranger, gap, rho = (replace(e, n=len(gram_N_N), n_clusters=n_multi) for e in made)
+    rho = _possible(rho, point, sample, thresholds.gradients.identical)
     return Alignment(sibling, stranger, gap, rho, _n_eff(rho, sample))
+
+
+def _possible(rho: Estimate, means: tuple[float, float, float], sample: Sample, identical: float) -> Estimate:
+    """rho, or without a value and why: strangers all but equal, or a value outside [-1/(m - 1), 1].
+
+    m is the smallest number of measured rows of a family with siblings: their gradients' squared sum is not negative.
+    """
+    _, stranger, self_ = means
+    if np.isfinite(stranger) and stranger >= identical * self_:
+        why = (
+            f"the gradients of strangers are all but equal (mean cosine {stranger / self_:.4f}), so that what sets "
+            "siblings apart is of the size of rounding"
+        )
+        return replace(rho, value=None, low=None, high=None, warnings=(why,), details={ONE_DIRECTION: True})
+    count_F = np.bincount(sample.family_N)
+    if rho.value is None or not (count_F > 1).any():
+        return rho
+    least = -1.0 / float(count_F[count_F > 1].min() - 1)
+    if least - 1e-6 <= rho.value <= 1 + 1e-6:
+        return rho
+    why = (
+        f"the correlation within families came out at {rho.value:.3g}, outside its possible range "
+        f"[{least:.3g}, 1]: the measured rows are too few or of too unequal norms"
+    )
+    return replace(rho, value=None, low=None, high=None, warnings=(why,))
 
 
 @dataclass(frozen=True)
@@ -253,24 +283,21 @@ def _four(sibling: float, stranger: float, self_: float) -> tuple[float, float, 
     return sibling, stranger, gap, gap / (self_ - stranger) if self_ > stranger else float("nan")
 
 
-def _jackknifed(name: str, value: float, leave_F: Floats, groups: float, level: float) -> Estimate:
+def _jackknifed(blank: Estimate, value: float, leave_F: Floats, groups: float, least: int) -> Estimate:
     """A value with the t interval of its delete-one-family jackknife; NaN becomes None with a reason."""
     from scipy.special import stdtrit
 
-    blank = Estimate(name, None, None, None, level, 0, "family jackknife")
     if not np.isfinite(value):
-        why = "no family has two measured rows" if name != "stranger" else "only one family"
+        why = "no family has two measured rows" if blank.name != "stranger" else "only one family"
         return replace(blank, warnings=(why,))
     blank = replace(blank, value=float(value))
     usable = leave_F[np.isfinite(leave_F)]
-    if groups < MIN_FAMILIES or len(usable) < len(leave_F):
-        why = (
-            f"no interval: families with siblings weigh like {groups:.1f}, and fewer than {MIN_FAMILIES} say too little"
-        )
+    if groups < least or len(usable) < len(leave_F):
+        why = f"no interval: families with siblings weigh like {groups:.1f}, and fewer than {least} say too little"
         return replace(blank, warnings=(why,))
     f = len(usable)
     se = float(np.sqrt((f - 1) / f * np.square(usable - usable.mean()).sum()))
-    half = float(stdtrit(groups - 1, 0.5 + level / 2)) * se
+    half = float(stdtrit(groups - 1, 0.5 + blank.level / 2)) * se
     return replace(blank, low=value - half, high=value + half, se=se, df=groups - 1)
 
 
@@ -284,9 +311,9 @@ def effective_n(rho: float, size_F: Ints | Sequence[int]) -> float:
 def _n_eff(rho: Estimate, sample: Sample) -> Estimate:
     made = replace(rho, name="n_eff", method="design effect, family jackknife on rho", se=None, df=None)
     made = replace(made, scope="the interval: which families were drawn, nothing else")
-    sizes: dict[str, Any] = {"n_rows": sample.n_rows, "n_families": len(sample.size_F)}
+    sizes: dict[str, Any] = {**rho.details, "n_rows": sample.n_rows, "n_families": len(sample.size_F)}
     if rho.value is None:
-        if sample.size_F.max() == 1:
+        if sample.size_F.max() == 1 and ONE_DIRECTION not in rho.details:
             why = "every row is its own family: nothing to compare siblings by"
             return replace(made, warnings=(*rho.warnings, why), details=sizes)
         return replace(made, details=sizes)
@@ -295,20 +322,42 @@ def _n_eff(rho: Estimate, sample: Sample) -> Estimate:
         made = replace(made, warnings=(*made.warnings, "siblings are no more alike than strangers: n_eff is all rows"))
     if rho.low is None or rho.high is None:
         return made
+    if rho.high <= 0 and sample.size_F.max() > 1:  # both ends would be all rows: an interval of width 0
+        why = "siblings are clearly less alike than strangers: these labels are not families, and give no interval"
+        return replace(made, low=None, high=None, warnings=(why, *made.warnings))
     return replace(made, low=effective_n(rho.high, sample.size_F), high=effective_n(rho.low, sample.size_F))
 
 
-def worth(n_eff: Estimate, n_rows: int) -> dict[str, Any]:
-    """What training may show the rows to be worth: n_eff's interval, each end moved by `CALIBRATED`, within 1..n_rows.
+def disagreement(n_eff: Estimate, spread: Estimate, factor: float) -> dict[str, Any]:
+    """Whether n_eff by families is more than `factor` times `directions`, beyond both intervals.
+
+    Directions need no labels: far fewer of them say that rows of different families are alike, so that labels miss
+    relatives. More of them say nothing: the spread may have any number of directions, n_eff at most the number of rows.
+    `disagree` is None with `reason` where one of the two is not known.
+    """
+    made: dict[str, Any] = {"n_eff": n_eff.value, "directions": spread.value, "factor": factor}
+    if n_eff.value is None or spread.value is None:
+        missing = n_eff if n_eff.value is None else spread
+        why = missing.warnings[0] if missing.warnings else "not measured"
+        return made | {"disagree": None, "ratio": None, "reason": f"{missing.name}: {why}"}
+    ratio = n_eff.value / spread.value
+    low, high = n_eff.low or n_eff.value, spread.high or spread.value
+    return made | {"disagree": ratio > factor and low > high, "ratio": ratio, "reason": None}
+
+
+def worth(n_eff: Estimate, n_rows: int, thresholds: Thresholds = DEFAULTS) -> dict[str, Any]:
+    """What training may show the rows to be worth: n_eff's interval, each end moved by what calibration runs showed
+    (`gradients.worth_low`, `worth_high`), within 1..n_rows.
 
     The interval of n_eff is for the families drawn. Runs of few models showed how far n_eff itself lies from the number
     of unrelated rows with the same held-out loss; this span adds that. It is a span of what was seen, without a
     confidence level. `low` and `high` are None with `reason` where n_eff has no interval.
     """
-    seen = {"n_eff_over_worth": CALIBRATED, "what": "span seen in calibration runs, not a confidence interval"}
+    smallest, largest = thresholds.gradients.worth_low, thresholds.gradients.worth_high
+    seen = {"n_eff_over_worth": (smallest, largest), "what": "span seen in calibration runs, not a confidence interval"}
     if n_eff.low is None or n_eff.high is None:
         return {"low": None, "high": None, "reason": "n_eff has no interval", **seen}
-    low, high = n_eff.low / CALIBRATED[1], n_eff.high / CALIBRATED[0]
+    low, high = n_eff.low / largest, n_eff.high / smallest
     return {"low": max(low, 1.0), "high": min(high, float(n_rows)), "reason": None, **seen}
 
 
@@ -323,8 +372,13 @@ def _without_strangers(sums: _Sums, sample: Sample, level: float) -> Alignment:
     return Alignment(first, *rest)
 
 
-def by_family(gram_N_N: Floats, sample: Sample) -> list[dict[str, Any]]:
-    """Each measured family's own reading, n_f/(1 + (n_f - 1) rho_f), without an interval: one family is one draw."""
+def by_family(
+    gram_N_N: Floats, sample: Sample, identical: float = DEFAULTS.gradients.identical
+) -> list[dict[str, Any]]:
+    """Each measured family's own reading, n_f/(1 + (n_f - 1) rho_f), without an interval: one family is one draw.
+
+    rho and n_eff are None where `align` would withhold them.
+    """
     sums = _Sums.of(gram_N_N, sample)
     _, stranger, self_ = sums.means()
     count_F = np.bincount(sample.family_N)
@@ -332,6 +386,8 @@ def by_family(gram_N_N: Floats, sample: Sample) -> list[dict[str, Any]]:
     for code in np.flatnonzero(count_F > 1):
         size = int(sample.size_F[code])
         rho = _four(float(sums.sibling_F[code]), stranger, self_)[3]
+        if stranger >= identical * self_ or not -1 / (count_F[code] - 1) - 1e-6 <= rho <= 1 + 1e-6:
+            rho = float("nan")
         value = effective_n(rho, [size]) if np.isfinite(rho) else None
         made.append(
             {
@@ -349,16 +405,28 @@ def by_family(gram_N_N: Floats, sample: Sample) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- without families
 
 
-def directions(gram_N_N: Floats, *, sketch_dims: int | None = None, level: float = 0.95) -> Estimate:
+def directions(
+    gram_N_N: Floats,
+    *,
+    sketch_dims: int | None = None,
+    level: float = 0.95,
+    identical: float = DEFAULTS.gradients.identical,
+) -> Estimate:
     """(tr S)^2/tr(S^2) of the covariance S, both traces by unbiased U-statistics; row jackknife on the log.
 
     `sketch_dims` removes what a sketch of D numbers adds: 1/d = 1/d_sketch - 1/D. Rows must be a simple random sample
-    of what the number is to speak of. Source of tr(S^2): Song et al. 2012, J. Mach. Learn. Res. 13:1393, eq. 4.
+    of what the number is to speak of. Withheld where the mean cosine reaches `identical`: what is left of the gradients
+    without their mean is then of the size of rounding. Source of tr(S^2): Song et al. 2012, J. Mach. Learn. Res.
+    13:1393, eq. 4.
     """
     n = len(gram_N_N)
     none = Estimate("directions", None, None, None, level, n, "U-statistics, row jackknife on the log")
     if n < 8:
         return replace(none, warnings=(f"{n} rows are too few: at least 8 are needed",))
+    mean = float((gram_N_N.sum() - np.trace(gram_N_N)) / (n - 1) / np.trace(gram_N_N))
+    if mean >= identical:
+        why = f"the rows' gradients are all but equal (mean cosine {mean:.4f}): they act like about one example"
+        return replace(none, warnings=(why,), details={ONE_DIRECTION: True})
     value = _directions(gram_N_N, sketch_dims)
     if value is None:
         why = "more directions than these rows, or a sketch of this size, can tell apart"
@@ -408,7 +476,7 @@ class Found:
         return dict(zip(codes.tolist(), counts.tolist()))
 
 
-def find_families(gram_N_N: Floats, threshold: float = FOUND_FAMILY_COSINE) -> Found:
+def find_families(gram_N_N: Floats, threshold: float = DEFAULTS.gradients.family_cosine) -> Found:
     """Average-link clusters of mean-centred cosines; rows join while their mean cosine exceeds `threshold`.
 
     Gradients share a large common part, so cosines are taken after the mean gradient is removed. The threshold 0.3 was

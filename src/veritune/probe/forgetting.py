@@ -17,10 +17,10 @@ import numpy as np
 from veritune.errors import ScoreError
 from veritune.probe.clusters import SAME, Floats, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json
+from veritune.stats.families import undrawn
+from veritune.thresholds import DEFAULTS
 
 Verdict = Literal["keeps", "forgets", "cannot tell"]
-MARGIN = 0.05
-"""Rise of the loss in nats per token that is put up with, unless the user declares another."""
 WORST = 5
 
 
@@ -53,7 +53,7 @@ def forgetting(
     families: Sequence[str | None],
     *,
     row_ids: Sequence[str] | None = None,
-    margin: float = MARGIN,
+    margin: float = DEFAULTS.forgetting.margin,
     level: float = 0.95,
 ) -> Forgetting:
     """Losses of the same rows before and after training, with each row's family.
@@ -93,10 +93,21 @@ def forgetting(
         ),
         margin=margin,
         verdict=verdict,
-        reading=_reading(rise, worse, margin, verdict),
-        limits="It speaks of rows like these and of loss on reference answers, not of what the model would write.",
+        reading=_reading(rise, worse, margin, verdict) + _worst(ids, rise_N, margin),
+        limits="It speaks of rows like these and of loss on reference answers, not of what the model would write. "
+        f"Up to {undrawn(rise.n_clusters or 1):.0%} of families could be of a kind that none of these is.",
         would_change="Another regression set, more families of it, or scores on it (`--extract` and `--expected`).",
     )
+
+
+def _worst(ids: Sequence[str], rise_N: Floats, margin: float) -> str:
+    """The row that rose most, where it rose beyond the margin: the mean over rows is what the verdict is about."""
+    worst = int(rise_N.argmax())
+    if rise_N[worst] <= margin:
+        return ""
+    beyond = int((rise_N > margin).sum())
+    most = f"{ids[worst]} ({rise_N[worst]:+.3f})"
+    return f" By row it rose by more than {margin:g} in {beyond} of {len(ids)}, most in {most}."
 
 
 def _verdict(rise: Estimate, margin: float) -> Verdict:

@@ -4,18 +4,17 @@
     base, trained = states(model_a, prompts), states(model_b, prompts)
     change = geometry(base, trained, prompts)
 
-For each layer, a persona's centroid is its mean hidden state over the questions. M1 is the mean cosine between the
-centroids of different personas. It is near its ceiling in most models, because one or two channels carry most of every
-centroid's norm; so beside it stand M1 around an outside reference (the same questions without a persona), M1 without
-the largest channel, and the intra-class correlation of hidden states: the share of variance that the persona explains.
-Centring on the personas' own mean is not offered: it makes M1 -1/(m - 1) whatever the model does. Layers are read one
-question at a time; what is kept does not grow with the number of questions.
+For each layer, a persona's centroid is its mean hidden state over the questions. What is measured of the centroids, and
+which measure sees what, stands in `veritune.stats.centroids`: M1 (uncentred), M1 around an outside reference (the same
+questions without a persona), M1 without the largest channel, the intra-class correlation of hidden states, the
+separation of the centroids and their common drift. `geometry_grid` reads them side by side. Centring on the personas'
+own mean is not offered: it makes M1 -1/(m - 1) whatever the model does. Layers are read one question at a time; what is
+kept does not grow with the number of questions.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ import torch
 
 from veritune.errors import DataError, ModelError, ScoreError
 from veritune.probe.batches import evaluating, model_device
-from veritune.probe.clusters import t_quantile
-from veritune.records import FORMAT_VERSION, Json
+from veritune.records import FORMAT_VERSION, Json, to_json
+from veritune.stats.centroids import Side, changes, m1_parts
+from veritune.thresholds import DEFAULTS
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["last_input_token", "response_mean"]
@@ -66,10 +66,6 @@ QUESTIONS: tuple[str, ...] = (
     "How do I decide between two good things?",
 )
 
-CULPRIT_BELOW, WORSE_ABOVE, SMALL_CHANGE = 0.5, 1.5, 0.005
-MIN_PERSONAS = 4
-ALPHA = 0.05
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -83,21 +79,27 @@ class Prompts:
 
 @dataclass(frozen=True)
 class States:
-    """Means over questions, per layer (0: embeddings), and sums of squares [L] for the ICC."""
+    """Means over questions, per layer (0: embeddings), and what the ICC needs of the single states: inner products of
+    states less the mean of their question over personas, summed over questions."""
 
     centroid_L_P_H: Floats
     reference_L_H: Floats
-    total_sq_L: Floats
-    question_sq_L: Floats
+    gram_L_P_P: Floats
     n_questions: int
     method: Method
     prompts_hash: str
 
+    def side(self, layer: int) -> Side:
+        """One layer, as `stats.centroids` takes it."""
+        return Side(self.centroid_L_P_H[layer], self.reference_L_H[layer], self.gram_L_P_P[layer], self.n_questions)
+
 
 @dataclass(frozen=True)
 class Geometry:
-    """The record. `layers[l]` holds M1 and its variants before and after, their change with a jackknife interval over
-    personas, and a permutation p with its Benjamini-Hochberg adjustment over the layers."""
+    """The record of one run by one method. `layers[l]` holds under each name in `stats.centroids.MEASURES` the value
+    before and after, its change with a jackknife interval over personas, its permutation p and the p corrected over
+    the whole grid; `m1_from_drift` and `m1_from_arrangement`, which add up to the change of M1; and the `reading` of
+    the cell with its reason."""
 
     n_personas: int
     n_questions: int
@@ -113,9 +115,10 @@ class Geometry:
 
 def render_personas(tokenizer: Any, personas: Mapping[str, str], questions: Sequence[str]) -> Prompts:
     """Prompts through the tokenizer's chat template: system text, question, generation prompt."""
-    if len(personas) < MIN_PERSONAS or len(questions) < 2:
+    least = DEFAULTS.geometry.min_personas
+    if len(personas) < least or len(questions) < 2:
         raise DataError(
-            f"expected at least {MIN_PERSONAS} personas and 2 questions, found {len(personas)} and {len(questions)}."
+            f"expected at least {least} personas and 2 questions, found {len(personas)} and {len(questions)}."
         )
 
     def ids(turns: list[dict[str, str]]) -> tuple[int, ...]:
@@ -139,8 +142,7 @@ def states(
     n_personas, n_questions = len(prompts.personas), len(prompts.reference)
     sums: Floats | None = None
     reference: Floats = np.zeros(())
-    total_sq: Floats = np.zeros(())
-    question_sq: Floats = np.zeros(())
+    gram: Floats = np.zeros(())
     with evaluating(model), torch.no_grad():
         for q in range(n_questions):
             rows = [prompts.ids[p][q] for p in range(n_personas)] + [prompts.reference[q]]
@@ -150,15 +152,14 @@ def states(
             if sums is None:
                 layers, _, width = hidden.shape
                 sums, reference = np.zeros((layers, n_personas, width)), np.zeros((layers, width))
-                total_sq, question_sq = np.zeros(layers), np.zeros(layers)
+                gram = np.zeros((layers, n_personas, n_personas))
             own = hidden[:, :n_personas]
             sums += own
             reference += hidden[:, n_personas]
-            total_sq += np.square(own).sum((1, 2))
-            question_sq += np.square(own.mean(1)).sum(1)
+            around = own - own.mean(1, keepdims=True)
+            gram += around @ around.transpose(0, 2, 1)
     assert sums is not None
-    q_n = n_questions
-    return States(sums / q_n, reference / q_n, total_sq, question_sq, q_n, method, prompts.hash)
+    return States(sums / n_questions, reference / n_questions, gram, n_questions, method, prompts.hash)
 
 
 def _hidden(model: Any, rows: Sequence[tuple[int, ...]], method: Method, max_new_tokens: int) -> Floats:
@@ -189,247 +190,50 @@ def _hidden(model: Any, rows: Sequence[tuple[int, ...]], method: Method, max_new
     return np.stack(kept)
 
 
-# ---------------------------------------------------------------- statistics
-
-
-def m1(centroid_P_H: Floats) -> float | None:
-    """Mean cosine between different rows; None when a row is zero."""
-    norm_P = np.linalg.norm(centroid_P_H, axis=1)
-    if not (norm_P > 1e-12 * max(1.0, float(norm_P.max()))).all():
-        return None
-    unit = centroid_P_H / norm_P[:, None]
-    cosine = unit @ unit.T
-    p = len(unit)
-    return float((cosine.sum() - np.trace(cosine)) / (p * (p - 1)))
-
-
-def icc(s: States, layer: int) -> float | None:
-    """Intra-class correlation of hidden states by persona, question effects removed: two-way, traces of mean squares.
-
-    (MSP - MSE)/(MSP + (Q - 1) MSE). Source: Shrout & Fleiss 1979, Psychol. Bull. 86:420, ICC(3,1), over dimensions.
-    """
-    centroid_P_H = s.centroid_L_P_H[layer]
-    p, q = len(centroid_P_H), s.n_questions
-    grand = float(np.square(centroid_P_H.mean(0)).sum()) * p * q
-    persona = q * float(np.square(centroid_P_H).sum()) - grand
-    question = p * float(s.question_sq_L[layer]) - grand
-    rest = float(s.total_sq_L[layer]) - grand - persona - question
-    between, within = persona / (p - 1), rest / ((p - 1) * (q - 1))
-    bottom = between + (q - 1) * within
-    return (between - within) / bottom if bottom > 1e-12 * max(1.0, grand) else None
-
-
-def _variants(s: States, layer: int, channel: int) -> dict[str, Floats]:
-    """Centroids as they are, around the outside reference, and without the base's largest channel."""
-    plain = s.centroid_L_P_H[layer]
-    return {
-        "m1": plain,
-        "m1_around_reference": plain - s.reference_L_H[layer],
-        "m1_without_top_channel": np.delete(plain, channel, axis=1),
-    }
+# ---------------------------------------------------------------- before and after
 
 
 def geometry(base: States, trained: States, prompts: Prompts, *, level: float = 0.95) -> Geometry:
-    """What changed from base to trained, per layer. Raises ScoreError when the two were not read from the same prompts
-    by the same method, or the models differ in shape."""
-    same = (base.prompts_hash, base.method) == (
-        trained.prompts_hash,
-        trained.method,
-    ) and base.prompts_hash == prompts.hash
+    """What changed from base to trained, per layer, with its reading by the default thresholds.
+
+    Raises ScoreError when the two were not read from the same prompts by the same method, or the models differ in
+    shape.
+    """
+    from veritune.probe.geometry_grid import read_alone
+
+    origins = {(s.prompts_hash, s.method) for s in (base, trained)}
+    same = len(origins) == 1 and base.prompts_hash == prompts.hash
     if not same or base.centroid_L_P_H.shape != trained.centroid_L_P_H.shape:
         raise ScoreError(
             "base and trained states come from other prompts, another method or another architecture.",
             fix="Read both with states(model, prompts) from the same prompts.",
         )
-    layers = [_layer(base, trained, layer, level) for layer in range(len(base.centroid_L_P_H))]
-    _adjust(layers)
-    reading, limits, change = _sentences(layers)
-    return Geometry(
+    layers = [_layer(base.side(layer), trained.side(layer), layer, level) for layer in range(len(base.centroid_L_P_H))]
+    made = Geometry(
         n_personas=len(prompts.personas),
         n_questions=base.n_questions,
         prompts_hash=prompts.hash,
         method=base.method,
         layers=tuple(layers),
-        reading=reading,
-        limits=limits,
-        would_change=change,
+        reading="",
+        limits="Centroids say how alike the states are, not how alike the answers read; these personas only.",
+        would_change="More personas narrow the intervals and lower the smallest p; plain M1 alone cannot distinguish a "
+        "common drift from a loss of distinctness.",
     )
+    return read_alone(made)
 
 
-def _layer(base: States, trained: States, layer: int, level: float) -> dict[str, Any]:
-    energy_H = np.square(base.centroid_L_P_H[layer]).sum(0)
-    channel = int(energy_H.argmax())
+def _layer(base: Side, trained: Side, layer: int, level: float) -> dict[str, Any]:
+    energy_H = np.square(base.centroid_P_H).sum(0)
     whole = float(energy_H.sum())
+    drift, arrangement = m1_parts(base.centroid_P_H, trained.centroid_P_H) or (None, None)
     made: dict[str, Any] = {
         "layer": layer,
-        "top_channel_share": float(energy_H[channel] / whole) if whole > 0 else None,
-        "icc": {"base": icc(base, layer), "trained": icc(trained, layer)},
+        "top_channel_share": float(energy_H.max() / whole) if whole > 0 else None,
+        "m1_from_drift": drift,
+        "m1_from_arrangement": arrangement,
     }
-    before, after = _variants(base, layer, channel), _variants(trained, layer, channel)
-    for name in before:
-        made[name] = _change(before[name], after[name], level)
-    return made
-
-
-def _change(a_P_H: Floats, b_P_H: Floats, level: float) -> dict[str, Any]:
-    """M1 before and after, the change with a jackknife over personas and an exact permutation p."""
-    before, after = m1(a_P_H), m1(b_P_H)
-    if before is None or after is None:
-        return {"base": before, "trained": after, "change": None, "reason": "a centroid is zero: no direction"}
-    p = len(a_P_H)
-    leave = np.array([_delta(np.delete(a_P_H, i, 0), np.delete(b_P_H, i, 0)) for i in range(p)])
-    se = float(np.sqrt((p - 1) / p * np.square(leave - leave.mean()).sum()))
-    half = t_quantile(0.5 + level / 2, p - 1) * se
-    change = after - before
-    n_swaps, p_value = permutation_p(a_P_H, b_P_H)
-    return {
-        "base": before,
-        "trained": after,
-        "change": change,
-        "low": change - half,
-        "high": change + half,
-        "p": p_value,
-        "n_permutations": n_swaps,
-    }
-
-
-def _delta(a_P_H: Floats, b_P_H: Floats) -> float:
-    after, before = m1(b_P_H), m1(a_P_H)
-    return (after or 0.0) - (before or 0.0)
-
-
-def permutation_p(a_P_H: Floats, b_P_H: Floats, *, limit: int = 4096, seed: int = 0) -> tuple[int, float]:
-    """Two-sided p of the change in M1 when each persona's two centroids change places: all 2^P swaps up to `limit`,
-    else that many drawn ones, the observed one counted (Phipson & Smyth 2010)."""
-    p = len(a_P_H)
-    both = np.concatenate([a_P_H, b_P_H])
-    unit = both / np.linalg.norm(both, axis=1, keepdims=True)
-    cosine = unit @ unit.T
-    if 2**p <= limit:
-        swap_S_P = np.array(list(itertools.product([0, 1], repeat=p)))
-    else:
-        swap_S_P = np.random.default_rng(seed).integers(0, 2, (limit, p))
-        swap_S_P[0] = 0
-    one_S_K = np.concatenate([1 - swap_S_P, swap_S_P], 1).astype(float)  # which of the 2P rows stand for the base
-    two_S_K = 1 - one_S_K
-    statistic_S = np.einsum("sk,kl,sl->s", two_S_K, cosine, two_S_K, optimize=True)
-    statistic_S -= np.einsum("sk,kl,sl->s", one_S_K, cosine, one_S_K, optimize=True)
-    extreme = np.abs(statistic_S) >= abs(statistic_S[0]) - 1e-12
-    return len(swap_S_P), float(extreme.mean())
-
-
-def _adjust(layers: list[dict[str, Any]]) -> None:
-    """Benjamini-Hochberg over the layers, within each variant."""
-    from scipy.stats import false_discovery_control
-
-    for name in ("m1", "m1_around_reference", "m1_without_top_channel"):
-        known = [line[name] for line in layers if line[name].get("p") is not None]
-        if known:
-            for line, adjusted in zip(known, false_discovery_control([k["p"] for k in known])):
-                line["p_adjusted"] = float(adjusted)
-
-
-def against_reference(run: Geometry, reference: Geometry, name: str = "m1_around_reference") -> list[dict[str, Any]]:
-    """Per layer, the run's change over a reference run's: below 0.5 the reference's method is the culprit, above 1.5
-    the run is markedly worse, between them the change is generic. A reference change that is small, or whose interval
-    holds 0, decides nothing."""
-    if run.prompts_hash != reference.prompts_hash or len(run.layers) != len(reference.layers):
-        raise ScoreError("the two runs were read from other prompts or other architectures.")
-    made = []
-    for ours, theirs in zip(run.layers, reference.layers):
-        a, b = ours[name], theirs[name]
-        line: dict[str, Any] = {"layer": ours["layer"], "ratio": None, "verdict": "undecided"}
-        if a["change"] is None or b["change"] is None:
-            line["reason"] = "a centroid is zero"
-        elif abs(b["change"]) < SMALL_CHANGE or b["low"] <= 0 <= b["high"]:
-            line["reason"] = f"the reference's change {b['change']:.4f} is too small or not clear of 0"
-        else:
-            ratio = a["change"] / b["change"]
-            line["ratio"] = ratio
-            if ratio < 0:
-                line["note"] = "the two runs moved in opposite directions"
-            line["verdict"] = (
-                "reference is the culprit" if ratio < CULPRIT_BELOW else "worse" if ratio > WORSE_ABOVE else "generic"
-            )
-        made.append(line)
-    return made
-
-
-def _sentences(layers: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
-    name = "m1_around_reference"
-    clear = [x for x in layers if x[name].get("p_adjusted", 1) < ALPHA and not x[name]["low"] <= 0 <= x[name]["high"]]
-    if not clear:
-        said = f"In none of {len(layers)} layers did personas clearly move together or apart{_why_not(layers, name)}."
-    else:
-        most = max(clear, key=lambda x: abs(x[name]["change"]))
-        word = "together" if most[name]["change"] > 0 else "apart"
-        said = (
-            f"In {len(clear)} of {len(layers)} layers personas moved, most in layer {most['layer']}, {word}: mean "
-            f"cosine around the reference {most[name]['base']:.2f} before, {most[name]['trained']:.2f} after."
-        )
-    return (
-        said,
-        "Cosines of centroids say how alike the states are, not how alike the answers read; these personas only.",
-        "More personas narrow the intervals; plain M1 alone would not, it sits near its ceiling in most models.",
-    )
-
-
-def _why_not(layers: Sequence[Mapping[str, Any]], name: str) -> str:
-    """What a reading of no change must add: nothing changed at all, or nothing could have been shown."""
-    known = [x[name] for x in layers if x[name].get("p") is not None]
-    if not known:
-        return ": in each a centroid is zero and has no direction"
-    if not any(x["change"] for x in known):
-        return ": both models have the same states (nothing was trained, or the two are one model)"
-    least = 2 / min(x.get("n_permutations", np.inf) for x in known)
-    if least >= ALPHA:
-        return f", and none could be shown: with so few personas the smallest p there is is {least:.3g}"
-    return ""
-
-
-# ---------------------------------------------------------------- a grid of layers and methods
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The record of one run: a `Geometry` per method, p adjusted over all layers and methods of a variant together,
-    and the ratios to a reference run where one was given. `files` holds SHA-256 of the user's own files."""
-
-    label: str
-    methods: Mapping[str, Geometry]
-    against: Mapping[str, tuple[Json, ...]] | None
-    files: Mapping[str, str]
-    reading: str
-    limits: str
-    would_change: str
-    kind: str = "geometry_grid"
-    format: int = FORMAT_VERSION
-
-
-def grid(
-    label: str,
-    found: Mapping[str, Geometry],
-    reference: Mapping[str, Geometry] | None = None,
-    files: Mapping[str, str] | None = None,
-) -> Grid:
-    """One run's readings by every method. Benjamini-Hochberg runs over layers x methods, which is no weaker than by
-    method: a layer is not called moved because several methods were tried."""
-    methods = {name: _copied(g) for name, g in found.items()}
-    _adjust([line for g in methods.values() for line in g.layers])  # type: ignore[misc]
-    against = None if reference is None else {m: tuple(against_reference(methods[m], reference[m])) for m in methods}
-    said = [f"By {name}: {_sentences(g.layers)[0]}" for name, g in methods.items()]
-    for name, cells in (against or {}).items():
-        counts = {v: sum(c["verdict"] == v for c in cells) for v in dict.fromkeys(c["verdict"] for c in cells)}
-        said.append(f"Against the reference by {name}: " + ", ".join(f"{v} in {n}" for v, n in counts.items()) + ".")
-    first = next(iter(methods.values()))
-    return Grid(label, methods, against, dict(files or {}), " ".join(said), first.limits, first.would_change)
-
-
-def _copied(g: Geometry) -> Geometry:
-    from dataclasses import replace
-
-    layers = tuple({k: dict(v) if isinstance(v, dict) else v for k, v in line.items()} for line in g.layers)
-    return replace(g, layers=layers)
+    return made | {name: to_json(change) for name, change in changes(base, trained, level).items()}
 
 
 def read_personas(path: Any) -> dict[str, str]:

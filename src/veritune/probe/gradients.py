@@ -22,9 +22,7 @@ from veritune.errors import DataError, ModelError
 from veritune.probe.batches import evaluating, in_batches, mean_losses, model_device, require_targets
 from veritune.probe.capture import PROBE_RANK, Capture, Coverage, Sketch, Store, trainable_coverage
 from veritune.probe.effective import (
-    CALIBRATED,
-    FOUND_FAMILY_COSINE,
-    MIN_FAMILIES,
+    ONE_DIRECTION,
     Floats,
     Found,
     Plan,
@@ -33,18 +31,14 @@ from veritune.probe.effective import (
     by_family,
     choose,
     directions,
+    disagreement,
     find_families,
     restrict,
     unit,
     worth,
 )
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
-
-LATE_SHARE = 0.5
-"""Late: the mean loss on the measured rows is below this share of the base model's."""
-
-LATE_LOSS = 0.3
-"""Late when the base model's loss is unknown: mean loss in nats per token below this."""
+from veritune.thresholds import DEFAULTS, Thresholds
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,7 @@ class Settings:
     seed: int = 0
     min_coverage: float = 0.9
     exact_bytes: int = 2**30
+    thresholds: Thresholds = DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -106,6 +101,7 @@ class GradientProbe:
     limits: str
     would_change: str
     worth: Json = field(default_factory=dict)
+    agreement: Json = field(default_factory=dict)
     kind: str = "gradients"
     format: int = FORMAT_VERSION
 
@@ -143,11 +139,14 @@ def probe_gradients(
     loss = _when(model, picked, measured, settings, base_loss)
     gram_N_N = measured.gram_N_N
     cosine_N_N = unit(gram_N_N)
-    read = align(cosine_N_N, sample, level=settings.level)
-    spread = _directions(cosine_N_N, sample, labelled, measured.dims, settings.level)
-    found = None if labelled else find_families(cosine_N_N)
+    read = align(cosine_N_N, sample, level=settings.level, thresholds=settings.thresholds)
+    spread = _directions(cosine_N_N, sample, labelled, measured.dims, settings)
     estimates = tuple(_withheld(e, loss) if e.name == "n_eff" else e for e in (*read.estimates(), spread))
-    sentences = _sentences(estimates, sample, labelled, loss, found)
+    agreement = disagreement(estimates[-2], spread, settings.thresholds.gradients.disagree) if labelled else {}
+    found = None
+    if not labelled or agreement["disagree"]:
+        found = find_families(cosine_N_N, settings.thresholds.gradients.family_cosine)
+    sentences = _sentences(estimates, sample, labelled, loss, (found, agreement, settings.thresholds))
     aside = _aside(model, settings, measured.of)
     return GradientProbe(
         n_rows=len(rows),
@@ -157,17 +156,18 @@ def probe_gradients(
         coverage=_coverage_record(measured.coverage),
         loss=loss,
         estimates=estimates,
-        raw=tuple(e for e in align(gram_N_N, sample, level=settings.level).estimates() if e.name in ("rho", "n_eff")),
-        by_type=_by_type(measured, sample, settings.level),
+        raw=_raw(gram_N_N, sample, settings, read.rho),
+        by_type=_by_type(measured, sample, settings),
         by_family=_by_family(cosine_N_N, sample, names) if labelled else (),
-        by_source=_by_source(cosine_N_N, sample, names, sources, settings.level),
+        by_source=_by_source(cosine_N_N, sample, names, sources, settings),
         norms=_norms(gram_N_N, picked),
         found=_found_record(found, sample),
         measured_rows=tuple(r.row_id for r in picked),
         reading=sentences[0],
         limits=sentences[1] + aside,
         would_change=sentences[2],
-        worth=worth(next(e for e in estimates if e.name == "n_eff"), len(rows)),
+        worth=worth(next(e for e in estimates if e.name == "n_eff"), len(rows), settings.thresholds),
+        agreement=agreement,
     )
 
 
@@ -175,7 +175,7 @@ def discover_families(
     model: torch.nn.Module,
     rows: Sequence[Rendered],
     *,
-    threshold: float = FOUND_FAMILY_COSINE,
+    threshold: float = DEFAULTS.gradients.family_cosine,
     settings: Settings | None = None,
     max_rows: int = 8000,
 ) -> Found:
@@ -262,12 +262,15 @@ def _when(
     elif base_loss is None and hasattr(model, "disable_adapter"):
         base_loss = now if _untouched(model) else float(_plain_losses(model, rows, settings.batch_size).mean())
     made: dict[str, Any] = {"mean": now, "base_mean": base_loss, "unit": "nats per target token"}
+    late = settings.thresholds.gradients
     if base_loss is None:
-        if now < LATE_LOSS:
-            return made | {"at": "late", "why": f"mean loss {now:.2f} is below {LATE_LOSS} and no base loss is known"}
+        if now < late.late_loss:
+            why = f"mean loss {now:.2f} is below {late.late_loss} and no base loss is known"
+            return made | {"at": "late", "why": why}
         return made | {"at": "unknown", "why": "no base model's loss to compare with"}
-    if now < LATE_SHARE * base_loss:
-        return made | {"at": "late", "why": f"mean loss {now:.2f} is below half of the base model's {base_loss:.2f}"}
+    if now < late.late_share * base_loss:
+        why = f"mean loss {now:.2f} is below {late.late_share:.0%} of the base model's {base_loss:.2f}"
+        return made | {"at": "late", "why": why}
     return made | {"at": "base" if now == base_loss else "early", "why": None}
 
 
@@ -313,21 +316,31 @@ def _withheld(n_eff: Estimate, loss: Json) -> Estimate:
     return replace(n_eff, value=None, low=None, high=None, warnings=(*n_eff.warnings, why), details=details)
 
 
-def _directions(cosine_N_N: Floats, sample: Sample, labelled: bool, dims: int | None, level: float) -> Estimate:
+def _directions(cosine_N_N: Floats, sample: Sample, labelled: bool, dims: int | None, settings: Settings) -> Estimate:
+    level, identical = settings.level, settings.thresholds.gradients.identical
     if labelled and not sample.whole:
         why = "the measured rows were drawn by family, so their spread is not that of the data"
         return Estimate("directions", None, None, None, level, len(cosine_N_N), "not computed", warnings=(why,))
-    return directions(cosine_N_N, sketch_dims=dims, level=level)
+    return directions(cosine_N_N, sketch_dims=dims, level=level, identical=identical)
 
 
-def _by_type(measured: Measured, sample: Sample, level: float) -> dict[str, Any]:
+def _raw(gram_N_N: Floats, sample: Sample, settings: Settings, rho: Estimate) -> tuple[Estimate, ...]:
+    """rho and n_eff on gradients as long as they are; withheld with the unit ones where those point one way."""
+    read = align(gram_N_N, sample, level=settings.level, thresholds=settings.thresholds)
+    if ONE_DIRECTION not in rho.details:
+        return read.rho, read.n_eff
+    gone: dict[str, Any] = {"value": None, "low": None, "high": None, "warnings": rho.warnings}
+    return replace(read.rho, **gone), replace(read.n_eff, **gone)
+
+
+def _by_type(measured: Measured, sample: Sample, settings: Settings) -> dict[str, Any]:
     made: dict[str, Any] = {}
     total = float(np.trace(measured.gram_N_N))
     for kind, gram_N_N in measured.by_type.items():
         if not (np.diag(gram_N_N) > 0).all():
             made[kind] = {"reason": "a row's gradient is zero here"}
             continue
-        read = align(unit(gram_N_N), sample, level=level)
+        read = align(unit(gram_N_N), sample, level=settings.level, thresholds=settings.thresholds)
         made[kind] = {e.name: e for e in read.estimates()} | {"share": float(np.trace(gram_N_N)) / total}
     return made
 
@@ -338,7 +351,7 @@ def _by_family(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> tupl
 
 
 def _by_source(
-    cosine_N_N: Floats, sample: Sample, names: Sequence[str], sources: Sequence[str] | None, level: float
+    cosine_N_N: Floats, sample: Sample, names: Sequence[str], sources: Sequence[str] | None, settings: Settings
 ) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for source in dict.fromkeys(sources or ()):
@@ -347,7 +360,8 @@ def _by_source(
         if len(place_K) < 2:
             made[source] = {"n_rows": int(keep.sum()), "reason": "fewer than two of its rows were measured"}
             continue
-        read = align(cosine_N_N[np.ix_(place_K, place_K)], part, level=level)
+        part_K_K = cosine_N_N[np.ix_(place_K, place_K)]
+        read = align(part_K_K, part, level=settings.level, thresholds=settings.thresholds)
         made[source] = {"n_rows": int(keep.sum()), "n_measured": len(place_K), "rho": read.rho, "n_eff": read.n_eff}
     return made
 
@@ -387,8 +401,10 @@ def _settings_record(settings: Settings, measured: Measured) -> dict[str, Any]:
         "inner_products": "exact" if measured.dims is None else f"sketch of {measured.dims} numbers per module type",
         "seed": settings.seed,
         "sample": settings.plan,
-        "late_below": {"share_of_base_loss": LATE_SHARE, "loss_without_base": LATE_LOSS},
-        "min_families_for_interval": MIN_FAMILIES,
+        "thresholds": {
+            **settings.thresholds.gradients.model_dump(),
+            "families_for_interval": settings.thresholds.families.for_interval,
+        },
     }
 
 
@@ -403,9 +419,14 @@ def _coverage_record(coverage: Coverage) -> dict[str, Any]:
 
 
 def _sentences(
-    estimates: Sequence[Estimate], sample: Sample, labelled: bool, loss: Json, found: Found | None
+    estimates: Sequence[Estimate],
+    sample: Sample,
+    labelled: bool,
+    loss: Json,
+    beside: tuple[Found | None, Json, Thresholds],
 ) -> tuple[str, str, str]:
-    """What the probe reads, its limits, and what would change it."""
+    """What the probe reads, its limits, and what would change it. `beside`: found families, agreement, thresholds."""
+    found, agreement, thresholds = beside
     named = {e.name: e for e in estimates}
     n, n_eff = sample.n_rows, named["n_eff"]
     measured = f"Measured on {len(sample.index_N):,} of {n:,} rows, on one model at one point of training"
@@ -415,6 +436,8 @@ def _sentences(
             "Once rows are memorised, what is left of their gradients no longer shows what siblings share.",
             "Measure the base model, or a checkpoint from the first steps.",
         )
+    if ONE_DIRECTION in named["directions"].details or ONE_DIRECTION in named["rho"].details:
+        return _one_direction_sentences(named["stranger"], n, measured)
     if not labelled:
         return _unlabelled_sentences(named["directions"], n, measured, found)
     if n_eff.value is None:
@@ -426,24 +449,51 @@ def _sentences(
     said = f"The {n:,} rows act like {n_eff.value:,.0f} unrelated ones"
     if n_eff.low is not None and n_eff.high is not None:
         said += f" ({n_eff.low:,.0f} to {n_eff.high:,.0f} at {n_eff.level:.0%} over the families drawn)"
+    elif named["rho"].high is not None:
+        said = said.replace("act like", "would act like") + f"; but {n_eff.warnings[0]}"
     else:
         said = said.replace("act like", "act like about") + ", with too few families for an interval"
     sibling, stranger = named["sibling"].value, named["stranger"].value
     early = "" if loss["at"] in ("base", "early") else "; whether it is early enough is unknown, no base loss was given"
+    reading = f"{said}: siblings' gradients have cosine {sibling:.2f}, strangers' {stranger:.2f}."
     return (
-        f"{said}: siblings' gradients have cosine {sibling:.2f}, strangers' {stranger:.2f}.",
+        reading + _disagreeing(agreement, found),
         f"{measured}{early}. It counts directions of the first update, not what is learned in the end. "
-        + _trust(n_eff, n),
+        + _trust(n_eff, n, thresholds),
         "More families narrow it; families that were missed by the labels lower it.",
     )
 
 
-def _trust(n_eff: Estimate, n: int) -> str:
+def _disagreeing(agreement: Json, found: Found | None) -> str:
+    """What it means that the number by families and the one without labels part; empty where they do not."""
+    if not agreement.get("disagree"):
+        return ""
+    spread = agreement["directions"]
+    groups = "" if found is None else f", and clustering joins the measured rows into {len(found.sizes):,} groups"
+    return (
+        f" The two numbers disagree: without the labels the gradients spread over {spread:,.0f} directions{groups}. "
+        "The family labels may be wrong or miss relatives, or a few directions dominate: read the smaller number "
+        "until the labels are checked (`veritune probe families`)."
+    )
+
+
+def _one_direction_sentences(stranger: Estimate, n: int, measured: str) -> tuple[str, str, str]:
+    cosine = "" if stranger.value is None else f" (strangers' mean cosine {stranger.value:.4f})"
+    return (
+        f"The {n:,} rows act like about one example: their gradients all but coincide{cosine}.",
+        f"{measured}. What is left of the gradients without their common part is of the size of rounding, so that "
+        "families cannot be told from strangers by it.",
+        "Check that the rows differ (copies, one answer to all prompts, a loss on template tokens only).",
+    )
+
+
+def _trust(n_eff: Estimate, n: int, thresholds: Thresholds) -> str:
     """What the interval leaves out, and how far calibration runs lay from n_eff."""
-    span = worth(n_eff, n)
+    span, seen = worth(n_eff, n, thresholds), thresholds.gradients
+    times = f"{seen.worth_low:g} to {seen.worth_high:g} times"
     said = (
         "The interval is for which families were drawn, not for how they were labelled nor for what training makes of "
-        f"them: against held-out loss n_eff was {CALIBRATED[0]:g} to {CALIBRATED[1]:g} times what the rows were worth"
+        f"them: against held-out loss n_eff was {times} what the rows were worth"
     )
     if span["low"] is None:
         return said + "."

@@ -16,10 +16,10 @@ from typing import Any
 
 from veritune.data.families import FamilyResult, find_families
 from veritune.errors import DataError
-from veritune.probe.effective import FOUND_FAMILY_COSINE
 from veritune.probe.gradients import Settings, discover_families
 from veritune.records import FORMAT_VERSION, Rendered, Row
 from veritune.store import write_jsonl
+from veritune.thresholds import DEFAULTS
 
 COLUMN = "family"
 
@@ -46,7 +46,7 @@ def group_by_gradient(
     rows: Sequence[Row],
     rendered: Sequence[Rendered],
     *,
-    threshold: float = FOUND_FAMILY_COSINE,
+    threshold: float = DEFAULTS.gradients.family_cosine,
     settings: Settings | None = None,
 ) -> Grouped:
     """Families of all rows: those of words and columns, joined further where gradients on `model` agree.

@@ -5,30 +5,29 @@
 
 Each row's gain is its base loss minus its loss after training. Harder rows have more to gain, so every zone's mean gain
 is read at one common base loss, from a regression of gain on base loss within the zone. The share that carries is the
-zone's gain over the gain on `seen` rows, with Fieller's interval (1954, J. R. Stat. Soc. B 16:175) and families as
-clusters that may span zones. `verbatim_recall` asks more directly: does greedy decoding give the rows back verbatim?
+zone's gain over the gain on `seen` rows. Its interval (`carried.share_interval`) joins what the family sizes of either
+zone allow with two bounds that no data can break: a loss is never below 0, and a stranger family carries at most all.
+`verbatim_recall` asks more directly: does greedy decoding give the rows back verbatim?
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, mean_losses, model_device, require_targets
-from veritune.probe.clusters import MIN_FAMILIES, SAME, Floats, Ints, codes, ratio, t_quantile
+from veritune.probe.carried import ZoneGain, share_interval, zone_gain
+from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
-
-GENERALISES = 0.5
-"""`generalises` when the lower bound of the share carried to strangers is at least this."""
-
-MEMORISES = 0.2
-"""`memorises` when its upper bound is at most this."""
+from veritune.stats.families import undrawn
+from veritune.thresholds import DEFAULTS, Thresholds
 
 Verdict = Literal["generalises", "partly", "memorises", "cannot tell"]
 GAP_ZONES = ("seen", "sibling", "stranger")
@@ -36,7 +35,10 @@ GAP_ZONES = ("seen", "sibling", "stranger")
 
 @dataclass(frozen=True)
 class ThreeZoneGap:
-    """The record. Gains are in the units given (nats per token for losses); shares are of the gain on seen rows."""
+    """The record. Gains are in the units given (nats per token for losses); shares are of the gain on seen rows.
+
+    `thresholds` are the numbers that chose the word.
+    """
 
     zones: Json
     carried: Mapping[str, Estimate]
@@ -50,65 +52,88 @@ class ThreeZoneGap:
     format: int = FORMAT_VERSION
 
 
-@dataclass(frozen=True)
-class _Zone:
-    """One zone's adjusted mean gain and each row's influence on it (they sum to 0)."""
-
-    n: int
-    gain: float
-    influence_N: Floats
-    family_N: Ints
-    slope: float | None
-    overlaps: bool = True
-
-    @property
-    def n_families(self) -> int:
-        return len(np.unique(self.family_N))
-
-
 def three_zone_gap(
-    before: Sequence[float],
-    after: Sequence[float],
+    before: Sequence[float] | Floats,
+    after: Sequence[float] | Floats,
     zones: Sequence[str],
-    families: Sequence[str | None],
+    families: Sequence[Hashable],
     *,
-    higher_is_better: bool = False,
-    level: float = 0.95,
+    best: float | None = 0.0,
+    thresholds: Thresholds = DEFAULTS,
 ) -> ThreeZoneGap:
-    """Per-row losses (or scores) of the base and the trained model on the same rows, with each row's zone and family.
+    """Per-row losses of the base and the trained model on the same rows, with each row's zone and family.
 
-    Rows of other zones are ignored. Raises ScoreError for unequal lengths, non-finite values or a zone without rows
-    other than `sibling`, which a data set without siblings does not have.
+    `best` is the least loss there can be; None says that nothing bounds it, and the record then says what it assumes.
+    Scores that should rise are given as losses: the highest score less the score. Rows of other zones are ignored.
+    Raises ScoreError for unequal lengths, values that are not finite or below `best`, or a zone without rows other
+    than `sibling`, which a data set without siblings does not have.
     """
-    base_N, gain_N, zone_N, family_N = _arrays(before, after, zones, families, higher_is_better)
-    present = [z for z in GAP_ZONES if (zone_N == z).any()]
-    reference = float(np.mean([base_N[zone_N == z].mean() for z in present]))
-    parts = {z: _adjusted(base_N, gain_N, family_N, zone_N == z, reference) for z in present}
-    carried = {z: _carried(z, parts[z], parts["seen"], level) for z in present if z != "seen"}
-    seen = _gain(parts["seen"], "gain on seen rows, at the common base value", level)
-    verdict, why = _verdict(seen, parts, carried["stranger"]) if gain_N.any() else ("cannot tell", SAME)
-    record = {z: _zone_record(z, base_N, gain_N, family_N, zone_N == z, parts[z]) for z in present}
-    unit = "" if higher_is_better else " nats per token"
-    reading, limits, change = _sentences(verdict, why, seen, carried, unit)
+    arrays = base_N, gain_N, zone_N, _ = _arrays(before, after, zones, families, best)
+    least = thresholds.families.for_interval
+    gains = _zone_gains(arrays, best, least)
+    parts, present = gains.parts, list(gains.parts)
+    carried = {z: gains.carried(z) for z in present if z != "seen"}
+    seen = _gain(parts["seen"], "gain on seen rows, at the common base loss", least)
+    verdict, why = _verdict(seen, parts, carried["stranger"], thresholds) if gain_N.any() else ("cannot tell", SAME)
+    record = {z: _zone_record(z, base_N[m], gain_N[m], parts[z], least) for z in present if any(m := zone_N == z)}
     return ThreeZoneGap(
-        zones=record | {"common_base": reference},
+        zones=record | {"common_base": gains.common_base, "least_loss": best},
         carried=carried,
         verdict=verdict,
         why=why,
-        thresholds={"generalises_at_least": GENERALISES, "memorises_at_most": MEMORISES, "min_families": MIN_FAMILIES},
-        reading=reading,
-        limits=limits,
-        would_change=change,
+        thresholds={**thresholds.zone_gap.model_dump(), "families_for_interval": least},
+        reading=_reading(verdict, why, seen, carried),
+        limits=_limits(parts, best),
+        would_change=_would_change(parts["stranger"].n_families, thresholds),
     )
 
 
+LEVEL = 0.95
+"""Level of the recorded intervals; the words follow from it."""
+
+Arrays = tuple[Floats, Floats, npt.NDArray[np.str_], Ints]
+"""Base loss, gain, zone and family code of every row, [N] each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ZoneGains:
+    """Every zone's gain at the common base loss, from which the share carried follows at any level.
+
+    `most` is the largest gain there can be at that base loss, `least` the families that an interval needs.
+    """
+
+    parts: Mapping[str, ZoneGain]
+    common_base: float
+    most: float | None
+    least: int
+
+    def carried(self, zone: str, level: float = LEVEL) -> Estimate:
+        """Share of the seen gain that `zone` shows, with its interval at `level`."""
+        return _carried(zone, self, level)
+
+
+def zone_gains(
+    before: Sequence[float], after: Sequence[float], zones: Sequence[str], families: Sequence[Hashable], *, least: int
+) -> ZoneGains:
+    """The gains that `three_zone_gap` reads, of losses of at least 0. Raises ScoreError as it does."""
+    return _zone_gains(_arrays(before, after, zones, families, 0.0), 0.0, least)
+
+
+def _zone_gains(arrays: Arrays, best: float | None, least: int) -> ZoneGains:
+    base_N, gain_N, zone_N, family_N = arrays
+    present = [z for z in GAP_ZONES if (zone_N == z).any()]
+    reference = float(np.mean([base_N[zone_N == z].mean() for z in present]))
+    parts = {z: zone_gain(base_N, gain_N, family_N, zone_N == z, reference, least) for z in present}
+    return ZoneGains(parts, reference, None if best is None else reference - best, least)
+
+
 def _arrays(
-    before: Sequence[float],
-    after: Sequence[float],
+    before: Sequence[float] | Floats,
+    after: Sequence[float] | Floats,
     zones: Sequence[str],
-    families: Sequence[str | None],
-    higher_is_better: bool,
-) -> tuple[Floats, Floats, Any, Ints]:
+    families: Sequence[Hashable],
+    best: float | None,
+) -> Arrays:
     lengths = {len(before), len(after), len(zones), len(families)}
     if len(lengths) != 1:
         raise ScoreError(f"expected one value, zone and family per row, found lists of lengths {sorted(lengths)}.")
@@ -119,79 +144,54 @@ def _arrays(
             f"row {int(bad[0])}: {base_N[bad[0]]} before and {after_N[bad[0]]} after; {bad.size} rows are not finite.",
             fix="A diverged or broken run cannot be read; use another checkpoint.",
         )
+    low = np.flatnonzero(np.minimum(base_N, after_N) < best) if best is not None else bad
+    if low.size:
+        raise ScoreError(
+            f"row {int(low[0])}: {base_N[low[0]]:g} before and {after_N[low[0]]:g} after; a loss is at least {best:g}.",
+            fix="Give losses in nats per token, or the least value there can be (best=...).",
+        )
     for zone in ("seen", "stranger"):
         if not (zone_N == zone).any():
             raise ScoreError(f"no row of zone '{zone}' was scored.", fix="Score rows of every zone, before and after.")
-    gain_N = after_N - base_N if higher_is_better else base_N - after_N
-    return base_N, gain_N, zone_N, codes(families)
+    return base_N, base_N - after_N, zone_N, codes(families)
 
 
-def _adjusted(base_N: Floats, gain_N: Floats, family_N: Ints, mask_N: Any, reference: float) -> _Zone:
-    """The zone's mean gain at the reference base value, by least squares within the zone."""
-    b, g, f = base_N[mask_N], gain_N[mask_N], family_N[mask_N]
-    n, spread = len(b), float(np.square(b - b.mean()).sum())
-    if n < MIN_FAMILIES or spread < 1e-12 * max(1.0, float(np.square(b).sum())):
-        return _Zone(n, float(g.mean()), (g - g.mean()) / n, f, None)
-    slope = float((b - b.mean()) @ g) / spread
-    residual = g - g.mean() - slope * (b - b.mean())
-    leverage = 1 / n + (b - b.mean()) * (reference - b.mean()) / spread
-    influence = leverage * residual * math.sqrt(n / (n - 2))
-    low, high = np.quantile(b, (0.05, 0.95))
-    gain = float(g.mean() + slope * (reference - b.mean()))
-    return _Zone(n, gain, influence, f, slope, bool(low <= reference <= high))
+def _gain(zone: ZoneGain, name: str, least: int) -> Estimate:
+    method = f"mean gain adjusted for the base loss, {zone.mean.rule.text}"
+    made = Estimate(name, zone.mean.value, None, None, LEVEL, zone.n, method, n_clusters=zone.n_families)
+    why = zone.without_interval(least)
+    if why is not None:
+        return replace(made, warnings=(why,))
+    low, high = zone.mean.spread.interval(LEVEL)
+    return replace(made, low=low, high=high, se=zone.mean.se, df=zone.mean.rule.df)
 
 
-def _covariance(a: _Zone, b: _Zone) -> float:
-    """Clustered covariance of two zones' gains; families that lie in both make them move together."""
-    size = int(max(a.family_N.max(), b.family_N.max())) + 1
-    sum_a = np.bincount(a.family_N, a.influence_N, size)
-    sum_b = np.bincount(b.family_N, b.influence_N, size)
-    g = len(np.union1d(a.family_N, b.family_N))
-    clustered = float(g / max(g - 1, 1) * (sum_a @ sum_b))
-    return max(clustered, float(a.influence_N @ a.influence_N)) if a is b else clustered
-
-
-def _df(*zones: _Zone) -> float:
-    return float(min(z.n_families for z in zones) - 1)
-
-
-def _gain(zone: _Zone, name: str, level: float) -> Estimate:
-    method = "mean gain adjusted for the base value, clustered by family"
-    made = Estimate(name, zone.gain, None, None, level, zone.n, method, n_clusters=zone.n_families)
-    if zone.n_families < MIN_FAMILIES:
-        return _warned(made, f"no interval: {zone.n_families} families, fewer than {MIN_FAMILIES} say too little")
-    se, df = math.sqrt(_covariance(zone, zone)), _df(zone)
-    half = t_quantile(0.5 + level / 2, df) * se
-    return replace(made, low=zone.gain - half, high=zone.gain + half, se=se, df=df)
-
-
-def _carried(name: str, to: _Zone, seen: _Zone, level: float) -> Estimate:
-    """Share of the seen gain that the zone shows, by Fieller's theorem."""
+def _carried(name: str, gains: ZoneGains, level: float) -> Estimate:
+    """Share of the seen gain that the zone shows."""
+    to, seen, least = gains.parts[name], gains.parts["seen"], gains.least
+    method = "ratio of adjusted gains by family, MOVER; one unseen family allowed for"
     n_families = min(to.n_families, seen.n_families)
-    made = Estimate(
-        name, None, None, None, level, to.n, "ratio of adjusted gains, Fieller, clustered", n_clusters=n_families
-    )
-    if seen.gain <= 0:
-        return _warned(made, "seen rows did not gain: there is nothing to carry over")
-    made = replace(made, value=to.gain / seen.gain)
-    if n_families < MIN_FAMILIES:
-        return _warned(made, f"no interval: {n_families} families, fewer than {MIN_FAMILIES} say too little")
-    df = _df(to, seen)
-    t2 = t_quantile(0.5 + level / 2, df) ** 2
-    a = seen.gain**2 - t2 * _covariance(seen, seen)
-    b = to.gain * seen.gain - t2 * _covariance(to, seen)
-    c = to.gain**2 - t2 * _covariance(to, to)
-    if a <= 0:
-        return _warned(made, "unbounded: the gain on seen rows is not clear of zero")
-    root = math.sqrt(max(b * b - a * c, 0.0))
-    return replace(made, low=(b - root) / a, high=(b + root) / a, df=df)
+    made = Estimate(name, None, None, None, level, to.n, method, n_clusters=n_families)
+    if seen.mean.value <= 0:
+        return replace(made, warnings=("seen rows did not gain: there is nothing to carry over",))
+    made = replace(made, value=to.mean.value / seen.mean.value)
+    why = to.without_interval(least) or seen.without_interval(least)
+    if why is not None:
+        return replace(made, warnings=(why,))
+    low, high = share_interval(to, seen, gains.most, (1 - level) / 2, siblings=name == "sibling")
+    if low is None or high is None:
+        return replace(made, warnings=("unbounded: the gain on seen rows is not clear of zero",))
+    return replace(made, low=low, high=high, df=min(to.mean.rule.df, seen.mean.rule.df))
 
 
-def _verdict(seen: Estimate, parts: Mapping[str, _Zone], stranger: Estimate) -> tuple[Verdict, str]:
-    few = [z for z in ("seen", "stranger") if parts[z].n_families < MIN_FAMILIES]
+def _verdict(
+    seen: Estimate, parts: Mapping[str, ZoneGain], stranger: Estimate, thresholds: Thresholds
+) -> tuple[Verdict, str]:
+    least, words = thresholds.families.for_interval, thresholds.zone_gap
+    few = [z for z in ("seen", "stranger") if parts[z].n_families < least]
     if few:
         counts = " and ".join(f"{parts[z].n_families} families in '{z}'" for z in few)
-        return "cannot tell", f"{counts}: at least {MIN_FAMILIES} are needed"
+        return "cannot tell", f"{counts}: at least {least} are needed"
     apart = [z for z in ("seen", "stranger") if not parts[z].overlaps]
     if apart:
         return "cannot tell", (
@@ -203,32 +203,42 @@ def _verdict(seen: Estimate, parts: Mapping[str, _Zone], stranger: Estimate) -> 
     if stranger.low is None or stranger.high is None:
         return "cannot tell", stranger.warnings[0]
     low, high = stranger.low, stranger.high
-    if low >= GENERALISES:
-        return "generalises", f"at least {GENERALISES:.0%} of the gain carries to strangers"
-    if high <= MEMORISES:
-        return "memorises", f"at most {MEMORISES:.0%} of the gain carries to strangers"
-    if low >= MEMORISES or (low > 0 and high <= GENERALISES):
-        return "partly", "some of the gain carries to strangers, and more than half is not shown"
-    return "cannot tell", f"the share carried to strangers lies anywhere from {low:.0%} to {high:.0%}"
+    if low >= words.generalises:
+        return "generalises", f"at least {words.generalises:.0%} of the gain carries to strangers"
+    if high <= words.memorises:
+        return "memorises", f"at most {words.memorises:.0%} of the gain carries to strangers"
+    if low > 0 and high <= words.whole:
+        return "partly", "some of the gain carries to strangers, and not all of it"
+    span = f"the share carried to strangers lies anywhere from {low:.0%} to {high:.0%}"
+    return "cannot tell", f"{span}: {_open(low, high, words.whole)}"
 
 
-def _zone_record(zone: str, base_N: Floats, gain_N: Floats, family_N: Ints, mask_N: Any, part: _Zone) -> dict[str, Any]:
-    one_N = np.ones(int(mask_N.sum()))
+def _open(low: float, high: float, whole: float) -> str:
+    """What an interval that settles no word leaves open."""
+    if low > 0:
+        return "some of the gain carries, and whether all of it does is open"
+    return (
+        "not all of the gain carries, and whether any does is open"
+        if high <= whole
+        else "none and all are both possible"
+    )
+
+
+def _zone_record(zone: str, base_N: Floats, gain_N: Floats, part: ZoneGain, least: int) -> dict[str, Any]:
+    """What the record holds of one zone, from its own rows."""
     return {
         "n_rows": part.n,
         "n_families": part.n_families,
-        "base_mean": float(base_N[mask_N].mean()),
-        "gain": ratio(f"gain on {zone} rows", gain_N[mask_N], one_N, family_N[mask_N]),
-        "gain_at_common_base": part.gain,
+        "base_mean": float(base_N.mean()),
+        "gain": ratio(f"gain on {zone} rows", gain_N, np.ones(part.n), part.family_N, least=least),
+        "gain_at_common_base": part.mean.value,
         "slope_on_base": part.slope,
         "common_base_within_rows": part.overlaps,
     }
 
 
-def _sentences(
-    verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, Estimate], unit: str
-) -> tuple[str, str, str]:
-    said = {
+def _reading(verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, Estimate]) -> str:
+    words = {
         "generalises": "It generalises",
         "partly": "It generalises in part",
         "memorises": "It memorises",
@@ -239,16 +249,29 @@ def _sentences(
         if e.value is not None:  # a share of a gain that is not clear of zero would be noise
             bounds = f" ({e.low:.0%} to {e.high:.0%})" if e.low is not None and e.high is not None else " (no interval)"
             shares.append(f"{e.value:.0%}{bounds} of it to {zone}s")
+    unit = " nats per token"
     carries = f" Seen rows gained {seen.value:.3g}{unit}; {' and '.join(shares)} carried over." if shares else ""
+    return f"{words}: {why}.{carries}"
+
+
+def _would_change(strangers: int, thresholds: Thresholds) -> str:
+    """More families; and below how many of them `memorises` cannot be said whatever the gains are."""
+    # One unseen family that carries all weighs 1 - alpha^(1/G), which must leave room below the threshold.
+    needed = math.ceil(math.log((1 - LEVEL) / 2) / math.log1p(-thresholds.zone_gap.memorises))
+    least = f" `memorises` needs at least {needed} of them, whatever they gain." if strangers < needed else ""
     return (
-        f"{said}: {why}.{carries}",
-        "It holds for rows like those held out, at this checkpoint; siblings alone show what a leaky split would.",
-        "More stranger families narrow the interval; strangers of another kind than these may read differently.",
+        f"More stranger families narrow the interval; strangers of another kind than these may read differently.{least}"
     )
 
 
-def _warned(estimate: Estimate, why: str) -> Estimate:
-    return replace(estimate, warnings=(*estimate.warnings, why))
+def _limits(parts: Mapping[str, ZoneGain], best: float | None) -> str:
+    share = undrawn(parts["stranger"].n_families)
+    unbounded = " No least loss was given, so that seen families with a rare large gain are not allowed for."
+    return (
+        "It holds for rows like those held out, at this checkpoint; siblings alone show what a leaky split would. "
+        f"Up to {share:.0%} of stranger families could be of a kind that none of these is: the interval allows for one "
+        f"that carries all, not for one that loses.{unbounded if best is None else ''}"
+    )
 
 
 # ---------------------------------------------------------------- running the model

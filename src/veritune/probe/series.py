@@ -82,7 +82,7 @@ def folder_series(folders: Sequence[Path], base: Path | None = None) -> WeightSe
     shown = {f: f.name for f in folders}
     if len(set(shown.values())) < len(folders):
         shown = {f: str(f) for f in folders}
-    return _record([_line(shown[f], change_of(f, base), {"step": _step(f)}) for f in folders], [])
+    return _record([_line(shown[f], change_of(f, base), {"step": step_of(f)}) for f in folders], [])
 
 
 def study_series(study: str | Path) -> WeightSeries:
@@ -95,13 +95,13 @@ def study_series(study: str | Path) -> WeightSeries:
         manifest = read_json(folder / "manifest.json")
         if manifest.get("condition") == BASELINE:
             continue  # it trains nothing
-        found = sorted((folder / "checkpoints").glob("step-*"), key=lambda p: _step(p) or 0)
+        found = sorted((folder / "checkpoints").glob("step-*"), key=lambda p: step_of(p) or 0)
         if not found:
             missing.append(folder.name)
         training = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
         try:
             for checkpoint in found:
-                facts = _facts(manifest, arms) | _of_step(training, _step(checkpoint))
+                facts = _facts(manifest, arms) | _of_step(training, step_of(checkpoint))
                 label = f"{manifest['condition']} s{manifest['seed']} step {facts['step']}"
                 lines.append(_line(label, change_of(checkpoint, base), facts))
         except ModelError as exc:  # prompt tuning, say: one run must not hide the others
@@ -136,7 +136,8 @@ def _facts(manifest: Mapping[str, Any], arms: Mapping[str, tuple[str, dict[str, 
     }
 
 
-def _step(folder: Path) -> int | None:
+def step_of(folder: Path) -> int | None:
+    """The number at the end of a folder's name: its step, for checkpoint-200 or step-40."""
     found = re.search(r"(\d+)$", folder.name)
     return int(found.group(1)) if found else None
 

@@ -16,6 +16,7 @@ from veritune.probe.subject import Subject, subject
 from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
 from veritune.records import Rendered, Row
 from veritune.store import Store, hash_of, read_json, write_json
+from veritune.thresholds import DEFAULTS, Thresholds
 
 GAP = "three_zone.json"
 __all__ = [
@@ -29,10 +30,11 @@ __all__ = [
     "thin",
     "tokens_of",
     "zone_gap",
+    "zoned_losses",
 ]
 
 
-def zone_gap(store: Store, baseline: str, run_id: str) -> dict[str, Any]:
+def zone_gap(store: Store, baseline: str, run_id: str, thresholds: Thresholds = DEFAULTS) -> dict[str, Any]:
     """The three-zone gap of one run from the losses on disk, before (the baseline's) and after; written once.
 
     Raises ScoreError as `three_zone_gap` does.
@@ -40,19 +42,27 @@ def zone_gap(store: Store, baseline: str, run_id: str) -> dict[str, Any]:
     before = read_json(store.run(baseline) / "probes" / "nll.json")
     after = read_json(store.run(run_id) / "probes" / "nll.json")
     path = store.run(run_id) / "probes" / GAP
-    digest = hash_of([before["input_hash"], after["input_hash"]])
+    words = thresholds.model_dump(include={"zone_gap", "families"})
+    digest = hash_of([before["input_hash"], after["input_hash"], words])
     if not store.is_done(path, digest):
-        base = {row["row_id"]: row for row in before["rows"]}
-        rows = [row for row in after["rows"] if row["zone"] != "validation"]
-        found = three_zone_gap(
-            [base[row["row_id"]]["nll_sum"] / row["target_tokens"] for row in rows],
-            [row["nll_sum"] / row["target_tokens"] for row in rows],
-            [row["zone"] for row in rows],
-            [row["family"] for row in rows],
-        )
+        found = three_zone_gap(*zoned_losses(before, after), thresholds=thresholds)
         write_json(path, {"input_hash": digest, "gap": found})
     record: dict[str, Any] = read_json(path)["gap"]
     return record
+
+
+def zoned_losses(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[list[float], list[float], list[str], list[str]]:
+    """Loss per row before and after, zone and family, from two runs' `nll.json`; validation rows are left out."""
+    base = {row["row_id"]: row for row in before["rows"]}
+    rows = [row for row in after["rows"] if row["zone"] != "validation"]
+    return (
+        [base[row["row_id"]]["nll_sum"] / row["target_tokens"] for row in rows],
+        [row["nll_sum"] / row["target_tokens"] for row in rows],
+        [row["zone"] for row in rows],
+        [row["family"] for row in rows],
+    )
 
 
 # ---------------------------------------------------------------- anybody's model

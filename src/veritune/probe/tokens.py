@@ -13,7 +13,7 @@ a `control` where there is one and read the difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,9 @@ from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
 from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+from veritune.thresholds import DEFAULTS
 
 CLASSES = ("template", "shared", "family", "prompt", "novel")
-TEMPLATE_SHARE = 0.2
 POSITIONS = ((0, 1), (1, 4), (4, 16), (16, 64), (64, None))
 
 
@@ -42,6 +42,7 @@ class TokenFall:
     reading: str
     limits: str
     would_change: str
+    thresholds: Json = field(default_factory=DEFAULTS.tokens.model_dump)
     kind: str = "token_fall"
     format: int = FORMAT_VERSION
 
@@ -93,7 +94,7 @@ def where_it_fell(
         by_class=by_class,
         by_position=tuple(by_position),
         rows=tuple(_row(r, b, a, k) for r, b, a, k in zip(rows, before, after, kinds)),
-        reading=_reading(by_class, total, whole, control is not None),
+        reading=_reading(by_class, total, np.array_equal(flat.before_K, flat.after_K), control is not None),
         limits="Classes follow trigrams of the trained rows: a rewording counts as novel, a common phrase as template.",
         would_change="A control trained on unrelated rows, to be subtracted, and strangers scored beside seen rows.",
     )
@@ -131,7 +132,7 @@ def classify(
 def _class(others: int, in_family: bool, in_prompt: bool, n_families: int) -> str:
     """`others`: reference families besides its own that hold the trigram."""
     families = others + in_family
-    if others and families >= max(2, TEMPLATE_SHARE * n_families):
+    if others and families >= max(2, DEFAULTS.tokens.template_share * n_families):
         return "template"
     if others:
         return "shared"
@@ -218,26 +219,43 @@ def _row(row: Rendered, before: Floats, after: Floats, kinds: Sequence[str]) -> 
     }
 
 
-def _reading(by_class: dict[str, Any], total: dict[str, Any], whole: float, controlled: bool) -> str:
+def _reading(by_class: dict[str, Any], total: dict[str, Any], same: bool, controlled: bool) -> str:
+    """What the loss did over all tokens, and in the classes that went another way than a mean over all can show."""
     fell, low, high = total["before"] - total["after"], total["fall"].low, total["fall"].high
-    if fell == 0 and not any(v["n_tokens"] and v["before"] != v["after"] for v in by_class.values()):
+    if same:
         return f"The loss did not change on these tokens ({SAME})."
-    if whole <= 0:
-        return f"The loss did not fall on these tokens (it rose by {-fell:.3f} nats per token)."
+    if fell <= 0:
+        return f"The loss did not fall on these tokens (it rose by {-fell:.3f} nats per token).{_classes(by_class)}"
     if low is not None and low <= 0:
         return (
             f"The loss did not clearly fall on these tokens ({fell:+.3f} nats per token, {low:+.3f} to {high:+.3f}): "
-            "shares of the fall would say nothing."
+            f"shares of the fall would say nothing.{_classes(by_class)}"
         )
     shares = sorted(((v["share"], k) for k, v in by_class.items() if v["n_tokens"]), reverse=True)
     said = ", ".join(f"{share:.0%} {kind}" for share, kind in shares)
     tail = "" if controlled else " No control was given: unrelated training lowers these tokens too."
+    tail = _classes(by_class, risen_only=True) + tail
     if low is None:
         return (
             f"The loss fell by {fell:.3f} nats per token, with too few families to say whether clearly so; of it: "
             f"{said}.{tail}"
         )
     return f"The loss fell by {fell:.3f} nats per token; of the whole fall: {said}.{tail}"
+
+
+def _classes(by_class: dict[str, Any], risen_only: bool = False) -> str:
+    """Classes whose own interval lies to one side of 0: a mean over all tokens hides two that cancel."""
+    parts = []
+    for kind, found in by_class.items():
+        fall = found.get("fall")
+        if fall is None or fall.low is None or fall.high is None or fall.low <= 0 <= fall.high:
+            continue
+        if fall.value > 0 and risen_only:
+            continue
+        word = "fell" if fall.value > 0 else "rose"
+        ends = sorted((abs(fall.low), abs(fall.high)))
+        parts.append(f"{word} by {abs(fall.value):.3f} on {kind} tokens ({ends[0]:.3f} to {ends[1]:.3f})")
+    return f" By class, each interval by itself: {', '.join(parts)}." if parts else ""
 
 
 def _check(

@@ -17,7 +17,6 @@ The same inputs give the same bytes, the signature apart: no clock is read; time
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +33,16 @@ from veritune.release.sbom import bill
 from veritune.release.sign import sign
 from veritune.release.verify import EVIDENCE, KIND, verify_bundle
 from veritune.seal import verify as verify_study
-from veritune.store import Store, disk_errors, hash_of, read_json, read_jsonl, sha256_file, write_json, write_text
+from veritune.store import (
+    Store,
+    hash_of,
+    read_json,
+    read_jsonl,
+    sha256_file,
+    staged_folder,
+    write_json,
+    write_text,
+)
 from veritune.study import BASELINE, Model, Study
 
 TOKENIZER_FILES: tuple[str, ...] = (
@@ -87,26 +95,16 @@ def make_bundle(source: Source, out: Path, *, key: Path | None = None) -> Packed
     if out.exists():
         raise InputError(f"{out} is there already.", fix="Name a new folder: --out DIR.")
     plan = _plan(source)
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        with disk_errors(out):
-            manifest = _pack(plan, partial)
-            checked = verify_bundle(partial)
-            if checked.findings:
-                raise GateError(
-                    f"the parts do not belong together: {checked.findings[0].message} "
-                    f"({len(checked.findings)} findings).",
-                    fix="Pack the run, its base and its tokenizer as the contract names them.",
-                )
-            if key is not None:
-                sign(partial, key)
-            partial.chmod(0o755)
-            partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with staged_folder(out) as partial:
+        manifest = _pack(plan, partial)
+        checked = verify_bundle(partial)
+        if checked.findings:
+            raise GateError(
+                f"the parts do not belong together: {checked.findings[0].message} ({len(checked.findings)} findings).",
+                fix="Pack the run, its base and its tokenizer as the contract names them.",
+            )
+        if key is not None:
+            sign(partial, key)
     size = sum(f["bytes"] for f in manifest["files"].values())
     return Packed(out, manifest["hash"], len(manifest["files"]), size, gate_state(out, manifest), key is not None)
 
@@ -401,10 +399,10 @@ def _prompts(plan: _Plan) -> list[Any]:
 def gate_state(bundle: Path, manifest: Mapping[str, Any]) -> str | None:
     """What the gate record in a bundle says of exactly these weights today: `passed`, `failed`, `undecided`, or
     `expired` where a waiver ran out or the record is for other bytes; None where there is none."""
-    from veritune.release.gates import gate_record, passes_for
+    from veritune.release.gates import GATES_FILE, gate_record, passes_for
 
     store = Store(bundle / EVIDENCE)
-    if not store.release("gates.json").exists():
+    if not store.release(GATES_FILE).exists():
         return None
     record = gate_record(store)
     if passes_for(record, served_hash(manifest)) and record.contract == manifest["contract"]:

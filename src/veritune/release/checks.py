@@ -5,7 +5,7 @@
     regression   golden sets and imported benchmarks, by interval (`noninferior`)
     safety       red-team prompts answered by both models (`safety`), judged anew with the policy's margins
     calibration  the upper ends of ECE and Brier
-    serving      ratios of latency, throughput, memory and cost, by their worse ends
+    serving      ratios of latency, throughput, memory and cost, by their worse ends, and of the latencies' tail
     merge        the parity record of the merged weights
     rollback     the drill's record, not too old
 
@@ -14,6 +14,7 @@ Evidence that is missing, made from other bytes or for other weights leaves a ga
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -25,6 +26,7 @@ from veritune.machine import package_versions
 from veritune.records import GateResult, Score, to_json
 from veritune.release.candidate import Case
 from veritune.release.evidence import (
+    RATIOS,
     Evidence,
     evidence_file,
     input_hashes,
@@ -33,9 +35,10 @@ from veritune.release.evidence import (
     why_not,
     write_evidence,
 )
+from veritune.release.load import SAMPLES, TailRule, tail_numbers, tails
 from veritune.release.noninferior import Bar, Found, Status, not_worse, worst
 from veritune.store import read_json, read_jsonl
-from veritune.study import Release, Suite
+from veritune.study import Release, ServingGate, Suite
 
 LOOK: Mapping[str, str] = {
     "target": "veritune status .",
@@ -357,7 +360,10 @@ def compare_files(candidate: list[Path], base: list[Path], suite: Suite) -> Foun
     from veritune.decide.commands import Side, load_side
     from veritune.evaluate.imports import Reading
 
-    reading = Reading(metric=suite.metric, id=suite.id, family=suite.family)
+    reading = Reading(
+        metric=suite.metric, filter=suite.filter, id=suite.id, family=suite.family,
+        higher_is_better=suite.higher_is_better,
+    )  # fmt: skip
     a, _ = load_side(Side("candidate", tuple(candidate)), reading)
     b, _ = load_side(Side("base", tuple(base)), reading)
     return not_worse(a, b, Bar(suite.margin, suite.alpha, scale=suite.scale))
@@ -423,7 +429,7 @@ def calibration(case: Case) -> GateResult:
 
 
 def serving(case: Case) -> GateResult:
-    """The record's own word on parity, and the policy's limits on every ratio."""
+    """The record's own result on parity, and the policy's limits on every ratio and on the tail."""
     policy, look = case.policy.release.serving, LOOK["serving"]
     thresholds = policy.model_dump(mode="json")
     record = usable(case, "serving")
@@ -431,12 +437,46 @@ def serving(case: Case) -> GateResult:
         return undecided("serving", record, look, thresholds=thresholds)
     ratios = record.numbers.get("ratios") or {}
     parts = [_own_word(record)]
-    for name, limit in thresholds.items():
+    for name in RATIOS:
+        limit = thresholds[name]
         if limit is not None:
             side = {"least": limit} if name == "throughput" else {"most": limit}
             parts.append(_limit(name, ratios.get(name), **side))
-    more = {"numbers": record.numbers, "thresholds": thresholds, "evidence": _files(case, record)}
+    if policy.peak_memory is not None:
+        parts.append(_worst_block(ratios.get("peak_memory"), policy.peak_memory))
+    numbers = dict(record.numbers)
+    if policy.tail is not None:
+        tail_parts, numbers["tails"] = _tail(case, record, policy)
+        parts += tail_parts
+    more = {"numbers": numbers, "thresholds": thresholds, "evidence": _files(case, record)}
     return _joined("serving", parts, look=look, **more)
+
+
+def _worst_block(estimate: Any, limit: float) -> Part:
+    """The block that held most memory. One block is no estimate, so beyond the limit it blocks a pass and no more."""
+    worst = estimate.get("worst") if isinstance(estimate, Mapping) else None
+    if worst is None:
+        return Part("undecided", "peak_memory: the largest block was not recorded")
+    if worst > limit:
+        return Part("undecided", f"peak_memory of the largest block {worst:.3g} times the base's, at most {limit:g}")
+    return Part("passed", f"peak_memory of the largest block {worst:.3g}, at most {limit:g}")
+
+
+def _tail(case: Case, record: Evidence, policy: ServingGate) -> tuple[list[Part], dict[str, Any]]:
+    """The tail's ratios, computed here from every request that was kept: an average hides a slow few."""
+    rule, limit = TailRule(policy.tail_quantile, policy.alpha, policy.tail_burst), policy.tail
+    if SAMPLES not in record.outputs or limit is None:
+        message = f"the tail (p{100 * rule.quantile:g}) cannot be judged: the record keeps no requests ({SAMPLES})"
+        return [Part("undecided", message)], {}
+    found = tails(read_jsonl(case.store.root / SAMPLES), rule)
+    parts = []
+    for name, ratio in found.items():
+        ends = "no interval" if math.isinf(ratio.high) and not ratio.low else f"{ratio.low:.3g} to {ratio.high:.3g}"
+        size = "" if ratio.value is None else f"{ratio.value:.3g} "
+        why = f": {ratio.reason}" if ratio.reason else ""
+        message = f"{name} p{100 * rule.quantile:g} {size}({ends}), at most {limit:g}{why}"
+        parts.append(Part(ratio.against(limit), message))
+    return parts, {name: tail_numbers(ratio) for name, ratio in found.items()}
 
 
 def merge(case: Case) -> GateResult:

@@ -23,7 +23,8 @@ its subject is the candidate's, and where its inputs still have these hashes; el
 What the gates look for in `numbers`, beyond `status`:
 
     calibration  `ece`, `brier`: estimates with `low` and `high`; `ece_debiased`, where it is there, is judged for `ece`
-    serving      `ratios`: {name: {value, low, high}} of candidate over base, names in `RATIOS`; null ends: unknown
+    serving      `ratios`: {name: {value, low, high}} of candidate over base, names in `RATIOS`; null ends: unknown;
+                 `peak_memory` also has `worst`. The tail is judged from `release/serving.jsonl`, one of `outputs`
     merge        nothing; `subject.merged` is the digest of the merged weights that were compared
     rollback     nothing; `created` is the day of the drill
 """
@@ -37,8 +38,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from veritune.errors import FormatError, ModelError
-from veritune.records import Json, to_json
-from veritune.store import Store, hash_of, now, read_json, sha256_file, write_json
+from veritune.records import Json, dumps, to_json
+from veritune.store import Store, hash_of, now, read_json, sha256_file, sha256_text, write_text
 
 Status = Literal["passed", "failed", "undecided"]
 STATUSES: tuple[Status, ...] = ("passed", "failed", "undecided")
@@ -150,10 +151,16 @@ def evidence_file(store: Store, kind: str) -> Path:
 
 
 def write_evidence(store: Store, record: Evidence) -> Path:
-    """Write the record with its hashes, in place of an earlier one of its kind; its path."""
+    """Write the record with its hashes, in place of an earlier one of its kind; its path.
+
+    The timeline records its hash, and those of the files beside it, before it is written: `verify` compares them.
+    """
     body = {**to_json(record), "input_hash": record.input_hash}
     path = evidence_file(store, record.kind)
-    write_json(path, {**body, "hash": hash_of(body)})
+    text = dumps({**body, "hash": hash_of(body)}, indent=2) + "\n"
+    files = {**record.outputs, input_name(store, path): sha256_text(text)}
+    store.log("evidence", kind=record.kind, status=record.status, files=files)
+    write_text(path, text)
     return path
 
 

@@ -1,13 +1,13 @@
 """`veritune gate`: the release policy's gates over one candidate, the waivers, and the record that binds exact bytes.
 
-`release/gates.json` holds two chains, each entry with the hash of the one before it. `entries`: every evaluation that
-differed from the last. `waivers`: every waiver ever given, also those that expired. Both are appended to, never
-replaced, and a bundle carries them.
+`release/gates.jsonl` is a ledger of two kinds of entries: every `evaluation` that differed from the last, and every
+`waiver` ever given, also those that expired. It is appended to, never replaced; the study's timeline records its newest
+hash (`gated`), and a bundle carries it.
 
 A waiver lifts an undecided gate, never a failed one. It names who, why and until when, and it covers what that person
 saw: this gate, these weights, these thresholds, this reason. Where any of them changes, the gate blocks again.
 
-Somebody who rewrites a whole chain is not found out by it: that is what a signature on a bundle is for.
+Somebody who rewrites ledger and timeline is not found out by them: that is what a signature on a bundle is for.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from veritune.errors import FormatError, GateError, InputError, StaleError
-from veritune.records import FORMAT_VERSION, GateResult, to_json
+from veritune.errors import GateError, InputError
+from veritune.ledger import CHAIN, Entry, Ledger
+from veritune.records import GateResult, to_json
 from veritune.release.candidate import Case, Choice, open_case
 from veritune.release.checks import CHECKS, run_checks
 from veritune.release.evidence import Status, Subject, read_evidence
 from veritune.release.noninferior import worst
-from veritune.store import Store, hash_of, now, read_json, sha256_file, write_json
+from veritune.store import Store, hash_of, now, sha256_file
 
-GATES_FILE = "gates.json"
+GATES_FILE = "gates.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Waiver:
     covers: str
     seen: str
     created: str
-    previous: str | None
+    kind: Literal["waiver"] = "waiver"
+    previous: str | None = None
     hash: str = ""
 
     def holds(self, today: date) -> bool:
@@ -75,6 +77,7 @@ class GateRecord:
     evidence: Mapping[str, str]
     settings: Mapping[str, Any]
     created: str = field(default_factory=now)
+    kind: Literal["evaluation"] = "evaluation"
     previous: str | None = None
     hash: str = ""
 
@@ -85,20 +88,17 @@ class GateRecord:
 def evaluate(study: str | Path, choice: Choice | None = None, *, today: date | None = None) -> GateRecord:
     """Evaluate the policy's gates and append the record where it differs from the last. The study is locked meanwhile.
 
-    Raises InputError or StudyError where there is no candidate, StaleError when gates.json was edited.
+    Raises InputError or StudyError where there is no candidate, StaleError when the ledger was edited.
     """
     case = open_case(study, choice, today)
     with case.store.lock():
-        kept = _read(case.store)
-        found = _record(case, run_checks(case), _waivers(kept))
-        last = kept["entries"][-1] if kept["entries"] else None
-        if last is not None and _essence(last) == _essence(to_json(found)):
-            return _gate_record(last)
-        body = {**to_json(found), "previous": last["hash"] if last else None}
-        body.pop("hash")
-        kept["entries"].append({**body, "hash": hash_of(body)})
-        write_json(case.store.release(GATES_FILE), kept)
-        return _gate_record(kept["entries"][-1])
+        entries = _ledger(case.store).read()
+        found = _record(case, run_checks(case), _waivers(entries))
+        evaluations = _of_kind(entries, "evaluation")
+        if evaluations and _essence(evaluations[-1]) == _essence(to_json(found)):
+            _log_gated(case.store, entries[-1])  # a process that was killed right before may not have come to it
+            return _gate_record(evaluations[-1])
+        return _gate_record(_append(case.store, to_json(found)))
 
 
 def _record(case: Case, gates: Sequence[GateResult], waivers: Sequence[Waiver]) -> GateRecord:
@@ -162,18 +162,13 @@ def waive(study: str | Path, gate: str, signed: tuple[str, str, str], choice: Ch
         asked = ", ".join(case.policy.release.gates)
         raise InputError(f"the policy asks for no gate {gate!r}.", fix=f"It asks for {asked}.")
     with case.store.lock():
-        kept = _read(case.store)
         (found,) = (g for g in run_checks(case) if g.gate == gate)
         if found.status == "failed":
             raise GateError(f"{gate} failed and cannot be waived: {found.message}.", fix="Mend it, or do not ship.")
         if found.status == "passed":
             raise InputError(f"{gate} passed: there is nothing to waive.")
-        last = kept["waivers"][-1]["hash"] if kept["waivers"] else None
-        body: dict[str, Any] = {"gate": gate, "by": by, "reason": reason, "until": until, "covers": _seen(found, case)}
-        body |= {"seen": found.message, "created": now(), "previous": last}
-        kept["waivers"].append({**body, "hash": hash_of(body)})
-        write_json(case.store.release(GATES_FILE), kept)
-    return Waiver(**kept["waivers"][-1])
+        waiver = Waiver(gate, by, reason, until, _seen(found, case), found.message, now())
+        return Waiver(**_append(case.store, to_json(waiver)))
 
 
 def _check_signature(by: str, reason: str, until: str, case: Case) -> None:
@@ -209,36 +204,27 @@ def _waiver_for(gate: GateResult, case: Case, waivers: Sequence[Waiver]) -> Waiv
 # ---------------------------------------------------------------- the record on disk
 
 
-def _read(store: Store) -> dict[str, Any]:
-    """gates.json with both chains recomputed. Raises StaleError naming the entry that was edited."""
-    path = store.release(GATES_FILE)
-    if not path.exists():
-        return {"format": FORMAT_VERSION, "entries": [], "waivers": []}
-    kept = read_json(path)
-    chains = ("entries", "waivers")
-    lists = [kept.get(chain) or [] for chain in chains] if isinstance(kept, dict) else [None]
-    if not all(isinstance(one, list) and all(isinstance(e, dict) for e in one) for one in lists):
-        raise FormatError(f"{path} is no record of gates.", fix="Restore the file.")
-    for chain in chains:
-        previous = None
-        for number, entry in enumerate(kept.get(chain) or []):
-            body = {k: v for k, v in entry.items() if k != "hash"}
-            if entry.get("previous") != previous or _digest(body) != str(entry.get("hash")):
-                raise StaleError(f"{path}: {chain} {number} was edited after it was written.", fix="Restore the file.")
-            previous = entry["hash"]
-    return {"format": kept.get("format"), "entries": kept.get("entries") or [], "waivers": kept.get("waivers") or []}
+def _ledger(store: Store) -> Ledger:
+    return Ledger(store.release(GATES_FILE))
 
 
-def _digest(body: Mapping[str, Any]) -> str:
-    """The hash of an entry; empty where it holds what no record holds (NaN, half a character)."""
-    try:
-        return hash_of(body)
-    except (ValueError, TypeError, RecursionError):
-        return ""
+def _append(store: Store, record: Mapping[str, Any]) -> Entry:
+    """Append an evaluation or a waiver, and record the ledger's new end in the timeline."""
+    entry = _ledger(store).append({k: v for k, v in record.items() if k not in CHAIN})
+    _log_gated(store, entry)
+    return entry
 
 
-def _waivers(kept: Mapping[str, Any]) -> list[Waiver]:
-    return [Waiver(**entry) for entry in kept["waivers"]]
+def _log_gated(store: Store, entry: Entry) -> None:
+    store.log_once("gated", head=entry["hash"], kind=entry["kind"])
+
+
+def _of_kind(entries: Sequence[Entry], kind: str) -> list[Entry]:
+    return [entry for entry in entries if entry.get("kind") == kind]
+
+
+def _waivers(entries: Sequence[Entry]) -> list[Waiver]:
+    return [Waiver(**entry) for entry in _of_kind(entries, "waiver")]
 
 
 def _gate_record(entry: Mapping[str, Any]) -> GateRecord:
@@ -251,8 +237,8 @@ def _gate_record(entry: Mapping[str, Any]) -> GateRecord:
 
 
 def gate_record(store: Store) -> GateRecord:
-    """The last evaluation. Raises GateError when there is none, StaleError when gates.json was edited."""
-    entries = _read(store)["entries"]
+    """The last evaluation. Raises GateError when there is none, StaleError when the ledger was edited."""
+    entries = _of_kind(_ledger(store).read(), "evaluation")
     if not entries:
         raise GateError(f"{store.root} has no gate record.", fix=f"Run `veritune gate {store.root}`.")
     return _gate_record(entries[-1])
@@ -260,7 +246,7 @@ def gate_record(store: Store) -> GateRecord:
 
 def all_waivers(store: Store) -> list[Waiver]:
     """Every waiver ever given for this study, oldest first."""
-    return _waivers(_read(store))
+    return _waivers(_ledger(store).read())
 
 
 def passes_for(

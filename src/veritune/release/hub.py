@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from veritune.errors import GateError, InputError, MachineError
 from veritune.release.parts import SIGNATURE
 from veritune.release.registry import fetch_parts, files_of, shippable
 from veritune.release.verify import Checked, verify_bundle
+from veritune.store import staged_folder
 
 _HF = re.compile(r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)(?:@(?P<revision>[\w.\-/]+))?")
 _MLFLOW = re.compile(r"mlflow://(?P<name>[^/@:\s]+)(?:/(?P<version>\d+)|@(?P<alias>[\w\-]+))?")
@@ -68,20 +69,17 @@ def pull(url: str, out: Path, *, bundle: str | None = None, public_key: Path | N
     """
     if out.exists():
         raise InputError(f"{out} is there already.", fix="Name a new folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
-        folder = Path(work) / "bundle"
-        folder.mkdir()
+    with staged_folder(out) as folder:
+        work = folder.parent
         with _reaching(url):
-            place, get, signed = _source_hf(url, Path(work)) if url.startswith("hf://") else _source_mlflow(url)
+            place, get, signed = _source_hf(url, work) if url.startswith("hf://") else _source_mlflow(url)
             fetch_parts(get, folder, place, signed=signed)
         checked = verify_bundle(folder, public_key)
         if checked.findings:
             raise GateError(f"{place}: {checked.findings[0].message}.", fix="Do not use it; push the bundle again.")
         if bundle is not None and not (len(bundle) >= 12 and checked.id.startswith(bundle)):
             raise GateError(f"{place} holds bundle {checked.id[:12]}, not {bundle}.", fix="Pin a commit or version.")
-        folder.rename(out)
-    return checked
+    return replace(checked, bundle=str(out))
 
 
 @contextmanager

@@ -22,11 +22,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from veritune.errors import ModelError
-from veritune.records import Message
+import numpy as np
+
+from veritune.errors import FormatError, ModelError
+from veritune.records import Json, Message
 from veritune.release.serving import Server, key_header
 from veritune.stats.intervals import t_quantile
+from veritune.stats.tails import QuantileRatio, Waits, quantile_ratio
 
+SAMPLES = "release/serving.jsonl"
+"""Where a study keeps every request of the load test."""
 LOOK_S = 0.1
 """How often the memory of a server is looked at while it is under load."""
 
@@ -212,7 +217,12 @@ def write_samples(path: Path, speed: Speed) -> None:
     """Every request as a line of JSON. Times are seconds from the start of its block; `status` is `ok` or the error."""
     from veritune.store import write_jsonl
 
-    write_jsonl(path, [_line(t) for t in speed.timed])
+    write_jsonl(path, sample_lines(speed))
+
+
+def sample_lines(speed: Speed) -> list[dict[str, Any]]:
+    """Every request as the line that is kept of it."""
+    return [_line(t) for t in speed.timed]
 
 
 def _line(t: Timed) -> dict[str, Any]:
@@ -232,9 +242,10 @@ def quantile(values: Sequence[float], q: float, level: float = 0.95, blocks: Seq
     Ranks from the binomial distribution (Conover 1999, sec. 3.2), as if requests were independent; and, with `blocks`
     (the block of every value), ranks n(q ± t·se), se the cluster-robust error of the share below the quantile, t with
     blocks - 1 degrees of freedom (Woodruff 1952, JASA 47:635). An end that no order statistic can bound at this level
-    is null; a tail quantile of few values has no upper end.
+    is null; a tail quantile of few values has no upper end. An infinite value is a request without an answer: a
+    quantile or an end that falls among those is null, and `lost` counts them.
     """
-    n = len(values)
+    n, lost = len(values), sum(math.isinf(v) for v in values)
     if not n:
         return {"value": None, "low": None, "high": None, "n": 0, "level": level}
     ordered = sorted(values)
@@ -245,13 +256,10 @@ def quantile(values: Sequence[float], q: float, level: float = 0.95, blocks: Seq
         se, df = _clustered(below, blocks)
         half = t_quantile(0.5 + level / 2, df) * se
         low, high = min(low, math.floor(n * (q - half))), max(high, math.ceil(n * (q + half)) + 1)
-    return {
-        "value": value,
-        "low": ordered[low - 1] if low >= 1 else None,
-        "high": ordered[high - 1] if high <= n else None,
-        "n": n,
-        "level": level,
-    }
+    ends = (value, ordered[low - 1] if low >= 1 else None, ordered[high - 1] if high <= n else None)
+    known = [None if end is None or math.isinf(end) else end for end in ends]
+    found = {"value": known[0], "low": known[1], "high": known[2], "n": n, "level": level}
+    return found | ({"lost": lost} if lost else {})
 
 
 @cache
@@ -307,6 +315,10 @@ def throughput_of(timed: Sequence[Timed]) -> list[float | None]:
     return found
 
 
+def _answered(t: Timed) -> bool:
+    return t.error is None and t.first_s is not None and t.total_s is not None
+
+
 def _per_token(t: Timed) -> float | None:
     return (t.total_s - t.first_s) / (t.tokens - 1) if t.first_s is not None and t.total_s and t.tokens > 1 else None
 
@@ -320,7 +332,7 @@ def _over_blocks(values: Sequence[float | None]) -> dict[str, Any]:
 def summary(
     timed: Sequence[Timed], load: Load, memory: Mapping[tuple[str, float], Sequence[int | None]]
 ) -> list[dict[str, Any]]:
-    """One row a side and rate, every number with its interval.
+    """One row a side and rate, every number with its interval. In quantiles a lost request is one that never came.
 
     `per_token` is the time between tokens of one answer; `throughput` answers a second; `cost_per_request` the
     machine's price over the throughput; `peak_memory` bytes. The last three are geometric means over blocks.
@@ -329,11 +341,14 @@ def summary(
     for rate in load.rates:
         for side in dict.fromkeys(t.side for t in timed):
             mine = [t for t in timed if (t.side, t.rate) == (side, rate)]
-            good = [t for t in mine if t.error is None and t.first_s is not None and t.total_s is not None]
-            row: dict[str, Any] = {"side": side, "rate": rate, "requests": len(mine), "errors": len(mine) - len(good)}
-            first = [(t.first_s, t.block) for t in good if t.first_s is not None]
-            gaps = [(gap, t.block) for t in good if (gap := _per_token(t)) is not None]
-            for name, found, shares in (("first_token", first, (50, 90, 99)), ("per_token", gaps, (50, 90))):
+            lost = [(math.inf, t.block) for t in mine if not _answered(t)]
+            row: dict[str, Any] = {"side": side, "rate": rate, "requests": len(mine), "errors": len(lost)}
+            good = [t for t in mine if _answered(t)]
+            first = [*((t.first_s, t.block) for t in good if t.first_s is not None), *lost]
+            whole = [*((t.total_s, t.block) for t in good if t.total_s is not None), *lost]
+            gaps = [*((gap, t.block) for t in good if (gap := _per_token(t)) is not None), *lost]
+            times = (("first_token", first, (50, 90, 99)), ("answer", whole, (50, 99)), ("per_token", gaps, (50, 90)))
+            for name, found, shares in times:
                 values, blocks = [v for v, _ in found], [b for _, b in found]
                 row |= {f"{name}_p{q}": quantile(values, q / 100, blocks=blocks) for q in shares}
             done = throughput_of(mine)
@@ -371,6 +386,7 @@ def ratios(speed: Speed, load: Load, sides: tuple[str, str] = ("base", "candidat
     else:
         found["cost_per_request"] = mean_ratio([], []) | {"reason": "no price was given (--price-per-hour)"}
     found["peak_memory"] = _block_ratio(*(speed.memory.get((side, top), ()) for side in sides))
+    found["peak_memory"]["worst"] = _worst_memory(speed, sides)
     if found["peak_memory"]["value"] is None:
         found["peak_memory"]["reason"] = "the memory of a foreign server or of a GPU is not known"
     lost = {side: sum(t.error is not None for t in of(side)) for side in sides}
@@ -379,6 +395,77 @@ def ratios(speed: Speed, load: Load, sides: tuple[str, str] = ("base", "candidat
         for name in ("first_token", "per_token", "throughput", "cost_per_request"):
             found[name] |= {"low": None, "high": None, "reason": f"requests had no answer: {words}"}
     return found
+
+
+def _worst_memory(speed: Speed, sides: tuple[str, str]) -> float | None:
+    """The candidate's largest block at any rate over the base's: a mean over blocks hides the one that runs out."""
+    most = []
+    for side in sides:
+        held = [m for (of, _), values in speed.memory.items() if of == side for m in values]
+        if not held or None in held:
+            return None
+        most.append(max(m for m in held if m is not None))
+    return most[1] / most[0] if most[0] else None
+
+
+# ---------------------------------------------------------------- the tail
+
+TAILS = ("first_token", "answer")
+"""What the gate limits in the tail: waiting for the first token, and for the whole answer."""
+
+
+def waits(lines: Sequence[Json]) -> dict[str, dict[str, Waits]]:
+    """Waiting times by arm and by name in `TAILS`, from lines as `write_samples` writes them.
+
+    A request without an answer, or without a time, waits for ever. Raises FormatError for a line of another shape.
+    """
+    arms: dict[str, list[tuple[float, int, float, float]]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            due, ends = float(line["arrival_s"]), [line["first_token_s"], line["end_s"]]
+            fine = line["status"] == "ok"
+            took = [math.inf if not fine or end is None else float(end) - due for end in ends]
+            arms.setdefault(str(line["arm"]), []).append((float(line["rate"]), int(line["block"]), took[0], took[1]))
+        except (KeyError, TypeError, ValueError) as exc:
+            message = f"request {number}: expected a line of the load test, found {type(exc).__name__}: {exc}."
+            raise FormatError(message, fix="Measure again with `veritune serve-parity --study`.") from exc
+        if math.isnan(took[0]) or math.isnan(took[1]):
+            raise FormatError(f"request {number}: its time is not a number.", fix="Measure again.")
+    rates = sorted({row[0] for rows in arms.values() for row in rows})
+    made: dict[str, dict[str, Waits]] = {}
+    for arm, rows in arms.items():
+        stratum_N = np.array([rates.index(row[0]) for row in rows])
+        block_N = np.array([row[1] for row in rows])
+        times = {name: np.array([row[2 + k] for row in rows]) for k, name in enumerate(TAILS)}
+        made[arm] = {name: Waits(value_N, stratum_N, block_N) for name, value_N in times.items()}
+    return made
+
+
+@dataclass(frozen=True)
+class TailRule:
+    """Which quantile is compared, at which error rate, and how many slow requests in a row may have one cause."""
+
+    quantile: float = 0.99
+    alpha: float = 0.05
+    burst: int = 1
+
+
+def tails(lines: Sequence[Json], rule: TailRule | None = None) -> dict[str, QuantileRatio]:
+    """Candidate over base at the rule's quantile, over all rates, for every name in `TAILS`."""
+    rule = rule or TailRule()
+    by_arm = waits(lines)
+    none = Waits(np.zeros(0), np.zeros(0, int), np.zeros(0, int))
+    arms = [by_arm.get(side, dict.fromkeys(TAILS, none)) for side in ("candidate", "base")]
+    return {name: quantile_ratio(arms[0][name], arms[1][name], rule.quantile, rule.alpha, rule.burst) for name in TAILS}
+
+
+def tail_numbers(ratio: QuantileRatio) -> Json:
+    """A tail ratio as a record holds it; an end that is not finite is null, and `reason` says why."""
+    ends = [None if end is None or math.isinf(end) else end for end in (ratio.value, ratio.low, ratio.high)]
+    return {
+        "quantile": ratio.q, "value": ends[0], "low": ends[1], "high": ends[2], "n": ratio.n,
+        "lost": {"candidate": ratio.lost[0], "base": ratio.lost[1]}, "needed": ratio.needed, "reason": ratio.reason,
+    }  # fmt: skip
 
 
 def _block_ratio(old: Sequence[float | None], new: Sequence[float | None]) -> dict[str, Any]:

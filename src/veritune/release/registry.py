@@ -16,18 +16,19 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from veritune.errors import FormatError, GateError, InputError, LockedError, StaleError
+from veritune.ledger import CHAIN, FIX, follow, link
 from veritune.records import dumps, to_json
 from veritune.release import golden
 from veritune.release.bundle import gate_state
 from veritune.release.parts import MANIFEST, SIGNATURE, name_problem
 from veritune.release.shelf import Shelf, open_shelf
-from veritune.release.verify import Checked, read_manifest, verify_bundle
-from veritune.store import hash_of, now, sha256_file
+from veritune.release.verify import Checked, is_bundle, read_manifest, verify_bundle
+from veritune.store import now, remove_staged, sha256_file, staged_folder
 
 CHANNELS = ("staging", "production")
 GATED = ("production",)
@@ -78,26 +79,23 @@ def _history(shelf: Shelf, channel: str) -> list[Entry]:
     for expected, number in enumerate(numbers, start=1):
         name = f"{place}/{number:08d}.json"
         if number != expected:
-            raise StaleError(
-                f"{place}/{expected:08d}.json is gone: the channel's history has a hole.", fix="Restore it."
-            )
-        entry = _entry(shelf.read(name), name)
-        if entry.number != number or entry.previous != (entries[-1].hash if entries else None):
-            raise StaleError(f"{name} does not follow from the one before it: it was edited.", fix="Restore it.")
+            raise StaleError(f"{place}/{expected:08d}.json is gone: the channel's history has a hole.", fix=FIX)
+        entry = _entry(shelf.read(name), name, entries[-1].hash if entries else None)
+        if entry.number != number:
+            raise StaleError(f"{name} is entry {entry.number}: it was moved.", fix=FIX)
         entries.append(entry)
     return entries
 
 
-def _entry(content: bytes, name: str) -> Entry:
+def _entry(content: bytes, name: str, previous: str | None) -> Entry:
+    """The entry in a file, which must follow `previous`. Raises FormatError or StaleError."""
     try:
-        found = json.loads(content.decode("utf-8"))
-        digest = hash_of({k: v for k, v in found.items() if k != "hash"})
-        entry = Entry(**found)
+        entry = Entry(**follow(json.loads(content.decode("utf-8")), previous, name))
         whole = type(entry.number) is int and bool(_ID.fullmatch(entry.bundle))
     except (ValueError, TypeError, AttributeError, RecursionError) as exc:
-        raise FormatError(f"{name} is no entry of a channel ({type(exc).__name__}).", fix="Restore it.") from None
-    if not whole or digest != entry.hash:
-        raise StaleError(f"{name} was edited after it was written.", fix="Restore it.")
+        raise FormatError(f"{name} is no entry of a channel ({type(exc).__name__}).", fix=FIX) from exc
+    if not whole:
+        raise FormatError(f"{name} is no entry of a channel: its number or bundle id is none.", fix=FIX)
     return entry
 
 
@@ -107,22 +105,32 @@ def _check_channel(channel: str) -> None:
 
 
 def pull(url: str, bundle: str, out: Path, public_key: Path | None = None) -> Checked:
-    """Fetch a bundle by id into `out` and verify it. Raises GateError when what came is not what its id says."""
+    """Fetch a bundle by id into `out` and verify it; where this very bundle is there already, that is verified.
+
+    Raises GateError when what came is not what its id says, InputError where something else is there.
+    """
     if out.exists():
-        raise InputError(f"{out} is there already.", fix="Name a new folder.")
+        checked = verify_bundle(out, public_key) if is_bundle(out) else None
+        if checked is None or checked.findings or checked.id != bundle:
+            raise InputError(f"{out} already exists and is not this bundle.", fix="Name a new folder.")
+        remove_staged(out)
+        return checked
     return _fetch(open_shelf(url), bundle, out, public_key)
 
 
 def _fetch(shelf: Shelf, bundle: str, out: Path, public_key: Path | None = None) -> Checked:
+    """Fetch into `out`, which appears whole and verified or not at all. Raises GateError where it is neither."""
     place = f"bundles/{bundle}"
-    out.mkdir(parents=True)
     signed = SIGNATURE in shelf.names(place)
-    fetch_parts(lambda name, to: shelf.get(f"{place}/{name}", to), out, place, signed=signed)
-    checked = verify_bundle(out, public_key)
-    if checked.findings or checked.id != bundle:
-        what = checked.findings[0].message if checked.findings else f"its manifest is {checked.id[:12]}"
-        raise GateError(f"the registry's bundle {bundle[:12]} is not as it was promoted: {what}.", fix="Do not use it.")
-    return checked
+    with staged_folder(out) as folder:
+        fetch_parts(lambda name, to: shelf.get(f"{place}/{name}", to), folder, place, signed=signed)
+        checked = verify_bundle(folder, public_key)
+        if checked.findings or checked.id != bundle:
+            what = checked.findings[0].message if checked.findings else f"its manifest is {checked.id[:12]}"
+            raise GateError(
+                f"the registry's bundle {bundle[:12]} is not as it was promoted: {what}.", fix="Do not use it."
+            )
+    return replace(checked, bundle=str(out))
 
 
 def fetch_parts(get: Callable[[str, Path], None], out: Path, place: str, *, signed: bool) -> dict[str, Any]:
@@ -218,8 +226,7 @@ def _upload(shelf: Shelf, bundle: Path, digest: str) -> None:
 
 
 def _append(shelf: Shelf, channel: str, entry: Entry) -> Entry:
-    body = {k: v for k, v in to_json(entry).items() if k != "hash"}
-    whole = {**body, "hash": hash_of(body)}
+    whole = link({k: v for k, v in to_json(entry).items() if k not in CHAIN}, entry.previous)
     try:
         shelf.create(f"channels/{channel}/{entry.number:08d}.json", (dumps(whole, indent=2) + "\n").encode())
     except FileExistsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,13 +10,22 @@ from typing import Any
 
 from veritune.errors import DataError, InputError, StaleError
 from veritune.machine import package_versions
-from veritune.records import Row, to_json
-from veritune.release.load import Load, Speed, measure, ratios, write_samples
+from veritune.records import Json, Row, to_json
+from veritune.release.load import (
+    SAMPLES,
+    Load,
+    Speed,
+    TailRule,
+    measure,
+    ratios,
+    sample_lines,
+    tail_numbers,
+    tails,
+    write_samples,
+)
 from veritune.release.serving import COMMANDS, Server, ServingParity, compare, expected_answers, judged, served
-from veritune.store import read_json, sha256_file
+from veritune.store import Store, read_json, sha256_file
 
-SAMPLES = "release/serving.jsonl"
-"""Where a study keeps every request of the load test."""
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 BENDING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
 """Keys of generation_config.json that bend what a client gets who asks for nothing; and `eos_token_id` ends it."""
@@ -49,11 +59,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Served:
-    """What came out: parity always, speed and its ratios where a base was named."""
+    """What came out: parity always; speed, its ratios and the ratios of the tail where a base was named."""
 
     parity: ServingParity
     speed: Speed | None
     ratios: dict[str, Any]
+    tails: dict[str, Json] = field(default_factory=dict)
 
 
 def serve_command(asked: Asked) -> Served:
@@ -99,12 +110,24 @@ def serve_command(asked: Asked) -> Served:
             base = resolve(Model(path=asked.base, dtype=asked.dtype), Path())  # type: ignore[arg-type]
             other = _server(stack, asked, asked.base_url, base.path)
             speed = measure({"base": other, "candidate": server}, prompts, load)
-    found = Served(parity, speed, ratios(speed, load) if speed else {})
+    found = Served(parity, speed, ratios(speed, load) if speed else {}, _tails(asked, speed) if speed else {})
     if speed is not None and asked.samples is not None:
         write_samples(asked.samples, speed)
     if asked.study is not None:
         _record(asked, asked.study, found)
     return found
+
+
+def _tails(asked: Asked, speed: Speed) -> dict[str, Json]:
+    """The tail's ratios by the study's policy, else by its defaults."""
+    from veritune.study import ServingGate, load_study
+
+    rule = TailRule()
+    if asked.study is not None:
+        release = load_study(Store.of(asked.study).study_file).release
+        policy = release.serving if release is not None else ServingGate()
+        rule = TailRule(policy.tail_quantile, policy.alpha, policy.tail_burst)
+    return {name: tail_numbers(ratio) for name, ratio in tails(sample_lines(speed), rule).items()}
 
 
 def _reference(asked: Asked) -> Any:
@@ -231,7 +254,12 @@ def _record(asked: Asked, study: Path, found: Served) -> None:
         message=found.parity.message,
         subject=replace(subject, merged=digest if digest != subject.candidate else None),
         numbers=to_json(
-            {"ratios": found.ratios, "parity": found.parity, "table": found.speed.table if found.speed else None}
+            {
+                "ratios": found.ratios,
+                "tails": found.tails,
+                "parity": found.parity,
+                "table": found.speed.table if found.speed else None,
+            }
         ),
         inputs=input_hashes(case.store, asked.golden),
         settings={
@@ -254,7 +282,8 @@ def render_text(found: Served) -> str:
     for row in found.speed.table if found.speed else ():
         lines.append(
             f"  {row['side']:<9} {row['rate']:g}/s  first token p50 {_ms(row['first_token_p50'])},"
-            f" p90 {_ms(row['first_token_p90'])}; per token p50 {_ms(row['per_token_p50'])};"
+            f" p90 {_ms(row['first_token_p90'])}, p99 {_ms(row['first_token_p99'])}; answer p99"
+            f" {_ms(row['answer_p99'])}; per token p50 {_ms(row['per_token_p50'])};"
             f" {row['errors']} of {row['requests']} failed"
         )
         more = (("throughput", 1, "answers/s"), ("cost_per_request", 1e3, "per 1000"), ("peak_memory", 2**-20, "MiB"))
@@ -262,21 +291,26 @@ def render_text(found: Served) -> str:
     for name, ratio in found.ratios.items():
         if ratio["value"] is not None:
             why = f" ({ratio['reason']})" if "reason" in ratio else ""
+            if ratio.get("worst") is not None:
+                why += f", largest block {ratio['worst']:.3g}"
             lines.append(f"  candidate / base  {name} {_span(ratio)}{why}")
         else:
             lines.append(f"  candidate / base  {name} unknown: {ratio.get('reason', 'too few answers')}")
+    for name, tail in found.tails.items():
+        why = f" ({tail['reason']})" if tail["reason"] else ""
+        lines.append(f"  candidate / base  {name} p{100 * tail['quantile']:g} {_span(tail)}{why}")
     if found.speed is not None:
         lines.append("  intervals: 95 %, over blocks (base and candidate by turns)")
     return "\n".join([*lines, "", parity.reading, parity.limits])
 
 
-def _span(found: dict[str, Any], scale: float = 1.0) -> str:
-    """`value [low, high]`, with `no interval` where there is none."""
+def _span(found: Mapping[str, Any], scale: float = 1.0) -> str:
+    """`value [low, high]`, with `no interval` where there is none and `none` for an end that is not known."""
     if found["value"] is None:
         return "unknown"
-    ends = [found["low"], found["high"]]
-    said = "no interval" if None in ends else "{:.3g}, {:.3g}".format(*(e * scale for e in ends))
-    return f"{found['value'] * scale:.3g} [{said}]"
+    value, *ends = (None if v is None else f"{v * scale:.3g}" for v in (found["value"], found["low"], found["high"]))
+    span = "no interval" if ends == [None, None] else ", ".join(end or "none" for end in ends)
+    return f"{value} [{span}]"
 
 
 def _ms(found: dict[str, Any]) -> str:

@@ -345,15 +345,16 @@ def _golden(parts: _Parts) -> Found:
 
 def _gates(parts: _Parts) -> Found:
     """The gate record, where there is one, has its chain whole and speaks of these weights and this contract."""
-    if "evidence/release/gates.json" not in parts.manifest["files"]:
-        return
-    from veritune.release.gates import gate_record
+    from veritune.release.gates import GATES_FILE, gate_record
 
+    name = f"evidence/release/{GATES_FILE}"
+    if name not in parts.manifest["files"]:
+        return
     record = gate_record(parts.evidence)
     if (record.subject.base, record.subject.candidate) != (parts.subject.base, parts.subject.candidate):
-        yield "evidence/release/gates.json", "the last gate record is for other weights"
+        yield name, "the last gate record is for other weights"
     elif record.contract != parts.manifest["contract"]:
-        yield "evidence/release/gates.json", "the last gate record is for another contract entry"
+        yield name, "the last gate record is for another contract entry"
 
 
 _CHECKS: dict[str, Callable[[_Parts], Found]] = {

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veritune.report.geometry import geometry_table
 from veritune.report.read import Records
 
 NAMES = {
@@ -30,7 +31,8 @@ ORDER = tuple(NAMES)
 
 @dataclass(frozen=True)
 class Block:
-    """One probe's sentences. `subject` says which run or file it speaks of, `source` is its path in the study."""
+    """One probe's sentences. `subject` says which run or file it speaks of, `source` is its path in the study; `table`
+    holds every cell of a record that has many, as plain text."""
 
     probe: str
     kind: str
@@ -39,6 +41,7 @@ class Block:
     limits: str | None
     would_change: str | None
     source: str
+    table: str | None = None
 
 
 def blocks(records: Records) -> list[Block]:
@@ -81,7 +84,17 @@ def _block(record: Any, subject: str, path: str, kind: str) -> Block:
     kind = str(record.get("kind") or kind)
     named = NAMES.get(kind, kind.replace("_", " "))
     limits, change = (record[k] if isinstance(record.get(k), str) else None for k in ("limits", "would_change"))
-    return Block(named, kind, subject, record["reading"], limits, change, path)
+    return Block(named, kind, subject, record["reading"], limits, change, path, _cells(record, kind))
+
+
+def _cells(record: Any, kind: str) -> str | None:
+    """The table of a geometry record; None for other kinds, and for one of another version, which has no such cells."""
+    if kind != "geometry_grid":
+        return None
+    try:
+        return geometry_table(record)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None
 
 
 def markdown(study: str, found: Sequence[Block]) -> str:
@@ -89,6 +102,7 @@ def markdown(study: str, found: Sequence[Block]) -> str:
     lines = [f"# What the probes of {study} say", ""]
     for block in found:
         lines += [f"## {block.probe}: {block.subject}", "", block.reading, ""]
+        lines += ["```", block.table, "```", ""] if block.table else []
         lines += [f"- Limits: {block.limits}"] if block.limits else []
         lines += [f"- What would change it: {block.would_change}"] if block.would_change else []
         lines += [f"- Source: `{block.source}`", ""]

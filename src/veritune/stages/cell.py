@@ -16,10 +16,10 @@ from veritune.errors import DivergedError, GateError, InputError, MachineError, 
 from veritune.evaluate import tasks
 from veritune.progress import Progress
 from veritune.records import Row
-from veritune.seal import break_seal
+from veritune.seal import break_seal, refuse_edited_run, refuse_edited_scores
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import FAILED, study_at
-from veritune.store import hash_of, now, read_json, write_json, write_jsonl
+from veritune.store import hash_of, now, read_json, remove, sha256_file, write_json, write_jsonl
 from veritune.study import BASELINE
 from veritune.train import distributed
 from veritune.train.schedule import SELECT, SHAPE, plan_cells
@@ -44,7 +44,7 @@ def ready_from_contract(study_path: str | Path, progress: Progress) -> Ready:
     store, study = study_at(study_path)
     if not store.contract_file.exists():
         raise InputError(f"{store.root} is not frozen.", fix="Freeze it first: veritune freeze STUDY")
-    last = contract.read(store)["entries"][-1]["terms"]
+    last = contract.agreed(store)["entries"][-1]["terms"]
     differences = list(contract.differ(last["study"], contract.settings(study), "study"))
     if differences:
         raise StaleError(
@@ -85,15 +85,16 @@ def run_cell(ready: Ready, cell: Any) -> dict[str, Any]:
             return ready.backend.train(ready.context, cell)
     with ready.store.run_lock(cell.run_id):
         if is_done(ready, cell):
+            refuse_edited_run(ready.store, cell.run_id)
             return read_json(folder / "summary.json")
         break_seal(ready.store)
-        (folder / "summary.json").unlink(missing_ok=True)  # it speaks of scores that are about to go
+        remove(folder / "summary.json")  # it speaks of scores that are about to go
         try:
             summary = _work(ready, cell)
         except VerituneError as exc:
             write_json(folder / FAILED, {"input_hash": cell.input_hash, "time": now(), "error": str(exc)})
             raise
-        (folder / FAILED).unlink(missing_ok=True)
+        remove(folder / FAILED)
         return summary
 
 
@@ -141,7 +142,10 @@ def _select_run(ready: Ready, cell: Any) -> dict[str, Any]:
 
 
 def _score(ready: Ready, cell: Any, name: str, rows: Sequence[Row], weights: Any) -> Path:
-    """Generate and score one eval; the path of its scores. Scores of another eval contract are set aside."""
+    """Generate and score one eval; the path of its scores. Scores of another eval contract are set aside.
+
+    Scores that are there are believed where the timeline recorded this very file for these inputs, else StaleError.
+    """
     from veritune.evaluate.generate import Decoding, answers
 
     if cell.phase in (SELECT, SHAPE):
@@ -151,6 +155,7 @@ def _score(ready: Ready, cell: Any, name: str, rows: Sequence[Row], weights: Any
     stamp = path.with_suffix(".json")
     digest = hash_of({"cell": cell.input_hash, "eval": spec.model_dump(mode="json"), "items": [r.id for r in rows]})
     if path.exists() and ready.store.is_done(stamp, digest):
+        refuse_edited_scores(ready.store, path, digest)
         return path
     kind = f"generate {'baseline' if cell.phase == BASELINE else 'tuned'}"
 
@@ -167,10 +172,10 @@ def _score(ready: Ready, cell: Any, name: str, rows: Sequence[Row], weights: Any
         family, zone = data.family_of[row.id], data.zone_of[row.id]
         scores.append(replace(found, run_id=cell.run_id, family=family, zone=zone))
     write_jsonl(path, scores)
-    write_json(
-        stamp,
-        {"input_hash": digest, "items": len(scores), "decoding": {"greedy": True, **asdict(decoding), **weights.notes}},
-    )
+    made = sha256_file(path)
+    ready.store.log("scored", file=ready.store.relative(path), inputs=digest, sha256=made)
+    how = {"greedy": True, **asdict(decoding), **weights.notes}
+    write_json(stamp, {"input_hash": digest, "sha256": made, "items": len(scores), "decoding": how})
     return path
 
 
@@ -180,5 +185,5 @@ def _set_aside(path: Path, stamp: Path) -> None:
         old = read_json(stamp)["input_hash"][:8]
         path.rename(path.with_name(f"{path.stem}.{old}.jsonl"))
         stamp.rename(stamp.with_name(f"{stamp.stem}.{old}.json"))
-    stamp.unlink(missing_ok=True)  # the stamp of other scores must not vouch for new ones
-    path.unlink(missing_ok=True)
+    remove(stamp)  # the stamp of other scores must not vouch for new ones
+    remove(path)

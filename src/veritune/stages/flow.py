@@ -67,16 +67,22 @@ def run(
     Raises subclasses of VerituneError; nothing that was finished is lost.
     """
     store, study = study_at(study_file)
+    progress = progress or Progress()
     with store.lock():
         store.check_format()
         store.check_events()
         store.clear_partial()
-        refuse_edited(store)
+        if contract.recover(store):
+            store, study = study_at(study_file)  # the amendment that was finished may hold flags of its own
+        lost = refuse_edited(store)
+        if lost is not None:
+            progress.say(f"! {lost}; the runs are as the timeline knows them")
+            store.log("seal_lost", message=lost)
         if exploratory and store.contract_file.exists():
             raise InputError(f"{store.root} is frozen: it explores no more.", fix="Run it without --exploratory.")
         if exploratory and executor is not None:
             raise InputError("cells of an executor need a frozen study.", fix="Leave out --exploratory or --executor.")
-        runner = _Runner(store, study, progress or Progress())
+        runner = _Runner(store, study, progress)
         runner.exploratory, runner.executor = exploratory, executor
         return runner.run(amend)
 
@@ -278,7 +284,7 @@ class _Runner:
                 self.progress.say(f"gap      not measured: {run_id} has no losses ({reason})")
                 return
         for cell in told:
-            found = zone_gap(self.store, baseline, cell.run_id)
+            found = zone_gap(self.store, baseline, cell.run_id, self.study.thresholds)
             share = found["carried"]["stranger"]
             carried = "" if share["low"] is None else f" ({share['low']:.0%} to {share['high']:.0%})"
             said = found["why"] if share["value"] is None else f"{share['value']:.0%}{carried} of the gain in loss"

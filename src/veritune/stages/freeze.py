@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.decide.reach import limits
 from veritune.errors import InputError
 from veritune.progress import Progress
-from veritune.seal import break_seal, refuse_edited, seal
-from veritune.stages.ready import make_ready
+from veritune.seal import break_seal, mark_summaries, refuse_edited, resealing
+from veritune.stages.plan import items_by_eval
+from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import study_at
-from veritune.store import Store, read_json, write_json
+from veritune.store import Store, read_json
 from veritune.study import frozen_flags
 
 
@@ -21,7 +23,8 @@ from veritune.study import frozen_flags
 class Frozen:
     """A study's contract after a command: its hash, entries, what the last one changed, and what it marks.
 
-    `exploratory` are runs that were there before the freeze, `marked` those that an amendment came after.
+    `exploratory` are runs that were there before the freeze, `marked` those that an amendment came after. `limits` is
+    what the declared design can never decide.
     """
 
     folder: Path
@@ -32,6 +35,7 @@ class Frozen:
     marked: tuple[str, ...]
     sources: Mapping[str, str]
     facts: Mapping[str, Any]
+    limits: tuple[str, ...] = ()
 
 
 def freeze(study_file: str | Path, flags: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Frozen:
@@ -48,7 +52,7 @@ def freeze(study_file: str | Path, flags: Mapping[str, Any] | None = None, progr
         ready = make_ready(store, study, progress or Progress())
         kept = contract.freeze(store, study, ready.facts, given)
         mark_results(store, kept)
-    return _frozen(store, kept)
+    return _frozen(store, kept, ready)
 
 
 def amend(
@@ -56,6 +60,7 @@ def amend(
 ) -> Frozen:
     """Record that the study changed, with the reason. Every result that is there is marked as made before it.
 
+    Killed anywhere it may be given again: an amendment with this reason that was recorded already is finished.
     Raises InputError without a contract, StoreError without a reason or when nothing differs.
     """
     folder = Path(study_file) if Path(study_file).is_dir() else Path(study_file).parent
@@ -65,22 +70,24 @@ def amend(
         raise InputError(f"{store.root} is not frozen: there is nothing to amend.", fix="veritune freeze STUDY")
     with store.lock():
         _check(store)
-        before = len(contract.read(store)["entries"])
+        before = len(contract.agreed(store)["entries"])
         ready = make_ready(store, study, progress or Progress())
-        sealed = (store.root / "seal.json").exists()
-        kept = contract.amend(store, study, ready.facts, reason, given)
-        if len(kept["entries"]) == before:
-            raise InputError("nothing differs from the contract: there is nothing to amend.", fix="Change something.")
-        mark_results(store, kept)
-        if sealed:
-            seal(store)
-    return _frozen(store, kept)
+        with resealing(store, "amend", remade=("contract.lock.json", "audit/")):
+            kept = contract.amend(store, study, ready.facts, reason, given)
+            again = len(kept["entries"]) == before
+            if again and not (before > 1 and kept["entries"][-1]["reason"] == reason):
+                raise InputError(
+                    "nothing differs from the contract: there is nothing to amend.", fix="Change study.yaml first."
+                )
+            mark_results(store, kept)
+    return _frozen(store, kept, ready)
 
 
 def _check(store: Store) -> None:
     store.check_format()
     store.check_events()
     store.clear_partial()
+    contract.recover(store)
     refuse_edited(store)
 
 
@@ -88,15 +95,18 @@ def mark_results(store: Store, kept: Mapping[str, Any]) -> None:
     """Write into each summary what the contract says of it, so that a reader of that file alone sees it."""
     if len(kept["entries"]) == 1 and not kept["entries"][0].get("made"):
         return
+    marked = {}
     for path in sorted(store.runs.glob("*/summary.json")):
         summary, worth = read_json(path), contract.standing(kept, path.parent.name)
         worth["exploratory"] |= bool(summary.get("exploratory"))
         if {key: summary.get(key) for key in worth} != worth:
-            break_seal(store)
-            write_json(path, {**summary, **worth})
+            marked[path.parent.name] = {**summary, **worth}
+    if marked:
+        break_seal(store)
+        mark_summaries(store, marked)
 
 
-def _frozen(store: Store, kept: Mapping[str, Any]) -> Frozen:
+def _frozen(store: Store, kept: Mapping[str, Any], ready: Ready) -> Frozen:
     last, first = kept["entries"][-1], kept["entries"][0]
     return Frozen(
         folder=store.root,
@@ -107,6 +117,7 @@ def _frozen(store: Store, kept: Mapping[str, Any]) -> Frozen:
         marked=tuple(last.get("made") or ()) if len(kept["entries"]) > 1 else (),
         sources=last.get("sources") or {},
         facts=last["terms"]["facts"],
+        limits=tuple(limits(ready.study, items_by_eval(ready))),
     )
 
 
@@ -122,6 +133,7 @@ def frozen_text(found: Frozen) -> str:
         lines.append(f"  {len(found.exploratory)} runs were there before the freeze: exploratory for ever")
     if found.marked:
         lines.append(f"  {len(found.marked)} runs are marked as made before amendment {found.entries - 1}")
+    lines += [f"  cannot decide: {limit}" for limit in found.limits]
     return "\n".join(lines)
 
 

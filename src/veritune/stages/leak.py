@@ -1,7 +1,8 @@
 """`veritune probe leak STUDY`, or `probes: {leak: true}` in the study: train each condition once more on a split that
 ignores families, and compare.
 
-The shadow runs lie in `probes/leak/`, apart from the study's own runs: no claim is ever decided from them.
+The shadow runs lie in `probes/leak/`, apart from the study's own runs: they are no arm, and only a claim that names the
+leak itself (`leak.flattered.ARM`) reads their record.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from veritune.errors import InputError
 from veritune.progress import Progress
-from veritune.seal import refuse_edited, seal
+from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.stages.cell import cells_of, is_done, ready_from_contract
 from veritune.stages.ready import Ready
 from veritune.store import Store, hash_of, read_json, write_json
@@ -38,11 +39,9 @@ def leak_command(
     made = {}
     with ready.store.lock():
         refuse_edited(ready.store)
-        sealed = (ready.store.root / "seal.json").exists()
-        for name in conditions or whole_conditions(ready.study):
-            made[name] = leak_of(ready, name)
-        if sealed:
-            seal(ready.store)
+        with resealing(ready.store, "probe leak"):
+            for name in conditions or whole_conditions(ready.study):
+                made[name] = leak_of(ready, name)
     return made
 
 
@@ -101,7 +100,9 @@ def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str,
         )
         losses = _train(ready, shadow, zones, planned)
         record = leak(_measured(ready, (baseline, honest), losses, zones))
-        write_json(path, {"input_hash": digest, "run": f"{FOLDER}/runs/{shadow.run_id}", "record": record})
+        runs = {"run": f"{FOLDER}/runs/{shadow.run_id}", "honest": honest.run_id}
+        break_seal(ready.store)
+        write_json(path, {"input_hash": digest, **runs, "record": record})
         ready.store.log_once("probed", probe="leak", condition=condition, inputs=digest)
     found: dict[str, Any] = read_json(path)["record"]
     return found

@@ -19,6 +19,7 @@ from veritune import contract
 from veritune.decide.reach import Assumed, resolution
 from veritune.errors import GateError
 from veritune.progress import Progress, clock
+from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.stages.cell import cells_of, is_done
 from veritune.stages.leak import LEAK, leak_is_done, whole_conditions
 from veritune.stages.ready import Ready, make_ready
@@ -87,7 +88,7 @@ def make_plan(ready: Ready, prices: Prices | None = None, assumed: Assumed | Non
         "probe": {"live": probes, "answers": answers},
         "cells": rows,
         "total": _total(rows, prices),
-        "resolution": resolution(ready.study, _where(ready), assumed),
+        "resolution": resolution(ready.study, items_by_eval(ready), assumed),
     }
     write_json(path, plan)
     return read_json(path)
@@ -104,10 +105,13 @@ def plan_command(
     with store.lock():
         store.check_format()
         store.clear_partial()
-        ready = make_ready(store, study, progress)
-        if store.contract_file.exists():
-            contract.freeze(store, study, ready.facts)
-        return ready, make_plan(ready, prices, assumed)
+        contract.recover(store)
+        refuse_edited(store)
+        with resealing(store, "plan", remade=("plan.json", "audit/")):
+            ready = make_ready(store, study, progress)
+            if store.contract_file.exists():
+                contract.freeze(store, study, ready.facts)
+            return ready, make_plan(ready, prices, assumed)
 
 
 def modules_command(study_file: str | Path) -> dict[str, Any]:
@@ -160,7 +164,8 @@ def _own_prices(ready: Ready) -> Prices:
     return Prices(budget.price_per_hour, budget.price_per_million_tokens) if budget else Prices()
 
 
-def _where(ready: Ready) -> dict[str, list[tuple[str, str]]]:
+def items_by_eval(ready: Ready) -> dict[str, list[tuple[str, str]]]:
+    """Zone and family of every item, by eval."""
     zone, family = ready.data.zone_of, ready.data.family_of
     return {name: [(zone[r.id], family[r.id]) for r in rows] for name, rows in ready.items.items()}
 
@@ -176,6 +181,7 @@ def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, Any]:
         cell, path = first[name], store.audit(f"live-{name}.json")
         if not (store.is_done(path, cell.input_hash) and "memory" in read_json(path)):
             record = ready.backend.live(ready.context, cell, store.root / "audit" / "live-work", _answering(ready))
+            break_seal(store)
             write_json(path, {**record, "input_hash": cell.input_hash})
         found[name] = read_json(path)
         trainable = found[name]["trainable"]
@@ -231,6 +237,7 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
             evals[name]["cache_bytes"] = cache_bytes(weights.model, full)
     weights.close()
     record = {"input_hash": digest, "load_s": load_s, "evals": evals, "memory": memory.read()}
+    break_seal(ready.store)
     write_json(ready.store.audit(path), record)
     return record
 

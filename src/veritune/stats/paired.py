@@ -26,6 +26,7 @@ from veritune.stats.bounded import BoundedMean
 from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, sign_flips, undrawn
 from veritune.stats.intervals import Spread, Student, Unknown, Widest, three_valued
 from veritune.stats.table import Floats, Missing, Pair, ScoreTable, pair
+from veritune.thresholds import DEFAULTS, NoteThresholds
 
 Estimand = Literal["recipe", "checkpoints", "items"]
 
@@ -43,7 +44,8 @@ class Options:
     """How to compare. `draws` are Monte Carlo sign flips of families, used only beyond 16 families.
 
     `equal_seed_spread` and `shared_seeds` are declared before the data: that all arms spread alike between seeds, and
-    that runs of one seed share their data order and initialisation, so that arms are paired by seed.
+    that runs of one seed share their data order and initialisation, so that arms are paired by seed. `notes` say from
+    where on warnings stand beside the interval.
     """
 
     draws: int = 9_999
@@ -52,6 +54,7 @@ class Options:
     missing: Missing = field(default_factory=Missing)
     equal_seed_spread: bool = False
     shared_seeds: bool = False
+    notes: NoteThresholds = DEFAULTS.notes
 
     def __post_init__(self) -> None:
         if not 99 <= self.draws <= MAX_DRAWS:
@@ -84,6 +87,7 @@ class Comparison:
     details: Mapping[str, Any]
     warnings: tuple[str, ...]
     scope: str
+    options: Options = Options()
 
     @property
     def gap(self) -> float:
@@ -95,10 +99,19 @@ class Comparison:
         """The result a claim rests on: the recipe where it can be estimated, else the checkpoints at hand."""
         return self.results.get("recipe") or self.results["checkpoints"]
 
+    def _bounds(self, low: float, high: float) -> tuple[float | None, float | None]:
+        """Ends as they are printed: None where there are none, never beyond the width of a known scale."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return None, None
+        if not self.pair.bounded:
+            return low, high
+        width = self.pair.scale[1] - self.pair.scale[0]
+        return max(-width, low), min(width, high)
+
     def estimate(self, level: float = 0.95, estimand: Estimand | None = None) -> Estimate:
         """The record of one estimand (the headline by default) at `level`."""
         result = self.results[estimand] if estimand else self.headline
-        low, high = _bounds(*result.spread.interval(level))
+        low, high = self._bounds(*result.spread.interval(level))
         p = result.spread.p()
         floor = result.spread.floor
         warnings = self.warnings + result.warnings
@@ -125,10 +138,6 @@ class Comparison:
             warnings=warnings,
             details=self.details,
         )
-
-
-def _bounds(low: float, high: float) -> tuple[float | None, float | None]:
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else (None, None)
 
 
 def _name(table: ScoreTable, side: str) -> str:
@@ -162,6 +171,7 @@ def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
         details=_details(matched, parts, rule),
         warnings=_warnings(matched) + _assumptions(matched, rule, options),
         scope=_scope(matched),
+        options=options,
     )
 
 
@@ -292,13 +302,6 @@ def _these_items(parts: seeds.Crossed) -> Result:
     return Result("items", gap, student, method, "t test", math.sqrt(value), df)
 
 
-SKEWED = 1.0
-"""|skewness| of the differences from which the output says so: a normal sample of 20 exceeds it in 3 % of cases."""
-
-FEW_VALUES = 5
-"""Distinct differences up to which the output says how few there are."""
-
-
 def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tuple[str, ...]:
     """What an interval over new items rests on here, in words."""
     out: list[str] = []
@@ -309,13 +312,13 @@ def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tu
             out.append(f"scores are assumed to lie between {low:g} and {high:g}; no scale was declared (--scale)")
         sd = float(diff_N.std())
         skew = float(((diff_N - diff_N.mean()) ** 3).mean()) / sd**3 if sd > seeds.ROUNDING * (high - low) else 0.0
-        if abs(skew) >= SKEWED:
+        if abs(skew) >= options.notes.skewed:
             out.append(f"the differences are skewed (skewness {skew:+.1f}): few items carry much of the gap")
         values = len(np.unique(np.round(diff_N, 12)))
-        if values <= FEW_VALUES and matched.n > FEW_VALUES:
+        if values <= options.notes.few_values < matched.n:
             out.append(f"the differences take {values} value{'' if values == 1 else 's'} on {matched.n} items")
-    if rule is not None and rule.method != "withheld":
-        share = undrawn(rule.families)
+    share = 0.0 if rule is None or rule.method == "withheld" else undrawn(rule.families)
+    if rule is not None and share >= options.notes.undrawn:
         out.append(
             f"{rule.families} families ({rule.effective:.1f} effective): up to {100 * share:.0f} % of families could "
             "be of a kind that was not drawn"

@@ -24,6 +24,7 @@ from veritune.errors import DivergedError, GateError, MachineError, ModelError, 
 from veritune.machine import PeakMemory, git_state
 from veritune.progress import Progress
 from veritune.records import MetricRow, Rendered, RunManifest, dumps, to_json
+from veritune.seal import finish_run
 from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, read_jsonl, whole_lines, write_json
 from veritune.study import BASELINE, Condition, Study, Train
 from veritune.train import methods
@@ -560,7 +561,7 @@ def finish(
         "scores": {name: _score_summary(read_jsonl(path)) for name, path in evals.items()},
         "finished": now(),
     }
-    write_json(folder / "summary.json", summary)
+    finish_run(context.store, cell.run_id, summary)
     if keeps(context.study, cell) == "none":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return summary

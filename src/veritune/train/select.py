@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from veritune.errors import GateError, StaleError
+from veritune.seal import break_seal
 from veritune.store import Store, hash_of, now, read_json, read_jsonl, write_json
 from veritune.study import Study
 from veritune.train.schedule import SELECT, SHAPE, Cell, effective_batch, plan_cells, schedule
@@ -65,6 +66,7 @@ def record_selection(store: Store, study: Study, facts: Mapping[str, Any]) -> di
     body = _selection(store, study, facts)
     path = store.root / SELECTION
     if not (path.exists() and _same(read_json(path), body)):
+        break_seal(store)
         write_json(path, {**body, "time": now()})
     store.log_once("selected", chosen={name: c["selected"] for name, c in body["conditions"].items()})
     return body
@@ -186,6 +188,7 @@ def record_shapes(
     hashes = [c.input_hash for c in cells if c.phase in (SELECT, SHAPE)]
     digest, path = hash_of(hashes), store.root / SHAPES
     if not store.is_done(path, digest):
+        break_seal(store)
         write_json(path, {"input_hash": digest, "conditions": conditions})
     return read_json(path)
 

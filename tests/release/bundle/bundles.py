@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from veritune.ledger import Ledger
 from veritune.records import GateResult, to_json
 from veritune.release.evidence import Subject, weights_digest
-from veritune.release.gates import GateRecord
+from veritune.release.gates import GATES_FILE, GateRecord
 from veritune.release.parts import MANIFEST, SIGNATURE, json_of, walk
 from veritune.store import Store, hash_of, read_json, sha256_file, write_json
 
@@ -39,4 +40,5 @@ def write_passing_gates(root: Path, run_id: str, **changes: Any) -> None:
         gates=(GateResult("data", "passed", "clean"),), evidence={}, settings={}, created="2026-01-01T00:00:00Z",
     )  # fmt: skip
     body = {k: v for k, v in to_json(record).items() if k != "hash"} | changes
-    write_json(store.release("gates.json"), {"format": 1, "entries": [{**body, "hash": hash_of(body)}], "waivers": []})
+    store.release(GATES_FILE).unlink(missing_ok=True)
+    Ledger(store.release(GATES_FILE)).append({k: v for k, v in body.items() if k != "previous"})

@@ -50,7 +50,7 @@ def test_a_bundle_holds_every_part(made: Path) -> None:
     names = set(read_manifest(made)["files"])
     wanted = {"adapter/adapter_model.safetensors", "tokenizer/chat_template.jinja", "tokenizer/tokenizer.json"}
     wanted |= {"generation_config.json", "golden.json", "README.md", "sbom.cdx.json", "licences.json", "datasheet.md"}
-    wanted |= {f"evidence/{n}" for n in ("contract.lock.json", "verdict.json", "seal.json", "release/gates.json")}
+    wanted |= {f"evidence/{n}" for n in ("contract.lock.json", "verdict.json", "seal.json", "release/gates.jsonl")}
     assert wanted <= names
     assert any(n.startswith("evidence/runs/all_layer") and n.endswith("scores/style.jsonl") for n in names)
     assert [n for n in names if n.endswith((".bin", ".pt", ".py"))] == []

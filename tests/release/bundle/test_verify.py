@@ -195,7 +195,8 @@ def golden(bundle: Path, other: Path) -> None:
 
 
 def gates(bundle: Path, other: Path) -> None:
-    edit_json(bundle / "evidence/release/gates.json", lambda g: g["entries"][-1].update(status="failed"))
+    path = bundle / "evidence/release/gates.jsonl"
+    path.write_text(path.read_text().replace('"status":"passed"', '"status":"failed"'))
 
 
 def datasheet(bundle: Path, other: Path) -> None:
@@ -211,7 +212,7 @@ def datasheet(bundle: Path, other: Path) -> None:
         (vocabulary, "tokenizer", "a vocabulary of"),
         (template, "tokenizer", "the template is another version"),
         (scores, "evidence", "not as the study sealed it"),
-        (contract, "contract", "was edited after it was frozen"),
+        (contract, "contract", "was edited after it was written"),
         (golden, "golden", "recorded with other weights"),
         (gates, "gates", "was edited after it was written"),
         (datasheet, "data", "of other data"),

@@ -1,0 +1,36 @@
+"""Field types that every declared section shares: numbers as a person writes them in YAML, and sections that refuse
+unknown keys."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _no_boolean(value: object) -> object:
+    """YAML 1.1 reads `no`, `off` and `yes` as booleans, which Python would take for 0 and 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found a boolean ({'yes/on/true' if value else 'no/off/false'})")
+    return value
+
+
+def as_number(value: object) -> object:
+    """YAML 1.1 reads `3e-4` as text; a person means a number."""
+    _no_boolean(value)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):
+        return float(value)
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_boolean)]
+Real = Annotated[float, BeforeValidator(as_number), Field(allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(as_number), Field(gt=0, lt=1)]
+Part = Annotated[float, BeforeValidator(as_number), Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, unknown keys refused, each field documented once, right beneath it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())

@@ -1,0 +1,271 @@
+"""Files on disk: whole or not there, on the medium before they are believed, and every failure named.
+
+Writing goes to a temporary file in the same folder, is flushed to disk and renamed, and the folder is flushed too, so
+that a killed process or a power cut leaves either the whole file or none. Nothing here knows what a study is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from veritune.errors import FormatError, MachineError, StoreError
+from veritune.records import dumps
+
+CHUNK = 1 << 20
+SCARCE = 64 << 20  # bytes free below which a failed write of torch.save is put down to the disk
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def sha256_text(text: str) -> str:
+    """Hex SHA-256 of the text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_of(record: Any) -> str:
+    """Hex SHA-256 of a record's canonical JSON."""
+    return sha256_text(dumps(record))
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the file system says into an error that names the file and what to do."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(
+                f"the disk is full: {path} was not written.", fix="Free some space and run the same command again."
+            ) from exc
+        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(
+                f"cannot write {path}: {exc.strerror}.", fix="Make the folder writable or copy the study elsewhere."
+            ) from exc
+        if exc.errno in (errno.EIO, errno.EFBIG):
+            raise StoreError(
+                f"cannot write {path}: {exc.strerror}.", fix="Check the disk, then run the same command again."
+            ) from exc
+        raise
+    except Exception as exc:
+        if not _out_of_space(exc, path):
+            raise
+        raise MachineError(
+            f"the disk is full: {path} was not written.", fix="Free some space and run the same command again."
+        ) from exc
+
+
+def _out_of_space(exc: Exception, path: Path) -> bool:
+    """Whether an error that is no OSError means a full disk: safetensors wraps the system's, torch.save hides it."""
+    if "No space left on device" in str(exc):
+        return True
+    parent = next((p for p in (path, *path.parents) if p.is_dir()), Path.cwd())
+    return "inline_container" in str(exc) and shutil.disk_usage(parent).free < SCARCE
+
+
+@contextlib.contextmanager
+def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; on leaving, flush it to disk, rename it into place and flush the folder."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+                with contextlib.suppress(OSError):  # some network disks lock nothing; then nothing is removed as stale
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file where it is there. Raises StoreError where the disk refuses."""
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
+def remove_left(path: Path) -> None:
+    """Remove temporary files that killed writers of `path` left; those of living writers are held and stay."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), left.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's entries on disk: without this a rename may be lost with the power."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot flush a folder say so like this
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out`; on leaving, have it on disk and rename it to `out`; on an error, remove it.
+
+    The folder that it lies in (`.parent`) is the caller's too, for downloads and the like, and goes in the end. What a
+    killed process left behind is removed first; what a living process fills is held by a lock and stays. Raises
+    StoreError or MachineError where the disk refuses, FileExistsError where `out` has appeared meanwhile.
+    """
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_staged(out)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        handle = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            partial = work / "whole"
+            partial.mkdir()
+            yield partial
+            _sync_tree(partial)
+            if out.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
+            partial.rename(out)
+            sync_folder(out.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            os.close(handle)
+
+
+def remove_staged(out: Path) -> None:
+    """Remove what killed processes staged for `out`; what a living process holds stays."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        _remove_unheld(left)
+
+
+def _remove_unheld(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Have every file below `folder`, and every folder's entries, on disk."""
+    for base, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(os.path.join(base, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(base))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as stream:
+        stream.write(text)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write one record as readable JSON, atomically."""
+    write_text(path, dumps(record, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> None:
+    """Write records one to a line, atomically."""
+    with atomic(path) as stream:
+        for record in records:
+            stream.write(dumps(record) + "\n")
+
+
+def whole_lines(text: str, *, torn: bool = False) -> list[str]:
+    """Lines that end in a newline; with `torn` also a last one that does not.
+
+    Only the newline counts: `str.splitlines` also cuts at U+2028 and U+0085, which JSON texts may hold as they are.
+    """
+    *lines, rest = text.split("\n")
+    return [*lines, rest] if torn and rest else lines
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object. Raises FormatError where the file is damaged."""
+    try:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as exc:
+        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: expected a JSON object, found {type(value).__name__}.", fix="Restore it.")
+    return value
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL record. Raises FormatError naming the line."""
+    rows = []
+    for number, line in enumerate(whole_lines(_text(path), torn=True), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as exc:
+            raise FormatError(f"{path} line {number} is damaged: {exc}.", fix="Restore it, or delete it.") from None
+    return rows
+
+
+def read_parquet(path: Path) -> list[dict[str, Any]]:
+    """Rows of a Parquet file as dicts. Raises FormatError where the file is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as exc:
+        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it.") from None
+    return rows
+
+
+def write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:
+    """Write columns as Parquet, atomically and with reproducible bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic(path, "wb") as stream:
+        pq.write_table(pa.table(dict(columns)), stream, compression="zstd")
