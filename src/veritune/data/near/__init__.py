@@ -12,8 +12,8 @@
     local.py     the engine on this machine's cores                                                 compiled
     ray.py       the engine on a Ray cluster, bit for bit the same result                           compiled
 
-The compiled files need numba. There is no second engine without it: vectorised numpy was 5 to 7 times slower on 10,000
-rows, 1.7 times rensa where the kernels are 8.8 times (docs/bench.md). Nothing here knows rows, studies or records.
+The compiled files need numba. There is no second engine without it: vectorised numpy was 4 to 7 times slower on 10,000
+rows, 1.7 times rensa where the kernels are 8.8 times (docs/dependencies.md). Nothing here knows rows, studies, records.
 """
 
 from __future__ import annotations

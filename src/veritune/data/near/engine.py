@@ -78,7 +78,7 @@ def running(place: Place) -> Iterator[Engine[Any]]:
 def _require_numba() -> None:
     try:
         import_module("numba")
-    except ImportError as error:  # absent, or it refuses the numpy that is installed
+    except (ImportError, OSError) as error:  # absent, or refuses this numpy, or its library cannot be loaded
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MachineError(
             f"families and contamination need numba, which cannot be imported: {reason[:200]}.",
