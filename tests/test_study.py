@@ -282,3 +282,25 @@ def test_the_schema_knows_every_key_of_the_quickstart_and_no_other(settings: dic
 def test_a_study_comes_back_from_its_own_json(settings: dict[str, Any]) -> None:
     study = parse_study(settings)
     assert Study.model_validate(study.model_dump(mode="json")) == study
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "says"),
+    [
+        ("improves", {"mingap": 0.01}, "min_gap"),
+        ("improves", {"min_gap": -1}, "at least 0"),
+        ("improves", {"min_gap": True}, "expected min_gap to be a number"),
+        ("generalises", {"min_gap": 0.01}, "has none of its own"),
+        ("improves", {"min_gap": 0.01, "every_seed": True}, None),
+    ],
+)
+def test_a_frozen_rule_is_checked_before_anything_trains(
+    settings: dict[str, Any], kind: str, rule: Any, says: Any
+) -> None:
+    claim = {"name": "c", "kind": kind, "condition": next(iter(settings["conditions"])), "share": 0.5, "rule": rule}
+    settings["claims"] = [claim]
+    if says is None:
+        assert parse_study(settings).claims[0].rule == rule
+        return
+    with pytest.raises(StudyError, match=says):
+        parse_study(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import yaml
 
 from veritune.errors import DataError, InputError, StudyError
+from veritune.records import Verdict
 from veritune.study import load_study
-from veritune.verbs import draw_report, init, status, status_text
+from veritune.verbs import draw_report, init, status, status_text, verdict_lines
 
 
 def rows(folder: Path, n: int = 12, **extra: Any) -> Path:
@@ -25,6 +27,17 @@ def rows(folder: Path, n: int = 12, **extra: Any) -> Path:
         )
     )
     return path
+
+
+# ---------------------------------------------------------------- a run's screen
+
+
+def test_a_frozen_rule_is_on_the_runs_screen() -> None:
+    outcome = {"rule": {"min_gap": 0.01}, "gap": 0.02, "per_seed": [0.02], "winner": "a", "satisfied": True}
+    verdict = Verdict("learns", "improves", "supported", "A sentence.", (), None, 0.05)
+    assert "Frozen rule" not in "\n".join(verdict_lines(verdict))
+    shown = replace(verdict, details={"frozen_rule": {**outcome, "a": "wide", "b": "baseline", "withheld": ""}})
+    assert "    Frozen rule min_gap 0.01: wide wins (gap +0.0200)." in verdict_lines(shown)
 
 
 # ---------------------------------------------------------------- init

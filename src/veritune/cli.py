@@ -182,19 +182,53 @@ def report(study: StudyArg) -> None:
 @app.command()
 def compare(
     sides: Annotated[
-        list[str],
-        typer.Argument(help="Two or more sides: FILE, NAME=FILE, several seeds as NAME=F1,F2, or a folder of files."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Two or more sides: FILE, NAME=FILE, several seeds as NAME=F1,F2, or a folder of files; with "
+            "--systems the table files; with --table two names.",
+            show_default=False,
+        ),
+    ] = None,
     against: Annotated[
         str | None, typer.Option(help="The side the others are compared with; default: the last.")
     ] = None,
+    all_pairs: Annotated[
+        bool, typer.Option("--all-pairs", help="Compare every side with every other; Bonferroni over the pairs.")
+    ] = False,
+    systems: Annotated[
+        str | None, typer.Option(help="Tables with one column per system: the columns to compare, as base,tuned.")
+    ] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Counts instead of files: only A, only B, both, neither; repeat for seeds.")
+    ] = None,
     fixed: Annotated[list[str] | None, typer.Option(help="Name of a side without seeds, a baseline; repeat.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Name of a side that is an adapter: the sentences say so; repeat.")
+    ] = None,
     margin: Annotated[float | None, typer.Option(help="The smallest difference that matters, in score units.")] = None,
     alpha: Annotated[float, typer.Option(help="Error rate of the decision.")] = 0.05,
-    eval_name: Annotated[str | None, typer.Option("--eval", help="Which eval of a file that holds several.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Score column, lm-eval metric or Inspect scorer.")] = None,
+    frozen: Annotated[
+        str | None, typer.Option("--rule", help="A rule of your own, beside the decision: min_gap=0.01[,every_seed].")
+    ] = None,
+    lower_is_better: Annotated[
+        bool | None,
+        typer.Option(
+            "--lower-is-better/--higher-is-better",
+            help="Direction of the metric, where neither the log nor the metric's name says it.",
+            show_default=False,
+        ),
+    ] = None,
+    eval_name: Annotated[
+        str | None, typer.Option("--eval", help="Which eval of a file that holds several; or a table's name for it.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Score column (tuned.score for nested ones), lm-eval metric or Inspect scorer.")
+    ] = None,
+    filter_name: Annotated[str | None, typer.Option("--filter", help="lm-eval: which filter of a task.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="Column with the item id.")] = None,
-    family: Annotated[str | None, typer.Option(help="Column with families or clusters of items.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Column, document field or sample metadata with families (clusters) of items.")
+    ] = None,
     run_column: Annotated[str | None, typer.Option("--run", help="Column with the seed or run.")] = None,
     rater: Annotated[str | None, typer.Option(help="Column with the rater.")] = None,
     sample: Annotated[str | None, typer.Option(help="Column that tells several samples of an item apart.")] = None,
@@ -206,9 +240,14 @@ def compare(
 ) -> None:
     """Compare score files item by item: ours, lm-eval samples, Inspect logs, CSV or JSONL."""
     from veritune.decide import commands
+    from veritune.evaluate.imports import Reading
     from veritune.stats.table import Missing
 
-    reading = _reading(eval_name, metric, id_column, family, run_column, rater, sample)
+    up = None if lower_is_better is None else not lower_is_better
+    reading = Reading(
+        eval=eval_name, metric=metric, filter=filter_name, id=id_column, family=family, run=run_column, rater=rater,
+        sample=sample, higher_is_better=up,
+    )  # fmt: skip
     options = commands.CompareOptions(
         margin=margin,
         alpha=alpha,
@@ -219,18 +258,28 @@ def compare(
         scale=scale,
         missing=Missing(missing),
         draws=draws,
+        rule=commands.parse_rule(frozen) if frozen is not None else None,
+        all_pairs=all_pairs,
+        adapters=tuple(adapter or ()),
     )
-    found = commands.compare(_sides(sides, eval_name, fixed or []), options)
+    if table:
+        asked = {"systems": systems, "fixed": fixed}
+        found = commands.compare_counts(table, sides or [], options, asked)
+    else:
+        found = commands.compare(_sides(sides or [], eval_name, fixed or [], systems), options)
     print(_json(found) if as_json else commands.render_text(found))
 
 
-def _sides(texts: list[str], eval_name: str | None, fixed: list[str]) -> list[Any]:
+def _sides(texts: list[str], eval_name: str | None, fixed: list[str], systems: str | None) -> list[Any]:
     from dataclasses import replace
 
-    from veritune.decide.commands import parse_side
+    from veritune.decide.commands import parse_side, wide_sides
     from veritune.errors import InputError
 
-    sides = [parse_side(text, eval_name) for text in texts]
+    if systems is not None:
+        sides = wide_sides(texts, [name.strip() for name in systems.split(",")])
+    else:
+        sides = [parse_side(text, eval_name) for text in texts]
     unknown = sorted(set(fixed) - {side.name for side in sides})
     if unknown:
         names = ", ".join(side.name for side in sides)
@@ -238,38 +287,55 @@ def _sides(texts: list[str], eval_name: str | None, fixed: list[str]) -> list[An
     return [replace(side, fixed=side.name in fixed) for side in sides]
 
 
-def _reading(*names: str | None) -> Any:
-    from veritune.evaluate.imports import Reading
-
-    keys = ("eval", "metric", "id", "family", "run", "rater", "sample")
-    return Reading(**dict(zip(keys, names)))
-
-
 @app.command()
 def power(
     pilot: Annotated[list[str] | None, typer.Argument(help="Pilot scores: two sides as in `compare`.")] = None,
     items: Annotated[int | None, typer.Option(help="Number of items.")] = None,
-    discordance: Annotated[float, typer.Option(help="Share of items on which two runs differ.")] = 0.1,
+    discordance: Annotated[
+        float, typer.Option(help="Share of items on which two runs differ; with --graded the variance of a difference.")
+    ] = 0.1,
     seeds: Annotated[int, typer.Option(help="Seeds per arm.")] = 1,
     seed_sd: Annotated[float, typer.Option(help="Spread of a run's mean score between seeds, in score units.")] = 0.0,
     baseline: Annotated[bool, typer.Option("--baseline", help="The other arm is a baseline without seeds.")] = False,
+    families: Annotated[int | None, typer.Option(help="Number of families, equal in size, that items come in.")] = None,
+    design_effect: Annotated[float, typer.Option(help="Factor by which families inflate the variance.")] = 1.0,
+    graded: Annotated[bool, typer.Option("--graded", help="Scores are graded, not right or wrong.")] = False,
+    equal_seed_spread: Annotated[
+        bool, typer.Option("--equal-seed-spread", help="The study declares one seed spread for both arms.")
+    ] = False,
+    shared_seeds: Annotated[
+        bool, typer.Option("--shared-seeds", help="Runs of the two arms share their seeds and are paired by them.")
+    ] = False,
+    scale: Annotated[tuple[float, float] | None, typer.Option(help="Lowest and highest possible score.")] = None,
     margin: Annotated[float | None, typer.Option(help="The margin to be resolved, in score units.")] = None,
     alpha: Annotated[float, typer.Option(help="Error rate.")] = 0.05,
     target: Annotated[float, typer.Option("--power", help="Power aimed at.")] = 0.8,
     zone: Annotated[str | None, typer.Option(help="Only the pilot's items of one zone.")] = None,
+    eval_name: Annotated[str | None, typer.Option("--eval", help="Pilot: which eval of a file.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Pilot: score column, metric or scorer.")] = None,
+    filter_name: Annotated[str | None, typer.Option("--filter", help="Pilot: lm-eval filter.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Pilot: column with the item id.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the plot of detectable gap to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a design can detect, before it is paid for: from its numbers or from pilot scores."""
-    from veritune.decide import commands
+    from veritune.decide import commands, planning
     from veritune.errors import InputError
+    from veritune.evaluate.imports import Reading
     from veritune.stats.power import Design
 
     if pilot:
         if len(pilot) != 2:
             raise InputError(f"expected two pilot sides, found {len(pilot)}.", fix="veritune power A B")
-        options = commands.CompareOptions(margin=margin, alpha=alpha, zone=zone)
-        found = commands.plan_from_scores(commands.parse_side(pilot[0]), commands.parse_side(pilot[1]), options)
+        reading = Reading(eval=eval_name, metric=metric, filter=filter_name, id=id_column)
+        options = commands.CompareOptions(margin=margin, alpha=alpha, zone=zone, reading=reading, scale=scale)
+        declared = planning.Declared(target, equal_seed_spread, shared_seeds)
+        one, two = (commands.parse_side(text, eval_name) for text in pilot)
+        found = planning.plan_from_scores(one, two, options, declared)
+    elif eval_name or metric or filter_name or id_column:
+        raise InputError(
+            "--eval, --metric, --filter and --id read pilot scores, and none are named.", fix="veritune power A B"
+        )
     elif items is None:
         raise InputError("expected pilot scores or --items.", fix="veritune power --items 1319 --discordance 0.07")
     else:
@@ -279,14 +345,21 @@ def power(
             seeds_a=seeds,
             seeds_b=0 if baseline else seeds,
             seed_sd=seed_sd,
+            families=families,
+            design_effect=design_effect,
             margin=margin,
             alpha=alpha,
             power=target,
+            binary=not graded,
+            item_variance=discordance if graded else None,
+            width=1.0 if scale is None else scale[1] - scale[0],
+            equal_seed_spread=equal_seed_spread,
+            shared_seeds=shared_seeds,
         )
-        found = commands.plan_power(design)
+        found = planning.plan_power(design)
     if plot is not None:
-        commands.plot_power(found, plot)
-    print(_json(found) if as_json else commands.render_power(found))
+        planning.plot_power(found, plot)
+    print(_json(found) if as_json else planning.render_power(found))
 
 
 @app.command()

@@ -112,7 +112,8 @@ def forgetting(
     record, arms = forgetting_of(found, zoned, most, key)
     records: dict[str, Any] = {"loss": record}
     if arms:
-        records["score"] = _compare(*arms, score_margin)
+        known = ("trained",) if (adapter / "adapter_config.json").is_file() else ()
+        records["score"] = _compare(*arms, score_margin, known)
     _show_all(records, as_json, out)
     if arms and not as_json:
         from veritune.decide.commands import render_text
@@ -121,14 +122,14 @@ def forgetting(
         print(render_text(records["score"]))
 
 
-def _compare(before: Any, after: Any, margin: float) -> Any:
-    """Scores after training against those before, paired by item."""
+def _compare(before: Any, after: Any, margin: float, adapters: tuple[str, ...]) -> Any:
+    """Scores after training against those before, paired by item. `adapters`: arms that are known to be adapters."""
     from veritune.decide.commands import CompareOptions, compare_score_tables
     from veritune.stats.table import ScoreTable
 
     base = ScoreTable.from_scores(before, condition="base", fixed=True)
     trained = ScoreTable.from_scores(after, condition="trained")
-    return compare_score_tables([trained], base, CompareOptions(margin=margin, scale=(0.0, 1.0)))
+    return compare_score_tables([trained], base, CompareOptions(margin=margin, scale=(0.0, 1.0), adapters=adapters))
 
 
 def report(

@@ -208,8 +208,10 @@ class Estimate:
 class Verdict:
     """What a declared claim came to, with the sentence that may be written and those that may not.
 
-    `detectable` is the smallest difference this design detects with 80 % power, `needed_n` the items that
-    would settle the margin; each is None where it does not apply.
+    `detectable` is the smallest difference this design detects with 80 % power, `needed_n` the items that settle the
+    margin with the seed spread at the upper end of its 80 % range; each is None where it does not apply. In `details`
+    stand `needed_items` and `needed_seeds` as [lower end, upper end] (None: no number is enough there), `to_settle` as
+    text, and for a settled claim `chance_again`, the chance that another study of this design settles it at this gap.
     """
 
     claim: str

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from veritune.errors import StudyError
+from veritune.errors import StudyError, VerituneError
 from veritune.fields import Int, Part, Real, Section, Share, as_number
 from veritune.thresholds import Thresholds
 
@@ -338,6 +338,18 @@ class Eval(Section):
         return self
 
 
+def _check_rule(kind: str, rule: dict[str, float | bool]) -> None:
+    """Raises ValueError for a frozen rule that could not be applied: after the freeze is too late to say so."""
+    from veritune.stats.rule import check_rule  # numpy, which a study without a rule does not need to be read
+
+    if kind in ("generalises", "probe"):
+        raise ValueError(f"`rule` looks at the gap between two arms; `kind: {kind}` has none of its own")
+    try:
+        check_rule(rule)
+    except VerituneError as exc:
+        raise ValueError(exc.message) from exc
+
+
 class Claim(Section):
     """A sentence with a decision rule, declared before training. Scores are compared `condition` minus `against`."""
 
@@ -371,8 +383,9 @@ class Claim(Section):
     """For `probe`: with what."""
     correction: Literal["confirmatory", "exploratory"] = "confirmatory"
     """Confirmatory claims share the error rate (Holm); exploratory ones are corrected by Benjamini-Hochberg."""
-    rule: dict[str, Real] | None = None
-    """A frozen rule of the study's own, e.g. `{min_gap: 0.01}`, applied to the letter beside the verdict."""
+    rule: dict[str, Real | bool] | None = None
+    """A frozen rule of the study's own, e.g. `{min_gap: 0.01, every_seed: true}`, applied to the letter; its outcome
+    stands beside the verdict on the screen, in the report and in the write-up."""
 
     @model_validator(mode="after")
     def _fields_of_kind(self) -> Claim:
@@ -385,6 +398,8 @@ class Claim(Section):
             raise ValueError("`kind: probe` needs `probe`, `op` and `threshold`")
         if self.kind != "probe" and self.condition is None:
             raise ValueError(f"`kind: {self.kind}` needs `condition`")
+        if self.rule is not None:
+            _check_rule(self.kind, self.rule)
         return self
 
 
@@ -426,7 +441,11 @@ class TargetGate(Section):
 
 
 class Suite(Section):
-    """One set of items on which the candidate must not be worse than the base. Scores: higher is better."""
+    """One set of items on which the candidate must not be worse than the base.
+
+    Scores are higher-is-better in an eval of the study, and in imported files unless the log, the metric's name or
+    `higher_is_better` says otherwise.
+    """
 
     margin: Annotated[Real, Field(gt=0)]
     """The loss that is still tolerated, in score units. The whole interval must lie above minus this."""
@@ -440,6 +459,10 @@ class Suite(Section):
     """Imported files: the least and the largest score that an item can have. Graded scores beyond 0 to 1 need it."""
     metric: str | None = None
     """Imported files: score column, lm-eval metric or Inspect scorer."""
+    filter: str | None = None
+    """Imported files: the filter of an lm-eval task that logs several."""
+    higher_is_better: bool | None = None
+    """Imported files: the direction of the metric, where neither the log nor the metric's name says it."""
     id: str | None = None
     """Imported files: column with the item id."""
     family: str | None = None
@@ -449,8 +472,10 @@ class Suite(Section):
     def _one_source(self) -> Suite:
         if self.eval is None and self.zone is not None:
             raise ValueError("`zone` goes with `eval`; imported files have no zones here")
-        if self.eval is not None and (self.metric or self.id or self.family or self.scale):
-            raise ValueError("`metric`, `id`, `family` and `scale` read imported files; remove them, or remove `eval`")
+        imported = ("metric", "filter", "higher_is_better", "scale", "id", "family")
+        given = [name for name in imported if getattr(self, name) is not None]
+        if self.eval is not None and given:
+            raise ValueError(f"`{given[0]}` reads imported files; remove it, or remove `eval`")
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise ValueError(f"scale: expected the least before the largest score, found {list(self.scale)}")
         return self

@@ -149,16 +149,33 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     """One verdict as indented lines of at most 110 characters."""
     tag = " (exploratory)" if verdict.exploratory else ""
     lines = [f"{MARK[verdict.status]} {verdict.claim}: {verdict.status.upper()}{tag}"]
-    lines += textwrap.wrap(verdict.sentence, 106, initial_indent="    ", subsequent_indent="    ")
+    lines += _wrapped(verdict.sentence)
     if verdict.detectable is not None and "detects" not in verdict.sentence:
         lines.append(f"    Smallest difference this design detects with 80 % power: {verdict.detectable:.3f}.")
-    if verdict.needed_n is not None:
-        lines.append(f"    To settle it: about {verdict.needed_n:,} items.")
-    elif verdict.details.get("needed_seeds"):
-        lines.append(f"    More items cannot settle it; about {verdict.details['needed_seeds']} seeds per arm could.")
+    outcome = verdict.details.get("frozen_rule")
+    if outcome:
+        lines += textwrap.wrap(
+            f"Frozen rule {_rule_text(outcome)}.", 106, initial_indent="    ", subsequent_indent="      "
+        )
+    again = verdict.details.get("chance_again")
+    if again is not None and again < 0.5:
+        lines += _wrapped(f"Another study of this design would settle a gap of this size in {again:.0%} of cases.")
+    if verdict.details.get("to_settle"):
+        lines += _wrapped(f"To settle it: {verdict.details['to_settle']}.")
     for warning in verdict.warnings:
         lines += textwrap.wrap("! " + warning, 106, initial_indent="    ", subsequent_indent="      ")
     return lines
+
+
+def _rule_text(outcome: Mapping[str, Any]) -> str:
+    """A frozen rule and what it came to. Records made before arms were named in it call them by their side."""
+    from veritune.decide.wording import rule_text
+
+    return rule_text(outcome, str(outcome.get("a") or "the condition"), str(outcome.get("b") or "the other arm"))
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 106, initial_indent="    ", subsequent_indent="    ")
 
 
 # ---------------------------------------------------------------- status
@@ -178,6 +195,7 @@ def status(study: str | Path) -> dict[str, Any]:
         "held_by": store.holder(),
         "cells": _cells(study) if store.contract_file.exists() else [],
         "verdicts": _verdicts(store),
+        "frozen_rules": _frozen_rules(store),
         "last_event": events[-1] if events else None,
         "report": str(store.report_file) if store.report_file.exists() else None,
     }
@@ -195,6 +213,13 @@ def _verdicts(store: Store) -> dict[str, str]:
     return {v["claim"]: v["status"] for v in read_json(store.verdict_file)["verdicts"]}
 
 
+def _frozen_rules(store: Store) -> dict[str, str]:
+    """By claim, its frozen rule and what it came to."""
+    verdicts = read_json(store.verdict_file)["verdicts"] if store.verdict_file.exists() else []
+    outcomes = {v["claim"]: (v.get("details") or {}).get("frozen_rule") for v in verdicts}
+    return {claim: _rule_text(outcome) for claim, outcome in outcomes.items() if outcome}
+
+
 def status_text(found: Mapping[str, Any]) -> str:
     """`status` for the screen."""
     held = f"running: {found['held_by']}" if found["held_by"] else "nobody is at work on it"
@@ -204,7 +229,10 @@ def status_text(found: Mapping[str, Any]) -> str:
         from veritune.stages.watch import cells_text
 
         lines += ["  " + line for line in cells_text(found["cells"]).splitlines()]
-    lines += [f"  {MARK[state]} {claim}: {state}" for claim, state in found["verdicts"].items()]
+    for claim, state in found["verdicts"].items():
+        lines.append(f"  {MARK[state]} {claim}: {state}")
+        if claim in found["frozen_rules"]:
+            lines.append(f"      frozen rule {found['frozen_rules'][claim]}")
     if found["last_event"]:
         lines.append(f"last event: {found['last_event']['event']} at {found['last_event']['time']}")
     if found["report"]:

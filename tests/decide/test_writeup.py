@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,3 +58,25 @@ def test_a_study_without_verdicts_is_refused(tmp_path: Path) -> None:
     Store(folder).verdict_file.unlink()
     with pytest.raises(InputError, match="no verdicts"):
         writeup(folder)
+
+
+def test_a_frozen_rule_is_in_the_draft_and_its_number_is_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = lint_study.raw_study
+
+    def with_rule(seeds: tuple[int, ...]) -> dict[str, Any]:
+        study = plain(seeds)
+        study["claims"][0]["rule"] = {"min_gap": 0.35, "every_seed": True}
+        study["claims"][3]["rule"] = {"min_gap": 0.9}
+        return study
+
+    monkeypatch.setattr(lint_study, "raw_study", with_rule)
+    folder = lint_study.build(tmp_path, (0, 1))
+    text = folder / "WRITEUP.md"
+    text.write_text(writeup(folder), encoding="utf-8")
+    draft = text.read_text(encoding="utf-8")
+    assert "Frozen rule (a gap of at least 0.35<!--v:rule_min_gap.learns_the_style-->" in draft
+    assert "sign in every seed): all_layer wins." in draft and "): no winner." in draft
+    report, code = lint_command(text, folder)
+    assert report.findings == () and code == 0, render_text(report)
+    text.write_text(draft.replace("0.35<!--v:rule", "0.36<!--v:rule"), encoding="utf-8")
+    assert lint_command(text, folder)[1] != 0

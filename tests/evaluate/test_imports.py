@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from veritune.errors import ScoreError
+from veritune.evaluate.direction import known_direction
 from veritune.evaluate.imports import Reading, read, read_scores, sniff
 
 SCORES = Path(__file__).parent / "scores"
@@ -167,3 +168,166 @@ def test_large_files_read_the_same_as_small_ones_and_name_the_same_line(tmp_path
     bad = write(tmp_path / "c.jsonl", "\n".join([*lines[:50], lines[50].replace('"value": 0', f'"value": {broken}')]))
     with pytest.raises(ScoreError, match="row 51, value"):
         read(bad)
+
+
+# ---------------------------------------------------------------- options that a format cannot honour
+
+
+@pytest.mark.parametrize(
+    ("file", "option"),
+    [
+        (MC, {"family": "nonsense"}),
+        (MC, {"id": "nonsense"}),
+        (MC, {"run": "nonsense"}),
+        (MC, {"rater": "nonsense"}),
+        (MC, {"sample": "nonsense"}),
+        (MC, {"system": "acc"}),
+        (MC, {"filter": "nonsense"}),
+        (MC, {"eval": "another"}),
+        (SCORES / "inspect_sums.eval", {"family": "nonsense"}),
+        (SCORES / "inspect_sums.eval", {"id": "nonsense"}),
+        (SCORES / "inspect_sums.eval", {"filter": "none"}),
+        (SCORES / "inspect_sums.eval", {"metric": "nonsense"}),
+        (SCORES / "inspect_sums.eval", {"eval": "another"}),
+        ("own", {"metric": "value"}),
+        ("own", {"filter": "none"}),
+        ("own", {"family": "topic"}),
+        ("own", {"family": "family"}),
+        ("own", {"sample": "sample"}),
+        ("own", {"eval": "another"}),
+        ("table", {"filter": "none"}),
+        ("table", {"family": "nonsense"}),
+        ("table", {"metric": "score.inner"}),
+        ("evals", {}),
+        ("evals", {"eval": "c"}),
+    ],
+)
+def test_an_option_that_a_format_cannot_honour_is_an_error(tmp_path, file, option):
+    texts = {
+        "own": own(1),
+        "table": "id,score\na,1\nb,0\n",
+        "evals": "id,score,eval\na,1,a\na,0,b\n",
+    }
+    path = write(tmp_path / "file", texts[file]) if isinstance(file, str) else file
+    metric = {"metric": "acc"} if file is MC else {}
+    with pytest.raises(ScoreError) as error:
+        read(path, Reading(**(metric | option)))
+    assert all(str(value) in str(error.value) for value in option.values())
+
+
+def test_families_and_ids_come_from_a_documents_fields_and_a_samples_metadata(tmp_path):
+    field = next(iter(json.loads(MC.read_text().splitlines()[0])["doc"]))
+    found = read(MC, Reading(metric="acc", family=field))
+    assert list(found.family) == [str(json.loads(line)["doc"][field]) for line in MC.read_text().splitlines()]
+    assert list(read(MC, Reading(metric="acc", family=f"doc.{field}")).family) == list(found.family)
+    samples = [
+        {"id": i, "input": "q", "target": "t", "metadata": {"passage": f"p{i // 2}"}, "scores": {"m": {"value": 0.5}}}
+        for i in range(4)
+    ]
+    log = write(tmp_path / "log.json", json.dumps({"eval": {"task": "t"}, "plan": {}, "samples": samples}))
+    assert list(read(log, Reading(family="passage")).family) == ["p0", "p0", "p1", "p1"]
+
+
+def test_outputs_without_scores_are_refused(tmp_path):
+    row = {"doc_id": 0, "filtered_resps": ["x"], "filter": "none", "metrics": ["bypass"], "bypass": 999}
+    with pytest.raises(ScoreError, match="predict_only"):
+        read(write(tmp_path / "samples_x.jsonl", json.dumps(row)))
+    both = row | {"metrics": ["bypass", "acc"], "acc": 1.0}
+    assert read(write(tmp_path / "b.jsonl", json.dumps(both))).metric == "acc"
+
+
+@pytest.mark.parametrize("value", [float("nan"), None, "NaN"])
+def test_an_inspect_sample_without_a_value_is_not_scored(tmp_path, value):
+    samples = [
+        {"id": i, "input": "q", "target": "t", "scores": {"m": {"value": v}}} for i, v in enumerate(("C", value))
+    ]
+    log = write(tmp_path / "log.json", json.dumps({"eval": {"task": "t"}, "plan": {}, "samples": samples}))
+    found = read(log)
+    assert (list(found.value), list(found.reason)) == ([1.0, None], [None, "not_scored"])
+
+
+# ---------------------------------------------------------------- direction
+
+
+def lm_eval(path: Path, metric: str, **more) -> Path:
+    rows = [
+        {"doc_id": i, "filtered_resps": ["x"], "filter": "none", "metrics": [metric], metric: i / 9} for i in range(3)
+    ]
+    return write(path, "\n".join(json.dumps(row | more) for row in rows))
+
+
+STAMP = "2026-03-01T10-00-00.000000"
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "results", "up"),
+    [
+        ("wer", {}, None, False),
+        ("acc", {}, None, True),
+        ("style", {}, None, None),
+        ("style", {"higher_is_better": {"style": False}}, None, False),
+        ("style", {"higher_is_better": True}, None, True),
+        ("style", {}, {"higher_is_better": {"asr": {"style": False}}}, False),
+        ("style", {}, {"higher_is_better": {"other": {"style": False}}}, None),
+        ("style", {}, {"configs": {"asr": {"metric_list": [{"metric": "style", "higher_is_better": False}]}}}, False),
+        ("style", {}, {"higher_is_better": {"asr": {"style": None}}}, None),
+        ("wer", {}, {"higher_is_better": {"asr": {"wer": True}}}, None),  # lm-eval's default contradicts the definition
+        ("style", {"higher_is_better": True}, {"higher_is_better": {"asr": {"style": False}}}, None),
+    ],
+)
+def test_lm_evals_direction_is_read_from_rows_results_or_the_definition(tmp_path, metric, rows, results, up):
+    path = lm_eval(tmp_path / f"samples_asr_{STAMP}.jsonl", metric, **rows)
+    if results is not None:
+        write(tmp_path / f"results_{STAMP}.json", json.dumps(results))
+    write(tmp_path / "results_broken.json", "{")
+    found = read(path)
+    assert (found.eval, found.metric, found.higher_is_better) == ("asr", metric, up)
+    assert read(path, Reading(higher_is_better=True)).higher_is_better is True
+
+
+def test_the_results_of_another_run_in_the_folder_do_not_speak_for_this_one(tmp_path):
+    path = lm_eval(tmp_path / f"samples_asr_{STAMP}.jsonl", "style")
+    write(tmp_path / f"results_{STAMP}.json", json.dumps({"higher_is_better": {"asr": {"style": False}}}))
+    write(tmp_path / "results_2020-01-01T00-00-00.json", json.dumps({"higher_is_better": {"asr": {"style": True}}}))
+    assert read(path).higher_is_better is False
+
+
+@pytest.mark.parametrize(
+    ("name", "up"),
+    [("WER", False), ("asr.wer", False), ("wer_reduction", None), ("word-perplexity", False), ("acc,none", True),
+     ("graded/toxicity", False), ("score", None), ("loss_avoided", None), ("rouge-L".replace("-", ""), True)],
+)  # fmt: skip
+def test_only_a_whole_name_has_a_known_direction(name, up):
+    assert known_direction(name) is up
+
+
+def test_inspect_grades_are_correctness_and_other_numbers_are_what_their_scorer_is(tmp_path):
+    for value, scorer, up in (("C", "judge", True), (0.4, "judge", None), (0.4, "toxicity", False)):
+        samples = [{"id": 1, "input": "q", "target": "t", "scores": {scorer: {"value": value}}}]
+        log = write(tmp_path / "log.json", json.dumps({"eval": {"task": "t"}, "plan": {}, "samples": samples}))
+        assert read(log).higher_is_better is up
+
+
+def test_a_studys_scores_are_higher_is_better_unless_they_bear_a_losss_name(tmp_path):
+    assert read(write(tmp_path / "a", own(1))).higher_is_better is True
+    assert read(write(tmp_path / "b", own(1, eval="perplexity"))).higher_is_better is None
+
+
+# ---------------------------------------------------------------- names and nested columns
+
+
+def test_a_table_is_named_by_a_column_of_its_own_and_never_by_its_file(tmp_path):
+    assert read(write(tmp_path / "tuned.csv", "id,score\na,1\n")).eval == ""
+    assert read(write(tmp_path / "a.csv", "id,score,task\na,1,sums\nb,0,sums\n")).eval == "sums"
+    assert read(write(tmp_path / "b.csv", "id,score,task\na,1,sums\nb,0,times\n")).eval == ""
+    both = read(write(tmp_path / "c.csv", "id,score,eval\na,1,x\nb,0,x\na,0,y\n"), Reading(eval="x"))
+    assert (both.eval, both.item) == ("x", ["a", "b"])
+
+
+def test_a_dotted_name_leads_into_objects_and_a_literal_column_comes_first(tmp_path):
+    rows = [{"id": "a", "t": {"u": {"score": 0.25}}, "t.v": 0.5}, {"id": "b", "t": {"u": {"score": 1}}, "t.v": 0.75}]
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert list(read(path, Reading(metric="t.u.score")).value) == [0.25, 1.0]
+    assert list(read(path, Reading(metric="t.v")).value) == [0.5, 0.75]
+    with pytest.raises(ScoreError, match=r"column 't.w', found id, t.u, t.v"):
+        read(path, Reading(metric="t.w"))

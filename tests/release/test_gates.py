@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,7 @@ from veritune.errors import GateError, InputError, StaleError, StudyError
 from veritune.ledger import Ledger
 from veritune.records import GateResult, Score
 from veritune.release.candidate import Choice
-from veritune.release.checks import CHECKS
+from veritune.release.checks import CHECKS, compare_files
 from veritune.release.evidence import (
     Evidence,
     Subject,
@@ -45,7 +46,7 @@ from veritune.release.policy import load_policy, read_policy
 from veritune.seal import seal, verify
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, read_json, sha256_file, write_json
-from veritune.study import GATES, Release, load_study
+from veritune.study import GATES, Release, Suite, load_study
 
 RECORDS = ("safety", "calibration", "serving", "merge", "rollback")
 
@@ -196,7 +197,7 @@ def test_a_planted_regression_fails_the_gate(store: Store, shippable: ModuleType
         ({"n": 20, "right": 15}, "under 73 items"),
         ({"n": 72, "right": 50}, "under 73 items"),
         ({"n": 1, "right": 1}, "under 73 items"),
-        ({"lost": 9, "gained": 9, "n": 100, "right": 70}, "out of reach"),
+        ({"lost": 9, "gained": 9, "n": 100, "right": 70}, "pass with a chance of 0.21"),
         ({"same": True}, "was the adapter loaded?"),
         ({"right": 8, "gained": 0}, "could hardly show here"),
         ({"crashed": 12}, "could change the answer"),
@@ -301,6 +302,42 @@ def test_imported_scores_count_for_the_weights_they_were_bound_to(store: Store, 
 def test_imported_scores_without_any_difference_are_undecided(store: Store, shippable: ModuleType) -> None:
     bind(store, *shippable.outcomes(300, 200, 0, 0))
     assert "outputs are not known" in gate(store, "regression", regression=IMPORTED).message
+
+
+def test_a_suite_of_error_rates_fails_when_they_rise_and_passes_when_they_fall(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = (0.2 + 0.05 * rng.random(300)).round(3)
+    higher = (base + 0.2 + 0.01 * rng.random(300)).round(3)
+
+    def files(column: str, *values: Any) -> list[list[Path]]:
+        found = []
+        for i, part in enumerate(values):
+            path = tmp_path / f"{column}{i}.csv"
+            path.write_text(f"id,{column}\n" + "".join(f"q{k},{v}\n" for k, v in enumerate(part)), encoding="utf-8")
+            found.append([path])
+        return found
+
+    wer = Suite(margin=0.05, metric="wer")
+    worse, better = (compare_files(*files("wer", *pair), wer) for pair in ((higher, base), (base, higher)))
+    assert (worse.status, better.status) == ("failed", "passed")
+    assert worse.numbers["gap"] > 0.19 > -0.19 > better.numbers["gap"]
+    assert worse.numbers["low"] < worse.numbers["gap"] < worse.numbers["high"]
+    assert worse.numbers["candidate"] > worse.numbers["base"] and "lower is better" in worse.message
+    unknown = compare_files(*files("style", higher, base), Suite(margin=0.05, metric="style"))
+    assert unknown.status == "undecided" and "nothing says whether higher style is better" in unknown.message
+    for up, status in ((True, "passed"), (False, "failed")):
+        stated = Suite(margin=0.05, metric="style", higher_is_better=up)
+        assert compare_files(*files("style", higher, base), stated).status == status
+
+
+def test_a_failure_of_an_error_rate_counts_as_the_high_end() -> None:
+    def arm_of(values: list[float | None], name: str) -> ScoreTable:
+        rows = [Score(name, "asr", str(i), v, None if v is not None else "truncated") for i, v in enumerate(values)]
+        return replace(ScoreTable.from_scores(rows, condition=name), higher_is_better=False, metric="wer")
+
+    base: list[float | None] = [0.1 + 0.001 * (i % 7) for i in range(300)]
+    cut = not_worse(arm_of([None] * 60 + base[60:], "now"), arm_of(base, "base"), Bar(0.05, outputs_differ=True))
+    assert cut.status == "failed" and cut.numbers["gap"] > 0.1
 
 
 # ---------------------------------------------------------------- data

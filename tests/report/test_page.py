@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from veritune import verbs
 from veritune.report.page import render, write_report
 from veritune.report.read import read_records
 from veritune.store import Store, read_json, write_json
@@ -97,6 +98,19 @@ def test_a_card_gives_n_seeds_method_p_detectable_and_what_settles_it(page: Draw
     assert "settles the margin 1,283 items" in text
     assert "exploratory" in text
     assert "method crossed" in text
+
+
+def test_a_frozen_rule_and_its_outcome_are_on_the_card_and_on_the_screen(small: Small, page: Draw) -> None:
+    store, _ = small
+    record = json.loads(store.verdict_file.read_text(encoding="utf-8"))
+    assert "frozen rule" not in Page(page()).text and "frozen rule" not in verbs.status_text(verbs.status(store.root))
+    outcome = {"rule": {"min_gap": 0.01, "every_seed": True}, "gap": 0.0046, "per_seed": [0.0053, -0.0002]}
+    record["verdicts"][0]["details"]["frozen_rule"] = outcome | {"winner": None, "a": "wide", "b": "baseline"}
+    store.verdict_file.write_text(json.dumps(record), encoding="utf-8")
+    text = Page(page()).text
+    assert "frozen rule no winner (gap +0.0046; by seed +0.0053, -0.0002)" in text
+    assert "min_gap 0.01, every seed" in text
+    assert "frozen rule min_gap 0.01, every seed: no winner" in verbs.status_text(verbs.status(store.root))
 
 
 def test_each_status_has_its_own_shape(page: Draw) -> None:

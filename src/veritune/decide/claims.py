@@ -33,12 +33,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy.optimize import brentq
 
+from veritune.decide import wording
 from veritune.errors import ScoreError
 from veritune.records import Estimate, Verdict
-from veritune.stats import multiplicity, power, rule, seeds
+from veritune.stats import lost, multiplicity, power, rule, seeds
 from veritune.stats.intervals import Spread, Student, Unknown, smallest_alpha
 from veritune.stats.paired import Comparison, Options, compare_tables, paired_by_seed
-from veritune.stats.table import Ints, Missing, Pair, ScoreTable, pair
+from veritune.stats.reasons import unknown_reasons
+from veritune.stats.table import Ints, Missing, Pair, ScoreTable, direction_of, pair
 from veritune.thresholds import DEFAULTS, GradeThresholds
 
 Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
@@ -156,6 +158,7 @@ class _Tested:
     comparison: Comparison | None = None
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    memorisation: str = ""
 
     @property
     def p(self) -> float | None:
@@ -218,16 +221,81 @@ def _in_family(t: _Tested) -> bool:
 
 def _test(claim: ClaimLike, tables: Mapping[TableKey, ScoreTable], context: Context) -> _Tested:
     try:
+        if claim.kind in ("probe", "generalises"):
+            _no_rule(claim)
         if claim.kind == "probe":
             return _test_probe(claim, context)
         evals = sorted({name for _, name in tables})
         eval_name = claim.eval or (evals[0] if len(evals) == 1 else None)
         a, b = (_table(tables, name, eval_name) for name in (claim.condition, claim.against))
-        if claim.kind == "generalises":
-            return _test_generalises(claim, a, b, context)
-        return _test_gap(claim, a.in_zone(claim.zone), b.in_zone(claim.zone), context)
+        zones = (claim.to_zone, claim.from_zone) if claim.kind == "generalises" else ()
+        untested = wording.memorisation(a.zone_N, claim.zone) if claim.kind in _ABOUT_A_GAIN else ""
+        if not zones:
+            a, b = a.in_zone(claim.zone), b.in_zone(claim.zone)
+        _check_direction(claim, a, b)
+        tested = _guarded(_test_scores(claim, a, b, context), (a, b), zones, context)
+        return replace(tested, memorisation=untested, warnings=(*tested.warnings, *_unknown(a, b)))
     except ScoreError as error:
         return _Tested(claim, status="untested", reason=str(error))
+
+
+def _no_rule(claim: ClaimLike) -> None:
+    """Raises ScoreError for a frozen rule on a claim that has no gap of its own: it would be ignored silently."""
+    if claim.rule is not None:
+        raise ScoreError(
+            f"a frozen rule looks at the gap between two arms; a claim of kind {claim.kind!r} has none of its own.",
+            fix="Put the rule on a claim about a gap, such as improves.",
+        )
+
+
+def _test_scores(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
+    return (_test_generalises if claim.kind == "generalises" else _test_gap)(claim, a, b, context)
+
+
+_ABOUT_A_GAIN = frozenset({"improves", "better_by"})
+
+
+def _unknown(a: ScoreTable, b: ScoreTable) -> list[str]:
+    """A warning for each reason of a missing score that is not known."""
+    found = unknown_reasons([*a.missing, *b.missing])
+    return [f"missing for {reason!r}: a reason that is not known, so it counts as the machine's" for reason in found]
+
+
+_EITHER_DIRECTION = frozenset({"equivalent", "differ"})
+
+
+def _check_direction(claim: ClaimLike, a: ScoreTable, b: ScoreTable) -> None:
+    """Raises ScoreError for a claim about better or worse on scores that are not higher-is-better, as a study's are."""
+    up = direction_of(a, b)
+    if up or claim.kind in _EITHER_DIRECTION:
+        return
+    raise ScoreError(
+        f"a claim of kind {claim.kind!r} reads higher scores as better; in {a.metric or a.eval or 'these scores'} "
+        + ("lower is better." if up is False else "the direction is not known."),
+        fix="State the direction of the scores, or swap the arms where lower is better.",
+    )
+
+
+def _guarded(tested: _Tested, arms: tuple[ScoreTable, ScoreTable], zones: Sequence[str], context: Context) -> _Tested:
+    """The test, withheld at an alpha at which a score that the machine lost could change its status (`stats.lost`)."""
+    claim, options = tested.claim, _options(arms[0].eval, context)
+    fillings = lost.fillings(*arms, scale=options.scale, missing=options.missing, zones=zones)
+    if not fillings:
+        return tested
+    others = [(f.name, _test_scores(claim, f.a, f.b, context)) for f in fillings]
+
+    def show(alpha: float, way: _Way | None) -> _Shown:
+        shown = tested.show(alpha, way)
+        under = {name: _status(other, alpha) for name, other in others}
+        why = lost.could_change(*arms, way.status, under.values()) if way else ""
+        return replace(shown, fragile=why, details={**shown.details, "lost_bounds": under})
+
+    return replace(tested, show=show)
+
+
+def _status(tested: _Tested, alpha: float) -> Status:
+    way = tested.way(alpha)
+    return way.status if way else tested.status
 
 
 def _table(tables: Mapping[TableKey, ScoreTable], condition: str | None, eval_name: str | None) -> ScoreTable:
@@ -252,17 +320,18 @@ def _test_gap(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) 
     comparison = compare_tables(a, b, _options(a.eval, context))
     rule.check_margin(claim.margin, comparison.pair.scale)
     ways = _ways(claim, comparison)
-    frozen = {"frozen_rule": rule.frozen_rule(comparison, claim.rule)} if claim.rule else {}
+    frozen: dict[str, Any] = {}
+    if claim.rule:
+        outcome = rule.frozen_rule_tables(a, b, _options(a.eval, context), claim.rule, comparison)
+        frozen = {"frozen_rule": outcome | {"a": claim.condition, "b": claim.against}}
 
     def show(alpha: float, way: _Way | None) -> _Shown:
-        details: dict[str, Any] = dict(frozen)
-        fragile = ""
+        details = dict(frozen)
         if a.n_missing or b.n_missing:
             bounds = {policy: compare_tables(a, b, _options(a.eval, context, policy)) for policy in ("worst", "best")}
             details["missing_bounds"] = {policy: _bound(claim, c, alpha) for policy, c in bounds.items()}
-            fragile = _fragile(way, (a, b), details["missing_bounds"])
         reason = "" if way else _disagreement(claim, comparison, alpha)
-        return _Shown(_estimates(claim, comparison, alpha, way), reason, details, fragile)
+        return _Shown(_estimates(claim, comparison, alpha, way), reason, details)
 
     return _Tested(claim, ways, show, comparison=comparison)
 
@@ -293,16 +362,6 @@ def _bound(claim: ClaimLike, comparison: Comparison, alpha: float) -> dict[str, 
     estimate = comparison.estimate(_level(alpha, way))
     status = way.status if way else "inconclusive"
     return {"gap": estimate.value, "low": estimate.low, "high": estimate.high, "status": status}
-
-
-def _fragile(way: _Way | None, tables: Sequence[ScoreTable], bounds: Mapping[str, Mapping[str, Any]]) -> str:
-    """Why missing scores forbid a settled verdict: they are the machine's, and the bounds do not agree with it."""
-    if way is None or all(b["status"] == way.status for b in bounds.values()):
-        return ""
-    lost = sum(int(t.machine_missing_S_N.sum()) for t in tables if t.machine_missing_S_N is not None)
-    if not lost:
-        return ""
-    return f"{lost} scores are missing for reasons that are not the model's, and could change the answer"
 
 
 def _ways(claim: ClaimLike, comparison: Comparison) -> tuple[_Way, ...]:
@@ -520,8 +579,8 @@ def _plain_estimate(name: str, value: float) -> Estimate:
 # ---------------------------------------------------------------- the verdict
 
 
-def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> tuple[int | None, int | None]:
-    """Items that settle the margin of an open claim with 80 % power, and seeds where items cannot.
+def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> power.Settling | None:
+    """Items, and seeds per arm, that settle the margin of an open claim with 80 % power, each as a range.
 
     Where the claim's edge is the margin also enough to tell the gap as observed from that edge.
     """
@@ -532,21 +591,23 @@ def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> tuple[int
         "not_worse": abs(gap + margin),
         "no_regression": abs(gap + margin),
     }
-    asked = [(margin, claim.kind == "equivalent")]
-    if claim.kind in edges:
-        asked.append((edges[claim.kind], False))
+    distances = [(margin, claim.kind == "equivalent")]
+    if edges.get(claim.kind, 0.0) > 0:
+        distances.append((edges[claim.kind], False))
+    return power.to_settle(comparison, distances, alpha=alpha)
 
-    def most(settle: Callable[..., int | None]) -> int | None:
-        found = [settle(comparison, distance, alpha=alpha, equivalence=equal) for distance, equal in asked]
-        return None if None in found else max(n for n in found if n is not None)
 
-    items = most(power.items_to_settle)
-    return items, most(power.seeds_to_settle) if items is None else None
+def _chance_again(claim: ClaimLike, comparison: Comparison, way: _Way, alpha: float) -> float | None:
+    """The chance that another study of this design settles the claim as this one did, at the gap as observed."""
+    margin, gap = claim.margin or 0.0, comparison.gap
+    if way.inside:
+        return power.chance_again(comparison, margin, alpha=alpha, equivalence=True)
+    edge = {"better_by": margin, "not_worse": -margin, "no_regression": -margin}.get(claim.kind, 0.0)
+    distance = abs(gap) - margin if claim.kind in ("equivalent", "differ") else abs(gap - edge)
+    return power.chance_again(comparison, distance, alpha=alpha)
 
 
 def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
-    from veritune.decide import wording
-
     claim, comparison = t.claim, t.comparison
     way = t.way(share.alpha)
     shown = t.show(share.alpha, way)
@@ -555,6 +616,10 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
     if shown.fragile:
         status, reason = "inconclusive", shown.fragile
     details = dict(shown.details) | _correction(t, share)
+    warnings = t.warnings + ((shown.fragile,) if shown.fragile else ())
+    if t.memorisation:
+        details["memorisation"] = t.memorisation
+        warnings += (f"whether {claim.condition} learned or memorised was not tested: {t.memorisation}",)
     detectable = needed = decision = None
     if comparison is not None:
         details["scope"] = shown.estimates[0].scope
@@ -562,9 +627,12 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         detectable = power.detectable_in(comparison, alpha=share.alpha)
         decision = rule.decide(comparison, claim.margin, share.alpha).word
         if claim.margin and status == "inconclusive":
-            needed, seeds_needed = _needed(claim, comparison, share.alpha)
-            if seeds_needed is not None:
-                details["needed_seeds"] = seeds_needed
+            settling = _needed(claim, comparison, share.alpha)
+            if settling is not None:
+                needed = settling.items.high
+                details |= _settling(settling)
+        if way is not None and status != "inconclusive":
+            details["chance_again"] = _chance_again(claim, comparison, way, share.alpha)
     evidence = {**context.evidence.get("*", {}), **context.evidence.get(claim.name, {})}
     draft = Verdict(
         claim=claim.name,
@@ -578,7 +646,7 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         detectable=detectable,
         needed_n=needed,
         exploratory=claim.correction == "exploratory",
-        warnings=t.warnings + ((shown.fragile,) if shown.fragile else ()),
+        warnings=warnings,
         details={**details, **({"reason": reason} if reason else {})},
     )
     return replace(
@@ -587,6 +655,12 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         may_not=wording.may_not(claim, draft, comparison),
         confidence=wording.confidence(draft, comparison, evidence, context.grade),
     )
+
+
+def _settling(found: power.Settling) -> dict[str, Any]:
+    """Counts as [at the lower end, at the upper end] of the seed spread's 80 % range; None where none is enough."""
+    out: dict[str, Any] = {"to_settle": found.text, "needed_items": [found.items.low, found.items.high]}
+    return out if found.seeds is None else {**out, "needed_seeds": [found.seeds.low, found.seeds.high]}
 
 
 def _withheld(comparison: Comparison | None) -> str:

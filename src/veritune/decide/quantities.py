@@ -588,6 +588,13 @@ def _verdict_details(
             ("simultaneous interval",),
             True,
         )
+    frozen = (details.get("frozen_rule") or {}).get("rule") or {}
+    if _is_number(frozen.get("min_gap")):
+        where = f"{base}/details/frozen_rule/rule/min_gap"
+        yield Quantity(
+            f"rule_min_gap.{name}", "rule_min_gap", frozen["min_gap"], "", None, scope, source, where, ("frozen rule",),
+            True,
+        )  # fmt: skip
     if _is_number(declared.get("share")):
         where = "contract.lock.json"
         yield Quantity(

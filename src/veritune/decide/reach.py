@@ -1,5 +1,5 @@
-"""What a declared design can say, claim by claim, before anything is spent: the smallest difference it detects, whether
-it can ever show equivalence, and what would resolve the declared margin.
+"""What a declared design can say, claim by claim, before anything is spent: the smallest difference it detects, what
+would resolve the declared margin, and what can never be decided (too few families, too few items for equivalence).
 
 Two things are not known before training and are assumed: on how large a share of items two runs differ, and how far
 runs spread between seeds. Two more are bounded instead of assumed, and every number is given as a range over them:
@@ -9,11 +9,12 @@ several ways. The alpha is the claim's own over the number of confirmatory claim
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from veritune.stats.power import Design, Plan, plan
+from veritune.stats.power import Design, Needed, plan
 from veritune.study import BASELINE, Claim, Study
 
 EQUIVALENCE = ("equivalent", "differ")
@@ -35,7 +36,10 @@ def resolution(
 ) -> list[dict[str, Any]]:
     """One record a claim. `items` are (zone, family) of each item, by eval.
 
-    `detectable` is (least, most) in score units over what is not known; an end is None where no gap is ever detected.
+    `detectable` is (least, most) in score units over what is not known; an end is None where no gap on the scale is
+    detected. `items_for_margin` and `seeds_for_margin` likewise; an end is None where no number is enough. `chance` is
+    that to show the claim at its margin (equivalence: at a true gap of 0). `undecidable` says why no verdict is
+    possible, empty where one is; `can_say_equivalent` is False where that is proved for equivalence alone.
     """
     assumed = assumed or Assumed()
     confirmatory = sum(c.correction == "confirmatory" and c.kind != "probe" for c in study.claims)
@@ -59,6 +63,7 @@ def _claim(
         return {**blank, "sentence": f"{len(here)} items: nothing can be said"}
     plans = [p for design in _designs(study, claim, here, assumed, alpha) for p in plan(design)]
     design = plans[0].design
+    equal = claim.kind == "equivalent"
     found = {
         **blank,
         "zone": zone,
@@ -67,10 +72,12 @@ def _claim(
         "seeds": [design.seeds_a, design.seeds_b],
         "alpha": alpha,
         "design": {"discordance": assumed.discordance, "seed_sd": assumed.seed_sd, "power": assumed.power},
-        "detectable": _range([_on_scale(p.detectable) for p in plans]),
-        "can_say_equivalent": _either(plans) if claim.kind in EQUIVALENCE and claim.margin else None,
-        "items_for_margin": _range([_items(p, claim) for p in plans]) if claim.margin else None,
-        "seeds_for_margin": _range([p.seeds_for_margin for p in plans]) if claim.margin else None,
+        "undecidable": plans[0].withheld,
+        "detectable": _range([p.detectable for p in plans]),
+        "can_say_equivalent": plans[0].can_say_equivalent if claim.kind in EQUIVALENCE else None,
+        "chance": _range([p.chance_of_equivalence if equal else p.chance_at_margin for p in plans]),
+        "items_for_margin": _counts([p.items_for_equivalence if equal else p.items_for_margin for p in plans]),
+        "seeds_for_margin": _counts([p.seeds_for_equivalence if equal else p.seeds_for_margin for p in plans]),
     }
     return {**found, "sentence": _sentence(found)}
 
@@ -79,7 +86,7 @@ def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, 
     """The design with the items of a family independent, and with them as alike as one item."""
     families, seeds = len(set(here)), len(study.seeds)
     spec = study.evals[study.eval_of(claim)]
-    sizes = [here.count(family) for family in set(here)]
+    sizes = tuple(sorted(Counter(here).values()))
     alike = sum(size**2 for size in sizes) / len(here)  # Kish 1965: 1 + (size - 1)·ICC at ICC 1, sizes as they are
     one = claim.against == BASELINE or claim.condition == BASELINE
     shared: dict[str, Any] = {
@@ -88,22 +95,22 @@ def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, 
         "seeds_a": seeds,
         "seeds_b": 0 if one else seeds,
         "seed_sd": assumed.seed_sd,
-        "families": families if families < len(here) else None,
+        "family_sizes": sizes if families < len(here) else None,
         "margin": claim.margin,
         "alpha": alpha,
         "power": assumed.power,
         "binary": spec.kind == "match" or spec.score == "all",
+        "equal_seed_spread": study.equal_seed_spread,
+        "shared_seeds": study.shared_seeds and not one,
     }
-    return [Design(**shared, design_effect=effect) for effect in sorted({1.0, alike})]
+    effects = sorted({1.0, alike}) if families < len(here) else [1.0]
+    return [Design(**shared, design_effect=effect) for effect in effects]
 
 
-def _items(plan_: Plan, claim: Claim) -> int | None:
-    return plan_.items_for_equivalence if claim.kind == "equivalent" else plan_.items_for_margin
-
-
-def _on_scale(gap: float | None) -> float | None:
-    """Scores lie in [0, 1]: a design that needs a larger gap than 1 detects none."""
-    return gap if gap is not None and gap <= 1 else None
+def _counts(needed: Sequence[Needed | None]) -> list[Any] | None:
+    """The least and the most number over the plans; an end is None where no number is enough. None without a margin."""
+    known = [n for n in needed if n is not None]
+    return _range([n.high for n in known]) if known else None
 
 
 def _range(values: Sequence[Any]) -> list[Any]:
@@ -112,43 +119,45 @@ def _range(values: Sequence[Any]) -> list[Any]:
     return [min(known) if known else None, max(known) if len(known) == len(values) else None]
 
 
-def _either(plans: Sequence[Plan]) -> bool | None:
-    """True or False where all agree, None where it hangs on what is not known."""
-    said = {p.can_say_equivalent for p in plans}
-    return said.pop() if len(said) == 1 else None
-
-
 def _sentence(found: Mapping[str, Any]) -> str:
     low, high = found["detectable"]
     seeds = found["seeds"][0]
     where = f"{found['items']} items of {found['families']} families, {seeds} seed{'s' if seeds > 1 else ''}"
+    if found["undecidable"]:
+        return f"{where}: no verdict is possible ({found['undecidable']}); more families are needed"
     if low is None:
-        return f"{where}: no difference is ever detected; more families or seeds are needed"
-    span = f"{low:.3f} at best, in the worst case none"
+        return f"{where}: no difference on the score scale is detected; more items or seeds are needed"
+    span = f"{low:.3f} at best, in the worst case none on the score scale"
     if high is not None:
         span = f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
     parts = [f"{where}: the smallest difference it detects is {span}"]
     if found["margin"] is not None:
-        resolves = high is not None and high <= found["margin"]
-        parts.append(f"the margin {found['margin']:g} {'is' if resolves else 'is not'} resolved in every case")
-        if not resolves:
-            parts.append(_takes(found))
-        if found["can_say_equivalent"] is False:
-            parts.append("this design can never say `equivalent`")
-        elif found["can_say_equivalent"] is None and found["kind"] in EQUIVALENCE:
-            parts.append("whether it can say `equivalent` hangs on what is not known")
+        parts += _margin_parts(found)
     return "; ".join(parts)
 
 
-def _takes(found: Mapping[str, Any]) -> str:
-    """What would resolve the margin. None at the far end means that in the worst case nothing of the kind would."""
-    low, high = found["items_for_margin"]
-    few, many = found["seeds_for_margin"]
-    items = "with these seeds no number of items resolves it"
-    if low is not None:
-        items = f"with these seeds it takes {_span(low, high)} items"
-    seeds = "" if few is None else f", with these items {_span(few, many)} seeds an arm"
-    return f"{items}{seeds}"
+def _margin_parts(found: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the margin is resolved, and what would."""
+    if found["can_say_equivalent"] is False:
+        yield "this design can never say `equivalent`: not even identical outputs would be enough"
+    few, many = found["items_for_margin"]
+    if many is not None and many <= found["items"]:
+        yield f"the margin {found['margin']:g} is resolved in every case"
+        return
+    low, high = found["chance"]
+    chance = f"{low:.2f}" if high - low < 5e-3 else f"{low:.2f} to {high:.2f}"
+    yield f"the margin {found['margin']:g} is not resolved in every case (chance {chance})"
+    yield _takes(few, many, found["seeds_for_margin"])
+
+
+def _takes(few: int | None, many: int | None, seeds: Sequence[int | None] | None) -> str:
+    """What would resolve the margin with the spreads that are assumed. None: no number is enough in the worst case."""
+    text = "with these seeds and the spread assumed no number of items resolves it"
+    if few is not None:
+        text = f"with these seeds it takes {_span(few, many)} items"
+    if seeds is not None and seeds[0] is not None:
+        text += f", with these items {_span(seeds[0], seeds[1])} seeds an arm"
+    return text
 
 
 def _span(low: int, high: int | None) -> str:

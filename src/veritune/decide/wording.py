@@ -9,7 +9,7 @@ several of a recipe. The grade follows a written rule from named evidence, never
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from veritune.records import Estimate, Verdict
@@ -39,6 +39,36 @@ def p_text(p: float | None, floor: float | None = None) -> str:
     if floor is not None and p <= floor:
         return f"p < {floor:.1e}" if floor < 1e-3 else f"p ≤ {floor:.2g}"
     return f"p = {p:.2g}" if p >= 0.001 else f"p = {p:.1e}"
+
+
+def rule_text(outcome: Mapping[str, Any], a: str, b: str) -> str:
+    """A frozen rule and what it came to: `min_gap 0.01, every seed: no winner (gap +0.0053; seeds +0.01, -0.002)`."""
+    frozen = outcome["rule"]
+    terms = f"min_gap {frozen['min_gap']:g}" + (", every seed" if frozen.get("every_seed") else "")
+    winner = {"a": f"{a} wins", "b": f"{b} wins"}.get(outcome["winner"], "no winner")
+    seeds = outcome.get("per_seed") or []
+    each = f"; by seed {', '.join(map(signed, seeds))}" if len(seeds) > 1 else ""
+    why = f"; withheld: {outcome['withheld']}" if outcome.get("withheld") else ""
+    return f"{terms}: {winner} (gap {signed(outcome['gap'])}{each}){why}"
+
+
+def memorisation(zone_N: Sequence[str | None] | None, zone: str | None) -> str:
+    """Why a comparison does not tell learning from memorising; empty where its items speak for themselves.
+
+    `zone_N` are the zones of all items of the eval, `zone` the one that the comparison is about. Held-out strangers
+    beside items of other zones do tell: a gain on them is not the memory of a trained family.
+    """
+    zones = sorted({z for z in zone_N or () if z})
+    if len(zones) < 2:
+        return f"one zone ({zones[0]})" if zones else "no zones"
+    if zone is None:
+        return f"the zones {', '.join(zones)} were pooled"
+    return "" if zone == "stranger" else f"one zone ({zone})"
+
+
+def not_learned(name: str | None, untested: str) -> str:
+    """The sentence that may not be written where memorisation was not tested."""
+    return f"“{name} learned the style”, “the task”: whether it was learned or memorised was not tested: {untested}."
 
 
 def interval_text(estimate: Estimate) -> str:
@@ -110,15 +140,17 @@ def sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None, 
     return f"{who[0].upper()}{who[1:]} {verb} {claim.against} on {where}: {facts}."
 
 
-def subject(comparison: Comparison, claim: ClaimLike | None = None) -> str:
+def subject(comparison: Comparison, claim: ClaimLike | None = None, *, adapter: bool = False) -> str:
     """Who the numbers speak of: a recipe (`With 3 seeds, NAME`), or the adapters at hand (`this adapter of NAME`).
 
-    Without a claim, only the noun: `this recipe`, `this set of adapters`, `this adapter`.
+    Without a claim, only the noun: `this recipe`, and of one run or several `this system`, `this set of systems`; only
+    a study, or a caller that says `adapter`, knows that they are adapters.
     """
     many = comparison.pair.score_a_S_N.shape[0] > 1
     if comparison.headline.estimand == "recipe":
         return "this recipe" if claim is None else f"With {_runs(comparison)}, {claim.condition}"
-    noun = "this set of adapters" if many else "this adapter"
+    what = "adapter" if adapter or claim is not None else "system"
+    noun = f"this set of {what}s" if many else f"this {what}"
     return noun if claim is None else f"{noun} of {claim.condition}"
 
 
@@ -237,6 +269,8 @@ def may_not(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None) -
     if verdict.status in ("inconclusive", "untested") and verdict.decision != "equivalent":
         shown = "no equivalence within a margin was shown"
         out.append(f"“{a} and {b} are equal”, “no difference”, “no effect”: a high p is not equality, {shown}.")
+    if verdict.details.get("memorisation"):
+        out.append(not_learned(a, str(verdict.details["memorisation"])))
     if verdict.status == "inconclusive":
         out.append(f"“{a} tends to be better”, “a trend”: the interval decides, not the point estimate.")
     if claim.kind in ("improves", "differ") and verdict.status == "supported" and claim.margin is None:

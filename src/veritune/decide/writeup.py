@@ -123,8 +123,21 @@ def _takeaways(records: Records) -> str:
         tag = " (exploratory)" if verdict.get("exploratory") else ""
         grade = verdict["confidence"]["grade"]
         sure = f", {grade} confidence" if verdict["status"] in SETTLED else ""
-        lines.append(f"- `{verdict['claim']}`{tag} is {verdict['status']}{sure}. {_gap_line(records, verdict, claim)}")
+        said = f"{_gap_line(records, verdict, claim)}{_rule_line(verdict, claim)}"
+        lines.append(f"- `{verdict['claim']}`{tag} is {verdict['status']}{sure}. {said}")
     return "## Main takeaways\n\n" + "\n".join(lines)
+
+
+def _rule_line(verdict: Mapping[str, Any], claim: Mapping[str, Any]) -> str:
+    """What the claim's frozen rule came to, nothing where it has none."""
+    outcome = verdict["details"].get("frozen_rule")
+    if not outcome:
+        return ""
+    winner = {"a": claim.get("condition"), "b": claim.get("against")}.get(outcome["winner"])
+    least = _mark(f"rule_min_gap.{verdict['claim']}", f"{outcome['rule']['min_gap']:g}")
+    seeds = ", with the winner's sign in every seed" if outcome["rule"].get("every_seed") else ""
+    lost = " Lost scores could change it." if outcome.get("withheld") else ""
+    return f" Frozen rule (a gap of at least {least}{seeds}): {f'{winner} wins' if winner else 'no winner'}.{lost}"
 
 
 def _gap_line(records: Records, verdict: Mapping[str, Any], claim: Mapping[str, Any]) -> str:

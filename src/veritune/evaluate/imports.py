@@ -2,7 +2,8 @@
 
 `read` turns one file into `Columns`, plain columns of equal length; `read_scores` into `Score` records. The format is
 told from the content, never from the file's name alone. What is ambiguous (two metrics, two filters, two scorers) is
-an error that lists the choices: picking one silently could flatter.
+an error that lists the choices: picking one silently could flatter. So is anything that was asked for and that the
+format cannot give.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from veritune.errors import ScoreError
+from veritune.evaluate.direction import known_direction
 from veritune.records import Score
 from veritune.stats.table import Columns
 
@@ -32,16 +34,20 @@ FAMILY_NAMES = ("family", "cluster", "group")
 RUN_NAMES = ("seed", "run", "run_id")
 RATER_NAMES = ("rater", "judge", "annotator")
 SAMPLE_NAMES = ("sample", "epoch", "repeat")
+EVAL_NAMES = ("eval", "task", "benchmark", "dataset")
 
 _MAX_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the user may say about a file; None means: find it.
+    """What the user may say about a file; None means: find it. What a format cannot honour is an error.
 
     `metric` is the score column, lm-eval metric or Inspect scorer (`scorer` or `scorer/key`); `filter` is lm-eval's;
-    `eval` picks one eval of a file that holds several. The others name columns.
+    `eval` picks one eval of a file that holds several, or names that of a table. `system` is the column of a table with
+    one column per system; `metric` then is a key inside it. `higher_is_better` states the metric's direction. The
+    others name columns; a dot leads into nested objects (`meta.topic`), and so does a plain name into an lm-eval row's
+    `doc` and an Inspect sample's `metadata`.
     """
 
     eval: str | None = None
@@ -52,6 +58,39 @@ class Reading:
     run: str | None = None
     rater: str | None = None
     sample: str | None = None
+    system: str | None = None
+    higher_is_better: bool | None = None
+
+
+_UNKNOWN_TO: Mapping[Format, tuple[str, ...]] = {
+    "scores": ("metric", "filter", "system"),
+    "lm-eval": ("system",),
+    "inspect": ("filter", "system"),
+    "csv": ("filter",),
+    "jsonl": ("filter",),
+    "json": ("filter",),
+}
+"""Options that a format cannot honour, whatever they name."""
+
+_FORMAT_NAMES: Mapping[Format, str] = {
+    "scores": "Veritune's own scores",
+    "lm-eval": "lm-eval samples",
+    "inspect": "an Inspect log",
+    "csv": "a table",
+    "jsonl": "a table",
+    "json": "a table",
+}
+
+
+def _check_options(path: Path, reading: Reading, found: Format) -> None:
+    """Raises ScoreError for an option that this format cannot honour: ignoring it could answer another question."""
+    for name in _UNKNOWN_TO[found]:
+        if getattr(reading, name) is not None:
+            option = {"system": "--systems"}.get(name, f"--{name}")
+            raise ScoreError(
+                f"{path.name}: {option} {getattr(reading, name)!r} does not apply to {_FORMAT_NAMES[found]}.",
+                fix=f"Leave {option} out.",
+            )
 
 
 def read(path: str | Path, reading: Reading | None = None) -> Columns:
@@ -93,10 +132,12 @@ def _read(path: Path, reading: Reading) -> Columns:
         "jsonl": _read_table,
         "json": _read_table,
     }
+    _check_options(path, reading, found)
     columns = readers[found](path, reading)
     if not len(columns.item):
         raise ScoreError(f"{path.name}: expected scores, found none.")
-    return replace(columns, format=found)
+    stated = reading.higher_is_better
+    return replace(columns, format=found, higher_is_better=columns.higher_is_better if stated is None else stated)
 
 
 def read_scores(path: str | Path, reading: Reading | None = None) -> Iterator[Score]:
@@ -266,6 +307,14 @@ _OWN = ("run_id", "eval", "item_id", "value", "reason", "family", "zone", "parts
 def _read_own(path: Path, reading: Reading) -> Columns:
     table = _jsonl_table(path, _OWN)
     numbers, columns = table.numbers, table.columns
+    usual = {"id": "item_id", "family": "family", "run": "run_id", "rater": "rater", "sample": "sample"}
+    for option, column in usual.items():
+        if getattr(reading, option) not in (None, column):
+            raise ScoreError(
+                f"{path.name}: --{option} {getattr(reading, option)!r} does not apply to Veritune's own scores, which "
+                f"always hold it in {column!r}.",
+                fix=f"Leave --{option} out.",
+            )
     for name in ("run_id", "eval", "item_id"):
         gone = next((i for i, x in enumerate(columns[name]) if x is None), None)
         if gone is not None:
@@ -276,6 +325,11 @@ def _read_own(path: Path, reading: Reading) -> Columns:
         columns = {k: [c[i] for i in keep] for k, c in columns.items()}
         numbers = [numbers[i] for i in keep]
     parts = columns["parts"]
+    by_parts = {"sample": _parts(parts, "sample"), "rater": _parts(parts, "rater")}
+    for option in ("family", "sample", "rater"):
+        there = columns["family"] if option == "family" else by_parts[option]
+        if getattr(reading, option) is not None and not any(x is not None for x in there):
+            raise ScoreError(f"{path.name}: expected --{option} {getattr(reading, option)!r}, found no score with one.")
     return Columns(
         eval=name,
         run=_texts(columns["run_id"]),
@@ -284,8 +338,10 @@ def _read_own(path: Path, reading: Reading) -> Columns:
         reason=_optional(columns["reason"]),
         family=_optional(columns["family"]),
         zone=_optional(columns["zone"]),
-        sample=_parts(parts, "sample"),
-        rater=_parts(parts, "rater"),
+        sample=by_parts["sample"],
+        rater=by_parts["rater"],
+        # A study's evals are higher-is-better by contract; a foreign file of this shape may bear a loss's name.
+        higher_is_better=None if known_direction(name) is False else True,
     )
 
 
@@ -304,7 +360,7 @@ def _optional(column: Sequence[Any]) -> Sequence[Any]:
 # ---------------------------------------------------------------- lm-evaluation-harness
 
 
-_SAMPLES_FILE = re.compile(r"samples_(?P<task>.+?)_\d{4}-\d\d-\d\dT")
+_SAMPLES_FILE = re.compile(r"samples_(?P<task>.+?)_(?P<when>\d{4}-\d\d-\d\dT[^/]*)\.jsonl")
 
 
 def _read_lm_eval(path: Path, reading: Reading) -> Columns:
@@ -312,8 +368,15 @@ def _read_lm_eval(path: Path, reading: Reading) -> Columns:
     rows = list(_lines(path))
     chosen = _choose("filter", (str(r.get("filter", "none")) for _, r in rows), reading.filter, path, "--filter")
     rows = [(number, row) for number, row in rows if str(row.get("filter", "none")) == chosen]
-    metric = _choose("metric", _lm_metrics(rows), reading.metric, path, "--metric")
-    match = _SAMPLES_FILE.search(path.name)
+    metrics = _lm_metrics(rows)
+    if metrics == ["bypass"]:
+        raise ScoreError(
+            f"{path.name}: expected scores, found outputs without any (lm_eval --predict_only).",
+            fix="Run lm_eval without --predict_only.",
+        )
+    metric = _choose("metric", metrics, reading.metric, path, "--metric")
+    match = _SAMPLES_FILE.fullmatch(path.name)
+    task = _named_eval(path, match["task"] if match else "", reading.eval)
     values, reasons = [], []
     for number, row in rows:
         if metric not in row:
@@ -322,22 +385,131 @@ def _read_lm_eval(path: Path, reading: Reading) -> Columns:
         failed = value == 0 and _invalid(row.get("filtered_resps"))
         values.append(None if failed else value)
         reasons.append("extraction_failed" if failed else "not_scored" if value is None else None)
+    up, note = _lm_direction(path, [row for _, row in rows], task, metric)
+    labels = _row_labels(path, [row for _, row in rows], reading, "doc")
     return Columns(
-        eval=reading.eval or (match["task"] if match else path.stem),
-        run=[path.stem] * len(rows),
-        item=[str(row["doc_id"]) for _, row in rows],
+        eval=task,
+        run=labels.get("run") or [path.stem] * len(rows),
+        item=labels.get("id") or [str(row["doc_id"]) for _, row in rows],
         value=values,
         reason=reasons,
+        family=labels.get("family", ()),
+        sample=labels.get("sample", ()),
+        rater=labels.get("rater", ()),
         content=[row.get("doc_hash") for _, row in rows],
-        notes=(f"metric {metric}, filter {chosen}",),
+        notes=(f"metric {metric}, filter {chosen}", *note),
+        metric=metric,
+        higher_is_better=up,
     )
+
+
+def _named_eval(path: Path, inside: str, asked: str | None) -> str:
+    """The eval's name in the log, else the one asked for. Raises ScoreError where they differ."""
+    if asked is not None and inside and asked != inside:
+        raise ScoreError(
+            f"{path.name}: expected the eval {asked!r}, found {inside!r}.",
+            fix="Name the files of one eval, or leave --eval out.",
+        )
+    return inside or asked or ""
+
+
+def _walk(row: Mapping[str, Any], name: str) -> Any:
+    """`row[name]`, else what a dotted path leads to inside nested objects; None where it leads nowhere."""
+    if name in row:
+        return row[name]
+    for place, char in enumerate(name):
+        inner = row.get(name[:place]) if char == "." else None
+        found = _walk(inner, name[place + 1 :]) if isinstance(inner, Mapping) else None
+        if found is not None:
+            return found
+    return None
+
+
+def _row_labels(path: Path, rows: Sequence[Mapping[str, Any]], reading: Reading, place: str) -> dict[str, list[Any]]:
+    """The labels that the reading names, from each row or from its object `place`. Raises ScoreError for one that no
+    row has, and for ids, runs, samples and raters that some rows lack."""
+    found: dict[str, list[Any]] = {}
+    for option in ("id", "family", "run", "rater", "sample"):
+        name = getattr(reading, option)
+        if name is None:
+            continue
+        values = [_walk(row, name) for row in rows]
+        inner = [row.get(place) for row in rows]
+        values = [_walk(i, name) if v is None and isinstance(i, Mapping) else v for v, i in zip(values, inner)]
+        gone = sum(v is None or isinstance(v, dict | list) for v in values)
+        if gone == len(values) or (gone and option != "family"):
+            keys = sorted({key for i in inner if isinstance(i, Mapping) for key in i})
+            what = "no row with one" if gone == len(values) else f"{gone} rows without one"
+            raise ScoreError(
+                f"{path.name}: --{option} {name!r}: expected it in each row or its {place!r}, found {what}; {place!r} "
+                f"holds {', '.join(keys[:_MAX_SHOWN]) or 'nothing'}."
+            )
+        found[option] = [None if v is None else str(v) for v in values]
+    return found
+
+
+def _lm_direction(
+    path: Path, rows: Sequence[Mapping[str, Any]], task: str, metric: str
+) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether higher is better, from the rows, else from the results file beside them, else by definition; and a note.
+
+    A record that contradicts the metric's definition (lm-eval takes `true` for metrics that it does not know) leaves
+    the direction open.
+    """
+    said = {_row_direction(row, metric) for row in rows[:1]} | _results_directions(path, task, metric)
+    said -= {None}
+    known = known_direction(metric)
+    if not said:
+        return known, ()
+    if len(said) > 1 or known not in (None, *said):
+        words = "the log's higher_is_better contradicts " + ("itself" if len(said) > 1 else "the metric's definition")
+        return None, (f"{words}: the direction of {metric} is taken as unknown",)
+    up = bool(said.pop())
+    return up, (f"{'higher' if up else 'lower'} is better, by the log",)
+
+
+def _row_direction(row: Mapping[str, Any], metric: str) -> bool | None:
+    value = row.get("higher_is_better")
+    value = value.get(metric) if isinstance(value, Mapping) else value
+    return value if isinstance(value, bool) else None
+
+
+def _results_directions(path: Path, task: str, metric: str) -> set[bool | None]:
+    """`higher_is_better` of the metric in results_*.json beside the samples: of the same time stamp, else of all."""
+    match = _SAMPLES_FILE.fullmatch(path.name)
+    same = path.with_name(f"results_{match['when']}.json") if match else None
+    files = [same] if same is not None and same.is_file() else sorted(path.parent.glob("results_*.json"))
+    found: set[bool | None] = set()
+    for file in files:
+        try:
+            record = json.loads(file.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError):
+            continue  # another tool's file, which this comparison does not rest on
+        if isinstance(record, Mapping):
+            found |= set(_recorded_directions(record, task, metric))
+    return found
+
+
+def _recorded_directions(record: Mapping[str, Any], task: str, metric: str) -> Iterator[bool]:
+    """`higher_is_better` of the metric in lm-eval's results: in its own table, and in each task's metric list."""
+    tasks, configs = record.get("higher_is_better"), record.get("configs")
+    for name, metrics in tasks.items() if isinstance(tasks, Mapping) else ():
+        value = metrics.get(metric) if isinstance(metrics, Mapping) else None
+        if name in (task or name,) and isinstance(value, bool):
+            yield value
+    for name, config in configs.items() if isinstance(configs, Mapping) else ():
+        listed = config.get("metric_list") if isinstance(config, Mapping) and name in (task or name,) else None
+        for entry in listed if isinstance(listed, list) else ():
+            value = entry.get("higher_is_better") if isinstance(entry, Mapping) else None
+            if isinstance(value, bool) and entry.get("metric") == metric:
+                yield value
 
 
 def _lm_metrics(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
     """Metrics of lm-eval rows: the list that newer files carry, else the numeric columns with a usual name."""
     named = {m for _, row in rows for m in row.get("metrics") or ()}
     if named:
-        return sorted(named)
+        return sorted(named - {"bypass"}) or sorted(named)
     known = (*SCORE_NAMES, "acc_norm", "f1", "em", "bleu", "rouge1", "mc1", "mc2")
     return sorted({k for _, row in rows for k in row if k in known})
 
@@ -361,15 +533,21 @@ def _read_inspect(path: Path, reading: Reading) -> Columns:
     scorer = _choose("scorer", names, wanted, path, "--metric") if names else wanted or ""
     epochs = {s.get("epoch", 1) for s in samples}
     values, reasons = zip(*(_inspect_value(s, scorer, path) for s in samples))
+    letters = {str(_raw_value(s, scorer)) for s in samples} & {*_INSPECT_VALUES, "N"}
+    labels = _row_labels(path, samples, reading, "metadata")
     return Columns(
-        eval=reading.eval or task,
-        run=[path.stem] * len(samples),
-        item=[str(s["id"]) for s in samples],
+        eval=_named_eval(path, task, reading.eval),
+        run=labels.get("run") or [path.stem] * len(samples),
+        item=labels.get("id") or [str(s["id"]) for s in samples],
         value=values,
         reason=reasons,
-        sample=[str(s.get("epoch", 1)) for s in samples] if len(epochs) > 1 else (),
+        family=labels.get("family", ()),
+        sample=labels.get("sample") or ([str(s.get("epoch", 1)) for s in samples] if len(epochs) > 1 else ()),
+        rater=labels.get("rater", ()),
         content=[_fingerprint([s.get("input"), s.get("target")]) for s in samples],
         notes=(f"scorer {scorer}",),
+        metric=scorer,
+        higher_is_better=True if letters else known_direction(scorer),
     )
 
 
@@ -385,18 +563,24 @@ def _scorer_names(scores: Mapping[str, Any]) -> Iterator[str]:
 def _inspect_value(sample: Mapping[str, Any], scorer: str, path: Path) -> tuple[float | None, str | None]:
     if sample.get("error"):
         return None, "crashed"
-    name, _, key = scorer.partition("/")
-    score = (sample.get("scores") or {}).get(name)
-    value = score.get("value") if isinstance(score, dict) else score
-    if isinstance(value, dict):
-        value = value.get(key)
-    if value is None:
+    value = _raw_value(sample, scorer)
+    # NaN is Inspect's sentinel for a sample that a scorer left out (Score.unscored).
+    if value is None or value == "NaN" or (isinstance(value, float) and math.isnan(value)):
         return None, "not_scored"
     if value == "N":
         return None, "no_answer"
     if isinstance(value, str) and value in _INSPECT_VALUES:
         return _INSPECT_VALUES[value], None
     return _number(value, path, sample.get("id"), scorer), None
+
+
+def _raw_value(sample: Mapping[str, Any], scorer: str) -> Any:
+    """The scorer's value as the log holds it, None where there is none."""
+    name, _, key = scorer.partition("/")
+    scores = sample.get("scores") or {}
+    score = scores.get(name) if name in scores else scores.get(scorer)
+    value = score.get("value") if isinstance(score, dict) else score
+    return value.get(key) if isinstance(value, dict) else value
 
 
 def _inspect_samples(path: Path) -> tuple[str, list[dict[str, Any]]]:
@@ -419,7 +603,7 @@ def _inspect_samples(path: Path) -> tuple[str, list[dict[str, Any]]]:
         raise ScoreError(
             f"{path.name}: expected samples in the Inspect log, found none (status {header.get('status')!r})."
         )
-    return str((header.get("eval") or {}).get("task", path.stem)), samples
+    return str((header.get("eval") or {}).get("task") or ""), samples
 
 
 def _zip_json(archive: zipfile.ZipFile, name: str) -> Any:
@@ -444,35 +628,62 @@ def _zip_json(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 def _read_table(path: Path, reading: Reading) -> Columns:
-    """CSV, JSONL, or a JSON list of objects, with an id and a score column."""
-    table = _table(path)
-    known = set(table.columns)
-    item = _column(known, reading.id, ID_NAMES, path, "id", "--id")
-    score = _score_column(known, reading.metric, path)
-    family = _column(known, reading.family, FAMILY_NAMES, path, "family", "")
-    run = _column(known, reading.run, RUN_NAMES, path, "run", "")
-    rater = _column(known, reading.rater, RATER_NAMES, path, "rater", "")
-    sample = _column(known, reading.sample, SAMPLE_NAMES, path, "sample", "")
-    ids = table.columns[item]
+    """CSV, JSONL, or a JSON list of objects, with an id and a score column, or one score column per system."""
+    table, eval_name = _one_eval(_table(path), path, reading.eval)
+    item = _column(table, reading.id, ID_NAMES, path, "id", "--id")
+    score, metric = _score_column(table, reading, path)
+    family = _column(table, reading.family, FAMILY_NAMES, path, "family", "")
+    run = _column(table, reading.run, RUN_NAMES, path, "run", "")
+    rater = _column(table, reading.rater, RATER_NAMES, path, "rater", "")
+    sample = _column(table, reading.sample, SAMPLE_NAMES, path, "sample", "")
+    ids = table.values(item)
     gone = next((i for i, x in enumerate(ids) if x is None or x == ""), None)
     if gone is not None:
         raise ScoreError(f"{path.name}, row {table.numbers[gone]}: expected an id in column {item!r}, found none.")
+    inner = next((x for x in table.values(score) if isinstance(x, Mapping)), None)
+    if inner is not None:
+        raise ScoreError(
+            f"{path.name}: expected numbers; {score!r} holds objects with {_listed(sorted(inner))}.",
+            fix="Name the key: --metric COLUMN.KEY, or with --systems --metric KEY.",
+        )
 
     def labels(name: str) -> Sequence[str | None]:
-        return _optional([None if x is None or x == "" else str(x) for x in table.columns.get(name, ())])
+        return _optional([None if x is None or x == "" else str(x) for x in table.values(name)])
 
     return Columns(
-        eval=reading.eval or path.stem,
-        run=_texts(table.columns[run]) if run else [path.stem] * len(ids),
+        eval=eval_name,
+        run=_texts(table.values(run)) if run else [path.stem] * len(ids),
         item=_texts(ids),
-        value=_numbers(table.columns[score], path, table.numbers, score),
-        reason=labels("reason"),
+        value=_numbers(table.values(score), path, table.numbers, score),
+        reason=labels(_nested_reason(table, score)),
         family=labels(family),
         zone=labels("zone"),
-        sample=_texts(table.columns[sample]) if sample else (),
-        rater=_texts(table.columns[rater]) if rater else (),
+        sample=_texts(table.values(sample)) if sample else (),
+        rater=_texts(table.values(rater)) if rater else (),
         notes=tuple(f"{w} column {c}" for w, c in (("id", item), ("score", score), ("family", family)) if c),
+        metric=metric,
+        higher_is_better=known_direction(metric),
     )
+
+
+def _nested_reason(table: _Table, score: str) -> str:
+    """The reason's column: beside a nested score where one stands there (`tuned.reason`), else `reason`."""
+    beside = score.rpartition(".")[0] + ".reason"
+    return beside if "." in score and any(x is not None for x in table.values(beside)) else "reason"
+
+
+def _one_eval(table: _Table, path: Path, asked: str | None) -> tuple[_Table, str]:
+    """The rows of one eval and its name, "" where nothing names it. Raises ScoreError for an `eval` column with several
+    evals and none chosen; a task or dataset column names the eval only where it says the same in every row."""
+    name = next((n for n in EVAL_NAMES if n in table.columns), "")
+    labels = [None if x is None or x == "" else str(x) for x in table.values(name)]
+    if name != "eval":
+        constant = labels[0] if len(set(labels)) == 1 else None
+        return table, asked or constant or ""
+    chosen = _choose("eval", (x or "none" for x in labels), asked, path, "--eval")
+    keep = [i for i, x in enumerate(labels) if (x or "none") == chosen]
+    columns = {k: [c[i] for i in keep] for k, c in table.columns.items()}
+    return _Table(columns, [table.numbers[i] for i in keep]), chosen
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
@@ -489,6 +700,27 @@ class _Table:
 
     columns: Mapping[str, list[Any]]
     numbers: Sequence[int]
+
+    def values(self, name: str) -> Sequence[Any]:
+        """A column, or what a dotted path leads to inside a column of objects; empty where there is neither."""
+        if name in self.columns:
+            return self.columns[name]
+        for place, char in enumerate(name):
+            column = self.columns.get(name[:place]) if char == "." else None
+            if column is None:
+                continue
+            found = [_walk(cell, name[place + 1 :]) if isinstance(cell, Mapping) else None for cell in column]
+            if any(x is not None for x in found):
+                return found
+        return ()
+
+    def names(self) -> list[str]:
+        """Every column, and the keys of objects in columns as dotted paths."""
+        nested = {
+            f"{name}.{key}" for name, column in self.columns.items() for cell in column[:20]
+            if isinstance(cell, Mapping) for key in cell
+        }  # fmt: skip
+        return sorted({n for n in self.columns if not any(p.startswith(f"{n}.") for p in nested)} | nested)
 
 
 def _table(path: Path) -> _Table:
@@ -576,26 +808,73 @@ def _csv_table(path: Path) -> _Table:
     return _Table(dict(zip(header, cells)), range(1, len(rows) + 1))
 
 
-def _column(known: set[str], named: str | None, usual: Sequence[str], path: Path, what: str, option: str) -> str:
+def _column(table: _Table, named: str | None, usual: Sequence[str], path: Path, what: str, option: str) -> str:
     """The named column, else the first usual name that is there, else "" (an error where `option` is given)."""
     if named is not None:
-        if named in known:
+        if len(table.values(named)):
             return named
-        raise ScoreError(f"{path.name}: expected a column {named!r}, found {', '.join(sorted(known)[:_MAX_SHOWN])}.")
-    found = next((name for name in usual if name in known), "")
+        raise ScoreError(f"{path.name}: expected a column {named!r}, found {_listed(table.names())}.")
+    found = next((name for name in usual if name in table.columns), "")
     if not found and option:
         raise ScoreError(
             f"{path.name}: expected a column with the {what} ({', '.join(usual[:4])}, ...), found "
-            f"{', '.join(sorted(known)[:_MAX_SHOWN])}.",
-            fix=f"Name it with {option} COLUMN.",
+            f"{_listed(table.names())}.",
+            fix=f"Name it with {option} COLUMN." + (_systems_hint(table, path) if what == "score" else ""),
         )
     return found
 
 
-def _score_column(known: set[str], named: str | None, path: Path) -> str:
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return ", ".join(names[:_MAX_SHOWN]) + more
+
+
+def _score_column(table: _Table, reading: Reading, path: Path) -> tuple[str, str]:
+    """The column of the scores and the name of what it measures, "" where the column is named after a system."""
+    named = reading.metric
+    if reading.system is not None:
+        named = reading.system if named is None else f"{reading.system}.{named}"
+        if named not in table.columns and not len(table.values(named)):
+            raise ScoreError(
+                f"{path.name}: expected a column {named!r} for the system {reading.system!r}, found "
+                f"{_listed(table.names())}.",
+                fix="--systems names columns of scores; --metric a key inside each.",
+            )
+        return named, reading.metric or ""
     if named is not None:
-        return _column(known, named, (), path, "score", "--metric")
-    found = [name for name in SCORE_NAMES if name in known]
+        return _column(table, named, (), path, "score", "--metric"), named
+    found = [name for name in SCORE_NAMES if name in table.columns]
     if not found:
-        return _column(known, None, SCORE_NAMES, path, "score", "--metric")
-    return _choose("score column", found, None, path, "--metric")
+        return _column(table, None, SCORE_NAMES, path, "score", "--metric"), ""
+    chosen = _choose("score column", found, None, path, "--metric")
+    return chosen, chosen
+
+
+def score_columns(path: str | Path) -> list[str]:
+    """Columns of a table, nested ones too, that hold only numbers or nothing and name no id, family or run.
+
+    Where a file has one column per system these are the systems. Empty for a file that is no table. Raises ScoreError
+    as `read` does.
+    """
+    path = Path(path)
+    return _numeric_names(_table(path)) if sniff(path) in ("csv", "jsonl", "json") else []
+
+
+_LABELS = frozenset((*ID_NAMES, *FAMILY_NAMES, *RUN_NAMES, *RATER_NAMES, *SAMPLE_NAMES, *EVAL_NAMES, "zone", "reason"))
+
+
+def _numeric_names(table: _Table) -> list[str]:
+    def numeric(name: str) -> bool:
+        try:
+            return any(_number(x, Path(), 0, name) is not None for x in table.values(name))
+        except ScoreError:
+            return False
+
+    return [name for name in table.names() if name not in _LABELS and numeric(name)]
+
+
+def _systems_hint(table: _Table, path: Path) -> str:
+    names = _numeric_names(table)
+    if len(names) < 2:
+        return ""
+    return f" One column per system: veritune compare {path.name} --systems {','.join(names[:_MAX_SHOWN])}."

@@ -360,7 +360,10 @@ def compare_files(candidate: list[Path], base: list[Path], suite: Suite) -> Foun
     from veritune.decide.commands import Side, load_side
     from veritune.evaluate.imports import Reading
 
-    reading = Reading(metric=suite.metric, id=suite.id, family=suite.family)
+    reading = Reading(
+        metric=suite.metric, filter=suite.filter, id=suite.id, family=suite.family,
+        higher_is_better=suite.higher_is_better,
+    )  # fmt: skip
     a, _ = load_side(Side("candidate", tuple(candidate)), reading)
     b, _ = load_side(Side("base", tuple(base)), reading)
     return not_worse(a, b, Bar(suite.margin, suite.alpha, scale=suite.scale))

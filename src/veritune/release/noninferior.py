@@ -7,17 +7,21 @@ must not pass on a comparison that could not have failed, so two brakes turn a p
     no headroom     the base scores so little that a loss of the margin cannot happen (and no gain is shown)
     nothing moved   no score differs and the outputs are not known to: perhaps the adapter was never loaded
 
-An open gate says whether these items could ever have passed it (`power`), and how many would settle it.
+Where lower scores are better the claim is made of the base against the candidate: a candidate is not worse by the
+margin when the base's scores do not lie more than that below its own.
+
+An open gate says whether these items could ever have passed it, the chance that they do at a true gap of 0, and how
+many would settle it (`power`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.errors import ScoreError
+from veritune.stats.intervals import Unknown
 
 if TYPE_CHECKING:
     from veritune.records import Verdict
@@ -53,49 +57,83 @@ def worst(statuses: list[Status]) -> Status:
 
 
 def not_worse(candidate: ScoreTable, base: ScoreTable, bar: Bar) -> Found:
-    """Candidate against base on the same items, higher is better. Scores that cannot be compared are `undecided`."""
+    """Candidate against base on the same items. Scores that cannot be compared are `undecided`, and scores of which
+    nothing says whether higher is better."""
     from veritune.decide.claims import ClaimSpec, Context, judge
     from veritune.stats.paired import Options, compare_tables
+    from veritune.stats.table import scale_of
 
-    name = candidate.eval or "scores"
+    name = candidate.eval or base.eval or "scores"
     arms = (candidate.condition or "candidate", base.condition or "base")
-    claim = ClaimSpec("gate", "not_worse", name, arms[0], arms[1], None, bar.margin, bar.alpha)
-    context = Context(scales={name: bar.scale} if bar.scale else {})
-    (verdict,) = judge([claim], {(arms[0], name): candidate, (arms[1], name): base}, context)
+    try:
+        up = _direction(candidate, base)
+        ends, _ = scale_of(candidate, base, bar.scale)
+    except ScoreError as exc:
+        return Found("undecided", str(exc), {})
+    candidate, base = (replace(table, eval=name, higher_is_better=up) for table in (candidate, base))
+    first, second = arms if up else arms[::-1]
+    claim = ClaimSpec("gate", "not_worse", name, first, second, None, bar.margin, bar.alpha)
+    context = Context(scales={name: bar.scale} if bar.scale else {}, failure_values={} if up else {name: ends[1]})
+    tables = {(arm, name): replace(t, higher_is_better=True) for arm, t in zip(arms, (candidate, base))}
+    (verdict,) = judge([claim], tables, context)
     if verdict.status == "untested":
         return Found("undecided", str(verdict.details.get("reason", "the scores cannot be compared")), {})
     comparison = compare_tables(candidate, base, Options(scale=bar.scale))
     status: Status = _STATUS.get(verdict.status, "undecided")
-    numbers = _numbers(verdict, comparison, bar)
+    numbers = _numbers(verdict, comparison, bar, up)
     brake = _brake(comparison, bar) if status == "passed" else ""
     message = _message(numbers, bar)
     if brake:
         return Found("undecided", f"{brake}; {message}", {**numbers, "brake": brake})
     if status == "undecided":
-        message += f"; {_why_open(verdict, numbers, bar)}"
+        message += f"; {_why_open(verdict, comparison, numbers, bar)}"
     return Found(status, message, numbers)
+
+
+def _direction(candidate: ScoreTable, base: ScoreTable) -> bool:
+    """Whether higher is better. A name that says nothing (`score`) is taken as the suites' contract has it.
+
+    Raises ScoreError for a metric of unknown direction: a gate that guesses can pass a regression.
+    """
+    from veritune.stats.table import GENERIC_METRICS, direction_of
+
+    up = direction_of(candidate, base)
+    metric = candidate.metric if candidate.metric not in GENERIC_METRICS else base.metric
+    if up is None and metric not in GENERIC_METRICS:
+        raise ScoreError(f"nothing says whether higher {metric} is better.", fix="Set `higher_is_better` in the suite.")
+    return up is not False
 
 
 def _brake(comparison: Comparison, bar: Bar) -> str:
     """Why a pass would mean nothing; empty when it means something."""
-    mean, low = float(comparison.details["b"]["mean"]), comparison.pair.scale[0]
-    gained = comparison.headline.spread.interval(1 - bar.alpha)[0] > 0
-    if mean - low <= bar.margin and not gained:
-        return f"the base scores only {mean:.3g}: a loss of {bar.margin:g} could hardly show here"
+    mean, (low, high) = float(comparison.details["b"]["mean"]), comparison.pair.scale
+    ends, up = comparison.headline.spread.interval(1 - bar.alpha), comparison.pair.higher_is_better is not False
+    gained = ends[0] > 0 if up else ends[1] < 0
+    if (mean - low if up else high - mean) <= bar.margin and not gained:
+        return f"the base scores {'only ' if up else ''}{mean:.3g}: a loss of {bar.margin:g} could hardly show here"
     if not comparison.pair.diff_N.any() and not bar.outputs_differ:
         what = "no output differs" if bar.outputs_differ is False else "no score differs and the outputs are not known"
         return f"{what}: was the adapter loaded?"
     return ""
 
 
-def _numbers(verdict: Verdict, comparison: Comparison, bar: Bar) -> dict[str, Any]:
-    estimate = verdict.estimates[0]
+def _turned(ends: Mapping[str, Any]) -> dict[str, Any]:
+    """A gap and its interval of base − candidate as those of candidate − base; what else is there stays."""
+    minus = {k: None if ends.get(k) is None else -ends[k] for k in ("gap", "low", "high")}
+    return {**ends, "gap": minus["gap"], "low": minus["high"], "high": minus["low"]}
+
+
+def _numbers(verdict: Verdict, comparison: Comparison, bar: Bar, up: bool) -> dict[str, Any]:
+    """What the gate looked at; gaps are candidate − base in the scores' own units."""
+    estimate, bounds = verdict.estimates[0], verdict.details.get("missing_bounds")
+    ends: dict[str, Any] = {"gap": estimate.value, "low": estimate.low, "high": estimate.high}
+    if not up:
+        ends, bounds = _turned(ends), bounds and {policy: _turned(bound) for policy, bound in bounds.items()}
     sides = {side: comparison.details[key] for side, key in (("candidate", "a"), ("base", "b"))}
     missing = {side: sum(sum(m.values()) for m in found["missing"]) for side, found in sides.items()}
     return {
-        "gap": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
+        **ends,
+        "higher_is_better": up,
         "level": estimate.level,
         "n": estimate.n,
         "method": estimate.method,
@@ -103,55 +141,68 @@ def _numbers(verdict: Verdict, comparison: Comparison, bar: Bar) -> dict[str, An
         "candidate": sides["candidate"]["mean"],
         "base": sides["base"]["mean"],
         "missing": missing,
-        "missing_bounds": verdict.details.get("missing_bounds"),
+        "missing_bounds": bounds,
         "differing": int((comparison.pair.diff_N != 0).sum()),
         "detectable": verdict.detectable,
         "needed_n": verdict.needed_n,
+        "needed_items": verdict.details.get("needed_items"),
         "reachable": reachable(comparison, bar.margin, bar.alpha),
+        "chance": chance_to_pass(comparison, bar.margin, bar.alpha),
         "warnings": list(estimate.warnings),
     }
 
 
-def reachable(comparison: Comparison, margin: float, alpha: float) -> bool | None:
-    """Whether a design like this one can pass with a true gap of 0: half its expected interval is under the margin.
-
-    `power.plan` at alpha/2, whose two one-sided tests use the interval at 1 - alpha. Where no item differs the best
-    case is the score interval of an empty table, ±z²/(n + z²). None where the spread is unknown.
-    """
+def reachable(comparison: Comparison, margin: float, alpha: float) -> bool:
+    """False where it is proved that these items cannot pass: not even identical outputs would."""
     from veritune.stats import power
-    from veritune.stats.intervals import Unknown
 
-    if isinstance(comparison.headline.spread, Unknown):
-        return None
-    try:
-        design = power.design_from(comparison, margin=margin, alpha=alpha / 2)
-    except ScoreError:
-        return comparison.headline.spread.interval(1 - alpha)[1] < margin
-    return power.plan(design)[0].can_say_equivalent
+    return power.can_show_equivalence(comparison, margin, alpha=alpha / 2)
 
 
-def least_items(margin: float, alpha: float = 0.05) -> int:
-    """Binary items below which the gate cannot pass even if no item differs: the least n with z²/(n + z²) < margin."""
-    from veritune.stats.intervals import normal_quantile
+def chance_to_pass(comparison: Comparison, margin: float, alpha: float) -> float | None:
+    """The chance that another comparison of this design passes when the true gap is 0; None where it is unknown."""
+    from veritune.stats import power
 
-    z = normal_quantile(1 - alpha / 2)
-    return math.floor(z * z * (1 - margin) / margin) + 1
+    return power.chance_again(comparison, margin, alpha=alpha)
 
 
-def _why_open(verdict: Verdict, numbers: Mapping[str, Any], bar: Bar) -> str:
+def least_items(margin: float, alpha: float = 0.05, *, binary: bool = True, width: float = 1.0) -> int:
+    """Items below which the gate cannot pass even if no item differs, on independent items.
+
+    Binary scores of one run a side: the least n with z²/(n + z²) < margin. Graded scores and several runs: the least
+    with (1 − (alpha/2)^{1/n})·width < margin.
+    """
+    from veritune.stats.power import least_items_equal
+
+    return least_items_equal(margin, alpha / 2, binary=binary, width=width)
+
+
+def _why_open(verdict: Verdict, comparison: Comparison, numbers: Mapping[str, Any], bar: Bar) -> str:
     reason = str(verdict.details.get("reason") or "the interval reaches across minus the margin")
-    least = least_items(bar.margin, bar.alpha)
-    if numbers["n"] < least:
-        return f"{reason}; under {least} items this margin cannot be shown, whatever comes out"
-    if numbers["reachable"] is False:
-        return f"{reason}; with these items the margin is out of reach"
-    return reason + (f"; about {verdict.needed_n:,} items would settle it" if verdict.needed_n else "")
+    if not numbers["reachable"]:
+        return f"{reason}; {_too_few(comparison, bar)}"
+    chance, needed = numbers["chance"], verdict.details.get("to_settle")
+    likely = "" if chance is None else f"; at a true gap of 0 these items pass with a chance of {chance:.2f}"
+    return reason + likely + (f"; to settle it: {needed}" if needed else "")
+
+
+def _too_few(comparison: Comparison, bar: Bar) -> str:
+    """Why not even identical outputs would pass."""
+    pair, spread = comparison.pair, comparison.headline.spread
+    if isinstance(spread, Unknown) and pair.n_families is not None:
+        return f"this margin cannot be shown, whatever comes out ({spread.reason})"
+    width = pair.scale[1] - pair.scale[0]
+    single = len(pair.score_a_S_N) == len(pair.score_b_S_N) == 1
+    least = least_items(bar.margin, bar.alpha, binary=pair.is_binary and single, width=width)
+    return f"under {least} items this margin cannot be shown, whatever comes out"
 
 
 def _message(numbers: Mapping[str, Any], bar: Bar) -> str:
     ends = "no interval can be given"
     if numbers["low"] is not None:
         ends = f"{100 * numbers['level']:g} % interval {numbers['low']:+.3f} to {numbers['high']:+.3f}"
+    way = "" if numbers["higher_is_better"] else ", lower is better"
     text = f"{numbers['candidate']:.3f} against {numbers['base']:.3f} on {numbers['n']} items"
     lost = sum(numbers["missing"].values())
-    return f"{text}: gap {numbers['gap']:+.3f}, {ends}, margin {bar.margin:g}" + (f", {lost} missing" if lost else "")
+    text += f": gap {numbers['gap']:+.3f}, {ends}, margin {bar.margin:g}{way}"
+    return text + (f", {lost} missing" if lost else "")

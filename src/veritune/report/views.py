@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from veritune.decide.wording import p_text
+from veritune.decide.wording import p_text, rule_text
 from veritune.records import ZONES
 from veritune.report import interval
 from veritune.report.read import Records, Run
@@ -132,6 +132,7 @@ def _facts(verdict: Json, estimates: Sequence[Json]) -> Iterator[tuple[str, str 
         yield from _p_facts(first, details)
     margin = verdict.get("margin")
     yield "margin", _plain(margin) if margin is not None else "none declared", ""
+    yield from _rule_facts(details)
     if kind == "generalises":
         yield "smallest detectable", "does not apply", "to a share"
     elif kind != "probe" and verdict.get("status") != "untested":
@@ -140,6 +141,15 @@ def _facts(verdict: Json, estimates: Sequence[Json]) -> Iterator[tuple[str, str 
             yield "settles the margin", _given(verdict, "needed_n", lambda n: _count(n, "items")), ""
     if first:
         yield "method", first.get("method"), ""
+
+
+def _rule_facts(details: Json) -> Iterator[tuple[str, str | None, str]]:
+    """A frozen rule and what it came to, where the claim has one."""
+    outcome = details.get("frozen_rule")
+    if outcome:
+        arms = (str(outcome.get("a") or "the condition"), str(outcome.get("b") or "the other arm"))
+        terms, _, result = rule_text(outcome, *arms).partition(": ")
+        yield "frozen rule", result, terms
 
 
 def _p_facts(first: Json, details: Json) -> Iterator[tuple[str, str | None, str]]:

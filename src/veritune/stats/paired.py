@@ -87,6 +87,7 @@ class Comparison:
     details: Mapping[str, Any]
     warnings: tuple[str, ...]
     scope: str
+    options: Options = Options()
 
     @property
     def gap(self) -> float:
@@ -170,6 +171,7 @@ def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
         details=_details(matched, parts, rule),
         warnings=_warnings(matched) + _assumptions(matched, rule, options),
         scope=_scope(matched),
+        options=options,
     )
 
 

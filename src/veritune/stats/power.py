@@ -1,29 +1,36 @@
-"""Planning: how many items, and the smallest gap a design can detect, before money is spent.
+"""Planning: what a design can decide, and the items and seeds that a distance takes, before money is spent.
 
 Conventions: `gap` and `margin` in score units; ψ (`discordance`) the share of items on which one run of A and one of
 B differ; `power` the chance to see a true gap at level `alpha`, two-sided.
 
-Closed forms come first. A `Design` is judged by one model (`prospects`): the chance that the interval which will be
-used lies beyond 0. The smallest detectable gap, and the items and seeds that settle a distance, are this one chance
-solved for three unknowns, so they cannot disagree. A comparison is planned from by the design that its scores imply.
+One model (`prospects`) gives the chance that the interval in use lies beyond 0, or inside ± a margin. The smallest
+detectable gap and the items and seeds that settle a distance are this one chance solved for three unknowns, so they
+agree. A comparison is planned from by the design that its scores imply.
+
+The spread between seeds is hardly known from a pilot of few seeds. It enters at the ends of its 80 % range, and counts
+come as a range: `Needed.low` at the lower end, `Needed.high` at the upper one. "No number of items" is stated only
+where it holds at the lower end with endless items.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from scipy import special
-from scipy.optimize import brentq
 
 from veritune.errors import ScoreError
 from veritune.stats import prospects
 from veritune.stats import seeds as crossed_seeds
-from veritune.stats.intervals import Unknown, normal_quantile, t_quantile
+from veritune.stats.families import FamilyRule, family_rule
+from veritune.stats.intervals import Unknown, normal_quantile
 from veritune.stats.paired import Comparison
-from veritune.stats.seeds import SeedSpread, seed_rule
+
+MOST_SEEDS = 50
+"""Seeds per arm up to which a plan looks for enough."""
 
 
 def mcnemar_n(gap: float, discordance: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
@@ -52,56 +59,6 @@ def tost_n(margin: float, discordance: float, *, alpha: float = 0.05, power: flo
     return math.ceil(z**2 * discordance / margin**2)
 
 
-def mcnemar_gap(n: int, discordance: float, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """The smallest gap that `n` items detect: `mcnemar_n` solved for δ. None when even δ = ψ is too small."""
-    a, b = normal_quantile(1 - alpha / 2), normal_quantile(power)
-
-    def excess(gap: float) -> float:
-        spread = a * math.sqrt(discordance) + b * math.sqrt(max(0.0, discordance - gap**2))
-        return math.sqrt(n) * gap - spread
-
-    if n < 1 or discordance <= 0 or excess(discordance) < 0:
-        return None
-    return float(brentq(excess, 0.0, discordance, xtol=1e-12))
-
-
-def detectable_gap(se: float, df: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest gap a t test with this standard error detects: noncentral t, df degrees of freedom.
-
-    Solves P(|T'| > t_crit; ncp = δ/se) = power. Source: `scipy.stats.nct`; Johnson, Kotz & Balakrishnan 1995, ch. 31.
-    """
-    critical = t_quantile(1 - alpha / 2, df)
-
-    def shortfall(ncp: float) -> float:
-        return power - _t_power(ncp, critical, df)
-
-    start = critical + normal_quantile(power)
-    high = max(1.0, start)
-    while shortfall(high) > 0:
-        high *= 2
-    return se * float(brentq(shortfall, 0.0, high, xtol=1e-10))
-
-
-def _t_power(ncp: float, critical: float, df: float) -> float:
-    if math.isinf(df) or df > 1e6:
-        return float(special.ndtr(ncp - critical) + special.ndtr(-ncp - critical))
-    upper, lower = (float(special.nctdtr(df, ncp, x)) for x in (critical, -critical))
-    if math.isnan(upper) or math.isnan(lower):  # the series fails far out in a tail, at 1 to 3 df above all
-        return _t_power_integral(ncp, critical, df)
-    return 1 - upper + lower
-
-
-def _t_power_integral(ncp: float, critical: float, df: float) -> float:
-    """The same probability as a mean over the standard error's own distribution, s² ~ χ²(df) / df."""
-    from scipy.integrate import quad
-
-    def given(share: float) -> float:
-        bound = critical * math.sqrt(special.chdtri(df, share) / df)
-        return float(special.ndtr(ncp - bound) + special.ndtr(-ncp - bound))
-
-    return float(quad(given, 0.0, 1.0, epsabs=1e-10, limit=200)[0])
-
-
 def _check(gap: float, alpha: float, power: float) -> None:
     if not (abs(gap) > 0 and 0 < alpha < 1 and 0 < power < 1):
         raise ScoreError(f"expected gap > 0, alpha and power in (0, 1); found {gap:g}, {alpha:g}, {power:g}.")
@@ -117,9 +74,11 @@ class Design:
     `discordance` is ψ for one run a side (for graded scores: the variance over items of one run's difference).
     `stable` is the share of it that repeats in every seed: 1 when seeds flip the same items, 0 when they flip
     independent ones; unknown before a pilot, and then both ends are reported. `seed_sd` is the standard deviation
-    of a run's mean score between seeds beyond what its items explain. `seeds_b` 0 means a fixed arm, a baseline
-    without seeds. `design_effect` is the variance inflation by families; their number grows with that of the items.
-    `item_variance` is what a pilot measured in place of discordance × design effect, None without one.
+    of a run's mean score between seeds beyond what its items explain, `seed_range` its 80 % limits from a pilot (None:
+    assumed). `seeds_b` 0 means a fixed arm, a baseline without seeds. `design_effect` is the variance inflation by
+    families, `family_sizes` the items in each (equal ones where only `families` is given); their number grows with that
+    of the items. `item_variance` is what a pilot measured in place of the discordance. `width` is that of the declared
+    score scale. `equal_seed_spread` and `shared_seeds` are what the study declares of its seeds.
     """
 
     items: int
@@ -135,6 +94,11 @@ class Design:
     power: float = 0.8
     binary: bool = True
     item_variance: float | None = None
+    family_sizes: tuple[int, ...] | None = None
+    seed_range: tuple[float, float] | None = None
+    width: float = 1.0
+    equal_seed_spread: bool = False
+    shared_seeds: bool = False
 
     def __post_init__(self) -> None:
         if self.items < 2 or self.seeds_a < 1 or self.seeds_b < 0:
@@ -143,10 +107,24 @@ class Design:
                 f"{self.seeds_b}."
             )
         most = 1.0 if self.item_variance is None else math.inf
-        if not 0 < self.discordance <= most or self.seed_sd < 0 or self.design_effect <= 0:
+        if not 0 < self.discordance <= most or self.seed_sd < 0 or self.design_effect <= 0 or self.width <= 0:
             raise ScoreError(
-                f"expected a discordance in (0, 1], seed_sd ≥ 0 and design_effect > 0; found "
-                f"{self.discordance:g}, {self.seed_sd:g}, {self.design_effect:g}."
+                f"expected a discordance in (0, 1], seed_sd ≥ 0, design_effect > 0 and width > 0; found "
+                f"{self.discordance:g}, {self.seed_sd:g}, {self.design_effect:g}, {self.width:g}."
+            )
+        if self.shared_seeds and self.seeds_a != self.seeds_b:
+            raise ScoreError(
+                f"expected as many seeds on both sides where they are shared, found {self.seeds_a} and {self.seeds_b}."
+            )
+        if self.family_sizes is not None and sum(self.family_sizes) != self.items:
+            raise ScoreError(
+                f"expected family sizes that add up to {self.items} items, found {sum(self.family_sizes)}.",
+                fix="Give the number of items in each family.",
+            )
+        if self.sizes is None and self.design_effect != 1:
+            raise ScoreError(
+                f"expected families beside a design effect of {self.design_effect:g}, found none.",
+                fix="Give the number of families or their sizes.",
             )
         _check(1.0 if self.margin is None else self.margin, self.alpha, self.power)
 
@@ -165,27 +143,56 @@ class Design:
         """True when the interval will speak of new seeds: every arm with seeds has several."""
         return min(self.arms) > 1
 
+    @property
+    def sizes(self) -> tuple[float, ...] | None:
+        """Items per family; None where every item stands for itself."""
+        if self.family_sizes is not None:
+            return self.family_sizes
+        return None if self.families is None else (self.items / self.families,) * self.families
+
+    def family_rule(self) -> FamilyRule | None:
+        """What the sizes of the families allow; None without families."""
+        return None if self.sizes is None else prospects.sized_rule(self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """How many items, or seeds per arm, settle a distance: `low` with the seed spread at the lower end of its 80 %
+    range, `high` at its upper end. None: no number does there (of seeds: none up to 50)."""
+
+    low: int | None
+    high: int | None
+
+    @property
+    def impossible(self) -> bool:
+        """True where no number is enough even with the smallest seed spread that the pilot leaves open."""
+        return self.low is None
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a design can say. `stable` tells which assumption the numbers rest on; gaps are in score units.
 
-    `detectable` is None when no gap is ever detected (too few families for any test). `if_estimated` is the same where
-    a design says that seeds add no spread of their own (seed_sd 0) but the interval has to estimate that from the runs.
-    `can_say_equivalent` is False when half the expected 1 − 2·alpha interval reaches the margin. `items_*` are None
-    when no number of items suffices with these seeds; `seeds_for_margin` then tells how many do with these items.
+    `detectable` is the gap told from 0 with the design's power, at the seed spread as estimated or assumed, and
+    `detectable_range` the same at the two ends of that spread; None where no gap on the score scale is.
+    `chance_at_margin` is the power at a gap of the margin, `chance_of_equivalence` that to show equivalence at a true
+    gap of 0. `can_say_equivalent` is False only where it is proved: not even identical outputs would do. `withheld` is
+    why the families give no interval, empty where they do.
     """
 
     design: Design
     stable: float
     se: float
-    df: float
     detectable: float | None
-    if_estimated: float | None
+    detectable_range: tuple[float | None, float | None]
+    chance_at_margin: float | None
+    chance_of_equivalence: float | None
     can_say_equivalent: bool | None
-    items_for_margin: int | None
-    items_for_equivalence: int | None
-    seeds_for_margin: int | None
+    items_for_margin: Needed | None
+    items_for_equivalence: Needed | None
+    seeds_for_margin: Needed | None
+    seeds_for_equivalence: Needed | None
+    withheld: str
     sentences: tuple[str, ...]
 
 
@@ -202,114 +209,96 @@ def _assumed(design: Design) -> tuple[Design, ...]:
     return tuple(replace(design, stable=share) for share in shares)
 
 
-def _parts(design: Design, *, estimated: bool | None = None) -> prospects.Parts:
-    """The design's variances. The seed part is estimated from the runs unless the design declares that it is 0."""
+def _spreads(design: Design) -> tuple[Design, Design]:
+    """The design at the lower and the upper end of its seed spread."""
+    if design.seed_range is None or not design.recipe:
+        return design, design
+    low, high = (replace(design, seed_sd=sd, seed_range=None) for sd in design.seed_range)
+    return low, high
+
+
+def parts(design: Design) -> prospects.Parts:
+    """The variances behind a design's interval."""
     stable = 1.0 if design.stable is None else design.stable
-    item = design.discordance * design.design_effect if design.item_variance is None else design.item_variance
-    if estimated is None:
-        estimated = design.seed_sd > 0 or design.item_variance is not None
+    sizes = design.sizes
+    table = design.single and design.binary and sizes is None  # Tango's interval needs ψ, not a variance
+    item = design.discordance if design.item_variance is None or table else design.item_variance
     return prospects.Parts(
         item=item * stable,
         noise=item * (1 - stable) / len(design.arms),
         seed=design.seed_sd**2,
-        seeds=design.arms,
-        spread=design.recipe and estimated,
+        runs=(design.seeds_a, design.seeds_b),
+        recipe=design.recipe,
+        equal=design.equal_seed_spread,
+        shared=design.shared_seeds and not design.single,
+        width=design.width,
+        binary=design.binary,
+        pattern=None if sizes is None else prospects.Families(sizes, design.design_effect),
+        items=design.items,
     )
-
-
-def _by_score(design: Design) -> bool:
-    """True where the interval is Tango's: one binary run a side on independent items."""
-    return design.single and design.binary and design.families is None and design.design_effect == 1
-
-
-def _unit_df(design: Design, n: float) -> float:
-    """Degrees of freedom over n items; families grow in number with the items."""
-    return max(1.0, (design.families or design.items) * n / design.items - 1)
 
 
 _ENDLESS = 1e12
 """Items without end: what is left is the spread between seeds."""
 
 
-def _halves(design: Design, n: float, *, equivalence: bool, estimated: bool | None = None) -> prospects.Halves:
-    level = 1 - (2 if equivalence else 1) * design.alpha
-    df = min(1e7, _unit_df(design, n))
-    return prospects.halves(_parts(design, estimated=estimated), n, df, level)
-
-
-def detectable(
-    design: Design, *, items: int | None = None, equivalence: bool = False, estimated: bool | None = None
-) -> float | None:
-    """The smallest gap that the interval in use tells from 0 with the design's power; None when none is ever told.
-
-    With `equivalence` the smallest margin within which a true gap of 0 is shown. `items` other than the design's
-    rescale its families. Satterthwaite's interval gets a few per cent wider again when items no longer matter
-    beside three or four seeds: the gap is therefore never below that of endless items.
-    """
+def chance(design: Design, distance: float, *, items: float | None = None, equivalence: bool = False) -> float:
+    """The chance that a true gap of `distance` is told from 0; with `equivalence`, that a true gap of 0 is shown to lie
+    within ± `distance`. `items` other than the design's rescale its families."""
     n = design.items if items is None else items
-    if _by_score(design):
-        if equivalence:
-            return _equivalence_z(design) * math.sqrt(design.discordance / n)
-        return _score_gap(n, design)
-    chance = "inside" if equivalence else "excludes_zero"
-    sizes = (n, _ENDLESS) if _parts(design, estimated=estimated).spread else (n,)
-    found = [
-        _halves(design, size, equivalence=equivalence, estimated=estimated).least(chance, design.power)
-        for size in sizes
-    ]
-    floor = _score_gap(n / design.design_effect, design) if _has_floor(design, equivalence) else 0.0
-    return None if floor is None else max(*found, floor)
+    if equivalence:
+        return prospects.inside(parts(design), n, 1 - 2 * design.alpha, distance)
+    return prospects.excludes(parts(design), n, 1 - design.alpha, distance)
 
 
-def _has_floor(design: Design, equivalence: bool) -> bool:
-    """True where the score interval on the effective number of items bounds the cluster-robust one from below."""
-    return design.single and design.binary and not equivalence
+def detectable(design: Design, *, items: int | None = None, equivalence: bool = False) -> float | None:
+    """The smallest gap that the interval in use tells from 0 with the design's power; None when the scale has none.
+
+    With `equivalence` the smallest margin within which a true gap of 0 is shown.
+    """
+
+    def reach(distance: float) -> float:
+        return chance(design, distance, items=items, equivalence=equivalence)
+
+    return prospects.least(reach, design.power, design.width)
 
 
 def items_needed(design: Design, distance: float, *, equivalence: bool = False) -> int | None:
-    """The least number of items, with the design's seeds, at which `detectable` is at most `distance`.
-
-    None when no number of items is enough: then only more seeds help.
-    """
+    """The least number of items, with the design's seeds and seed spread, at which the chance of settling `distance`
+    reaches the design's power (from 2,000 on to a thousandth). None when no number of items is enough."""
     _check(distance, design.alpha, design.power)
-    if _by_score(design):
-        if equivalence:
-            return tost_n(distance, design.discordance, alpha=design.alpha, power=design.power)
-        near = min(distance, 1.0)
-        return mcnemar_n(near, max(near, design.discordance), alpha=design.alpha, power=design.power)
-    if _parts(design).spread and not _reaches(design, _ENDLESS, distance, equivalence):
+
+    def enough(n: float) -> bool:
+        return chance(design, distance, items=n, equivalence=equivalence) >= design.power
+
+    if distance >= design.width and not enough(design.items):
+        distance = design.width
+    if not enough(_ENDLESS):
         return None
-    low, high = 1, 2
-    while not _reaches(design, high, distance, equivalence):
+    low, high = 1, design.items
+    if enough(high):
+        while high > 2 and enough(high // 2):
+            high //= 2
+        low = max(1, high // 2)
+    while not enough(high):
         low, high = high, high * 2
-        if high > _ENDLESS:
-            return None
-    while high - low > 1:
+    while high - low > max(1, low // 1000):
         middle = (low + high) // 2
-        low, high = (low, middle) if _reaches(design, middle, distance, equivalence) else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
-def _reaches(design: Design, n: float, distance: float, equivalence: bool) -> bool:
-    """Whether n items tell a gap of `distance` from 0 (or show equivalence within it) with the design's power."""
-    if _has_floor(design, equivalence):
-        floor = _score_gap(n / design.design_effect, design)
-        if floor is None or floor > distance:
-            return False
-    found = _halves(design, n, equivalence=equivalence)
-    return (found.inside(distance) if equivalence else found.excludes_zero(distance)) >= design.power
+def seeds_needed(design: Design, distance: float, *, equivalence: bool = False, most: int = MOST_SEEDS) -> int | None:
+    """The least number of seeds an arm (a fixed arm stays fixed) that settles `distance` with the design's items.
 
-
-def seeds_needed(design: Design, distance: float, *, equivalence: bool = False, most: int = 50) -> int | None:
-    """The least seeds per arm, with the design's items, at which `detectable` is at most `distance`; None when `most`
-    are not enough, or when one seed leaves their spread unknown."""
+    None when `most` seeds do not, and for one run a side, where the seed spread is unknown.
+    """
     if not design.recipe:
         return None
 
     def enough(s: int) -> bool:
         cell = replace(design, seeds_a=s, seeds_b=s if design.seeds_b else 0)
-        endless = _reaches(cell, _ENDLESS, distance, equivalence)
-        return endless and _reaches(cell, design.items, distance, equivalence)
+        return chance(cell, distance, equivalence=equivalence) >= design.power
 
     low, high = 1, 2
     while not enough(high):
@@ -322,103 +311,171 @@ def seeds_needed(design: Design, distance: float, *, equivalence: bool = False, 
     return high
 
 
-def _equivalence_z(design: Design) -> float:
-    return normal_quantile(1 - design.alpha) + normal_quantile(1 - (1 - design.power) / 2)
+def _range(design: Design, settle: Callable[[Design], int | None]) -> Needed:
+    low, high = _spreads(design)
+    least = settle(low)
+    return Needed(least, least if high == low else settle(high))
 
 
-def _score_gap(n: float, design: Design) -> float | None:
-    """`mcnemar_n` solved for the gap, where a gap above the discordance raises it. None under about 4 items."""
-    a, b = normal_quantile(1 - design.alpha / 2), normal_quantile(design.power)
-
-    def excess(gap: float) -> float:
-        share = max(gap, design.discordance)
-        return math.sqrt(n) * gap - a * math.sqrt(share) - b * math.sqrt(max(0.0, share - gap**2))
-
-    return float(brentq(excess, 0.0, 1.0, xtol=1e-13)) if excess(1.0) > 0 else None
+def items_range(design: Design, distance: float, *, equivalence: bool = False) -> Needed:
+    """`items_needed` at both ends of the seed spread."""
+    return _range(design, lambda one: items_needed(one, distance, equivalence=equivalence))
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """The distance that the design's interval is expected to have, and what it is made of."""
-
-    item: float
-    item_df: float
-    seeds: SeedSpread | None
-
-    @property
-    def se(self) -> float:
-        return math.sqrt(self.item + (self.seeds.value if self.seeds else 0.0))
-
-    def half(self, alpha: float) -> float:
-        items = t_quantile(1 - alpha, self.item_df) * math.sqrt(self.item)
-        return self.seeds.distance(items, alpha) if self.seeds else items
+def seeds_range(design: Design, distance: float, *, equivalence: bool = False) -> Needed:
+    """`seeds_needed` at both ends of the seed spread."""
+    return _range(design, lambda one: seeds_needed(one, distance, equivalence=equivalence))
 
 
-def _expected(design: Design) -> _Expected:
-    parts, n = _parts(design), design.items
-    item, item_df = parts.item_variance(n), _unit_df(design, n)
-    if not parts.spread:
-        return _Expected(item, item_df, None)
-    net = tuple((parts.seed / s, s - 1.0) for s in design.arms)
-    raw = tuple(((parts.seed + parts.noise / n) / s, s - 1.0) for s in design.arms)
-    return _Expected(item, item_df, SeedSpread(net, raw, seed_rule(design.arms)))
+# ---------------------------------------------------------------- what can never be said
+
+
+def best_half(design: Design) -> float:
+    """Half the interval at 1 − 2·alpha when no item differs in any run: the narrowest it can ever be."""
+    table = design.single and design.binary
+    return _narrowest(design.items, design.alpha, table=table, width=design.width, rule=design.family_rule())
+
+
+def can_show_equivalence(comparison: Comparison, margin: float, *, alpha: float = 0.05) -> bool:
+    """False where it is proved that these items cannot show equivalence within ± `margin`, whatever comes out."""
+    pair = comparison.pair
+    table = pair.is_binary and len(pair.score_a_S_N) == len(pair.score_b_S_N) == 1
+    rule = None if pair.family_N is None else family_rule(np.bincount(pair.family_N))
+    width = pair.scale[1] - pair.scale[0]
+    return _narrowest(pair.n, alpha, table=table, width=width, rule=rule) < margin
+
+
+def _narrowest(n: int, alpha: float, *, table: bool, width: float, rule: FamilyRule | None) -> float:
+    """Tango's z²/(n + z²) for one binary run a side (`table`), else (1 − alpha^{1/n})·width; infinite where the family
+    sizes allow no interval. With families this is a bound: their items count for at most one each."""
+    if rule is not None and rule.method == "withheld":
+        return math.inf
+    if table:
+        z = normal_quantile(1 - alpha)
+        return z * z / (n + z * z)
+    return float(-math.expm1(math.log(alpha) / n)) * width
+
+
+def least_items_equal(margin: float, alpha: float = 0.05, *, binary: bool = True, width: float = 1.0) -> int:
+    """Items under which not even identical outputs show equivalence within ± `margin` at `alpha` (one-sided).
+
+    Binary, one run a side: the least n with z²/(n + z²) < margin. Otherwise the least with (1 − alpha^{1/n})·width <
+    margin: 59 for a margin of .05 on scores from 0 to 1.
+    """
+    _check(margin, alpha, 0.5)
+    if margin >= width:
+        return 1
+    if binary:
+        z = normal_quantile(1 - alpha)
+        return math.floor(z * z * (1 - margin) / margin) + 1
+    return math.floor(math.log(alpha) / math.log1p(-margin / width)) + 1
+
+
+# ---------------------------------------------------------------- a plan in words
 
 
 def _plan(design: Design) -> Plan:
-    expected, margin = _expected(design), design.margin
-    gap = detectable(design)
-    assumed = design.recipe and not _parts(design).spread
-    reachable = for_margin = for_equal = more_seeds = None
-    if margin is not None:
-        half = expected.half(design.alpha)
-        reachable = (normal_quantile(1 - design.alpha) * expected.se if _by_score(design) else half) < margin
-        for_margin = items_needed(design, margin)
-        for_equal = items_needed(design, margin, equivalence=True)
-        more_seeds = seeds_needed(design, margin) if for_margin is None else None
+    margin, rule = design.margin, design.family_rule()
+    low, high = (detectable(one) for one in _spreads(design))
+    gap = low if design.seed_range is None else detectable(design)
     draft = Plan(
         design=design,
         stable=1.0 if design.stable is None else design.stable,
-        se=expected.se,
-        df=expected.item_df,
+        se=math.sqrt(parts(design).variance(design.items)),
         detectable=gap,
-        if_estimated=detectable(design, estimated=True) if assumed else None,
-        can_say_equivalent=reachable,
-        items_for_margin=for_margin,
-        items_for_equivalence=for_equal,
-        seeds_for_margin=more_seeds,
+        detectable_range=(low, high),
+        chance_at_margin=None,
+        chance_of_equivalence=None,
+        can_say_equivalent=None,
+        items_for_margin=None,
+        items_for_equivalence=None,
+        seeds_for_margin=None,
+        seeds_for_equivalence=None,
+        withheld=rule.reason if rule is not None and rule.method == "withheld" else "",
         sentences=(),
     )
-    return replace(draft, sentences=_plan_sentences(draft))
+    if margin is not None:
+        draft = replace(
+            draft,
+            chance_at_margin=chance(design, margin),
+            chance_of_equivalence=chance(design, margin, equivalence=True),
+            can_say_equivalent=best_half(design) < margin,
+            items_for_margin=items_range(design, margin),
+            items_for_equivalence=items_range(design, margin, equivalence=True),
+            seeds_for_margin=seeds_range(design, margin) if design.recipe else None,
+            seeds_for_equivalence=seeds_range(design, margin, equivalence=True) if design.recipe else None,
+        )
+    return replace(draft, sentences=tuple(_sentences(draft)))
 
 
-def _plan_sentences(found: Plan) -> tuple[str, ...]:
+def _sentences(found: Plan) -> Iterator[str]:
     design, gap, margin = found.design, found.detectable, found.design.margin
     share = f"{100 * design.power:g} %"
-    if gap is None:
-        return ("With so few families no gap can ever be detected: the sign flips of whole families stay above alpha.",)
-    lines = [f"The smallest gap this design detects with {share} power is {gap:.4f}."]
-    if found.if_estimated is not None:
-        lines.append(
-            f"That takes a seed SD of 0 as known. Estimated from {min(design.arms)} runs, as `compare` does, "
-            f"it is {found.if_estimated:.4f}."
+    if found.withheld:
+        yield f"No verdict is possible with these families: {found.withheld}."
+    elif gap is None:
+        yield f"No gap on the score scale is detected with {share} power."
+    else:
+        low, high = found.detectable_range
+        ends = "" if low == high else f" ({_gap(low)} to {_gap(high)} over the seed spread's 80 % range)"
+        yield f"The smallest gap this design detects with {share} power is {gap:.4f}{ends}."
+    if design.recipe and design.seed_range is None:
+        yield (
+            f"Assumed: a seed SD of {design.seed_sd:g}. `compare` will not know it and estimates it from the runs; "
+            "these numbers include what that costs."
         )
     if margin is None:
-        return tuple(lines)
-    if gap > margin:
-        lines.append(f"That lies above the declared margin of {margin:g}: the margin cannot be resolved.")
+        return
     if found.can_say_equivalent is False:
-        lines.append(f'This design can never say "equivalent" at ± {margin:g}, whatever comes out.')
-    for what, n in (
-        ("To resolve a gap of the margin", found.items_for_margin),
-        ("To show equivalence", found.items_for_equivalence),
-    ):
-        if n is None:
-            lines.append(f"{what} no number of items suffices with these seeds: add seeds.")
-        elif n > design.items:
-            lines.append(f"{what} takes about {n:,} items with these seeds.")
-    if found.seeds_for_margin is not None:
-        lines.append(f"With these items, about {found.seeds_for_margin} seeds an arm would resolve it.")
-    return tuple(lines)
+        yield f'This design can never say "equivalent" at ± {margin:g}: not even identical outputs would be enough.'
+    grow = " (families growing with them)" if design.sizes is not None else ""
+    yield from _needs(
+        f"A gap of the margin{grow}", found.chance_at_margin, found.items_for_margin, found.seeds_for_margin
+    )
+    yield from _needs(
+        "Equivalence at a true gap of 0",
+        found.chance_of_equivalence,
+        found.items_for_equivalence,
+        found.seeds_for_equivalence,
+    )
+
+
+def _needs(what: str, likely: float | None, items: Needed | None, seeds: Needed | None) -> Iterator[str]:
+    if likely is None or items is None:
+        return
+    yield f"{what} is shown with a chance of {likely:.2f}; it takes {describe_needed(items, seeds)}."
+
+
+def _gap(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def describe_needed(items: Needed, seeds: Needed | None) -> str:
+    """The items, and the seeds per arm, that settle a distance, in words."""
+    if seeds is None:
+        return f"about {_span(items, '')} items" if items.low is not None else "more than any number of items"
+    text = describe_items(items)
+    if seeds.low is None:
+        return f"{text} ({MOST_SEEDS} seeds per arm would not do with these items)"
+    return f"{text}; or {_span(seeds, f'more than {MOST_SEEDS}')} seeds per arm with these items"
+
+
+def describe_items(items: Needed) -> str:
+    """The items alone. "No number" is the proved case; where only the spread's upper end forbids, it stays open."""
+    if items.low is None:
+        return "more seeds, since no number of items is enough with these"
+    if items.high is None:
+        return (
+            f"about {items.low:,} items if the seed spread is at the lower end of its 80 % range, and at its upper end "
+            "no number of items (not settled by this pilot)"
+        )
+    return f"about {_span(items, '')} items with these seeds"
+
+
+def _span(needed: Needed, beyond: str) -> str:
+    if needed.high is None:
+        return f"{needed.low:,} to {beyond}"
+    return f"{needed.low:,}" if needed.low == needed.high else f"{needed.low:,} to {needed.high:,}"
 
 
 def detectable_grid(design: Design, items: Sequence[int], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -442,11 +499,19 @@ def detectable_grid(design: Design, items: Sequence[int], seeds: Sequence[int]) 
 def design_from(
     comparison: Comparison, *, margin: float | None = None, alpha: float = 0.05, power: float = 0.8
 ) -> Design:
-    """The design that pilot scores imply: ψ, seed SD, the stable share, item variance and families as estimated there.
+    """The design that pilot scores imply: ψ, seed SD and its range, the stable share, item variance and families.
 
     Seed variance and noise are pooled over the arms. Raises ScoreError when the pilot shows no difference on any item.
     """
-    pair, parts = comparison.pair, crossed_seeds.crossed(comparison.pair)
+    pair = comparison.pair
+    if not pair.is_binary and not pair.bounded:
+        raise ScoreError(
+            f"expected a declared scale of the graded scores, found none (they run from {pair.scale[0]:g} to "
+            f"{pair.scale[1]:g}).",
+            fix="Declare the lowest and the highest possible score: --scale 0 10.",
+        )
+    shared = comparison.options.shared_seeds and len(pair.score_a_S_N) > 1
+    found = crossed_seeds.crossed(pair, shared=shared)
     a, b = pair.score_a_S_N, pair.score_b_S_N
     one_run = float(((a[:, None] - b[None, :]) - (a.mean() - b.mean())).var(axis=-1).mean())
     if one_run == 0:
@@ -455,42 +520,60 @@ def design_from(
             fix="Give a discordance instead, or check that the adapter was loaded.",
         )
     arms = (len(a),) if pair.b.fixed else (len(a), len(b))
-    naive, clustered = float(parts.item_K_K[0, 0]), float(parts.item_clustered_K_K[0, 0])
-    noise, seed = _pooled(parts.arms, pair.n)
-    item, shares = max(naive, clustered) * pair.n, sum(1 / s for s in arms)
-    if noise * shares > item:
-        noise = item / shares
+    naive, clustered = float(found.item_K_K[0, 0]), float(found.item_clustered_K_K[0, 0])
+    spread = _pooled(found.arms, pair.n, 2 if shared else 1)
+    item, shares = naive * pair.n, sum(1 / s for s in arms)
+    noise = min(spread.noise, item / shares)
     whole = item - noise * shares + noise * len(arms)
+    sizes = None if pair.family_N is None else tuple(int(x) for x in np.bincount(pair.family_N))
     return Design(
         items=pair.n,
         discordance=comparison.details.get("discordance") or one_run,
         seeds_a=len(a),
         seeds_b=0 if pair.b.fixed else len(b),
-        seed_sd=math.sqrt(seed),
-        stable=(item - noise * shares) / whole if parts.arms else None,
-        design_effect=max(1.0, clustered / naive) if naive > 0 else 1.0,
-        families=pair.n_families,
+        seed_sd=spread.sd,
+        stable=(item - noise * shares) / whole if found.arms else None,
+        design_effect=max(1.0, clustered / naive) if naive > 0 and sizes is not None else 1.0,
+        family_sizes=sizes,
         margin=margin,
         alpha=alpha,
         power=power,
         binary=pair.is_binary,
         item_variance=whole,
+        seed_range=spread.range if found.arms else None,
+        width=pair.scale[1] - pair.scale[0],
+        equal_seed_spread=comparison.options.equal_seed_spread,
+        shared_seeds=shared,
     )
 
 
-def _pooled(arms: Sequence[crossed_seeds.Arm], n: int) -> tuple[float, float]:
-    """Noise per item and run, and seed variance per run: means over the arms, weighted by degrees of freedom."""
+@dataclass(frozen=True, slots=True)
+class _SeedPilot:
+    """What a pilot shows of its runs: noise per item and run, and the seed SD with its 80 % limits."""
+
+    noise: float
+    sd: float
+    range: tuple[float, float]
+
+
+def _pooled(arms: Sequence[crossed_seeds.Arm], n: int, per_arm: int) -> _SeedPilot:
+    """Pooled over the arms by degrees of freedom; `per_arm` sides stand behind each run.
+
+    With v the pooled variance of the seed means on df = ΣS − arms, its 80 % limits are v·df/χ²_{.8} and v·df/χ²_{.2}.
+    """
     df = sum(arm.seeds - 1 for arm in arms)
     if df == 0:
-        return 0.0, 0.0
+        return _SeedPilot(0.0, 0.0, (0.0, 0.0))
     weight = [(arm.seeds - 1) / df for arm in arms]
     noise_A = [min(float(arm.resid_K_K[0, 0]), float(arm.resid_clustered_K_K[0, 0])) for arm in arms]
-    noise = sum(w * x for w, x in zip(weight, noise_A))
-    mean = sum(w * float(arm.seed_K_K[0, 0]) for w, arm in zip(weight, arms))
-    return noise * n, max(0.0, mean - noise)
+    noise = sum(w * x for w, x in zip(weight, noise_A)) / per_arm
+    mean = sum(w * float(arm.seed_K_K[0, 0]) for w, arm in zip(weight, arms)) / per_arm
+    shares = (1.0, df / float(special.chdtri(df, 0.2)), df / float(special.chdtri(df, 0.8)))
+    sd, low, high = (math.sqrt(max(0.0, mean * share - noise)) for share in shares)
+    return _SeedPilot(noise * n, sd, (low, high))
 
 
-def _implied(comparison: Comparison, alpha: float, power: float) -> Design | None:
+def implied(comparison: Comparison, *, alpha: float = 0.05, power: float = 0.8) -> Design | None:
     """The design behind a comparison, None when its spread is unknown or nothing differs."""
     if isinstance(comparison.headline.spread, Unknown):
         return None
@@ -502,28 +585,51 @@ def _implied(comparison: Comparison, alpha: float, power: float) -> Design | Non
 
 def detectable_in(comparison: Comparison, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """The smallest gap that a comparison like this one detects; None when its spread is unknown or 0."""
-    design = _implied(comparison, alpha, power)
+    design = implied(comparison, alpha=alpha, power=power)
     return None if design is None else detectable(design)
 
 
-def items_to_settle(
-    comparison: Comparison, distance: float, *, alpha: float = 0.05, power: float = 0.8, equivalence: bool = False
-) -> int | None:
-    """Items, with the seeds at hand, at which `detectable_in` would be at most `distance`; None when items cannot.
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """What settles a comparison: items with the seeds at hand, or seeds per arm with the items (None: one run)."""
 
-    For equivalence the true gap is taken to be 0.
+    items: Needed
+    seeds: Needed | None
+
+    @property
+    def text(self) -> str:
+        """In words: "about 400 items with these seeds, or 5 to 12 seeds per arm with these items"."""
+        return describe_needed(self.items, self.seeds)
+
+
+def to_settle(
+    comparison: Comparison, distances: Sequence[tuple[float, bool]], *, alpha: float = 0.05, power: float = 0.8
+) -> Settling | None:
+    """Items and seeds that settle every one of the distances (distance, whether it is a margin of equivalence).
+
+    For equivalence the true gap is taken to be 0. None when the design is unknown or a distance is 0.
     """
-    design = _implied(comparison, alpha, power)
-    if design is None or distance <= 0:
+    design = implied(comparison, alpha=alpha, power=power)
+    if design is None or not distances or any(distance <= 0 for distance, _ in distances):
         return None
-    return items_needed(design, distance, equivalence=equivalence)
+    items = [items_range(design, distance, equivalence=equal) for distance, equal in distances]
+    if not design.recipe:
+        return Settling(_most(items), None)
+    return Settling(_most(items), _most([seeds_range(design, x, equivalence=equal) for x, equal in distances]))
 
 
-def seeds_to_settle(
-    comparison: Comparison, distance: float, *, alpha: float = 0.05, power: float = 0.8, equivalence: bool = False
-) -> int | None:
-    """Seeds per arm, with the items at hand, that would do the same; None when 50 would not, or one seed was run."""
-    design = _implied(comparison, alpha, power)
-    if design is None or distance <= 0:
-        return None
-    return seeds_needed(design, distance, equivalence=equivalence)
+def _most(needed: Sequence[Needed]) -> Needed:
+    """What is enough for all of them."""
+
+    def end(counts: Sequence[int | None]) -> int | None:
+        return None if None in counts else max(n for n in counts if n is not None)
+
+    return Needed(end([x.low for x in needed]), end([x.high for x in needed]))
+
+
+def chance_again(
+    comparison: Comparison, distance: float, *, alpha: float = 0.05, equivalence: bool = False
+) -> float | None:
+    """The chance that another study of this design settles the distance; None when the design is unknown."""
+    design = implied(comparison, alpha=alpha)
+    return None if design is None or distance <= 0 else chance(design, distance, equivalence=equivalence)

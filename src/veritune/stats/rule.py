@@ -6,17 +6,22 @@
     4. otherwise                  → inconclusive
 
 Source: Goeman, Solari & Stijnen 2010, Stat Med 29:2117. Where p and interval disagree about 0 the word is never a
-win. A point estimate alone never decides.
+win. A point estimate alone never decides. Where lower scores are better the arm with the lower mean is the better one.
+Where nothing says which end of the scale is better the words are "higher" and "lower". Where a score that the machine
+lost could change the word, the word is inconclusive (`lost`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from veritune.errors import ScoreError
-from veritune.stats.paired import Comparison
+from veritune.stats import lost
+from veritune.stats.intervals import Unknown
+from veritune.stats.paired import Comparison, Options, compare_tables
+from veritune.stats.table import Missing, ScoreTable
 
 Word = Literal[
     "better by the margin",
@@ -24,6 +29,10 @@ Word = Literal[
     "equivalent",
     "better, size unresolved",
     "worse, size unresolved",
+    "higher by the margin",
+    "lower by the margin",
+    "higher, size unresolved",
+    "lower, size unresolved",
     "inconclusive",
 ]
 
@@ -56,52 +65,163 @@ def decide(comparison: Comparison, margin: float | None, alpha: float = 0.05) ->
     check_margin(margin, comparison.pair.scale)
     spread = comparison.headline.spread
     wide, narrow = spread.interval(1 - alpha), spread.interval(1 - 2 * alpha)
-    word, reason = _word(wide, narrow, spread.p(), margin, alpha)
+    word, reason = _word(wide, narrow, spread.p(), margin, alpha, comparison.pair.higher_is_better)
+    if isinstance(spread, Unknown):
+        reason = f"no interval: {spread.reason}"
     finite = all(abs(x) != float("inf") for x in wide)
     return Decision(word, reason, margin, wide if finite else None, narrow if finite else None)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Decided:
+    """A comparison with its decision. `bounds` holds what each filling of lost scores gives: name, gap and word.
+
+    `withheld` says why lost scores keep the decision open, empty where they do not.
+    """
+
+    comparison: Comparison
+    decision: Decision
+    alpha: float
+    bounds: tuple[tuple[str, float, Word], ...] = ()
+    withheld: str = ""
+
+
+def decide_tables(a: ScoreTable, b: ScoreTable, options: Options, margin: float | None, alpha: float = 0.05) -> Decided:
+    """Compare A with B and decide; inconclusive where a score that the machine lost could change the word.
+
+    Raises ScoreError as `compare_tables` and `check_margin` do.
+    """
+    comparison = compare_tables(a, b, options)
+    decision = decide(comparison, margin, alpha)
+    bounds = []
+    for filling in lost.fillings(a, b, scale=options.scale, missing=options.missing):
+        other = compare_tables(filling.a, filling.b, options)
+        bounds.append((filling.name, other.gap, decide(other, margin, alpha).word))
+    withheld = lost.could_change(a, b, decision.word, [word for _, _, word in bounds])
+    if withheld:
+        decision = Decision("inconclusive", withheld, margin, decision.interval, decision.equivalence_interval)
+    return Decided(comparison, decision, alpha, tuple(bounds), withheld)
+
+
+def missing_bounds(a: ScoreTable, b: ScoreTable, options: Options, margin: float | None, alpha: float) -> list[Decided]:
+    """The comparison with every missing score, the model's failures too, at its worst and at its best for A.
+
+    Shown beside the decision, which `decide_tables` makes.
+    """
+    found = [compare_tables(a, b, replace(options, missing=Missing(policy))) for policy in ("worst", "best")]
+    return [Decided(comparison, decide(comparison, margin, alpha), alpha) for comparison in found]
+
+
+Side = Literal["better", "worse", "higher", "lower"]
+
+_SIDES: Mapping[tuple[bool, bool | None], Side] = {
+    (True, True): "better",
+    (False, True): "worse",
+    (True, False): "worse",
+    (False, False): "better",
+    (True, None): "higher",
+    (False, None): "lower",
+}
+"""What A is when its scores lie above B's or not, by whether higher is better."""
+
+_BY_MARGIN: Mapping[Side, Word] = {
+    "better": "better by the margin",
+    "worse": "worse by the margin",
+    "higher": "higher by the margin",
+    "lower": "lower by the margin",
+}
+_UNRESOLVED: Mapping[Side, Word] = {
+    "better": "better, size unresolved",
+    "worse": "worse, size unresolved",
+    "higher": "higher, size unresolved",
+    "lower": "lower, size unresolved",
+}
+
+
 def _word(
-    wide: tuple[float, float], narrow: tuple[float, float], p: float, margin: float | None, alpha: float
+    wide: tuple[float, float],
+    narrow: tuple[float, float],
+    p: float,
+    margin: float | None,
+    alpha: float,
+    higher_is_better: bool | None = True,
 ) -> tuple[Word, str]:
     level, inner = f"{100 * (1 - alpha):g} % interval", f"{100 * (1 - 2 * alpha):g} % interval"
-    side: Literal["better", "worse"] | None = "better" if wide[0] > 0 else "worse" if wide[1] < 0 else None
+    clear = wide[0] > 0 or wide[1] < 0
+    side = _SIDES[wide[0] > 0, higher_is_better]
     agree = p <= alpha
     if margin is not None:
-        if side and agree and (wide[0] > margin or wide[1] < -margin):
-            word: Word = "better by the margin" if side == "better" else "worse by the margin"
-            return word, f"the {level} lies beyond the margin"
+        if clear and agree and (wide[0] > margin or wide[1] < -margin):
+            return _BY_MARGIN[side], f"the {level} lies beyond the margin"
         if -margin < narrow[0] and narrow[1] < margin:
             return "equivalent", f"the {inner} lies inside ± the margin"
-    if side and agree:
-        return (
-            "better, size unresolved" if side == "better" else "worse, size unresolved",
-            f"the {level} excludes 0" + ("" if margin is None else " but reaches across the margin"),
-        )
-    if side:
+    if clear and agree:
+        across = "" if margin is None else " but reaches across the margin"
+        return _UNRESOLVED[side], f"the {level} excludes 0{across}"
+    if clear:
         return "inconclusive", f"the {level} excludes 0 but the test does not agree (p = {p:.3g})"
     return "inconclusive", f"the {level} holds 0" + ("" if margin is None else f" and the {inner} leaves the margin")
 
 
-def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's own rule, applied to the letter. Keys: `min_gap` (A wins only with a mean gap of at least this, B
-    with at most minus this), `every_seed` (true: and each paired run has the winner's sign).
+RULE_KEYS = ("min_gap", "every_seed")
 
-    Returns the rule, the winner (`a`, `b` or None), the numbers it looked at, and `satisfied`. Raises ScoreError on
-    an unknown key: a rule that is not understood must not pass.
-    """
-    unknown = sorted(set(rule) - {"min_gap", "every_seed"})
+
+def check_rule(rule: Mapping[str, Any]) -> None:
+    """Raises ScoreError for a frozen rule that is not understood: it must not pass."""
+    unknown = sorted(set(rule) - set(RULE_KEYS))
     if unknown or "min_gap" not in rule:
         raise ScoreError(
             f"expected a frozen rule with min_gap and perhaps every_seed, found {sorted(rule)}.",
             fix="Remove what the rule does not know; it would be ignored silently.",
         )
+    least, every = rule["min_gap"], rule.get("every_seed", False)
+    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least < float("inf"):
+        raise ScoreError(f"expected min_gap to be a number of at least 0, found {least!r}.")
+    if every not in (True, False):
+        raise ScoreError(f"expected every_seed to be true or false, found {every!r}.")
+
+
+def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's own rule, applied to the letter. Keys: `min_gap` (A wins only with a mean gap of at least this in its
+    favour, B with at least this in its own), `every_seed` (true: and each paired run has the winner's sign).
+
+    Returns the rule, the winner (`a`, `b` or None), the numbers it looked at, and `satisfied`. Raises ScoreError on
+    an unknown key, and where nothing says which end of the scale is better.
+    """
+    check_rule(rule)
+    up = comparison.pair.higher_is_better
+    if up is None:
+        raise ScoreError(
+            "a frozen rule names a winner, and nothing says whether higher scores are better.",
+            fix="State it: --higher-is-better or --lower-is-better.",
+        )
+    sign = 1 if up else -1
     gap, least = comparison.gap, float(rule["min_gap"])
-    winner = "a" if gap >= least else "b" if gap <= -least else None
+    winner = "a" if sign * gap >= least else "b" if sign * gap <= -least else None
+    if gap == 0:
+        winner = None
     a, b = comparison.pair.score_a_S_N.mean(axis=1), comparison.pair.score_b_S_N.mean(axis=1)
     per_seed = [float(x) for x in a - b] if len(a) == len(b) or 1 in (len(a), len(b)) else None
     if winner and rule.get("every_seed"):
-        sign = 1 if winner == "a" else -1
-        if per_seed is None or not all(sign * x > 0 for x in per_seed):
+        side = sign if winner == "a" else -sign
+        if per_seed is None or not all(side * x > 0 for x in per_seed):
             winner = None
     return {"rule": dict(rule), "gap": gap, "per_seed": per_seed, "winner": winner, "satisfied": winner == "a"}
+
+
+def frozen_rule_tables(
+    a: ScoreTable, b: ScoreTable, options: Options, rule: Mapping[str, Any], comparison: Comparison
+) -> dict[str, Any]:
+    """`frozen_rule` on a comparison of A with B; no winner where a score that the machine lost could change it.
+
+    `withheld` in the result says why, empty where lost scores change nothing.
+    """
+    outcome = frozen_rule(comparison, rule)
+    under = [
+        frozen_rule(compare_tables(f.a, f.b, options), rule)["winner"]
+        for f in lost.fillings(a, b, scale=options.scale, missing=options.missing)
+    ]
+    withheld = lost.could_change(a, b, str(outcome["winner"]), map(str, under))
+    if withheld:
+        outcome |= {"winner": None, "satisfied": False}
+    return {**outcome, "withheld": withheld}

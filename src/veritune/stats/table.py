@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from veritune.errors import ScoreError
 from veritune.records import Score
 from veritune.stats import agreement
+from veritune.stats.reasons import NO_REASON, is_models
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -28,6 +29,7 @@ class Columns:
 
     `value` holds None where there is no score and `reason` then says why. `sample` tells several scores of one item
     apart, `rater` who gave them. `content` is a fingerprint of what the item asks, to catch equal ids on other items.
+    `metric` names what the values measure; `higher_is_better` is None where nothing says so.
     """
 
     eval: str
@@ -42,27 +44,29 @@ class Columns:
     content: Sequence[str | None] = ()
     format: str = ""
     notes: tuple[str, ...] = ()
+    metric: str = ""
+    higher_is_better: bool | None = None
 
 
 Bounds = Literal["declared", "assumed", ""]
 """Where the range of a score comes from; empty when it is not known."""
 
-MODEL_FAILURES = frozenset({"extraction_failed", "truncated", "refused", "empty", "no_answer", "invalid"})
-"""Reasons that are the model's own doing: under an eval contract they count as its failure value.
-Any other reason (`crashed`, `timeout`, ...) is the machine's, and may hide any score."""
+GENERIC_METRICS = frozenset({"", "value", "score", "rating"})
+"""Names that say nothing of what is measured. Values of 0 and 1 under such a name are taken for correctness."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
     """What stood behind averaged scores: how many samples each item had, and their spread.
 
-    `count_S_N` counts scored samples, `failed_S_N` those without a value; `variance_S_N` is the unbiased
-    variance between the samples of an item, NaN where fewer than two were scored. `raters` holds their agreement
-    where the samples came from several raters.
+    `count_S_N` counts scored samples, `failed_S_N` those without a value, `lost_S_N` those among them that the machine
+    lost; `variance_S_N` is the unbiased variance between the samples of an item, NaN where fewer than two were scored.
+    `raters` holds their agreement where the samples came from several raters.
     """
 
     count_S_N: Ints
     failed_S_N: Ints
+    lost_S_N: Ints
     variance_S_N: Floats
     raters: agreement.Agreement | None = None
 
@@ -85,7 +89,10 @@ class Samples:
 class ScoreTable:
     """Scores of one condition on one eval. `fixed` marks a deterministic arm without seeds (an untouched baseline).
 
-    `seeds` names each run's seed where it is known; arms that share their seeds are paired by it.
+    `score_S_N` holds the mean of an item's scored samples. `machine_missing_S_N` marks cells in which the machine lost
+    a score or a sample. `metric` names what was measured; `higher_is_better` is None where its direction is unknown
+    (a study's own evals are higher-is-better by contract). `seeds` names each run's seed where it is known; arms that
+    share their seeds are paired by it.
     """
 
     condition: str
@@ -101,6 +108,8 @@ class ScoreTable:
     machine_missing_S_N: NDArray[np.bool_] | None = field(default=None, repr=False)
     content_N: tuple[str | None, ...] | None = field(default=None, repr=False)
     seeds: tuple[str, ...] = ()
+    metric: str = ""
+    higher_is_better: bool | None = True
 
     @classmethod
     def from_scores(
@@ -128,6 +137,7 @@ class ScoreTable:
             zone=[s.zone for s in rows] if any(s.zone is not None for s in rows) else (),
             sample=_parts(rows, "sample"),
             rater=_parts(rows, "rater"),
+            higher_is_better=True,
         )
         return cls.from_columns(columns, condition=condition, fixed=fixed, samples=samples)
 
@@ -150,14 +160,14 @@ class ScoreTable:
         count_S_N = np.bincount(cell_R, minlength=shape[0] * shape[1]).reshape(shape)
         _check_cells(count_S_N, runs, items, name, samples=samples)
         _check_samples(columns, cell_R, name)
-        machine = _machine_missing(columns, value_R, cell_R, shape)
+        lost_S_N = _machine_missing(columns, value_R, cell_R, shape)
         if count_S_N.max() == 1:
             score_S_N, kept = np.empty(shape[0] * shape[1]), None
             score_S_N[cell_R] = value_R
             score_S_N = score_S_N.reshape(shape)
         else:
             raters = agreement.of_columns(columns.rater, item_R + run_R * len(items), value_R)
-            score_S_N, kept = _average(value_R, cell_R, shape, raters)
+            score_S_N, kept = _average(value_R, cell_R, lost_S_N, raters)
         return cls(
             condition=condition,
             eval=columns.eval,
@@ -169,8 +179,10 @@ class ScoreTable:
             missing=_reasons(columns, value_R, run_R, len(runs)),
             fixed=fixed,
             samples=kept,
-            machine_missing_S_N=machine,
+            machine_missing_S_N=lost_S_N > 0 if lost_S_N.any() else None,
             content_N=_per_item(columns.content, item_R, items, "content", name),
+            metric=columns.metric,
+            higher_is_better=columns.higher_is_better,
         )
 
     @property
@@ -200,7 +212,9 @@ class ScoreTable:
             return None if array is None else array[:, index_N]
 
         old = self.samples
-        kept = old and Samples(part(old.count_S_N), part(old.failed_S_N), part(old.variance_S_N), raters=old.raters)
+        kept = old and Samples(
+            part(old.count_S_N), part(old.failed_S_N), part(old.lost_S_N), part(old.variance_S_N), raters=old.raters
+        )
 
         def labels(names: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
             return None if names is None else tuple(names[i] for i in index_N)
@@ -265,18 +279,11 @@ def _some(ids: Sequence[str], limit: int = 3) -> str:
     return shown + (f" and {len(ids) - limit} more" if len(ids) > limit else "")
 
 
-def _machine_missing(
-    columns: Columns, value_R: Floats, cell_R: Ints, shape: tuple[int, int]
-) -> NDArray[np.bool_] | None:
-    """Cells whose score is missing for a reason that is not the model's own doing."""
-    gone = np.flatnonzero(np.isnan(value_R))
-    if not len(gone):
-        return None
-    flat = np.zeros(shape[0] * shape[1], dtype=bool)
-    for r in gone:
-        reason = columns.reason[int(r)] if len(columns.reason) else None
-        flat[cell_R[r]] |= reason not in MODEL_FAILURES
-    return flat.reshape(shape)
+def _machine_missing(columns: Columns, value_R: Floats, cell_R: Ints, shape: tuple[int, int]) -> Ints:
+    """Per cell, the scores that are missing for a reason that is not the model's own doing."""
+    gone_R = np.flatnonzero(np.isnan(value_R))
+    lost_R = [r for r in gone_R.tolist() if not is_models(columns.reason[r] if len(columns.reason) else None)]
+    return np.bincount(cell_R[lost_R], minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def _parts(rows: Sequence[Score], key: str) -> Sequence[str]:
@@ -299,10 +306,10 @@ def _check_samples(columns: Columns, cell_R: Ints, name: str) -> None:
 
 
 def _average(
-    value_R: Floats, cell_R: Ints, shape: tuple[int, int], raters: agreement.Agreement | None
+    value_R: Floats, cell_R: Ints, lost_S_N: Ints, raters: agreement.Agreement | None
 ) -> tuple[Floats, Samples]:
-    """Mean and unbiased variance of the samples in each cell; failed samples are counted apart."""
-    size = shape[0] * shape[1]
+    """Mean and unbiased variance of the scored samples in each cell; failed samples are counted apart."""
+    shape, size = lost_S_N.shape, lost_S_N.size
     ok_R = ~np.isnan(value_R)
     count = np.bincount(cell_R[ok_R], minlength=size)
     total = np.bincount(cell_R[ok_R], weights=value_R[ok_R], minlength=size)
@@ -311,7 +318,7 @@ def _average(
         square = np.bincount(cell_R[ok_R], weights=(value_R[ok_R] - mean[cell_R[ok_R]]) ** 2, minlength=size)
         variance = np.where(count > 1, square / (count - 1), np.nan)
     failed = np.bincount(cell_R[~ok_R], minlength=size)
-    kept = Samples(count.reshape(shape), failed.reshape(shape), variance.reshape(shape), raters)
+    kept = Samples(count.reshape(shape), failed.reshape(shape), lost_S_N, variance.reshape(shape), raters)
     return mean.reshape(shape), kept
 
 
@@ -342,7 +349,7 @@ def _reasons(columns: Columns, value_R: Floats, run_R: Ints, n_runs: int) -> tup
     counts: list[Counter[str]] = [Counter() for _ in range(n_runs)]
     for r in np.flatnonzero(np.isnan(value_R)):
         reason = columns.reason[int(r)] if len(columns.reason) else None
-        counts[run_R[r]][reason or "no reason given"] += 1
+        counts[run_R[r]][reason or NO_REASON] += 1
     return tuple(dict(sorted(c.items())) for c in counts)
 
 
@@ -365,7 +372,8 @@ class Pair:
 
     `family_N` are integer codes, None when there are no families or each item is its own. `scale` is the
     range a score can take; `bounded` tells whether it was declared, assumed to be 0 to 1, or is unknown (then it is the
-    range seen). `filled` says what stands in for missing scores.
+    range seen). `filled` says what missing scores count as. `higher_is_better` is None where nothing says
+    which end of the scale is the good one.
     """
 
     a: ScoreTable
@@ -376,6 +384,7 @@ class Pair:
     scale: tuple[float, float]
     filled: float | None = None
     bounded: Bounds = "declared"
+    higher_is_better: bool | None = True
 
     @property
     def n(self) -> int:
@@ -401,17 +410,26 @@ class Pair:
         return None if self.family_N is None else int(self.family_N.max()) + 1
 
 
+MISSING_POLICIES = ("fail", "error", "worst", "best")
+
+
 @dataclass(frozen=True, slots=True)
 class Missing:
     """What stands in for a missing score, and how far the answer could move if it were otherwise.
 
-    `error` refuses any missing score. `fail` uses `value`, the eval's declared failure value (by default the low
-    end of the scale), the same on both sides. `worst` scores them against A: worst for A, best for B; `best` is its
+    `error` refuses any missing score. `fail` uses `value`, the eval's declared failure value (by default the bad end
+    of the scale), the same on both sides. `worst` scores them against A: worst for A, best for B; `best` is its
     mirror. The last two bound what missing scores could hide.
     """
 
     policy: str = "fail"
     value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in MISSING_POLICIES:
+            raise ScoreError(
+                f"expected missing scores to be handled by {', '.join(MISSING_POLICIES)}; found {self.policy!r}."
+            )
 
 
 def pair(
@@ -421,43 +439,112 @@ def pair(
     scale: tuple[float, float] | None = None,
     missing: Missing | None = None,
 ) -> Pair:
-    """Line two tables up by item id. Raises ScoreError for unmatched ids, families that disagree, missing scores
-    under the `error` policy, and scores outside `scale`."""
+    """Line two tables up by item id. Raises ScoreError for unmatched ids, families, evals or directions that disagree,
+    a run without any score, missing scores under the `error` policy, and scores outside `scale`."""
+    _check_evals(a, b)
     order_N = _matching(a, b)
     _check_content(a, b, order_N)
-    score_b_S_N = b.score_S_N if order_N is None else b.score_S_N[:, order_N]
-    scale, bounded = _scale(a, b, scale)
+    for table, side in ((a, "A"), (b, "B")):
+        _check_scored(table, side)
+    name = a.eval or b.eval
+    a, b = (t if t.eval == name else replace(t, eval=name) for t in (a, b))
+    scale, bounded = scale_of(a, b, scale)
+    up = direction_of(a, b)
     missing = missing or Missing()
-    gone = a.n_missing + b.n_missing
-    if not gone:
-        return Pair(a, b, a.score_S_N, score_b_S_N, _families(a, b, order_N), scale, bounded=bounded)
-    fill_a, fill_b = _fill_values(a, b, scale, missing)
+    fill_a, fill_b = _fill_values(a, b, (scale, up), missing)
+    score_b_S_N = _with_failures(b, fill_b)
     return Pair(
         a,
         b,
-        np.where(np.isnan(a.score_S_N), fill_a, a.score_S_N),
-        np.where(np.isnan(score_b_S_N), fill_b, score_b_S_N),
+        _with_failures(a, fill_a),
+        score_b_S_N if order_N is None else score_b_S_N[:, order_N],
         _families(a, b, order_N),
         scale,
-        filled=fill_a if fill_a == fill_b else None,
         bounded=bounded,
+        filled=fill_a if fill_a == fill_b and a.n_missing + b.n_missing else None,
+        higher_is_better=up,
     )
 
 
-def _fill_values(a: ScoreTable, b: ScoreTable, scale: tuple[float, float], missing: Missing) -> tuple[float, float]:
-    low, high = scale
-    if missing.policy == "fail":
-        value = low if missing.value is None else missing.value
+def _check_evals(a: ScoreTable, b: ScoreTable) -> None:
+    if a.eval and b.eval and a.eval != b.eval:
+        raise ScoreError(
+            f"expected scores of one eval on both sides, found {a.eval!r} in {a.condition or 'A'} and {b.eval!r} in "
+            f"{b.condition or 'B'}.",
+            fix="Compare files of the same eval.",
+        )
+
+
+def _check_scored(table: ScoreTable, side: str) -> None:
+    """Raises ScoreError for a run in which the machine lost every score: nothing was measured."""
+    if table.machine_missing_S_N is None:
+        return
+    for run, score_N, lost_N in zip(table.runs, table.score_S_N, table.machine_missing_S_N):
+        if np.isnan(score_N).all() and lost_N.all():
+            what = f"{table.condition or side}, run {run!r}"
+            raise ScoreError(
+                f"{what}: expected scores, found none in {len(score_N)} items ({_reason_text(table)}).",
+                fix="Score the run, or leave it out.",
+            )
+
+
+def direction_of(a: ScoreTable, b: ScoreTable) -> bool | None:
+    """Whether higher is better: what either side knows, else true for 0 and 1 under a name that says nothing more.
+
+    Raises ScoreError when the sides disagree.
+    """
+    known = {t.higher_is_better for t in (a, b)} - {None}
+    if len(known) > 1:
+        words = {True: "higher", False: "lower", None: "unknown"}
+        raise ScoreError(
+            f"the sides disagree on the direction: {words[a.higher_is_better]} is better in {a.condition or 'A'} "
+            f"({a.metric or 'unnamed metric'}), {words[b.higher_is_better]} in {b.condition or 'B'} "
+            f"({b.metric or 'unnamed metric'}).",
+            fix="Compare the same metric, or state it: --lower-is-better or --higher-is-better.",
+        )
+    if known:
+        return known.pop()
+    correctness = all(t.metric in GENERIC_METRICS and t.is_binary for t in (a, b))
+    return True if correctness else None
+
+
+def _with_failures(table: ScoreTable, value: float) -> Floats:
+    """The scores with missing ones at `value`. A failed sample of the model counts in its item's mean; samples that the
+    machine lost leave the mean of the others."""
+    kept = table.samples
+    if kept is not None:
+        failed_S_N = np.where(kept.count_S_N > 0, kept.failed_S_N - kept.lost_S_N, 0)
+        total_S_N = np.nan_to_num(table.score_S_N) * kept.count_S_N + value * failed_S_N
+        mean_S_N = np.where(failed_S_N > 0, total_S_N / np.maximum(kept.count_S_N + failed_S_N, 1), table.score_S_N)
+        return np.where(np.isnan(table.score_S_N), value, mean_S_N)
+    if not table.n_missing:
+        return table.score_S_N
+    return np.where(np.isnan(table.score_S_N), value, table.score_S_N)
+
+
+def _fill_values(
+    a: ScoreTable, b: ScoreTable, ends: tuple[tuple[float, float], bool | None], missing: Missing
+) -> tuple[float, float]:
+    """What a missing score counts as on each side. `ends` is the scale and whether higher is better."""
+    (low, high), up = ends
+    bad, good = (high, low) if up is False else (low, high)
+    if missing.policy == "fail" or not _missing_any(a, b):
+        value = bad if missing.value is None else missing.value
         return value, value
     if missing.policy == "worst":
-        return low, high
+        return bad, good
     if missing.policy == "best":
-        return high, low
+        return good, bad
     counts = [f"{t.n_missing} of {t.score_S_N.size} in {t.condition or s}" for t, s in ((a, "A"), (b, "B"))]
     raise ScoreError(
         f"scores are missing: {', '.join(counts)} ({_reason_text(a, b)}); pairs are never dropped.",
         fix="Choose what a missing score counts as: missing 'fail' (the eval's failure value) or 'worst'.",
     )
+
+
+def _missing_any(*tables: ScoreTable) -> bool:
+    failed = any(t.samples is not None and bool(t.samples.failed_S_N.any()) for t in tables)
+    return failed or any(t.n_missing for t in tables)
 
 
 def _reason_text(*tables: ScoreTable) -> str:
@@ -520,7 +607,7 @@ def _families(a: ScoreTable, b: ScoreTable, order_N: Ints | None) -> Ints | None
     return None if len(labels) == len(names) else code_N
 
 
-def _scale(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> tuple[tuple[float, float], Bounds]:
+def scale_of(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> tuple[tuple[float, float], Bounds]:
     """The declared scale, else [0, 1] when all scores fit, else the range that was seen. Checked against the scores."""
     present = [x[np.isfinite(x)] for x in (a.score_S_N, b.score_S_N)]
     if not any(x.size for x in present):
@@ -534,3 +621,46 @@ def _scale(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> t
             f"{a.eval or 'the eval'}: the scale is {scale[0]:g} to {scale[1]:g}, found scores from {low:g} to {high:g}."
         )
     return (float(scale[0]), float(scale[1])), "declared"
+
+
+# ---------------------------------------------------------------- tables from counts
+
+
+Counts = tuple[int, int, int, int]
+"""A 2×2 table of two arms on binary scores: items that only A got right, only B, both, neither."""
+
+
+def tables_from_counts(
+    counts: Sequence[Counts], names: tuple[str, str] = ("A", "B"), *, eval_name: str = "", higher_is_better: bool = True
+) -> tuple[ScoreTable, ScoreTable]:
+    """Two score tables with the given 2×2 counts, one table of counts per seed.
+
+    Counts fix each seed's gap, but not which items two seeds share. The items of each seed stand in the order of their
+    difference, so that the seeds flip the same items as far as the counts allow: that has the largest variance over
+    items. Raises ScoreError for counts below 0, none at all, and seeds with different numbers of items.
+
+    >>> a, b = tables_from_counts([(1, 0, 2, 1)])
+    >>> a.score_S_N.tolist(), b.score_S_N.tolist()
+    ([[1.0, 1.0, 1.0, 0.0]], [[0.0, 1.0, 1.0, 0.0]])
+    """
+    sizes = {sum(table) for table in counts}
+    if len(sizes) != 1 or min(map(min, counts)) < 0 or sizes == {0}:
+        raise ScoreError(
+            "expected 2×2 tables of the same number of items, as only A, only B, both, neither; found "
+            f"{'; '.join(','.join(map(str, table)) for table in counts) or 'none'}.",
+            fix="Give four counts of at least 0 for each seed: --table 54,47,1139,79.",
+        )
+    if names[0] == names[1]:
+        raise ScoreError(f"expected two different names, found {names[0]!r} twice.")
+    n = sizes.pop()
+    kind_S_N = np.array([np.repeat([0, 1, 2, 3], [a, both, neither, b]) for a, b, both, neither in counts])
+    runs, items = tuple(map(str, range(len(counts)))), tuple(f"item {i}" for i in range(n))
+    arms = (kind_S_N <= 1, (kind_S_N == 1) | (kind_S_N == 3))
+    one, two = (
+        ScoreTable(
+            name, eval_name, runs, items, np.asarray(right_S_N, dtype=np.float64), missing=({},) * len(runs),
+            metric="correct", higher_is_better=higher_is_better,
+        )
+        for name, right_S_N in zip(names, arms)
+    )  # fmt: skip
+    return one, two

@@ -1,0 +1,8 @@
+"""Makes the designs of `bench/theory` importable: the tests judge the same draws as the full grid."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench" / "theory"))
