@@ -40,7 +40,7 @@ ELSEWHERE = {
     "release/parts.py": {"MAX_NAME"},
     # accuracy of a numeric method, or the conditions under which it is valid: to change one is to break its error rate
     "stats/bounded.py": {"_STEP", "_LONG", "_SHORT", "_BINS"},
-    "stats/centroids.py": {"MOST_SWAPS", "_EPS"},
+    "stats/centroids.py": {"MOST_SWAPS", "_EPS", "_NO_VARIANCE"},
     "stats/families.py": {"FEWEST", "FEWEST_EFFECTIVE", "EVEN", "MANY", "_EXACT_UNITS", "_CHUNK_CELLS"},
     "stats/intervals.py": {"TINY_P", "LEAST_ALPHA"},
     "stats/paired.py": {"MAX_DRAWS"},

@@ -170,7 +170,7 @@ class GeometryThresholds(Section):
     """A cell whose corrected p is below this moved."""
     # Convention: half of the smallest digit printed for a cosine (two decimals).
     small_change: Positive = 0.005
-    """A reference's change smaller than this withholds the ratio to it, which is then shown with the reason."""
+    """A smaller change is shown and gets no word; of a reference, it withholds the ratio, shown with the reason."""
     # Convention: a run that moves less than half as far as its reference.
     culprit_below: Positive = 0.5
     """Ratio of a run's change to its reference's below which the reference's method is the culprit."""

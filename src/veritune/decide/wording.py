@@ -9,7 +9,9 @@ several of a recipe. The grade follows a written rule from named evidence, never
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from veritune.records import Estimate, Verdict
@@ -122,7 +124,7 @@ def sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None, 
     if verdict.status == "untested":
         return f"The claim {claim.name!r} was not tested: {reason}"
     if claim.kind == "probe":
-        return _probe_sentence(claim, verdict)
+        return _probe_sentence(claim, verdict, reason)
     assert comparison is not None
     if claim.kind == "generalises":
         return _share_sentence(claim, verdict, comparison, reason)
@@ -223,12 +225,33 @@ def _outlook(verdict: Verdict) -> str:
     return "" if verdict.detectable is None else f"; this design detects {verdict.detectable:.3g} or more"
 
 
-def _probe_sentence(claim: ClaimLike, verdict: Verdict) -> str:
+def _probe_sentence(claim: ClaimLike, verdict: Verdict, reason: str) -> str:
+    """The value, the interval that decided, n and the correction; what is not known where something is not."""
     estimate = verdict.estimates[0]
-    bounds = f", {interval_text(estimate)}" if estimate.low is not None else ""
-    value = f"{estimate.value:.6g}{bounds} (n = {estimate.n})"
-    verb = {"supported": "meets", "refuted": "does not meet", "inconclusive": "is not clear of"}[verdict.status]
-    return f"{claim.probe} is {value} and {verb} the declared threshold {claim.op} {claim.threshold:g}."
+    places = _places(estimate, (claim.threshold or 0.0,))
+    asks = f"the declared threshold {claim.op} {claim.threshold:g}"
+    verb = "meets" if verdict.status == "supported" else "does not meet"
+    if verdict.details.get("exact"):
+        return f"{claim.probe} is {estimate.value:.6g}, a count, not an estimate, and {verb} {asks}."
+    who = f" of {estimate.scope}" if estimate.scope else ""
+    value = f"{estimate.value:.6g}"
+    if estimate.low is not None:
+        decided = math.isclose(estimate.level, 1 - verdict.details.get("decided_at_alpha", verdict.alpha), abs_tol=1e-9)
+        corrected = verdict if decided else replace(verdict, details={})
+        value = f"{_fixed(estimate.value or 0.0, places)}, {_interval(estimate, corrected, places)}"
+    facts = f"{claim.probe}{who} is {value} ({_probe_units(estimate)})"
+    if verdict.status == "inconclusive":
+        why = f": {reason}" if reason else ", its interval holds the threshold"
+        return f"{facts}; whether it meets {asks} stays open{why}."
+    return f"{facts} and {verb} {asks}."
+
+
+def _probe_units(estimate: Estimate) -> str:
+    alone = estimate.n == 1 and estimate.n_seeds is not None  # a number a run: its runs are all there is to count
+    parts = [] if alone else [f"n = {estimate.n:,}"]
+    parts += [f"{estimate.n_clusters} families"] if estimate.n_clusters is not None else []
+    parts += [f"{estimate.n_seeds} seed{'s' * (estimate.n_seeds != 1)}"] if estimate.n_seeds is not None else []
+    return ", ".join(parts)
 
 
 def _share_sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison, reason: str) -> str:
@@ -259,7 +282,7 @@ def may_not(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None) -
     """What these records do not carry, each with the reason."""
     a, b = claim.condition, claim.against
     if claim.kind == "probe":
-        return (f"“{claim.probe} caused the result”: a probe explains at most; only an intervention shows a cause.",)
+        return _probe_may_not(claim, verdict)
     out = [
         f"“{a} is better (or worse) than {b} in general”: one model and one eval were measured.",
         f"“{a} works because …”: an NLL or a score difference names no mechanism.",
@@ -277,6 +300,21 @@ def may_not(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None) -
         out.append("“by a relevant amount”: no margin was declared, so the size is unresolved.")
     if claim.kind == "generalises":
         out.append(f"“{a} generalises” without the zones: the share speaks of {claim.from_zone} and {claim.to_zone}.")
+    if verdict.exploratory:
+        out.append("“as predicted”, “confirmed”: the claim was not declared before the freeze.")
+    return tuple(out)
+
+
+def _probe_may_not(claim: ClaimLike, verdict: Verdict) -> tuple[str, ...]:
+    name, estimate = claim.probe, next(iter(verdict.estimates), None)
+    out = [f"“{name} caused the result”: a probe explains at most; only an intervention shows a cause."]
+    exact = bool(verdict.details.get("exact"))
+    if not exact and (estimate is None or (estimate.n_seeds or 1) < 2):
+        out.append("“the recipe …”: one run was measured, another seed may read differently.")
+    if verdict.status == "inconclusive":
+        out.append(
+            f"“{name} {claim.op} {claim.threshold:g}”, “about there”, “a trend”: the interval decides, not the value."
+        )
     if verdict.exploratory:
         out.append("“as predicted”, “confirmed”: the claim was not declared before the freeze.")
     return tuple(out)
@@ -311,6 +349,8 @@ def confidence(
         named["units"] = _unit_evidence(comparison, limits)
         named["power"] = _power_evidence(verdict, limits)
         named["missing"] = _missing_evidence(comparison, limits)
+    elif verdict.kind == "probe" and verdict.estimates and not verdict.details.get("exact"):
+        named |= _probe_evidence(verdict.estimates[0], limits)
     state = str(evidence.get("contamination") or "unchecked")
     grade = {"clean": "good", "found": "poor"}.get(state, "weak")
     named["contamination"] = {"state": grade, "why": f"eval contamination: {state}"}
@@ -332,15 +372,36 @@ def confidence(
 def _seed_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str, str]:
     sides = [comparison.details[s] for s in ("a", "b")]
     least = min((len(s["runs"]) for s in sides if not s["fixed"]), default=1)
-    state = "good" if least >= limits.seeds_good else "weak" if least >= limits.seeds_weak else "poor"
+    state = _grade(least, limits.seeds_good, limits.seeds_weak)
     return {"state": state, "why": f"{least} seed{'s' if least > 1 else ''} on the arm with the fewest"}
 
 
+def _probe_evidence(estimate: Estimate, limits: GradeThresholds) -> dict[str, dict[str, str]]:
+    """Seeds and independent units of a recorded quantity; a quantity without items has its runs alone."""
+    seeds = estimate.n_seeds or 1
+    state = _grade(seeds, limits.seeds_good, limits.seeds_weak)
+    named = {"seeds": {"state": state, "why": f"{seeds} run{'s' * (seeds != 1)}"}}
+    units = estimate.n if estimate.n_clusters is None else estimate.n_clusters
+    if units > 1:
+        named["units"] = {
+            "state": _grade(units, limits.units_good, limits.units_weak),
+            "why": f"{units} independent units",
+        }
+    return named
+
+
 def _unit_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str, str]:
-    families = comparison.pair.n_families
-    units, noun = (families, "families") if families is not None else (comparison.pair.n, "independent items")
-    state = "good" if units >= limits.units_good else "weak" if units >= limits.units_weak else "poor"
-    return {"state": state, "why": f"{units} {noun}"}
+    """Independent units: effective families where items come in families, so that one large family is not many."""
+    effective = comparison.details.get("effective_families")
+    units = comparison.pair.n if effective is None else effective
+    why = f"{units} independent items"
+    if effective is not None:
+        why = f"{comparison.pair.n_families} families, worth {effective:.3g}"
+    return {"state": _grade(units, limits.units_good, limits.units_weak), "why": why}
+
+
+def _grade(number: float, good: float, weak: float) -> str:
+    return "good" if number >= good else "weak" if number >= weak else "poor"
 
 
 def _power_evidence(verdict: Verdict, limits: GradeThresholds) -> dict[str, str]:
