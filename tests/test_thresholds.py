@@ -25,6 +25,8 @@ ELSEWHERE = {
     "decide/lint/markdown.py": {"LONGEST"},
     # what a number means, not where a word begins
     "probe/batches.py": {"IGNORE"},
+    "probe/clusters.py": {"LADDER"},
+    "decide/recorded.py": {"LEVEL", "NESTED"},
     "probe/recall.py": {"CHANCE"},
     "release/quantised_merge.py": {"INT8"},
     # how much is measured or drawn
@@ -38,6 +40,7 @@ ELSEWHERE = {
     "release/load.py": {"LOOK_S"},
     "release/serving.py": {"START_S"},
     "release/parts.py": {"MAX_NAME"},
+    "stats/table.py": {"MAX_COUNTED_ITEMS"},
     # accuracy of a numeric method, or the conditions under which it is valid: to change one is to break its error rate
     "stats/bounded.py": {"_STEP", "_LONG", "_SHORT", "_BINS"},
     "stats/centroids.py": {"MOST_SWAPS", "_EPS", "_NO_VARIANCE"},
