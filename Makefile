@@ -36,6 +36,7 @@ test: $(STAMP)
 # Error rates and coverage on designs of known truth, 2,000 draws each (minutes). bench/theory/run.py has the full grid.
 test-theory: $(STAMP)
 	VERITUNE_THEORY_REPS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -n $(JOBS) tests/theory
+
 # SIGKILL, a full disk and an I/O error at every file operation of the commands that change records; `test` tries a sample.
 test-crash: $(STAMP)
 	VERITUNE_CRASH=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/crash tests/release/bundle/test_crash_pull.py

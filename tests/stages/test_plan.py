@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from veritune.decide.reach import Assumed, resolution
+from veritune.decide.reach import Assumed, limits, resolution
 from veritune.errors import MachineError
 from veritune.progress import Progress
 from veritune.stages.plan import Prices, plan_command, refuse_plan
@@ -154,9 +154,42 @@ def test_the_range_is_over_what_is_not_known_and_each_end_is_the_design_s_own(st
 
 def test_a_small_design_can_never_say_equivalent_and_a_large_one_can(study: Any) -> None:
     small, large = resolved(study, 16), resolved(study, 20_000, margin=0.1, seeds=tuple(range(8)))
-    assert small["can_say_equivalent"] is False and "can never say `equivalent`" in small["sentence"]
-    assert large["can_say_equivalent"] is True and "can never" not in large["sentence"]
+    assert "can never be `equivalent`: not even identical outputs on under 59 items" in small["sentence"]
+    assert large["undecidable"] == "" and "never" not in large["sentence"]
     assert "is resolved in every case" in large["sentence"]
+
+
+def test_a_margin_that_is_not_resolved_comes_with_its_chance_and_what_it_takes(study: Any) -> None:
+    found = resolved(study, 100, margin=0.07, seeds=(0, 1, 2, 3))
+    low, high = found["chance"]
+    assert 0 < low < high and low < 0.8
+    few, many = found["items_for_margin"]
+    assert few is not None and (many is None or few < many)
+    assert f"(chance {low:.2f} to {high:.2f})" in found["sentence"] and f"it takes {few:,}" in found["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "items", "says"),
+    [
+        ({"kind": "improves"}, [f"f{i % 3}" for i in range(90)], "3 families: fewer than 4 give no interval"),
+        ({"kind": "improves"}, ["big"] * 90 + [f"f{i}" for i in range(9)], "of unequal size"),
+        ({"kind": "equivalent", "margin": 0.05}, [f"f{i}" for i in range(58)], "identical outputs on under 59 items"),
+        ({"kind": "equivalent", "margin": 0.05}, [f"f{i}" for i in range(59)], ""),
+        ({"kind": "improves"}, [f"f{i}" for i in range(5)], "not even a win on all 5 items"),
+        ({"kind": "improves"}, [f"f{i}" for i in range(6)], ""),
+        ({"kind": "better_by", "margin": 0.5}, [f"f{i}" for i in range(12)], "not even a win on all 12 items"),
+        ({"kind": "improves"}, [f"f{i % 5}" for i in range(100)], ""),
+    ],
+)
+def test_what_can_never_be_decided_is_said_at_declaration(study: Any, claim: Any, items: Any, says: str) -> None:
+    """Five equal families can decide; twelve wins of twelve end at 1 - 2·(1 - .025^(1/12)) = .47."""
+    settings = study.settings()
+    settings["claims"] = [{"name": "c", "condition": "all_layer", "against": "attention_only", **claim}]
+    parsed, where = parse_study(settings), {"style": [("stranger", family) for family in items]}
+    found = limits(parsed, where)
+    assert [says in line for line in found] == ([True] if says else [])
+    (record,) = resolution(parsed, where, Assumed())
+    assert (says in record["undecidable"]) and bool(record["undecidable"]) == bool(says)
 
 
 def test_a_gap_beyond_the_scale_of_the_scores_is_none(study: Any) -> None:

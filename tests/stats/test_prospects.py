@@ -101,13 +101,13 @@ def test_every_2x2_table_counts_with_tangos_ends_and_the_midp(n, psi, gap, margi
     for b, c, weight in tables(0.0):
         low, high = tango_interval(b, c, n, 0.90)
         same += weight * (-margin < low and high < margin)
-    parts = prospects.Parts(psi, 0.0, 0.0, (1, 1), binary=True)
+    parts = prospects.Parts(psi, (0.0, 0.0), 0.0, (1, 1), binary=True)
     assert prospects.excludes(parts, n, 0.95, gap) == pytest.approx(told, abs=1e-6)
     assert prospects.inside(parts, n, 0.90, margin) == pytest.approx(same, abs=1e-6)
 
 
 def test_the_normal_form_joins_the_counted_tables_without_a_step():
-    parts = prospects.Parts(0.07, 0.0, 0.0, (1, 1), binary=True)
+    parts = prospects.Parts(0.07, (0.0, 0.0), 0.0, (1, 1), binary=True)
     n = math.floor(prospects.FEW_DISCORDANT / 0.07)
     for chance, distance in ((prospects.excludes, 0.006), (prospects.inside, 0.008)):
         level = 0.95 if chance is prospects.excludes else 0.90

@@ -56,14 +56,13 @@ def test_over_new_items_it_is_inconclusive_and_not_equivalent(comparison):
     assert decision.equivalence_interval[1] > 0.01
 
 
-def test_detectable_gap_runs_from_12_to_21_thousandths():
+def test_detectable_gap_runs_from_19_to_21_thousandths():
     discordance = np.mean([t[0] + t[1] for t in TABLES]) / N
     other, same = power.plan(power.Design(N, discordance, 3, 3, margin=0.01))
-    assert (round(other.detectable, 3), round(same.detectable, 3)) == (0.012, 0.021)
-    # Without taking the seeds' own spread of 0 as known, three runs an arm have to show it.
-    assert (round(other.if_estimated, 4), round(same.if_estimated, 4)) == (0.0175, 0.0205)
-    assert "Estimated from 3 runs" in other.sentences[1]
-    assert all("lies above the declared margin" in " ".join(p.sentences) for p in (other, same))
+    assert (round(other.detectable, 3), round(same.detectable, 3)) == (0.019, 0.021)
+    # A seed spread of 0 is assumed and still estimated: three runs an arm have to show it.
+    assert "estimates it from the runs" in other.sentences[1]
+    assert 0.2 < same.chance_at_margin < other.chance_at_margin < 0.4
 
 
 def test_resolving_the_threshold_takes_about_5550_items_on_one_seed():

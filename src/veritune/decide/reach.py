@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from veritune.probe.names import arm_of, pattern_of
-from veritune.stats.power import Design, Needed, plan
+from veritune.stats.power import Design, Needed, best_half, best_low, least_items_equal, plan
 from veritune.study import BASELINE, Claim, Study
-
-EQUIVALENCE = ("equivalent", "differ")
-"""Kinds of claim that a difference inside the margin can settle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +37,43 @@ def resolution(
     `detectable` is (least, most) in score units over what is not known; an end is None where no gap on the scale is
     detected. `items_for_margin` and `seeds_for_margin` likewise; an end is None where no number is enough. `chance` is
     that to show the claim at its margin (equivalence: at a true gap of 0). `undecidable` says why no verdict is
-    possible, empty where one is; `can_say_equivalent` is False where that is proved for equivalence alone.
+    possible, or why the claim can never be supported, whatever comes out; empty where neither is proved.
     """
     assumed = assumed or Assumed()
     confirmatory = sum(c.correction == "confirmatory" and not _is_count(study, c) for c in study.claims)
     return [_claim(study, claim, items, assumed, max(1, confirmatory)) for claim in study.claims]
+
+
+def limits(study: Study, items: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
+    """What the declared design can never decide, one line a claim, at the claim's own alpha. Nothing is assumed."""
+    found = []
+    for claim in study.claims:
+        here = _items_of(study, claim, items)
+        if claim.kind != "probe" and len(here) > 1:
+            never = _never(claim, _designs(study, claim, here, Assumed(), claim.alpha)[0])
+            found += [f"{claim.name}: {never}"] if never else []
+    return found
+
+
+def _never(claim: Claim, design: Design) -> str:
+    """Why the claim can never be supported by this design, whatever comes out; empty where that is not proved."""
+    rule, margin = design.family_rule(), claim.margin or 0.0
+    if rule is not None and rule.method == "withheld":
+        return f"no verdict is possible: {rule.reason}"
+    if claim.kind == "equivalent" and best_half(design) >= margin > 0:
+        table = design.single and design.binary
+        needed = least_items_equal(margin, claim.alpha, binary=table, width=design.width)
+        return f"can never be `equivalent`: not even identical outputs on under {needed} items would be enough"
+    edge = {"improves": 0.0, "better_by": margin, "not_worse": -margin, "no_regression": -margin}.get(claim.kind)
+    if edge is not None and best_low(design) <= edge:
+        return f"can never be supported: not even a win on all {design.items} items would be enough"
+    return ""
+
+
+def _items_of(study: Study, claim: Claim, items: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
+    """The families of the items that a claim is about, one entry an item."""
+    zone = claim.to_zone if claim.kind == "generalises" else claim.zone
+    return [] if claim.kind == "probe" else [f for z, f in items[study.eval_of(claim)] if zone is None or z == zone]
 
 
 def _claim(
@@ -57,8 +86,7 @@ def _claim(
     blank: dict[str, Any] = {"claim": claim.name, "kind": claim.kind, "margin": claim.margin, "design": None}
     if claim.kind == "probe":
         return {**blank, "sentence": _probe_sentence(study, claim, confirmatory)}
-    zone = claim.to_zone if claim.kind == "generalises" else claim.zone
-    here = [family for z, family in items[study.eval_of(claim)] if zone is None or z == zone]
+    here = _items_of(study, claim, items)
     alpha = claim.alpha / (confirmatory if claim.correction == "confirmatory" else 1)
     if len(here) < 2:
         return {**blank, "sentence": f"{len(here)} items: nothing can be said"}
@@ -67,15 +95,14 @@ def _claim(
     equal = claim.kind == "equivalent"
     found = {
         **blank,
-        "zone": zone,
+        "zone": claim.to_zone if claim.kind == "generalises" else claim.zone,
         "items": len(here),
         "families": len(set(here)),
         "seeds": [design.seeds_a, design.seeds_b],
         "alpha": alpha,
         "design": {"discordance": assumed.discordance, "seed_sd": assumed.seed_sd, "power": assumed.power},
-        "undecidable": plans[0].withheld,
+        "undecidable": _never(claim, replace(design, alpha=claim.alpha)),
         "detectable": _range([p.detectable for p in plans]),
-        "can_say_equivalent": plans[0].can_say_equivalent if claim.kind in EQUIVALENCE else None,
         "chance": _range([p.chance_of_equivalence if equal else p.chance_at_margin for p in plans]),
         "items_for_margin": _counts([p.items_for_equivalence if equal else p.items_for_margin for p in plans]),
         "seeds_for_margin": _counts([p.seeds_for_equivalence if equal else p.seeds_for_margin for p in plans]),
@@ -150,7 +177,7 @@ def _sentence(found: Mapping[str, Any]) -> str:
     seeds = found["seeds"][0]
     where = f"{found['items']} items of {found['families']} families, {seeds} seed{'s' if seeds > 1 else ''}"
     if found["undecidable"]:
-        return f"{where}: no verdict is possible ({found['undecidable']}); more families are needed"
+        return f"{where}: {found['undecidable']}"
     if low is None:
         return f"{where}: no difference on the score scale is detected; more items or seeds are needed"
     span = f"{low:.3f} at best, in the worst case none on the score scale"
@@ -164,8 +191,6 @@ def _sentence(found: Mapping[str, Any]) -> str:
 
 def _margin_parts(found: Mapping[str, Any]) -> Iterator[str]:
     """Whether the margin is resolved, and what would."""
-    if found["can_say_equivalent"] is False:
-        yield "this design can never say `equivalent`: not even identical outputs would be enough"
     few, many = found["items_for_margin"]
     if many is not None and many <= found["items"]:
         yield f"the margin {found['margin']:g} is resolved in every case"

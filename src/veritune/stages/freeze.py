@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.decide.reach import limits
 from veritune.errors import InputError
 from veritune.progress import Progress
 from veritune.seal import break_seal, mark_summaries, refuse_edited, resealing
-from veritune.stages.ready import make_ready
+from veritune.stages.plan import items_by_eval
+from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import study_at
 from veritune.store import Store, read_json
 from veritune.study import frozen_flags
@@ -21,7 +23,8 @@ from veritune.study import frozen_flags
 class Frozen:
     """A study's contract after a command: its hash, entries, what the last one changed, and what it marks.
 
-    `exploratory` are runs that were there before the freeze, `marked` those that an amendment came after.
+    `exploratory` are runs that were there before the freeze, `marked` those that an amendment came after. `limits` is
+    what the declared design can never decide.
     """
 
     folder: Path
@@ -32,6 +35,7 @@ class Frozen:
     marked: tuple[str, ...]
     sources: Mapping[str, str]
     facts: Mapping[str, Any]
+    limits: tuple[str, ...] = ()
 
 
 def freeze(study_file: str | Path, flags: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Frozen:
@@ -48,7 +52,7 @@ def freeze(study_file: str | Path, flags: Mapping[str, Any] | None = None, progr
         ready = make_ready(store, study, progress or Progress())
         kept = contract.freeze(store, study, ready.facts, given)
         mark_results(store, kept)
-    return _frozen(store, kept)
+    return _frozen(store, kept, ready)
 
 
 def amend(
@@ -76,7 +80,7 @@ def amend(
                     "nothing differs from the contract: there is nothing to amend.", fix="Change study.yaml first."
                 )
             mark_results(store, kept)
-    return _frozen(store, kept)
+    return _frozen(store, kept, ready)
 
 
 def _check(store: Store) -> None:
@@ -102,7 +106,7 @@ def mark_results(store: Store, kept: Mapping[str, Any]) -> None:
         mark_summaries(store, marked)
 
 
-def _frozen(store: Store, kept: Mapping[str, Any]) -> Frozen:
+def _frozen(store: Store, kept: Mapping[str, Any], ready: Ready) -> Frozen:
     last, first = kept["entries"][-1], kept["entries"][0]
     return Frozen(
         folder=store.root,
@@ -113,6 +117,7 @@ def _frozen(store: Store, kept: Mapping[str, Any]) -> Frozen:
         marked=tuple(last.get("made") or ()) if len(kept["entries"]) > 1 else (),
         sources=last.get("sources") or {},
         facts=last["terms"]["facts"],
+        limits=tuple(limits(ready.study, items_by_eval(ready))),
     )
 
 
@@ -128,6 +133,7 @@ def frozen_text(found: Frozen) -> str:
         lines.append(f"  {len(found.exploratory)} runs were there before the freeze: exploratory for ever")
     if found.marked:
         lines.append(f"  {len(found.marked)} runs are marked as made before amendment {found.entries - 1}")
+    lines += [f"  cannot decide: {limit}" for limit in found.limits]
     return "\n".join(lines)
 
 

@@ -88,7 +88,7 @@ def make_plan(ready: Ready, prices: Prices | None = None, assumed: Assumed | Non
         "probe": {"live": probes, "answers": answers},
         "cells": rows,
         "total": _total(rows, prices),
-        "resolution": resolution(ready.study, _where(ready), assumed),
+        "resolution": resolution(ready.study, items_by_eval(ready), assumed),
     }
     write_json(path, plan)
     return read_json(path)
@@ -164,7 +164,8 @@ def _own_prices(ready: Ready) -> Prices:
     return Prices(budget.price_per_hour, budget.price_per_million_tokens) if budget else Prices()
 
 
-def _where(ready: Ready) -> dict[str, list[tuple[str, str]]]:
+def items_by_eval(ready: Ready) -> dict[str, list[tuple[str, str]]]:
+    """Zone and family of every item, by eval."""
     zone, family = ready.data.zone_of, ready.data.family_of
     return {name: [(zone[r.id], family[r.id]) for r in rows] for name, rows in ready.items.items()}
 

@@ -78,7 +78,8 @@ class Design:
     assumed). `seeds_b` 0 means a fixed arm, a baseline without seeds. `design_effect` is the variance inflation by
     families, `family_sizes` the items in each (equal ones where only `families` is given); their number grows with that
     of the items. `item_variance` is what a pilot measured in place of the discordance. `width` is that of the declared
-    score scale. `equal_seed_spread` and `shared_seeds` are what the study declares of its seeds.
+    score scale. `equal_seed_spread` and `shared_seeds` are what the study declares of its seeds. `noise_a` is A's share
+    of what does not repeat (one half where both arms stray alike; a rate near 1 strays less).
     """
 
     items: int
@@ -99,6 +100,7 @@ class Design:
     width: float = 1.0
     equal_seed_spread: bool = False
     shared_seeds: bool = False
+    noise_a: float = 0.5
 
     def __post_init__(self) -> None:
         if self.items < 2 or self.seeds_a < 1 or self.seeds_b < 0:
@@ -223,9 +225,10 @@ def parts(design: Design) -> prospects.Parts:
     sizes = design.sizes
     table = design.single and design.binary and sizes is None  # Tango's interval needs ψ, not a variance
     item = design.discordance if design.item_variance is None or table else design.item_variance
+    noise, share = item * (1 - stable), design.noise_a if design.seeds_b else 1.0
     return prospects.Parts(
         item=item * stable,
-        noise=item * (1 - stable) / len(design.arms),
+        noise=(noise * share, noise * (1 - share)),
         seed=design.seed_sd**2,
         runs=(design.seeds_a, design.seeds_b),
         recipe=design.recipe,
@@ -334,6 +337,20 @@ def best_half(design: Design) -> float:
     """Half the interval at 1 − 2·alpha when no item differs in any run: the narrowest it can ever be."""
     table = design.single and design.binary
     return _narrowest(design.items, design.alpha, table=table, width=design.width, rule=design.family_rule())
+
+
+def best_low(design: Design) -> float:
+    """The highest that the lower end of the interval at 1 − alpha can ever be: A wins every item in every run.
+
+    −∞ where the families give no interval.
+    """
+    rule, n = design.family_rule(), design.items
+    if rule is not None and rule.method == "withheld":
+        return -math.inf
+    if design.single and design.binary:
+        z = normal_quantile(1 - design.alpha / 2)
+        return (n - z * z) / (n + z * z)
+    return design.width * (1 + 2 * math.expm1(math.log(design.alpha / 2) / n))
 
 
 def can_show_equivalence(comparison: Comparison, margin: float, *, alpha: float = 0.05) -> bool:
@@ -521,10 +538,12 @@ def design_from(
         )
     arms = (len(a),) if pair.b.fixed else (len(a), len(b))
     naive, clustered = float(found.item_K_K[0, 0]), float(found.item_clustered_K_K[0, 0])
-    spread = _pooled(found.arms, pair.n, 2 if shared else 1)
-    item, shares = naive * pair.n, sum(1 / s for s in arms)
-    noise = min(spread.noise, item / shares)
-    whole = item - noise * shares + noise * len(arms)
+    spread, item = _pooled(found.arms, 2 if shared else 1), naive * pair.n
+    noises = [x * pair.n for x in spread.noise] if len(spread.noise) == len(arms) else [0.0] * len(arms)
+    averaged = sum(x / s for x, s in zip(noises, arms))
+    noises = [x * min(1.0, item / averaged) if averaged > 0 else x for x in noises]
+    lasting = item - sum(x / s for x, s in zip(noises, arms))
+    whole = lasting + sum(noises)
     sizes = None if pair.family_N is None else tuple(int(x) for x in np.bincount(pair.family_N))
     return Design(
         items=pair.n,
@@ -532,7 +551,7 @@ def design_from(
         seeds_a=len(a),
         seeds_b=0 if pair.b.fixed else len(b),
         seed_sd=spread.sd,
-        stable=(item - noise * shares) / whole if found.arms else None,
+        stable=lasting / whole if found.arms else None,
         design_effect=max(1.0, clustered / naive) if naive > 0 and sizes is not None else 1.0,
         family_sizes=sizes,
         margin=margin,
@@ -544,33 +563,34 @@ def design_from(
         width=pair.scale[1] - pair.scale[0],
         equal_seed_spread=comparison.options.equal_seed_spread,
         shared_seeds=shared,
+        noise_a=noises[0] / sum(noises) if sum(noises) > 0 else 0.5,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _SeedPilot:
-    """What a pilot shows of its runs: noise per item and run, and the seed SD with its 80 % limits."""
+    """What a pilot shows of its runs: each side's noise in a run's mean, and the seed SD with its 80 % limits."""
 
-    noise: float
+    noise: tuple[float, ...]
     sd: float
     range: tuple[float, float]
 
 
-def _pooled(arms: Sequence[crossed_seeds.Arm], n: int, per_arm: int) -> _SeedPilot:
-    """Pooled over the arms by degrees of freedom; `per_arm` sides stand behind each run.
+def _pooled(arms: Sequence[crossed_seeds.Arm], per_arm: int) -> _SeedPilot:
+    """Seed variance pooled over the arms by degrees of freedom; `per_arm` sides stand behind each run.
 
     With v the pooled variance of the seed means on df = ΣS − arms, its 80 % limits are v·df/χ²_{.8} and v·df/χ²_{.2}.
     """
     df = sum(arm.seeds - 1 for arm in arms)
     if df == 0:
-        return _SeedPilot(0.0, 0.0, (0.0, 0.0))
+        return _SeedPilot((), 0.0, (0.0, 0.0))
     weight = [(arm.seeds - 1) / df for arm in arms]
-    noise_A = [min(float(arm.resid_K_K[0, 0]), float(arm.resid_clustered_K_K[0, 0])) for arm in arms]
-    noise = sum(w * x for w, x in zip(weight, noise_A)) / per_arm
+    noise_A = [min(float(arm.resid_K_K[0, 0]), float(arm.resid_clustered_K_K[0, 0])) / per_arm for arm in arms]
+    noise = sum(w * x for w, x in zip(weight, noise_A))
     mean = sum(w * float(arm.seed_K_K[0, 0]) for w, arm in zip(weight, arms)) / per_arm
     shares = (1.0, df / float(special.chdtri(df, 0.2)), df / float(special.chdtri(df, 0.8)))
     sd, low, high = (math.sqrt(max(0.0, mean * share - noise)) for share in shares)
-    return _SeedPilot(noise * n, sd, (low, high))
+    return _SeedPilot(tuple(noise_A * per_arm), sd, (low, high))
 
 
 def implied(comparison: Comparison, *, alpha: float = 0.05, power: float = 0.8) -> Design | None:

@@ -67,13 +67,13 @@ class Parts:
     """What a design's interval is made of, in squared score units.
 
     `item`: variance over items of a difference, the part that repeats in every run, family inflation left out;
-    `noise`: per item and run of one arm; `seed`: per run. `runs` are the runs of both arms, 0 for a fixed arm.
+    `noise`: per item and run of A and of B; `seed`: per run. `runs` are the runs of both arms, 0 for a fixed arm.
     `recipe`: the interval speaks of new seeds. `equal`: the study declared that both arms spread alike; `shared`: runs
     of the two arms share their seeds. `width` is that of the score scale, `pattern` the families of `items` items.
     """
 
     item: float
-    noise: float
+    noise: tuple[float, float]
     seed: float
     runs: tuple[int, int]
     recipe: bool = False
@@ -107,7 +107,7 @@ class Parts:
 
     def difference(self) -> float:
         """Variance over items of one seed-averaged difference, families left out."""
-        return self.item + self.noise * sum(1 / s for s in self.runs if s > 0)
+        return self.item + sum(x / s for x, s in zip(self.noise, self.runs) if s > 0)
 
     def item_variance(self, n: float) -> float:
         """Variance of the mean gap over new items."""
@@ -177,7 +177,7 @@ class Ends:
 def _ends(parts: Parts, n: float, tail: float, gap: float) -> Ends:
     """The rule on every draw: the distance over items, then the seed part."""
     if parts.pattern is not None:
-        items = _family_ends(parts, n, tail)
+        items = _family_ends(parts, n, tail, gap)
     elif _few_differing(parts, n, gap):
         items = _counted_ends(parts, n, tail, gap)
     else:
@@ -227,21 +227,49 @@ def _counted_ends(parts: Parts, n: float, tail: float, gap: float) -> Ends:
 
 @lru_cache(maxsize=256)
 def _difference_shares(parts: Parts, gap: float) -> tuple[Floats, Floats]:
-    """The values of a seed-averaged binary difference and their shares.
+    """The values of a seed-averaged binary difference and their shares, with mean `gap` and the variances of `parts`.
 
-    Some items differ in every run (±1, `item` of them and at least the gap); on the others each run strays from its
-    item's usual score with probability p, p(1 − p) = `noise`.
+    Where the lasting variance allows it the gap sits on items that differ in every run (±1). Else it is spread: on a
+    share q of the items A is right more often by x < 1, qx = gap. On the others each run strays from its item's usual
+    score with a probability that gives the noise that is left.
     """
-    steady = min(1.0, max(parts.item, gap))
-    stray = (1 - math.sqrt(max(0.0, 1 - 4 * min(0.25, parts.noise)))) / 2
-    sides = [_side(s, stray) for s in parts.runs]
-    value = np.subtract.outer(sides[0][0], sides[1][0]).ravel()
-    share = np.multiply.outer(sides[0][1], sides[1][1]).ravel() * (1 - steady)
-    value = np.round(np.concatenate([value, -value, [1.0, -1.0]]), 9)
-    share = np.concatenate([share / 2, share / 2, [(steady + gap) / 2, (steady - gap) / 2]])
-    value_K, place = np.unique(value, return_inverse=True)
-    share_K = np.bincount(place, weights=share)
+    square = min(1.0, parts.item + gap**2)
+    steady, share_q, rates = max(square, gap), 0.0, (1.0, 0.0)
+    if square < gap and min(parts.runs) > 0:
+        misfit, partial_q, partial = _partial(parts.noise, gap, square / gap)
+        if misfit < gap - square:  # closer to the variances than the gap on items that always differ
+            steady, share_q, rates = 0.0, partial_q, partial
+    left = [max(0.0, x - share_q * p * (1 - p)) / max(1e-9, 1 - share_q) for x, p in zip(parts.noise, rates)]
+    strays = [(1 - math.sqrt(max(0.0, 1 - 4 * min(0.25, x)))) / 2 for x in left]
+    value, share = _minus(*(_side(s, x) for s, x in zip(parts.runs, strays)))
+    more, share_more = _minus(*(_side(s, p) for s, p in zip(parts.runs, rates)))
+    rest = 1 - steady - share_q
+    values = np.round(np.concatenate([value, -value, more, [1.0, -1.0]]), 9)
+    ends = [(steady + gap) / 2, (steady - gap) / 2] if steady else [0.0, 0.0]
+    shares = np.concatenate([share * rest / 2, share * rest / 2, share_more * share_q, ends])
+    value_K, place = np.unique(values, return_inverse=True)
+    share_K = np.maximum(0.0, np.bincount(place, weights=shares))
     return value_K, share_K / share_K.sum()
+
+
+def _partial(noise: tuple[float, float], gap: float, part: float) -> tuple[float, float, tuple[float, float]]:
+    """Items on which A is right more often by `part`: how far their noise and that of the rest (at most 1/4 an item)
+    miss the arms' noise, their share, and the rates of both arms on them, round the center that misses least."""
+    share = min(1.0, gap / part)
+    center_C = np.linspace(part / 2, 1 - part / 2, 801)
+    misfit_C = np.zeros(len(center_C))
+    for side, x in zip((1, -1), noise):
+        rate_C = center_C + side * part / 2
+        used_C = share * rate_C * (1 - rate_C)
+        misfit_C += np.maximum(0.0, used_C - x) + np.maximum(0.0, x - used_C - (1 - share) / 4)
+    best = int(misfit_C.argmin())
+    center = float(center_C[best])
+    return float(misfit_C[best]), share, (min(1.0, center + part / 2), max(0.0, center - part / 2))
+
+
+def _minus(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    """Values and shares of a difference of two independent variables."""
+    return np.subtract.outer(a[0], b[0]).ravel(), np.multiply.outer(a[1], b[1]).ravel()
 
 
 def _side(runs: int, stray: float) -> tuple[Floats, Floats]:
@@ -327,17 +355,28 @@ def _skewed_cdf(z: Floats, skew: Floats) -> Floats:
 # ---------------------------------------------------------------- families
 
 
-def _family_ends(parts: Parts, n: float, tail: float) -> Ends:
+def _family_ends(parts: Parts, n: float, tail: float, gap: float) -> Ends:
     """The interval that the family sizes allow, on drawn family sums of seed-averaged differences."""
     assert parts.pattern is not None
-    families = parts.pattern.scaled(n, parts.items or n)
-    size_G = np.array(families.sizes)
-    if len(size_G) > _MANY_FAMILIES:
-        return _many_families(parts, n, tail, families)
-    rule = sized_rule(families.sizes)
-    if rule.method == "withheld":
-        return Ends(np.zeros(1), np.full(1, math.inf), np.full(1, math.inf), math.sqrt(parts.item_variance(n)))
-    return _few_families(parts, families, tail, n)
+    families, sd = parts.pattern.scaled(n, parts.items or n), math.sqrt(parts.item_variance(n))
+    if len(families.sizes) <= _MANY_FAMILIES and sized_rule(families.sizes).method == "withheld":
+        return Ends(np.zeros(1), np.full(1, math.inf), np.full(1, math.inf), sd)
+    drawn = (_many_families if len(families.sizes) > _MANY_FAMILIES else _few_families)(parts, families, tail, n)
+    low_D = np.maximum(drawn.low_D, _floor(parts, drawn, tail, gap))
+    high_D = np.maximum(drawn.high_D, _floor(parts, drawn, tail, -gap))
+    return Ends(drawn.shift_D, low_D, high_D, sd if len(drawn.shift_D) == 1 else 1e-9)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _FamilyDraws:
+    """Draws of the estimate's deviation, the distances that families alone need, the standard error and the effective
+    number of items."""
+
+    shift_D: Floats
+    low_D: Floats
+    high_D: Floats
+    se_D: Floats
+    items_D: Floats
 
 
 @lru_cache(maxsize=256)
@@ -346,29 +385,32 @@ def sized_rule(sizes: tuple[float, ...]) -> FamilyRule:
     return family_rule(np.round(np.array(sizes) * 1000).astype(np.int64))
 
 
-def _family_variance(families: Families) -> Floats:
-    """Variance of each family's sum for items of variance 1: n_g·(1 + (n_g − 1)·ρ), with ρ from the design effect."""
+def _alike(families: Families) -> float:
+    """The intra-class correlation ρ that the design effect means for these sizes: 1 + (Σn_g²/n − 1)·ρ."""
     size_G = np.array(families.sizes)
-    alike = float((size_G**2).sum() / size_G.sum())  # the design effect at an intra-class correlation of 1
-    rho = (families.effect - 1) / (alike - 1) if alike > 1 else 0.0
-    return np.asarray(np.maximum(0.0, size_G * (1 + (size_G - 1) * rho)))
+    most = float((size_G**2).sum() / size_G.sum())
+    return min(1.0, (families.effect - 1) / (most - 1)) if most > 1 else 0.0
 
 
-def _many_families(parts: Parts, n: float, tail: float, families: Families) -> Ends:
+def _family_variance(families: Families) -> Floats:
+    """Variance of each family's sum for items of variance 1: n_g·(1 + (n_g − 1)·ρ)."""
+    size_G = np.array(families.sizes)
+    return np.asarray(np.maximum(0.0, size_G * (1 + (size_G - 1) * _alike(families))))
+
+
+def _many_families(parts: Parts, families: Families, tail: float, n: float) -> _FamilyDraws:
     """Enough families for a χ² with their effective number: the flips then agree with t."""
     variance_G = _family_variance(families)
     count = len(variance_G) * (n / sum(families.sizes))
     df = count * float(variance_G.mean()) ** 2 / float((variance_G**2).mean())
     se_D = np.sqrt(parts.item_variance(n) * _chi_square(max(1.0, df - 1), 0))
     se_D = np.maximum(se_D, math.sqrt(parts.difference() / n))
-    items = n / families.effect
     half_D = special.stdtrit(min(count - 1, 1e9), 1 - tail) * se_D
-    half_D = np.maximum(half_D, _floor(parts, se_D, np.full(1, items), tail))
-    return Ends(np.zeros(1), half_D, half_D, math.sqrt(parts.item_variance(n)))
+    return _FamilyDraws(np.zeros(1), half_D, half_D, se_D, np.full(1, n / families.effect))
 
 
 @lru_cache(maxsize=64)
-def _few_families(parts: Parts, families: Families, tail: float, n: float) -> Ends:
+def _few_families(parts: Parts, families: Families, tail: float, n: float) -> _FamilyDraws:
     size_G = np.array(families.sizes)
     rule, count = sized_rule(families.sizes), len(size_G)
     rng = np.random.default_rng(0)
@@ -380,31 +422,32 @@ def _few_families(parts: Parts, families: Families, tail: float, n: float) -> En
         variance_D = (count - 1) / count * ((rest_D_G / (n - size_G)) ** 2).sum(axis=1)
     else:
         variance_D = count / (count - 1) * (rest_D_G**2).sum(axis=1) / n**2
-    # The standard error is never below that of items taken as independent.
-    naive = max(1e-300, parts.difference() * (n - families.effect) / (n - 1) / n)
-    se_D = np.sqrt(np.maximum(variance_D, naive))
-    floor_D = _floor(parts, se_D, n / np.maximum(1.0, variance_D / naive), tail)
-    low_D = high_D = np.maximum(floor_D, special.stdtrit(rule.df, 1 - tail) * se_D)
+    # The standard error is never below that of items taken as independent: within and between families together.
+    within = parts.difference() * (1 - _alike(families)) * (n - count)
+    naive_D = np.maximum(1e-300, (within + (rest_D_G**2 / size_G).sum(axis=1)) / (n - 1) / n)
+    se_D = np.sqrt(np.maximum(variance_D, naive_D))
+    low_D = high_D = special.stdtrit(rule.df, 1 - tail) * se_D
     if rule.method == "cr1+flips":
         bottom_D, top_D = _flipped_ends(sum_D_G, size_G, tail)
         low_D, high_D = np.maximum(low_D, mean_D - bottom_D), np.maximum(high_D, top_D - mean_D)
-    return Ends(mean_D, low_D, high_D, 1e-9)
+    return _FamilyDraws(mean_D, low_D, high_D, se_D, n / np.maximum(1.0, variance_D / naive_D))
 
 
-def _floor(parts: Parts, se_D: Floats, items_D: Floats, tail: float) -> Floats:
-    """What the effective number of items needs by itself: Tango's distance for binary runs, else the bounded mean's.
+def _floor(parts: Parts, drawn: _FamilyDraws, tail: float, gap: float) -> Floats:
+    """Distance to the lower end that the effective number of items needs by itself at a gap (the upper end: −gap).
 
-    Both at a mean of 0, where they are narrowest on the side that matters and differ little from those at the gap.
+    Tango's for one binary run a side, else the bounded mean's.
     """
-    if parts.binary and max(parts.runs) == 1:
-        z, share = float(special.ndtri(1 - tail)), parts.difference()
-        distance_D = z * se_D
-        for _ in range(12):
-            count_D = items_D * share / 2
-            spread_D = _constrained(count_D, count_D, items_D, -np.minimum(1.0, distance_D))
-            distance_D = z * np.sqrt(spread_D / items_D)
-        return np.asarray(distance_D)
-    return _bounded(se_D, None, parts.width, np.maximum(2.0, items_D), tail)
+    items_D = np.maximum(2.0, drawn.items_D)
+    if not (parts.binary and max(parts.runs) == 1):
+        return _bounded(drawn.se_D, None, parts.width + gap, items_D, tail)
+    z, share = float(special.ndtri(1 - tail)), min(1.0, max(parts.difference() + gap**2, abs(gap)))
+    up_D, down_D = items_D * (share + gap) / 2, items_D * (share - gap) / 2
+    distance_D = z * drawn.se_D
+    for _ in range(12):
+        spread_D = _constrained(up_D, down_D, items_D, np.maximum(-1.0, gap - distance_D))
+        distance_D = z * np.sqrt(spread_D / items_D)
+    return np.asarray(distance_D)
 
 
 def _flipped_ends(sum_D_G: Floats, size_G: Floats, tail: float) -> tuple[Floats, Floats]:
@@ -450,9 +493,11 @@ def _all_draws(value_D: Floats) -> Floats:
 def _seed_squares(parts: Parts, n: float, tail: float) -> tuple[Floats, Floats]:
     """Σ t²·max(0, s²/S − MS_resid/(nS)) and Σ t²·s²/S over the arms; the pooled rule in the first where declared."""
     own_D, raw_D = np.zeros(DRAWS), np.zeros(DRAWS)
-    noise = parts.noise * parts.per_arm / n
+    noises = [x for x, s in zip(parts.noise, parts.runs) if s > 0]
+    noises = [sum(noises)] if parts.shared else noises
     mean_A, noise_A = [], []
     for a, s in enumerate(parts.arms):
+        noise = noises[a] / n
         mean_D = (parts.seed * parts.per_arm + noise) * _chi_square(s - 1.0, 1 + a)
         noise_D = noise * _noise_share(parts, n, s, 3 + a)
         t = float(special.stdtrit(s - 1.0, 1 - tail))
@@ -466,17 +511,17 @@ def _seed_squares(parts: Parts, n: float, tail: float) -> tuple[Floats, Floats]:
 
 
 def _declared_equal(arms: tuple[int, ...], mean_A: list[Floats], noise_A: list[Floats], tail: float) -> Floats:
-    """The larger of the pooled seed part (df ΣS − arms) and Welch's (df at least the smaller arm's)."""
+    """The larger of the pooled seed part (df ΣS − arms) and Welch's."""
     df_A = [s - 1.0 for s in arms]
     pooled_D = sum(d * m for d, m in zip(df_A, mean_A)) / sum(df_A)
     noise_D = sum(d * m for d, m in zip(df_A, noise_A)) / sum(df_A)
     shares = sum(1 / s for s in arms)
     first_D = special.stdtrit(sum(df_A), 1 - tail) ** 2 * np.maximum(0.0, pooled_D - noise_D) * shares
-    total_D = sum(m / s for m, s in zip(mean_A, arms))
-    spent_D = sum((m / s) ** 2 / d for m, s, d in zip(mean_A, arms, df_A))
-    welch_D = np.maximum(min(df_A), total_D**2 / np.maximum(spent_D, 1e-300))
-    left_D = np.maximum(0.0, total_D - sum(r / s for r, s in zip(noise_A, arms)))
-    return np.asarray(np.maximum(first_D, special.stdtrit(welch_D, 1 - tail) ** 2 * left_D))
+    net_A = [np.maximum(0.0, m - r) / s for m, r, s in zip(mean_A, noise_A, arms)]
+    total_D = sum(net_A)
+    spent_D = sum(v**2 / d for v, d in zip(net_A, df_A))
+    welch_D = np.where(total_D > 0, total_D**2 / np.maximum(spent_D, 1e-300), 1.0)
+    return np.asarray(np.maximum(first_D, special.stdtrit(welch_D, 1 - tail) ** 2 * total_D))
 
 
 def _noise_share(parts: Parts, n: float, runs: int, axis: int) -> Floats:
