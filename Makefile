@@ -8,10 +8,10 @@ CORE := $(VENV)/.core
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup quickstart test test-theory fuzz check format docs build bench clean
+.PHONY: help setup quickstart test test-theory test-crash fuzz check format docs build bench clean
 help:
 	@echo "make quickstart   a real study on a real model, on the CPU, in minutes"
-	@echo "make test         every test;  make check  lint and types;  make fuzz SECONDS=300;  make test-theory;  make docs  regenerate the CLI reference"
+	@echo "make test         every test;  make check  lint and types;  make fuzz SECONDS=300;  make test-theory test-crash;  make docs  regenerate the CLI reference"
 
 $(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Veritune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 quickstart")'
@@ -36,6 +36,10 @@ test: $(STAMP)
 # Error rates and coverage on designs of known truth, 2,000 draws each (minutes). bench/theory/run.py has the full grid.
 test-theory: $(STAMP)
 	VERITUNE_THEORY_REPS=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -n $(JOBS) tests/theory
+
+# SIGKILL, a full disk and an I/O error at every file operation of the commands that change records; `test` tries a sample.
+test-crash: $(STAMP)
+	VERITUNE_CRASH=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/crash tests/release/bundle/test_crash_pull.py
 
 # Coverage-guided, over every reader of strangers' files; what it finds lies in .fuzz/. CI runs it briefly.
 SECONDS ?= 300

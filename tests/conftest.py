@@ -244,7 +244,8 @@ def context(study: Any, tiny_model: Path) -> Any:
 
 def cli_environment() -> dict[str, str]:
     """One thread, no hub, no colours: what every child process gets."""
-    fixed = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "NO_COLOR": "1"}
+    fixed = {"VERITUNE_RETIRED": os.environ.get("VERITUNE_RETIRED", f"{os.devnull}-no-list")}  # never the user's own
+    fixed |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "NO_COLOR": "1"}
     return {**os.environ, **fixed, "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100", "TERM": "dumb"}
 
 
@@ -282,7 +283,7 @@ class Forks:
             [sys.executable, str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=cli_environment(),
+            env={**cli_environment(), "VERITUNE_RETIRED": str(folder / "retired.jsonl")},
             text=True,
         )
 

@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--families", type=int, nargs="+", default=[8, 12, 20, 40])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     given = parser.parse_args()
     limit = 0.025 + 3 * (0.025 * 0.975 / given.runs) ** 0.5
     print(f"{given.runs} runs a cell; nominal .025, with 3 standard errors {limit:.3f}")
@@ -90,7 +91,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     worst, over = (0.0, ""), 0
     for kind, how, families in itertools.product(given.kinds, ("equal", "zipf"), given.families):
-        for share in SHARES:
+        for share in given.shares:
             draw = np.random.default_rng([KINDS.index(kind), how == "zipf", families, int(100 * share)])
             counts = Counter(word(draw, kind, how, families, share) for _ in range(given.runs))
             rate = {w: counts[w] / given.runs for w in ("generalises", "partly", "memorises", "cannot tell")}

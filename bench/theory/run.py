@@ -30,7 +30,13 @@ from theory_cells import GROUPS, NOMINAL, Cell, all_cells, rates
 
 import veritune
 
+CODE = [f"stats/{name}" for name in ("bounded", "families", "intervals", "multiplicity", "paired", "seeds", "table")]
+CODE += ["decide/claims", "release/noninferior", "thresholds", "probe/memorization", "probe/carried", "probe/clusters"]
+"""Modules that decide a rate."""
+
 CHUNK = 250
+LEVELS = (0.025, 0.05)
+
 HIGH = 0.8
 """A cell whose rate after screening is at least this share of nominal gets the full number of draws."""
 
@@ -62,9 +68,7 @@ class Count:
 def code_hash() -> str:
     """Fingerprint of everything that decides a rate."""
     package, here = Path(veritune.__file__).parent, Path(__file__).parent
-    files = sorted((package / "stats").glob("*.py"))
-    files += [package / "decide" / "claims.py", package / "release" / "noninferior.py"]
-    files += [package / "probe" / name for name in ("memorization.py", "clusters.py")]
+    files = [package / f"{name}.py" for name in CODE]
     files += [here / "theory_designs.py", here / "theory_cells.py"]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 
@@ -139,6 +143,23 @@ def _number(x: float) -> str:
     return f"{x:.3f}".replace("0.", ".", 1)
 
 
+def worst_table(cells: Sequence[Cell], counts: Mapping[str, Count]) -> Iterator[str]:
+    """Per group and size: cells drawn, and the highest rate of each nominal one (limits of every rule left out)."""
+    yield _row(["group", "size", "cells", "R", *(f"worst at {_number(q)}" for q in LEVELS), "above nominal + 3 s.e."])
+    yield _row(["---"] * (5 + len(LEVELS)))
+    for group, size in dict.fromkeys((c.group, c.size) for c in cells):
+        mine = [c for c in cells if (c.group, c.size) == (group, size) and not c.limit]
+        drawn = [counts[c.key] for c in mine if c.key in counts and counts[c.key].draws]
+        if not drawn:
+            continue
+        low, high = min(x.draws for x in drawn), max(x.draws for x in drawn)
+        every_error = [(x, e) for x in drawn for e in x.errors]
+        top = [max((x.rate(e) for x, e in every_error if NOMINAL[e] == q), default=None) for q in LEVELS]
+        fails = sum(x.fails(e) for x, e in every_error)
+        many = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        yield _row([group, size, len(drawn), many, *("–" if t is None else _number(t) for t in top), fails])
+
+
 def summary(cells: Sequence[Cell], counts: Mapping[str, Count]) -> Iterator[str]:
     """Per group: designs by size, each the rate of the error that lies highest above its nominal one."""
     for group in dict.fromkeys(c.group for c in cells):
@@ -207,6 +228,7 @@ def main() -> int:
         if asked.screen:
             draw(file, list(jobs(cells, read(file, code), asked.reps, asked.judged, high_only=True)), asked.jobs, code)
     counts = read(file, code)
+    print("\n".join(worst_table(cells, counts)))
     print("\n".join(summary(cells, counts)))
     if asked.all:
         print("\n### Every cell\n\n" + "\n".join(every(cells, counts, failing=False)))

@@ -225,10 +225,22 @@ def _families() -> Iterator[Cell]:
                     for mean in (0.0, 0.1, -0.1) if binary else (0.0, 0.1):
                         draw = designs.families(sizes, count, effect, mean, binary=binary)
                         yield _gap_cell("families", f"{sizes}, {effect}, {kind}", f"G = {count}", mean, draw)
+    yield from _odd_families()
+
+
+def _odd_families() -> Iterator[Cell]:
+    """Families that are not normal: rare losses of items, effects of two values, a rare kind of family."""
     for shape in ("5 % at -.76", "2 % at -.88"):
         for count in COUNTS:
             draw = designs.tailed_families(shape, count, 0.0)
             yield _gap_cell("families", f"equal, items {shape}", f"G = {count}", 0.0, draw)
+    for sizes in ("equal", "up to 1.5 times", "one of 40 %", "two of 35 %"):
+        for count in COUNTS:
+            for binary in (False, True):
+                name = f"{sizes}, each goes one way, {'binary' if binary else 'graded'}"
+                for mean in (0.0,) if binary else (0.0, 0.1):
+                    draw = designs.split_families(sizes, count, mean, binary=binary)
+                    yield _gap_cell("families", name, f"G = {count}", mean, draw)
     for count in (8, 20, 40):
         draw = designs.rare_family(count)
         yield _gap_cell("families", "one family in ten loses .45", f"G = {count}", 0.0, draw, limit=True)
@@ -286,7 +298,7 @@ def _few_items() -> Iterator[Cell]:
         for rate in (0.02, 0.98):
             for runs in (2, 3, 5):
                 for n in (5, 8, 12, 20):
-                    for margin in (0.1, 0.2):
+                    for margin in (0.1, 0.2, 0.4):
                         truth = -margin if rate > 0.5 else margin
                         draw = designs.extreme_rates(n, runs, rate, margin, by_item=by_item)
                         yield _gap_cell("few items", f"rate {rate:g}, {runs} v {runs}, {how}", f"n = {n}", truth, draw)

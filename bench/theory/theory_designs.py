@@ -53,14 +53,18 @@ def within(rng: Rng, sd: float, limit: float, size: int | tuple[int, ...]) -> Fl
 LOGNORMAL_CUT = 12.0
 """The lognormal is cut here, so that .07 times it fits in the scale; its mean is that of the cut variable."""
 
+SKEW_CUT = 8.0
+"""The same for a family's gain, so that no loss falls below 0."""
 
-def _lognormal_mean(cut: float) -> float:
-    """E[min(exp(Z), cut)] = exp(1/2)·Φ(log cut - 1) + cut·(1 - Φ(log cut))."""
+
+def _lognormal_mean(cut: float, sigma: float = 1.0) -> float:
+    """E[min(exp(σZ), cut)] = exp(σ²/2)·Φ(log(cut)/σ - σ) + cut·(1 - Φ(log(cut)/σ))."""
 
     def phi(x: float) -> float:
         return 0.5 * math.erfc(-x / math.sqrt(2))
 
-    return math.exp(0.5) * phi(math.log(cut) - 1) + cut * (1 - phi(math.log(cut)))
+    edge = math.log(cut) / sigma
+    return math.exp(sigma**2 / 2) * phi(edge - sigma) + cut * (1 - phi(edge))
 
 
 def _masses(rng: Rng, n: int, mean: float) -> Floats:
@@ -222,6 +226,23 @@ def tailed_families(shape: str, count: int, mean: float, size: int = 8) -> Calla
     return draw
 
 
+def split_families(sizes: str, count: int, mean: float, *, binary: bool) -> Callable[[Rng], Draw]:
+    """Every family goes one way or the other, by chance: effects of + .3 or - .3 (binary: .9 of its items turn)."""
+    family_N = np.repeat(np.arange(count), family_sizes(sizes, count))
+
+    def draw(rng: Rng) -> Draw:
+        way_N = np.where(rng.random(count) < 0.5, 1.0, -1.0)[family_N]
+        n = len(family_N)
+        if binary:
+            diff_N = np.where(rng.random(n) < 0.9, way_N, 0.0)
+            a_N = np.where(diff_N == 0, (rng.random(n) < 0.5).astype(float), (diff_N > 0).astype(float))
+            return Draw(a_N[None], (a_N - diff_N)[None], family_N)
+        part = split(mean + 0.3 * way_N + within(rng, 0.05, 0.15, n))
+        return Draw(part.a_S_N, part.b_S_N, family_N)
+
+    return draw
+
+
 def rare_family(count: int, size: int = 8) -> Callable[[Rng], Draw]:
     """One family in ten loses .45, the others gain .05: the true gap is 0. No rule that sees only families drawn
     can hold here; the documentation says so."""
@@ -339,7 +360,7 @@ def _zone_gains(rng: Rng, z: Zones) -> tuple[Floats, Ints, Ints]:
     family_sd, item_sd = EFFECTS[z.effect]
     count = int(family_N.max()) + 1
     if z.skew:
-        factor_G = np.exp(z.skew * rng.normal(size=count) - z.skew**2 / 2)
+        factor_G = np.minimum(np.exp(z.skew * rng.normal(size=count)), SKEW_CUT) / _lognormal_mean(SKEW_CUT, z.skew)
         mean_N = np.where(zone_N == 0, z.share, 1.0) * z.gain * factor_G[family_N]
     else:
         mean_N = np.where(zone_N == 0, z.share, 1.0) * z.gain + within(rng, family_sd, 0.3, count)[family_N]
@@ -367,7 +388,7 @@ def zone_losses(z: Zones) -> Callable[[Rng], tuple[Floats, Floats, list[str], li
 
     def draw(rng: Rng) -> tuple[Floats, Floats, list[str], list[str]]:
         gain_N, zone_N, family_N = _zone_gains(rng, z)
-        before_N = rng.normal(2.0, 0.3, len(gain_N))
+        before_N = 2.5 + within(rng, 0.3, 0.5, len(gain_N))
         zones = ["seen" if x else "stranger" for x in zone_N]
         return before_N, before_N - gain_N, zones, [f"f{x}" for x in family_N]
 

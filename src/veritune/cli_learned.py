@@ -63,8 +63,7 @@ def recall(
     out: OutOption = None,
 ) -> None:
     """Ask rows back: forced choice between endings, and greedy continuation; seen beside siblings and strangers."""
-    from veritune.probe.memorization import matched_spans, verbatim_recall
-    from veritune.probe.recall import Plan, build_choices, choice_scores, forced_choice
+    from veritune.probe.recall import Plan, recall_of
     from veritune.probe.study import read_zones, subject, thin
 
     found = subject(model, adapter)
@@ -72,17 +71,7 @@ def recall(
     if sibling is not None:
         files["sibling"] = sibling
     zoned = thin(read_zones(files, found.renderer, family_field=family_field), rows_at_most)
-    choices = build_choices(zoned.rendered, zoned.zones, zoned.families, Plan(length=length))
-    base = found.base()
-    before, spans_before = choice_scores(base, choices), matched_spans(base, zoned.rendered)
-    del base
-    trained = found.trained()
-    after, spans_after = choice_scores(trained, choices), matched_spans(trained, zoned.rendered)
-    records = {
-        "forced_choice": forced_choice(choices, before, after),
-        "verbatim": verbatim_recall(spans_before, spans_after, zoned.zones, zoned.families),
-    }
-    _show_all(records, as_json, out)
+    _show_all(recall_of(found, zoned, Plan(length=length)), as_json, out)
 
 
 def forgetting(
@@ -134,6 +123,10 @@ def _compare(before: Any, after: Any, margin: float, adapters: tuple[str, ...]) 
 
 def report(
     study: StudyArg,
+    make: Annotated[
+        list[str] | None,
+        typer.Option(help="Also make gradients, geometry, recall, tokens or calibration, on every run; repeat it."),
+    ] = None,
     as_json: JsonOption = False,
     out: Annotated[Path | None, typer.Option(help="Write the page here, as Markdown.")] = None,
 ) -> None:
@@ -144,7 +137,7 @@ def report(
     from veritune.stages.probes import probe_report
     from veritune.store import Store, write_text
 
-    found = probe_report(study, Progress(silent=True))
+    found = probe_report(study, Progress(silent=True), make or ())
     text = markdown(Store.of(study).root.resolve().name, found)
     if out is not None:
         write_text(out, text)

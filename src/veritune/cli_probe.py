@@ -197,7 +197,9 @@ def geometry(
     max_new_tokens: Annotated[int, typer.Option(help="response_mean: tokens generated per prompt.")] = 32,
     smallest_change: Annotated[
         float | None,
-        typer.Option(help="With --reference: a smaller change of it withholds the ratio and says so; default: 0.005."),
+        typer.Option(
+            help="Smaller changes get no word, and no ratio to a reference; shown all the same; default: 0.005."
+        ),
     ] = None,
     as_json: JsonOption = False,
     out: OutOption = None,

@@ -108,6 +108,12 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         sync_folder(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file where it is there. Raises StoreError where the disk refuses."""
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
 def remove_left(path: Path) -> None:
     """Remove temporary files that killed writers of `path` left; those of living writers are held and stay."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -138,8 +144,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
     """
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-            _remove_unheld(left)
+        remove_staged(out)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         handle = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -157,8 +162,13 @@ def staged_folder(out: Path) -> Iterator[Path]:
             os.close(handle)
 
 
+def remove_staged(out: Path) -> None:
+    """Remove what killed processes staged for `out`; what a living process holds stays."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        _remove_unheld(left)
+
+
 def _remove_unheld(folder: Path) -> None:
-    """Remove a staged folder unless a living process holds it."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

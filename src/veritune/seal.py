@@ -29,7 +29,7 @@ from veritune import contract
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.ledger import Entry, Ledger
 from veritune.records import FORMAT_VERSION, Finding, dumps
-from veritune.store import Store, hash_of, now, read_json, sha256_file, sha256_text, write_json, write_text
+from veritune.store import Store, hash_of, now, read_json, remove, sha256_file, sha256_text, write_json, write_text
 
 FILES = (
     *("study.yaml", "contract.lock.json", "plan.json", "selection.json", "shapes.json"),
@@ -183,7 +183,7 @@ def seal(store: Store) -> str:
         if events[-1].get("files") == _listed({"files": files, "timeline": before}):
             timeline, listed, recorded = before, events[-1]["files"], True
     if not (recorded and _present(store, files, timeline)):
-        (store.root / SIGNATURE).unlink(missing_ok=True)
+        remove(store.root / SIGNATURE)
         body = {"format": FORMAT_VERSION, "sealed": now(), "files": files, "timeline": timeline}
         write_json(_seal_file(store), {**body, "hash": hash_of(body)})
     if not recorded:
@@ -243,7 +243,7 @@ def break_seal(store: Store) -> None:
     if is_sealed(store):
         store.log("unsealed", by=store.command)
     for name in ("seal.json", SIGNATURE):
-        (store.root / name).unlink(missing_ok=True)
+        remove(store.root / name)
 
 
 @contextmanager
@@ -349,7 +349,7 @@ def verify(study: str | Path, expected: str | None = None) -> list[Finding]:
     sealed = _sealed_files(store, record)
     if not _is_whole(record):
         findings.append(_finding("seal.edited", "seal.json", "seal.json was edited after it was written"))
-    findings += [*_contract_findings(store), *_seal_findings(record, events, expected), *_prefix(record, events)]
+    findings += [*_contract_findings(store), *_seal_findings(record, events, expected), *_prefix(store, record, events)]
     digest = cache(sha256_file)
     files = list(_file_findings(store, sealed, events, digest))
     named = {f.source for f in files}
@@ -369,6 +369,8 @@ def _timeline_findings(store: Store) -> tuple[list[Finding], list[Entry] | None]
 def _contract_findings(store: Store) -> Iterator[Finding]:
     """What the contract's chain says, and what comes of holding it against the timeline."""
     try:
+        if not store.contract_file.exists() and all(event["event"] != "frozen" for event in store.events()):
+            return  # the study explores: nothing was frozen
         contract.read(store)
     except (VerituneError, OSError) as exc:
         yield _finding("contract.chain", "contract.lock.json", str(exc))
@@ -407,7 +409,7 @@ def _seal_findings(record: Mapping[str, Any], events: list[Entry] | None, expect
         yield _finding("seal.other", "seal.json", f"the seal is {listed[:16]}, expected {expected[:16]}")
 
 
-def _prefix(record: Mapping[str, Any], events: list[Entry] | None) -> Iterator[Finding]:
+def _prefix(store: Store, record: Mapping[str, Any], events: list[Entry] | None) -> Iterator[Finding]:
     """Whether the timeline still begins with what it held when the study was sealed. It may have grown since."""
     stood = record.get("timeline")
     if events is None or not isinstance(stood, Mapping):
@@ -415,7 +417,10 @@ def _prefix(record: Mapping[str, Any], events: list[Entry] | None) -> Iterator[F
     lines, head = stood.get("lines"), stood.get("head")
     there = isinstance(lines, int) and 0 <= lines <= len(events)
     if not there or (events[lines - 1]["hash"] if lines else None) != head:
-        yield _finding("file.edited", TIMELINE, f"{TIMELINE} lost events that it held when the study was sealed")
+        if store.events_file.exists():
+            yield _finding("file.edited", TIMELINE, f"{TIMELINE} lost events that it held when the study was sealed")
+        else:
+            yield _finding("file.missing", TIMELINE, f"{TIMELINE} {_WORDS['missing']}")
 
 
 def _file_findings(
@@ -426,11 +431,16 @@ def _file_findings(
     found = {p.relative_to(store.root).as_posix(): p for p in _files(store.root)}
     for name in sorted({*sealed, *later, *found}):
         expected = later.get(name, sealed.get(name))
-        if name == GATES or (name.startswith("release/") and expected is None):
-            continue  # gates have a chain of their own; what nobody recorded in release/ is nobody's evidence
+        if name == GATES or (expected is None and name.startswith("release/") and not _is_evidence(name)):
+            continue  # gates have a chain of their own; bundles and merged weights in release/ are no evidence
         problem = _compare(expected, found.get(name), digest)
         if problem:
             yield _finding(f"file.{problem}", name, f"{name} {_WORDS[problem]}")
+
+
+def _is_evidence(name: str) -> bool:
+    """Whether a gate would read the file as a check's record: `release/<kind>.json`, which the timeline has to know."""
+    return name.endswith(".json") and name.count("/") == 1
 
 
 def _evidence(events: Iterable[Entry]) -> dict[str, str]:

@@ -376,11 +376,11 @@ class Claim(Section):
     to_zone: Literal["sibling", "stranger"] = "stranger"
     """For `generalises`: where it must arrive."""
     probe: str | None = None
-    """For `probe`: the recorded quantity."""
+    """For `probe`: the recorded quantity, its arm last, e.g. `nll.stranger.ARM`; docs/decide.md lists them."""
     op: Literal["<", "<=", ">", ">="] | None = None
-    """For `probe`: how it compares."""
+    """For `probe`: how its whole interval must compare. A number without an interval is inconclusive."""
     threshold: Real | None = None
-    """For `probe`: with what."""
+    """For `probe`: with what, in the quantity's own units, declared before training."""
     correction: Literal["confirmatory", "exploratory"] = "confirmatory"
     """Confirmatory claims share the error rate (Holm); exploratory ones are corrected by Benjamini-Hochberg."""
     rule: dict[str, Real | bool] | None = None
@@ -396,6 +396,12 @@ class Claim(Section):
             raise ValueError(f"`kind: {self.kind}` needs `{field}`, declared before training")
         if self.kind == "probe" and (self.probe is None or self.op is None or self.threshold is None):
             raise ValueError("`kind: probe` needs `probe`, `op` and `threshold`")
+        probe, gap = ("probe", "op", "threshold"), ("eval", "condition", "margin", "share", "rule")
+        unread = gap if self.kind == "probe" else probe
+        given = [key for key in unread if getattr(self, key) is not None]
+        if given:
+            hint = ": the arm is part of the probe's name" if given == ["condition"] else ""
+            raise ValueError(f"`kind: {self.kind}` takes no `{given[0]}`{hint}")
         if self.kind != "probe" and self.condition is None:
             raise ValueError(f"`kind: {self.kind}` needs `condition`")
         if self.rule is not None:
@@ -557,7 +563,7 @@ class Release(Section):
 
 
 class Probes(Section):
-    """Probes that train beside the study. They are no part of the contract: no claim is decided from them."""
+    """Probes that train beside the study. They are no part of the contract; a claim on `leak.*` reads their record."""
 
     leak: bool = False
     """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
@@ -651,14 +657,16 @@ class Study(Section):
             raise ValueError(f"{where}: {claim.condition!r} is compared with itself; set `against`")
         if claim.eval is not None and claim.eval not in self.evals:
             raise ValueError(f"{where}.eval: no eval {claim.eval!r}{_nearest(claim.eval, list(self.evals))}")
+        if claim.kind == "probe":
+            return
         if claim.eval is None and len(self.evals) > 1:
             raise ValueError(f"{where}: the study has {len(self.evals)} evals; say which with `eval`")
         spec = self.evals[claim.eval or next(iter(self.evals))]
         zones = [claim.from_zone, claim.to_zone] if claim.kind == "generalises" else [claim.zone]
         missing = [z for z in zones if z is not None and z not in spec.zones]
-        if missing and claim.kind != "probe":
+        if missing:
             raise ValueError(f"{where}: the eval has no items in zone {missing[0]!r}; add it to the eval's `zones`")
-        if claim.margin is not None and claim.margin >= 1 and claim.kind != "probe":
+        if claim.margin is not None and claim.margin >= 1:
             raise ValueError(f"{where}.margin: {claim.margin} lies outside the scale of the scores (0 to 1)")
 
     def _check_factor(self) -> None:

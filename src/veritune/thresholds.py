@@ -16,7 +16,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from veritune.fields import Int, Real, Section, Share
+from veritune.fields import Int, Part, Real, Section, Share
 
 AtLeastOne = Annotated[Int, Field(ge=1)]
 Positive = Annotated[Real, Field(gt=0)]
@@ -32,6 +32,20 @@ class FamilyThresholds(Section):
     # Below 10 families a third of all families may be of a kind that was not drawn: 1 - .025^(1/10) = .31.
     few_held_out: AtLeastOne = 10
     """A split with fewer held-out families than this warns that few claims will settle."""
+
+
+class NoteThresholds(Section):
+    """When a comparison says beside its interval what that interval rests on."""
+
+    # A normal sample of 20 exceeds a skewness of 1 in 3 % of cases.
+    skewed: Positive = 1.0
+    """Skewness of the differences, without its sign, from which it is named."""
+    # Convention: a score of three or four levels has at most this many differences on one side of 0.
+    few_values: AtLeastOne = 5
+    """Distinct differences up to which their number is named."""
+    # Convention: below half a per cent the printed share would read 0.
+    undrawn: Share = 0.005
+    """Share of families that may be of a kind not drawn, from which it is named."""
 
 
 class GradeThresholds(Section):
@@ -75,11 +89,15 @@ class ZoneGapThresholds(Section):
     # Convention: four fifths of the gain stay with the rows trained on.
     memorises: Share = 0.2
     """`memorises` when the interval's upper end is at most this."""
+    # A loss of a tenth on the way is not worth a word; and with 1 full generalisers whose stranger families gain very
+    # unequally (lognormal, 8 families) were called `partly` in .045 of runs (bench/probe/zone_gap.py).
+    whole: Part = 0.9
+    """`partly` needs an upper end of at most this: a higher one does not rule out that all of the gain carries."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.memorises < self.generalises:
-            raise ValueError("expected memorises < generalises")
+        if not self.memorises < self.generalises < self.whole:
+            raise ValueError("expected memorises < generalises < whole")
         return self
 
 
@@ -152,7 +170,7 @@ class GeometryThresholds(Section):
     """A cell whose corrected p is below this moved."""
     # Convention: half of the smallest digit printed for a cosine (two decimals).
     small_change: Positive = 0.005
-    """A reference's change smaller than this withholds the ratio to it, which is then shown with the reason."""
+    """A smaller change is shown and gets no word; of a reference, it withholds the ratio, shown with the reason."""
     # Convention: a run that moves less than half as far as its reference.
     culprit_below: Positive = 0.5
     """Ratio of a run's change to its reference's below which the reference's method is the culprit."""
@@ -188,9 +206,18 @@ class MergeThresholds(Section):
     # Convention: .3 keeps the scales 1 and 2 apart.
     slack: Share = 0.3
     """Most that rounding may widen `close`."""
+    # Convention: a tenth of the relative rounding error may pull the scale of a right merge.
+    slack_share: Share = 0.1
+    """How much of the relative rounding error widens `close`."""
     # Convention, as `slack`.
     coarse_slack: Share = 0.25
     """Most that rounding may widen `close` where what a doubled merge would leave is compared."""
+    # Convention, as `slack_share`, for weights stored in 4 or 8 bits.
+    coarse_share: Share = 0.3
+    """How much of the relative rounding error widens `close` there."""
+    # Convention: four standard errors (6e-5 for a normal scale) in thousands of tensors.
+    scale_errors: Positive = 4.0
+    """Standard errors by which a GGUF tensor's scale may miss 0, 1 or 2."""
     # Convention: an error of .1 does not distinguish the scales 1 and .8.
     scale_error: Share = 0.1
     """Standard error of a GGUF tensor's scale above which it counts as the same: it cannot be told."""
@@ -209,6 +236,7 @@ class Thresholds(Section):
     """Numbers that decide words, frozen with the contract. Change one only before results exist."""
 
     families: FamilyThresholds = FamilyThresholds()
+    notes: NoteThresholds = NoteThresholds()
     grade: GradeThresholds = GradeThresholds()
     zone_gap: ZoneGapThresholds = ZoneGapThresholds()
     forgetting: ForgettingThresholds = ForgettingThresholds()

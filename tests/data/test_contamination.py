@@ -13,15 +13,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from veritune.data import _overlap
 from veritune.data.contamination import ContaminationResult, check_contamination, common_run, stands_in
 from veritune.data.families import FamilyColumns
-from veritune.data.text import TextBuffer
+from veritune.data.near import TextBuffer, index
 from veritune.errors import DataError
 from veritune.records import Message, Row, to_json
 
 REPO = Path(__file__).resolve().parents[2]
-needs_numba = pytest.mark.skipif(util.find_spec("numba") is None, reason="numba is not installed")
 ITEM = "A gardener plants 17 rows of tulips with 23 bulbs in each row. How many tulip bulbs does she plant altogether?"
 SOLUTION = (
     "She plants 17 rows times 23 bulbs, which makes 17 * 23 = 391 tulip bulbs altogether in her garden this year."
@@ -248,7 +246,7 @@ def planted(corpus: ModuleType) -> tuple[pl.DataFrame, list[str]]:
 
 def test_precision_and_recall_on_planted_items(corpus: ModuleType, planted: tuple[pl.DataFrame, list[str]]) -> None:
     frame, items = planted
-    result = check_contamination(frame, {"gsm8k_test": items}, engine="numpy")
+    result = check_contamination(frame, {"gsm8k_test": items})
     flagged = np.zeros(len(frame), bool)
     flagged[result.row_P[result.status_P <= 1]] = True
     real = frame["label"].is_in([f"o{i}.0" for i in corpus.REAL_COPIES]).to_numpy()
@@ -265,7 +263,7 @@ def test_precision_and_recall_on_planted_items(corpus: ModuleType, planted: tupl
 def test_train_and_test_of_gsm8k_share_no_item_and_a_few_near_copies(corpus: ModuleType) -> None:
     train, test = corpus.load("train"), corpus.load("test")
     frame = pl.DataFrame({"problem": [q for q, _ in train], "target": [a for _, a in train]})
-    result = check_contamination(frame, {"test": [q for q, _ in test]}, engine="numpy")
+    result = check_contamination(frame, {"test": [q for q, _ in test]})
     assert result.summary["rows_exact"] == 0
     found = {(h.row, h.item) for h in result.hits if h.status == "confirmed"}
     assert found <= set(corpus.REAL_COPIES.items())
@@ -280,30 +278,27 @@ def test_a_shared_instruction_is_no_leak(corpus: ModuleType) -> None:
         "and put the final answer after the hash marks.\n\nProblem: {}\n\nRemember to check your result."
     )
     rows = [row(i, template.format(q), a) for i, (q, a) in enumerate(train[:4000])]
-    result = check_contamination(rows, {"test": [template.format(q) for q, _ in test]}, engine="numpy")
+    result = check_contamination(rows, {"test": [template.format(q) for q, _ in test]})
     assert result.summary["rows_exact"] == 0
     assert result.summary["rows_confirmed"] <= 8  # the near-copies that are really there
     assert result.summary["by_kind"]["ngram"] <= 8
 
 
-@needs_numba
-def test_engines_and_threads_agree(planted: tuple[pl.DataFrame, list[str]]) -> None:
+def test_threads_change_nothing(planted: tuple[pl.DataFrame, list[str]]) -> None:
     frame, items = planted
     evals = {"a": [*items[:700], "", "数学题是一个很好的问题数学题是一个"], "b": items[500:]}
-    plain = check_contamination(frame, evals, engine="numpy")
-    for threads in (1, 2):
-        fast = check_contamination(frame, evals, engine="numba", threads=threads)
-        for name in ("row_P", "entry_P", "part_P", "kind_P", "status_P", "score_P"):
-            np.testing.assert_array_equal(getattr(plain, name), getattr(fast, name), err_msg=name)
-        assert plain.hits == fast.hits
+    one, three = (check_contamination(frame, evals, threads=threads) for threads in (1, 3))
+    for name in ("row_P", "entry_P", "part_P", "kind_P", "status_P", "score_P"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(three, name), err_msg=name)
+    assert one.hits == three.hits
 
 
 def test_row_order_does_not_change_the_hits(planted: tuple[pl.DataFrame, list[str]]) -> None:
     frame, items = planted
     frame = frame.with_row_index("id")
     order = np.random.default_rng(0).permutation(len(frame))
-    a = check_contamination(frame, {"t": items}, engine="numpy").hits
-    b = check_contamination(frame[order], {"t": items}, engine="numpy").hits
+    a = check_contamination(frame, {"t": items}).hits
+    b = check_contamination(frame[order], {"t": items}).hits
     assert {(h.row_id, h.item, h.kind, h.score) for h in a} == {(h.row_id, h.item, h.kind, h.score) for h in b}
 
 
@@ -311,9 +306,9 @@ def test_counting_in_a_sample_finds_what_counting_in_all_rows_finds(
     planted: tuple[pl.DataFrame, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame, items = planted
-    whole = check_contamination(frame, {"t": items}, engine="numpy")
-    monkeypatch.setattr(_overlap, "SAMPLED", 1000)
-    sampled = check_contamination(frame, {"t": items}, engine="numpy")
+    whole = check_contamination(frame, {"t": items})
+    monkeypatch.setattr(index, "SAMPLED", 1000)
+    sampled = check_contamination(frame, {"t": items})
     a = set(whole.row_P[whole.status_P <= 1].tolist())
     b = set(sampled.row_P[sampled.status_P <= 1].tolist())
     assert len(a & b) >= 0.97 * len(a | b)
@@ -322,26 +317,25 @@ def test_counting_in_a_sample_finds_what_counting_in_all_rows_finds(
 def test_the_sample_of_a_templates_rows_and_of_one_row_repeated_is_drawn_in_proportion(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_overlap, "SAMPLED", 500)
+    monkeypatch.setattr(index, "SAMPLED", 500)
     template = [
         f"Look at the lamp on quay {i:05d} and say whether it is safe to light it tonight." for i in range(3000)
     ]
     words = [f"{i:x}" for i in range(800)]
     for texts in (template, template[:1] * 3000, template[:1500] + template[:1] * 1500, words * 4):
         rows = TextBuffer.from_strings(texts)
-        drawn, stride = _overlap.sample(rows)
+        drawn, stride = index.sample(rows)
         assert abs(len(drawn) * stride - len(texts)) <= stride
-        again, _ = _overlap.sample(rows.take(np.random.default_rng(0).permutation(len(texts))))
+        again, _ = index.sample(rows.take(np.random.default_rng(0).permutation(len(texts))))
         assert sorted(drawn.row(i) for i in range(len(drawn))) == sorted(again.row(i) for i in range(len(again)))
-    half, _ = _overlap.sample(TextBuffer.from_strings(template[:1500] + template[:1] * 1500))
+    half, _ = index.sample(TextBuffer.from_strings(template[:1500] + template[:1] * 1500))
     assert 0.4 < np.mean([half.row(i) == template[0] for i in range(len(half))]) < 0.6
 
 
-@pytest.mark.parametrize("engine", ["numpy", pytest.param("numba", marks=needs_numba)])
-def test_an_item_that_a_third_of_the_rows_hold_is_found_and_a_template_is_no_leak(engine: str) -> None:
+def test_an_item_that_a_third_of_the_rows_hold_is_found_and_a_template_is_no_leak() -> None:
     def found(texts: list[str], items: list[str]) -> ContaminationResult:
         columns = FamilyColumns([str(i) for i in range(len(texts))], TextBuffer.from_strings(texts))
-        return check_contamination(columns, {"t": items}, engine=engine)
+        return check_contamination(columns, {"t": items})
 
     item = "How many boats stay in the harbor when three leave in the morning and five come back with the tide?"
     other = "Who is mayor of town {} on coast {}?"
@@ -357,31 +351,3 @@ def test_an_item_that_a_third_of_the_rows_hold_is_found_and_a_template_is_no_lea
     assert "40 prompts have too few words of their own" in gate.message
     held = found([*texts, f"Please help: {items[7]}!"], items)
     assert (held.summary["rows_exact"], held.summary["rows_confirmed"]) == (1, 0)
-
-
-def test_no_pair_above_the_review_threshold_is_lost_by_the_candidate_lists(
-    planted: tuple[pl.DataFrame, list[str]],
-) -> None:
-    frame, items = planted
-    text = FamilyColumns.from_frame(frame.head(150)).text
-    index = _overlap.build(TextBuffer.from_strings(items[:200]), 13)
-    df_V, df_G = _overlap.count(text, index)
-    rule = _overlap.scoring(index, df_V, df_G, 150, 0.3, 16)
-    found = _overlap.score(text, index, rule)
-    kept = {(int(r), int(e)) for r, e, s in zip(found.row_P, found.entry_P, found.score_P_2) if s.max() >= 0.3}
-    block = _overlap.read(text, 0, 150)
-    feature, feature_row, part = _overlap.features(block)
-    held = {(int(r), int(p)): set() for r in range(150) for p in range(2)}
-    for f, r, p in zip(feature.tolist(), feature_row.tolist(), part.tolist()):
-        held[(r, p)].add(f)
-    wanted = set()
-    for e in range(len(index)):
-        places = index.feature_F[index.offset_E1[e] : index.offset_E1[e + 1]]
-        if len(places) < 16:
-            continue
-        words, weights = index.vocabulary_V[places].tolist(), rule.weight_V[places]
-        for (r, _), features in held.items():
-            got = sum(int(w) for f, w in zip(words, weights) if f in features)
-            if got / int(rule.total_E[e]) >= 0.3:
-                wanted.add((r, e))
-    assert kept == wanted

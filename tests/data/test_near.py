@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
+from collections import Counter, defaultdict
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ import pytest
 from veritune.data.contamination import check_contamination
 from veritune.data.families import find_families
 from veritune.data.load import load_rows
+from veritune.data.near import TextBuffer, index, join, overlap, sweep
+from veritune.data.near.bytes import BYTE_VALUE
+from veritune.data.text import prepare
 from veritune.records import Message, Row
 
 REPO = Path(__file__).resolve().parents[2]
@@ -104,6 +110,178 @@ def exam(rows: list[Row]) -> dict[str, list[str]]:
     inside = [f"Kindly help me with this before noon. {t} Thank you!" for t in some[15:25]]
     strangers = [" ".join(words(30, rng)) for _ in range(10)]
     return {"a": [*some[25:], *thinned], "b": [*inside, *strangers, "", "Yes.", *some[:3]]}
+
+
+# ---------------------------------------------------------------- the definition in plain Python
+
+ALL = 2**64 - 1
+
+
+def horner(data: bytes, value: Any) -> int:
+    total = 0
+    for byte in data:
+        total = (total * sweep.HORNER + int(value[byte])) & ALL
+    return total
+
+
+def plain_tokens(data: bytes, masked: bool) -> list[int]:
+    runs = re.findall(rb"[0-9A-Za-z\x80-\xff]+", data)
+    return [horner(re.sub(rb"\d+", b"0", run) if masked else run, BYTE_VALUE) for run in runs]
+
+
+def plain_hash(data: bytes) -> int:
+    visible = re.sub(rb"[\x00-\x08\x0e-\x1f\x7f]", b"", data)
+    return horner(b" ".join(visible.split()), BYTE_VALUE)
+
+
+def plain_pair(left: int, right: int) -> int:
+    z = (left * sweep.MIX_1 & ALL) ^ (right + (left >> 29) & ALL)
+    return ((z ^ (z >> 32)) * sweep.MIX_2 & ALL) >> 32
+
+
+def plain_features(tokens: list[int]) -> list[int]:
+    distinct = list(dict.fromkeys(plain_pair(*pair) for pair in pairwise(tokens)))
+    limit = 2**32
+    while len([f for f in distinct if f < limit]) > sweep.ROW_CAP:
+        limit //= 2
+    return [f for f in distinct if f < limit]
+
+
+def plain_sketches(features: list[list[int]], least: int) -> list[tuple[list[int], int]]:
+    """Ids, ascending, and mass of every row."""
+    n, weights = len(features), join.weights_for(len(features))
+    mask = 2 ** join.table_bits(n) - 1
+    df = Counter(f & mask for row in features for f in row)
+    out = []
+    for row in features:
+        buckets = [int(weights.lut[min(df[f & mask], n)]) for f in row] if len(row) >= least else []
+        rarest = sorted((b, i) for i, b in enumerate(buckets) if b)[: join.KEEP]
+        ids = [(row[i] * join.SPREAD & 0xFFFFFFE0) | b for b, i in rarest]
+        by_bit: dict[int, int] = {}
+        for id_ in sorted(ids, key=lambda x: (x & 31, x)):
+            by_bit.setdefault(id_ >> 23, id_)
+        mass, before = (sum(int(weights.weight[x & 31]) for x in some) for some in (by_bit.values(), ids))
+        alone = buckets.count(0) * int(weights.weight[0])
+        out.append((sorted(by_bit.values()), mass + alone * mass // max(before, 1)))
+    return out
+
+
+def plain_keys(ids: list[int], rare_below: int) -> list[int]:
+    def mix(left: int, right: int, salt: int) -> int:
+        z = (left * sweep.MIX_1 + right * sweep.MIX_2 + salt) & ALL
+        z = (z ^ (z >> 31)) * sweep.MIX_2 & ALL
+        return (z ^ (z >> 29)) >> 32
+
+    rare = [x for x in ids if x & 31 < rare_below][: join.RARE_KEYS]
+    common = sorted((x for x in ids if x & 31 >= rare_below), key=lambda x: (x & 31, x))[: join.PAIR_FROM]
+    least = [min(part) for p in range(join.MIN_KEYS) if (part := [x for x in ids if x >> 5 & 3 == p])]
+    pairs = [mix(min(pair), max(pair), 3) for pair in combinations(common, 2)]
+    return [mix(x, 0, 1) for x in rare] + [mix(x, 0, 2) for x in least] + pairs
+
+
+def plain_components(sketches: list[tuple[list[int], int]], threshold: float) -> list[int]:
+    """One pass: rows that share a key and are similar, joined; each row's smallest company."""
+    weights = join.weights_for(len(sketches))
+    meeting = defaultdict(list)
+    for row, (ids, _) in enumerate(sketches):
+        for key in plain_keys(ids, weights.rare):
+            meeting[key].append(row)
+    root = list(range(len(sketches)))
+    for rows in meeting.values():
+        close = (
+            combinations(rows, 2) if len(rows) <= join.ALL_PAIRS_UP_TO else [*pairwise(rows), *product(rows[:1], rows)]
+        )
+        for x, y in close:
+            shared = sum(int(weights.weight[i & 31]) for i in set(sketches[x][0]) & set(sketches[y][0]))
+            product_of_masses = float(sketches[x][1]) * float(sketches[y][1])
+            if shared and float(shared) * shared >= threshold * threshold * product_of_masses:
+                low, high = sorted((root[x], root[y]))
+                root = [low if r == high else r for r in root]
+    return root
+
+
+@pytest.mark.parametrize("name", ["edited", "template", "odd"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_kernels_compute_the_plain_definition(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, block in ((sweep, "_BLOCK"), (join, "_ROWS"), (join, "_PARTITION_KEYS")):
+        monkeypatch.setattr(module, block, 1000 if block == "_BLOCK" else 70)  # many blocks, many partitions
+    rows = SETS[name]()[:240]
+    parts = [(r.messages[0].content, r.target or "") for r in rows]
+    text = TextBuffer.from_parts(parts)
+    heads = [prepare(problem) for problem, _ in parts]
+    separator = [("\n\n" if problem and target else "") + target for problem, target in parts]
+    bytes_N = [head + prepare(tail) for head, tail in zip(heads, separator)]
+    swept = sweep.sweep(text, threads=threads)
+    assert swept.hash_N.tolist() == [plain_hash(b) for b in bytes_N]
+    assert swept.problem_hash_N.tolist() == [plain_hash(b) for b in heads]
+    features = [plain_features(plain_tokens(b, masked=True)) for b in bytes_N]
+    ends = zip(swept.start_N.tolist(), swept.length_N.tolist())
+    assert [swept.feature_F[a : a + n].tolist() for a, n in ends] == features
+    sketch = join.sketches(swept, np.arange(len(rows)), 8, threads=threads)
+    plain = plain_sketches(features, 8)
+    assert [ids[:n].tolist() for ids, n in zip(sketch.id_N_K, sketch.count_N)] == [ids for ids, _ in plain]
+    assert sketch.mass_N.tolist() == [mass for _, mass in plain]
+    keys = sorted(key << 32 | row for row, (ids, _) in enumerate(plain) for key in plain_keys(ids, sketch.weights.rare))
+    assert sorted(join.keys_by_range(sketch, 3)[0].tolist()) == keys
+    first = plain_components(plain, 0.38)
+    assert len(set(first)) < 0.9 * len(rows)
+    assert join._one_pass(sketch, 0.38, threads).tolist() == first
+
+
+@pytest.mark.parametrize("name", ["edited", "template", "odd"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_both_passes_over_rows_compute_the_plain_definition(
+    name: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlap, "CHUNK", 1000)
+    rows = SETS[name]()[:150]
+    items = [text for texts in exam(rows).values() for text in texts]
+    text = TextBuffer.from_parts((r.messages[0].content, r.target) for r in rows)
+    held = [
+        [plain_tokens(prepare(part), masked=False) for part in (r.messages[0].content, r.target or "")] for r in rows
+    ]
+    wanted = [plain_tokens(prepare(item), masked=False) for item in items]
+    built = index.build(TextBuffer.from_strings(items), 5)
+
+    def words(tokens: list[int]) -> set[int]:
+        return {plain_pair(index.SINGLE, t) for t in tokens} | {plain_pair(*pair) for pair in pairwise(tokens)}
+
+    def runs(tokens: list[int]) -> set[tuple[int, ...]]:
+        return {tuple(tokens[i : i + 5]) for i in range(len(tokens) - 4)}
+
+    vocabulary = sorted(set().union(*map(words, wanted)))
+    assert built.vocabulary_V.tolist() == vocabulary
+    owners = Counter(run for tokens in wanted for run in runs(tokens))
+    own = {run: e for e, tokens in enumerate(wanted) for run in runs(tokens) if owners[run] == 1}
+    assert len(built.gram_G) == len(own) > 20
+    df_V, df_G = overlap.count(text, built, threads=threads)
+    in_row = [set().union(*map(words, parts)) for parts in held]
+    assert df_V.tolist() == [sum(w in some for some in in_row) for w in vocabulary]
+    assert df_G.sum() == sum(len(set().union(*map(runs, parts)) & own.keys()) for parts in held)
+    rule = index.scoring(built, df_V, df_G, len(rows), 0.3, 8)
+    weight = dict(zip(vocabulary, rule.weight_V.tolist()))
+    ok = {at: bool(good) for at, good in zip(built.gram_G.tolist(), rule.gram_ok_G)}
+    listed = set(rule.posting_P.tolist())
+    expected = {}
+    for i, parts in enumerate(held):
+        for e, tokens in enumerate(wanted):
+            total = max(sum(weight[w] for w in words(tokens)), 1)
+            scores = tuple(sum(weight[w] for w in words(tokens) & words(part)) / total for part in parts)
+            shared = {r for part in parts for r in runs(part) if own.get(r) == e}
+            run = any(ok[run_hash(r)] for r in shared)
+            if run or (e in listed and max(scores) >= 0.3):
+                expected[i, e] = scores
+    got = overlap.score(text, built, rule, threads=threads)
+    pairs = zip(got.row_P.tolist(), got.entry_P.tolist())
+    assert dict(zip(pairs, map(tuple, got.score_P_2.tolist()))) == expected
+    assert len(expected) > 20
+
+
+def run_hash(tokens: tuple[int, ...]) -> int:
+    total = 0
+    for token in tokens:
+        total = (total * sweep.HORNER + token) & ALL
+    return total
 
 
 # ---------------------------------------------------------------- pinned

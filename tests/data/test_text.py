@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veritune.data import _sweep_numpy
-from veritune.data.text import TextBuffer, canonical, chunks_by_bytes, prepare, text_hash, tokens
+from veritune.data.near import sweep as near_sweep
+from veritune.data.near.arrays import U32, U64
+from veritune.data.near.bytes import TextBuffer, chunks_by_bytes
+from veritune.data.near.sweep import Sweep, sweep
+from veritune.data.text import canonical, prepare, tokens
 from veritune.errors import DataError
 
 SAME = [
@@ -27,6 +30,16 @@ SAME = [
 ]
 DIFFERENT = [("a+b", "a-b"), ("12 apples", "13 apples"), ("a b", "ab"), ("what?", "what"), ("数学", "数字")]
 ODD = st.text(alphabet=st.sampled_from("aAz09 .,+-\t\n’—…é́ßİſﬁΣς数学かﷺ①½\u200b\u00a0\x01\x1f\u2028אب🙂"), max_size=24)
+
+
+def features(swept: Sweep, i: int) -> U32:
+    """The features of row i."""
+    return swept.feature_F[swept.start_N[i] : swept.start_N[i] + swept.length_N[i]]
+
+
+def text_hash(texts: list[str]) -> U64:
+    """Hashes of the canonical forms."""
+    return sweep(TextBuffer.from_strings(texts)).hash_N
 
 
 @pytest.mark.parametrize(("left", "right"), SAME)
@@ -77,10 +90,11 @@ def test_lone_surrogates_are_replaced_not_raised() -> None:
 def test_a_series_and_a_list_make_the_same_hashes() -> None:
     texts = ["plain", "curly ’quotes’", None, "数学 mixed", "", "— dash", "é"]
     parts = [("head ’", "tail"), ("數", None), (None, "only"), ("", "")]
-    series = _sweep_numpy.sweep(TextBuffer.from_series(pl.Series("t", texts)))
-    strings = _sweep_numpy.sweep(TextBuffer.from_strings(texts))
+    series = sweep(TextBuffer.from_series(pl.Series("t", texts)))
+    strings = sweep(TextBuffer.from_strings(texts))
     np.testing.assert_array_equal(series.hash_N, strings.hash_N)
-    np.testing.assert_array_equal(series.feature_F, strings.feature_F)
+    for i in range(len(texts)):
+        np.testing.assert_array_equal(features(series, i), features(strings, i))
     assert TextBuffer.from_parts(parts).row(0) == "head ’\n\ntail"
 
 
@@ -95,34 +109,34 @@ def test_a_column_that_is_not_text_is_refused_by_name() -> None:
 
 
 def test_the_problem_hash_is_that_of_the_problem_alone() -> None:
-    sweep = _sweep_numpy.sweep(TextBuffer.from_parts([("What is 2+2?", "4"), ("what is 2+2? ", "four"), ("", "x")]))
-    assert sweep.problem_hash_N[0] == sweep.problem_hash_N[1] == text_hash(["What is 2+2?"])[0]
-    assert sweep.problem_hash_N[2] == 0
-    assert sweep.problem_token_N.tolist() == [4, 4, 0]
-    assert sweep.problem_digit_N.tolist() == [1, 1, 0]
+    swept = sweep(TextBuffer.from_parts([("What is 2+2?", "4"), ("what is 2+2? ", "four"), ("", "x")]))
+    assert swept.problem_hash_N[0] == swept.problem_hash_N[1] == text_hash(["What is 2+2?"])[0]
+    assert swept.problem_hash_N[2] == 0
+    assert swept.problem_token_N.tolist() == [4, 4, 0]
+    assert swept.problem_digit_N.tolist() == [1, 1, 0]
 
 
 def test_features_are_distinct_masked_bigrams_in_order() -> None:
     same, masked, other = (
-        _sweep_numpy.sweep(TextBuffer.from_strings([t])).feature_F.tolist()
+        features(sweep(TextBuffer.from_strings([t])), 0).tolist()
         for t in ("Ann has 12 cats", "ann has 3,  CATS", "ann has many cats")
     )
     assert same == masked
     assert len(same) == 3
     assert same[0] == other[0]
     assert same[1:] != other[1:]
-    repeated = _sweep_numpy.sweep(TextBuffer.from_strings(["la la la la"]))
+    repeated = sweep(TextBuffer.from_strings(["la la la la"]))
     assert repeated.length_N.tolist() == [1]
 
 
 def test_chunking_does_not_change_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"row {i} has {'word ' * (i % 40)} and é" for i in range(200)]
-    whole = _sweep_numpy.sweep(TextBuffer.from_strings(texts))
-    monkeypatch.setattr(_sweep_numpy, "_CHUNK", 300)
-    parts = _sweep_numpy.sweep(TextBuffer.from_strings(texts))
+    whole = sweep(TextBuffer.from_strings(texts))
+    monkeypatch.setattr(near_sweep, "_BLOCK", 300)
+    parts = sweep(TextBuffer.from_strings(texts), threads=2)
     np.testing.assert_array_equal(whole.hash_N, parts.hash_N)
-    np.testing.assert_array_equal(whole.feature_F, parts.feature_F)
-    np.testing.assert_array_equal(whole.start_N, parts.start_N)
+    for i in range(200):
+        np.testing.assert_array_equal(features(whole, i), features(parts, i))
 
 
 def test_chunks_cover_every_row_once() -> None:

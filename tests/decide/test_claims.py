@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import stdtr
 
 from veritune import records
 from veritune.decide.claims import ClaimSpec, Context, judge
+from veritune.decide.recorded import OverRuns, from_estimate, missing, number, over_runs
 from veritune.errors import ScoreError
 from veritune.records import Estimate
+from veritune.stats.intervals import Student
 from veritune.stats.paired import compare_tables
 from veritune.stats.table import ScoreTable
 
@@ -490,21 +493,198 @@ def test_scaling_both_gaps_leaves_the_share():
 # ---------------------------------------------------------------- probes
 
 
+def probe_verdicts(*probes, op=">", threshold=0.3, **more):
+    """One claim a quantity, all with one op and threshold."""
+    named = {f"x{i}": probe for i, probe in enumerate(probes)}
+    claims = [ClaimSpec(name, "probe", probe=name, op=op, threshold=threshold, **more) for name in named]
+    found = judge(claims, {}, Context(probes=named))
+    for verdict_ in found:
+        records.dumps(verdict_)
+    return found
+
+
+def t_estimate(value, se=0.05, df=20.0, level=0.95) -> Estimate:
+    low, high = Student(value, se, df).interval(level)
+    return Estimate("x", value, low, high, level, 40, "t", n_clusters=21, se=se, df=df)
+
+
 @pytest.mark.parametrize(
-    ("probe", "status"),
+    ("probe", "status", "says"),
     [
-        (0.4, "supported"),
-        (0.2, "refuted"),
-        (Estimate("x", 0.4, 0.2, 0.6, 0.95, 9, "m"), "inconclusive"),
-        (Estimate("x", 0.5, 0.4, 0.6, 0.95, 9, "m"), "supported"),
-        (Estimate("x", None, None, None, 0.95, 0, "m", warnings=("never measured",)), "untested"),
+        (0.4, "inconclusive", "a single recorded number: its uncertainty is not known"),
+        (1e9, "inconclusive", "a single recorded number"),
+        (-1e9, "inconclusive", "a single recorded number"),
+        (Estimate("x", 0.4, 0.2, 0.6, 0.95, 9, "m"), "inconclusive", "its interval holds the threshold"),
+        (Estimate("x", 0.5, 0.4, 0.6, 0.95, 9, "m"), "supported", "95 % interval [0.400, 0.600]"),
+        (Estimate("x", 0.2, 0.1, 0.29, 0.95, 9, "m"), "refuted", "does not meet"),
+        (Estimate("x", 0.5, 0.31, 0.69, 0.5, 9, "m"), "inconclusive", "an interval at 50 % and none at 95 %"),
+        (Estimate("x", 0.5, 0.5, 0.5, 0.95, 9, "m"), "inconclusive", "no width"),
+        (Estimate("x", 0.5, 0.6, 0.4, 0.95, 9, "m"), "untested", "expected an interval"),
+        (Estimate("x", 0.5, 0.4, 0.6, 95, 9, "m"), "untested", "at a level between 0 and 1"),
+        (Estimate("x", 9.0, 0.4, 0.6, 0.95, 9, "m"), "untested", "round the value"),
+        (Estimate("x", 0.5, 0.4, float("nan"), 0.95, 9, "m"), "untested", "expected an interval"),
+        (Estimate("x", None, None, None, 0.95, 0, "m", warnings=("never measured",)), "untested", "never measured"),
+        (Estimate("x", 0.9, None, None, 0.95, 4, "m", warnings=("3 families",)), "inconclusive", "3 families"),
+        (float("nan"), "untested", "is nan"),
+        (number("x", 0.4, exact=True), "supported", "a count, not an estimate"),
+        (number("x", 0.2, exact=True), "refuted", "a count, not an estimate"),
     ],
 )
-def test_probes_meet_their_threshold_with_their_whole_interval(probe, status):
-    claim = ClaimSpec("c", "probe", probe="x", op=">", threshold=0.3)
-    (found,) = judge([claim], {}, Context(probes={"x": probe}))
+def test_a_probe_is_decided_by_its_interval_and_never_by_its_value(probe, status, says):
+    (found,) = probe_verdicts(probe)
     assert found.status == status
-    records.dumps(found)
+    assert says in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("op", "ends", "status"),
+    [
+        (">=", (0.3, 0.5), "supported"),
+        (">", (0.3, 0.5), "inconclusive"),
+        ("<", (0.3, 0.5), "refuted"),
+        ("<=", (0.3, 0.5), "inconclusive"),
+        ("<=", (0.1, 0.3), "supported"),
+        ("<", (0.1, 0.3), "inconclusive"),
+        (">", (0.1, 0.3), "refuted"),
+        (">=", (0.1, 0.3), "inconclusive"),
+    ],
+)
+def test_an_end_on_the_threshold_meets_only_the_ops_that_hold_it(op, ends, status):
+    (found,) = probe_verdicts(Estimate("x", sum(ends) / 2, *ends, 0.95, 9, "m"), op=op)
+    assert found.status == status
+
+
+def test_an_interval_recorded_at_one_level_decides_no_claim_that_the_correction_leaves_less():
+    recorded = Estimate("x", 0.5, 0.31, 0.69, 0.95, 9, "m")
+    assert probe_verdicts(recorded)[0].status == "supported"
+    first, second = probe_verdicts(recorded, recorded)
+    assert first.status == second.status == "inconclusive"
+    assert "none at 97.5 %" in first.sentence and "Holm" not in first.sentence.split(";")[0]
+    assert (first.estimates[0].low, first.estimates[0].level) == (0.31, 0.95)
+    wide = Estimate("x", 0.5, 0.31, 0.69, 0.975, 9, "m")
+    assert [v.status for v in probe_verdicts(wide, wide)] == ["supported"] * 2
+    assert probe_verdicts(recorded, recorded, correction="exploratory")[0].status == "supported"
+
+
+def test_an_estimate_with_its_standard_error_has_an_interval_at_the_level_that_decides():
+    found = probe_verdicts(t_estimate(0.5), 0.9, t_estimate(0.31))
+    assert [v.status for v in found] == ["supported", "inconclusive", "inconclusive"]
+    assert "98.3 % interval" in found[0].sentence and "Holm over 3 claims" in found[0].sentence
+    low, _ = Student(0.5, 0.05, 20).interval(1 - 0.05 / 3)
+    assert found[0].estimates[0].low == pytest.approx(low)
+    assert found[0].estimates[-1].level == 0.95
+    assert found[1].details.get("decided_at_alpha") is None
+    # intervals recorded at several levels come before t, and the lowest level that is high enough decides
+    rungs = {"intervals": {"0.95": [0.35, 0.65], "0.98": [0.29, 0.7], "0.99": [0.28, 0.72]}}
+    laddered = replace(t_estimate(0.5), low=0.35, high=0.65, details=rungs)
+    alone, (first, _) = probe_verdicts(laddered)[0], probe_verdicts(laddered, laddered)
+    assert alone.status == "supported" and first.status == "inconclusive"
+    assert (first.estimates[0].low, first.estimates[0].high) == (0.29, 0.7)
+    crossed = {"intervals": {"0.95": [0.25, 0.65], "0.99": [0.4, 0.6]}}  # the wider ends of a lower level stay
+    assert probe_verdicts(replace(laddered, low=0.25, details=crossed))[0].status == "inconclusive"
+    # an estimate whose ends are not those of its se and df is known at its own level only
+    odd = replace(t_estimate(0.5), low=0.45)
+    assert probe_verdicts(odd, odd)[0].status == "inconclusive"
+
+
+def test_probes_share_alpha_with_the_claims_on_scores_and_counts_do_not():
+    tables = {("a", "sums"): side("a", 340), ("b", "sums"): BASE}
+    gap = ClaimSpec("gap", "improves", "sums", "a", "b")
+    probe = ClaimSpec("probe", "probe", probe="x", op=">", threshold=0.3)
+    count = ClaimSpec("count", "probe", probe="n", op=">", threshold=0.3)
+    context = Context(probes={"x": t_estimate(0.41), "n": number("n", 0.4, exact=True)})
+    alone = judge([probe], tables, context)[0].details
+    both = judge([gap, probe, count], tables, context)
+    assert both[0].details["claims_in_family"] == both[1].details["claims_in_family"] == 2
+    assert alone["p_before_correction"] == both[1].details["p_before_correction"] == pytest.approx(2 * stdtr(20, -2.2))
+    assert both[1].details["decided_at_alpha"] == 0.05  # the gap was decided first and leaves all of it
+    assert "p_corrected" not in both[2].details and both[2].status == "supported"
+    open_gap = judge([gap, probe], {**tables, ("a", "sums"): side("a", 302)}, context)
+    assert open_gap[1].status == "inconclusive" and open_gap[1].details["decided_at_alpha"] == 0.025
+
+
+def test_twenty_claims_at_the_boundary_are_rarely_supported():
+    """20 true means on the threshold, t with 20 df: any supported at most .05 + 3 s.e., through `judge` itself."""
+    draws, k, df = 400, 20, 20
+    rng = np.random.default_rng(3)
+    value_R_K = rng.standard_normal((draws, k))
+    se_R_K = np.sqrt(rng.chisquare(df, (draws, k)) / df)
+    any_supported = 0
+    for value_K, se_K in zip(value_R_K, se_R_K):
+        found = probe_verdicts(*(t_estimate(v, se, df) for v, se in zip(value_K, se_K)), op=">=", threshold=0.0)
+        any_supported += any(v.status == "supported" for v in found)
+    assert any_supported / draws <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+    # each alone has the plain rate on its side, so that the test above can fail
+    alone = (value_R_K / se_R_K > Student(0, 1, df).interval(0.95)[1]).any(axis=1).mean()
+    assert alone > 0.3
+
+
+def test_the_grade_of_a_probe_names_its_seeds_and_units():
+    named = probe_verdicts(t_estimate(0.5))[0].confidence["evidence"]
+    assert named["seeds"]["state"] == "poor" and named["units"] == {"state": "weak", "why": "21 independent units"}
+    assert any("the recipe" in text for text in probe_verdicts(t_estimate(0.5))[0].may_not)
+
+
+# ---------------------------------------------------------------- probes over several runs
+
+
+def test_several_runs_join_the_spread_of_seeds_with_that_of_items():
+    parts = {run: from_estimate(t_estimate(v)) for run, v in zip("abc", (0.5, 0.52, 0.57))}
+    found = over_runs("x", parts, "the recipe")
+    values = np.array([0.5, 0.52, 0.57])
+    seeds = Student(0.0, float(values.std(ddof=1)) / np.sqrt(3), 2).interval(0.98)[1]
+    items = Student(0.0, 0.05, 20).interval(0.98)[1]
+    low, high = found.spread.interval(0.98)
+    assert (low, high) == pytest.approx(
+        (values.mean() - np.hypot(seeds, items), values.mean() + np.hypot(seeds, items))
+    )
+    two = over_runs("x", dict(list(parts.items())[:2]), "the recipe")
+    half = max(Student(0.0, 0.01, 1).interval(0.98)[1], items)
+    assert two.spread.interval(0.98) == pytest.approx((0.51 - half, 0.51 + half))
+    assert found.estimate.n_seeds == 3 and found.estimate.details["by_run"]["c"] == 0.57
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"a": number("x", 0.4)}, "a single recorded number"),
+        ({"a": number("x", 0.4), "b": number("x", 0.4 + 1e-13)}, "gave the same value"),
+        (
+            {"a": from_estimate(t_estimate(0.4)), "b": from_estimate(Estimate("x", 0.4, None, None, 0.95, 9, "m"))},
+            "1 of 2",
+        ),
+    ],
+)
+def test_runs_that_leave_no_interval_say_why(parts, says):
+    found = over_runs("x", parts, "")
+    assert found.spread is None
+    (verdict_,) = probe_verdicts(found, threshold=0.1)
+    assert verdict_.status == "inconclusive" and says in verdict_.sentence
+
+
+def test_a_run_without_a_value_leaves_none():
+    found = over_runs("x", {"a": number("x", 0.4), "b": missing("x", "it diverged")}, "")
+    (verdict_,) = probe_verdicts(found)
+    assert verdict_.status == "untested" and "run b: it diverged" in verdict_.sentence
+
+
+def test_counts_that_agree_are_exact_and_counts_that_differ_are_not():
+    same = over_runs("x", {"a": number("x", 0.4, exact=True), "b": number("x", 0.4, exact=True)}, "")
+    assert same.exact
+    apart = over_runs("x", {"a": number("x", 0.4, exact=True), "b": number("x", 0.2, exact=True)}, "")
+    assert not apart.exact and apart.spread is not None
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_coverage_over_seeds_and_items(runs):
+    """Seeds beside items as large, and alone: both tails beyond the 95 % interval at most .05 + 3 s.e."""
+    rng, draws, out = np.random.default_rng(runs), 2000, 0
+    for _ in range(draws):
+        item, seed_S = rng.standard_normal(), rng.standard_normal(runs)
+        spreads = tuple(Student(float(item + s), 1.0, np.inf) for s in seed_S)
+        low, high = OverRuns(tuple(s.center for s in spreads), spreads).interval(0.95)
+        out += not low <= 0 <= high
+    assert out / draws <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
 
 
 # ---------------------------------------------------------------- confidence

@@ -320,6 +320,10 @@ def test_a_table_is_named_by_a_column_of_its_own_and_never_by_its_file(tmp_path)
     assert read(write(tmp_path / "tuned.csv", "id,score\na,1\n")).eval == ""
     assert read(write(tmp_path / "a.csv", "id,score,task\na,1,sums\nb,0,sums\n")).eval == "sums"
     assert read(write(tmp_path / "b.csv", "id,score,task\na,1,sums\nb,0,times\n")).eval == ""
+    path = tmp_path / "b.csv"
+    assert read(path, Reading(eval="times")).item == ["b"]
+    with pytest.raises(ScoreError, match="expected the eval 'style', found sums, times"):
+        read(path, Reading(eval="style"))
     both = read(write(tmp_path / "c.csv", "id,score,eval\na,1,x\nb,0,x\na,0,y\n"), Reading(eval="x"))
     assert (both.eval, both.item) == ("x", ["a", "b"])
 

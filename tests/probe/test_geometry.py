@@ -156,7 +156,7 @@ def test_a_rise_of_m1_at_the_smallest_p_is_named_where_the_correction_takes_it_a
     found = read_alone(replace(one, layers=tuple(lines)))
     assert found.layers[0]["m1"]["p_adjusted"] > 0.05
     assert "Not nothing" in found.reading and "M1 (uncentred) in 31" in found.reading
-    assert "0.19 to 0.44, p 0.016" in found.reading
+    assert "0.190 to 0.440, p 0.016" in found.reading
 
 
 def test_false_collapses_are_no_more_than_nominal_where_a_drift_moved_every_layer() -> None:
@@ -165,7 +165,7 @@ def test_false_collapses_are_no_more_than_nominal_where_a_drift_moved_every_laye
         fell = 0
         for seed in range(300):
             found = geometry(*bank(kind, n_personas=7, seed=seed), prompts(7, 16))
-            fell += any(x["reading"].split()[0] in ("collapse", "more", "contraction") for x in found.layers)
+            fell += any(x["reading"].split()[0] in ("collapse", "less", "contraction") for x in found.layers)
         assert fell / 300 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300), (kind, fell)
 
 
@@ -174,15 +174,19 @@ def test_a_collapse_that_is_there_is_found_beside_a_drift() -> None:
     assert words.count("collapse with common drift") >= 57, words
 
 
-def test_everything_that_shrinks_alike_is_a_contraction_and_no_collapse() -> None:
+def test_differences_that_shrink_alike_are_a_contraction_and_no_collapse() -> None:
     draw = np.random.default_rng(0)
     h = draw.normal(size=(12, 16, 60)) + 2 * draw.normal(size=(12, 1, 60))
     small = 0.3 * h + 0.3 * 0.1 * draw.normal(size=(12, 1, 60))
-    line = geometry(made(h), made(small), prompts(12, 16)).layers[0]
+    line = geometry(made(h + 2), made(small + 2), prompts(12, 16)).layers[0]
     assert line["reading"] == "contraction" and line["separation"]["change"] == pytest.approx(-0.7, abs=0.01)
+    assert line["m1"]["change"] > 0.2 and "less distinct against what all states share" in line["why"]
+    calmer = h.mean(1, keepdims=True) + 0.1 * (h - h.mean(1, keepdims=True))
+    line = geometry(made(h + 2), made(0.8 * calmer + 2), prompts(12, 16)).layers[0]
+    assert line["icc"]["change"] > 0.1 and line["reading"].startswith("more distinct"), line["reading"]
     louder = h + 3 * draw.normal(size=(12, 16, 60))
     line = geometry(made(h), made(louder), prompts(12, 16)).layers[0]
-    assert line["icc"]["change"] < -0.2 and line["reading"] == "more scatter"
+    assert line["icc"]["change"] < -0.2 and line["reading"] == "less distinct"
 
 
 def test_the_same_states_twice_move_nothing() -> None:
@@ -207,7 +211,26 @@ def test_zero_centroids_are_structural_and_say_so() -> None:
     h[2] = 0
     line = geometry(made(h), made(np.ones((5, 3, 4))), prompts(5, 3)).layers[0]
     assert line["m1"]["change"] is None and "zero" in line["m1"]["reason"]
-    assert line["separation"]["change"] is None and "the same" in line["separation"]["reason"]
+    assert line["separation"]["change"] is None and "of the trained model are all" in line["separation"]["reason"]
+    nothing = geometry(made(h), made(np.zeros((5, 3, 4))), prompts(5, 3))
+    assert nothing.layers[0]["reading"] == "not readable" and "trained model do not vary" in nothing.layers[0]["why"]
+
+
+def test_a_change_of_scale_and_one_too_small_to_read_are_no_collapse() -> None:
+    draw = np.random.default_rng(0)
+    h = draw.normal(size=(12, 16, 40)) + draw.normal(size=(12, 1, 40)) + 3
+    line = geometry(made(h), made(0.1 * h), prompts(12, 16)).layers[0]
+    assert line["reading"] == "separation alone with common drift" and "M1 was not shown" in line["why"]
+    middle = h.mean((0, 1))
+    own = h.mean(1, keepdims=True) - middle
+    tiny = geometry(made(h), made(h - 0.001 * own), prompts(12, 16))
+    line = tiny.layers[0]
+    assert line["icc"]["p_adjusted"] < 0.05 and -0.005 < line["icc"]["change"] < 0 and line["reading"] == "too small"
+    assert "ICC in 1 (at most" in tiny.reading and "smallest readable change (0.005)" in tiny.reading
+    wide = build_grids(
+        [(Run("a"), {"m": tiny})], thresholds=DEFAULTS.geometry.model_copy(update={"small_change": 1e-4})
+    )
+    assert wide[0].methods["m"].layers[0]["reading"] == "collapse"
 
 
 def test_ratios_to_a_reference_run_follow_declared_boundaries() -> None:
@@ -347,7 +370,8 @@ def test_states_trained_until_their_cosines_are_one_are_read_by_how_they_got_the
         assert line["m1"]["trained"] > 0.99 and line["m1_around_reference"]["change"] > 0.3
         assert line["common_drift"]["p_adjusted"] < 0.05
     assert (
-        first["reading"] == "expansion with common drift" and first["m1_from_drift"] > 0 > first["m1_from_arrangement"]
+        first["reading"] == "separation alone with common drift"
+        and first["m1_from_drift"] > 0 > first["m1_from_arrangement"]
     )
     assert last["reading"] == "contraction with common drift" and last["separation"]["change"] < -0.9
     assert "contraction with common drift in 1" in fallen.reading and "In none" not in fallen.reading

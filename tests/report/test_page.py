@@ -396,7 +396,7 @@ def test_a_contract_edited_after_the_freeze_is_told_first(small: Small, page: Dr
     store, _ = small
     store.contract_file.write_text(store.contract_file.read_text().replace('"margin": 0.071', '"margin": 0.5'))
     html = page()
-    assert "was edited after it was frozen" in html
+    assert "was edited after it was written" in html
     assert html.index("was edited after") < html.index('id="verdicts"')
 
 

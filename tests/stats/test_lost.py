@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,36 @@ def test_the_mixed_filling_has_a_spread_that_neither_end_has():
     a, b = table("a", [None] * 8 + kept), table("b", [0.5] * 8 + kept)
     se = {f.name: compare_tables(f.a, f.b).headline.se for f in lost.fillings(a, b)}
     assert se["mixed"] > max(se["worst"], se["best"])
+
+
+def test_a_part_of_a_table_keeps_each_reason():
+    rows = [
+        Score("r0", "s", f"q{i}", None, r, zone="x" if i < 2 else "y") for i, r in enumerate(("truncated", "crashed"))
+    ]
+    rows += [Score("r0", "s", "q2", None, "refused", zone="y"), Score("r0", "s", "q3", 1.0, zone="y")]
+    whole = ScoreTable.from_scores(rows)
+    assert whole.in_zone("x").missing == ({"crashed": 1, "truncated": 1},)
+    assert whole.in_zone("y").missing == ({"refused": 1},)
+    assert whole.in_zone("y").machine_missing_S_N.sum() == 0
+    by_hand = replace(whole, missing_at=())
+    assert not unknown_reasons(by_hand.in_zone("x").missing)
+
+
+def test_a_table_made_by_hand_without_marks_has_lost_what_its_reasons_do_not_cover():
+    whole, b = table("a", [1.0, None, 0.0]), table("b", [1.0, 1.0, 0.0])
+    bare = replace(whole, machine_missing_S_N=None, missing=({},), missing_at=())
+    assert len(lost.fillings(bare, b)) == 3
+    assert lost.fillings(replace(bare, missing=({"truncated": 1},)), b) == []
+
+
+def test_a_filling_keeps_the_direction_that_the_scores_at_hand_have():
+    a, b = table("a", [1.0, None, 0.0], up=None), table("b", [1.0, 1.0, 0.0], up=None)
+    assert {pair(f.a, f.b).higher_is_better for f in lost.fillings(a, b, scale=(0.0, 2.0))} == {True}
+
+
+def test_a_failed_sample_is_refused_where_missing_scores_are():
+    a, b = table("a", [(1.0, "no_answer"), (1.0, 1.0)], samples=True), table("b", [(1.0, 1.0)] * 2, samples=True)
+    with pytest.raises(ScoreError, match="1 of 2 in a, 0 of 2 in b"):
+        pair(a, b, missing=Missing("error"))
+    with pytest.raises(ScoreError, match="found 'drop'"):
+        Missing("drop")

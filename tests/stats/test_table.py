@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,13 @@ def test_unmatched_ids_are_named_on_both_sides():
         pair(a, b)
     assert "15 items only in A ('q0', 'q6', 'q7' and 12 more)" in str(error.value)
     assert "1 item only in B ('x'); 5 are in both" in str(error.value)
+
+
+def test_scores_of_two_evals_are_not_paired_and_a_name_on_one_side_holds_for_both():
+    a, b = (ScoreTable.from_scores(scores(), condition=name) for name in "ab")
+    with pytest.raises(ScoreError, match="found 'sums' in a and 'times' in b"):
+        pair(a, replace(b, eval="times"))
+    assert pair(replace(a, eval=""), b).a.eval == "sums"
 
 
 def test_nan_is_refused_by_item():

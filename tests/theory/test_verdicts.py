@@ -1,8 +1,8 @@
 """False verdicts, coverage and power through the paths that users take, on designs whose true gap is known.
 
 The designs are those of `bench/theory` (docs/theory.md has the full grid), here with 300 draws each and a fixed seed;
-`make test-theory` takes 2,000. A test fails when an error lies above nominal + 3 standard errors. Every cell named
-here failed under the rules that came before, with the rate that stands beside it.
+`make test-theory` takes 2,000. A test fails when an error lies above nominal + 3 standard errors. Where a rate stands
+beside a cell, that is what t intervals, sign flips and G - 1 degrees of freedom gave there.
 """
 
 from __future__ import annotations
@@ -127,29 +127,43 @@ def share(make, claim: ClaimSpec, reps: int = 100) -> float:
 IMPROVES = ClaimSpec("up", "improves", "eval", "a", "b")
 
 
-@pytest.mark.parametrize(("count", "least"), [(5, 0.45), (6, 0.6), (20, 0.95)])
-def test_few_equal_families_with_a_large_effect_can_be_decided(count: int, least: float) -> None:
-    """Sign flips of five families reach no p below .0625, so that five families once had no power at all."""
-    family_N = np.repeat(np.arange(count), 8)
+@pytest.mark.parametrize(("count", "least"), [(5, 0.5), (8, 0.8), (20, 0.95)])
+def test_few_equal_families_with_a_large_gap_can_be_decided(count: int, least: float) -> None:
+    """Sign flips alone reach no p below .0625 with five families, so that no gap could ever be shown."""
+    assert share(designs.families("equal", count, "weak", 0.2, binary=False), IMPROVES) >= least
 
-    def draw(rng: np.random.Generator) -> Draw:
-        effect_G = 0.2 + designs.within(rng, 0.13, 0.5, count)
-        part = designs.split(effect_G[family_N] + designs.within(rng, 0.1, 0.25, len(family_N)))
-        return Draw(part.a_S_N, part.b_S_N, family_N)
 
-    assert share(draw, IMPROVES) >= least
+def test_unequal_families_keep_their_power() -> None:
+    assert share(designs.families("one of 40 %", 20, "strong", 0.2, binary=True), IMPROVES) >= 0.5
+
+
+@pytest.mark.parametrize(("sizes", "count"), [("one of 80 %", 20), ("one of 90 %", 8), ("equal", 3)])
+def test_too_few_effective_families_withhold_the_verdict_and_say_why(sizes: str, count: int) -> None:
+    draw = designs.families(sizes, count, "weak", 0.3, binary=False)(np.random.default_rng(3))
+    a, b = tables(draw)
+    (verdict,) = judge([IMPROVES], {("a", "eval"): a, ("b", "eval"): b}, Context(scales={"eval": (0.0, 1.0)}))
+    assert verdict.status == "inconclusive"
+    assert verdict.estimates[0].low is None
+    assert "famil" in str(verdict.details["reason"])
 
 
 # ---------------------------------------------------------------- several seeds
 
+UNEQUAL_SPREADS = [
+    ("seeds | 2 v 10, one arm, large spread | n = 200 | 0", 1500),  # .041, two-sided .071
+    ("seeds | 2 v 2, one arm, large spread | n = 200 | 0", 500),
+    ("seeds | 3 v 3, one arm, large spread | n = 200 | 0", 500),
+]
+
+
+@pytest.mark.parametrize(("key", "reps"), UNEQUAL_SPREADS)
+def test_arms_that_spread_unequally_give_no_false_verdict(key: str, reps: int) -> None:
+    """Satterthwaite's df errs 1.5 times too often here, which 300 draws would not show."""
+    assert excess(key, max(REPS, reps)) == []
+
+
 SEEDS = [
-    "seeds | 2 v 2, one arm, large spread | n = 200 | 0",
-    "seeds | 2 v 10, equal, mid spread | n = 200 | 0",
-    "seeds | 2 v 10, one arm, large spread | n = 200 | 0",
-    "seeds | 3 v 3, one arm, large spread | n = 200 | 0",
     "seeds | 3 v 10, equal, large spread | n = 200 | 0",
-    "seeds | 5 v 5, equal, mid spread | n = 200 | 0",
-    "seeds | 3 v fixed, large spread | n = 200 | 0",
     "seeds | 3 v 3, binary | n = 200 | 0",
     "seeds | 3 v 3, declared equal, mid spread | n = 200 | 0",
     "seeds | 3 v 3, declared shared, sharing does nothing, large spread | n = 200 | 0",
@@ -188,7 +202,7 @@ def test_arms_that_share_their_seeds_gain_power_when_the_study_says_so() -> None
 
         return draw
 
-    assert share(draws("shared"), IMPROVES, 40) > share(draws(None), IMPROVES, 40) + 0.3
+    assert share(draws("shared"), IMPROVES, 25) > share(draws(None), IMPROVES, 25) + 0.3
 
 
 # ---------------------------------------------------------------- generalisation

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veritune.data._near import Executor
 from veritune.data.contamination import ContaminationConfig, ContaminationResult, Level, check_contamination
 from veritune.data.families import THRESHOLD, Edge, FamilyResult, find_families, merge_families
 from veritune.data.load import Loaded, load_rows, rows_from
+from veritune.data.near import Executor
 from veritune.data.quality import QualityConfig, QualityResult, check_rows
 from veritune.data.review import Version, lineage, make_pack, write_pack, write_version
 from veritune.data.split import judge_zones
@@ -154,7 +154,7 @@ def audit(
     """
     config = config or AuditConfig()
     if config.executor == "ray":
-        from veritune.data.scale import session
+        from veritune.data.near.ray import session
 
         with session(config.ray_address):  # one cluster for all steps
             return _audit(data, evals, tokenizer, edges, config)

@@ -16,22 +16,24 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from veritune.data import _near, _overlap
-from veritune.data._near import Executor
-from veritune.data._overlap import Index, Overlap
 from veritune.data.families import FamilyColumns, said
-from veritune.data.text import I64, TextBuffer, canonical, tokens
+from veritune.data.near import Engine, Executor, TextBuffer, running
+from veritune.data.near.arrays import I64
+from veritune.data.text import canonical, tokens
 from veritune.errors import DataError
 from veritune.records import Finding, GateResult, Row
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from veritune.data.near.index import Index
+    from veritune.data.near.overlap import Overlap
 
 CONFIRMED = 0.45
 REVIEW = 0.30
@@ -51,7 +53,8 @@ class ContaminationConfig:
     `confirmed` and `review`: shares of an item's idf² weight found in a row. `ngram`: words in a run that counts.
     `min_features`: distinct words and word pairs an item needs for `near`; shorter items must match exactly.
     `min_tokens`: words an item needs for `contained`, and for `identical` where it holds no digit. `fail_on`: the
-    weakest status that fails the gate. `executor`: `ray` spreads the rows over a Ray cluster with the same result.
+    weakest status that fails the gate. `threads`: 0 takes all cores. `executor`: `ray` spreads
+    the rows over a Ray cluster with the same result.
     """
 
     confirmed: float = CONFIRMED
@@ -61,8 +64,6 @@ class ContaminationConfig:
     min_tokens: int = 4
     answers: bool = True
     fail_on: Level = "exact"
-    engine: Literal["auto", "numpy", "numba"] = "auto"
-    numba_from: int = 5000
     threads: int = 0
     executor: Executor = "local"
     ray_address: str | None = None
@@ -283,23 +284,13 @@ def check_contamination(
     config = _configured(config, settings)
     columns = rows if isinstance(rows, FamilyColumns) else FamilyColumns.of(rows)
     entries = gather(evals, config.answers)
-    engine = _near.choose(len(columns.text), config, _Numpy, _Numba)
-    index = _overlap.build(TextBuffer.from_strings(entries.texts), config.ngram)
-    sampled, stride = _overlap.sample(columns.text)
-    df_V, df_G = (counted * stride for counted in engine.count(sampled, index))
-    rule = _overlap.scoring(index, df_V, df_G, len(columns.text), config.review, config.min_features)
-    if config.executor == "ray":
-        from veritune.data.scale import score_on_ray
-
-        overlap = score_on_ray(columns.text, index, rule, config)
-    else:
-        overlap = engine.score(columns.text, index, rule)
-    usable_E = _usable(index, entries, config)
-    same = _identical(index, usable_E, overlap.hash_N_2)
-    faint_E = _overlap.faint(index, rule.weight_V, config.min_features)
-    held = _standing(columns, entries, usable_E & faint_E)
-    few_E = faint_E | (np.diff(index.offset_E1) < config.min_features)
-    result = _judge(columns, entries, overlap, (same, held), config)
+    with running(config) as engine:
+        near = engine.compare(columns.text, TextBuffer.from_strings(entries.texts), config)
+        usable_E = _usable(near.index, entries, config)
+        held = _standing(engine, columns, entries, usable_E & near.faint_E)
+    same = _identical(near.index, usable_E, near.overlap.hash_N_2)
+    few_E = near.faint_E | (np.diff(near.index.offset_E1) < config.min_features)
+    result = _judge(columns, entries, near.overlap, (same, held), config)
     return dataclasses.replace(result, exact_only=int(np.count_nonzero(few_E & ~entries.answer_E)))
 
 
@@ -376,13 +367,15 @@ def _identical(index: Index, usable_E: npt.NDArray[np.bool_], hash_N_2: npt.NDAr
     return np.concatenate(rows), np.concatenate(found).astype(np.int64), np.concatenate(parts)
 
 
-def _standing(columns: FamilyColumns, entries: Entries, faint_E: npt.NDArray[np.bool_]) -> tuple[I64, I64, I64]:
+def _standing(
+    engine: Engine[Any], columns: FamilyColumns, entries: Entries, faint_E: npt.NDArray[np.bool_]
+) -> tuple[I64, I64, I64]:
     """Pairs (row, entry, row part) where an entry whose words weigh nothing stands word for word."""
     entry = np.flatnonzero(faint_E)
     if not len(entry):
         none = np.zeros(0, np.int64)
         return none, none, none
-    row_P, which_P, part_P = _overlap.standing(columns.text, [entries.texts[e] for e in entry.tolist()])
+    row_P, which_P, part_P = engine.standing(columns.text, [entries.texts[e] for e in entry.tolist()])
     needle = [canonical(entries.texts[e]) for e in entry.tolist()]
     held: dict[tuple[int, int], str] = {}
     good = np.zeros(len(row_P), bool)
@@ -484,20 +477,3 @@ def _strongest(key: I64, status: I64) -> I64:
     order = np.lexsort((status, key))
     first = np.append(True, key[order][1:] != key[order][:-1])
     return np.asarray(status[order][first], np.int64)
-
-
-class _Numpy:
-    """Vectorised, nothing to compile."""
-
-    count = staticmethod(_overlap.count)
-    score = staticmethod(_overlap.score)
-
-
-class _Numba:
-    """Compiled loops on several threads; imported only when used."""
-
-    def __init__(self, threads: int) -> None:
-        from veritune.data import _overlap_numba
-
-        self.count = partial(_overlap_numba.count, threads=threads)
-        self.score = partial(_overlap_numba.score, threads=threads)

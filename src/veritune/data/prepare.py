@@ -157,7 +157,13 @@ def _families(study: Study, rows: tuple[Row, ...]) -> FamilyResult:
 
 def _split_config(study: Study) -> SplitConfig:
     plan = study.split
-    return SplitConfig(seed=plan.seed, stranger=plan.stranger, validation=plan.validation, sibling=plan.sibling)
+    return SplitConfig(
+        seed=plan.seed,
+        stranger=plan.stranger,
+        validation=plan.validation,
+        sibling=plan.sibling,
+        few_families=study.thresholds.families.few_held_out,
+    )
 
 
 def _zone_counts(zone: str, split: Split, family_of: Mapping[str, str]) -> dict[str, int]:

@@ -17,9 +17,9 @@ from typing import Any
 from veritune.data.text import canonical
 from veritune.errors import DataError
 from veritune.records import ZONES, Finding, Row, Zone
+from veritune.thresholds import DEFAULTS
 
 MIN_HELD_FAMILIES = 2
-FEW_FAMILIES = 10  # below this a cluster-robust interval rests on very few independent units
 SHORT_PROMPT = 4  # words; shorter prompts without a digit are shared by unrelated rows
 LONG_ANSWER = 20  # characters; shorter answers ("yes", "42") coincide without a leak
 
@@ -29,6 +29,7 @@ class SplitConfig:
     """Shares of families for `stranger` and `validation`, of each trained family's rows for `sibling`.
 
     `stratify` is a column, or `source` for the file a row came from when it has no such column; None for no strata.
+    Fewer held-out families than `few_families` are warned of.
     """
 
     seed: int = 0
@@ -36,6 +37,7 @@ class SplitConfig:
     validation: float = 0.12
     sibling: float = 0.25
     stratify: str | None = "source"
+    few_families: int = DEFAULTS.families.few_held_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +221,12 @@ def _warnings(
             found.append(f"{zone} is empty because its share is 0: what is measured on it stays untested")
         elif round(share * n) < MIN_HELD_FAMILIES:
             found.append(f"{zone} holds {k} of {n} families where {share:g} of them would be {share * n:.1f}")
-        if share > 0 and zone == "stranger" and k < FEW_FAMILIES:
+        if share > 0 and zone == "stranger" and k < config.few_families:
             found.append(f"{zone} holds only {k} families: intervals over families will be wide, and few claims settle")
     k = counts["sibling"]["families"]
     if config.sibling == 0 or k == 0:
         found.append("sibling is empty: no trained family has a row to spare, so its claims stay untested")
-    elif k < FEW_FAMILIES:
+    elif k < config.few_families:
         found.append(f"sibling holds rows of only {k} families: intervals over families will be wide")
     empty = [s for s, families in strata.items() if not any(zone_of_family[f] == "stranger" for f in families)]
     if empty and config.stranger > 0:

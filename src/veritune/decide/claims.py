@@ -11,15 +11,18 @@ that at 1 − 2·alpha; both come from the headline estimand (the recipe where s
     differ                     CI95 beyond ± the margin (or 0)   CI90 inside ± the margin
     generalises                CI95 of the share carried over    the same below the declared share, or the seen gap
                                above the declared share          itself below 0
-    probe                      the quantity meets the threshold (its interval, where it has one), or fails it
+    probe                      CI95 of the recorded           CI95 fails it
+                               quantity meets the threshold
 
-    inconclusive  neither; or only a guess about missing scores would decide; or the seen gap of `generalises` holds 0
+    inconclusive  neither; or only a guess about missing scores would decide; or the seen gap of `generalises` holds 0;
+                  or a probe's record holds no interval, or none at the level that decides
     untested      scores or a probe are missing, or the claim lacks what its rule needs; the reason says which
 
 Confirmatory claims share alpha by Holm over all that were declared, tested or not; exploratory ones by
 Benjamini–Hochberg. A claim's p is the least alpha at which its rule would settle it, in either direction. The alpha at
 which the correction decides a claim is also that of the interval shown first: 1 − alpha, or 1 − 2·alpha where lying
-inside the margin settled it. So the status and the interval cannot disagree; the uncorrected interval comes last.
+inside the margin settled it. So the status and the interval cannot disagree; the uncorrected interval comes last. A
+probe claim takes part like any other; an exact quantity (a count) is compared as it is and takes no share of alpha.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from veritune.decide import wording
+from veritune.decide.recorded import Recorded, as_recorded
 from veritune.errors import ScoreError
 from veritune.records import Estimate, Verdict
 from veritune.stats import lost, multiplicity, power, rule, seeds
@@ -41,6 +45,7 @@ from veritune.stats.intervals import Spread, Student, Unknown, smallest_alpha
 from veritune.stats.paired import Comparison, Options, compare_tables, paired_by_seed
 from veritune.stats.reasons import unknown_reasons
 from veritune.stats.table import Ints, Missing, Pair, ScoreTable, direction_of, pair
+from veritune.thresholds import DEFAULTS, GradeThresholds
 
 Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
 Status = Literal["supported", "refuted", "inconclusive", "untested"]
@@ -110,16 +115,19 @@ class ClaimSpec:
 class Context:
     """What judging needs besides the tables.
 
-    `probes` maps a probe name to a recorded number or an Estimate. `scales` and `failure_values` are per eval.
+    `probes` maps a probe's name to what was recorded: a quantity with its interval at any level, an Estimate (which
+    decides at the levels that its own interval covers) or a bare number (which decides nothing). `scales` and
+    `failure_values` are per eval.
     `evidence` maps a claim's name (or `*` for all) to named evidence: `contamination` (`clean`, `unchecked`,
-    `found`), `replicated` (true, false, None).
+    `found`), `replicated` (true, false, None). `grade` says what makes it good, weak or poor.
     """
 
-    probes: Mapping[str, Estimate | float] = field(default_factory=dict)
+    probes: Mapping[str, Recorded | Estimate | float] = field(default_factory=dict)
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     failure_values: Mapping[str, float] = field(default_factory=dict)
     evidence: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     options: Options = field(default_factory=Options)
+    grade: GradeThresholds = DEFAULTS.grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +155,10 @@ class _Shown:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tested:
-    """A claim's evidence before correction: the ways to settle it, or its status where no p belongs to it."""
+    """A claim's evidence before correction: the ways to settle it, or its status where no p belongs to it.
+
+    `exact`: an exact quantity was compared, which is no test and takes no share of alpha.
+    """
 
     claim: ClaimLike
     ways: tuple[_Way, ...] = ()
@@ -156,6 +167,7 @@ class _Tested:
     comparison: Comparison | None = None
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    exact: bool = False
     memorisation: str = ""
 
     @property
@@ -192,10 +204,10 @@ def judge(
 
 
 def _adjust(tested: Sequence[_Tested]) -> list[_Share]:
-    """What each claim's correction leaves it. Probes without a p stand outside."""
+    """What each claim's correction leaves it. Exact quantities stand outside."""
     out = [_Share(t.claim.alpha) for t in tested]
     for family in ("confirmatory", "exploratory"):
-        members = [i for i, t in enumerate(tested) if t.claim.correction == family and _in_family(t)]
+        members = [i for i, t in enumerate(tested) if t.claim.correction == family and not t.exact]
         with_p = [i for i in members if tested[i].p is not None]
         p, k = [tested[i].p or 0.0 for i in with_p], len(members)
         if not p:
@@ -207,11 +219,6 @@ def _adjust(tested: Sequence[_Tested]) -> list[_Share]:
             shares = multiplicity.holm_share(p, alpha, k) if holm else multiplicity.benjamini_hochberg_share(p, alpha)
             out[i] = _Share(shares[place], corrected[place], k)
     return out
-
-
-def _in_family(t: _Tested) -> bool:
-    """A plain threshold on a recorded number is no test and takes no share of alpha."""
-    return not (t.claim.kind == "probe" and t.p is None and t.status != "untested")
 
 
 # ---------------------------------------------------------------- testing one claim
@@ -552,26 +559,62 @@ _OPS: Mapping[str, Callable[[float, float], bool]] = {
 def _test_probe(claim: ClaimLike, context: Context) -> _Tested:
     if claim.probe is None or claim.threshold is None or claim.op is None or claim.op not in _OPS:
         raise ScoreError(f"a probe claim needs a probe, a threshold and an op of {', '.join(_OPS)}.")
+    if not math.isfinite(claim.threshold):
+        raise ScoreError(f"expected a finite threshold, found {claim.threshold}.")
     if claim.probe not in context.probes:
         raise ScoreError(f"no record of the probe {claim.probe!r}.", fix="Run the probe, then decide again.")
-    found, meets = context.probes[claim.probe], _OPS[claim.op]
-    estimate = found if isinstance(found, Estimate) else _plain_estimate(claim.probe, float(found))
-    if estimate.value is None:
-        raise ScoreError(
-            f"the probe {claim.probe!r} has no value: {'; '.join(estimate.warnings) or 'no reason given'}."
-        )
-    ends = [estimate.value] if estimate.low is None or estimate.high is None else [estimate.low, estimate.high]
-    met = [meets(x, claim.threshold) for x in ends]
-    status: Status = "supported" if all(met) else "refuted" if not any(met) else "inconclusive"
-    note = () if len(ends) == 2 else ("a single recorded number: its uncertainty is not known",)
-    shown = _Shown((estimate,), details={"probe": claim.probe})
-    return _Tested(claim, (), lambda alpha, way: shown, status, warnings=note)
+    found = as_recorded(claim.probe, context.probes[claim.probe])
+    facts = {"probe": claim.probe, "scope": found.estimate.scope, "exact": found.exact}
+    if found.exact:
+        status: Status = "supported" if _OPS[claim.op](found.estimate.value or 0.0, claim.threshold) else "refuted"
+        return _Tested(claim, (), lambda alpha, way: _Shown((found.estimate,), details=facts), status, exact=True)
+    ways = _probe_ways(claim, found)
+
+    def show(alpha: float, way: _Way | None) -> _Shown:
+        estimates = tuple(_probe_estimate(found, level) for level in dict.fromkeys((1 - alpha, 1 - claim.alpha)))
+        reason = "" if way else _probe_reason(found, estimates[0], 1 - alpha)
+        return _Shown(estimates, reason, facts)
+
+    lacks = (found.lacks,) if found.spread is None else ()
+    return _Tested(claim, ways, show, warnings=tuple(dict.fromkeys((*lacks, *found.estimate.warnings))))
 
 
-def _plain_estimate(name: str, value: float) -> Estimate:
-    if not math.isfinite(value):
-        raise ScoreError(f"the probe {name!r} is {value}.")
-    return Estimate(name, value, None, None, 0.95, 1, "recorded number", warnings=("no interval was recorded",))
+def _probe_ways(claim: ClaimLike, found: Recorded) -> tuple[_Way, ...]:
+    """Supported where the whole interval meets the threshold, refuted where no part of it does."""
+    if found.spread is None or claim.threshold is None or claim.op is None:
+        return ()
+    side = 1 if claim.op.startswith(">") else -1
+    # An end that touches the threshold meets `>=` and `<=` and fails `>` and `<`: the edge moves by one float for it.
+    beside = math.nextafter(claim.threshold, -side * math.inf)
+    beyond = math.nextafter(claim.threshold, side * math.inf)
+    meets, fails = (beside, claim.threshold) if claim.op.endswith("=") else (claim.threshold, beyond)
+    return (
+        _Way(smallest_alpha(found.spread, meets, side=side), "supported"),
+        _Way(smallest_alpha(found.spread, fails, side=-side), "refuted"),
+    )
+
+
+def _probe_estimate(found: Recorded, level: float) -> Estimate:
+    """The quantity with its interval at `level`, or as it was recorded where it has none there."""
+    if found.spread is None:
+        return found.estimate
+    low, high = found.spread.interval(level)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return found.estimate
+    return replace(found.estimate, low=low, high=high, level=level)
+
+
+def _probe_reason(found: Recorded, shown: Estimate, level: float) -> str:
+    """Why an open claim has no interval that could have settled it; empty where it has one."""
+    if found.spread is None:
+        return f"{found.lacks}; {found.remedy}" if found.remedy else found.lacks
+    if shown.level >= level - 1e-9:
+        return ""
+    remedy = found.remedy or f"record its interval at {100 * level:.4g} %, or its standard error and degrees of freedom"
+    return (
+        f"it has an interval at {100 * shown.level:.4g} % and none at {100 * level:.4g} % (two-sided), where this "
+        f"claim is decided; {remedy}"
+    )
 
 
 # ---------------------------------------------------------------- the verdict
@@ -651,7 +694,7 @@ def _verdict(t: _Tested, share: _Share, context: Context) -> Verdict:
         draft,
         sentence=wording.sentence(claim, draft, comparison, reason),
         may_not=wording.may_not(claim, draft, comparison),
-        confidence=wording.confidence(draft, comparison, evidence),
+        confidence=wording.confidence(draft, comparison, evidence, context.grade),
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from veritune.probe.names import arm_of, pattern_of
 from veritune.stats.power import Design, Needed, best_half, best_low, least_items_equal, plan
 from veritune.study import BASELINE, Claim, Study
 
@@ -39,7 +40,7 @@ def resolution(
     possible, or why the claim can never be supported, whatever comes out; empty where neither is proved.
     """
     assumed = assumed or Assumed()
-    confirmatory = sum(c.correction == "confirmatory" and c.kind != "probe" for c in study.claims)
+    confirmatory = sum(c.correction == "confirmatory" and not _is_count(study, c) for c in study.claims)
     return [_claim(study, claim, items, assumed, max(1, confirmatory)) for claim in study.claims]
 
 
@@ -84,7 +85,7 @@ def _claim(
 ) -> dict[str, Any]:
     blank: dict[str, Any] = {"claim": claim.name, "kind": claim.kind, "margin": claim.margin, "design": None}
     if claim.kind == "probe":
-        return {**blank, "sentence": "a threshold on a recorded number: no items to plan"}
+        return {**blank, "sentence": _probe_sentence(study, claim, confirmatory)}
     here = _items_of(study, claim, items)
     alpha = claim.alpha / (confirmatory if claim.correction == "confirmatory" else 1)
     if len(here) < 2:
@@ -107,6 +108,31 @@ def _claim(
         "seeds_for_margin": _counts([p.seeds_for_equivalence if equal else p.seeds_for_margin for p in plans]),
     }
     return {**found, "sentence": _sentence(found)}
+
+
+def _is_count(study: Study, claim: Claim) -> bool:
+    """Whether a claim is on an exact quantity, which takes no share of the error rate."""
+    pattern = pattern_of(claim.probe, study) if claim.probe is not None else None
+    return pattern is not None and pattern.uncertainty == "exact"
+
+
+def _probe_sentence(study: Study, claim: Claim, confirmatory: int) -> str:
+    """What decides a claim on a probe, and what can be known before the run to leave it open."""
+    pattern = pattern_of(claim.probe or "", study)
+    if pattern is None:
+        return "no probe of this study records it"
+    if pattern.uncertainty == "exact":
+        return "a count: compared as it is, without a share of the error rate"
+    shared = confirmatory if claim.correction == "confirmatory" else 1
+    over = "its interval" if shared == 1 else f"its interval at {100 * (1 - claim.alpha / shared):.4g} %"
+    one_run = pattern.made_by == "leak" or arm_of(claim.probe or "") == BASELINE
+    seeds = 1 if one_run else len(study.seeds)
+    if pattern.uncertainty == "items":
+        return f"decided by {over}, over the probe's own items and {seeds} seed{'s' * (seeds != 1)}: no items to plan"
+    if seeds < 2:
+        return "one number a run and one seed: it has no interval, so this claim can only stay open; declare more seeds"
+    few = "; with two its ends lie 13 standard errors away or more" if seeds == 2 else ""
+    return f"one number a run: decided by {over}, a t over {seeds} seeds{few}"
 
 
 def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, alpha: float) -> list[Design]:

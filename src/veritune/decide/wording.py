@@ -9,11 +9,14 @@ several of a recipe. The grade follows a written rule from named evidence, never
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from veritune.records import Estimate, Verdict
 from veritune.stats.paired import Comparison
+from veritune.thresholds import DEFAULTS, GradeThresholds
 
 if TYPE_CHECKING:
     from veritune.decide.claims import ClaimLike
@@ -121,7 +124,7 @@ def sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None, 
     if verdict.status == "untested":
         return f"The claim {claim.name!r} was not tested: {reason}"
     if claim.kind == "probe":
-        return _probe_sentence(claim, verdict)
+        return _probe_sentence(claim, verdict, reason)
     assert comparison is not None
     if claim.kind == "generalises":
         return _share_sentence(claim, verdict, comparison, reason)
@@ -222,12 +225,33 @@ def _outlook(verdict: Verdict) -> str:
     return "" if verdict.detectable is None else f"; this design detects {verdict.detectable:.3g} or more"
 
 
-def _probe_sentence(claim: ClaimLike, verdict: Verdict) -> str:
+def _probe_sentence(claim: ClaimLike, verdict: Verdict, reason: str) -> str:
+    """The value, the interval that decided, n and the correction; what is not known where something is not."""
     estimate = verdict.estimates[0]
-    bounds = f", {interval_text(estimate)}" if estimate.low is not None else ""
-    value = f"{estimate.value:.6g}{bounds} (n = {estimate.n})"
-    verb = {"supported": "meets", "refuted": "does not meet", "inconclusive": "is not clear of"}[verdict.status]
-    return f"{claim.probe} is {value} and {verb} the declared threshold {claim.op} {claim.threshold:g}."
+    places = _places(estimate, (claim.threshold or 0.0,))
+    asks = f"the declared threshold {claim.op} {claim.threshold:g}"
+    verb = "meets" if verdict.status == "supported" else "does not meet"
+    if verdict.details.get("exact"):
+        return f"{claim.probe} is {estimate.value:.6g}, a count, not an estimate, and {verb} {asks}."
+    who = f" of {estimate.scope}" if estimate.scope else ""
+    value = f"{estimate.value:.6g}"
+    if estimate.low is not None:
+        decided = math.isclose(estimate.level, 1 - verdict.details.get("decided_at_alpha", verdict.alpha), abs_tol=1e-9)
+        corrected = verdict if decided else replace(verdict, details={})
+        value = f"{_fixed(estimate.value or 0.0, places)}, {_interval(estimate, corrected, places)}"
+    facts = f"{claim.probe}{who} is {value} ({_probe_units(estimate)})"
+    if verdict.status == "inconclusive":
+        why = f": {reason}" if reason else ", its interval holds the threshold"
+        return f"{facts}; whether it meets {asks} stays open{why}."
+    return f"{facts} and {verb} {asks}."
+
+
+def _probe_units(estimate: Estimate) -> str:
+    alone = estimate.n == 1 and estimate.n_seeds is not None  # a number a run: its runs are all there is to count
+    parts = [] if alone else [f"n = {estimate.n:,}"]
+    parts += [f"{estimate.n_clusters} families"] if estimate.n_clusters is not None else []
+    parts += [f"{estimate.n_seeds} seed{'s' * (estimate.n_seeds != 1)}"] if estimate.n_seeds is not None else []
+    return ", ".join(parts)
 
 
 def _share_sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison, reason: str) -> str:
@@ -258,7 +282,7 @@ def may_not(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None) -
     """What these records do not carry, each with the reason."""
     a, b = claim.condition, claim.against
     if claim.kind == "probe":
-        return (f"“{claim.probe} caused the result”: a probe explains at most; only an intervention shows a cause.",)
+        return _probe_may_not(claim, verdict)
     out = [
         f"“{a} is better (or worse) than {b} in general”: one model and one eval were measured.",
         f"“{a} works because …”: an NLL or a score difference names no mechanism.",
@@ -281,6 +305,21 @@ def may_not(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None) -
     return tuple(out)
 
 
+def _probe_may_not(claim: ClaimLike, verdict: Verdict) -> tuple[str, ...]:
+    name, estimate = claim.probe, next(iter(verdict.estimates), None)
+    out = [f"“{name} caused the result”: a probe explains at most; only an intervention shows a cause."]
+    exact = bool(verdict.details.get("exact"))
+    if not exact and (estimate is None or (estimate.n_seeds or 1) < 2):
+        out.append("“the recipe …”: one run was measured, another seed may read differently.")
+    if verdict.status == "inconclusive":
+        out.append(
+            f"“{name} {claim.op} {claim.threshold:g}”, “about there”, “a trend”: the interval decides, not the value."
+        )
+    if verdict.exploratory:
+        out.append("“as predicted”, “confirmed”: the claim was not declared before the freeze.")
+    return tuple(out)
+
+
 # ---------------------------------------------------------------- confidence
 
 
@@ -288,23 +327,30 @@ GRADES = """high: every item of evidence is good; moderate: none is poor and at 
 none: the claim is not settled."""
 
 
-def confidence(verdict: Verdict, comparison: Comparison | None, evidence: Mapping[str, Any]) -> dict[str, Any]:
+def confidence(
+    verdict: Verdict,
+    comparison: Comparison | None,
+    evidence: Mapping[str, Any],
+    limits: GradeThresholds = DEFAULTS.grade,
+) -> dict[str, Any]:
     """The grade of a settled verdict and the named evidence behind it, each `good`, `weak` or `poor` with why.
 
-    seeds        good from 3 runs on every trained arm, weak at 2, poor at 1
-    units        independent families (else items): good from 100, weak from 20, poor below
-    power        smallest detectable gap: good up to the margin, weak up to twice it, poor above; for kinds that need no
-                 margin and declare none: good when the interval decided, weak when it did not
-    missing      good when nothing is missing, weak up to 1 % of scores, poor above
+    seeds        good from `limits.seeds_good` runs on every trained arm, weak from `seeds_weak`, poor below
+    units        independent families (else items): good from `units_good`, weak from `units_weak`, poor below
+    power        smallest detectable gap: good up to the margin, weak up to `power_weak` margins, poor above; for kinds
+                 that need no margin and declare none: good when the interval decided, weak when it did not
+    missing      good when nothing is missing, weak up to the share `missing_weak` of scores, poor above
     contamination  good when checked and clean, weak when unchecked, poor when found
     replication  good when repeated on another model or eval, weak when not tried, poor when it failed
     """
     named: dict[str, dict[str, str]] = {}
     if comparison is not None:
-        named["seeds"] = _seed_evidence(comparison)
-        named["units"] = _unit_evidence(comparison)
-        named["power"] = _power_evidence(verdict)
-        named["missing"] = _missing_evidence(comparison)
+        named["seeds"] = _seed_evidence(comparison, limits)
+        named["units"] = _unit_evidence(comparison, limits)
+        named["power"] = _power_evidence(verdict, limits)
+        named["missing"] = _missing_evidence(comparison, limits)
+    elif verdict.kind == "probe" and verdict.estimates and not verdict.details.get("exact"):
+        named |= _probe_evidence(verdict.estimates[0], limits)
     state = str(evidence.get("contamination") or "unchecked")
     grade = {"clean": "good", "found": "poor"}.get(state, "weak")
     named["contamination"] = {"state": grade, "why": f"eval contamination: {state}"}
@@ -316,28 +362,49 @@ def confidence(verdict: Verdict, comparison: Comparison | None, evidence: Mappin
     states = [x["state"] for x in named.values()]
     if verdict.status in ("inconclusive", "untested"):
         overall = "none"
-    elif "poor" in states or states.count("weak") > 2:
+    elif "poor" in states or states.count("weak") > limits.most_weak:
         overall = "low"
     else:
         overall = "moderate" if "weak" in states else "high"
-    return {"grade": overall, "evidence": named}
+    return {"grade": overall, "evidence": named, "thresholds": limits.model_dump()}
 
 
-def _seed_evidence(comparison: Comparison) -> dict[str, str]:
+def _seed_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str, str]:
     sides = [comparison.details[s] for s in ("a", "b")]
     least = min((len(s["runs"]) for s in sides if not s["fixed"]), default=1)
-    state = "good" if least >= 3 else "weak" if least == 2 else "poor"
+    state = _grade(least, limits.seeds_good, limits.seeds_weak)
     return {"state": state, "why": f"{least} seed{'s' if least > 1 else ''} on the arm with the fewest"}
 
 
-def _unit_evidence(comparison: Comparison) -> dict[str, str]:
-    families = comparison.pair.n_families
-    units, noun = (families, "families") if families is not None else (comparison.pair.n, "independent items")
-    state = "good" if units >= 100 else "weak" if units >= 20 else "poor"
-    return {"state": state, "why": f"{units} {noun}"}
+def _probe_evidence(estimate: Estimate, limits: GradeThresholds) -> dict[str, dict[str, str]]:
+    """Seeds and independent units of a recorded quantity; a quantity without items has its runs alone."""
+    seeds = estimate.n_seeds or 1
+    state = _grade(seeds, limits.seeds_good, limits.seeds_weak)
+    named = {"seeds": {"state": state, "why": f"{seeds} run{'s' * (seeds != 1)}"}}
+    units = estimate.n if estimate.n_clusters is None else estimate.n_clusters
+    if units > 1:
+        named["units"] = {
+            "state": _grade(units, limits.units_good, limits.units_weak),
+            "why": f"{units} independent units",
+        }
+    return named
 
 
-def _power_evidence(verdict: Verdict) -> dict[str, str]:
+def _unit_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str, str]:
+    """Independent units: effective families where items come in families, so that one large family is not many."""
+    effective = comparison.details.get("effective_families")
+    units = comparison.pair.n if effective is None else effective
+    why = f"{units} independent items"
+    if effective is not None:
+        why = f"{comparison.pair.n_families} families, worth {effective:.3g}"
+    return {"state": _grade(units, limits.units_good, limits.units_weak), "why": why}
+
+
+def _grade(number: float, good: float, weak: float) -> str:
+    return "good" if number >= good else "weak" if number >= weak else "poor"
+
+
+def _power_evidence(verdict: Verdict, limits: GradeThresholds) -> dict[str, str]:
     gap, margin = verdict.detectable, verdict.margin
     if margin is None:
         decided = verdict.status in ("supported", "refuted")
@@ -345,13 +412,13 @@ def _power_evidence(verdict: Verdict) -> dict[str, str]:
         return {"state": "good" if decided else "weak", "why": why}
     if gap is None:
         return {"state": "weak", "why": "detectable gap unknown"}
-    state = "good" if gap <= margin else "weak" if gap <= 2 * margin else "poor"
+    state = "good" if gap <= margin else "weak" if gap <= limits.power_weak * margin else "poor"
     return {"state": state, "why": f"smallest detectable gap {number(gap)}, margin {margin:g}"}
 
 
-def _missing_evidence(comparison: Comparison) -> dict[str, str]:
+def _missing_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str, str]:
     sides = [comparison.details[s] for s in ("a", "b")]
     total = sum(len(s["runs"]) * s["n"] for s in sides)
     gone = total - sum(s["scored"] for s in sides)
-    state = "good" if gone == 0 else "weak" if gone <= 0.01 * total else "poor"
+    state = "good" if gone == 0 else "weak" if gone <= limits.missing_weak * total else "poor"
     return {"state": state, "why": f"{gone} of {total} scores missing"}

@@ -674,12 +674,16 @@ def _nested_reason(table: _Table, score: str) -> str:
 
 def _one_eval(table: _Table, path: Path, asked: str | None) -> tuple[_Table, str]:
     """The rows of one eval and its name, "" where nothing names it. Raises ScoreError for an `eval` column with several
-    evals and none chosen; a task or dataset column names the eval only where it says the same in every row."""
+    evals and none chosen, and for one asked for that the file's column does not have.
+
+    Without a choice a task or dataset column names the eval only where it says the same in every row.
+    """
     name = next((n for n in EVAL_NAMES if n in table.columns), "")
     labels = [None if x is None or x == "" else str(x) for x in table.values(name)]
-    if name != "eval":
-        constant = labels[0] if len(set(labels)) == 1 else None
-        return table, asked or constant or ""
+    if not name:
+        return table, asked or ""
+    if name != "eval" and asked is None:
+        return table, (labels[0] or "") if len(set(labels)) == 1 else ""
     chosen = _choose("eval", (x or "none" for x in labels), asked, path, "--eval")
     keep = [i for i, x in enumerate(labels) if (x or "none") == chosen]
     columns = {k: [c[i] for i in keep] for k, c in table.columns.items()}

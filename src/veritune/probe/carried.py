@@ -68,22 +68,21 @@ def zone_gain(base_N: Floats, gain_N: Floats, family_N: Ints, mask_N: Bools, ref
 
 
 def share_interval(
-    to: ZoneGain, seen: ZoneGain, most: float | None, alpha: float
+    to: ZoneGain, seen: ZoneGain, most: float | None, alpha: float, *, siblings: bool = False
 ) -> tuple[float, float] | tuple[None, None]:
     """Ends of the share at one-sided error `alpha`; (None, None) where the gain on seen rows is not clear of zero.
 
-    `most` is the largest gain that a seen family can have at the common base loss, None where nothing bounds it.
+    `most` is the largest gain that a seen family can have at the common base loss, None where nothing bounds it. For
+    `siblings` no family that was not drawn is allowed for.
     """
     t, s = to.mean.value, seen.mean.value
     r = _correlation(to, seen)
-    apart = r is None  # no family lies in both zones: an unseen one may show anything in either
-    r = r or 0.0
     t_low, t_top = to.mean.distance(alpha, -1), to.mean.distance(alpha, 1)
     s_low, s_top = seen.mean.distance(alpha, -1), seen.mean.distance(alpha, 1)
     if s_low >= s or math.isinf(max(t_low, t_top, s_top)):
         return None, None
-    t_high = to.mean.distance(alpha, 1, cap=s if apart else None)
-    s_high = seen.mean.distance(alpha, 1, cap=most if apart else None)
+    t_high = to.mean.distance(alpha, 1, cap=None if siblings else s)
+    s_high = seen.mean.distance(alpha, 1, cap=None if siblings else most)
     # θ > 0 sets the lower end of T against the upper end of S, θ < 0 against its lower end; the other way round above.
     # Only what the families drawn share is correlated, not the allowance for those that were not.
     low_b, low_own = (s_high, s_top) if t_low <= t else (s_low, s_low)
@@ -103,10 +102,10 @@ def _end(t: float, s: float, distances: tuple[float, float, float], side: int) -
     return rest / (middle - root) if middle != root else 0.0
 
 
-def _correlation(to: ZoneGain, seen: ZoneGain) -> float | None:
-    """Correlation of the two gains through families that lie in both zones; None where none does."""
+def _correlation(to: ZoneGain, seen: ZoneGain) -> float:
+    """Correlation of the two gains through families that lie in both zones; 0 where none does."""
     if not len(np.intersect1d(to.family_N, seen.family_N)):
-        return None
+        return 0.0
     size = int(max(to.family_N.max(), seen.family_N.max())) + 1
     sums = [np.bincount(z.family_N, (z.value_N - z.mean.value) / z.n, size) for z in (to, seen)]
     spread = math.sqrt(float(sums[0] @ sums[0]) * float(sums[1] @ sums[1]))

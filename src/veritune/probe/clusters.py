@@ -7,7 +7,7 @@ with sign flips of whole families, CR3, or none.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from veritune.records import Estimate
+from veritune.records import Estimate, Json
 from veritune.stats.bounded import combination_below
 from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, sign_flips
 from veritune.stats.intervals import Spread, Student, Unknown, Widest
@@ -27,6 +27,8 @@ Bools = npt.NDArray[np.bool_]
 
 LEAST_FAMILIES = DEFAULTS.families.for_interval
 SAME = "both models give the same value on every row: nothing was trained, or the two are one model"
+LADDER = (0.95, 0.975, 0.98, 0.985, 0.99, 0.995, 0.998, 0.999)
+"""Levels that up to fifty claims sharing an alpha of .05 may need: 1 − .05/k for k = 1 to 50."""
 FLAT = "no interval: every row gave the same value, so spread says nothing"
 
 
@@ -150,7 +152,8 @@ def ratio(
     if mean.se == 0:
         return replace(blank, warnings=(FLAT,))
     low, high = mean.spread.interval(level)
-    return replace(blank, low=low, high=high, se=mean.se, df=mean.rule.df, method=f"ratio of sums, {mean.rule.text}")
+    made = replace(blank, low=low, high=high, se=mean.se, df=mean.rule.df, method=f"ratio of sums, {mean.rule.text}")
+    return made if isinstance(mean.spread, Student) else replace(made, details=ladder(mean.spread.interval))
 
 
 def difference(
@@ -182,8 +185,19 @@ def difference(
         return replace(blank, warnings=(f"no interval: {withheld[0]}",))
     if all(side.se == 0 for side in sides):
         return replace(blank, warnings=(FLAT,))
-    low, high = combined(sides[0], sides[1], correlation(value_N, first_N, family_N), (1 - level) / 2)
-    return replace(blank, low=low, high=high, df=float(min(families) - 1))
+    r = correlation(value_N, first_N, family_N)
+    low, high = combined(sides[0], sides[1], r, (1 - level) / 2)
+    rungs = ladder(lambda at: combined(sides[0], sides[1], r, (1 - at) / 2))
+    return replace(blank, low=low, high=high, df=float(min(families) - 1), details=rungs)
+
+
+def ladder(interval: Callable[[float], tuple[float, float]]) -> Json:
+    """`intervals` at several levels, for an estimate whose se and df do not give them; a claim reads the one it needs.
+
+    Levels without a bound are left out.
+    """
+    made = {f"{level:g}": interval(level) for level in LADDER}
+    return {"intervals": {level: list(ends) for level, ends in made.items() if all(map(math.isfinite, ends))}}
 
 
 def combined(first: FamilyMean, second: FamilyMean, r: float, alpha: float) -> tuple[float, float]:

@@ -6,17 +6,21 @@
 Every measure stands beside the others in each cell, with its own change and p; the p of all cells, measures, methods
 and runs are corrected as one family (`stats.centroids.adjusted`). A cell is then read by which of them moved:
 
-    collapse        ICC fell and the centroids came closer: the personas are less distinct
-    more scatter    ICC fell and the centroids did not come closer: each persona's states scatter more
-    apart           ICC rose
-    contraction     the centroids came closer and the scatter shrank with them, so that ICC did not move: less distinct
-                    against what all states share (M1), not against the scatter of single states
+    collapse        ICC fell and the centroids came closer: the personas lost what sets them apart
+    less distinct   ICC fell and the centroids were not shown to come closer: the scatter of states may have grown
+    apart           ICC rose and the centroids moved apart
+    more distinct   ICC rose and the centroids were not shown to move apart: the scatter may have shrunk
+    contraction     the centroids came closer and M1 rose, but the scatter shrank too, so that ICC did not move: less
+                    distinct against what all states share, not against the scatter of single states
     expansion       the reverse
+    separation alone  separation moved and neither ICC nor M1 was shown to: as when a layer changes its scale
     common drift    the centroids' mean moved and ICC and separation did not: M1 may move by it, distinctness need not
     cosines alone   a cosine moved, and neither ICC, separation nor drift did
+    too small       measures moved by their corrected p, and by less than the smallest readable change
+    not readable    nothing moved among the measures that could be taken, and some could not
     nothing shown   no measure moved by its corrected p
 
-The first five carry `with common drift` where the centroids' mean moved too.
+The first seven carry `with common drift` where the centroids' mean moved too.
 """
 
 from __future__ import annotations
@@ -142,8 +146,8 @@ def _measure(line: Json, name: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- one cell
 
 
-def _moved(line: Json, name: str, thresholds: GeometryThresholds) -> int:
-    """1 or -1 where a measure moved up or down by its corrected p, else 0."""
+def _shown(line: Json, name: str, thresholds: GeometryThresholds) -> int:
+    """1 or -1 where a measure moved up or down by its corrected p, by however little, else 0."""
     cell = _measure(line, name)
     p, change = cell.get("p_adjusted"), cell.get("change")
     if p is None or not change or p >= thresholds.alpha:
@@ -151,26 +155,50 @@ def _moved(line: Json, name: str, thresholds: GeometryThresholds) -> int:
     return 1 if change > 0 else -1
 
 
+def _moved(line: Json, name: str, thresholds: GeometryThresholds) -> int:
+    """The same, 0 where the change is below the smallest readable one: words need a size as well as a p."""
+    shown = _shown(line, name, thresholds)
+    return shown if shown and abs(line[name]["change"]) >= thresholds.small_change else 0
+
+
 def read_cell(line: Json, thresholds: GeometryThresholds) -> tuple[str, str]:
     """The reading of one layer and why; the measures that moved are named, and what it means where they disagree."""
     moved = {name: _moved(line, name, thresholds) for name in MEASURES}
-    distinct, spread = moved["icc"], moved["separation"]
-    closer = (_measure(line, "separation").get("change") or 0) < 0
     why = ", ".join(f"{NAMES[name]} {_went(line, name)}" for name in MEASURES if moved[name])
     with_drift = " with common drift" if moved["common_drift"] else ""
-    if distinct < 0:
-        return ("collapse" if closer else "more scatter") + with_drift, why
-    if distinct > 0:
-        return "apart" + with_drift, why
-    if spread:
-        word, against = ("contraction", "less") if spread < 0 else ("expansion", "more")
-        more = f"{_shown_of(line, 'icc')}: {against} distinct against what all states share, not against their scatter"
-        return word + with_drift, f"{why}; {more}"
+    if moved["icc"]:
+        word, more = _distinct(moved["icc"], moved["separation"])
+        return word + with_drift, why + more
+    if moved["separation"]:
+        word, more = _spread(moved["separation"], moved["m1"])
+        return word + with_drift, f"{why}; {_still(line, 'icc')}: {more}"
     if with_drift:
-        return "common drift", f"{why}; {_shown_of(line, 'icc')}: no loss of distinctness is shown"
+        return "common drift", f"{why}; {_still(line, 'icc')}: no loss of distinctness is shown"
     if any(moved[name] for name in COSINES):
-        return "cosines alone", f"{why}; ICC, separation and drift were not shown to move: the measures disagree"
-    return "nothing shown", ""
+        rest = "; ".join(_still(line, name) for name in ("icc", "separation", "common_drift"))
+        return "cosines alone", f"{why}; {rest}: the measures disagree"
+    tiny = [f"{NAMES[name]} {line[name]['change']:+.2g}" for name in MEASURES if _shown(line, name, thresholds)]
+    if tiny:
+        return "too small", f"{', '.join(tiny)}; smallest readable change {thresholds.small_change:g}"
+    gone = {_measure(line, name).get("reason") for name in MEASURES if _measure(line, name).get("change") is None}
+    return ("not readable", "; ".join(sorted(filter(None, gone)))) if gone else ("nothing shown", "")
+
+
+def _distinct(icc: int, separation: int) -> tuple[str, str]:
+    """The word for an ICC that moved, by whether the centroids were shown to move the way that explains it."""
+    if icc == separation:
+        return ("collapse" if icc < 0 else "apart"), ""
+    if icc < 0:
+        return "less distinct", "; the centroids were not shown to come closer: the scatter of states may have grown"
+    return "more distinct", "; the centroids were not shown to move apart: the scatter of states may have shrunk"
+
+
+def _spread(separation: int, m1: int) -> tuple[str, str]:
+    """The word for a separation that moved without ICC, by whether M1 went the way that this would take it."""
+    if m1 != -separation:
+        return "separation alone", "M1 was not shown to move with it, as when a whole layer changes its scale"
+    word, against = ("contraction", "less") if separation < 0 else ("expansion", "more")
+    return word, f"{against} distinct against what all states share, not against the scatter of single states"
 
 
 def _went(line: Json, name: str) -> str:
@@ -179,10 +207,10 @@ def _went(line: Json, name: str) -> str:
         return f"{cell['change']:.2g} of the base's separation"
     if name == "separation":
         return f"{cell['change']:+.0%}"
-    return f"{cell['base']:.2f} to {cell['trained']:.2f}"
+    return f"{cell['base']:.3f} to {cell['trained']:.3f}"
 
 
-def _shown_of(line: Json, name: str) -> str:
+def _still(line: Json, name: str) -> str:
     cell = _measure(line, name)
     if cell.get("change") is None:
         return f"{NAMES[name]} is unknown ({cell.get('reason') or 'not measured'})"
@@ -209,10 +237,10 @@ def _sentence(found: Geometry, family: Json, thresholds: GeometryThresholds) -> 
     parts = [f"{NAMES[name]} {_how(name, lines)}" for name, lines in by_name.items() if lines]
     still = [NAMES[name] for name, lines in by_name.items() if not lines]
     counts = Counter(x["reading"] for x in found.layers)
-    said = f"In {moved} of {n} layers something moved: {'; '.join(parts)}."
+    said = f"In {moved} of {n} layers a measure moved: {'; '.join(parts)}."
     said += f" In no layer: {', '.join(still)}." if still else ""
     said += f" Read as {', '.join(f'{word} in {k}' for word, k in counts.most_common())}."
-    return said + _meaning(found, by_name)
+    return said + _meaning(found, by_name) + _too_small(found, thresholds)
 
 
 def _how(name: str, lines: Sequence[Json]) -> str:
@@ -243,6 +271,19 @@ def _meaning(found: Geometry, by_name: Mapping[str, Sequence[Json]]) -> str:
     return said
 
 
+def _too_small(found: Geometry, thresholds: GeometryThresholds) -> str:
+    """Measures that moved by their p and by less than the smallest readable change: shown, and not read."""
+    parts = []
+    for name in MEASURES:
+        lines = [x for x in found.layers if _shown(x, name, thresholds) and not _moved(x, name, thresholds)]
+        if lines:
+            most = max(lines, key=lambda x: abs(x[name]["change"]))
+            parts.append(f"{NAMES[name]} in {len(lines)} (at most {most[name]['change']:+.2g})")
+    if not parts:
+        return ""
+    return f" By less than the smallest readable change ({thresholds.small_change:g}) moved {'; '.join(parts)}."
+
+
 def _none_moved(found: Geometry, family: Json, thresholds: GeometryThresholds) -> str:
     """What a reading without a measure that moved must add: nothing changed at all, or what was seen and not shown."""
     n = len(found.layers)
@@ -250,7 +291,9 @@ def _none_moved(found: Geometry, family: Json, thresholds: GeometryThresholds) -
     known = [_measure(x, name) for x in found.layers for name in MEASURES]
     known = [c for c in known if c.get("p") is not None]
     if not known:
-        return f"{said}: in each a centroid is zero and has no direction."
+        return f"{said}: {found.layers[0]['why'] or 'no measure could be taken'}."
+    if tiny := _too_small(found, thresholds):
+        return f"{said} by a readable amount.{tiny}"
     if not any(c["change"] for c in known):
         return f"{said}: both models have the same states (nothing was trained, or the two are one model)."
     if family["smallest_p"] >= thresholds.alpha:

@@ -12,6 +12,7 @@ zone allow with two bounds that no data can break: a loss is never below 0, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -67,30 +68,63 @@ def three_zone_gap(
     Raises ScoreError for unequal lengths, values that are not finite or below `best`, or a zone without rows other
     than `sibling`, which a data set without siblings does not have.
     """
-    base_N, gain_N, zone_N, family_N = _arrays(before, after, zones, families, best)
-    present = [z for z in GAP_ZONES if (zone_N == z).any()]
-    reference = float(np.mean([base_N[zone_N == z].mean() for z in present]))
+    arrays = base_N, gain_N, zone_N, _ = _arrays(before, after, zones, families, best)
     least = thresholds.families.for_interval
-    parts = {z: zone_gain(base_N, gain_N, family_N, zone_N == z, reference, least) for z in present}
-    most = None if best is None else reference - best
-    carried = {z: _carried(z, parts[z], parts["seen"], most, least) for z in present if z != "seen"}
+    gains = _zone_gains(arrays, best, least)
+    parts, present = gains.parts, list(gains.parts)
+    carried = {z: gains.carried(z) for z in present if z != "seen"}
     seen = _gain(parts["seen"], "gain on seen rows, at the common base loss", least)
     verdict, why = _verdict(seen, parts, carried["stranger"], thresholds) if gain_N.any() else ("cannot tell", SAME)
     record = {z: _zone_record(z, base_N[m], gain_N[m], parts[z], least) for z in present if any(m := zone_N == z)}
     return ThreeZoneGap(
-        zones=record | {"common_base": reference, "least_loss": best},
+        zones=record | {"common_base": gains.common_base, "least_loss": best},
         carried=carried,
         verdict=verdict,
         why=why,
         thresholds={**thresholds.zone_gap.model_dump(), "families_for_interval": least},
         reading=_reading(verdict, why, seen, carried),
         limits=_limits(parts, best),
-        would_change="More stranger families narrow the interval; strangers of another kind than these may read "
-        "differently.",
+        would_change=_would_change(parts["stranger"].n_families, thresholds),
     )
 
 
 LEVEL = 0.95
+"""Level of the recorded intervals; the words follow from it."""
+
+Arrays = tuple[Floats, Floats, npt.NDArray[np.str_], Ints]
+"""Base loss, gain, zone and family code of every row, [N] each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ZoneGains:
+    """Every zone's gain at the common base loss, from which the share carried follows at any level.
+
+    `most` is the largest gain there can be at that base loss, `least` the families that an interval needs.
+    """
+
+    parts: Mapping[str, ZoneGain]
+    common_base: float
+    most: float | None
+    least: int
+
+    def carried(self, zone: str, level: float = LEVEL) -> Estimate:
+        """Share of the seen gain that `zone` shows, with its interval at `level`."""
+        return _carried(zone, self, level)
+
+
+def zone_gains(
+    before: Sequence[float], after: Sequence[float], zones: Sequence[str], families: Sequence[Hashable], *, least: int
+) -> ZoneGains:
+    """The gains that `three_zone_gap` reads, of losses of at least 0. Raises ScoreError as it does."""
+    return _zone_gains(_arrays(before, after, zones, families, 0.0), 0.0, least)
+
+
+def _zone_gains(arrays: Arrays, best: float | None, least: int) -> ZoneGains:
+    base_N, gain_N, zone_N, family_N = arrays
+    present = [z for z in GAP_ZONES if (zone_N == z).any()]
+    reference = float(np.mean([base_N[zone_N == z].mean() for z in present]))
+    parts = {z: zone_gain(base_N, gain_N, family_N, zone_N == z, reference, least) for z in present}
+    return ZoneGains(parts, reference, None if best is None else reference - best, least)
 
 
 def _arrays(
@@ -99,7 +133,7 @@ def _arrays(
     zones: Sequence[str],
     families: Sequence[Hashable],
     best: float | None,
-) -> tuple[Floats, Floats, npt.NDArray[np.str_], Ints]:
+) -> Arrays:
     lengths = {len(before), len(after), len(zones), len(families)}
     if len(lengths) != 1:
         raise ScoreError(f"expected one value, zone and family per row, found lists of lengths {sorted(lengths)}.")
@@ -132,18 +166,19 @@ def _gain(zone: ZoneGain, name: str, least: int) -> Estimate:
     return replace(made, low=low, high=high, se=zone.mean.se, df=zone.mean.rule.df)
 
 
-def _carried(name: str, to: ZoneGain, seen: ZoneGain, most: float | None, least: int) -> Estimate:
-    """Share of the seen gain that the zone shows. `most` is the largest gain there can be at the common base loss."""
+def _carried(name: str, gains: ZoneGains, level: float) -> Estimate:
+    """Share of the seen gain that the zone shows."""
+    to, seen, least = gains.parts[name], gains.parts["seen"], gains.least
     method = "ratio of adjusted gains by family, MOVER; one unseen family allowed for"
     n_families = min(to.n_families, seen.n_families)
-    made = Estimate(name, None, None, None, LEVEL, to.n, method, n_clusters=n_families)
+    made = Estimate(name, None, None, None, level, to.n, method, n_clusters=n_families)
     if seen.mean.value <= 0:
         return replace(made, warnings=("seen rows did not gain: there is nothing to carry over",))
     made = replace(made, value=to.mean.value / seen.mean.value)
     why = to.without_interval(least) or seen.without_interval(least)
     if why is not None:
         return replace(made, warnings=(why,))
-    low, high = share_interval(to, seen, most, (1 - LEVEL) / 2)
+    low, high = share_interval(to, seen, gains.most, (1 - level) / 2, siblings=name == "sibling")
     if low is None or high is None:
         return replace(made, warnings=("unbounded: the gain on seen rows is not clear of zero",))
     return replace(made, low=low, high=high, df=min(to.mean.rule.df, seen.mean.rule.df))
@@ -172,17 +207,21 @@ def _verdict(
         return "generalises", f"at least {words.generalises:.0%} of the gain carries to strangers"
     if high <= words.memorises:
         return "memorises", f"at most {words.memorises:.0%} of the gain carries to strangers"
-    if low > 0 and high < 1:
+    if low > 0 and high <= words.whole:
         return "partly", "some of the gain carries to strangers, and not all of it"
     span = f"the share carried to strangers lies anywhere from {low:.0%} to {high:.0%}"
-    return "cannot tell", f"{span}: {_open(low, high)}"
+    return "cannot tell", f"{span}: {_open(low, high, words.whole)}"
 
 
-def _open(low: float, high: float) -> str:
+def _open(low: float, high: float, whole: float) -> str:
     """What an interval that settles no word leaves open."""
     if low > 0:
         return "some of the gain carries, and whether all of it does is open"
-    return "not all of the gain carries, and whether any does is open" if high < 1 else "none and all are both possible"
+    return (
+        "not all of the gain carries, and whether any does is open"
+        if high <= whole
+        else "none and all are both possible"
+    )
 
 
 def _zone_record(zone: str, base_N: Floats, gain_N: Floats, part: ZoneGain, least: int) -> dict[str, Any]:
@@ -213,6 +252,16 @@ def _reading(verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, E
     unit = " nats per token"
     carries = f" Seen rows gained {seen.value:.3g}{unit}; {' and '.join(shares)} carried over." if shares else ""
     return f"{words}: {why}.{carries}"
+
+
+def _would_change(strangers: int, thresholds: Thresholds) -> str:
+    """More families; and below how many of them `memorises` cannot be said whatever the gains are."""
+    # One unseen family that carries all weighs 1 - alpha^(1/G), which must leave room below the threshold.
+    needed = math.ceil(math.log((1 - LEVEL) / 2) / math.log1p(-thresholds.zone_gap.memorises))
+    least = f" `memorises` needs at least {needed} of them, whatever they gain." if strangers < needed else ""
+    return (
+        f"More stranger families narrow the interval; strangers of another kind than these may read differently.{least}"
+    )
 
 
 def _limits(parts: Mapping[str, ZoneGain], best: float | None) -> str:

@@ -24,6 +24,9 @@ import torch
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
 from veritune.probe.clusters import Floats, codes, difference, ratio
+from veritune.probe.memorization import matched_spans, verbatim_recall
+from veritune.probe.study import Zoned
+from veritune.probe.subject import Subject
 from veritune.records import FORMAT_VERSION, Json, Rendered
 
 Kind = Literal["sibling", "stranger"]
@@ -205,6 +208,20 @@ def forced_choice(choices: Choices, before_C: Floats, after_C: Floats) -> Forced
         limits="It counts a preference between two endings, not what the model would write; rewordings count as other.",
         would_change="Longer endings and closer relatives make it harder; obvious endings are won without being known.",
     )
+
+
+def recall_of(found: Subject, zoned: Zoned, plan: Plan | None = None) -> dict[str, Any]:
+    """Both ways of asking back, `forced_choice` and `verbatim`, of a trained model beside its base on these rows."""
+    choices = build_choices(zoned.rendered, zoned.zones, zoned.families, plan)
+    base = found.base()
+    before, spans_before = choice_scores(base, choices), matched_spans(base, zoned.rendered)
+    del base
+    trained = found.trained()
+    after, spans_after = choice_scores(trained, choices), matched_spans(trained, zoned.rendered)
+    return {
+        "forced_choice": forced_choice(choices, before, after),
+        "verbatim": verbatim_recall(spans_before, spans_after, zoned.zones, zoned.families),
+    }
 
 
 def _won_by_row(choices: Choices, score_C: Floats) -> dict[tuple[int, Kind], tuple[float, int]]:

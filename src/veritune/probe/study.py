@@ -30,6 +30,7 @@ __all__ = [
     "thin",
     "tokens_of",
     "zone_gap",
+    "zoned_losses",
 ]
 
 
@@ -44,18 +45,24 @@ def zone_gap(store: Store, baseline: str, run_id: str, thresholds: Thresholds = 
     words = thresholds.model_dump(include={"zone_gap", "families"})
     digest = hash_of([before["input_hash"], after["input_hash"], words])
     if not store.is_done(path, digest):
-        base = {row["row_id"]: row for row in before["rows"]}
-        rows = [row for row in after["rows"] if row["zone"] != "validation"]
-        found = three_zone_gap(
-            [base[row["row_id"]]["nll_sum"] / row["target_tokens"] for row in rows],
-            [row["nll_sum"] / row["target_tokens"] for row in rows],
-            [row["zone"] for row in rows],
-            [row["family"] for row in rows],
-            thresholds=thresholds,
-        )
+        found = three_zone_gap(*zoned_losses(before, after), thresholds=thresholds)
         write_json(path, {"input_hash": digest, "gap": found})
     record: dict[str, Any] = read_json(path)["gap"]
     return record
+
+
+def zoned_losses(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[list[float], list[float], list[str], list[str]]:
+    """Loss per row before and after, zone and family, from two runs' `nll.json`; validation rows are left out."""
+    base = {row["row_id"]: row for row in before["rows"]}
+    rows = [row for row in after["rows"] if row["zone"] != "validation"]
+    return (
+        [base[row["row_id"]]["nll_sum"] / row["target_tokens"] for row in rows],
+        [row["nll_sum"] / row["target_tokens"] for row in rows],
+        [row["zone"] for row in rows],
+        [row["family"] for row in rows],
+    )
 
 
 # ---------------------------------------------------------------- anybody's model

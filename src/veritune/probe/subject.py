@@ -24,10 +24,9 @@ from veritune.errors import ModelError
 from veritune.probe.weights import Tensors
 from veritune.records import Rendered
 from veritune.study import Model
+from veritune.thresholds import DEFAULTS
 from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers, resolve
 
-ROUNDED = 0.005
-"""Relative difference up to which two weights are one, stored in two precisions."""
 COMPARED = 6
 HEAD = "lm_head.weight"
 
@@ -253,7 +252,7 @@ def _first_difference(one: Path, two: Path) -> str | None:
     for name in _spread(matrices, COMPARED):
         x, y = a.head(name), b.head(name)
         apart = float(torch.linalg.vector_norm(x - y))
-        if not apart <= ROUNDED * float(torch.linalg.vector_norm(x)):
+        if not apart <= DEFAULTS.weights.same_weights * float(torch.linalg.vector_norm(x)):
             return f"{name} holds other values"
     return None
 

@@ -13,7 +13,7 @@ a `control` where there is one and read the difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,9 @@ from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
 from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+from veritune.thresholds import DEFAULTS
 
 CLASSES = ("template", "shared", "family", "prompt", "novel")
-TEMPLATE_SHARE = 0.2
 POSITIONS = ((0, 1), (1, 4), (4, 16), (16, 64), (64, None))
 
 
@@ -42,6 +42,7 @@ class TokenFall:
     reading: str
     limits: str
     would_change: str
+    thresholds: Json = field(default_factory=DEFAULTS.tokens.model_dump)
     kind: str = "token_fall"
     format: int = FORMAT_VERSION
 
@@ -131,7 +132,7 @@ def classify(
 def _class(others: int, in_family: bool, in_prompt: bool, n_families: int) -> str:
     """`others`: reference families besides its own that hold the trigram."""
     families = others + in_family
-    if others and families >= max(2, TEMPLATE_SHARE * n_families):
+    if others and families >= max(2, DEFAULTS.tokens.template_share * n_families):
         return "template"
     if others:
         return "shared"

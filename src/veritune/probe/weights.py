@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,11 @@ import torch
 
 from veritune.errors import ModelError
 from veritune.records import FORMAT_VERSION, Json
+from veritune.thresholds import DEFAULTS, WeightThresholds
 from veritune.train.modules import layer_index, module_group, module_type, plain_name
 
 BLOCK_BYTES = 64 * 2**20
 SPECTRUM_BYTES = 512 * 2**20
-INTRUDER_COSINE = 0.6
-INTRUDER_TOP = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ class WeightChange:
     reading: str
     limits: str
     would_change: str
+    thresholds: Json = field(default_factory=DEFAULTS.weights.model_dump)
     kind: str = "weights"
     format: int = FORMAT_VERSION
 
@@ -366,13 +366,11 @@ def _dense_change(module: str, weight: torch.Tensor, delta: torch.Tensor, option
     )
 
 
-def count_intruders(
-    before: torch.Tensor, after: torch.Tensor, *, top: int = INTRUDER_TOP, below: float = INTRUDER_COSINE
-) -> int:
-    """How many of `after`'s `top` left singular vectors have |cosine| under `below` to each of `before`'s."""
+def count_intruders(before: torch.Tensor, after: torch.Tensor, limits: WeightThresholds = DEFAULTS.weights) -> int:
+    """How many of `after`'s leading left singular vectors have a small |cosine| to each of `before`'s."""
     old = torch.linalg.svd(before, full_matrices=False).U
-    new = torch.linalg.svd(after, full_matrices=False).U[:, :top]
-    return int(((old.t() @ new).abs().amax(0) < below).sum())
+    new = torch.linalg.svd(after, full_matrices=False).U[:, : limits.intruder_top]
+    return int(((old.t() @ new).abs().amax(0) < limits.intruder_cosine).sum())
 
 
 def _require_finite(module: str, value: float) -> None:

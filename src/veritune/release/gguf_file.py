@@ -24,7 +24,8 @@ from typing import Any
 
 from veritune.errors import InputError, MachineError, ModelError
 from veritune.records import Finding
-from veritune.release.merge import CLOSE, TWICE, Part
+from veritune.release.merge import Part
+from veritune.thresholds import DEFAULTS, MergeThresholds
 
 EXACT = ("F32", "F16", "BF16")
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -83,7 +84,7 @@ def convert(converter: Path, merged: Path, out: Path, kind: str) -> Path:
 # ---------------------------------------------------------------- the file
 
 
-def check_file(path: Path, merged: Path, base: Path | None = None) -> Part:
+def check_file(path: Path, merged: Path, base: Path | None = None, limits: MergeThresholds = DEFAULTS.merge) -> Part:
     """The file against the merged folder; with `base`, faults of the change itself are named.
 
     Raises ModelError for a file that is no GGUF and a merged folder without safetensors or tokenizer.
@@ -92,7 +93,7 @@ def check_file(path: Path, merged: Path, base: Path | None = None) -> Part:
 
     file = GgufFile(path)
     config = AutoConfig.from_pretrained(merged)
-    tensors, findings = _tensors(file, merged, base, config)
+    tensors, findings = _tensors(file, merged, base, config, limits)
     findings += _settings(file, config) + _vocabulary(file, merged, config)
     errors = [f for f in findings if f.severity == "error"]
     kinds = sorted({t.kind for t in tensors} - {"none"})
@@ -171,7 +172,9 @@ def _names(file: GgufFile, names: Sequence[str], blocks: int) -> dict[str, str |
     return {name: mapping.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
 
 
-def _tensors(file: GgufFile, merged: Path, base: Path | None, config: Any) -> tuple[list[TensorRead], list[Finding]]:
+def _tensors(
+    file: GgufFile, merged: Path, base: Path | None, config: Any, limits: MergeThresholds
+) -> tuple[list[TensorRead], list[Finding]]:
     """Every tensor of the merged model in the file, and every tensor of the file in the merged model."""
     from veritune.probe.weights import Tensors
 
@@ -184,7 +187,7 @@ def _tensors(file: GgufFile, merged: Path, base: Path | None, config: Any) -> tu
     read, missing = [], []
     for ours_name, name in names.items():
         if name in file.tensors:
-            read.append(_read(file, str(name), (ours_name, ours, before), config))
+            read.append(_read(file, str(name), (ours_name, ours, before), config, limits))
         elif not (tied and name == "output.weight"):
             missing.append(ours_name)
     found = []
@@ -225,7 +228,7 @@ _WORDS = {
 }
 
 
-def _read(file: GgufFile, name: str, where: tuple[str, Any, Any], config: Any) -> TensorRead:
+def _read(file: GgufFile, name: str, where: tuple[str, Any, Any], config: Any, limits: MergeThresholds) -> TensorRead:
     """Compare one tensor; see `TensorRead`."""
     ours_name, ours, before = where
     kind, found = file.kind(name), file.values(name).double()
@@ -239,12 +242,13 @@ def _read(file: GgufFile, name: str, where: tuple[str, Any, Any], config: Any) -
         base = None if before is None or ours_name not in before.names else before.whole(ours_name)
         if base is None or kind in EXACT or base.shape != right.shape:
             return TensorRead(name, kind, error, "same")
-        return TensorRead(name, kind, error, _change(found, laid, base if heads is None else interleave(base, heads)))
+        before_laid = base if heads is None else interleave(base, heads)
+        return TensorRead(name, kind, error, _change(found, laid, before_laid, limits))
     if heads is not None and _distance(found, right, kind) <= max(error_limit(kind), 0.0):
         return TensorRead(name, kind, error, "not interleaved")
     if before is not None and ours_name in before.names and before.shape(ours_name) == tuple(right.shape):
         base = before.whole(ours_name)
-        reading = _change(found, laid, base if heads is None else interleave(base, heads))
+        reading = _change(found, laid, base if heads is None else interleave(base, heads), limits)
         if reading != "same":
             return TensorRead(name, kind, error, reading)
     known = file.architecture in (*INTERLEAVED, *PLAIN)
@@ -261,7 +265,7 @@ def _distance(found: Any, right: Any, kind: str) -> float:
     return float(torch.linalg.vector_norm(found - right)) / (size or 1.0)
 
 
-def _change(found: Any, right: Any, base: Any) -> str:
+def _change(found: Any, right: Any, base: Any, limits: MergeThresholds) -> str:
     """Whose change from the base is in `found`: regressed on the merged model's, with its standard error.
 
     `same` where the merged model changed nothing here, and where quantising leaves too much noise to tell.
@@ -272,12 +276,12 @@ def _change(found: Any, right: Any, base: Any) -> str:
         return "same"
     scale = float((change * asked).sum()) / size
     se = (float((found - right).square().sum()) / size / found.numel()) ** 0.5
-    near = max(CLOSE, 4 * se)
-    if abs(scale - 1) <= max(near, TWICE) or se > 0.1:
+    near = max(limits.close, limits.twice, limits.scale_errors * se)
+    if abs(scale - 1) <= near or se > limits.scale_error:
         return "same"
-    if abs(scale) <= max(TWICE, near):
+    if abs(scale) <= near:
         return "not applied"
-    return "applied twice" if abs(scale - 2) <= max(TWICE, near) else "wrong scaling"
+    return "applied twice" if abs(scale - 2) <= near else "wrong scaling"
 
 
 def _heads(name: str, architecture: str, config: Any) -> int | None:

@@ -14,9 +14,8 @@ from typing import Any
 
 from veritune.errors import MachineError, ModelError
 from veritune.records import Rendered
-from veritune.release.merge import FAIL_FLOORS, PASS_FLOORS, Part, Status
+from veritune.release.merge import Part, Status
 from veritune.release.merge_outputs import (
-    LEAST_KL,
     Divergence,
     Options,
     first_divergence,
@@ -27,6 +26,7 @@ from veritune.release.merge_outputs import (
     target_logits,
     with_ties,
 )
+from veritune.thresholds import MergeThresholds
 
 RUNTIME = "llama_cpp"
 FIX = "pip install llama-cpp-python (it compiles llama.cpp), or serve it and use veritune serve-parity --url."
@@ -101,7 +101,7 @@ def run_file(file: Part, path: Path, merged: Any, rows: Sequence[Rendered], opti
     numbers, told = _measure(path, merged, rows, options)
     faults = [d for d in told if not d.tie]
     exact = bool(file.numbers["exact"])
-    status = _status(exact, numbers["floors"], faults)
+    status = _status(exact, numbers["floors"], faults, options.thresholds)
     change = numbers["nll"]
     span = "" if change["low"] is None else f" [{change['low']:+.4f}, {change['high']:+.4f}]"
     message = (
@@ -122,12 +122,12 @@ def run_file(file: Part, path: Path, merged: Any, rows: Sequence[Rendered], opti
     )
 
 
-def _status(exact: bool, floors: float, faults: Sequence[Divergence]) -> Status:
+def _status(exact: bool, floors: float, faults: Sequence[Divergence], limits: MergeThresholds) -> Status:
     if not exact:
         return "undecided"
-    if faults or not floors <= FAIL_FLOORS:
+    if faults or not floors <= limits.fail_floors:
         return "failed"
-    return "passed" if floors <= PASS_FLOORS else "undecided"
+    return "passed" if floors <= limits.pass_floors else "undecided"
 
 
 def _line(d: Divergence) -> str:
@@ -171,7 +171,7 @@ def _measure(
         "kl_mean": float(kl_N.mean()),
         "kl_p99": float(kl_N.quantile(0.99)),
         "kl_precision": floor,
-        "floors": float(kl_N.mean()) / max(floor, LEAST_KL),
+        "floors": float(kl_N.mean()) / max(floor, options.thresholds.least_kl),
         "logit_max": max(float((a - b).abs().max()) for a, b in zip(right, theirs)),
         "nll": paired_change(losses),
         "answers": len(rows),

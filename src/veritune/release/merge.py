@@ -24,22 +24,7 @@ from typing import Any, Literal
 from veritune.errors import ModelError
 from veritune.records import Finding, Json, Rendered
 from veritune.release.merge_outputs import Options, Outputs, compare_outputs
-
-PASS_FLOORS = 4.0
-"""Mean KL up to this many floors is what rounding explains ..."""
-FAIL_FLOORS = 10.0
-"""... from this many on it is not; between them the check is undecided."""
-CLOSE = 0.05
-"""|c - 1| up to this is a merge, where rounding allows no tighter reading."""
-TWICE = 0.15
-"""Half-width around 0 and 2 in which a scale is called not applied or applied twice."""
-REST = 0.5
-"""A rest of more than this share of the change is another adapter's ..."""
-LEAST_REST = 0.1
-"""... and one of more than this share, and than twice what rounding leaves, is none of a merge that was right."""
-LOST = 0.1
-"""Where rounding leaves less than this share of a change, the weights cannot show whether it was merged."""
-
+from veritune.thresholds import DEFAULTS, MergeThresholds
 
 # ---------------------------------------------------------------- weights
 
@@ -71,7 +56,12 @@ def in_precision(dtype: Any) -> Stored:
 
 
 def read_module(
-    found: Any, weight: Any, delta: Any, stored: Any, merge: Stored | None = None
+    found: Any,
+    weight: Any,
+    delta: Any,
+    stored: Any,
+    merge: Stored | None = None,
+    limits: MergeThresholds = DEFAULTS.merge,
 ) -> tuple[float, float, float, float, str]:
     """Scale, asked norm, rest, rounding norm and reading of one weight; all tensors float64 of one shape.
 
@@ -87,14 +77,16 @@ def read_module(
     asked, size = float(torch.linalg.vector_norm(delta)), float(torch.linalg.vector_norm(expected))
     rounding = float(torch.linalg.vector_norm(expected - delta))
     moved = float(torch.linalg.vector_norm(change))
-    if size <= LOST * asked or size == 0.0:
+    if size <= limits.lost * asked or size == 0.0:
         same = moved <= 2 * (rounding + size)
         reading = "merged" if asked == 0.0 and same else "lost to rounding" if same else "another adapter"
         return 1.0 if asked == 0.0 else 0.0, asked, moved, rounding, reading
     scale = float((change * expected).sum()) / size**2
     rest = float(torch.linalg.vector_norm(change - scale * expected))
-    reading = _reading(scale, rest / size, rounding / size, moved / size)
-    near = CLOSE if not callable(stored) else max(CLOSE, min(0.25, 0.3 * rounding / size))
+    reading = _reading(scale, (rest / size, rounding / size, moved / size), limits)
+    near = limits.close
+    if callable(stored):
+        near = max(near, min(limits.coarse_slack, limits.coarse_share * rounding / size))
     return scale, asked, rest, rounding, _twice(reading, found, (weight, delta, keep, again), near)
 
 
@@ -111,20 +103,25 @@ def _twice(reading: str, found: Any, how: tuple[Any, Any, Stored, Stored], near:
     return reading
 
 
-def _reading(scale: float, rest: float, rounding: float, moved: float) -> str:
-    """The word for one weight; `rest`, `rounding` and `moved` in units of the change that a right merge leaves."""
-    slack = max(CLOSE, min(0.3, 0.1 * rounding))
+def _reading(scale: float, norms: tuple[float, float, float], limits: MergeThresholds) -> str:
+    """The word for one weight; `norms` are rest, rounding and whole change, in units of what a right merge changes."""
+    rest, rounding, moved = norms
+    slack = max(limits.close, min(limits.slack, limits.slack_share * rounding))
     if abs(scale - 1) <= slack:
-        return "merged" if rest <= min(REST, max(LEAST_REST, 2 * rounding)) else "another adapter"
-    if abs(scale) <= TWICE:
-        return "not applied" if moved <= REST else "another adapter"
-    if rest > REST * abs(scale) + 2 * rounding:
+        return "merged" if rest <= min(limits.rest, max(limits.least_rest, 2 * rounding)) else "another adapter"
+    if abs(scale) <= limits.twice:
+        return "not applied" if moved <= limits.rest else "another adapter"
+    if rest > limits.rest * abs(scale) + 2 * rounding:
         return "another adapter"
-    return "applied twice" if abs(scale - 2) <= max(TWICE, slack) else "wrong scaling"
+    return "applied twice" if abs(scale - 2) <= max(limits.twice, slack) else "wrong scaling"
 
 
 def check_weights(
-    base: Path, adapter: Path, merged: Path, stored: Mapping[str, Stored] | None = None
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    stored: Mapping[str, Stored] | None = None,
+    limits: MergeThresholds = DEFAULTS.merge,
 ) -> tuple[list[ModuleMerge], list[Finding]]:
     """Every weight that the adapter changes, and every other weight, which must be as it was.
 
@@ -144,7 +141,7 @@ def check_weights(
             continue
         keep = (stored or {}).get(change.key) or new.dtype(key)
         scale, asked, rest, rounding, reading = read_module(
-            new.whole(key), change.weight, change.delta, keep, change.merge
+            new.whole(key), change.weight, change.delta, keep, change.merge, limits
         )
         modules.append(ModuleMerge(change.module, change.how, scale, asked, rest, rounding, reading))
     if not modules:
@@ -265,6 +262,7 @@ class MergeParity:
     would_change: str
     kind: str = "merge"
     parts: tuple[Part, ...] = ()
+    thresholds: Json = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """What the evidence record holds."""
@@ -275,12 +273,12 @@ class MergeParity:
         return {"weights": readings, "outputs": self.outputs, "findings": list(self.findings), **parts}
 
 
-def thresholds() -> dict[str, float]:
-    """What the numbers are judged by."""
-    return {"pass_floors": PASS_FLOORS, "fail_floors": FAIL_FLOORS, "scale": CLOSE}
-
-
-def judge(modules: Sequence[ModuleMerge], findings: Sequence[Finding], outputs: Outputs | None) -> MergeParity:
+def judge(
+    modules: Sequence[ModuleMerge],
+    findings: Sequence[Finding],
+    outputs: Outputs | None,
+    limits: MergeThresholds = DEFAULTS.merge,
+) -> MergeParity:
     """Put weights and outputs together. Faulty weights fail; outputs beyond rounding fail; no outputs: undecided."""
     errors = [f for f in findings if f.severity == "error"]
     good = sum(m.reading == "merged" for m in modules)
@@ -300,14 +298,15 @@ def judge(modules: Sequence[ModuleMerge], findings: Sequence[Finding], outputs: 
         finite = all(math.isfinite(x) for x in measured)
         if not finite:
             parts.append("the outputs hold NaN or infinite values")
-        if not finite or low > FAIL_FLOORS or faults:
+        if not finite or low > limits.fail_floors or faults:
             status = "failed"
-        elif high > PASS_FLOORS and status == "passed":
+        elif high > limits.pass_floors and status == "passed":
             status = "undecided"
         if faults:
             parts.append(f"{len(faults)} part where the adapter was sure, first {faults[0].row_id}")
     message = "; ".join([errors[0].message, *parts] if errors else parts)
-    return MergeParity(status, message, tuple(modules), tuple(findings), outputs, **_meaning(status, errors))
+    found = MergeParity(status, message, tuple(modules), tuple(findings), outputs, **_meaning(status, errors))
+    return replace(found, thresholds=limits.model_dump())
 
 
 def joined(found: MergeParity, parts: Sequence[Part]) -> MergeParity:
@@ -377,9 +376,10 @@ def parity(base: Any, adapter: Path, merged: Path, rows: Sequence[Rendered], opt
 
     from veritune.train.models import load_base, load_tokenizer, quiet_transformers
 
-    modules, findings = check_weights(base.path, adapter, merged)
+    limits = options.thresholds
+    modules, findings = check_weights(base.path, adapter, merged, limits=limits)
     if not rows:
-        return judge(modules, findings, None)
+        return judge(modules, findings, None, limits)
     ref = replace(base, dtype=options.dtype)
     tokenizer = load_tokenizer(ref)
     with quiet_transformers():
@@ -387,7 +387,8 @@ def parity(base: Any, adapter: Path, merged: Path, rows: Sequence[Rendered], opt
     whole = load_base(replace(ref, path=merged))
     names = {name for name, _ in whole.named_parameters()}
     touched = [n for n in names if any(n == f"{m.module}.weight" or n.endswith(f".{m.module}.weight") for m in modules)]
-    return judge(modules, findings, compare_outputs(adapted, whole, touched, rows, tokenizer, options))
+    outputs = compare_outputs(adapted, whole, touched, rows, tokenizer, options)
+    return judge(modules, findings, outputs, limits)
 
 
 def _spread(draws: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from veritune.errors import GateError, InputError
 from veritune.machine import package_versions
 from veritune.records import Rendered, to_json
-from veritune.release.merge import MergeParity, Part, joined, judge, merge_adapter, parity, thresholds
+from veritune.release.merge import MergeParity, Part, joined, judge, merge_adapter, parity
 from veritune.release.merge_outputs import Options
 
 if TYPE_CHECKING:
@@ -149,11 +149,19 @@ def _found(work: Work, base: ModelRef, merged: Path, how: tuple[Path, Options]) 
 
     if in_bits(merged):
         served = replace(work.ref, path=merged)
-        modules, findings = check_quantised_merge(base.path, work.adapter, served, work.bits, scratch / "served")
-        return judge(modules, findings, None)
+        modules, findings = check_quantised_merge(
+            base.path, work.adapter, served, work.bits, scratch / "served", options.thresholds
+        )
+        return judge(modules, findings, None, options.thresholds)
     found = parity(base, work.adapter, merged, work.rows, options)
-    slip = None if in_bits(work.ref.path) else unquantised_merge(found, work.ref.path, work.adapter, merged)
-    return found if slip is None else judge(found.modules, [slip, *found.findings], found.outputs)
+    slip = (
+        None
+        if in_bits(work.ref.path)
+        else unquantised_merge(found, work.ref.path, work.adapter, merged, options.thresholds)
+    )
+    if slip is None:
+        return found
+    return judge(found.modules, [slip, *found.findings], found.outputs, options.thresholds)
 
 
 def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: Options) -> list[Part]:
@@ -173,7 +181,7 @@ def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: 
         from veritune.release.gguf_file import check_file
         from veritune.release.gguf_run import run_file
 
-        part = check_file(path, merged, base.path)
+        part = check_file(path, merged, base.path, options.thresholds)
         part = run_file(part, path, replace(work.ref, path=merged), work.rows, options)
         parts.append(replace(part, numbers={**part.numbers, "sha256": sha256_file(path)}))
     return parts
@@ -342,6 +350,7 @@ def _in_study(asked: Asked, options: Options) -> MergeParity:
     assert asked.study is not None
     case = open_case(asked.study, Choice(condition=asked.condition, seed=asked.seed))
     store, candidate = case.store, case.candidate
+    options = replace(options, thresholds=case.study.thresholds.merge)
     ref = resolve(case.study.model, store.root)
     if not (candidate.folder / "adapter_config.json").is_file():
         raise InputError(
@@ -364,7 +373,7 @@ def _in_study(asked: Asked, options: Options) -> MergeParity:
     settings = {**(found.outputs.settings if found.outputs else {}), "rows": len(held_out), "packages": packages}
     if bits is not None:
         settings["quantised"] = {"kind": bits.kind, **dict(bits.how.fields)}
-    limits = {**thresholds(), **({"margin": task.margin} if task else {})}
+    limits = {**found.thresholds, **({"margin": task.margin} if task else {})}
     record = Evidence("merge", found.status, found.message, subject, to_json(found.numbers()), limits, {}, settings)
     write_evidence(store, record)
     return found

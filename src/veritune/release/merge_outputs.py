@@ -14,8 +14,8 @@ from typing import Any
 
 from veritune.errors import InputError, ModelError
 from veritune.records import Json, Rendered
+from veritune.thresholds import DEFAULTS, MergeThresholds
 
-LEAST_KL = 1e-9
 """Floor in nats below which differences are not told from arithmetic itself."""
 
 
@@ -31,6 +31,7 @@ class Options:
     max_new_tokens: int = 64
     seed: int = 0
     draws: int = 5
+    thresholds: MergeThresholds = DEFAULTS.merge
 
     def __post_init__(self) -> None:
         if self.draws < 2:
@@ -178,8 +179,8 @@ def compare_outputs(
         kept.append(m_N_V)
     draws, moved = _floor(merged, touched, rows, kept, (pad, options))
     kl_N, batch = torch.cat(kl), float(torch.cat(alone).mean())
-    mean = float(kl_N.mean())
-    units = [mean / max(floor, batch, LEAST_KL) for floor in (fmean(draws), max(draws), min(draws))]
+    mean, least = float(kl_N.mean()), options.thresholds.least_kl
+    units = [mean / max(floor, batch, least) for floor in (fmean(draws), max(draws), min(draws))]
     return Outputs(
         positions=len(kl_N),
         logit_max=worst,

@@ -70,7 +70,7 @@ def not_worse(candidate: ScoreTable, base: ScoreTable, bar: Bar) -> Found:
         ends, _ = scale_of(candidate, base, bar.scale)
     except ScoreError as exc:
         return Found("undecided", str(exc), {})
-    candidate, base = (replace(table, eval=name, higher_is_better=up) for table in (candidate, base))
+    candidate, base = (replace(t, eval=t.eval or name, higher_is_better=up) for t in (candidate, base))
     first, second = arms if up else arms[::-1]
     claim = ClaimSpec("gate", "not_worse", name, first, second, None, bar.margin, bar.alpha)
     context = Context(scales={name: bar.scale} if bar.scale else {}, failure_values={} if up else {name: ends[1]})

@@ -34,6 +34,7 @@ from veritune.release.merge_outputs import (
     row_losses,
     target_logits,
 )
+from veritune.thresholds import DEFAULTS, MergeThresholds
 from veritune.train import quantised
 from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers
 
@@ -181,22 +182,29 @@ def dequantise(model: Any, out: Path, tokenizer: Any = None) -> Path:
 
 
 def check_quantised_merge(
-    dequantised: Path, adapter: Path, merged: ModelRef, bits: Bits, folder: Path
+    dequantised: Path,
+    adapter: Path,
+    merged: ModelRef,
+    bits: Bits,
+    folder: Path,
+    limits: MergeThresholds = DEFAULTS.merge,
 ) -> tuple[list[Any], list[Finding]]:
     """The weights of a merged model that is itself in bits, against Q(D + change). `folder` takes a scratch copy."""
     model = load(merged, bits)
     names = {f"{name}.weight" for name in layers(model)}
     written = dequantise(model, folder)
     del model
-    return check_weights(dequantised, adapter, written, dict.fromkeys(names, again(bits)))
+    return check_weights(dequantised, adapter, written, dict.fromkeys(names, again(bits)), limits)
 
 
-def unquantised_merge(found: MergeParity, original: Path, adapter: Path, merged: Path) -> Finding | None:
+def unquantised_merge(
+    found: MergeParity, original: Path, adapter: Path, merged: Path, limits: MergeThresholds = DEFAULTS.merge
+) -> Finding | None:
     """The usual slip: the merge went into the base's own weights, which the adapter never saw."""
     if not any(f.severity == "error" for f in found.findings):
         return None
     try:
-        modules, findings = check_weights(original, adapter, merged)
+        modules, findings = check_weights(original, adapter, merged, limits=limits)
     except ModelError:
         return None
     if findings or {m.reading for m in modules} - {"merged", "lost to rounding"}:

@@ -28,7 +28,7 @@ from veritune.release.bundle import gate_state
 from veritune.release.parts import MANIFEST, SIGNATURE, name_problem
 from veritune.release.shelf import Shelf, open_shelf
 from veritune.release.verify import Checked, is_bundle, read_manifest, verify_bundle
-from veritune.store import now, sha256_file, staged_folder
+from veritune.store import now, remove_staged, sha256_file, staged_folder
 
 CHANNELS = ("staging", "production")
 GATED = ("production",)
@@ -113,6 +113,7 @@ def pull(url: str, bundle: str, out: Path, public_key: Path | None = None) -> Ch
         checked = verify_bundle(out, public_key) if is_bundle(out) else None
         if checked is None or checked.findings or checked.id != bundle:
             raise InputError(f"{out} already exists and is not this bundle.", fix="Name a new folder.")
+        remove_staged(out)
         return checked
     return _fetch(open_shelf(url), bundle, out, public_key)
 

@@ -291,6 +291,8 @@ def render_text(found: Served) -> str:
     for name, ratio in found.ratios.items():
         if ratio["value"] is not None:
             why = f" ({ratio['reason']})" if "reason" in ratio else ""
+            if ratio.get("worst") is not None:
+                why += f", largest block {ratio['worst']:.3g}"
             lines.append(f"  candidate / base  {name} {_span(ratio)}{why}")
         else:
             lines.append(f"  candidate / base  {name} unknown: {ratio.get('reason', 'too few answers')}")
@@ -303,13 +305,12 @@ def render_text(found: Served) -> str:
 
 
 def _span(found: Mapping[str, Any], scale: float = 1.0) -> str:
-    """`value [low, high]`, with `no interval` where there is none."""
+    """`value [low, high]`, with `no interval` where there is none and `none` for an end that is not known."""
     if found["value"] is None:
         return "unknown"
-    ends = [found["low"], found["high"]]
-    if None in ends:
-        return f"{found['value'] * scale:.3g} [no interval]"
-    return "{:.3g} [{:.3g}, {:.3g}]".format(*(v * scale for v in (found["value"], *ends)))
+    value, *ends = (None if v is None else f"{v * scale:.3g}" for v in (found["value"], found["low"], found["high"]))
+    span = "no interval" if ends == [None, None] else ", ".join(end or "none" for end in ends)
+    return f"{value} [{span}]"
 
 
 def _ms(found: dict[str, Any]) -> str:

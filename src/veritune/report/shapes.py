@@ -29,7 +29,7 @@ VERDICT = {
             "may_not": TEXTS,
             "warnings": TEXTS,
             "estimates": [ESTIMATE],
-            "confidence": {"grade": TEXT, "evidence": {"*": {"state": TEXT, "why": TEXT}}},
+            "confidence": {"grade": TEXT, "evidence": {"*": {"state": TEXT, "why": TEXT}}, "thresholds": {"*": NUMBER}},
             "details": {
                 **dict.fromkeys(("p_corrected", "claims_in_family", "share_declared"), NUMBER),
                 "simultaneous_interval": [NUMBER],

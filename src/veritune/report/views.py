@@ -109,7 +109,8 @@ def _p(estimate: Json) -> str | None:
 
 def _is_gap(verdict: Json, place: int) -> bool:
     """Whether an estimate is a difference, written with its sign, and not a share or a probe's value."""
-    return place > 0 or verdict.get("kind") not in ("generalises", "probe")
+    kind = verdict.get("kind")
+    return kind != "probe" and (place > 0 or kind != "generalises")
 
 
 def _no_interval(estimates: Sequence[Json]) -> str | None:
@@ -393,7 +394,7 @@ def data(records: Records) -> dict[str, Any]:
 
 def timeline(records: Records) -> list[dict[str, Any]]:
     """Events oldest first, each with the facts it carries."""
-    hidden = ("time", "event", "previous")
+    hidden = ("time", "event", "previous", "hash", "files", "runs")  # hashes of files are for `verify`, not for reading
     return [
         {
             "time": event.get("time"),

@@ -2,6 +2,7 @@
 
 ready.py    everything that is checked before anything is spent: file, model, data, items, facts, cells
 cell.py     one cell, from base model to summary; stands alone, so that any scheduler can run it
+recorded.py the quantities that probes recorded, by the names that claims give
 decide.py   verdicts from the records of finished cells
 flow.py     `veritune run`: all of it in order
 """
@@ -12,19 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from veritune.stages.decide import probe_names, recorded_quantities, score_tables, scores
+    from veritune.stages.decide import score_tables, scores
     from veritune.stages.flow import Outcome, run
+    from veritune.stages.recorded import recorded_quantities
 
 _HOMES = {
     "Outcome": "flow",
-    "probe_names": "decide",
-    "recorded_quantities": "decide",
+    "recorded_quantities": "recorded",
     "run": "flow",
     "score_tables": "decide",
     "scores": "decide",
 }
 
-__all__ = ["Outcome", "probe_names", "recorded_quantities", "run", "score_tables", "scores"]
+__all__ = ["Outcome", "recorded_quantities", "run", "score_tables", "scores"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from veritune.records import Row
 from veritune.seal import break_seal, refuse_edited_run, refuse_edited_scores
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import FAILED, study_at
-from veritune.store import hash_of, now, read_json, sha256_file, write_json, write_jsonl
+from veritune.store import hash_of, now, read_json, remove, sha256_file, write_json, write_jsonl
 from veritune.study import BASELINE
 from veritune.train import distributed
 from veritune.train.schedule import SELECT, SHAPE, plan_cells
@@ -88,13 +88,13 @@ def run_cell(ready: Ready, cell: Any) -> dict[str, Any]:
             refuse_edited_run(ready.store, cell.run_id)
             return read_json(folder / "summary.json")
         break_seal(ready.store)
-        (folder / "summary.json").unlink(missing_ok=True)  # it speaks of scores that are about to go
+        remove(folder / "summary.json")  # it speaks of scores that are about to go
         try:
             summary = _work(ready, cell)
         except VerituneError as exc:
             write_json(folder / FAILED, {"input_hash": cell.input_hash, "time": now(), "error": str(exc)})
             raise
-        (folder / FAILED).unlink(missing_ok=True)
+        remove(folder / FAILED)
         return summary
 
 
@@ -185,5 +185,5 @@ def _set_aside(path: Path, stamp: Path) -> None:
         old = read_json(stamp)["input_hash"][:8]
         path.rename(path.with_name(f"{path.stem}.{old}.jsonl"))
         stamp.rename(stamp.with_name(f"{stamp.stem}.{old}.json"))
-    stamp.unlink(missing_ok=True)  # the stamp of other scores must not vouch for new ones
-    path.unlink(missing_ok=True)
+    remove(stamp)  # the stamp of other scores must not vouch for new ones
+    remove(path)

@@ -11,8 +11,10 @@ from veritune import contract
 from veritune.decide.claims import Context as ClaimContext
 from veritune.decide.claims import judge
 from veritune.errors import InputError
+from veritune.probe.names import arm_of
 from veritune.records import Score, Verdict, to_json
 from veritune.seal import break_seal
+from veritune.stages.recorded import claimed_quantities
 from veritune.stats.paired import Options
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, read_json, read_jsonl, write_json
@@ -30,19 +32,28 @@ def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Mapping[str
     for claim in study.claims:
         late = {"correction": "exploratory"} if claim.name in exploratory else {}
         claims.append(claim.model_copy(update={"eval": study.eval_of(claim), **late}))
+    quantities = claimed_quantities(store, run_ids, study)
     context = ClaimContext(
-        probes=recorded_quantities(store, run_ids),
+        probes=quantities,
         scales=dict.fromkeys(study.evals, (0.0, 1.0)),
         failure_values=dict.fromkeys(study.evals, 0.0),
         evidence={"*": {"contamination": _contamination(kept), "replicated": None}},
-        options=Options(shared_seeds=study.shared_seeds, equal_seed_spread=study.equal_seed_spread),
+        options=Options(
+            shared_seeds=study.shared_seeds,
+            equal_seed_spread=study.equal_seed_spread,
+            notes=study.thresholds.notes,
+        ),
+        grade=study.thresholds.grade,
     )
     worth = standings(store, run_ids, kept)
     verdicts = [
         _marked(replace(v, exploratory=v.exploratory or v.claim in exploratory), claim, worth)
         for v, claim in zip(judge(claims, tables, context), claims)
     ]
-    inputs = hash_of({"contract": kept["entries"][-1]["hash"], "scores": _score_hashes(store, study, run_ids)})
+    made_from = {"contract": kept["entries"][-1]["hash"], "scores": _score_hashes(store, study, run_ids)}
+    if quantities:
+        made_from["probes"] = {name: to_json(found.estimate) for name, found in quantities.items()}
+    inputs = hash_of(made_from)
     record = {
         "input_hash": inputs,
         "contract": kept["entries"][-1]["hash"],
@@ -70,7 +81,9 @@ def standings(store: Store, run_ids: Sequence[str], kept: Mapping[str, Any]) -> 
 def _marked(verdict: Verdict, claim: Any, worth: Mapping[str, tuple[str, dict[str, Any]]]) -> Verdict:
     """The verdict with what its runs are worth said on it."""
     sides = [side for side in (claim.condition, claim.against) if side is not None]
-    here = {run_id: w for run_id, (condition, w) in worth.items() if claim.kind == "probe" or condition in sides}
+    if claim.kind == "probe":
+        sides = [arm_of(claim.probe), BASELINE]
+    here = {run_id: w for run_id, (condition, w) in worth.items() if condition in sides}
     early = [run_id for run_id, w in here.items() if w["exploratory"]]
     warnings = list(verdict.warnings)
     if early:
@@ -86,29 +99,6 @@ def _marked(verdict: Verdict, claim: Any, worth: Mapping[str, tuple[str, dict[st
 def _score_hashes(store: Store, study: Study, run_ids: Sequence[str]) -> dict[str, str]:
     paths = [store.run(run_id) / "scores" / f"{name}.json" for run_id in run_ids for name in study.evals]
     return {store.relative(path): read_json(path)["input_hash"] for path in paths}
-
-
-def probe_names(study: Study) -> list[str]:
-    """What a claim of kind `probe` may name: quantities that every run of the study records."""
-    arms = [*study.conditions, BASELINE]
-    zones = sorted({zone for spec in study.evals.values() for zone in spec.zones} | {"validation"})
-    trained = [f"{what}.{name}" for name in study.conditions for what in ("final_loss", "trainable_share")]
-    return sorted([*(f"nll.{zone}.{arm}" for zone in zones for arm in arms), *trained])
-
-
-def recorded_quantities(store: Store, run_ids: Sequence[str]) -> dict[str, float]:
-    """The quantities of `probe_names`, each the mean over the condition's seeds."""
-    values: dict[str, list[float]] = {}
-    for run_id in run_ids:
-        summary = read_json(store.run(run_id) / "summary.json")
-        arm, training = summary["condition"], summary["training"]
-        for zone, found in summary["nll"].items():
-            values.setdefault(f"nll.{zone}.{arm}", []).append(found["nll"])
-        if training is not None:
-            share = training["trainable"]["n_trainable"] / training["trainable"]["n_total"]
-            values.setdefault(f"final_loss.{arm}", []).append(training["final_loss"])
-            values.setdefault(f"trainable_share.{arm}", []).append(share)
-    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def _contamination(kept: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """`veritune probe leak STUDY`, or `probes: {leak: true}` in the study: train each condition once more on a split that
 ignores families, and compare.
 
-The shadow runs lie in `probes/leak/`, apart from the study's own runs: no claim is ever decided from them.
+The shadow runs lie in `probes/leak/`, apart from the study's own runs: they are no arm, and only a claim that names the
+leak itself (`leak.flattered.ARM`) reads their record.
 """
 
 from __future__ import annotations
@@ -99,8 +100,9 @@ def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str,
         )
         losses = _train(ready, shadow, zones, planned)
         record = leak(_measured(ready, (baseline, honest), losses, zones))
+        runs = {"run": f"{FOLDER}/runs/{shadow.run_id}", "honest": honest.run_id}
         break_seal(ready.store)
-        write_json(path, {"input_hash": digest, "run": f"{FOLDER}/runs/{shadow.run_id}", "record": record})
+        write_json(path, {"input_hash": digest, **runs, "record": record})
         ready.store.log_once("probed", probe="leak", condition=condition, inputs=digest)
     found: dict[str, Any] = read_json(path)["record"]
     return found

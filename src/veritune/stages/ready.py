@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +11,9 @@ from veritune.data.prepare import Prepared, load_prepared, prepare
 from veritune.errors import StudyError
 from veritune.evaluate import tasks
 from veritune.machine import code_hashes, describe_machine, package_versions, settle_imports
+from veritune.probe.names import nearest, pattern_of, patterns_text
 from veritune.progress import Progress
 from veritune.records import Row
-from veritune.stages.decide import probe_names
 from veritune.store import Store
 from veritune.study import Study
 from veritune.train.backends import Backend, backend_of
@@ -90,12 +89,7 @@ def _checked_model(store: Store, study: Study) -> tuple[Any, Any]:
     for name, condition in study.conditions.items():
         methods.check(name, condition)
     distributed.check(study)
-    names = probe_names(study)
-    for claim in study.claims:
-        if claim.probe is not None and claim.probe not in names:
-            close = difflib.get_close_matches(claim.probe, names, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise StudyError(f"claims: {claim.name}: no probe {claim.probe!r}{hint}.", fix=f"There are: {names}.")
+    _check_probes(study)
     model = backend.model(store.root)
     tokenizer = load_tokenizer(model)
     longest = context_length(model)
@@ -105,6 +99,18 @@ def _checked_model(store: Store, study: Study) -> tuple[Any, Any]:
             fix=f"Set it to at most {longest}.",
         )
     return model, tokenizer
+
+
+def _check_probes(study: Study) -> None:
+    """Raises StudyError for a claim on a quantity that no probe of this study records."""
+    for claim in study.claims:
+        if claim.probe is None or pattern_of(claim.probe, study) is not None:
+            continue
+        close = nearest(claim.probe, study)
+        hint = f" (did you mean {close!r}?)" if close else ""
+        raise StudyError(
+            f"claims: {claim.name}: no probe {claim.probe!r}{hint}.", fix=f"There are: {patterns_text(study)}."
+        )
 
 
 def _items(study: Study, data: Prepared) -> dict[str, list[Row]]:

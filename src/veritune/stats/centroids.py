@@ -47,6 +47,8 @@ NAMES = {
 MOST_SWAPS = 8192
 """All 2^P swaps up to 13 units, else that many drawn ones."""
 _EPS = 1e-12
+_NO_VARIANCE = 1e-24
+"""Share of the sum of squares below which a variance is rounding: sums of centred values err by about (1e-16)²."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def _scale(side: Side) -> float:
 
 def _icc_of(between: float, within: float, n_questions: int, scale: float) -> float | None:
     bottom = between + (n_questions - 1) * within
-    return (between - within) / bottom if bottom > _EPS * scale else None
+    return (between - within) / bottom if bottom > _NO_VARIANCE * scale else None
 
 
 def _without(side: Side, group: int) -> Side:
@@ -154,6 +156,10 @@ def changes(base: Side, trained: Side, level: float = 0.95) -> dict[str, Change]
     return made
 
 
+def _sides(base: bool, trained: bool) -> str:
+    return "both models" if base and trained else "the base" if base else "the trained model"
+
+
 def _cosined(side: Side, name: str, channel: int) -> Floats:
     if name == "m1_around_reference":
         return side.centroid_P_H - side.reference_H
@@ -163,7 +169,8 @@ def _cosined(side: Side, name: str, channel: int) -> Floats:
 def _cosine_change(a_P_H: Floats, b_P_H: Floats, level: float, swapped: Swapped) -> Change:
     before, after = m1(a_P_H), m1(b_P_H)
     if before is None or after is None:
-        return Change(before, after, reason="a centroid is zero: no direction")
+        where = _sides(before is None, after is None)
+        return Change(before, after, reason=f"a centroid of {where} is zero and has no direction")
 
     def without(group: int) -> float | None:
         left, right = m1(np.delete(a_P_H, group, 0)), m1(np.delete(b_P_H, group, 0))
@@ -175,7 +182,7 @@ def _cosine_change(a_P_H: Floats, b_P_H: Floats, level: float, swapped: Swapped)
 def _icc_change(base: Side, trained: Side, level: float) -> Change:
     before, after = icc(base), icc(trained)
     if before is None or after is None:
-        return Change(before, after, reason="the states do not vary")
+        return Change(before, after, reason=f"the states of {_sides(before is None, after is None)} do not vary")
 
     def without(group: int) -> float | None:
         left, right = icc(_without(base, group)), icc(_without(trained, group))
@@ -197,7 +204,9 @@ def _separation_change(base: Side, trained: Side, level: float) -> Change:
     before, after = separation(base.centroid_P_H), separation(trained.centroid_P_H)
     tiny = _EPS * max(float(np.linalg.norm(side.centroid_P_H)) for side in (base, trained))
     if before <= tiny or after <= tiny:
-        return Change(before, after, reason="all centroids are the same")
+        return Change(
+            before, after, reason=f"the centroids of {_sides(before <= tiny, after <= tiny)} are all the same"
+        )
 
     def without(group: int) -> float | None:
         left, right = (separation(np.delete(side.centroid_P_H, group, 0)) for side in (base, trained))

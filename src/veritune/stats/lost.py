@@ -59,6 +59,7 @@ def fillings(
     model's failures have no value either and are filled too. Raises ScoreError as `scale_of` does.
     """
     up = direction_of(a, b)
+    a, b = (replace(_marked(t), higher_is_better=up) for t in (a, b))
     if up is None and (missing is None or missing.value is None):
         a, b = _all_lost(a), _all_lost(b)
     if not n_lost(a, b):
@@ -96,7 +97,7 @@ def fill(table: ScoreTable, value_N: Floats) -> ScoreTable:
     kept = table.samples
     if kept is None:
         score_S_N = np.where(gone_S_N & np.isnan(table.score_S_N), value_S_N, table.score_S_N)
-        return replace(table, score_S_N=score_S_N, machine_missing_S_N=None, missing=missing)
+        return replace(table, score_S_N=score_S_N, machine_missing_S_N=None, missing=missing, missing_at=())
     lost_S_N = kept.lost_S_N
     count_S_N = kept.count_S_N + lost_S_N
     total_S_N = np.nan_to_num(table.score_S_N) * kept.count_S_N + value_S_N * lost_S_N
@@ -105,7 +106,17 @@ def fill(table: ScoreTable, value_N: Floats) -> ScoreTable:
     samples = replace(
         kept, count_S_N=count_S_N, failed_S_N=kept.failed_S_N - lost_S_N, lost_S_N=np.zeros_like(lost_S_N)
     )
-    return replace(table, score_S_N=score_S_N, samples=samples, machine_missing_S_N=None, missing=missing)
+    return replace(
+        table, score_S_N=score_S_N, samples=samples, machine_missing_S_N=None, missing=missing, missing_at=()
+    )
+
+
+def _marked(table: ScoreTable) -> ScoreTable:
+    """The table with its lost scores marked. One made by hand without marks has lost what its reasons do not cover."""
+    if table.machine_missing_S_N is not None or not table.n_missing:
+        return table
+    models = sum(n for count in table.missing for reason, n in count.items() if is_models(reason))
+    return _all_lost(table) if models < table.n_missing else table
 
 
 def _all_lost(table: ScoreTable) -> ScoreTable:

@@ -26,6 +26,7 @@ from veritune.stats.bounded import BoundedMean
 from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, sign_flips, undrawn
 from veritune.stats.intervals import Spread, Student, Unknown, Widest, three_valued
 from veritune.stats.table import Floats, Missing, Pair, ScoreTable, pair
+from veritune.thresholds import DEFAULTS, NoteThresholds
 
 Estimand = Literal["recipe", "checkpoints", "items"]
 
@@ -43,7 +44,8 @@ class Options:
     """How to compare. `draws` are Monte Carlo sign flips of families, used only beyond 16 families.
 
     `equal_seed_spread` and `shared_seeds` are declared before the data: that all arms spread alike between seeds, and
-    that runs of one seed share their data order and initialisation, so that arms are paired by seed.
+    that runs of one seed share their data order and initialisation, so that arms are paired by seed. `notes` say from
+    where on warnings stand beside the interval.
     """
 
     draws: int = 9_999
@@ -52,6 +54,7 @@ class Options:
     missing: Missing = field(default_factory=Missing)
     equal_seed_spread: bool = False
     shared_seeds: bool = False
+    notes: NoteThresholds = DEFAULTS.notes
 
     def __post_init__(self) -> None:
         if not 99 <= self.draws <= MAX_DRAWS:
@@ -299,13 +302,6 @@ def _these_items(parts: seeds.Crossed) -> Result:
     return Result("items", gap, student, method, "t test", math.sqrt(value), df)
 
 
-SKEWED = 1.0
-"""|skewness| of the differences from which the output says so: a normal sample of 20 exceeds it in 3 % of cases."""
-
-FEW_VALUES = 5
-"""Distinct differences up to which the output says how few there are."""
-
-
 def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tuple[str, ...]:
     """What an interval over new items rests on here, in words."""
     out: list[str] = []
@@ -316,13 +312,13 @@ def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tu
             out.append(f"scores are assumed to lie between {low:g} and {high:g}; no scale was declared (--scale)")
         sd = float(diff_N.std())
         skew = float(((diff_N - diff_N.mean()) ** 3).mean()) / sd**3 if sd > seeds.ROUNDING * (high - low) else 0.0
-        if abs(skew) >= SKEWED:
+        if abs(skew) >= options.notes.skewed:
             out.append(f"the differences are skewed (skewness {skew:+.1f}): few items carry much of the gap")
         values = len(np.unique(np.round(diff_N, 12)))
-        if values <= FEW_VALUES and matched.n > FEW_VALUES:
+        if values <= options.notes.few_values < matched.n:
             out.append(f"the differences take {values} value{'' if values == 1 else 's'} on {matched.n} items")
     share = 0.0 if rule is None or rule.method == "withheld" else undrawn(rule.families)
-    if rule is not None and share >= 0.005:
+    if rule is not None and share >= options.notes.undrawn:
         out.append(
             f"{rule.families} families ({rule.effective:.1f} effective): up to {100 * share:.0f} % of families could "
             "be of a kind that was not drawn"

@@ -44,9 +44,9 @@ REASONS: Mapping[str, Reason] = {
 
 
 def is_models(reason: str | None) -> bool:
-    """True when a missing score with this reason is the model's own failure."""
-    known = REASONS.get(reason or NO_REASON)
-    return known is not None and known.owner == "model"
+    """True when a missing score with this reason is the model's own failure; of `a or b`, when both are."""
+    known = [REASONS.get(part) for part in (reason or NO_REASON).split(" or ")]
+    return all(found is not None and found.owner == "model" for found in known)
 
 
 def lost_text(counts: Iterable[Mapping[str, int]]) -> str:
@@ -55,9 +55,12 @@ def lost_text(counts: Iterable[Mapping[str, int]]) -> str:
     for count in counts:
         total.update({reason: n for reason, n in count.items() if not is_models(reason)})
     note = " (a reason that is not known, so the machine's)"
-    return ", ".join(f"{n} {reason}{'' if reason in REASONS else note}" for reason, n in sorted(total.items()))
+    return ", ".join(
+        f"{n} {reason}{note if unknown_reasons([{reason: n}]) else ''}" for reason, n in sorted(total.items())
+    )
 
 
 def unknown_reasons(counts: Iterable[Mapping[str, int]]) -> list[str]:
     """The reasons that are not in the table, sorted."""
-    return sorted({reason for count in counts for reason in count if reason not in REASONS})
+    parts = {part for count in counts for reason in count for part in reason.split(" or ")}
+    return sorted(parts - set(REASONS))

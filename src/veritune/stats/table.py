@@ -91,7 +91,8 @@ class ScoreTable:
 
     `score_S_N` holds the mean of an item's scored samples. `machine_missing_S_N` marks cells in which the machine lost
     a score or a sample. `metric` names what was measured; `higher_is_better` is None where its direction is unknown
-    (a study's own evals are higher-is-better by contract). `seeds` names each run's seed where it is known; arms that
+    (a study's own evals are higher-is-better by contract). `missing_at` has the run, the item and the reason of every
+    score without a value; `missing` counts them by run. `seeds` names each run's seed where it is known; arms that
     share their seeds are paired by it.
     """
 
@@ -110,6 +111,7 @@ class ScoreTable:
     seeds: tuple[str, ...] = ()
     metric: str = ""
     higher_is_better: bool | None = True
+    missing_at: tuple[tuple[int, int, str], ...] = field(default=(), repr=False)
 
     @classmethod
     def from_scores(
@@ -161,6 +163,7 @@ class ScoreTable:
         _check_cells(count_S_N, runs, items, name, samples=samples)
         _check_samples(columns, cell_R, name)
         lost_S_N = _machine_missing(columns, value_R, cell_R, shape)
+        missing_at = _missing_at(columns, value_R, run_R, item_R)
         if count_S_N.max() == 1:
             score_S_N, kept = np.empty(shape[0] * shape[1]), None
             score_S_N[cell_R] = value_R
@@ -176,13 +179,14 @@ class ScoreTable:
             score_S_N=score_S_N,
             family_N=_per_item(columns.family, item_R, items, "family", name),
             zone_N=_per_item(columns.zone, item_R, items, "zone", name),
-            missing=_reasons(columns, value_R, run_R, len(runs)),
+            missing=_count_reasons(missing_at, len(runs)),
             fixed=fixed,
             samples=kept,
             machine_missing_S_N=lost_S_N > 0 if lost_S_N.any() else None,
             content_N=_per_item(columns.content, item_R, items, "content", name),
             metric=columns.metric,
             higher_is_better=columns.higher_is_better,
+            missing_at=missing_at,
         )
 
     @property
@@ -219,6 +223,8 @@ class ScoreTable:
         def labels(names: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
             return None if names is None else tuple(names[i] for i in index_N)
 
+        place = {int(i): k for k, i in enumerate(index_N)}
+        missing_at = tuple((run, place[item], reason) for run, item, reason in self.missing_at if item in place)
         return replace(
             self,
             items=tuple(self.items[i] for i in index_N),
@@ -226,7 +232,8 @@ class ScoreTable:
             family_N=labels(self.family_N),
             zone_N=labels(self.zone_N),
             content_N=labels(self.content_N),
-            missing=_recount(self, index_N),
+            missing=_count_reasons(missing_at, len(self.runs)) if self.missing_at else _recount(self, index_N),
+            missing_at=missing_at,
             samples=kept,
             machine_missing_S_N=part(self.machine_missing_S_N),
         )
@@ -345,16 +352,22 @@ def _per_item(
     return tuple(label_N)
 
 
-def _reasons(columns: Columns, value_R: Floats, run_R: Ints, n_runs: int) -> tuple[Mapping[str, int], ...]:
+def _missing_at(columns: Columns, value_R: Floats, run_R: Ints, item_R: Ints) -> tuple[tuple[int, int, str], ...]:
+    """Run, item and reason of every score without a value."""
+    gone_R = np.flatnonzero(np.isnan(value_R)).tolist()
+    reasons = [(columns.reason[r] if len(columns.reason) else None) or NO_REASON for r in gone_R]
+    return tuple((int(run_R[r]), int(item_R[r]), reason) for r, reason in zip(gone_R, reasons))
+
+
+def _count_reasons(missing_at: Sequence[tuple[int, int, str]], n_runs: int) -> tuple[Mapping[str, int], ...]:
     counts: list[Counter[str]] = [Counter() for _ in range(n_runs)]
-    for r in np.flatnonzero(np.isnan(value_R)):
-        reason = columns.reason[int(r)] if len(columns.reason) else None
-        counts[run_R[r]][reason or NO_REASON] += 1
+    for run, _, reason in missing_at:
+        counts[run][reason] += 1
     return tuple(dict(sorted(c.items())) for c in counts)
 
 
 def _recount(table: ScoreTable, index_N: Ints) -> tuple[Mapping[str, int], ...]:
-    """Missing counts of a part: the reasons per item are not kept, so they fold into one count where they differ."""
+    """Missing counts of a part of a table made by hand, without `missing_at`: reasons that differ fold into one."""
     counts = []
     for run, reasons in enumerate(table.missing):
         gone = int(np.isnan(table.score_S_N[run, index_N]).sum())
@@ -528,23 +541,24 @@ def _fill_values(
     """What a missing score counts as on each side. `ends` is the scale and whether higher is better."""
     (low, high), up = ends
     bad, good = (high, low) if up is False else (low, high)
-    if missing.policy == "fail" or not _missing_any(a, b):
+    if missing.policy == "fail" or not _n_failed(a) + _n_failed(b):
         value = bad if missing.value is None else missing.value
         return value, value
     if missing.policy == "worst":
         return bad, good
     if missing.policy == "best":
         return good, bad
-    counts = [f"{t.n_missing} of {t.score_S_N.size} in {t.condition or s}" for t, s in ((a, "A"), (b, "B"))]
+    gone = {t.condition or s: t for t, s in ((a, "A"), (b, "B"))}
+    counts = [f"{_n_failed(t)} of {t.score_S_N.size} in {name}" for name, t in gone.items()]
     raise ScoreError(
         f"scores are missing: {', '.join(counts)} ({_reason_text(a, b)}); pairs are never dropped.",
         fix="Choose what a missing score counts as: missing 'fail' (the eval's failure value) or 'worst'.",
     )
 
 
-def _missing_any(*tables: ScoreTable) -> bool:
-    failed = any(t.samples is not None and bool(t.samples.failed_S_N.any()) for t in tables)
-    return failed or any(t.n_missing for t in tables)
+def _n_failed(table: ScoreTable) -> int:
+    """Items of a run without a score, or with a sample that has none."""
+    return int((table.samples.failed_S_N > 0).sum()) if table.samples is not None else table.n_missing
 
 
 def _reason_text(*tables: ScoreTable) -> str:
@@ -629,6 +643,9 @@ def scale_of(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) ->
 Counts = tuple[int, int, int, int]
 """A 2×2 table of two arms on binary scores: items that only A got right, only B, both, neither."""
 
+MAX_COUNTED_ITEMS = 10_000_000
+"""Most items that counts may stand for: each becomes a row of both arms, 32 bytes a seed."""
+
 
 def tables_from_counts(
     counts: Sequence[Counts], names: tuple[str, str] = ("A", "B"), *, eval_name: str = "", higher_is_better: bool = True
@@ -653,13 +670,15 @@ def tables_from_counts(
     if names[0] == names[1]:
         raise ScoreError(f"expected two different names, found {names[0]!r} twice.")
     n = sizes.pop()
+    if n > MAX_COUNTED_ITEMS:
+        raise ScoreError(f"expected counts of at most {MAX_COUNTED_ITEMS:,} items together, found {n:,}.")
     kind_S_N = np.array([np.repeat([0, 1, 2, 3], [a, both, neither, b]) for a, b, both, neither in counts])
     runs, items = tuple(map(str, range(len(counts)))), tuple(f"item {i}" for i in range(n))
     arms = (kind_S_N <= 1, (kind_S_N == 1) | (kind_S_N == 3))
     one, two = (
         ScoreTable(
             name, eval_name, runs, items, np.asarray(right_S_N, dtype=np.float64), missing=({},) * len(runs),
-            metric="correct", higher_is_better=higher_is_better,
+            metric="correct" if higher_is_better else "", higher_is_better=higher_is_better,
         )
         for name, right_S_N in zip(names, arms)
     )  # fmt: skip

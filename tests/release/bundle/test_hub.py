@@ -176,7 +176,7 @@ def test_a_push_that_was_killed_leaves_the_branch_where_it_was(
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*")
-@pytest.mark.parametrize("point", [r"os.rename \S+ \S+/bundle/README.md", r"os.rename \S+/bundle \S+/back"])
+@pytest.mark.parametrize("point", [r"os.rename \S+ \S+/whole/README.md", r"os.rename \S+/whole \S+/back"])
 def test_a_pull_that_was_killed_leaves_nothing_under_its_name(hub: Any, made: Path, tmp_path: Path, point: str) -> None:
     pushed = places.push(made, f"hf://{REPO}")
     assert in_a_child(hub, lambda: places.pull(pushed.place, tmp_path / "back"), point) == -signal.SIGKILL

@@ -19,7 +19,7 @@ from veritune.release.evidence import read_evidence
 from veritune.release.registry import history, promote, pull, rollback
 from veritune.release.shelf import open_shelf
 from veritune.release.verify import read_manifest, verify_bundle
-from veritune.store import Store
+from veritune.store import Store, hash_of
 
 _spec = importlib.util.spec_from_file_location("bundles", Path(__file__).with_name("bundles.py"))
 assert _spec and _spec.loader
@@ -211,7 +211,7 @@ def test_an_edited_history_is_found(tmp_path: Path, made: Path, other: Path, how
         second.unlink()
     else:
         body = {k: v for k, v in json.loads(first.read_text()).items() if k != "hash"} | {"reason": "rewritten"}
-        first.write_text(json.dumps({**body, "hash": registry.hash_of(body)}))
+        first.write_text(json.dumps({**body, "hash": hash_of(body)}))
     with pytest.raises(StaleError):
         history(str(url), "staging")
 
@@ -306,7 +306,7 @@ def test_a_registrys_manifest_cannot_write_outside(made: Path, tmp_path: Path) -
     stored = url / "bundles" / entry.bundle / "manifest.json"
     body = {k: v for k, v in json.loads(stored.read_text()).items() if k != "hash"}
     body["files"]["../escaped.json"] = {"sha256": "0" * 64, "bytes": 1}
-    stored.write_text(json.dumps({**body, "hash": registry.hash_of(body)}))
+    stored.write_text(json.dumps({**body, "hash": hash_of(body)}))
     (url / "bundles" / "escaped.json").write_text("x")
     with pytest.raises(Exception, match="leads out of the bundle"):
         pull(str(url), entry.bundle, tmp_path / "deep" / "out")

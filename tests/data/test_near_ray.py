@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veritune.data import scale
 from veritune.data.contamination import check_contamination
 from veritune.data.families import FamilyResult, find_families
 from veritune.data.load import load_rows
+from veritune.data.near import ray as near_ray
+from veritune.data.shards import shard_families
 from veritune.errors import DataError, MachineError
 from veritune.records import Message, Row
 
@@ -64,7 +65,7 @@ def corpus(n: int = 3000) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    ray = scale._ray()
+    ray = near_ray._ray()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield ray
     ray.shutdown()
@@ -89,12 +90,12 @@ def meeting_once(pairs: int = 240) -> list[Row]:
     return rows
 
 
-MEETING = {"threshold": 0.1, "min_features": 3, "engine": "numpy"}
+MEETING = {"threshold": 0.1, "min_features": 3}
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, step: str, number: int, change: Any) -> None:
     """Change what the `number`-th task of one step is given, in every pass; a pass begins with its join keys."""
-    run, seen = scale.RayEngine._run, [0]
+    run, seen = near_ray.RayEngine._run, [0]
 
     def spoilt(self: Any, work: Any, *args: Any, **kwargs: Any) -> Any:
         if work.__name__ == "_keys_block":
@@ -105,14 +106,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch, step: str, number: int, change: Any) 
                 args = change(args)
         return run(self, work, *args, **kwargs)
 
-    monkeypatch.setattr(scale.RayEngine, "_run", spoilt)
+    monkeypatch.setattr(near_ray.RayEngine, "_run", spoilt)
 
 
 NONE = np.zeros(0, np.uint64)
 LOSSES: dict[str, tuple[str, int, Any, str]] = {
     "a range of keys": ("_pairs_of_range", 2, lambda a: (*a[:2], NONE), "join keys"),
     "the keys of one block": ("_pairs_of_range", 1, lambda a: (*a[:2], NONE, *a[3:]), "join keys"),
-    "the pairs of a range": ("_verify", 1, lambda a: (*a[:4], NONE, *a[5:]), "pairs of rows"),
+    "the pairs of a range": ("_verify", 1, lambda a: (*a[:3], NONE, *a[4:]), "pairs of rows"),
 }
 
 
@@ -120,7 +121,7 @@ LOSSES: dict[str, tuple[str, int, Any, str]] = {
 def test_what_a_step_did_not_get_stops_the_run_and_changes_the_rows(
     cluster: Any, lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scale, "KEYS_A_RANGE", 4_000)  # several ranges of keys
+    monkeypatch.setattr(near_ray, "KEYS_A_RANGE", 4_000)  # several ranges of keys
     rows, (step, number, change, named) = meeting_once(), LOSSES[lost]
     local = find_families(rows, **MEETING)
     assert local.summary["variants"] > 200
@@ -128,29 +129,23 @@ def test_what_a_step_did_not_get_stops_the_run_and_changes_the_rows(
     with pytest.raises(MachineError, match=f"lost data.*{named} were made"):
         find_families(rows, executor="ray", **MEETING)
     monkeypatch.undo()
-    monkeypatch.setattr(scale, "KEYS_A_RANGE", 4_000)
-    monkeypatch.setattr(scale, "_balance", lambda *counts: None)
+    monkeypatch.setattr(near_ray, "KEYS_A_RANGE", 4_000)
+    monkeypatch.setattr(near_ray, "_balance", lambda *counts: None)
     spoil(monkeypatch, step, number, change)
     with pytest.raises(AssertionError):  # the comparison by rows sees it without the counts
         same(find_families(rows, executor="ray", **MEETING), local)
 
 
-@pytest.mark.parametrize("engine", ["numpy", pytest.param("numba", marks=pytest.mark.slow)])
-def test_families_on_a_cluster_are_those_of_one_process(
-    cluster: Any, engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if engine == "numba":
-        pytest.importorskip("numba")
-    monkeypatch.setattr(scale, "BLOCK_ROWS", 700)  # five blocks
-    monkeypatch.setattr(scale, "KEYS_A_RANGE", 20_000)  # six ranges of keys or so
+def test_families_on_a_cluster_are_those_of_one_process(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_ray, "BLOCK_ROWS", 700)  # five blocks
+    monkeypatch.setattr(near_ray, "KEYS_A_RANGE", 20_000)  # six ranges of keys or so
     rows = corpus()
-    local = find_families(rows, engine=engine)
+    local = find_families(rows)
     assert {"column", "exact", "similarity"} <= {m.evidence for m in local.memberships}
     assert local.summary["size_max"] >= 5
-    same(find_families(rows, engine=engine, executor="ray"), local)
-    if engine == "numpy":
-        once = meeting_once()
-        same(find_families(once, executor="ray", **MEETING), find_families(once, **MEETING))
+    same(find_families(rows, executor="ray"), local)
+    once = meeting_once()
+    same(find_families(once, executor="ray", **MEETING), find_families(once, **MEETING))
 
 
 def test_two_rows_and_none_need_no_special_care(cluster: Any) -> None:
@@ -172,7 +167,7 @@ def test_shards_are_read_where_they_are_swept_with_the_ids_and_refusals_of_one_r
     (tmp_path / "part-9.jsonl.gz").write_bytes(b"not gzip")
     loaded = load_rows(tmp_path)
     local = find_families(loaded.rows)
-    found = scale.shard_families(tmp_path)
+    found = shard_families(tmp_path)
     same(found.families, local)
     assert found.n_read == loaded.n_read == 1506
     key = [(f.check, f.source, f.line, f.message) for f in loaded.rejects]
@@ -180,25 +175,22 @@ def test_shards_are_read_where_they_are_swept_with_the_ids_and_refusals_of_one_r
     assert [k[0] for k in key].count("load.duplicate_id") == 2
     assert "load.unreadable" in [k[0] for k in key]
     with pytest.raises(DataError, match="hub id"):
-        scale.shard_families("owner/name")
+        shard_families("owner/name")
 
 
-@pytest.mark.parametrize("engine", ["numpy"])
-def test_contamination_on_a_cluster_is_that_of_one_process(
-    cluster: Any, engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scale, "BLOCK_ROWS", 400)
+def test_contamination_on_a_cluster_is_that_of_one_process(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_ray, "BLOCK_ROWS", 400)
     rows = corpus(1500)
     rng = random.Random(3)
     long = [r.messages[0].content for r in rows if len(r.messages[0].content.split()) > 9]
     items = [edited(t, rng) for t in long[::50]] + [long[5], *sentences(40, 9)]
-    local = check_contamination(rows, {"exam": items}, engine=engine)
-    there = check_contamination(rows, {"exam": items}, engine=engine, executor="ray")
+    local = check_contamination(rows, {"exam": items})
+    there = check_contamination(rows, {"exam": items}, executor="ray")
     assert there.hits == local.hits and len(local.hits) > 20
     assert {"identical", "near"} <= {h.kind for h in local.hits}
     assert there.summary == local.summary
 
 
 def test_a_forest_connects_what_its_edges_connect() -> None:
-    left, right = scale._forest(np.array([3, 5, 3, 9]), np.array([5, 7, 7, 12]))
+    left, right = near_ray._forest(np.array([3, 5, 3, 9]), np.array([5, 7, 7, 12]))
     assert sorted(zip(left.tolist(), right.tolist())) == [(3, 5), (3, 7), (9, 12)]

@@ -1,0 +1,159 @@
+"""What a claim of kind `probe` may name: every quantity that a study's probes record, known before the first run.
+
+A name is a pattern of segments joined by full stops, the arm last: `nll.stranger.all_layer`,
+`geometry.m1_change.12.last_input_token.all_layer`. The study closes most segments (its arms, its zones); a layer is a
+number and a part of the model (`total`, `q`, `attention`, `layer3`, a module's own name) is known once it is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from veritune.stats.centroids import MEASURES
+from veritune.study import BASELINE, Study
+
+Uncertainty = Literal["items", "seeds", "exact"]
+METHODS = ("last_input_token", "response_mean")
+OPEN = {"layer": r"\d+", "part": r"[\w\-]+(?:\.[\w\-]+)*"}
+"""Segments that the study does not close, and what they may hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Quantities of one probe. `uncertainty` is where an interval comes from: the probe's items (and seeds, where there
+    are several runs), several runs alone, or nowhere, because it is a count. `made_by` is the command that records it.
+    """
+
+    name: str
+    uncertainty: Uncertainty
+    what: str
+    made_by: str = "run"
+    choices: Mapping[str, tuple[str, ...]] | None = None
+
+
+PATTERNS: tuple[Pattern, ...] = (
+    Pattern("nll.{zone}.{any}", "items", "loss, nats per target token, on the rows of a zone"),
+    Pattern("final_loss.{arm}", "seeds", "training loss of the last step"),
+    Pattern("trainable_share.{arm}", "exact", "share of the parameters that train"),
+    Pattern("gap.carried.{held}.{arm}", "items", "share of the gain on seen rows that a zone shows"),
+    Pattern("gap.gain.{gap_zone}.{arm}", "items", "fall of the loss on a zone's rows"),
+    Pattern(
+        "leak.{of}.{arm}",
+        "items",
+        "what a leaky split would have flattered, first seed",
+        "leak",
+        {"of": ("flattered", "elsewhere", "by_leak")},
+    ),
+    Pattern("weights.relative_change.{part}.{arm}", "seeds", "norm of the change over the base's norm", "report"),
+    Pattern("weights.delta_norm.{part}.{arm}", "seeds", "norm of the change", "report"),
+    Pattern("gradients.share.{part}.{arm}", "seeds", "mean share of the squared gradient norm in training", "report"),
+    Pattern("gradients.update_ratio.{arm}", "seeds", "mean ratio of update to weight in training", "report"),
+    Pattern("{of}.{any}", "items", "gradients by family", "gradients", {"of": ("n_eff", "rho", "directions")}),
+    Pattern("geometry.{of}.{layer}.{method}.{arm}", "seeds", "after training", "geometry", {"of": MEASURES}),
+    Pattern(
+        "geometry.{of}.{layer}.{method}.{arm}",
+        "items",
+        "trained minus base, over personas",
+        "geometry",
+        {"of": tuple(f"{name}_change" for name in MEASURES)},
+    ),
+    Pattern(
+        "calibration.{of}.{any}",
+        "items",
+        "calibration of the arm's answers",
+        "calibration",
+        {"of": ("ece", "ece_debiased", "brier", "accuracy", "overconfidence")},
+    ),
+    Pattern("calibration.brier_change.{arm}", "items", "Brier score after minus before", "calibration"),
+    Pattern("forgetting.rise.{arm}", "items", "rise of the loss on a regression set", "forgetting"),
+    Pattern("forgetting.share_worse.{arm}", "items", "share of its rows whose loss rose", "forgetting"),
+    Pattern(
+        "recall.{of}.{gap_zone}.{arm}",
+        "items",
+        "rows given back",
+        "recall",
+        {"of": ("matched", "exact", "beyond_base", "choice_change")},
+    ),
+    Pattern("recall.contrast.{arm}", "items", "change in choices won, seen minus strangers", "recall"),
+    Pattern(
+        "tokens.fall.{of}.{arm}",
+        "items",
+        "fall of the loss per stranger token, by class of token",
+        "tokens",
+        {"of": ("total", "template", "shared", "family", "prompt", "novel")},
+    ),
+)
+
+
+def _choices(pattern: Pattern, study: Study) -> dict[str, tuple[str, ...]]:
+    """What the study's own segments of a pattern may be."""
+    asked = {zone for spec in study.evals.values() for zone in spec.zones}
+    both = {"seen", "stranger"} <= asked
+    whole = [name for name, c in study.conditions.items() if c.data_fraction in (None, 1.0)]
+    return {
+        "any": (*study.conditions, BASELINE),
+        "arm": tuple(whole if pattern.made_by == "leak" else study.conditions),
+        "zone": (*sorted(asked), "validation"),
+        "held": tuple(zone for zone in ("sibling", "stranger") if zone in asked and both),
+        "gap_zone": tuple(zone for zone in ("seen", "sibling", "stranger") if zone in asked and both),
+        "method": METHODS,
+        **(pattern.choices or {}),
+    }
+
+
+def _segments(pattern: Pattern) -> list[str]:
+    return re.findall(r"\{(\w+)\}", pattern.name)
+
+
+def _matches(pattern: Pattern, name: str, study: Study) -> bool:
+    choices, text = _choices(pattern, study), re.escape(pattern.name).replace(r"\{", "{").replace(r"\}", "}")
+    for segment in _segments(pattern):
+        allowed = OPEN.get(segment) or "|".join(map(re.escape, choices[segment])) or r"(?!)"
+        text = text.replace("{" + segment + "}", f"(?:{allowed})")
+    return re.fullmatch(text, name) is not None
+
+
+def pattern_of(name: str, study: Study) -> Pattern | None:
+    """The pattern that a name belongs to; None for a name that no probe of this study records."""
+    return next((pattern for pattern in PATTERNS if _matches(pattern, name, study)), None)
+
+
+def arm_of(name: str) -> str:
+    """The arm that a quantity speaks of: its name's last segment."""
+    return name.rsplit(".", 1)[-1]
+
+
+def known_names(study: Study) -> list[str]:
+    """Every name of the study; a layer and a part stand as `<layer>` and `<part>`."""
+    return sorted({name for pattern in PATTERNS for name in _names(pattern, study, {k: (f"<{k}>",) for k in OPEN})})
+
+
+def _names(pattern: Pattern, study: Study, opened: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    choices, segments = {**_choices(pattern, study), **opened}, _segments(pattern)
+    for values in itertools.product(*(choices[segment] for segment in segments)):
+        yield pattern.name.format(**dict(zip(segments, values)))
+
+
+def nearest(name: str, study: Study) -> str | None:
+    """The known name that a wrong one may have meant; its own layer and part are kept where it has any."""
+    numbers, middle = re.findall(r"(?<=\.)\d+(?=\.)", name), name.split(".")[2:-1]
+    opened = {"layer": tuple(numbers) or ("0",), "part": (".".join(middle),) if middle else ("total",)}
+    candidates = {n for pattern in PATTERNS for n in _names(pattern, study, opened)}
+    return next(iter(difflib.get_close_matches(name, sorted(candidates), n=1)), None)
+
+
+def patterns_text(study: Study) -> str:
+    """The patterns with this study's choices, one line each for an error that must list them."""
+    made = []
+    for pattern in PATTERNS:
+        choices, text = _choices(pattern, study), pattern.name
+        for segment in _segments(pattern):
+            inside = "|".join(choices[segment]) if segment in choices else f"<{segment}>"
+            text = text.replace("{" + segment + "}", inside)
+        made.append(text)
+    return "; ".join(dict.fromkeys(made))
