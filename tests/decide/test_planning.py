@@ -9,9 +9,12 @@ import pytest
 
 from veritune import records
 from veritune.decide import planning
-from veritune.decide.commands import CompareOptions, parse_side
+from veritune.decide.claims import ClaimSpec, judge
+from veritune.decide.commands import CompareOptions, compare_score_tables, parse_side, render_text
 from veritune.errors import ScoreError
 from veritune.stats.power import Design
+from veritune.stats.table import ScoreTable
+from veritune.verbs import verdict_lines
 
 
 def write(path, scores, **columns):
@@ -85,3 +88,30 @@ def test_the_plot_is_written(tmp_path, suffix):
     path = tmp_path / f"power.{suffix}"
     planning.plot_power(planning.plan_power(Design(500, 0.1, 2, 2, margin=0.02)), path)
     assert path.stat().st_size > 5000
+
+
+def test_a_decision_that_the_design_seldom_reaches_says_so():
+    """Two seeds whose means agree to the last item: settled by luck, beside a detectable gap of about .5."""
+    rng = np.random.default_rng(3)
+    base_N, tables = rng.random(200) < 0.5, []
+    for name, gained in (("a", 60), ("b", 0)):
+        rows = []
+        for _ in range(2):
+            row = base_N ^ (rng.permutation(200) < 60)
+            for wanted in (90, 90 + gained):  # the same number right in every run
+                wrong, right = np.flatnonzero(~row), np.flatnonzero(row)
+                row[rng.permutation(wrong)[: max(0, wanted - len(right))]] = True
+                row[rng.permutation(right)[: max(0, len(right) - wanted)]] = False
+            rows.append(row)
+        items = tuple(map(str, range(200)))
+        tables.append(ScoreTable(name, "e", ("0", "1"), items, np.array(rows) * 1.0, missing=({}, {})))
+    (report,) = compare_score_tables(tables[:1], tables[1], CompareOptions(margin=0.05)).comparisons
+    assert report.decision == "better by the margin" and report.detectable > report.estimates[0].value
+    assert report.chance_again < 0.5
+    assert "another study of this design would settle a gap of this size in" in render_text(
+        compare_score_tables(tables[:1], tables[1], CompareOptions(margin=0.05))
+    )
+    claim = ClaimSpec("c", "better_by", "e", "a", "b", None, 0.05)
+    (verdict,) = judge([claim], {("a", "e"): tables[0], ("b", "e"): tables[1]})
+    assert verdict.status == "supported" and verdict.details["chance_again"] == report.chance_again
+    assert "Another study of this design" in " ".join(verdict_lines(verdict))

@@ -321,6 +321,21 @@ def test_the_implied_design_has_the_item_variance_of_the_comparison(seeds_a, see
         assert parts.variance(design.items) == pytest.approx(comparison.headline.se**2)
 
 
+@pytest.mark.parametrize("differing", [0, 1])
+def test_runs_that_stray_more_than_items_last_leave_no_lasting_variance(differing):
+    """Two runs a side that contradict each other on every item: seed-averaged, no item differs, or one by a half."""
+    base_N = np.arange(40) % 2 * 1.0
+    a, b = np.array([base_N, 1 - base_N]), np.array([base_N, 1 - base_N])
+    a[0, :differing] = 1
+    items = tuple(map(str, range(40)))
+    tables = [ScoreTable(n, "e", ("0", "1"), items, x, missing=({}, {})) for n, x in (("a", a), ("b", b))]
+    comparison = compare_tables(*tables, Options(scale=(0.0, 1.0)))
+    design = power.design_from(comparison)
+    assert design.stable == pytest.approx(0)
+    assert power.parts(design).difference() > 0
+    assert power.to_settle(comparison, [(0.05, False), (0.05, True)]) is not None
+
+
 def test_every_distance_has_to_be_settled():
     comparison = scores(np.random.default_rng(1), 3, 3, binary=True, families=False)
     near, far = (power.to_settle(comparison, [(d, False)]) for d in (0.2, 0.4))
@@ -341,6 +356,8 @@ def test_every_distance_has_to_be_settled():
         {"alpha": 0.0},
         {"power": 1.0},
         {"width": 0.0},
+        {"stable": -0.1},
+        {"stable": 1.1},
         {"design_effect": 2.0},
         {"family_sizes": (10, 20)},
         {"seeds_a": 2, "seeds_b": 3, "shared_seeds": True},

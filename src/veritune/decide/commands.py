@@ -98,6 +98,7 @@ class ComparisonReport:
     `higher_is_better` is None where nothing says so. `withheld` says why scores that the machine lost keep the decision
     open, `memorisation` why the comparison does not tell learning from memorising; both are empty where it does not
     apply.
+    `chance_again` is the chance that another study of this design decides so, at the gap as observed.
     """
 
     a: str
@@ -125,6 +126,7 @@ class ComparisonReport:
     withheld: str = ""
     n_lost: int = 0
     memorisation: str = ""
+    chance_again: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,7 +424,19 @@ def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> Co
         withheld=decided.withheld,
         n_lost=lost.n_lost(a, b),
         memorisation=wording.memorisation(pair.a.zone_N, zone=None),
+        chance_again=_chance_again(decided),
     )
+
+
+def _chance_again(decided: Decided) -> float | None:
+    """The chance that another comparison of this design comes to the same kind of decision at the gap as observed."""
+    word, margin, comparison = decided.decision.word, decided.decision.margin or 0.0, decided.comparison
+    if word == "inconclusive":
+        return None
+    if word == "equivalent":
+        return power.chance_again(comparison, margin, alpha=decided.alpha, equivalence=True)
+    edge = margin if word.endswith("by the margin") else 0.0
+    return power.chance_again(comparison, abs(comparison.gap) - edge, alpha=decided.alpha)
 
 
 def _details(a: ScoreTable, b: ScoreTable, decided: Decided, inner: Options) -> dict[str, Any]:
@@ -570,6 +584,9 @@ def _render(c: ComparisonReport) -> str:
         lines.append(_line("frozen rule", wording.rule_text(c.frozen_rule, c.a, c.b)))
     if c.detectable is not None:
         lines.append(_line("detectable", f"{wording.number(c.detectable)}, the smallest gap seen with 80 % power"))
+    if c.chance_again is not None and c.chance_again < 0.5:
+        again = f"another study of this design would settle a gap of this size in {c.chance_again:.0%} of cases"
+        lines.append(_line("", again))
     lines += _render_needed(c)
     to = "higher in" if c.higher_is_better is None else "to"
     left = f"; {c.flipped.lost} with a lost score not counted" if c.flipped.lost else ""

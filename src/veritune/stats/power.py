@@ -114,6 +114,8 @@ class Design:
                 f"expected a discordance in (0, 1], seed_sd ≥ 0, design_effect > 0 and width > 0; found "
                 f"{self.discordance:g}, {self.seed_sd:g}, {self.design_effect:g}, {self.width:g}."
             )
+        if self.stable is not None and not 0 <= self.stable <= 1:
+            raise ScoreError(f"expected a stable share from 0 to 1, found {self.stable:g}.")
         if self.shared_seeds and self.seeds_a != self.seeds_b:
             raise ScoreError(
                 f"expected as many seeds on both sides where they are shared, found {self.seeds_a} and {self.seeds_b}."
@@ -541,8 +543,9 @@ def design_from(
     spread, item = _pooled(found.arms, 2 if shared else 1), naive * pair.n
     noises = [x * pair.n for x in spread.noise] if len(spread.noise) == len(arms) else [0.0] * len(arms)
     averaged = sum(x / s for x, s in zip(noises, arms))
-    noises = [x * min(1.0, item / averaged) if averaged > 0 else x for x in noises]
-    lasting = item - sum(x / s for x, s in zip(noises, arms))
+    if 0 < item < averaged:  # the noise explains more than all of it: take as much as there is
+        noises = [x * item / averaged for x in noises]
+    lasting = max(0.0, item - sum(x / s for x, s in zip(noises, arms)))
     whole = lasting + sum(noises)
     sizes = None if pair.family_N is None else tuple(int(x) for x in np.bincount(pair.family_N))
     return Design(

@@ -235,7 +235,7 @@ def _difference_shares(parts: Parts, gap: float) -> tuple[Floats, Floats]:
     """
     square = min(1.0, parts.item + gap**2)
     steady, share_q, rates = max(square, gap), 0.0, (1.0, 0.0)
-    if square < gap and min(parts.runs) > 0:
+    if 0 < square < gap and min(parts.runs) > 0:
         misfit, partial_q, partial = _partial(parts.noise, gap, square / gap)
         if misfit < gap - square:  # closer to the variances than the gap on items that always differ
             steady, share_q, rates = 0.0, partial_q, partial
