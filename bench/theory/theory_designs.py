@@ -144,7 +144,7 @@ def adversarial(n: int, expected: float, noise: float) -> Callable[[Rng], Draw] 
     """`expected` of n items lose .92, the rest gain just enough for a true gap of 0. None where that cannot be."""
     share = expected / n
     rest = 0.92 * share / (1 - share)
-    if rest + 4 * noise > 1:
+    if share >= 1 or rest + 4 * noise > 1:
         return None
 
     def draw(rng: Rng) -> Draw:
