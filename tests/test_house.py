@@ -97,6 +97,19 @@ def test_imports_run_one_way() -> None:
     assert runs_back_up() == []
 
 
+def test_the_engine_of_near_duplicates_knows_texts_alone() -> None:
+    """`data/near` could be a package of its own: it imports itself, canonical text and the errors."""
+    allowed = ("veritune.data.near", "veritune.data.text", "veritune.errors")
+    imports = {
+        f"{path}:{line} imports {name}"
+        for path, tree in sources()
+        for name, line in imported(tree, path)
+        if path.startswith("data/near/") and name.startswith("veritune") and not name.startswith(allowed)
+    }
+    assert imports == set()
+    assert (SRC / "data" / "near" / "engine.py").exists()
+
+
 @pytest.mark.parametrize(
     ("path", "line"),
     [

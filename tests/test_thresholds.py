@@ -25,6 +25,8 @@ ELSEWHERE = {
     "decide/lint/markdown.py": {"LONGEST"},
     # what a number means, not where a word begins
     "probe/batches.py": {"IGNORE"},
+    "probe/clusters.py": {"LADDER"},
+    "decide/recorded.py": {"LEVEL", "NESTED"},
     "probe/recall.py": {"CHANCE"},
     "release/quantised_merge.py": {"INT8"},
     # how much is measured or drawn
@@ -38,14 +40,22 @@ ELSEWHERE = {
     "release/load.py": {"LOOK_S"},
     "release/serving.py": {"START_S"},
     "release/parts.py": {"MAX_NAME"},
+    "stats/table.py": {"MAX_COUNTED_ITEMS"},
     # accuracy of a numeric method, or the conditions under which it is valid: to change one is to break its error rate
     "stats/bounded.py": {"_STEP", "_LONG", "_SHORT", "_BINS"},
     "stats/centroids.py": {"MOST_SWAPS", "_EPS", "_NO_VARIANCE"},
     "stats/families.py": {"FEWEST", "FEWEST_EFFECTIVE", "EVEN", "MANY", "_EXACT_UNITS", "_CHUNK_CELLS"},
     "stats/intervals.py": {"TINY_P", "LEAST_ALPHA"},
     "stats/paired.py": {"MAX_DRAWS"},
-    "stats/power.py": {"_ENDLESS"},
-    "stats/prospects.py": {"_ITEM_NODES", "_ONE_ARM_NODES", "_TWO_ARM_NODES"},
+    "stats/power.py": {"_ENDLESS", "MOST_SEEDS"},
+    "stats/prospects.py": {
+        "DRAWS",
+        "FEW_DIFFERING",
+        "FEW_DISCORDANT",
+        "_FAMILY_DRAWS",
+        "_MANY_FAMILIES",
+        "_SUBSETS",
+    },
     "stats/seeds.py": {"ROUNDING"},
 }
 """Module-level numbers of decide/, probe/, release/ and stats/ that may live where they are, and why."""
@@ -54,12 +64,13 @@ LITERALS = {
     # digits a number is printed with, and the rounding of a printed number
     "decide/lint/bind.py": {0.1, 3.01, 1e-4},
     "decide/lint/numbers.py": {0.5},
-    "decide/reach.py": {5e-4},
+    "decide/reach.py": {5e-4, 5e-3},
     "decide/wording.py": {1e-4, 1e-3, 0.9995},
     # a range that an option must lie in; steps of a search
     "decide/commands.py": {0.5},
     "decide/claims.py": {1e6},
     "stats/power.py": {1e6},
+    "stats/prospects.py": {1e6, 1e8},
     # a clipping factor of 1 up to rounding
     "probe/telemetry.py": {0.999},
 }

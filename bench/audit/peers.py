@@ -80,19 +80,18 @@ def datasketch_families(texts: list[str], threshold: float = 0.3) -> Codes:
     return merge(len(texts), np.array(left, np.int64), np.array(right, np.int64))
 
 
-def veritune_families(texts: list[str], threshold: float = 0.38, engine: str = "auto") -> Codes:
+def veritune_families(texts: list[str], threshold: float = 0.38) -> Codes:
     """Veritune's near-duplicate pass alone, from the same Python strings the peers get."""
     from veritune.data.families import FamilyColumns, find_families
-    from veritune.data.text import TextBuffer
+    from veritune.data.near import TextBuffer
 
     columns = FamilyColumns([], TextBuffer.from_strings(texts))
-    return find_families(columns, exact=False, threshold=threshold, engine=engine).code_N
+    return find_families(columns, exact=False, threshold=threshold).code_N
 
 
 FAMILY_PEERS: dict[str, Callable[[list[str]], Codes]] = {
     "veritune": veritune_families,
     "veritune, split-safe": lambda texts: veritune_families(texts, 0.32),
-    "veritune, numpy only": lambda texts: veritune_families(texts, engine="numpy"),
     "rensa >= .3, 42 x 3": rensa_families,
     "rensa >= .4, 42 x 3": lambda texts: rensa_families(texts, 0.4),
     "rensa >= .5, 42 x 3": lambda texts: rensa_families(texts, 0.5),
@@ -104,7 +103,7 @@ def veritune_contamination(texts: list[str], items: list[str]) -> npt.NDArray[np
     """Veritune's whole check, rows flagged from `confirmed` on."""
     from veritune.data.contamination import check_contamination
     from veritune.data.families import FamilyColumns
-    from veritune.data.text import TextBuffer
+    from veritune.data.near import TextBuffer
 
     result = check_contamination(FamilyColumns([], TextBuffer.from_strings(texts)), {"test": items})
     flag_N = np.zeros(len(texts), bool)

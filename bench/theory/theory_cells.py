@@ -52,7 +52,7 @@ NOMINAL: Mapping[str, float] = {
 }
 """Error by name, and the rate that is declared for it: one-sided .025 at alpha .05, two-sided .05, TOST .05."""
 
-GROUPS = ("graded", "adversarial", "families", "family seeds", "seeds", "few items", "tail seeds")
+GROUPS = ("graded", "adversarial", "families", "odd families", "family seeds", "seeds", "few items", "tail seeds")
 GROUPS += ("generalises", "zone gap", "probes", "gate")
 
 Tally = dict[str, bool]
@@ -233,17 +233,17 @@ def _odd_families() -> Iterator[Cell]:
     for shape in ("5 % at -.76", "2 % at -.88"):
         for count in COUNTS:
             draw = designs.tailed_families(shape, count, 0.0)
-            yield _gap_cell("families", f"equal, items {shape}", f"G = {count}", 0.0, draw)
+            yield _gap_cell("odd families", f"equal, items {shape}", f"G = {count}", 0.0, draw)
     for sizes in ("equal", "up to 1.5 times", "one of 40 %", "two of 35 %"):
         for count in COUNTS:
             for binary in (False, True):
                 name = f"{sizes}, each goes one way, {'binary' if binary else 'graded'}"
                 for mean in (0.0,) if binary else (0.0, 0.1):
                     draw = designs.split_families(sizes, count, mean, binary=binary)
-                    yield _gap_cell("families", name, f"G = {count}", mean, draw)
+                    yield _gap_cell("odd families", name, f"G = {count}", mean, draw)
     for count in (8, 20, 40):
         draw = designs.rare_family(count)
-        yield _gap_cell("families", "one family in ten loses .45", f"G = {count}", 0.0, draw, limit=True)
+        yield _gap_cell("odd families", "one family in ten loses .45", f"G = {count}", 0.0, draw, limit=True)
 
 
 def _family_seeds() -> Iterator[Cell]:

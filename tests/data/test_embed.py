@@ -13,7 +13,7 @@ import pytest
 from veritune.data.audit import AuditConfig, audit, render_text, write_report
 from veritune.data.embed import Encoder, embedding_edges, load_encoder, numbers_agree, numbers_of
 from veritune.data.families import FamilyColumns, find_families, merge_families
-from veritune.data.text import TextBuffer
+from veritune.data.near import TextBuffer
 from veritune.errors import ModelError
 from veritune.records import Message, Row
 

@@ -228,6 +228,15 @@ def test_the_kernels_compute_the_plain_definition(name: str, threads: int, monke
     assert join._one_pass(sketch, 0.38, threads).tolist() == first
 
 
+@pytest.mark.parametrize("n", [sweep.ROW_CAP - 1, sweep.ROW_CAP, sweep.ROW_CAP + 1, 3 * sweep.ROW_CAP])
+def test_a_row_keeps_all_its_features_up_to_the_cap_and_a_sample_beyond(n: int) -> None:
+    text = " ".join(words(n + 1, random.Random(15)))
+    swept = sweep.sweep(TextBuffer.from_strings([text]))
+    kept = plain_features(plain_tokens(text.encode(), masked=True))
+    assert swept.feature_F[: swept.length_N[0]].tolist() == kept
+    assert len(kept) == n if n <= sweep.ROW_CAP else 0 < len(kept) < sweep.ROW_CAP
+
+
 @pytest.mark.parametrize("name", ["edited", "template", "odd"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_both_passes_over_rows_compute_the_plain_definition(

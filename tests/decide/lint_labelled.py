@@ -228,7 +228,7 @@ CLEAN_SENTENCES = (
     "all_layer scores higher than the baseline on stranger items of house_style.",
     "Both conditions use the same schedule and the same items.",
     "We use greedy decoding because sampling adds noise.",
-    "attention_only and all_layer are equivalent within the margin on strangers of house_style.",
+    "attention_only scores higher than the baseline on siblings of house_style.",
     "The baseline scores lower than all_layer on stranger items of house_style.",
     "A high p-value would not be evidence of equality.",
     "Letters were checked on 14 March 2026 with version 0.1.0 of the tool.",

@@ -10,7 +10,6 @@ import numpy as np
 from veritune import contract
 from veritune.decide.claims import Context, judge
 from veritune.records import Score
-from veritune.stats.paired import Options
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, write_json, write_jsonl
 from veritune.study import parse_study
@@ -42,7 +41,6 @@ def raw_study(seeds: tuple[int, ...]) -> dict[str, Any]:
             "all_layer": {**lora, "target_modules": "all-linear"},
         },
         "seeds": list(seeds),
-        "equal_seed_spread": True,
         "evals": {
             "house_style": {**style, "rules": [{"name": name, "contains": name} for name in RULES]},
             "sums": {"kind": "match", "zones": ["stranger"], "extract": r"(\d+)", "expected": "answer"},
@@ -178,7 +176,6 @@ def build(root: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> Path:
             rows = [s for r in runs if r.startswith(condition) for s in _read(store, r, name)]
             tables[condition, name] = ScoreTable.from_scores(rows, condition=condition, fixed=condition == "baseline")
     context = Context(
-        options=Options(equal_seed_spread=True),
         scales=dict.fromkeys(study.evals, (0.0, 1.0)),
         failure_values=dict.fromkeys(study.evals, 0.0),
         evidence={"*": {"contamination": "clean", "replicated": None}},

@@ -217,7 +217,8 @@ def test_intervals_are_bound_as_pairs(records: Records) -> None:
 
 def test_p_is_never_zero_and_its_bounds_hold(records: Records) -> None:
     start = "On strangers of house_style, all_layer against the baseline: p "
-    assert said(f"{start}< 1e-4.", records) == []
+    assert said(f"{start}= 0.00014.", records) == said(f"{start}< 0.001.", records) == []
+    assert said(f"{start}< 1e-4.", records) == ["number.p"]
     assert said(f"{start}= 0.", records) == said(f"{start}= 0.000.", records) == ["p.zero"]
     assert said("On strangers of house_style, attention_only against all_layer: p < 0.05.", records) == ["number.p"]
 
@@ -265,7 +266,7 @@ def test_what_the_verdicts_forbid_is_found(rule: str, text: str, records: Record
     "Whether all_layer and the baseline are equal on sums stays open.",
     "The NLL does not show that the model has learned the rules.",
     "all_layer scores higher than the baseline on strangers because of the training.",
-    "attention_only and all_layer are equivalent within the margin on strangers of house_style.",
+    "attention_only scores higher than the baseline on siblings of house_style.",
     "The claim keeps_sums is inconclusive.",
     "Greedy decoding was used because sampling adds noise.",
 ])  # fmt: skip

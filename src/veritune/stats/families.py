@@ -136,7 +136,8 @@ def sign_flips(sum_G: Floats, size_G: Ints, *, draws: int = 9_999, seed: int = 0
     Exact for at most 16 families (all 2^G − 1 subsets), else `draws` random ones. The families are sorted first, so
     their order does not change the draws. See `intervals.Flips` for the formula.
     """
-    order_G = np.lexsort((size_G, sum_G))
+    # Sums of the same items in another order differ in the last bit, which must not change the draws.
+    order_G = np.lexsort((size_G, np.round(sum_G, 9)))
     sums_G, sizes_G = sum_G[order_G].astype(np.float64), size_G[order_G].astype(np.float64)
     families = len(sums_G)
     exact = families <= _EXACT_UNITS

@@ -198,7 +198,8 @@ def _sketch_rows(
         n = length[r]
         if n < least:
             continue
-        size[:] = 0
+        for j in range(BUCKETS):
+            size[j] = 0
         at = start[r]
         for i in range(n):
             k = bucket_C[feature_F[at + i] & mask]
@@ -242,7 +243,8 @@ def _one_id_a_bit(id_N_K: U32, count_N: I32, mass_N: I64, weight: I64, bounds: t
             mass += weight[new & _U31]
             bit = np.uint64(new >> _U23)
             bits_N_B[u, bit >> np.uint64(6)] |= _1 << (bit & np.uint64(63))
-        id_N_K[u, n_kept : count_N[u]] = PAD
+        for i in range(n_kept, count_N[u]):
+            id_N_K[u, i] = PAD
         count_N[u] = n_kept
         mass_N[u] = mass + mass_N[u] * mass // max(mass + lost, 1)
 
@@ -437,7 +439,8 @@ def _least_shared(
 ) -> None:
     size = np.empty(BUCKETS, np.int64)
     for u in range(bounds[0], bounds[1]):
-        size[:] = 0
+        for j in range(BUCKETS):
+            size[j] = 0
         for i in range(count_N[u]):
             size[id_N_K[u, i] & _U31] += 1
         needed = threshold * np.float64(mass_N[u])
@@ -486,7 +489,9 @@ def _union(parent: I32, edges: I32, n_edges: int, pair: tuple[Int, Int], roots: 
     """Note an accepted pair and join the components of its rows."""
     if n_edges == len(edges):
         grown = np.empty((2 * n_edges, 2), np.int32)
-        grown[:n_edges] = edges
+        for i in range(n_edges):
+            grown[i, 0] = edges[i, 0]
+            grown[i, 1] = edges[i, 1]
         edges = grown
     edges[n_edges, 0] = pair[0]
     edges[n_edges, 1] = pair[1]

@@ -215,14 +215,23 @@ def _count_block(
 
 
 @kernel
+def _move(pairs: I64, scores: F64, i: int, to_pairs: I64, to_scores: F64, j: int) -> None:
+    """Copy one pair and its scores to another place."""
+    for column in range(2):
+        to_pairs[j, column] = pairs[i, column]
+        to_scores[j, column] = scores[i, column]
+
+
+@kernel
 def _emit(pairs: I64, scores: F64, n: int, row: int, entry: int, first: float, second: float) -> tuple[I64, F64]:
     """Insert a pair, entries ascending within its row."""
     if n == len(pairs):
         more, more_scores = np.empty((2 * n, 2), np.int64), np.empty((2 * n, 2), np.float64)
-        more[:n], more_scores[:n] = pairs, scores
+        for i in range(n):
+            _move(pairs, scores, i, more, more_scores, i)
         pairs, scores = more, more_scores
     while n > 0 and pairs[n - 1, 0] == row and pairs[n - 1, 1] > entry:
-        pairs[n], scores[n] = pairs[n - 1], scores[n - 1]
+        _move(pairs, scores, n - 1, pairs, scores, n)
         n -= 1
     pairs[n, 0], pairs[n, 1] = row, entry
     scores[n, 0], scores[n, 1] = first, second
