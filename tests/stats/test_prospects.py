@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from veritune.errors import ScoreError
 from veritune.stats import power, prospects, seeds
 from veritune.stats.bounded import BoundedMean
+from veritune.stats.families import sign_flips
 from veritune.stats.intervals import mcnemar_midp, tango_interval
 from veritune.stats.paired import Options, compare_tables
 from veritune.stats.power import Design, Needed
@@ -366,3 +368,15 @@ def test_every_distance_has_to_be_settled():
 def test_an_impossible_design_is_refused(broken):
     with pytest.raises(ScoreError):
         Design(**{"items": 100, "discordance": 0.1, **broken})
+
+
+def test_flipped_ends_are_those_of_the_family_flips_and_widen_what_t_gives():
+    size_G = np.array([40.0, 10, 10, 10, 10, 10, 10, 10])
+    sum_D_G = np.random.default_rng(0).normal(size=(5, 8)) * size_G
+    low_D, high_D = prospects._flipped_ends(sum_D_G, size_G, 0.025)
+    for d, sum_G in enumerate(sum_D_G):
+        exact = sign_flips(sum_G, size_G.astype(int))
+        assert (low_D[d], high_D[d]) == pytest.approx((exact.end(0.025, -1), exact.end(0.025, 1)))
+    parts = prospects.Parts(0.04, (0.0, 0.0), 0.0, (1, 1), pattern=prospects.Families(tuple(size_G)), items=110)
+    drawn = prospects._few_families(parts, parts.pattern, 0.025, 110.0)
+    assert float((drawn.low_D > drawn.se_D * stats.t.ppf(0.975, 7) * (1 + 1e-9)).mean()) > 0.1
