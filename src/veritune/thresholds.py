@@ -46,6 +46,10 @@ class NoteThresholds(Section):
     # Convention: below half a per cent the printed share would read 0.
     undrawn: Share = 0.005
     """Share of families that may be of a kind not drawn, from which it is named."""
+    # Families that each go one way as a whole: .042 for .025 with 8 equal ones, .06 with 4; none too often with 12
+    # (bench/theory/run.py --group "odd families").
+    normal_families: AtLeastOne = 12
+    """Families below which a t over families says that it assumes roughly normal family effects."""
 
 
 class GradeThresholds(Section):

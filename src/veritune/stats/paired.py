@@ -239,7 +239,11 @@ def _method(other: str, matched: Pair) -> str:
 
 
 def _clustered(matched: Pair, parts: seeds.Crossed, rule: FamilyRule, options: Options) -> Result:
-    """Families as clusters, by the rule of their sizes; what items alone need, on the effective number, as a floor."""
+    """Families as clusters, by the rule of their sizes, never narrower than what items alone would need.
+
+    Binary single runs keep Tango's interval on the effective number of items. The bounded mean takes all items: on the
+    effective number it would leave strong graded effects no power under 20 families (docs/theory.md).
+    """
     assert matched.family_N is not None
     diff_N, gap = matched.diff_N, float(parts.gap_K[0])
     size_G = np.bincount(matched.family_N)
@@ -247,7 +251,6 @@ def _clustered(matched: Pair, parts: seeds.Crossed, rule: FamilyRule, options: O
     naive = float(parts.item_K_K[0, 0])
     clustered = (cr3 if rule.method == "cr3" else cr1)(sum_G, size_G)
     se = math.sqrt(max(naive, clustered))
-    # Without any spread nothing says how alike the items of a family are: then a family counts as one item.
     shrink = max(1.0, clustered / naive) if naive > 0 else matched.n / rule.families
     student = Student(gap, se, rule.df)
     family: tuple[Spread, ...] = (student,)
@@ -258,7 +261,8 @@ def _clustered(matched: Pair, parts: seeds.Crossed, rule: FamilyRule, options: O
     if matched.is_binary and single:
         floor: Spread = three_valued(diff_N, shrink)
     else:
-        floor = BoundedMean(diff_N, high - low, matched.n / shrink)
+        # Without any spread nothing says how alike the items of a family are: then a family counts as one item.
+        floor = BoundedMean(diff_N, high - low, rule.families if naive == 0 else None)
     p_method = "sign flips of families and cluster-robust t" if rule.method == "cr1+flips" else "cluster-robust t test"
     return Result("checkpoints", gap, Widest((*family, floor)), rule.text, p_method, se, rule.df)
 
@@ -318,6 +322,11 @@ def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tu
         if values <= options.notes.few_values < matched.n:
             out.append(f"the differences take {values} value{'' if values == 1 else 's'} on {matched.n} items")
     share = 0.0 if rule is None or rule.method == "withheld" else undrawn(rule.families)
+    if rule is not None and rule.method in ("cr1", "cr3") and rule.families < options.notes.normal_families:
+        out.append(
+            f"with {rule.families} families the interval assumes that family effects are roughly normal; families that "
+            "each go one way as a whole make it err more often (docs/theory.md)"
+        )
     if rule is not None and share >= options.notes.undrawn:
         out.append(
             f"{rule.families} families ({rule.effective:.1f} effective): up to {100 * share:.0f} % of families could "

@@ -362,8 +362,8 @@ def _family_ends(parts: Parts, n: float, tail: float, gap: float) -> Ends:
     if len(families.sizes) <= _MANY_FAMILIES and sized_rule(families.sizes).method == "withheld":
         return Ends(np.zeros(1), np.full(1, math.inf), np.full(1, math.inf), sd)
     drawn = (_many_families if len(families.sizes) > _MANY_FAMILIES else _few_families)(parts, families, tail, n)
-    low_D = np.maximum(drawn.low_D, _floor(parts, drawn, tail, gap))
-    high_D = np.maximum(drawn.high_D, _floor(parts, drawn, tail, -gap))
+    low_D = np.maximum(drawn.low_D, _floor(parts, drawn, n, tail, gap))
+    high_D = np.maximum(drawn.high_D, _floor(parts, drawn, n, tail, -gap))
     return Ends(drawn.shift_D, low_D, high_D, sd if len(drawn.shift_D) == 1 else 1e-9)
 
 
@@ -433,14 +433,15 @@ def _few_families(parts: Parts, families: Families, tail: float, n: float) -> _F
     return _FamilyDraws(mean_D, low_D, high_D, se_D, n / np.maximum(1.0, variance_D / naive_D))
 
 
-def _floor(parts: Parts, drawn: _FamilyDraws, tail: float, gap: float) -> Floats:
-    """Distance to the lower end that the effective number of items needs by itself at a gap (the upper end: −gap).
+def _floor(parts: Parts, drawn: _FamilyDraws, n: float, tail: float, gap: float) -> Floats:
+    """Distance to the lower end that items need by themselves at a gap (the upper end: −gap).
 
-    Tango's for one binary run a side, else the bounded mean's.
+    Tango's on the effective number of items for one binary run a side, else the bounded mean's on all n.
     """
-    items_D = np.maximum(2.0, drawn.items_D)
     if not (parts.binary and max(parts.runs) == 1):
-        return _bounded(drawn.se_D, None, parts.width + gap, items_D, tail)
+        naive_D = drawn.se_D * np.sqrt(drawn.items_D / n)
+        return _bounded(naive_D, None, parts.width + gap, n, tail)
+    items_D = np.maximum(2.0, drawn.items_D)
     z, share = float(special.ndtri(1 - tail)), min(1.0, max(parts.difference() + gap**2, abs(gap)))
     up_D, down_D = items_D * (share + gap) / 2, items_D * (share - gap) / 2
     distance_D = z * drawn.se_D
