@@ -211,7 +211,7 @@ def test_a_damaged_score_file_is_named(finished_copy: Any, forks: Any) -> None:
     path.write_text(path.read_text("utf-8")[:-20], encoding="utf-8")
     refused = forks("run", finished_copy.root, "--quiet")
     assert refused.rc == 1
-    assert "style.jsonl line 33 is damaged" in refused.err
+    assert "style.jsonl was edited: expected SHA-256" in refused.err and "found" in refused.err
     assert refused.err.count("\n") == 1
 
 

@@ -217,10 +217,16 @@ def _run_digests(store: Store) -> dict[str, str]:
 
 
 def _listed(record: Mapping[str, Any]) -> str:
-    """Hash of what a seal lists and of where the timeline stood, without what is drawn from the records."""
+    """Hash of what a seal lists and of where the timeline stood, without what is drawn from the records.
+
+    Empty where the record holds what no seal of ours holds: it is then no seal that anybody recorded or kept.
+    """
     drawn = ("report.html", "figures/")
-    files = {name: digest for name, digest in record["files"].items() if not name.startswith(drawn)}
-    return hash_of({"files": files, "timeline": record.get("timeline")})
+    try:
+        files = {name: digest for name, digest in record["files"].items() if not name.startswith(drawn)}
+        return hash_of({"files": files, "timeline": record.get("timeline")})
+    except (AttributeError, KeyError, ValueError, TypeError, RecursionError):
+        return ""
 
 
 def _state(events: Iterable[Entry]) -> Entry | None:

@@ -463,7 +463,7 @@ CHANNEL = rehashed({"number": 1, "action": "promoted", "bundle": "0" * 64, "name
 @bounded(60)
 @given(content=hostile(CHANNEL))
 def test_channel_entries(content: bytes) -> None:
-    survives(lambda: _entry(content, "channels/staging/00000001.json"))
+    survives(lambda: _entry(content, "channels/staging/00000001.json", None))
 
 
 ANSWER = {
