@@ -45,6 +45,12 @@ app = typer.Typer(
 
 StudyArg = Annotated[Path, typer.Argument(help="The study file, or the folder it lies in.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+EqualSpreadOption = Annotated[
+    bool, typer.Option("--equal-seed-spread", help="Declared before the data: both arms spread alike between seeds.")
+]
+SharedSeedsOption = Annotated[
+    bool, typer.Option("--shared-seeds", help="Runs of one seed share data order and initialisation: pair by seed.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -235,7 +241,9 @@ def compare(
     zone: Annotated[str | None, typer.Option(help="Only the items of one zone.")] = None,
     scale: Annotated[tuple[float, float] | None, typer.Option(help="Lowest and highest possible score.")] = None,
     missing: Annotated[str, typer.Option(help="Missing scores: fail, error, worst or best.")] = "fail",
-    draws: Annotated[int, typer.Option(help="Draws of a resampled test.")] = 99_999,
+    equal_seed_spread: EqualSpreadOption = False,
+    shared_seeds: SharedSeedsOption = False,
+    draws: Annotated[int, typer.Option(help="Sign flips drawn where there are more than 16 families.")] = 9_999,
     as_json: JsonOption = False,
 ) -> None:
     """Compare score files item by item: ours, lm-eval samples, Inspect logs, CSV or JSONL."""
@@ -261,6 +269,8 @@ def compare(
         rule=commands.parse_rule(frozen) if frozen is not None else None,
         all_pairs=all_pairs,
         adapters=tuple(adapter or ()),
+        equal_seed_spread=equal_seed_spread,
+        shared_seeds=shared_seeds,
     )
     if table:
         asked = {"systems": systems, "fixed": fixed}
@@ -300,12 +310,8 @@ def power(
     families: Annotated[int | None, typer.Option(help="Number of families, equal in size, that items come in.")] = None,
     design_effect: Annotated[float, typer.Option(help="Factor by which families inflate the variance.")] = 1.0,
     graded: Annotated[bool, typer.Option("--graded", help="Scores are graded, not right or wrong.")] = False,
-    equal_seed_spread: Annotated[
-        bool, typer.Option("--equal-seed-spread", help="The study declares one seed spread for both arms.")
-    ] = False,
-    shared_seeds: Annotated[
-        bool, typer.Option("--shared-seeds", help="Runs of the two arms share their seeds and are paired by them.")
-    ] = False,
+    equal_seed_spread: EqualSpreadOption = False,
+    shared_seeds: SharedSeedsOption = False,
     scale: Annotated[tuple[float, float] | None, typer.Option(help="Lowest and highest possible score.")] = None,
     margin: Annotated[float | None, typer.Option(help="The margin to be resolved, in score units.")] = None,
     alpha: Annotated[float, typer.Option(help="Error rate.")] = 0.05,

@@ -47,7 +47,8 @@ class CompareOptions:
 
     `all_pairs` compares every arm with every other. `adapters` names the arms that are known to be adapters; of others
     the sentences say "system". `rule` is a frozen rule (`stats.rule.frozen_rule`). `counts` says that the tables were
-    made from counts (`stats.table.tables_from_counts`), so that their items have no names.
+    made from counts (`stats.table.tables_from_counts`), so that their items have no names. `equal_seed_spread` and
+    `shared_seeds` are declared before the data (`stats.paired.Options`).
     """
 
     margin: float | None = None
@@ -58,12 +59,14 @@ class CompareOptions:
     reading: Reading = field(default_factory=Reading)
     scale: tuple[float, float] | None = None
     missing: Missing = field(default_factory=Missing)
-    draws: int = 99_999
+    draws: int = 9_999
     seed: int = 0
     rule: Mapping[str, Any] | None = None
     all_pairs: bool = False
     adapters: Collection[str] = ()
     counts: bool = False
+    equal_seed_spread: bool = False
+    shared_seeds: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 0.5:
@@ -389,7 +392,14 @@ def _compare_pairs(
 def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> ComparisonReport:
     """The report of one of k comparisons."""
     margin, alpha = options.margin, options.alpha / k
-    inner = Options(draws=options.draws, seed=options.seed, scale=options.scale, missing=options.missing)
+    inner = Options(
+        draws=options.draws,
+        seed=options.seed,
+        scale=options.scale,
+        missing=options.missing,
+        equal_seed_spread=options.equal_seed_spread,
+        shared_seeds=options.shared_seeds,
+    )
     decided = rule.decide_tables(a, b, inner, margin, alpha)
     comparison, pair = decided.comparison, decided.comparison.pair
     headline = comparison.headline

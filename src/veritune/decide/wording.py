@@ -157,9 +157,15 @@ def subject(comparison: Comparison, claim: ClaimLike | None = None, *, adapter: 
 
 
 def _runs(comparison: Comparison) -> str:
-    """`2 seeds`, or both counts where the arms differ."""
-    counts = dict.fromkeys(len(s["runs"]) for s in (comparison.details["a"], comparison.details["b"]) if not s["fixed"])
-    return " against ".join(map(str, counts)) + " seeds"
+    """`2 seeds`, or both counts where the arms differ; with what was declared of their spread."""
+    sides = [s for s in (comparison.details["a"], comparison.details["b"]) if not s["fixed"]]
+    counts = dict.fromkeys(len(s["runs"]) for s in sides)
+    declared = ""
+    if len(sides) == 2 and comparison.options.equal_seed_spread:
+        declared = " of a spread declared equal"
+    elif len(sides) == 2 and comparison.options.shared_seeds:
+        declared = " shared by both arms"
+    return " against ".join(map(str, counts)) + f" seeds{declared}"
 
 
 def _where(comparison: Comparison, zone: str | None) -> str:

@@ -176,13 +176,15 @@ def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
 
 
 def paired_by_seed(matched: Pair) -> Pair:
-    """The pair with B's runs in the order of A's seeds; unchanged with a fixed arm or single runs.
+    """The pair with B's runs in the order of A's seeds; unchanged with a fixed arm, single runs, or runs without seeds.
 
     Raises ScoreError where the arms do not share their seeds.
     """
     a, b = matched.a, matched.b
     seeds_a, seeds_b = a.seeds or a.runs, b.seeds or b.runs
     if a.fixed or b.fixed or (len(seeds_a) < 2 and len(seeds_b) < 2):
+        return matched
+    if _in_the_order_given(a, b):
         return matched
     if sorted(seeds_a) != sorted(seeds_b) or len(set(seeds_a)) < len(seeds_a):
         raise ScoreError(
@@ -191,6 +193,11 @@ def paired_by_seed(matched: Pair) -> Pair:
         )
     order = [seeds_b.index(seed) for seed in seeds_a]
     return dataclasses.replace(matched, score_b_S_N=matched.score_b_S_N[order])
+
+
+def _in_the_order_given(a: ScoreTable, b: ScoreTable) -> bool:
+    """True where runs that share their seeds are named after their files: only their order pairs them."""
+    return not (a.seeds and b.seeds) and len(a.runs) == len(b.runs) and set(a.runs) != set(b.runs)
 
 
 def _is_recipe(matched: Pair) -> bool:
@@ -332,6 +339,8 @@ def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tu
             f"{rule.families} families ({rule.effective:.1f} effective): up to {100 * share:.0f} % of families could "
             "be of a kind that was not drawn"
         )
+    if options.shared_seeds and len(matched.a.runs) > 1 and _in_the_order_given(matched.a, matched.b):
+        out.append("runs are paired in the order given: their names are no seeds")
     if options.equal_seed_spread:
         out.append("the seed spread is assumed to be the same in both arms, as declared")
     return tuple(out)
