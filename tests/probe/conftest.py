@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from veritune.records import Rendered
-from veritune.seal import finish_run
+from veritune.seal import break_seal, finish_run
 from veritune.store import Store, read_json
 
 
@@ -25,6 +25,7 @@ def finish_again() -> Callable[[Path, str], None]:
 
     def finish(root: Path, run_id: str) -> None:
         store = Store(root)
+        break_seal(store)
         finish_run(store, run_id, read_json(store.run(run_id) / "summary.json"))
 
     return finish

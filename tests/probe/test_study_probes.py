@@ -232,7 +232,6 @@ def test_a_run_that_cannot_be_read_is_named_beside_the_others(
 
     shutil.copytree(swept.root, tmp_path / "study")
     shutil.copytree(swept.root.parent / "tied", tmp_path / "tied")
-    (tmp_path / "study" / "seal.json").unlink()
     run = manifest(tmp_path / "study", "some-lr0p01-data1")["run_id"]
     for checkpoint in (tmp_path / "study" / "runs" / run / "checkpoints").iterdir():
         spoil(checkpoint)
