@@ -371,7 +371,8 @@ def require_usable(path: str | Path, sha256: str | None = None, rows: Sequence[R
     folder = file if file.is_dir() else file.parent
     everywhere, problem = Ledger(retired_list()).salvage() if retired_list().exists() else ([], None)
     if problem is not None:
-        _LOG.warning("%s; retirements that stood there may be missed. Restore it from a copy, or remove it.", problem)
+        why = problem.rstrip(".")
+        _LOG.warning("%s. Retirements that stood there may be missed: restore it from a copy, or remove it.", why)
     events = [*_retirements(Ledger(folder / LEDGER).read()), *_retirements(everywhere)]
     if not events:
         return
