@@ -17,6 +17,8 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from veritune.cli import app
+from veritune.config.load import load_study
+from veritune.config.release import GATES, Release, Suite
 from veritune.errors import GateError, InputError, StaleError, StudyError
 from veritune.ledger import Ledger
 from veritune.records import GateResult, Score
@@ -46,7 +48,6 @@ from veritune.release.policy import load_policy, read_policy
 from veritune.seal import seal, verify
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, read_json, sha256_file, write_json
-from veritune.study import GATES, Release, Suite, load_study
 
 RECORDS = ("safety", "calibration", "serving", "merge", "rollback")
 

@@ -36,6 +36,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from scipy.optimize import brentq
 
+from veritune.config.thresholds import DEFAULTS, GradeThresholds
 from veritune.decide import wording
 from veritune.decide.recorded import Recorded, as_recorded
 from veritune.errors import ScoreError
@@ -45,7 +46,6 @@ from veritune.stats.intervals import Spread, Student, Unknown, smallest_alpha
 from veritune.stats.paired import Comparison, Options, compare_tables, paired_by_seed
 from veritune.stats.reasons import unknown_reasons
 from veritune.stats.table import Ints, Missing, Pair, ScoreTable, direction_of, pair
-from veritune.thresholds import DEFAULTS, GradeThresholds
 
 Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
 Status = Literal["supported", "refuted", "inconclusive", "untested"]

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from veritune.config.thresholds import DEFAULTS, GradeThresholds
 from veritune.records import Estimate, Verdict
 from veritune.stats.paired import Comparison
-from veritune.thresholds import DEFAULTS, GradeThresholds
 
 if TYPE_CHECKING:
     from veritune.decide.claims import ClaimLike
