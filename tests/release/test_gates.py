@@ -236,6 +236,14 @@ def arm(values: Any, name: str) -> ScoreTable:
     return ScoreTable.from_scores(scores, condition=name, fixed=name == "base")
 
 
+@pytest.mark.parametrize("names", [("scores", "scores"), ("now: 5 %", "base arm"), ("base", "candidate")])
+def test_a_loss_fails_whatever_the_two_tables_are_called(names: tuple[str, str]) -> None:
+    """Two files of one name must not become one table, which would be compared with itself and pass."""
+    lost, whole = (arm([1.0] * n + [0.0] * (300 - n), name) for n, name in zip((100, 280), names))
+    found = not_worse(lost, whole, Bar(0.05, outputs_differ=True))
+    assert found.status == "failed" and found.numbers["gap"] == pytest.approx(-0.6)
+
+
 def test_a_loss_of_the_whole_margin_passes_as_rarely_as_alpha_says() -> None:
     """True gap = - margin: a two-sided 95 % interval lets at most 2.5 % through."""
     rng = np.random.default_rng(7)
