@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 import pytest
 import theory_designs as designs
+from run import CODE, code_hash
 from theory_cells import NOMINAL, Cell, all_cells, beyond, claim_of, claims_at, options, rates, status, tables
 from theory_designs import Arms, Draw
 
@@ -35,6 +36,10 @@ def excess(key: str, reps: int = REPS) -> list[str]:
     return [
         f"{name} {n / reps:.3f} (nominal {NOMINAL[name]:g})" for name, n in found.items() if n / reps > limits[name]
     ]
+
+
+def test_the_bench_finds_every_module_that_decides_a_rate() -> None:
+    assert code_hash() and len(set(CODE)) == len(CODE)
 
 
 # ---------------------------------------------------------------- graded scores: the tail that was not seen
