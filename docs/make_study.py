@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from veritune.study import json_schema
+from veritune.config.load import json_schema
 
 OUT = Path(__file__).with_name("study.md")
 INTRO = """# study.yaml

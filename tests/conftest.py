@@ -226,10 +226,10 @@ def study(tmp_path: Path, tiny_model: Path) -> TinyStudy:
 @pytest.fixture
 def context(study: Any, tiny_model: Path) -> Any:
     """The tiny study prepared as cells share it, nothing trained."""
+    from veritune.config.load import parse_study
     from veritune.data.prepare import prepare
     from veritune.progress import Progress
     from veritune.store import Store
-    from veritune.study import parse_study
     from veritune.train.cells import Context
     from veritune.train.models import ModelRef, load_tokenizer
 

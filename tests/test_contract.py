@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from veritune import contract
+from veritune.config.load import parse_study
+from veritune.config.study import Study
 from veritune.errors import StaleError, StoreError
 from veritune.store import Store, write_jsonl
-from veritune.study import Study, parse_study
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "study.yaml"
 FACTS = {"data_version": "abc", "packages": {"torch": "2.13.0"}}

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer.main
 
 import veritune
+from veritune import config
 from veritune.cli import app
-from veritune.study import json_schema
+from veritune.config.load import json_schema
 
 REPO = Path(__file__).resolve().parent.parent
 SRC = REPO / "src" / "veritune"
@@ -25,13 +27,11 @@ ORDER = (
     "errors",
     "patterns",
     "records",
-    "fields",
-    "thresholds",
+    "config",
     "stats",
     "files",
     "ledger",
     "store",
-    "study",
     "contract",
     "seal",
     "machine",
@@ -129,36 +129,43 @@ def test_an_import_that_runs_back_up_is_found(tmp_path: Path, path: str, line: s
     assert found.startswith(f"{path}:")
 
 
-def test_public_names_are_sorted_and_importable() -> None:
-    names = veritune.__all__
+@pytest.mark.parametrize("package", [veritune, config], ids=lambda p: p.__name__)
+def test_public_names_are_sorted_and_importable(package: ModuleType) -> None:
+    names = package.__all__
     assert names == sorted(names) and len(names) == len(set(names))
-    assert set(dir(veritune)) == set(names)
-    assert all(getattr(veritune, name) is not None for name in names)
-    assert {"init", "run", "status", "draw_report", "doctor", "load_study"} <= set(names)
+    assert set(dir(package)) == set(names)
+    assert all(getattr(package, name) is not None for name in names)
 
 
-def test_no_public_name_is_also_a_module() -> None:
+def test_the_face_holds_the_verbs_of_a_study() -> None:
+    assert {"init", "run", "status", "draw_report", "doctor", "load_study"} <= set(veritune.__all__)
+
+
+@pytest.mark.parametrize("package", [veritune, config], ids=lambda p: p.__name__)
+def test_no_public_name_is_also_a_module(package: ModuleType) -> None:
     """Importing `veritune.x` sets the attribute x of the package, and would hide a function of that name."""
-    modules = {path.stem if path.suffix else path.name for path in SRC.iterdir()}
-    assert set(veritune.__all__) & modules == set()
+    modules = {path.stem if path.suffix else path.name for path in Path(str(package.__file__)).parent.iterdir()}
+    assert set(package.__all__) & modules == set()
 
 
-def test_a_type_checker_sees_the_public_names_where_they_are() -> None:
+@pytest.mark.parametrize("package", [veritune, config], ids=lambda p: p.__name__)
+def test_a_type_checker_sees_the_public_names_where_they_are(package: ModuleType) -> None:
     """The lazy table and the imports under TYPE_CHECKING say the same."""
-    tree = ast.parse((SRC / "__init__.py").read_text(encoding="utf-8"))
+    name = package.__name__
     listed = {
         alias.name: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("veritune.")
+        for node in ast.walk(ast.parse(Path(str(package.__file__)).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{name}.")
         for alias in node.names
     }
-    assert listed == {name: f"veritune.{home}" for name, home in veritune._HOMES.items()}
-    assert all(getattr(import_module(home), name) is getattr(veritune, name) for name, home in listed.items())
+    assert listed == {public: f"{name}.{home}" for public, home in package._HOMES.items()}
+    assert all(getattr(import_module(home), public) is getattr(package, public) for public, home in listed.items())
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+@pytest.mark.parametrize("package", [veritune, config], ids=lambda p: p.__name__)
+def test_an_unknown_name_is_an_attribute_error(package: ModuleType) -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        veritune.trian  # noqa: B018
+        package.trian  # noqa: B018
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:

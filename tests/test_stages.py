@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 import veritune
+from veritune.config.load import load_study
 from veritune.errors import StudyError
 from veritune.progress import Progress
 from veritune.stages import run, score_tables
 from veritune.store import Store, read_json
-from veritune.study import load_study
 
 
 @pytest.fixture(scope="module")

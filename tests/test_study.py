@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from veritune.config.load import json_schema, load_study, parse_study
+from veritune.config.study import Study
+from veritune.config.train import Condition
 from veritune.errors import StudyError
-from veritune.study import Condition, Study, json_schema, load_study, parse_study
 
 REPO = Path(__file__).resolve().parent.parent
 QUICKSTART = REPO / "examples" / "quickstart" / "study.yaml"

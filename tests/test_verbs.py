@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from veritune.config.load import load_study
 from veritune.errors import DataError, InputError, StudyError
 from veritune.records import Verdict
-from veritune.study import load_study
 from veritune.verbs import draw_report, init, status, status_text, verdict_lines
 
 

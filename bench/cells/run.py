@@ -18,10 +18,10 @@ import tempfile
 from pathlib import Path
 
 from veritune import contract
+from veritune.config.load import load_study
 from veritune.progress import Progress
 from veritune.stages import run
 from veritune.store import Store, write_json
-from veritune.study import load_study
 from veritune.train.cells import summary_hash
 from veritune.train.schedule import plan_cells
 

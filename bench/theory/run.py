@@ -31,7 +31,8 @@ from theory_cells import GROUPS, NOMINAL, Cell, all_cells, rates
 import veritune
 
 CODE = [f"stats/{name}" for name in ("bounded", "families", "intervals", "multiplicity", "paired", "seeds", "table")]
-CODE += ["decide/claims", "release/noninferior", "thresholds", "probe/memorization", "probe/carried", "probe/clusters"]
+CODE += ["config/thresholds", "decide/claims", "release/noninferior"]
+CODE += ["probe/memorization", "probe/carried", "probe/clusters"]
 """Modules that decide a rate."""
 
 CHUNK = 250

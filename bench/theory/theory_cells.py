@@ -18,8 +18,9 @@ import numpy as np
 import theory_designs as designs
 from theory_designs import Arms, Draw, Floats, Rng, Zones
 
+from veritune.config.claim import Claim, ClaimKind
 from veritune.decide import claims
-from veritune.decide.claims import ClaimSpec, Context, judge
+from veritune.decide.claims import Context, judge
 from veritune.errors import VerituneError
 from veritune.probe.memorization import three_zone_gap
 from veritune.records import Estimate, Verdict
@@ -106,20 +107,23 @@ def options(declared: str | None) -> Options | None:
     return replace(made, **{name: True}) if name in inspect.signature(Options).parameters else None
 
 
-def claims_at(truth: float) -> tuple[tuple[ClaimSpec, str, str | None], ...]:
+def claim_of(kind: ClaimKind, margin: float | None = None, share: float | None = None) -> Claim:
+    """A claim on the arm `a` against `b`, over all zones."""
+    return Claim(name=kind, kind=kind, condition="a", against="b", zone=None, margin=margin, share=share)
+
+
+def claims_at(truth: float) -> tuple[tuple[Claim, str, str | None], ...]:
     """Claims whose boundary is the true gap, each with the name of a false support and of a false refutation."""
-
-    def claim(kind: str, margin: float | None = None) -> ClaimSpec:
-        return ClaimSpec(kind, kind, "eval", "a", "b", margin=margin)  # type: ignore[arg-type]
-
     m = abs(truth)
     if truth == 0:
-        return (claim("improves"), "improves", "improves refuted"), (claim("differ"), "differ", None)
+        # A study's `differ` names a margin; without one it is the strictest case, a difference from 0.
+        differ = claim_of("improves").model_copy(update={"name": "differ", "kind": "differ"})
+        return (claim_of("improves"), "improves", "improves refuted"), (differ, "differ", None)
     if truth > 0:
-        first = (claim("better_by", m), "better_by", "better_by refuted")
+        first = (claim_of("better_by", m), "better_by", "better_by refuted")
     else:
-        first = (claim("not_worse", m), "not_worse", "not_worse refuted")
-    return first, (claim("equivalent", m), "equivalent", "equivalent refuted")
+        first = (claim_of("not_worse", m), "not_worse", "not_worse refuted")
+    return first, (claim_of("equivalent", m), "equivalent", "equivalent refuted")
 
 
 def _unbounded(spread: Spread) -> Spread:
@@ -139,7 +143,7 @@ def beyond(spread: Spread, value: float, side: int, alpha: float = 0.025) -> boo
     return all(side * (x.end(alpha, -side) - value) > 0 for x in (_unbounded(spread), spread))
 
 
-def status(claim: ClaimSpec, spread: Spread) -> str:
+def status(claim: Claim, spread: Spread) -> str:
     """What `judge` decides of a single claim, read from the intervals at 95 % and 90 % (table of `decide.claims`).
 
     `judge` inverts the intervals to a p for Holm and plans the items that an open claim needs; that takes a hundred
@@ -181,7 +185,7 @@ def _context(chosen: Options) -> Context:
     return Context(scales={"eval": (0.0, 1.0)}, options=chosen)
 
 
-def _check(claim: ClaimSpec, word: str, verdicts: Sequence[Verdict]) -> None:
+def _check(claim: Claim, word: str, verdicts: Sequence[Verdict]) -> None:
     """The bench must not measure anything else than what `judge` says."""
     if verdicts[0].status != word:
         raise AssertionError(f"{claim.kind}: judge says {verdicts[0].status}, the bench {word}")
@@ -329,7 +333,7 @@ def _generalises_tally(draw: Draw, check: bool) -> Tally:
     supported = gained and beyond(contrast, 0.0, 1)
     refuted = (gained and beyond(contrast, 0.0, -1)) or beyond(carried.base, 0.0, -1)
     if check:
-        claim = ClaimSpec("g", "generalises", "eval", "a", "b", share=0.5)
+        claim = claim_of("generalises", share=0.5)
         word = "supported" if supported else "refuted" if refuted else "inconclusive"
         _check(claim, word, judge([claim], {("a", "eval"): a, ("b", "eval"): b}, _context(chosen)))
     return {"generalises": supported, "generalises refuted": refuted}
@@ -392,7 +396,7 @@ def _probe_tally(rng: Rng, check: bool, *, bare: bool = False, level: float = 0.
         low, high = value - z * 0.1, value + z * 0.1
         record = Estimate(f"p{i}", value, low, high, level, 100, "mean", se=0.1, df=None)
         found[f"p{i}"] = value if bare else record
-        specs.append(ClaimSpec(f"c{i}", "probe", probe=f"p{i}", op=">=", threshold=0.5))
+        specs.append(Claim(name=f"c{i}", kind="probe", probe=f"p{i}", op=">=", threshold=0.5))
     verdicts = judge(specs, {}, Context(probes=found))
     return {"any probe claim": any(v.status == "supported" for v in verdicts)}
 

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from veritune.config.load import load_study
+    from veritune.config.study import Study
     from veritune.data.families import find_families
     from veritune.data.load import load_rows
     from veritune.decide.claims import judge
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from veritune.stats.paired import compare_tables
     from veritune.stats.table import ScoreTable
     from veritune.store import Store
-    from veritune.study import Study, load_study
     from veritune.train.telemetry import GradientTelemetry
     from veritune.verbs import doctor, draw_report, init, status
 
@@ -31,7 +32,7 @@ _HOMES = {
     "Score": "records",
     "ScoreTable": "stats.table",
     "Store": "store",
-    "Study": "study",
+    "Study": "config.study",
     "Verdict": "records",
     "VerituneError": "errors",
     "compare_tables": "stats.paired",
@@ -41,7 +42,7 @@ _HOMES = {
     "init": "verbs",
     "judge": "decide.claims",
     "load_rows": "data.load",
-    "load_study": "study",
+    "load_study": "config.load",
     "run": "stages",
     "scores": "stages",
     "status": "verbs",

@@ -416,7 +416,7 @@ def doctor(as_json: JsonOption = False) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of study.yaml, for editors."""
-    from veritune.study import json_schema
+    from veritune.config.load import json_schema
 
     print(json.dumps(json_schema(), indent=2))
 

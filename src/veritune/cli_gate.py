@@ -84,11 +84,11 @@ def safety(
     as_json: JsonOption = False,
 ) -> None:
     """Ask base and candidate red-team prompts and harmless look-alikes, and compare. Exit code 2 unless it passes."""
+    from veritune.config.release import SafetyGate
     from veritune.errors import InputError
     from veritune.release import safety as stage
     from veritune.release.candidate import Choice, open_case
     from veritune.store import Store
-    from veritune.study import SafetyGate
 
     case = open_case(study, Choice(policy, condition, seed)) if study is not None else None
     limits = case.policy.release.safety if case else SafetyGate(margin=margin, refusal_margin=refusal_margin)

@@ -90,9 +90,9 @@ def forgetting(
     out: OutOption = None,
 ) -> None:
     """Say what training cost on other tasks: loss, and scores, of a regression set before and after."""
+    from veritune.config.thresholds import DEFAULTS
     from veritune.evaluate.regression import AnswerKey, forgetting_of
     from veritune.probe.study import read_zones, subject
-    from veritune.thresholds import DEFAULTS
 
     found = subject(model, adapter)
     key = AnswerKey.of(extract, expected, max_new_tokens)

@@ -205,6 +205,7 @@ def geometry(
     out: OutOption = None,
 ) -> None:
     """Say how different personas' hidden states moved in training, layer by layer: together, apart, or all one way."""
+    from veritune.config.thresholds import DEFAULTS
     from veritune.errors import InputError
     from veritune.probe import geometry as g
     from veritune.probe.geometry_grid import build_grids, run_of
@@ -212,7 +213,6 @@ def geometry(
     from veritune.records import dumps, to_json
     from veritune.report.geometry import geometry_table
     from veritune.store import sha256_file, write_json
-    from veritune.thresholds import DEFAULTS
 
     methods = ("last_input_token", "response_mean") if method == "both" else (method,)
     if not set(methods) <= {"last_input_token", "response_mean"}:

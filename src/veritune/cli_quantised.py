@@ -26,8 +26,8 @@ def selftest(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Try the 4-bit path of `qlora` on this very machine, stage by stage, against a float32 reference."""
+    from veritune.config.train import Condition
     from veritune.records import dumps
-    from veritune.study import Condition
     from veritune.train import quantised
 
     settings: dict[str, Any] = {"bnb_4bit_quant_type": quant_type, "bnb_4bit_use_double_quant": double_quant}

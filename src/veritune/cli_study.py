@@ -35,10 +35,10 @@ def freeze(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Check a study, hash all it is made from and write its contract. From then on nothing may differ unsaid."""
+    from veritune.config.load import parse_flags
     from veritune.progress import Progress
     from veritune.stages.freeze import freeze as verb
     from veritune.stages.freeze import frozen_text
-    from veritune.study import parse_flags
 
     found = verb(study, parse_flags(settings or []), Progress(silent=quiet or as_json))
     print(_json(_plain(found)) if as_json else frozen_text(found))
@@ -51,10 +51,10 @@ def amend(
     as_json: JsonOption = False,
 ) -> None:
     """Record a change against the contract, with its reason. Results that are there are marked as made before it."""
+    from veritune.config.load import parse_flags
     from veritune.progress import Progress
     from veritune.stages.freeze import amend as verb
     from veritune.stages.freeze import frozen_text
-    from veritune.study import parse_flags
 
     found = verb(study, reason, parse_flags(settings or []), Progress(silent=True))
     print(_json(_plain(found)) if as_json else frozen_text(found))

@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from veritune.config.load import sources
+from veritune.config.study import Study
 from veritune.errors import StaleError, StoreError
 from veritune.ledger import Document, Entry
 from veritune.records import FORMAT_VERSION, to_json
 from veritune.store import Store, now
-from veritune.study import Study, sources
 
 HOUSEKEEPING = ("budget", "keep", "report_to", "probes")
 """Settings that change no result: what may be spent, which checkpoints stay, where logs are sent as well, and what is

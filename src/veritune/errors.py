@@ -20,6 +20,9 @@ A message says what was expected, what was found and what to do next. On the scr
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class VerituneError(Exception):
     """Root of the tree. `fix` is the next thing to do; it is printed after the message."""
@@ -83,3 +86,25 @@ class GateError(VerituneError):
     """A gate failed: what comes after it does not run."""
 
     exit_code = 2
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a wrong one most likely meant; None where none is close.
+
+    At least half of the two names' letters match, in order: `difflib` ratio, Ratcliff & Metzener 1988.
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'lora_alpha'?)` to stand after the wrong name; empty where no known name is close."""
+    near = nearest(name, known)
+    return f" (did you mean {near!r}?)" if near is not None else ""
+
+
+def first_line(exc: BaseException) -> str:
+    """The first line of another library's error, cut at 200 characters, for a message of ours that names it.
+
+    An error without text gives its class name.
+    """
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:200]

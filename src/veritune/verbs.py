@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from veritune.config.load import load_study
 from veritune.errors import InputError, StaleError, StudyError, VerituneError
 from veritune.records import Finding, Verdict
 from veritune.release.parts import SIGNATURE
@@ -18,7 +19,6 @@ from veritune.release.sign import sign, signature_problem
 from veritune.seal import SIGNATURE as SEAL_SIGNATURE
 from veritune.seal import seal_hash, verify
 from veritune.store import Store, atomic, disk_errors, read_json, write_text
-from veritune.study import load_study
 
 MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
 

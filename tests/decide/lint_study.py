@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from veritune import contract
+from veritune.config.load import parse_study
 from veritune.decide.claims import Context, judge
 from veritune.records import Score
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, write_json, write_jsonl
-from veritune.study import parse_study
 
 ITEMS = {"seen": (26, 3), "sibling": (26, 1), "stranger": (16, 3)}
 SKILL = {

@@ -9,7 +9,8 @@ import pytest
 from scipy.special import stdtr
 
 from veritune import records
-from veritune.decide.claims import ClaimSpec, Context, judge
+from veritune.config.claim import Claim
+from veritune.decide.claims import Context, judge
 from veritune.decide.recorded import OverRuns, from_estimate, missing, number, over_runs
 from veritune.errors import ScoreError
 from veritune.records import Estimate
@@ -34,13 +35,29 @@ def side(name, right, *, runs=1, fixed=False, missing=0, reason="crashed") -> Sc
     return ScoreTable(name, "sums", labels, items, score, missing=reasons, fixed=fixed, machine_missing_S_N=machine)
 
 
+def about(name, kind, condition="a", **more):
+    """A claim on `condition` against `b`, over all zones of the eval `sums`."""
+    return Claim(name=name, kind=kind, **{"eval": "sums", "condition": condition, "against": "b", "zone": None, **more})
+
+
+def about_probe(name, probe, op=">", threshold=0.3, **more):
+    return Claim(name=name, kind="probe", probe=probe, op=op, threshold=threshold, **more)
+
+
 def verdict(kind, a, b, **more):
     context = more.pop("context", None)
-    tables = {("a", "sums"): a, ("b", "sums"): b}
-    claim = ClaimSpec("c", kind, "sums", "a", "b", **more)
-    (found,) = judge([claim], tables, context)
+    return judged(about("c", kind, **more), a, b, context)
+
+
+def judged(claim, a, b, context=None):
+    (found,) = judge([claim], {("a", "sums"): a, ("b", "sums"): b}, context)
     records.dumps(found)
     return found
+
+
+def unchecked(claim, **changes):
+    """A claim that no study file can hold: `model_copy` does not validate, and judge must not trust that it did."""
+    return claim.model_copy(update=changes)
 
 
 BASE = side("b", 300, fixed=True)
@@ -79,7 +96,7 @@ def test_each_kind_follows_its_rule(kind, right, margin, status):
 
 @pytest.mark.parametrize("kind", ["better_by", "equivalent", "not_worse", "no_regression"])
 def test_a_claim_without_the_margin_it_needs_is_untested(kind):
-    found = verdict(kind, side("a", 302), BASE)
+    found = judged(unchecked(about("c", kind, margin=0.02), margin=None), side("a", 302), BASE)
     assert found.status == "untested"
     assert "needs a margin" in found.sentence
 
@@ -93,10 +110,10 @@ def test_a_margin_outside_the_scale_is_untested_and_says_what_was_meant():
 
 def test_missing_tables_probes_and_zones_are_untested_with_the_reason():
     claims = [
-        ClaimSpec("one", "improves", "sums", "zeta", "b"),
-        ClaimSpec("two", "probe", probe="norm", op=">", threshold=1.0),
-        ClaimSpec("three", "improves", "sums", "a", "b", zone="stranger"),
-        ClaimSpec("four", "generalises", "sums", "a", "b"),
+        about("one", "improves", "zeta"),
+        about_probe("two", "norm", ">", 1.0),
+        about("three", "improves", zone="stranger"),
+        unchecked(about("four", "generalises", share=0.5), share=None),
     ]
     found = judge(claims, {("a", "sums"): side("a", 302), ("b", "sums"): BASE})
     assert [v.status for v in found] == ["untested"] * 4
@@ -106,7 +123,7 @@ def test_missing_tables_probes_and_zones_are_untested_with_the_reason():
 
 
 def test_two_claims_of_one_name_are_refused():
-    claim = ClaimSpec("c", "probe", probe="x", op=">", threshold=1.0)
+    claim = about_probe("c", "x", ">", 1.0)
     with pytest.raises(ScoreError, match="'c' twice"):
         judge([claim, claim], {})
 
@@ -177,7 +194,8 @@ def test_the_frozen_rule_runs_to_the_letter_beside_the_verdict():
     assert found.status == "supported"
     assert found.details["frozen_rule"]["winner"] is None
     assert verdict("improves", side("a", 340), BASE, rule={"min_gap": 0.05}).details["frozen_rule"]["winner"] == "a"
-    unknown = verdict("improves", side("a", 340), BASE, rule={"min_gap": 0.05, "min_seeds": 3})
+    claim = unchecked(about("c", "improves"), rule={"min_gap": 0.05, "min_seeds": 3})
+    unknown = judged(claim, side("a", 340), BASE)
     assert unknown.status == "untested"
     assert "ignored silently" in unknown.sentence
 
@@ -197,11 +215,11 @@ def test_detectable_and_needed_items_follow_the_margin():
 
 def test_holm_counts_declared_claims_even_when_they_were_not_tested():
     tables = {("a", "sums"): side("a", 306), ("b", "sums"): BASE}
-    claim = ClaimSpec("c", "improves", "sums", "a", "b")
+    claim = about("c", "improves")
     (alone,) = judge([claim], tables)
     assert alone.status == "supported"
     p = alone.details["p_corrected"]
-    others = [ClaimSpec(f"x{i}", "improves", "sums", "never run", "b") for i in range(3)]
+    others = [about(f"x{i}", "improves", "never_run") for i in range(3)]
     together = judge([claim, *others], tables)[0]
     assert together.details["p_corrected"] == pytest.approx(4 * p)
     assert together.status == "inconclusive"
@@ -227,8 +245,7 @@ def random_study(rng):
     kinds = rng.permutation([*EDGES, "improves", "differ"])[: rng.integers(1, 6)]
     correction = rng.choice(["confirmatory", "exploratory"])
     claims = [
-        ClaimSpec(f"{i}", k, "sums", "a", "b", margin=float(rng.choice([0.02, 0.05])), correction=correction)
-        for i, k in enumerate(kinds)
+        about(f"c{i}", k, margin=float(rng.choice([0.02, 0.05])), correction=correction) for i, k in enumerate(kinds)
     ]
     return claims, tables
 
@@ -271,9 +288,9 @@ def test_the_interval_shown_is_the_one_that_decides(seed):
 def test_the_level_is_holms_step_down_level():
     tables = {("a", "sums"): side("a", 340), ("b", "sums"): BASE, ("c", "sums"): side("c", 304)}
     claims = [
-        ClaimSpec("first", "improves", "sums", "a", "b"),
-        ClaimSpec("second", "improves", "sums", "c", "b"),
-        ClaimSpec("third", "better_by", "sums", "c", "b", margin=0.006),
+        about("first", "improves"),
+        about("second", "improves", "c"),
+        about("third", "better_by", "c", margin=0.006),
     ]
     first, second, third = judge(claims, tables)
     assert first.estimates[0].level == pytest.approx(1 - 0.05 / 3)
@@ -285,8 +302,8 @@ def test_the_level_is_holms_step_down_level():
 
 def test_lost_scores_are_bounded_at_the_alpha_that_decides():
     tables = {("a", "sums"): side("a", 322, missing=12), ("b", "sums"): BASE}
-    claims = [ClaimSpec("c", "improves", "sums", "a", "b")]
-    claims += [ClaimSpec(f"x{i}", "improves", "sums", "never run", "b") for i in range(30)]
+    claims = [about("c", "improves")]
+    claims += [about(f"x{i}", "improves", "never_run") for i in range(30)]
     found = judge(claims, tables)[0]
     worst = found.details["missing_bounds"]["worst"]
     assert (worst["low"] > 0) == (worst["status"] == "supported")
@@ -295,8 +312,8 @@ def test_lost_scores_are_bounded_at_the_alpha_that_decides():
 def test_exploratory_claims_do_not_cost_confirmatory_ones_and_say_what_they_are():
     tables = {("a", "sums"): side("a", 306), ("b", "sums"): BASE}
     claims = [
-        ClaimSpec("c", "improves", "sums", "a", "b"),
-        ClaimSpec("e", "differ", "sums", "a", "b", correction="exploratory"),
+        about("c", "improves"),
+        about("e", "differ", margin=0.001, correction="exploratory"),
     ]
     first, second = judge(claims, tables)
     assert first.details["claims_in_family"] == 1
@@ -307,9 +324,9 @@ def test_exploratory_claims_do_not_cost_confirmatory_ones_and_say_what_they_are(
 def test_claim_order_does_not_matter():
     tables = {("a", "sums"): side("a", 308), ("b", "sums"): BASE}
     claims = [
-        ClaimSpec("1", "improves", "sums", "a", "b"),
-        ClaimSpec("2", "equivalent", "sums", "a", "b", margin=0.03),
-        ClaimSpec("3", "better_by", "sums", "a", "b", margin=0.05),
+        about("c1", "improves"),
+        about("c2", "equivalent", margin=0.03),
+        about("c3", "better_by", margin=0.05),
     ]
     forward = {v.claim: v for v in judge(claims, tables)}
     backward = {v.claim: v for v in judge(claims[::-1], tables)}
@@ -385,7 +402,8 @@ def test_a_claim_of_better_or_worse_needs_scores_that_are_higher_is_better(up, s
 
 
 def test_a_frozen_rule_on_a_claim_without_a_gap_is_not_ignored():
-    found = verdict("generalises", zoned(0.2, 0.18), zoned(0, 0, name="b", seed=1), share=0.5, rule={"min_gap": 0.1})
+    claim = unchecked(about("c", "generalises", share=0.5), rule={"min_gap": 0.1})
+    found = judged(claim, zoned(0.2, 0.18), zoned(0, 0, name="b", seed=1))
     assert found.status == "untested" and "frozen rule" in found.sentence
 
 
@@ -455,7 +473,7 @@ def test_the_share_interval_shown_is_the_one_that_decides(seed):
     claims = []
     for i in range(3):
         tables[f"a{i}", "sums"] = zoned(0.04, rng.choice([0.02, 0.03]), name=f"a{i}", seed=10 * seed + i)
-        claims.append(ClaimSpec(f"{i}", "generalises", "sums", f"a{i}", "b", share=float(rng.choice([0.4, 0.6, 0.7]))))
+        claims.append(about(f"c{i}", "generalises", f"a{i}", share=float(rng.choice([0.4, 0.6, 0.7]))))
     for claim, found in zip(claims, judge(claims, tables)):
         share = found.estimates[0]
         low, high = (-np.inf, np.inf) if share.low is None else (share.low, share.high)
@@ -496,7 +514,7 @@ def test_scaling_both_gaps_leaves_the_share():
 def probe_verdicts(*probes, op=">", threshold=0.3, **more):
     """One claim a quantity, all with one op and threshold."""
     named = {f"x{i}": probe for i, probe in enumerate(probes)}
-    claims = [ClaimSpec(name, "probe", probe=name, op=op, threshold=threshold, **more) for name in named]
+    claims = [about_probe(name, name, op, threshold, **more) for name in named]
     found = judge(claims, {}, Context(probes=named))
     for verdict_ in found:
         records.dumps(verdict_)
@@ -589,9 +607,9 @@ def test_an_estimate_with_its_standard_error_has_an_interval_at_the_level_that_d
 
 def test_probes_share_alpha_with_the_claims_on_scores_and_counts_do_not():
     tables = {("a", "sums"): side("a", 340), ("b", "sums"): BASE}
-    gap = ClaimSpec("gap", "improves", "sums", "a", "b")
-    probe = ClaimSpec("probe", "probe", probe="x", op=">", threshold=0.3)
-    count = ClaimSpec("count", "probe", probe="n", op=">", threshold=0.3)
+    gap = about("gap", "improves")
+    probe = about_probe("probe", "x", ">", 0.3)
+    count = about_probe("count", "n", ">", 0.3)
     context = Context(probes={"x": t_estimate(0.41), "n": number("n", 0.4, exact=True)})
     alone = judge([probe], tables, context)[0].details
     both = judge([gap, probe, count], tables, context)

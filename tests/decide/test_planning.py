@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from veritune import records
+from veritune.config.claim import Claim
 from veritune.decide import planning
-from veritune.decide.claims import ClaimSpec, judge
+from veritune.decide.claims import judge
 from veritune.decide.commands import CompareOptions, compare_score_tables, parse_side, render_text
 from veritune.errors import ScoreError
 from veritune.stats.power import Design
@@ -111,7 +112,7 @@ def test_a_decision_that_the_design_seldom_reaches_says_so():
     assert "another study of this design would settle a gap of this size in" in render_text(
         compare_score_tables(tables[:1], tables[1], CompareOptions(margin=0.05))
     )
-    claim = ClaimSpec("c", "better_by", "e", "a", "b", None, 0.05)
+    claim = Claim(name="c", kind="better_by", condition="a", against="b", zone=None, margin=0.05)
     (verdict,) = judge([claim], {("a", "e"): tables[0], ("b", "e"): tables[1]})
     assert verdict.status == "supported" and verdict.details["chance_again"] == report.chance_again
     assert "Another study of this design" in " ".join(verdict_lines(verdict))

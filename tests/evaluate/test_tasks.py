@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from veritune.config.evals import Eval, Rule
 from veritune.errors import StudyError
 from veritune.evaluate.generate import Output
 from veritune.evaluate.tasks import check_items, holds, items, normalise, score
 from veritune.records import Message, Row
-from veritune.study import Eval, Rule
 
 
 def row(name: str = "r1", **meta: Any) -> Row:

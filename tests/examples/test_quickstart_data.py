@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from veritune.config.load import load_study
+from veritune.config.study import Study
 from veritune.data.families import find_families
 from veritune.data.load import load_rows, require_clean
 from veritune.data.split import SplitConfig, judge_split, split_zones
 from veritune.evaluate.generate import Output
 from veritune.evaluate.tasks import check_items, items, score
-from veritune.study import Study, load_study
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
 

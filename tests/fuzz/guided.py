@@ -30,6 +30,7 @@ def readers() -> dict[str, tuple[Reader, list[bytes]]]:
     import test_strangers_files as known
 
     from veritune import contract
+    from veritune.config.load import load_study
     from veritune.data.load import load_rows
     from veritune.data.quality import load_patterns
     from veritune.decide.lint import load_rules
@@ -42,7 +43,6 @@ def readers() -> dict[str, tuple[Reader, list[bytes]]]:
     from veritune.release.verify import read_manifest, verify_bundle
     from veritune.seal import verify
     from veritune.store import Store
-    from veritune.study import load_study
 
     def file(name: str, reader: Callable[[Path], Any], *, rehash: bool = False) -> Reader:
         def run(folder: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from veritune import contract
+from veritune.config.load import load_study
 from veritune.data.load import load_rows
 from veritune.data.quality import load_patterns
 from veritune.decide.lint import load_rules
@@ -18,7 +19,6 @@ from veritune.evaluate.imports import read
 from veritune.release.policy import read_policy
 from veritune.seal import verify
 from veritune.store import Store
-from veritune.study import load_study
 
 
 @pytest.mark.parametrize("text", ["name: 2026-99-99", "name: !!timestamp x"])

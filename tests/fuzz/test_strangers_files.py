@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veritune import contract
+from veritune.config.load import load_study
 from veritune.data.load import load_rows
 from veritune.data.quality import load_patterns
 from veritune.decide.lint import load_rules
@@ -35,7 +36,6 @@ from veritune.release.registry import _entry
 from veritune.release.verify import read_manifest, verify_bundle
 from veritune.seal import verify
 from veritune.store import Store, hash_of
-from veritune.study import load_study
 
 MORE = int(os.environ.get("VERITUNE_FUZZ", "0"))
 SCORES = Path(__file__).parents[1] / "evaluate" / "scores"

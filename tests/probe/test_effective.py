@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError
 from veritune.probe.effective import (
     Plan,
@@ -25,7 +26,6 @@ from veritune.probe.effective import (
     worth,
 )
 from veritune.records import Estimate
-from veritune.thresholds import DEFAULTS
 
 WORTH = (DEFAULTS.gradients.worth_low, DEFAULTS.gradients.worth_high)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ModelError, ScoreError
 from veritune.probe.geometry import (
     PERSONAS,
@@ -25,7 +26,6 @@ from veritune.probe.geometry_grid import Run, against_reference, build_grids
 from veritune.records import dumps, to_json
 from veritune.report.geometry import geometry_table
 from veritune.stats.centroids import MEASURES
-from veritune.thresholds import DEFAULTS
 
 
 def prompts(n_personas: int = 6, n_questions: int = 5, seed: int = 0) -> Prompts:

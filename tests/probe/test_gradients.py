@@ -10,12 +10,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from veritune.config.thresholds import DEFAULTS, FamilyThresholds
 from veritune.errors import DataError, ModelError
 from veritune.probe.batches import collate, mean_losses
 from veritune.probe.effective import Plan, unit
 from veritune.probe.gradients import Settings, discover_families, measure, probe_gradients
 from veritune.records import Rendered, dumps
-from veritune.thresholds import DEFAULTS, FamilyThresholds
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from veritune.config.thresholds import DEFAULTS, FamilyThresholds, ZoneGapThresholds
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import collate, mean_losses
 from veritune.probe.clusters import FamilyMean, codes, ratio
 from veritune.probe.memorization import matched_spans, row_losses, three_zone_gap, verbatim_recall
 from veritune.records import Rendered, dumps
-from veritune.thresholds import DEFAULTS, FamilyThresholds, ZoneGapThresholds
 
 Zoned = tuple[list[Rendered], list[str], list[str | None]]
 

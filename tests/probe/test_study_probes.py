@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from veritune.cli import app
+from veritune.config.load import load_study
 from veritune.errors import GateError, StudyError
 from veritune.probe.series import change_of, study_series, table
 from veritune.seal import verify
-from veritune.study import load_study
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),

@@ -17,6 +17,8 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from veritune.cli import app
+from veritune.config.load import load_study
+from veritune.config.release import GATES, Release, Suite
 from veritune.errors import GateError, InputError, StaleError, StudyError
 from veritune.ledger import Ledger
 from veritune.records import GateResult, Score
@@ -46,7 +48,6 @@ from veritune.release.policy import load_policy, read_policy
 from veritune.seal import seal, verify
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, read_json, sha256_file, write_json
-from veritune.study import GATES, Release, Suite, load_study
 
 RECORDS = ("safety", "calibration", "serving", "merge", "rollback")
 
@@ -233,6 +234,14 @@ def test_least_items_is_where_the_empty_table_s_interval_meets_the_margin() -> N
 def arm(values: Any, name: str) -> ScoreTable:
     scores = [Score(name, "e", str(i), float(v)) for i, v in enumerate(values)]
     return ScoreTable.from_scores(scores, condition=name, fixed=name == "base")
+
+
+@pytest.mark.parametrize("names", [("scores", "scores"), ("now: 5 %", "base arm"), ("base", "candidate")])
+def test_a_loss_fails_whatever_the_two_tables_are_called(names: tuple[str, str]) -> None:
+    """Two files of one name must not become one table, which would be compared with itself and pass."""
+    lost, whole = (arm([1.0] * n + [0.0] * (300 - n), name) for n, name in zip((100, 280), names))
+    found = not_worse(lost, whole, Bar(0.05, outputs_differ=True))
+    assert found.status == "failed" and found.numbers["gap"] == pytest.approx(-0.6)
 
 
 def test_a_loss_of_the_whole_margin_passes_as_rarely_as_alpha_says() -> None:

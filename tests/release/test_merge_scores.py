@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from veritune.config.evals import Eval
 from veritune.errors import InputError
 from veritune.evaluate.generate import Output
 from veritune.records import Message, Row
 from veritune.release.merge import MergeParity, Part, joined
 from veritune.release.merge_scores import Task, paired_scores
-from veritune.study import Eval
 
 N = 400
 

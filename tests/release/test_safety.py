@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from veritune.cli import app
+from veritune.config.release import SafetyGate
 from veritune.errors import InputError, ModelError
 from veritune.release.evidence import Subject, read_evidence, weights_digest
 from veritune.release.noninferior import least_items
@@ -36,7 +37,6 @@ from veritune.release.safety import (
     write_record,
 )
 from veritune.store import Store
-from veritune.study import SafetyGate
 from veritune.train.models import quiet_transformers
 
 LABELLED = yaml.safe_load(Path(__file__).with_name("graded.yaml").read_text(encoding="utf-8"))

@@ -10,8 +10,9 @@ from types import ModuleType
 
 import pytest
 
+from veritune.config.load import load_study
+from veritune.config.study import Study
 from veritune.store import Store
-from veritune.study import Study, load_study
 
 
 def load_builder() -> ModuleType:

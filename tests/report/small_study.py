@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.config.fields import BASELINE
+from veritune.config.load import load_study
+from veritune.config.study import Study
 from veritune.records import Estimate, Message, MetricRow, Row, RunManifest, Score, Verdict, dumps
 from veritune.store import Store, now, write_json, write_jsonl, write_parquet
-from veritune.study import BASELINE, Study, load_study
 from veritune.train.schedule import Cell, plan_cells
 
 STUDY = """

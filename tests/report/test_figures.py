@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import pytest
 
+from veritune.config.study import Study
 from veritune.report import interval
 from veritune.report.figures import draw_all
 from veritune.report.read import read_records
 from veritune.store import Store, read_json, write_json
-from veritune.study import Study
 
 Small = tuple[Store, Study]
 NAMES = {"zones_style", "zones_nll", "train_loss", "validation_nll", "gradient_shares_narrow", "gradient_shares_wide"}

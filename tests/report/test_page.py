@@ -21,10 +21,10 @@ from urllib.parse import unquote
 import pytest
 
 from veritune import verbs
+from veritune.config.study import Study
 from veritune.report.page import render, write_report
 from veritune.report.read import read_records
 from veritune.store import Store, read_json, write_json
-from veritune.study import Study
 
 Small = tuple[Store, Study]
 Draw = Callable[[], str]
@@ -434,7 +434,8 @@ def test_same_records_give_the_same_bytes_in_another_process_and_place(small: Sm
     shutil.copytree(store.root, other)
     write_report(store, study)
     code = (
-        "import sys; from pathlib import Path; from veritune.store import Store; from veritune.study import load_study;"
+        "import sys; from pathlib import Path;"
+        "from veritune.config.load import load_study; from veritune.store import Store;"
         "from veritune.report.page import write_report; p = Path(sys.argv[1]);"
         "write_report(Store(p), load_study(p / 'study.yaml'))"
     )
@@ -457,7 +458,7 @@ def test_drawing_reads_and_never_writes_a_record(small: Small, page: Draw) -> No
 
 
 def test_a_study_that_really_ran_is_drawn_without_a_gap(finished_copy: Any) -> None:
-    from veritune.study import load_study
+    from veritune.config.load import load_study
 
     store = Store(finished_copy.root)
     text = Page(write_report(store, load_study(store.study_file)).read_text(encoding="utf-8")).text

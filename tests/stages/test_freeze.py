@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from veritune.config.load import load_study, parse_flags
 from veritune.errors import InputError, StaleError
 from veritune.progress import Progress
 from veritune.seal import seal_hash, verify
 from veritune.stages import ready as ready_module
 from veritune.stages.freeze import amend, freeze
 from veritune.store import Store, hash_of, sha256_file
-from veritune.study import load_study, parse_flags
 
 QUIET = Progress(silent=True)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from veritune.config.load import parse_study
 from veritune.decide.reach import Assumed, limits, resolution
 from veritune.errors import MachineError
 from veritune.progress import Progress
 from veritune.stages.plan import Prices, plan_command, refuse_plan
 from veritune.stats.power import Design, detectable
 from veritune.store import Store
-from veritune.study import parse_study
 
 QUIET = Progress(silent=True)
 

@@ -16,6 +16,8 @@ import pytest
 
 from veritune import contract
 from veritune.cli import app
+from veritune.config.load import load_study
+from veritune.config.study import Study
 from veritune.decide.reach import resolution
 from veritune.decide.recorded import Recorded
 from veritune.errors import InputError, ScoreError, StudyError
@@ -33,7 +35,6 @@ from veritune.stages.probes import MODEL_PROBES, probe_report
 from veritune.stages.ready import make_ready
 from veritune.stages.recorded import READERS
 from veritune.store import Store, read_json
-from veritune.study import Study, load_study
 
 ARM = "all_layer"
 CLAIMS = {

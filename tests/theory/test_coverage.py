@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from veritune.decide.claims import ClaimSpec, Context, judge
+from veritune.config.claim import Claim
+from veritune.decide.claims import Context, judge
 from veritune.stats import intervals, multiplicity, power, rule
 from veritune.stats.table import ScoreTable
 
@@ -146,7 +147,7 @@ def test_claims_without_an_effect_are_settled_at_most_at_alpha_together():
             for condition, score in ((name, a), ("baseline", b)):
                 table = ScoreTable(condition, name, ("0",), items, score[None], missing=({},), fixed=condition != name)
                 tables[condition, name] = table
-        claims = [ClaimSpec(n_, k, condition=n_, eval=n_, margin=m) for n_, k, m in kinds]  # type: ignore[arg-type]
+        claims = [Claim(name=n_, kind=k, condition=n_, eval=n_, zone=None, margin=m) for n_, k, m in kinds]
         verdicts = judge(claims, tables, Context())
         wrong += any(v.status == "supported" for v in verdicts)
     assert at_most(wrong / reps, 0.05, reps)

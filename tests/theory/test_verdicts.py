@@ -14,10 +14,12 @@ import zlib
 import numpy as np
 import pytest
 import theory_designs as designs
-from theory_cells import NOMINAL, Cell, all_cells, beyond, claims_at, options, rates, status, tables
+from run import CODE, code_hash
+from theory_cells import NOMINAL, Cell, all_cells, beyond, claim_of, claims_at, options, rates, status, tables
 from theory_designs import Arms, Draw
 
-from veritune.decide.claims import ClaimSpec, Context, judge
+from veritune.config.claim import Claim
+from veritune.decide.claims import Context, judge
 from veritune.records import Estimate
 from veritune.stats.paired import compare_tables
 
@@ -34,6 +36,10 @@ def excess(key: str, reps: int = REPS) -> list[str]:
     return [
         f"{name} {n / reps:.3f} (nominal {NOMINAL[name]:g})" for name, n in found.items() if n / reps > limits[name]
     ]
+
+
+def test_the_bench_finds_every_module_that_decides_a_rate() -> None:
+    assert code_hash() and len(set(CODE)) == len(CODE)
 
 
 # ---------------------------------------------------------------- graded scores: the tail that was not seen
@@ -87,7 +93,7 @@ def test_identical_and_nearly_identical_outputs_never_give_a_narrow_interval(n: 
 
 @pytest.mark.parametrize(("n", "word"), [(58, "inconclusive"), (59, "supported")])
 def test_identical_graded_outputs_are_equivalent_within_5_points_from_59_items_on(n: int, word: str) -> None:
-    claim = ClaimSpec("same", "equivalent", "eval", "a", "b", margin=0.05)
+    claim = claim_of("equivalent", 0.05)
     spread = compare_tables(*tables(designs.split(np.zeros(n))), options(None)).headline.spread
     assert status(claim, spread) == word
 
@@ -113,18 +119,18 @@ def test_families_of_unequal_size_give_no_false_verdict(key: str) -> None:
     assert excess(key) == []
 
 
-def power(draw: Draw, claim: ClaimSpec) -> bool:
+def power(draw: Draw, claim: Claim) -> bool:
     spread = compare_tables(*tables(draw), options(draw.declared)).headline.spread
     return status(claim, spread) == "supported"
 
 
-def share(make, claim: ClaimSpec, reps: int = 100) -> float:
+def share(make, claim: Claim, reps: int = 100) -> float:
     """How often a claim is supported."""
     rng = np.random.default_rng(5)
     return sum(power(make(rng), claim) for _ in range(reps)) / reps
 
 
-IMPROVES = ClaimSpec("up", "improves", "eval", "a", "b")
+IMPROVES = claim_of("improves")
 
 
 @pytest.mark.parametrize(("count", "least"), [(5, 0.5), (8, 0.8), (20, 0.95)])
@@ -243,7 +249,7 @@ def test_twenty_probe_claims_at_the_boundary_err_together_at_most_at_alpha(key: 
 
 
 def test_a_number_without_an_interval_is_inconclusive_and_says_so() -> None:
-    claim = ClaimSpec("c", "probe", probe="p", op=">=", threshold=0.5)
+    claim = Claim(name="c", kind="probe", probe="p", op=">=", threshold=0.5)
     for record in (0.5001, Estimate("p", 0.9, None, None, 0.95, 10, "mean")):
         (verdict,) = judge([claim], {}, Context(probes={"p": record}))
         assert verdict.status == "inconclusive"

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 import yaml
 
+from veritune.config.load import parse_study
 from veritune.data.prepare import prepare
 from veritune.progress import Progress
 from veritune.store import Store
-from veritune.study import parse_study
 from veritune.train import trainer
 from veritune.train.cells import Context, load_trained, train
 from veritune.train.models import ModelRef, load_tokenizer

@@ -21,10 +21,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from veritune import contract
+from veritune.config.load import parse_study
 from veritune.errors import GateError, MachineError, ModelError, StudyError
 from veritune.records import Rendered
 from veritune.store import Store
-from veritune.study import parse_study
 from veritune.train import cells, methods, remote, tinker
 from veritune.train.backends import Local, backend_of
 from veritune.train.models import ModelRef, load_base, quiet_transformers

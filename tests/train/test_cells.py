@@ -13,8 +13,9 @@ import pytest
 import torch
 import yaml
 
+from veritune.config.load import parse_study
+from veritune.config.study import Study
 from veritune.errors import GateError, MachineError, ModelError
-from veritune.study import Study, parse_study
 from veritune.train import cells, methods
 from veritune.train import trainer as trainer_module
 from veritune.train.cells import Context, MetricLog, live_probe, train

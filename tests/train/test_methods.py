@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from veritune.config.train import Condition
 from veritune.errors import StudyError
-from veritune.study import Condition
 from veritune.train.methods import build, check, targets
 from veritune.train.models import ModelRef, load_base
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from veritune.config.train import Model
 from veritune.errors import ModelError
-from veritune.study import Model
 from veritune.train import models
 from veritune.train.models import ModelRef, context_length, load_base, load_tokenizer, resolve, weight_hashes
 

@@ -24,9 +24,10 @@ import bitsandbytes.functional as bnb_functional
 import bitsandbytes.nn.modules as bnb_modules
 
 from veritune.cli import app
+from veritune.config.load import parse_study
+from veritune.config.train import Condition
 from veritune.errors import GateError, MachineError, StudyError
 from veritune.store import Store
-from veritune.study import Condition, parse_study
 from veritune.train import methods, quantised
 from veritune.train.models import ModelRef
 from veritune.train.quantised import STAGES, Quantisation, Stage, self_test

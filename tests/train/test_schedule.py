@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from veritune.config.load import parse_study
 from veritune.errors import StudyError
 from veritune.records import Rendered
-from veritune.study import parse_study
 from veritune.train.schedule import (
     MAIN,
     SELECT,

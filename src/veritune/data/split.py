@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from veritune.config.thresholds import DEFAULTS
 from veritune.data.text import canonical
 from veritune.errors import DataError
 from veritune.records import ZONES, Finding, Row, Zone
-from veritune.thresholds import DEFAULTS
 
 MIN_HELD_FAMILIES = 2
 SHORT_PROMPT = 4  # words; shorter prompts without a digit are shared by unrelated rows

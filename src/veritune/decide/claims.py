@@ -31,11 +31,12 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.optimize import brentq
 
+from veritune.config.thresholds import DEFAULTS, GradeThresholds
 from veritune.decide import wording
 from veritune.decide.recorded import Recorded, as_recorded
 from veritune.errors import ScoreError
@@ -45,70 +46,12 @@ from veritune.stats.intervals import Spread, Student, Unknown, smallest_alpha
 from veritune.stats.paired import Comparison, Options, compare_tables, paired_by_seed
 from veritune.stats.reasons import unknown_reasons
 from veritune.stats.table import Ints, Missing, Pair, ScoreTable, direction_of, pair
-from veritune.thresholds import DEFAULTS, GradeThresholds
 
-Kind = Literal["improves", "better_by", "equivalent", "not_worse", "no_regression", "differ", "generalises", "probe"]
+if TYPE_CHECKING:
+    from veritune.config.claim import Claim  # judging reads a claim and makes none: compare has no use for its class
+
 Status = Literal["supported", "refuted", "inconclusive", "untested"]
 TableKey = tuple[str, str]
-
-
-class ClaimLike(Protocol):
-    """What a claim must say. `study.Claim` and `ClaimSpec` both do."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def eval(self) -> str | None: ...
-    @property
-    def condition(self) -> str | None: ...
-    @property
-    def against(self) -> str: ...
-    @property
-    def zone(self) -> str | None: ...
-    @property
-    def margin(self) -> float | None: ...
-    @property
-    def alpha(self) -> float: ...
-    @property
-    def share(self) -> float | None: ...
-    @property
-    def from_zone(self) -> str: ...
-    @property
-    def to_zone(self) -> str: ...
-    @property
-    def probe(self) -> str | None: ...
-    @property
-    def op(self) -> str | None: ...
-    @property
-    def threshold(self) -> float | None: ...
-    @property
-    def correction(self) -> str: ...
-    @property
-    def rule(self) -> Mapping[str, Any] | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimSpec:
-    """A claim as declared before training. `condition` is A, `against` is B; `rule` is a study's own frozen rule."""
-
-    name: str
-    kind: Kind
-    eval: str | None = None
-    condition: str | None = None
-    against: str = "baseline"
-    zone: str | None = None
-    margin: float | None = None
-    alpha: float = 0.05
-    share: float | None = None
-    from_zone: str = "seen"
-    to_zone: str = "stranger"
-    probe: str | None = None
-    op: str | None = None
-    threshold: float | None = None
-    correction: str = "confirmatory"
-    rule: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +103,7 @@ class _Tested:
     `exact`: an exact quantity was compared, which is no test and takes no share of alpha.
     """
 
-    claim: ClaimLike
+    claim: Claim
     ways: tuple[_Way, ...] = ()
     show: Callable[[float, _Way | None], _Shown] = lambda alpha, way: _Shown(())
     status: Status = "inconclusive"
@@ -190,7 +133,7 @@ class _Share:
 
 
 def judge(
-    claims: Sequence[ClaimLike], tables: Mapping[TableKey, ScoreTable], context: Context | None = None
+    claims: Sequence[Claim], tables: Mapping[TableKey, ScoreTable], context: Context | None = None
 ) -> list[Verdict]:
     """One verdict per claim, in order. A claim that cannot be tested says why; nothing is raised for one claim's
     scores. Raises ScoreError when two claims share a name."""
@@ -224,7 +167,7 @@ def _adjust(tested: Sequence[_Tested]) -> list[_Share]:
 # ---------------------------------------------------------------- testing one claim
 
 
-def _test(claim: ClaimLike, tables: Mapping[TableKey, ScoreTable], context: Context) -> _Tested:
+def _test(claim: Claim, tables: Mapping[TableKey, ScoreTable], context: Context) -> _Tested:
     try:
         if claim.kind in ("probe", "generalises"):
             _no_rule(claim)
@@ -244,7 +187,7 @@ def _test(claim: ClaimLike, tables: Mapping[TableKey, ScoreTable], context: Cont
         return _Tested(claim, status="untested", reason=str(error))
 
 
-def _no_rule(claim: ClaimLike) -> None:
+def _no_rule(claim: Claim) -> None:
     """Raises ScoreError for a frozen rule on a claim that has no gap of its own: it would be ignored silently."""
     if claim.rule is not None:
         raise ScoreError(
@@ -253,7 +196,7 @@ def _no_rule(claim: ClaimLike) -> None:
         )
 
 
-def _test_scores(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
+def _test_scores(claim: Claim, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
     return (_test_generalises if claim.kind == "generalises" else _test_gap)(claim, a, b, context)
 
 
@@ -269,7 +212,7 @@ def _unknown(a: ScoreTable, b: ScoreTable) -> list[str]:
 _EITHER_DIRECTION = frozenset({"equivalent", "differ"})
 
 
-def _check_direction(claim: ClaimLike, a: ScoreTable, b: ScoreTable) -> None:
+def _check_direction(claim: Claim, a: ScoreTable, b: ScoreTable) -> None:
     """Raises ScoreError for a claim about better or worse on scores that are not higher-is-better, as a study's are."""
     up = direction_of(a, b)
     if up or claim.kind in _EITHER_DIRECTION:
@@ -319,7 +262,7 @@ def _options(name: str, context: Context, policy: str = "fail") -> Options:
 _NEEDS_MARGIN = frozenset({"better_by", "equivalent", "not_worse", "no_regression"})
 
 
-def _test_gap(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
+def _test_gap(claim: Claim, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
     if claim.margin is None and claim.kind in _NEEDS_MARGIN:
         raise ScoreError(f"a claim of kind {claim.kind!r} needs a margin, declared before training.")
     comparison = compare_tables(a, b, _options(a.eval, context))
@@ -346,7 +289,7 @@ def _level(alpha: float, way: _Way | None) -> float:
     return 1 - (2 if way and way.inside else 1) * alpha
 
 
-def _estimates(claim: ClaimLike, comparison: Comparison, alpha: float, way: _Way | None) -> tuple[Estimate, ...]:
+def _estimates(claim: Claim, comparison: Comparison, alpha: float, way: _Way | None) -> tuple[Estimate, ...]:
     """The headline at the level that decided, the other estimands, last the headline at 1 − alpha if that differs."""
     first, level, plain = comparison.headline.estimand, _level(alpha, way), 1 - claim.alpha
     others = [comparison.estimate(plain, e) for e in comparison.results if e != first]
@@ -354,7 +297,7 @@ def _estimates(claim: ClaimLike, comparison: Comparison, alpha: float, way: _Way
     return (comparison.estimate(level), *others, *last)
 
 
-def _disagreement(claim: ClaimLike, comparison: Comparison, alpha: float) -> str:
+def _disagreement(claim: Claim, comparison: Comparison, alpha: float) -> str:
     """Why a claim about 0 stays open although its interval excludes 0."""
     low, high = comparison.headline.spread.interval(1 - alpha)
     if claim.kind not in ("improves", "differ") or (claim.kind == "differ" and claim.margin) or low <= 0 <= high:
@@ -362,14 +305,14 @@ def _disagreement(claim: ClaimLike, comparison: Comparison, alpha: float) -> str
     return f"the interval excludes 0 but a test beside it does not (p = {comparison.headline.spread.p():.2g})"
 
 
-def _bound(claim: ClaimLike, comparison: Comparison, alpha: float) -> dict[str, Any]:
+def _bound(claim: Claim, comparison: Comparison, alpha: float) -> dict[str, Any]:
     way = _Tested(claim, _ways(claim, comparison)).way(alpha)
     estimate = comparison.estimate(_level(alpha, way))
     status = way.status if way else "inconclusive"
     return {"gap": estimate.value, "low": estimate.low, "high": estimate.high, "status": status}
 
 
-def _ways(claim: ClaimLike, comparison: Comparison) -> tuple[_Way, ...]:
+def _ways(claim: Claim, comparison: Comparison) -> tuple[_Way, ...]:
     """The ways to settle a claim on a gap, supporting ones first. Rules: see the module's table."""
     spread, m = comparison.headline.spread, claim.margin or 0.0
     agree = spread.p()
@@ -484,7 +427,7 @@ def _carried(matched: Pair, z_N: Ints, comparisons: Sequence[Comparison], option
     )
 
 
-def _test_generalises(claim: ClaimLike, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
+def _test_generalises(claim: Claim, a: ScoreTable, b: ScoreTable, context: Context) -> _Tested:
     share = claim.share
     if share is None or not math.isfinite(share):
         raise ScoreError("a claim of kind 'generalises' needs a share: the least part of the gap that must carry over.")
@@ -523,7 +466,7 @@ def _two_zones(table: ScoreTable, zones: tuple[str, str]) -> ScoreTable:
 
 
 def _share_estimate(
-    claim: ClaimLike, comparisons: Sequence[Comparison], carried: Carried, matched: Pair, alpha: float | None
+    claim: Claim, comparisons: Sequence[Comparison], carried: Carried, matched: Pair, alpha: float | None
 ) -> Estimate:
     """The share carried over with its interval at 1 − alpha; unbounded when alpha is None."""
     low, high = carried.interval(1 - alpha) if alpha is not None else (-math.inf, math.inf)
@@ -556,7 +499,7 @@ _OPS: Mapping[str, Callable[[float, float], bool]] = {
 }
 
 
-def _test_probe(claim: ClaimLike, context: Context) -> _Tested:
+def _test_probe(claim: Claim, context: Context) -> _Tested:
     if claim.probe is None or claim.threshold is None or claim.op is None or claim.op not in _OPS:
         raise ScoreError(f"a probe claim needs a probe, a threshold and an op of {', '.join(_OPS)}.")
     if not math.isfinite(claim.threshold):
@@ -579,7 +522,7 @@ def _test_probe(claim: ClaimLike, context: Context) -> _Tested:
     return _Tested(claim, ways, show, warnings=tuple(dict.fromkeys((*lacks, *found.estimate.warnings))))
 
 
-def _probe_ways(claim: ClaimLike, found: Recorded) -> tuple[_Way, ...]:
+def _probe_ways(claim: Claim, found: Recorded) -> tuple[_Way, ...]:
     """Supported where the whole interval meets the threshold, refuted where no part of it does."""
     if found.spread is None or claim.threshold is None or claim.op is None:
         return ()
@@ -620,7 +563,7 @@ def _probe_reason(found: Recorded, shown: Estimate, level: float) -> str:
 # ---------------------------------------------------------------- the verdict
 
 
-def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> power.Settling | None:
+def _needed(claim: Claim, comparison: Comparison, alpha: float) -> power.Settling | None:
     """Items, and seeds per arm, that settle the margin of an open claim with 80 % power, each as a range.
 
     Where the claim's edge is the margin also enough to tell the gap as observed from that edge.
@@ -638,7 +581,7 @@ def _needed(claim: ClaimLike, comparison: Comparison, alpha: float) -> power.Set
     return power.to_settle(comparison, distances, alpha=alpha)
 
 
-def _chance_again(claim: ClaimLike, comparison: Comparison, way: _Way, alpha: float) -> float | None:
+def _chance_again(claim: Claim, comparison: Comparison, way: _Way, alpha: float) -> float | None:
     """The chance that another study of this design settles the claim as this one did, at the gap as observed."""
     margin, gap = claim.margin or 0.0, comparison.gap
     if way.inside:

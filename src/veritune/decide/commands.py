@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from veritune.config.frozen_rule import check_rule
 from veritune.decide import wording
 from veritune.errors import ScoreError
 from veritune.evaluate.imports import Reading, read, score_columns
@@ -72,7 +73,7 @@ class CompareOptions:
         if not 0 < self.alpha < 0.5:
             raise ScoreError(f"expected alpha between 0 and 0.5, found {self.alpha!r}.")
         if self.rule is not None:
-            rule.check_rule(self.rule)
+            check_rule(self.rule)
         if self.all_pairs and self.against is not None:
             raise ScoreError(
                 "--all-pairs compares every side with every other, --against with one.", fix="Give one of them."
@@ -319,7 +320,7 @@ def parse_rule(text: str) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     try:
-        rule.check_rule(found)
+        check_rule(found)
     except ScoreError as exc:
         raise ScoreError(f"--rule {text!r}: {exc.message}", fix="Write --rule min_gap=0.01[,every_seed].") from exc
     return found

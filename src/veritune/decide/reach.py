@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from veritune.config.claim import Claim
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
 from veritune.probe.names import arm_of, pattern_of
 from veritune.stats.power import Design, Needed, best_half, best_low, least_items_equal, plan
-from veritune.study import BASELINE, Claim, Study
 
 
 @dataclass(frozen=True, slots=True)

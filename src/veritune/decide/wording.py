@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from veritune.config.thresholds import DEFAULTS, GradeThresholds
 from veritune.records import Estimate, Verdict
 from veritune.stats.paired import Comparison
-from veritune.thresholds import DEFAULTS, GradeThresholds
 
 if TYPE_CHECKING:
-    from veritune.decide.claims import ClaimLike
+    from veritune.config.claim import Claim
 
 
 def number(x: float) -> str:
@@ -119,7 +119,7 @@ _QUESTION: Mapping[str, str] = {
 }
 
 
-def sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None, reason: str) -> str:
+def sentence(claim: Claim, verdict: Verdict, comparison: Comparison | None, reason: str) -> str:
     """The sentence for a verdict: one plain sentence with its numbers."""
     if verdict.status == "untested":
         return f"The claim {claim.name!r} was not tested: {reason}"
@@ -142,7 +142,7 @@ def sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None, 
     return f"{who[0].upper()}{who[1:]} {verb} {claim.against} on {where}: {facts}."
 
 
-def subject(comparison: Comparison, claim: ClaimLike | None = None, *, adapter: bool = False) -> str:
+def subject(comparison: Comparison, claim: Claim | None = None, *, adapter: bool = False) -> str:
     """Who the numbers speak of: a recipe (`With 3 seeds, NAME`), or the adapters at hand (`this adapter of NAME`).
 
     Without a claim, only the noun: `this recipe`, and of one run or several `this system`, `this set of systems`; only
@@ -173,7 +173,7 @@ def _where(comparison: Comparison, zone: str | None) -> str:
     return f"{zone} items of {name}" if zone else name
 
 
-def _facts(claim: ClaimLike, verdict: Verdict, comparison: Comparison) -> str:
+def _facts(claim: Claim, verdict: Verdict, comparison: Comparison) -> str:
     """Both means, the gap with the interval that decided, the items; what is missing where something is."""
     estimate = verdict.estimates[0]
     places = _places(estimate, (0.0, claim.margin or 0.0, -(claim.margin or 0.0)))
@@ -231,7 +231,7 @@ def _outlook(verdict: Verdict) -> str:
     return "" if verdict.detectable is None else f"; this design detects {verdict.detectable:.3g} or more"
 
 
-def _probe_sentence(claim: ClaimLike, verdict: Verdict, reason: str) -> str:
+def _probe_sentence(claim: Claim, verdict: Verdict, reason: str) -> str:
     """The value, the interval that decided, n and the correction; what is not known where something is not."""
     estimate = verdict.estimates[0]
     places = _places(estimate, (claim.threshold or 0.0,))
@@ -260,7 +260,7 @@ def _probe_units(estimate: Estimate) -> str:
     return ", ".join(parts)
 
 
-def _share_sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison, reason: str) -> str:
+def _share_sentence(claim: Claim, verdict: Verdict, comparison: Comparison, reason: str) -> str:
     share, to, base = verdict.estimates[:3]
     places = _places(share, (claim.share or 0.0,))
     value = "not defined" if share.value is None else _fixed(share.value, places)
@@ -284,7 +284,7 @@ def _share_sentence(claim: ClaimLike, verdict: Verdict, comparison: Comparison, 
 # ---------------------------------------------------------------- the sentences that may not
 
 
-def may_not(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None) -> tuple[str, ...]:
+def may_not(claim: Claim, verdict: Verdict, comparison: Comparison | None) -> tuple[str, ...]:
     """What these records do not carry, each with the reason."""
     a, b = claim.condition, claim.against
     if claim.kind == "probe":
@@ -311,7 +311,7 @@ def may_not(claim: ClaimLike, verdict: Verdict, comparison: Comparison | None) -
     return tuple(out)
 
 
-def _probe_may_not(claim: ClaimLike, verdict: Verdict) -> tuple[str, ...]:
+def _probe_may_not(claim: Claim, verdict: Verdict) -> tuple[str, ...]:
     name, estimate = claim.probe, next(iter(verdict.estimates), None)
     out = [f"“{name} caused the result”: a probe explains at most; only an intervention shows a cause."]
     exact = bool(verdict.details.get("exact"))

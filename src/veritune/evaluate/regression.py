@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from veritune.config.evals import Eval
 from veritune.data.render import Renderer
 from veritune.errors import InputError, ModelError
 from veritune.evaluate import tasks
@@ -17,7 +18,6 @@ from veritune.probe.clusters import codes, ratio
 from veritune.probe.forgetting import Forgetting, forgetting
 from veritune.probe.study import Subject, Zoned
 from veritune.records import Estimate, Score
-from veritune.study import Eval
 
 NAME = "regression"
 

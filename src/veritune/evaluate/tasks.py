@@ -11,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from veritune.config.evals import Eval, Rule
 from veritune.errors import StudyError
 from veritune.evaluate.generate import Output
 from veritune.patterns import PatternTooSlow, limited
 from veritune.records import Row, Score
-from veritune.study import Eval, Rule
 
 
 def items(spec: Eval, rows: Sequence[Row], zone_of: Mapping[str, str], family_of: Mapping[str, str]) -> list[Row]:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
+from veritune.config.thresholds import DEFAULTS
 from veritune.records import Estimate, Json
 from veritune.stats.bounded import combination_below
 from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, sign_flips
 from veritune.stats.intervals import Spread, Student, Unknown, Widest
-from veritune.thresholds import DEFAULTS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

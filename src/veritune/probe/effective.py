@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from veritune.config.thresholds import DEFAULTS, GradientThresholds, Thresholds
 from veritune.errors import DataError
 from veritune.records import Estimate
-from veritune.thresholds import DEFAULTS, GradientThresholds, Thresholds
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
+from veritune.config.thresholds import DEFAULTS
 from veritune.errors import ScoreError
 from veritune.probe.clusters import SAME, Floats, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json
 from veritune.stats.families import undrawn
-from veritune.thresholds import DEFAULTS
 
 Verdict = Literal["keeps", "forgets", "cannot tell"]
 WORST = 5

@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from veritune.errors import DataError, ModelError, ScoreError
+from veritune.config.thresholds import DEFAULTS
+from veritune.errors import DataError, ModelError, ScoreError, first_line
 from veritune.probe.batches import evaluating, model_device
 from veritune.records import FORMAT_VERSION, Json, to_json
 from veritune.stats.centroids import Side, changes, m1_parts
-from veritune.thresholds import DEFAULTS
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["last_input_token", "response_mean"]
@@ -261,7 +261,7 @@ def _read_yaml(path: Any) -> Any:
     try:
         return yaml.safe_load(_text_of(path))
     except yaml.YAMLError as exc:
-        raise DataError(f"{path} is no YAML or JSON: {str(exc).splitlines()[0]}.") from None
+        raise DataError(f"{path} is no YAML or JSON: {first_line(exc)}.") from None
 
 
 def _text_of(path: Any) -> str:

@@ -31,11 +31,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.errors import ScoreError
 from veritune.probe.geometry import Geometry
 from veritune.records import FORMAT_VERSION, Json, to_json
 from veritune.stats.centroids import COSINES, MEASURES, NAMES, adjusted, cells_needed, floor_of
-from veritune.thresholds import DEFAULTS, GeometryThresholds
 
 RATIOS = ("m1", "m1_around_reference", "icc")
 """Measures whose change is compared with a reference run's."""

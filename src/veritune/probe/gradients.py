@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from veritune.config.thresholds import DEFAULTS, Thresholds
 from veritune.errors import DataError, ModelError
 from veritune.probe.batches import evaluating, in_batches, mean_losses, model_device, require_targets
 from veritune.probe.capture import PROBE_RANK, Capture, Coverage, Sketch, Store, trainable_coverage
@@ -38,7 +39,6 @@ from veritune.probe.effective import (
     worth,
 )
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
-from veritune.thresholds import DEFAULTS, Thresholds
 
 
 @dataclass(frozen=True)

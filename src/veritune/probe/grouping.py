@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from veritune.config.thresholds import DEFAULTS
 from veritune.data.families import FamilyResult, find_families
 from veritune.errors import DataError
 from veritune.probe.gradients import Settings, discover_families
 from veritune.records import FORMAT_VERSION, Rendered, Row
 from veritune.store import write_jsonl
-from veritune.thresholds import DEFAULTS
 
 COLUMN = "family"
 

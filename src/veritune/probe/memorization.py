@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from veritune.config.thresholds import DEFAULTS, Thresholds
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, mean_losses, model_device, require_targets
 from veritune.probe.carried import ZoneGain, share_interval, zone_gain
 from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
 from veritune.stats.families import undrawn
-from veritune.thresholds import DEFAULTS, Thresholds
 
 Verdict = Literal["generalises", "partly", "memorises", "cannot tell"]
 GAP_ZONES = ("seen", "sibling", "stranger")

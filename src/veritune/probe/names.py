@@ -7,15 +7,16 @@ number and a part of the model (`total`, `q`, `attention`, `layer3`, a module's 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from veritune import errors
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
 from veritune.stats.centroids import MEASURES
-from veritune.study import BASELINE, Study
 
 Uncertainty = Literal["items", "seeds", "exact"]
 METHODS = ("last_input_token", "response_mean")
@@ -144,7 +145,7 @@ def nearest(name: str, study: Study) -> str | None:
     numbers, middle = re.findall(r"(?<=\.)\d+(?=\.)", name), name.split(".")[2:-1]
     opened = {"layer": tuple(numbers) or ("0",), "part": (".".join(middle),) if middle else ("total",)}
     candidates = {n for pattern in PATTERNS for n in _names(pattern, study, opened)}
-    return next(iter(difflib.get_close_matches(name, sorted(candidates), n=1)), None)
+    return errors.nearest(name, sorted(candidates))
 
 
 def patterns_text(study: Study) -> str:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from veritune.config.fields import BASELINE
+from veritune.config.load import load_study
+from veritune.config.sweep import swept
 from veritune.errors import ModelError
 from veritune.probe.subject import is_adapter, refuse_other_base
 from veritune.probe.weights import Options, WeightChange, adapter_change, checkpoint_change
 from veritune.records import FORMAT_VERSION, Json
 from veritune.store import Store, read_json
-from veritune.study import BASELINE, load_study, swept
 from veritune.train.models import resolve
 
 AXES = ("step", "lr", "rows", "label")
@@ -90,7 +92,7 @@ def study_series(study: str | Path) -> WeightSeries:
     store = Store.of(study)
     settings = load_study(store.study_file)
     base = resolve(settings.model, store.root).path
-    arms, lines, missing = swept(settings), [], []
+    arms, lines, missing = swept(settings.conditions, settings.sweep), [], []
     for folder in sorted(p for p in store.runs.iterdir() if (p / "manifest.json").is_file()):
         manifest = read_json(folder / "manifest.json")
         if manifest.get("condition") == BASELINE:

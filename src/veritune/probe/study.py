@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from veritune.config.thresholds import DEFAULTS, Thresholds
 from veritune.data.families import Edge, find_families
 from veritune.data.load import load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
@@ -16,7 +17,6 @@ from veritune.probe.subject import Subject, subject
 from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
 from veritune.records import Rendered, Row
 from veritune.store import Store, hash_of, read_json, write_json
-from veritune.thresholds import DEFAULTS, Thresholds
 
 GAP = "three_zone.json"
 __all__ = [

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import torch
 
+from veritune.config.thresholds import DEFAULTS
+from veritune.config.train import Model
 from veritune.data.render import Renderer
-from veritune.errors import ModelError
+from veritune.errors import ModelError, first_line
 from veritune.probe.weights import Tensors
 from veritune.records import Rendered
-from veritune.study import Model
-from veritune.thresholds import DEFAULTS
 from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers, resolve
 
 COMPARED = 6
@@ -164,7 +164,7 @@ def _misfit(exc: BaseException) -> str:
 
 
 def _first(exc: BaseException) -> str:
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:160].rstrip(".:")
+    return first_line(exc).rstrip(".:")
 
 
 # ---------------------------------------------------------------- what belongs together

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
 from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
-from veritune.thresholds import DEFAULTS
 
 CLASSES = ("template", "shared", "family", "prompt", "novel")
 POSITIONS = ((0, 1), (1, 4), (4, 16), (16, 64), (64, None))

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import torch
 
+from veritune.config.thresholds import DEFAULTS, WeightThresholds
 from veritune.errors import ModelError
 from veritune.records import FORMAT_VERSION, Json
-from veritune.thresholds import DEFAULTS, WeightThresholds
 from veritune.train.modules import layer_index, module_group, module_type, plain_name
 
 BLOCK_BYTES = 64 * 2**20

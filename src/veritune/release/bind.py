@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from veritune.config.release import Suite
 from veritune.errors import InputError, StudyError
 from veritune.records import to_json
 from veritune.release.candidate import Case
 from veritune.release.checks import compare_files, regression_kind
 from veritune.release.evidence import Evidence, input_hashes, input_name, write_evidence
 from veritune.store import read_json
-from veritune.study import Suite
 
 
 def bind_scores(case: Case, name: str, files: tuple[Sequence[Path], Sequence[Path]], by: str) -> Evidence:

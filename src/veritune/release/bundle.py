@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract as contracts
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
+from veritune.config.train import Model
 from veritune.errors import GateError, InputError, ModelError, StaleError
 from veritune.records import FORMAT_VERSION, to_json
 from veritune.release import golden
@@ -43,7 +46,6 @@ from veritune.store import (
     write_json,
     write_text,
 )
-from veritune.study import BASELINE, Model, Study
 
 TOKENIZER_FILES: tuple[str, ...] = (
     "tokenizer.json",

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract as contracts
+from veritune.config.fields import BASELINE
+from veritune.config.load import load_study, parse_study
+from veritune.config.study import Study
 from veritune.errors import InputError, StudyError
 from veritune.release.evidence import Subject, files_digest, weights_digest
 from veritune.release.policy import Policy, load_policy
 from veritune.store import Store, hash_of, read_json, sha256_file
-from veritune.study import BASELINE, Study, load_study, parse_study
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from veritune.config.release import Release, ServingGate, Suite
 from veritune.errors import VerituneError
 from veritune.machine import package_versions
 from veritune.records import GateResult, Score, to_json
@@ -38,7 +39,6 @@ from veritune.release.evidence import (
 from veritune.release.load import SAMPLES, TailRule, tail_numbers, tails
 from veritune.release.noninferior import Bar, Found, Status, not_worse, worst
 from veritune.store import read_json, read_jsonl
-from veritune.study import Release, ServingGate, Suite
 
 LOOK: Mapping[str, str] = {
     "target": "veritune status .",

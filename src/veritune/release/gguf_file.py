@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veritune.errors import InputError, MachineError, ModelError
+from veritune.config.thresholds import DEFAULTS, MergeThresholds
+from veritune.errors import InputError, MachineError, ModelError, first_line
 from veritune.records import Finding
 from veritune.release.merge import Part
-from veritune.thresholds import DEFAULTS, MergeThresholds
 
 EXACT = ("F32", "F16", "BF16")
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -132,7 +132,7 @@ class GgufFile:
             reader = gguf.GGUFReader(path)
             self.fields: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
         except Exception as exc:  # a damaged file raises nearly anything
-            first = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:120]
+            first = first_line(exc)
             raise ModelError(f"{path}: cannot be read as GGUF ({first}).", fix="Convert it again.") from None
         self.path = path
         self.tensors = {t.name: t for t in reader.tensors}
@@ -336,7 +336,7 @@ def _vocabulary(file: GgufFile, merged: Path, config: Any) -> list[Finding]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(merged)
     except Exception as exc:  # transformers raises many kinds
-        first = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:120]
+        first = first_line(exc)
         raise ModelError(f"{merged}: no usable tokenizer beside the merged model ({first}).") from None
     found = [*_tokens(file, tokenizer), *_merges(file, merged)]
     try:

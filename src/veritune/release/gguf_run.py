@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from veritune.config.thresholds import MergeThresholds
 from veritune.errors import MachineError, ModelError
 from veritune.records import Rendered
 from veritune.release.merge import Part, Status
@@ -26,7 +27,6 @@ from veritune.release.merge_outputs import (
     target_logits,
     with_ties,
 )
-from veritune.thresholds import MergeThresholds
 
 RUNTIME = "llama_cpp"
 FIX = "pip install llama-cpp-python (it compiles llama.cpp), or serve it and use veritune serve-parity --url."

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from veritune.config.train import Model
 from veritune.data.render import Renderer, first_difference
-from veritune.errors import FormatError, InputError, ModelError, VerituneError
+from veritune.errors import FormatError, InputError, ModelError, VerituneError, first_line
 from veritune.evaluate.generate import Decoding, generate
 from veritune.machine import describe_machine, package_versions
 from veritune.records import Finding, Message, Row
 from veritune.release.parts import finding, json_of
-from veritune.study import Model
 from veritune.train.models import (
     BUILTIN,
     HUB_NAME,
@@ -131,7 +131,7 @@ def load_released(bundle: Path, manifest: Mapping[str, Any], base: Path | None =
         with quiet_transformers():
             return PeftModel.from_pretrained(model, bundle / "adapter").eval(), tokenizer
     except Exception as exc:  # PEFT raises many kinds for an adapter that does not fit
-        line = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:200]
+        line = first_line(exc)
         raise ModelError(f"{bundle / 'adapter'}: the adapter cannot be loaded ({line}).") from None
 
 

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from veritune.errors import GateError, InputError, MachineError
+from veritune.errors import GateError, InputError, MachineError, first_line
 from veritune.release.parts import SIGNATURE
 from veritune.release.registry import fetch_parts, files_of, shippable
 from veritune.release.verify import Checked, verify_bundle
@@ -94,7 +94,7 @@ def _reaching(url: str) -> Iterator[None]:
     except Exception as exc:
         if not type(exc).__module__.startswith(("huggingface_hub", "mlflow", "httpx", "httpcore", "requests")):
             raise
-        first = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:300]
+        first = first_line(exc)
         raise MachineError(f"{url}: {first}", fix="Check the name, the address and your token.") from None
 
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from veritune.errors import ModelError
+from veritune.config.thresholds import DEFAULTS, MergeThresholds
+from veritune.errors import ModelError, first_line
 from veritune.records import Finding, Json, Rendered
 from veritune.release.merge_outputs import Options, Outputs, compare_outputs
-from veritune.thresholds import DEFAULTS, MergeThresholds
 
 # ---------------------------------------------------------------- weights
 
@@ -359,7 +359,7 @@ def merge_adapter(base: Any, adapter: Path, out: Path) -> Path:
             merged = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
             merged.save_pretrained(out)
     except (RuntimeError, ValueError, KeyError, NotImplementedError) as exc:
-        first = str(exc).strip().splitlines()[0][:200]
+        first = first_line(exc)
         raise ModelError(f"{adapter} cannot be merged: {first}.", fix="Check that it belongs to this base.") from None
     del merged
     shutil.copy(adapter / "adapter_config.json", out / "merged_from.json")

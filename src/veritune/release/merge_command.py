@@ -93,8 +93,8 @@ def merge_command(asked: Asked, options: Options) -> MergeParity:
         raise InputError("--gguf and --converter exclude each other.", fix="Give the file, or have it made.")
     if asked.study is not None:
         return _in_study(asked, options)
+    from veritune.config.train import Model
     from veritune.release.quantised_merge import Bits
-    from veritune.study import Model
     from veritune.train.models import resolve
 
     assert asked.model is not None and asked.adapter is not None

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
+from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import InputError, ModelError
 from veritune.records import Json, Rendered
-from veritune.thresholds import DEFAULTS, MergeThresholds
 
 """Floor in nats below which differences are not told from arithmetic itself."""
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from veritune.config.evals import Eval
 from veritune.errors import InputError
 from veritune.records import Row, Score
 from veritune.release.merge import Part
-from veritune.study import Eval
 
 Answer = Callable[[Sequence[Sequence[int]], int, int], list[Any]]
 """Prompts as token ids, most new tokens, prompts in a batch; the outputs in their order."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from veritune.stats.table import ScoreTable
 
 Status = Literal["passed", "failed", "undecided"]
+ROLES = ("candidate", "base")
+"""What the arms are called in the claim, whatever their tables call them."""
+
 _STATUS: Mapping[str, Status] = {"supported": "passed", "refuted": "failed"}
 
 
@@ -59,22 +62,30 @@ def worst(statuses: list[Status]) -> Status:
 def not_worse(candidate: ScoreTable, base: ScoreTable, bar: Bar) -> Found:
     """Candidate against base on the same items. Scores that cannot be compared are `undecided`, and scores of which
     nothing says whether higher is better."""
-    from veritune.decide.claims import ClaimSpec, Context, judge
+    from veritune.config.claim import Claim
+    from veritune.decide.claims import Context, judge
     from veritune.stats.paired import Options, compare_tables
     from veritune.stats.table import scale_of
 
     name = candidate.eval or base.eval or "scores"
-    arms = (candidate.condition or "candidate", base.condition or "base")
     try:
         up = _direction(candidate, base)
         ends, _ = scale_of(candidate, base, bar.scale)
     except ScoreError as exc:
         return Found("undecided", str(exc), {})
     candidate, base = (replace(t, eval=t.eval or name, higher_is_better=up) for t in (candidate, base))
-    first, second = arms if up else arms[::-1]
-    claim = ClaimSpec("gate", "not_worse", name, first, second, None, bar.margin, bar.alpha)
+    first, second = ROLES if up else ROLES[::-1]
+    claim = Claim(
+        name="gate",
+        kind="not_worse",
+        condition=first,
+        against=second,
+        zone=None,
+        margin=bar.margin,
+        alpha=bar.alpha,
+    )
     context = Context(scales={name: bar.scale} if bar.scale else {}, failure_values={} if up else {name: ends[1]})
-    tables = {(arm, name): replace(t, higher_is_better=True) for arm, t in zip(arms, (candidate, base))}
+    tables = {(arm, name): replace(t, higher_is_better=True) for arm, t in zip(ROLES, (candidate, base))}
     (verdict,) = judge([claim], tables, context)
     if verdict.status == "untested":
         return Found("undecided", str(verdict.details.get("reason", "the scores cannot be compared")), {})

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from veritune.config.release import Release
+from veritune.config.study import Study
 from veritune.errors import StudyError
 from veritune.store import hash_of
-from veritune.study import Release, Study
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import GateError, InputError, ModelError
 from veritune.records import Finding, Rendered
 from veritune.release.merge import MergeParity, Part, Stored, check_weights
@@ -34,7 +35,6 @@ from veritune.release.merge_outputs import (
     row_losses,
     target_logits,
 )
-from veritune.thresholds import DEFAULTS, MergeThresholds
 from veritune.train import quantised
 from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers
 

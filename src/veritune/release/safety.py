@@ -30,13 +30,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from veritune.config.release import SafetyGate
 from veritune.errors import FormatError, InputError
 from veritune.patterns import search
 from veritune.records import Message, Row, Score, to_json
 from veritune.release.evidence import Evidence, Subject, input_hashes, input_path, subject_of, write_evidence
 from veritune.release.noninferior import Bar, Found, Status, not_worse, worst
 from veritune.store import Store, read_jsonl, write_jsonl
-from veritune.study import SafetyGate
 
 PROMPTS = Path(__file__).with_name("prompts")
 STARTER = PROMPTS / "starter.yaml"

@@ -72,7 +72,7 @@ def serve_command(asked: Asked) -> Served:
 
     Raises InputError, DataError, ModelError, MachineError. With `study` the result is `release/serving.json`.
     """
-    from veritune.study import Model
+    from veritune.config.train import Model
     from veritune.train.models import load_base, resolve
 
     if asked.study is not None and asked.url is not None:
@@ -120,7 +120,8 @@ def serve_command(asked: Asked) -> Served:
 
 def _tails(asked: Asked, speed: Speed) -> dict[str, Json]:
     """The tail's ratios by the study's policy, else by its defaults."""
-    from veritune.study import ServingGate, load_study
+    from veritune.config.load import load_study
+    from veritune.config.release import ServingGate
 
     rule = TailRule()
     if asked.study is not None:
@@ -135,7 +136,7 @@ def _reference(asked: Asked) -> Any:
 
     Raises StaleError when the study's base does not render as its contract says.
     """
-    from veritune.study import Model
+    from veritune.config.train import Model
     from veritune.train.models import load_tokenizer, resolve
 
     if asked.study is None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from veritune.errors import InputError, MachineError, StaleError, StoreError, VerituneError
+from veritune.errors import InputError, MachineError, StaleError, StoreError, VerituneError, first_line
 from veritune.store import disk_errors, sha256_file
 
 EXCLUSIVE = ("memory", "s3", "s3a")
@@ -175,7 +175,7 @@ class FsspecShelf:
         except (OSError, VerituneError):
             raise
         except Exception as exc:  # each store has error classes of its own
-            first = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:300]
+            first = first_line(exc)
             raise MachineError(f"registry {self.root}: {first}", fix="Check the address and your keys.") from None
 
     def _at(self, name: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract as contracts
+from veritune.config.study import Study
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.records import FORMAT_VERSION, Finding
 from veritune.release.evidence import Subject, files_digest, weights_digest
@@ -34,7 +35,6 @@ from veritune.release.parts import (
 )  # fmt: skip
 from veritune.release.sign import signature_problem
 from veritune.store import Store, hash_of, sha256_file
-from veritune.study import Study
 
 KIND = "veritune bundle"
 EVIDENCE = "evidence"

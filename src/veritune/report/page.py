@@ -18,13 +18,13 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from veritune.config.study import Study
 from veritune.decide.wording import number, signed
 from veritune.report import views
 from veritune.report.figures import SERIES, Drawn, draw_all
 from veritune.report.probes import blocks
 from veritune.report.read import Records, read_records
 from veritune.store import Store, write_text
-from veritune.study import Study
 
 UNKNOWN = Markup('<span class="unknown">not recorded</span>')
 # Characters that change how text is read without being seen: controls, and those that turn its direction round.

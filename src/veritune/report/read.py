@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from veritune import contract
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
 from veritune.errors import VerituneError
 from veritune.report import shapes
 from veritune.report.shapes import fit
 from veritune.store import Store, read_json, read_jsonl
-from veritune.study import BASELINE, Study
 
 Json = Mapping[str, Any]
 T = TypeVar("T")

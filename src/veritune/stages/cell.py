@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.config.fields import BASELINE
 from veritune.errors import DivergedError, GateError, InputError, MachineError, StaleError, VerituneError
 from veritune.evaluate import tasks
 from veritune.progress import Progress
@@ -20,7 +21,6 @@ from veritune.seal import break_seal, refuse_edited_run, refuse_edited_scores
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import FAILED, study_at
 from veritune.store import hash_of, now, read_json, remove, sha256_file, write_json, write_jsonl
-from veritune.study import BASELINE
 from veritune.train import distributed
 from veritune.train.schedule import SELECT, SHAPE, plan_cells
 from veritune.train.select import chosen

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.config.fields import BASELINE
+from veritune.config.load import load_study
+from veritune.config.study import Study
 from veritune.decide.claims import Context as ClaimContext
 from veritune.decide.claims import judge
 from veritune.errors import InputError
@@ -18,7 +21,6 @@ from veritune.stages.recorded import claimed_quantities
 from veritune.stats.paired import Options
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, read_json, read_jsonl, write_json
-from veritune.study import BASELINE, Study, load_study
 
 
 def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Mapping[str, Any]) -> list[Verdict]:

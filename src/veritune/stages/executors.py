@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from veritune.errors import InputError, MachineError, VerituneError
+from veritune.errors import InputError, MachineError, VerituneError, first_line
 from veritune.machine import usable_cores
 
 Kind = Literal["local", "ray", "slurm"]
@@ -255,7 +255,7 @@ def _connected(plan: Plan) -> Any:
                 logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError) as exc:
-            raise _no_cluster(plan.address, str(exc).splitlines()[0][:200]) from None
+            raise _no_cluster(plan.address, first_line(exc)) from None
     asked = {"CPU": float(plan.cpus), "GPU": float(plan.gpus), "memory": float(plan.memory_bytes or 0)}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0.0) >= need for name, need in asked.items()) for node in nodes):

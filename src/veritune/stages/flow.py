@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
 from veritune.errors import InputError, MachineError
 from veritune.machine import peak_memory_bytes
 from veritune.progress import Progress, clock
@@ -28,7 +30,6 @@ from veritune.stages.plan import compare_with_plan, left, make_plan, plan_progre
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import Board, study_at
 from veritune.store import Store, read_json
-from veritune.study import BASELINE, Study
 from veritune.train.reporting import variables
 from veritune.train.schedule import SELECT, SHAPE, main_cells
 from veritune.train.select import record_selection, record_shapes, selection_lines, shape_lines

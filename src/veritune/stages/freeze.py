@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.config.load import frozen_flags
 from veritune.decide.reach import limits
 from veritune.errors import InputError
 from veritune.progress import Progress
@@ -16,7 +17,6 @@ from veritune.stages.plan import items_by_eval
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import study_at
 from veritune.store import Store, read_json
-from veritune.study import frozen_flags
 
 
 @dataclass(frozen=True)

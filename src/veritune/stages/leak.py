@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
 from veritune.errors import InputError
 from veritune.progress import Progress
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.stages.cell import cells_of, is_done, ready_from_contract
 from veritune.stages.ready import Ready
 from veritune.store import Store, hash_of, read_json, write_json
-from veritune.study import BASELINE, Study
 from veritune.train.schedule import MAIN
 
 FOLDER = "probes/leak"

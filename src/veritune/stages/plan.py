@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from veritune import contract
+from veritune.config.fields import BASELINE
 from veritune.decide.reach import Assumed, resolution
 from veritune.errors import GateError
 from veritune.progress import Progress, clock
@@ -25,7 +26,6 @@ from veritune.stages.leak import LEAK, leak_is_done, whole_conditions
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import study_at
 from veritune.store import hash_of, now, read_json, write_json
-from veritune.study import BASELINE
 from veritune.train.schedule import (
     MAIN,
     Cell,

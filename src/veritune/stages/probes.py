@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from veritune.config.fields import BASELINE
 from veritune.errors import InputError, VerituneError
 from veritune.progress import Progress
 from veritune.report.page import write_report
@@ -23,7 +24,6 @@ from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.stages.cell import cells_of, ready_from_contract
 from veritune.stages.ready import Ready
 from veritune.store import hash_of, read_json, sha256_file, write_json
-from veritune.study import BASELINE
 
 
 def probe_report(study: str | Path, progress: Progress | None = None, make: Sequence[str] = ()) -> list[Block]:

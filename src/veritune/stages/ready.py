@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from veritune.config.study import Study
 from veritune.data.prepare import Prepared, load_prepared, prepare
 from veritune.errors import StudyError
 from veritune.evaluate import tasks
@@ -15,7 +16,6 @@ from veritune.probe.names import nearest, pattern_of, patterns_text
 from veritune.progress import Progress
 from veritune.records import Row
 from veritune.store import Store
-from veritune.study import Study
 from veritune.train.backends import Backend, backend_of
 from veritune.train.schedule import kept_families, smallest_share
 

@@ -18,6 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
+from veritune.config.thresholds import DEFAULTS, Thresholds
 from veritune.decide.recorded import (
     LEVEL,
     ByLevel,
@@ -36,8 +39,6 @@ from veritune.records import Estimate
 from veritune.stats.centroids import MEASURES
 from veritune.stats.intervals import Spread, t_quantile
 from veritune.store import Store, read_json
-from veritune.study import BASELINE, Study
-from veritune.thresholds import DEFAULTS, Thresholds
 
 Json = Mapping[str, Any]
 Named = Iterator[tuple[str, Recorded]]

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.config.load import load_study
+from veritune.config.study import Study
 from veritune.errors import InputError, StudyError
 from veritune.progress import Progress, clock
 from veritune.store import Store, read_json, whole_lines
-from veritune.study import Study, load_study
 
 FAILED = "failed.json"
 STALLED_STEPS = 20

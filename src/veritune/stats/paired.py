@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from veritune.config.thresholds import DEFAULTS, NoteThresholds
 from veritune.errors import ScoreError
 from veritune.records import Estimate
 from veritune.stats import intervals, seeds
@@ -26,7 +27,6 @@ from veritune.stats.bounded import BoundedMean
 from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, sign_flips, undrawn
 from veritune.stats.intervals import Spread, Student, Unknown, Widest, three_valued
 from veritune.stats.table import Floats, Missing, Pair, ScoreTable, pair
-from veritune.thresholds import DEFAULTS, NoteThresholds
 
 Estimand = Literal["recipe", "checkpoints", "items"]
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from veritune.config.frozen_rule import check_rule
 from veritune.errors import ScoreError
 from veritune.stats import lost
 from veritune.stats.intervals import Unknown
@@ -161,24 +162,6 @@ def _word(
     if clear:
         return "inconclusive", f"the {level} excludes 0 but the test does not agree (p = {p:.3g})"
     return "inconclusive", f"the {level} holds 0" + ("" if margin is None else f" and the {inner} leaves the margin")
-
-
-RULE_KEYS = ("min_gap", "every_seed")
-
-
-def check_rule(rule: Mapping[str, Any]) -> None:
-    """Raises ScoreError for a frozen rule that is not understood: it must not pass."""
-    unknown = sorted(set(rule) - set(RULE_KEYS))
-    if unknown or "min_gap" not in rule:
-        raise ScoreError(
-            f"expected a frozen rule with min_gap and perhaps every_seed, found {sorted(rule)}.",
-            fix="Remove what the rule does not know; it would be ignored silently.",
-        )
-    least, every = rule["min_gap"], rule.get("every_seed", False)
-    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least < float("inf"):
-        raise ScoreError(f"expected min_gap to be a number of at least 0, found {least!r}.")
-    if every not in (True, False):
-        raise ScoreError(f"expected every_seed to be true or false, found {every!r}.")
 
 
 def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from veritune.config.study import Study
 from veritune.errors import StudyError
 from veritune.records import Rendered
-from veritune.study import Study
 from veritune.train.models import ModelRef, resolve, weight_hashes
 
 if TYPE_CHECKING:

@@ -20,13 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
+from veritune.config.train import Condition, Train
 from veritune.errors import DivergedError, GateError, MachineError, ModelError, StaleError
 from veritune.machine import PeakMemory, git_state
 from veritune.progress import Progress
 from veritune.records import MetricRow, Rendered, RunManifest, dumps, to_json
 from veritune.seal import finish_run
 from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, read_jsonl, whole_lines, write_json
-from veritune.study import BASELINE, Condition, Study, Train
 from veritune.train import methods
 from veritune.train.backends import Weights, backend_of
 from veritune.train.distributed import check_ranks, is_main, leave_group, leave_sharding, sharding, total, world_size

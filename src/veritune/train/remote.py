@@ -20,10 +20,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
+from veritune.config.train import Train
 from veritune.errors import GateError, ModelError, StaleError, StudyError
 from veritune.records import Rendered, to_json
 from veritune.store import read_json, sha256_file, write_json
-from veritune.study import BASELINE, Study, Train
 from veritune.train.backends import Memory, Weights, refuse_settings
 from veritune.train.models import ModelRef, quiet_transformers, resolve
 from veritune.train.modules import module_group

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
-from veritune.errors import MachineError
+from veritune.errors import MachineError, first_line
 from veritune.train.distributed import is_main
 
 VARIABLES = {
@@ -131,7 +131,7 @@ def _filled_in(values: Mapping[str, str]) -> Iterator[None]:
 
 def _reporter_s(exc: Exception, kinds: Sequence[str]) -> str | None:
     """The first line of an error that a reporter raised or is missing for; None for any other."""
-    line = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    line = first_line(exc)
     package = type(exc).__module__.split(".")[0]
     missing = isinstance(exc, RuntimeError | ImportError) and "Callback requires" in line
     if package in kinds or missing or (isinstance(exc, ImportError) and (exc.name or "").split(".")[0] in kinds):

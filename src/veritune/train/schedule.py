@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
+from veritune.config.train import Train
 from veritune.records import Rendered
 from veritune.store import hash_of, sha256_text
-from veritune.study import BASELINE, Study, Train
 
 if TYPE_CHECKING:
     from veritune.data.prepare import Prepared

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from veritune.config.study import Study
 from veritune.errors import GateError, StaleError
 from veritune.seal import break_seal
 from veritune.store import Store, hash_of, now, read_json, read_jsonl, write_json
-from veritune.study import Study
 from veritune.train.schedule import SELECT, SHAPE, Cell, effective_batch, plan_cells, schedule
 
 SELECTION = "selection.json"

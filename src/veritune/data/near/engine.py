@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from veritune.data.near.clusters import RowSketches
-from veritune.errors import MachineError
+from veritune.errors import MachineError, first_line
 
 if TYPE_CHECKING:
     from veritune.data.near.arrays import F64, I64
@@ -79,9 +79,9 @@ def _require_numba() -> None:
     try:
         import_module("numba")
     except (ImportError, OSError) as error:  # absent, or refuses this numpy, or its library cannot be loaded
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise MachineError(
-            f"families and contamination need numba, which cannot be imported: {reason[:200]}.",
+            f"families and contamination need numba, which cannot be imported: {reason}.",
             fix="pip install 'veritune[audit]'",
         ) from error
 

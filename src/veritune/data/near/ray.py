@@ -31,7 +31,7 @@ from veritune.data.near.index import Index, Scoring
 from veritune.data.near.join import Sketches, Weights
 from veritune.data.near.overlap import Comparison, Overlap, OverlapRule
 from veritune.data.near.sweep import Sweep, join_sweeps, sweep
-from veritune.errors import MachineError
+from veritune.errors import MachineError, first_line
 
 BLOCK_ROWS = 500_000  # rows of a block at most: 170 MB of sketches
 KEYS_A_RANGE = 1 << 25  # join keys that one task sorts: 256 MB
@@ -79,9 +79,9 @@ def _connect(ray: Any, address: str | None) -> None:
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise MachineError(
-            f"no Ray cluster at {address or 'this machine'}: {first[:200]}", fix="ray status --address HOST:PORT"
+            f"no Ray cluster at {address or 'this machine'}: {first}", fix="ray status --address HOST:PORT"
         ) from error
 
 

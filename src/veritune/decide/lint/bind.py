@@ -17,6 +17,7 @@ from veritune.decide.lint.numbers import Number
 from veritune.decide.lint.scope import COMPARED, Passage, allowed
 from veritune.decide.lint.words import DIMENSIONS, Dimension, kinds_of
 from veritune.decide.quantities import Quantity, Records, Scope
+from veritune.errors import nearest
 
 COUNTS = frozenset(
     {
@@ -143,10 +144,8 @@ class Binder:
         return self._wrong(number, [quantity], COUNTS if quantity.kind in COUNTS else MEASURES)
 
     def _near_name(self, name: str) -> str:
-        import difflib
-
-        match = difflib.get_close_matches(name, list(self.records.by_name), n=1, cutoff=0.5)
-        return f"did you mean {match[0]}?" if match else "docs/lint.md says how names are formed"
+        near = nearest(name, self.records.by_name)
+        return f"did you mean {near}?" if near else "docs/lint.md says how names are formed"
 
     # -- one number -------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from veritune.errors import InputError
+from veritune.errors import InputError, did_you_mean
 
 DEFAULTS = Path(__file__).parent.parent / "lint_rules.yaml"
 
@@ -102,7 +101,9 @@ def _defaults() -> Mapping[str, Any]:
 def _check_keys(given: Mapping[str, Any], base: Mapping[str, Any], where: str) -> None:
     for key in given:
         if key not in base:
-            raise InputError(f"{where}: unknown key {key!r}{_near(str(key), list(base))}.", fix="See docs/lint.md.")
+            raise InputError(
+                f"{where}: unknown key {key!r}{did_you_mean(str(key), list(base))}.", fix="See docs/lint.md."
+            )
     for key in ("rules", "sections", "card", "aliases"):
         if not isinstance(given.get(key, {}), dict):
             raise InputError(f"{where}: {key} is a mapping, found {type(given[key]).__name__}.")
@@ -114,7 +115,7 @@ def _check_keys(given: Mapping[str, Any], base: Mapping[str, Any], where: str) -
     for rule, level in given.get("rules", {}).items():
         own = [f["id"] for f in given.get("forbid", ()) if isinstance(f, dict) and "id" in f]
         if rule not in base["rules"] and rule not in own:
-            raise InputError(f"{where}: rules.{rule}: unknown rule{_near(str(rule), list(base['rules']))}.")
+            raise InputError(f"{where}: rules.{rule}: unknown rule{did_you_mean(str(rule), list(base['rules']))}.")
         if _level(level) not in ("error", "note", "off"):
             raise InputError(f"{where}: rules.{rule}: expected error, note or off, found {level!r}.")
 
@@ -122,11 +123,6 @@ def _check_keys(given: Mapping[str, Any], base: Mapping[str, Any], where: str) -
 def _level(value: Any) -> str:
     """YAML reads a bare `off` as false and `on` as true."""
     return {False: "off", True: "error"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-
-
-def _near(word: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def _merge(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

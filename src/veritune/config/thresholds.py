@@ -16,7 +16,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from veritune.fields import Int, Part, Real, Section, Share
+from veritune.config.fields import Int, Part, Real, Section, Share
 
 AtLeastOne = Annotated[Int, Field(ge=1)]
 Positive = Annotated[Real, Field(gt=0)]

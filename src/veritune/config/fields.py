@@ -1,12 +1,15 @@
-"""Field types that every declared section shares: numbers as a person writes them in YAML, and sections that refuse
-unknown keys."""
+"""Field types that every declared section shares: numbers as a person writes them in YAML, names, zones, and sections
+that refuse unknown keys."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+BASELINE = "baseline"
+"""Name of the arm that is always measured and never declared: the untouched model."""
 
 
 def _no_boolean(value: object) -> object:
@@ -28,6 +31,8 @@ Int = Annotated[int, BeforeValidator(_no_boolean)]
 Real = Annotated[float, BeforeValidator(as_number), Field(allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(as_number), Field(gt=0, lt=1)]
 Part = Annotated[float, BeforeValidator(as_number), Field(gt=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]{0,63}$")]
+EvalZone = Literal["seen", "sibling", "stranger"]
 
 
 class Section(BaseModel):

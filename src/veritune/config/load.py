@@ -1,0 +1,196 @@
+"""Reads a study file and its flags, and says where each setting came from.
+
+Errors name the path in the file (`conditions.all_layer.r`), what was expected, what was found, and for an unknown key
+the nearest known one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from veritune.config.study import Study
+from veritune.errors import StudyError, did_you_mean
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice; plain YAML would keep the last and say nothing."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key in [k for k, _ in node.value if isinstance(k.value, str) and k.tag != "tag:yaml.org,2002:merge"]:
+            if key.value in seen:
+                message = f"the key {key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Study:
+    """Read and validate a study file. Raises StudyError with every problem found, each with its path in the file.
+
+    `flags` are settings by path (`train.max_steps`) that override the file's; None takes those that were frozen in the
+    contract beside the file.
+    """
+    file = Path(path)
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise StudyError(f"no study file at {file}.", fix="Write one with `veritune init DATA`.") from None
+    except IsADirectoryError:
+        return load_study(file / "study.yaml", flags)
+    except UnicodeDecodeError as exc:
+        raise StudyError(f"{file} is not UTF-8 (byte {exc.start}).", fix="Save it as UTF-8.") from None
+    try:
+        raw = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as exc:  # PyYAML lets an impossible date through
+        raise StudyError(f"{file} is not YAML: {' '.join(str(exc).split())}.", fix="Mend the named line.") from None
+    except RecursionError:
+        raise StudyError(f"{file} is nested too deeply to be a study.", fix="Mend the file.") from None
+    if not isinstance(raw, dict):
+        raise StudyError(
+            f"{file}: expected a mapping of settings, found {type(raw).__name__}.", fix="See `veritune init`."
+        )
+    for key, value in (frozen_flags(file.parent) if flags is None else flags).items():
+        _set(raw, key, value)
+    return parse_study(raw, where=str(file))
+
+
+def frozen_flags(folder: Path) -> dict[str, Any]:
+    """Settings that were given as flags when the study in `folder` was frozen or amended; none without a contract."""
+    try:
+        record = json.loads((folder / "contract.lock.json").read_text(encoding="utf-8"))
+        return dict(record["entries"][-1].get("flags") or {})
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return {}  # a damaged contract is named where its chain is recomputed
+
+
+def parse_flags(texts: Sequence[str]) -> dict[str, Any]:
+    """`["train.max_steps=20"]` as `{"train.max_steps": 20}`; values are YAML. Raises StudyError."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not re.fullmatch(r"[\w\-]+(\.[\w\-]+)*", key.strip()):
+            raise StudyError(f"--set {text!r}: expected KEY=VALUE.", fix="E.g. --set train.max_steps=20")
+        try:
+            found[key.strip()] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as exc:
+            raise StudyError(f"--set {text!r}: {' '.join(str(exc).split())}.", fix="Values are YAML.") from None
+    return found
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Put one setting into raw settings by its path. Raises StudyError where the path leads nowhere."""
+    node: Any = raw
+    *way, last = key.split(".")
+    for part in way:
+        if isinstance(node, dict):
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            raise StudyError(f"--set {key}: there is no {part!r}.", fix="`veritune schema` has the keys.")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise StudyError(f"--set {key}: there is no {last!r}.", fix="`veritune schema` has the keys.")
+
+
+def sources(study: Study, flags: Collection[str] = ()) -> dict[str, str]:
+    """Where every resolved setting came from, by its path: `flag`, `file` or `default`."""
+    found: dict[str, str] = {}
+
+    def walk(value: Any, path: str, source: str) -> None:
+        if any(path == flag or path.startswith(f"{flag}.") for flag in flags):
+            source = "flag"
+        if isinstance(value, BaseModel):
+            for name in [*type(value).model_fields, *(value.model_extra or {})]:
+                given = source if source == "flag" else "file" if name in value.model_fields_set else "default"
+                walk(getattr(value, name), f"{path}.{name}" if path else name, given)
+        elif isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(inner, f"{path}.{name}", source)
+        elif isinstance(value, tuple) and any(isinstance(inner, BaseModel) for inner in value):
+            for i, inner in enumerate(value):
+                walk(inner, f"{path}.{i}", source)
+        else:
+            found[path] = source
+
+    walk(study, "", "file")
+    return found
+
+
+def parse_study(raw: dict[str, Any], *, where: str = "study") -> Study:
+    """Validate settings that are already a mapping. Raises StudyError."""
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as exc:
+        problems: dict[str, list[str]] = {}
+        for error in exc.errors():
+            said = problems.setdefault(_path(error, raw), [])
+            said += [m for m in [_problem(error)] if m not in said]
+        lines = [f"{path}: {' or '.join(said)}" if path else " or ".join(said) for path, said in problems.items()]
+        raise StudyError(f"{where}: " + "; ".join(lines) + ".", fix="Nothing has run.") from None
+
+
+def _path(error: Any, raw: Any) -> str:
+    """The path as the file has it: what pydantic adds for a choice between types is left out."""
+    parts: list[str] = []
+    value, loc = raw, error["loc"]
+    for n, part in enumerate(loc, start=1):
+        inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if inside:
+            value = value[part]
+        if inside or (n == len(loc) and error["type"] in ("missing", "extra_forbidden")):
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _problem(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown key{did_you_mean(str(error['loc'][-1]), _known_keys(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return "missing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"]) if "ctx" in error else str(error["msg"])
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, found {_short(error['input'])}"
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """Keys of the section at `loc`, following field annotations through dicts and tuples."""
+    section: Any = Study
+    for part in loc:
+        fields = getattr(section, "model_fields", {})
+        if part in fields:
+            section = _section_in(fields[part].annotation)
+    return list(getattr(section, "model_fields", {}))
+
+
+def _section_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for arg in getattr(annotation, "__args__", ()):
+        found = _section_in(arg)
+        if found is not None:
+            return found
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a study file, for editors."""
+    return Study.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}

@@ -1,0 +1,166 @@
+"""What a user writes in `study.yaml`, validated before anything is spent.
+
+A section is a class of this package; the checks here are those that need more than one of them. Every field is
+documented once, right beneath it; the same text goes into the JSON Schema that editors read (`veritune schema`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from veritune.config.claim import Claim
+from veritune.config.data import Data, SplitPlan
+from veritune.config.evals import Eval
+from veritune.config.fields import BASELINE, Int, Name, Section
+from veritune.config.release import Release
+from veritune.config.sweep import expand_sweep
+from veritune.config.thresholds import Thresholds
+from veritune.config.train import Backend, Budget, Condition, Model, Selection, Train
+from veritune.errors import did_you_mean
+
+
+class Probes(Section):
+    """Probes that train beside the study. They are no part of the contract; a claim on `leak.*` reads their record."""
+
+    leak: bool = False
+    """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
+
+
+class Study(Section):
+    """One pre-declared comparison."""
+
+    name: Name
+    """Short name of the study."""
+    question: str
+    """The question in one sentence, as the report's title asks it."""
+    model: Model
+    data: Data
+    split: SplitPlan = SplitPlan()
+    train: Train = Train()
+    conditions: Annotated[dict[Name, Condition], Field(min_length=1)]
+    """The arms, by name. `baseline` (the untouched model) is always measured and is not declared."""
+    sweep: dict[str, tuple[Any, ...]] | None = None
+    """A grid over fields of the conditions, e.g. `{r: [4, 8]}`: each condition once for each point, as `NAME-r4`."""
+    factor: tuple[str, ...] = ("target_modules",)
+    """What may differ between conditions; anything else that differs is an error. What `sweep` names is declared."""
+    seeds: Annotated[tuple[Annotated[Int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0, 1)
+    """Training seeds; every condition runs with each."""
+    shared_seeds: bool = False
+    """Runs of one seed share data order and initialisation across the conditions: arms are then paired by seed."""
+    equal_seed_spread: bool = False
+    """Assume that all arms spread alike between seeds. It buys power with 2 or 3 seeds; every sentence says so."""
+    evals: Annotated[dict[Name, Eval], Field(min_length=1)]
+    """The eval contracts, by name."""
+    claims: tuple[Claim, ...] = ()
+    """The claims, declared before training."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Also send every run's log lines there, as Hugging Face's Trainer does. It is not part of the contract."""
+    release: Release | None = None
+    """The release policy; docs/release.md. None: it is given with `veritune gate --policy`, or the defaults hold."""
+    backend: Backend = Backend()
+    """Where cells train and answer; docs/backends.md."""
+    selection: Selection | None = None
+    """Choose each condition's learning rate first; None takes those that are written."""
+    budget: Budget | None = None
+    """What the study may cost."""
+    keep: Literal["best", "all", "none"] | None = None
+    """Checkpoints kept once a run is scored: `best` (the default) the chosen one, `all` every candidate, `none`."""
+    probes: Probes = Probes()
+    """What `run` trains beside the conditions to explain them."""
+    thresholds: Thresholds = Thresholds()
+    """Numbers that decide words (`memorises`, `passed`, `weak`); frozen with the contract."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, raw: Any) -> Any:
+        return expand_sweep(raw) if isinstance(raw, dict) and isinstance(raw.get("sweep"), dict) else raw
+
+    @model_validator(mode="after")
+    def _whole(self) -> Study:
+        if BASELINE in self.conditions:
+            raise ValueError("conditions.baseline: the untouched model is always measured; rename this condition")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} names one twice; every seed is its own run")
+        names = [claim.name for claim in self.claims]
+        if len(set(names)) != len(names):
+            raise ValueError("claims: two claims have the same name")
+        for i, claim in enumerate(self.claims):
+            self._check_claim(claim, f"claims.{i}")
+        self._check_factor()
+        self._check_release()
+        self._check_selection()
+        if self.probes.leak and not any("stranger" in spec.zones for spec in self.evals.values()):
+            raise ValueError("probes.leak: it compares losses on strangers; give an eval the zone `stranger`")
+        return self
+
+    def _check_selection(self) -> None:
+        if self.selection is None:
+            return
+        if self.selection.seed in self.seeds:
+            raise ValueError(
+                f"selection.seed: {self.selection.seed} is one of the main seeds {list(self.seeds)}: a run that chose "
+                "the learning rate may not also count"
+            )
+        own = [name for name, c in self.conditions.items() if c.learning_rate is not None]
+        if own:
+            raise ValueError(f"conditions.{own[0]}.learning_rate: it is written, and `selection` would choose it")
+
+    def _check_claim(self, claim: Claim, where: str) -> None:
+        arms = [*self.conditions, BASELINE]
+        for field, value in (("condition", claim.condition), ("against", claim.against)):
+            if value is not None and value not in arms:
+                hint = did_you_mean(value, arms)
+                raise ValueError(f"{where}.{field}: no condition {value!r}{hint}; there are {arms}")
+        if claim.condition == claim.against:
+            raise ValueError(f"{where}: {claim.condition!r} is compared with itself; set `against`")
+        if claim.eval is not None and claim.eval not in self.evals:
+            raise ValueError(f"{where}.eval: no eval {claim.eval!r}{did_you_mean(claim.eval, list(self.evals))}")
+        if claim.kind == "probe":
+            return
+        if claim.eval is None and len(self.evals) > 1:
+            raise ValueError(f"{where}: the study has {len(self.evals)} evals; say which with `eval`")
+        spec = self.evals[claim.eval or next(iter(self.evals))]
+        zones = [claim.from_zone, claim.to_zone] if claim.kind == "generalises" else [claim.zone]
+        missing = [z for z in zones if z is not None and z not in spec.zones]
+        if missing:
+            raise ValueError(f"{where}: the eval has no items in zone {missing[0]!r}; add it to the eval's `zones`")
+        if claim.margin is not None and claim.margin >= 1:
+            raise ValueError(f"{where}.margin: {claim.margin} lies outside the scale of the scores (0 to 1)")
+
+    def _check_factor(self) -> None:
+        for key, values in self.differences().items():
+            if key not in self.factor and key not in (self.sweep or {}):
+                raise ValueError(
+                    f"conditions: {key} differs ({values}) and is not declared: make it equal, or add it to `factor`"
+                )
+
+    def _check_release(self) -> None:
+        policy = self.release or Release()
+        named: list[tuple[str, Any, list[Any]]] = [("condition", policy.condition, list(self.conditions))]
+        named += [("seed", policy.seed, list(self.seeds))]
+        named += [("target.claims", name, [c.name for c in self.claims]) for name in policy.target.claims]
+        suites = policy.regression.suites.items()
+        named += [(f"regression.suites.{name}.eval", suite.eval, list(self.evals)) for name, suite in suites]
+        for where, value, known in named:
+            if value is not None and value not in known:
+                raise ValueError(f"release.{where}: {value!r} is none of {known}")
+
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """What differs between conditions: for each such field, its value in every condition.
+
+        A schedule's field that a condition leaves open has the study's value; a method's has PEFT's own default, None.
+        """
+        rows = {name: c.model_dump(mode="json") for name, c in self.conditions.items()}
+        for row in rows.values():
+            row["data_fraction"] = row["data_fraction"] or 1.0
+            for key in ("learning_rate", "max_steps", "num_train_epochs"):
+                row[key] = getattr(self.train, key) if row[key] is None else row[key]
+        keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+        table = {key: {name: row.get(key) for name, row in rows.items()} for key in keys}
+        return {key: values for key, values in table.items() if len({repr(v) for v in values.values()}) > 1}
+
+    def eval_of(self, claim: Claim) -> str:
+        """Name of the eval that decides `claim`."""
+        return claim.eval or next(iter(self.evals))

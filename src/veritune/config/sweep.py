@@ -1,0 +1,91 @@
+"""`sweep`: a grid over fields of the conditions, written once and expanded to a condition for each point."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from veritune.config.fields import as_number
+from veritune.config.train import Condition
+
+SHORT = {
+    "learning_rate": "lr",
+    "data_fraction": "data",
+    "max_steps": "steps",
+    "num_train_epochs": "epochs",
+    "target_modules": "",
+}
+
+
+def expand_sweep(raw: dict[str, Any]) -> dict[str, Any]:
+    """Settings with every condition once for each point of `sweep`, named `NAME-r4-data0p25`.
+
+    Settings that are expanded already stay as they are. Raises ValueError for a bad grid or a field written twice.
+    """
+    grid = {key: list(v) if isinstance(v, list | tuple) else v for key, v in raw["sweep"].items()}
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"sweep.{key}: expected a list of values, found {values!r}")
+    declared = raw.get("conditions")
+    if not isinstance(declared, dict) or not grid:
+        return raw
+    points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    ends = {_point_name(point): point for point in points}
+    if len(ends) < len(points):
+        raise ValueError("sweep: two points have the same name; name a value once")
+    if all(any(n.endswith(end) and _holds(c, p) for end, p in ends.items()) for n, c in _mappings(declared)):
+        return raw
+    expanded: dict[str, Any] = {}
+    for name, condition in _mappings(declared):
+        twice = [key for key in grid if condition.get(key) is not None]
+        if twice:
+            raise ValueError(f"conditions.{name}.{twice[0]}: it is in `sweep` too; write it once")
+        expanded |= {f"{name}{end}": {**condition, **point} for end, point in ends.items()}
+    return {**raw, "conditions": expanded}
+
+
+def swept(
+    conditions: Mapping[str, Condition], grid: Mapping[str, Sequence[Any]] | None
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """For every condition the name it was written under and its point of the sweep; without one itself and nothing."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in conditions}
+    grid = grid or {}
+    for values in itertools.product(*grid.values()) if grid else ():
+        point = dict(zip(grid, values))
+        end = _point_name(point)
+        for name, condition in conditions.items():
+            if name.endswith(end) and _holds(condition.model_dump(), point):
+                found[name] = (name.removesuffix(end), point)
+    return found
+
+
+def _holds(condition: dict[str, Any], point: dict[str, Any]) -> bool:
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else as_number(value)
+
+    return all(plain(condition.get(key)) == plain(value) for key, value in point.items())
+
+
+def _mappings(declared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    wrong = [name for name, condition in declared.items() if not isinstance(condition, dict)]
+    if wrong:
+        raise ValueError(f"conditions.{wrong[0]}: expected a mapping of settings, found {declared[wrong[0]]!r}")
+    return [(str(name), condition) for name, condition in declared.items()]
+
+
+def _point_name(point: dict[str, Any]) -> str:
+    """`-r4-data0p25`: what is appended to a condition's name; a dot becomes `p`, other signs `_`."""
+    parts = []
+    for key, value in point.items():
+        number = as_number(value)
+        text = f"{number:.9g}" if isinstance(number, float) else str(value)
+        if isinstance(value, list | tuple):
+            text = "-".join(map(str, value))
+        text = re.sub(r"e([+-])0*(\d)", r"e\1\2", text).replace("e+", "e").replace(".", "p")
+        if key == "learning_rate" and isinstance(number, float) and number < 1e-3:
+            text = re.sub(r"e-0*", "e-", f"{number:.6e}").replace(".", "p")
+            text = re.sub(r"p?0+e", "e", text)
+        parts.append(SHORT.get(key, key) + re.sub(r"[^A-Za-z0-9_\-]", "_", text))
+    return "-" + "-".join(parts)

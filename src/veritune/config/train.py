@@ -1,0 +1,193 @@
+"""`model`, `backend`, `train`, `conditions`, `selection` and `budget`: what trains, how, and what it may cost."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from veritune.config.fields import Int, Part, Real, Section
+
+
+class Model(Section):
+    """The base model, read and never written."""
+
+    path: str
+    """A local folder in Hugging Face format, a hub id, or `builtin:smollm2-135m-instruct`."""
+    revision: str | None = None
+    """Commit of a hub model. Pin it: a branch name moves."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Precision of the frozen base weights. Trained parameters are kept in float32."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off unless you have read that code."""
+
+
+class Backend(Section):
+    """Where cells train and answer. `backend: local` is short for `backend: {name: local}`."""
+
+    name: Literal["local", "tinker"] = "local"
+    """`local`: `transformers.Trainer` on this machine. `tinker`: LoRA on a server that speaks the Tinker API."""
+    base_url: str | None = None
+    """`tinker`: the server's address. The key is read from TINKER_API_KEY and recorded nowhere."""
+    base_model: str | None = None
+    """`tinker`: the server's name of the base; `model.path` then gives tokenizer, template and config alone."""
+    ahead: Annotated[Int, Field(ge=0)] = 0
+    """`tinker`: optimizer steps in flight at once; more than 0 only with a server known to keep them in order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _fields_of_name(self) -> Backend:
+        given = [key for key in ("base_url", "base_model") if getattr(self, key) is not None]
+        if self.name == "local" and (given or self.ahead):
+            raise ValueError(f"`name: local` takes no {(given or ['ahead'])[0]}")
+        if self.name == "tinker" and len(given) < 2:
+            raise ValueError("`name: tinker` needs `base_url` and `base_model`")
+        if self.base_url is not None and not re.fullmatch(r"https?://[^@\s]+", self.base_url):
+            raise ValueError("base_url: expected http(s)://host[:port] without a name or password in it")
+        return self
+
+
+class Train(Section):
+    """One schedule for all conditions. Keys are named as in Hugging Face's TrainingArguments."""
+
+    num_train_epochs: Annotated[Real, Field(gt=0)] = 3
+    """Passes over the seen rows."""
+    max_steps: Int = -1
+    """Stop after this many optimizer steps; -1 trains for `num_train_epochs`."""
+    per_device_train_batch_size: Annotated[Int, Field(ge=1)] = 8
+    """Rows per device and micro-batch."""
+    gradient_accumulation_steps: Annotated[Int, Field(ge=1)] = 1
+    """Micro-batches per optimizer step."""
+    devices: Annotated[Int, Field(ge=1)] = 1
+    """Processes that train one cell together; an optimizer step holds this many times the rows of one process."""
+    strategy: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
+    """How several devices share a cell: copies of the model, or its parts (`fsdp2` on accelerators, `deepspeed`)."""
+    strategy_config: dict[str, Any] | None = None
+    """For `fsdp2` the Trainer's `fsdp_config`, for `deepspeed` its JSON: how to divide, not the recipe."""
+    learning_rate: Annotated[Real, Field(gt=0, lt=1)] = 2e-4
+    """Peak learning rate; a condition may name its own only if the study declares `lr` as a factor."""
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "cosine"
+    """Schedule, as Hugging Face names them."""
+    warmup_steps: Annotated[Real, Field(ge=0)] = 0.05
+    """Warm-up: optimizer steps, or a share of them when below 1."""
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: Annotated[Real, Field(gt=0)] = 1.0
+    """Gradient clipping norm."""
+    padding_free: bool = False
+    """Join the rows of a micro-batch in one sequence instead of padding them; steps and losses stay the same."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    max_length: Annotated[Int, Field(ge=8)] = 1024
+    """Longest row in tokens. A longer row is an error, never cut in silence."""
+    eval_steps: Annotated[Int, Field(ge=1)] | None = None
+    """Validation NLL and a checkpoint every so many optimizer steps, and at the end; None means once an epoch."""
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Train:
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}: expected -1 (train for num_train_epochs) or at least 1")
+        if self.strategy != "ddp" and self.devices == 1:
+            raise ValueError(
+                f"strategy is {self.strategy}: it shares a model among devices, so `devices` is at least 2"
+            )
+        return self
+
+
+class Condition(Section):
+    """One arm of the comparison."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    method: str = "lora"
+    """`lora`, `qlora`, `full`, or any PEFT method by its name (`prompt_tuning`, ...) with its own config fields."""
+    target_modules: str | tuple[str, ...] | None = None
+    """`attention`, `mlp`, `all-linear`, or a list of module names. LoRA-like methods only."""
+    r: Annotated[Int, Field(ge=1)] | None = None
+    """LoRA rank."""
+    lora_alpha: Annotated[Real, Field(gt=0)] | None = None
+    """LoRA scaling numerator; the update is scaled by lora_alpha / r."""
+    lora_dropout: Annotated[Real, Field(ge=0, lt=1)] | None = None
+    """Dropout on the adapter's input."""
+    learning_rate: Annotated[Real, Field(gt=0, lt=1)] | None = None
+    """This condition's own peak learning rate."""
+    data_fraction: Part | None = None
+    """Train on this share of the seen rows: whole families, drawn by the split's seed, each share within the larger."""
+    max_steps: Annotated[Int, Field(ge=1)] | None = None
+    """This condition's own number of optimizer steps."""
+    num_train_epochs: Annotated[Real, Field(gt=0)] | None = None
+    """This condition's own number of passes over its rows."""
+
+    @model_validator(mode="after")
+    def _combination(self) -> Condition:
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise ValueError("max_steps and num_train_epochs exclude each other: write one")
+        given = {k for k in ("target_modules", "r", "lora_alpha", "lora_dropout") if getattr(self, k) is not None}
+        if self.method == "full":
+            given |= set(self.model_extra or {})
+            if given:
+                raise ValueError(
+                    f"`method: full` takes no {', '.join(sorted(given))}: remove it, or use `method: lora`"
+                )
+        if self.method in ("lora", "qlora") and self.target_modules is None:
+            raise ValueError(
+                f"`method: {self.method}` needs target_modules: `attention`, `mlp`, `all-linear` or a list of names"
+            )
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """The method's own config fields as PEFT takes them, without `method` and the schedule's."""
+        known = {k: getattr(self, k) for k in ("target_modules", "r", "lora_alpha", "lora_dropout")}
+        return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})
+
+
+class Selection(Section):
+    """How each condition's learning rate is chosen before the main runs: by validation NLL, and by nothing else."""
+
+    learning_rates: Annotated[tuple[Annotated[Real, Field(gt=0, lt=1)], ...], Field(min_length=2)]
+    """The grid. A winner at its edge is flagged: the best rate may lie beyond."""
+    seed: Annotated[Int, Field(ge=0, lt=2**32)]
+    """The seed that selection trains with. The main seeds may not use it."""
+    data_fraction: Part = 1.0
+    """The slice: this share of a condition's seen rows, in whole families."""
+    max_steps: Annotated[Int, Field(ge=1)] | None = None
+    """Optimizer steps of each selection run; None takes those of the main runs."""
+    batch_shapes: tuple[tuple[Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)]], ...] = ()
+    """`[rows per micro-batch, micro-batches a step]` to time beside the declared shape; nothing changes by itself."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Selection:
+        for key, values in (("learning_rates", self.learning_rates), ("batch_shapes", self.batch_shapes)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key}: {list(values)} names one twice")
+        return self
+
+
+class Budget(Section):
+    """What a study may cost. It is compared with the plan before anything trains. It is no part of the contract."""
+
+    hours: Annotated[Real, Field(gt=0)] | None = None
+    """Hours of this machine, for all cells that are left."""
+    usd: Annotated[Real, Field(gt=0)] | None = None
+    """Money, at the price below."""
+    disk_gb: Annotated[Real, Field(gt=0)] | None = None
+    """Disk in GB (10^9 bytes) that the study may take."""
+    price_per_hour: Annotated[Real, Field(gt=0)] | None = None
+    """Price of an hour of this machine, in USD."""
+    price_per_million_tokens: Annotated[Real, Field(gt=0)] | None = None
+    """Price of a million training tokens, in USD."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Budget:
+        if self.price_per_hour is not None and self.price_per_million_tokens is not None:
+            raise ValueError("expected one price, found price_per_hour and price_per_million_tokens")
+        if self.usd is not None and self.price_per_hour is None and self.price_per_million_tokens is None:
+            raise ValueError("`usd` needs price_per_hour or price_per_million_tokens")
+        return self
