@@ -8,7 +8,7 @@ from pathlib import Path
 import typer.main
 from typer.testing import CliRunner
 
-from veritune.cli import app
+from veritune.commands.app import app
 
 OUT = Path(__file__).with_name("cli.md")
 

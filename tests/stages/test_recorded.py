@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from veritune import contract
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.decide.reach import resolution
 from veritune.decide.recorded import Recorded
 from veritune.errors import InputError, ScoreError, StudyError

@@ -17,7 +17,7 @@ from veritune.records import Rendered
 from veritune.release.merge import Part, Status
 from veritune.release.merge_outputs import (
     Divergence,
-    Options,
+    MergeOptions,
     first_divergence,
     kl_per_position,
     paired_change,
@@ -89,7 +89,7 @@ class LlamaCpp:
         return Output(tokenizer.decode(kept, skip_special_tokens=True), tuple(kept), ended)  # type: ignore[arg-type]
 
 
-def run_file(file: Part, path: Path, merged: Any, rows: Sequence[Rendered], options: Options) -> Part:
+def run_file(file: Part, path: Path, merged: Any, rows: Sequence[Rendered], options: MergeOptions) -> Part:
     """The file's outputs added to what `check_file` found. `merged` is the merged model's `ModelRef`.
 
     Where they cannot be had the part is undecided, and says why; a part that failed stays so.
@@ -137,7 +137,7 @@ def _line(d: Divergence) -> str:
 
 
 def _measure(
-    path: Path, merged: Any, rows: Sequence[Rendered], options: Options
+    path: Path, merged: Any, rows: Sequence[Rendered], options: MergeOptions
 ) -> tuple[dict[str, Any], tuple[Divergence, ...]]:
     """KL, loss and greedy answers of the file against the merged model in float32, and what the precision makes."""
     import torch

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from veritune.errors import ModelError
 from veritune.records import Finding, Json, Rendered
-from veritune.release.merge_outputs import Options, Outputs, compare_outputs
+from veritune.release.merge_outputs import MergeOptions, Outputs, compare_outputs
 from veritune.thresholds import DEFAULTS, MergeThresholds
 
 # ---------------------------------------------------------------- weights
@@ -366,7 +366,7 @@ def merge_adapter(base: Any, adapter: Path, out: Path) -> Path:
     return out
 
 
-def parity(base: Any, adapter: Path, merged: Path, rows: Sequence[Rendered], options: Options) -> MergeParity:
+def parity(base: Any, adapter: Path, merged: Path, rows: Sequence[Rendered], options: MergeOptions) -> MergeParity:
     """Compare an adapter on its base (a `ModelRef`) with a merged folder: weights first, then outputs on `rows`.
 
     Outputs are compared even where the weights are wrong: how wrong the answers are is part of the finding.

@@ -20,7 +20,7 @@ from veritune.thresholds import DEFAULTS, MergeThresholds
 
 
 @dataclass(frozen=True)
-class Options:
+class MergeOptions:
     """How outputs are compared: precision that serves, rows at a time, tokens of a greedy answer.
 
     `seed` is that of the first of the `draws` that make the floor. Raises InputError for fewer than two draws.
@@ -140,7 +140,7 @@ def rerounded(model: Any, names: Sequence[str], seed: int) -> Any:
 
 
 def compare_outputs(
-    adapted: Any, merged: Any, touched: Sequence[str], rows: Sequence[Rendered], tokenizer: Any, options: Options
+    adapted: Any, merged: Any, touched: Sequence[str], rows: Sequence[Rendered], tokenizer: Any, options: MergeOptions
 ) -> Outputs:
     """Adapter and merged model on the same rows. `touched` names the merged model's weights that the merge changed.
 
@@ -205,7 +205,7 @@ def compare_outputs(
 
 
 def _floor(
-    merged: Any, touched: Sequence[str], rows: Sequence[Rendered], kept: Sequence[Any], how: tuple[int, Options]
+    merged: Any, touched: Sequence[str], rows: Sequence[Rendered], kept: Sequence[Any], how: tuple[int, MergeOptions]
 ) -> tuple[list[float], float]:
     """Mean KL of each draw of re-rounded weights against `kept`, the logits without; and the largest logit difference
     of a draw, as the median over the draws, so that more draws do not call more a tie."""
@@ -243,7 +243,7 @@ def paired_change(change: Sequence[float]) -> dict[str, Any]:
 
 
 def differing_answers(
-    adapted: Any, merged: Any, rows: Sequence[Rendered], tokenizer: Any, options: Options
+    adapted: Any, merged: Any, rows: Sequence[Rendered], tokenizer: Any, options: MergeOptions
 ) -> list[Divergence]:
     """The rows whose greedy answers differ, each with its first difference."""
     from veritune.evaluate.generate import Decoding, generate

@@ -27,7 +27,7 @@ from veritune.errors import GateError, InputError, ModelError
 from veritune.records import Finding, Rendered
 from veritune.release.merge import MergeParity, Part, Stored, check_weights
 from veritune.release.merge_outputs import (
-    Options,
+    MergeOptions,
     differing_answers,
     kl_per_position,
     paired_change,
@@ -219,7 +219,7 @@ Variant = tuple[str, Callable[[], Any]]
 
 
 def cost(
-    ref: ModelRef, bits: Bits, adapter: Path, merged: Path, context: tuple[Path, Sequence[Rendered], Options]
+    ref: ModelRef, bits: Bits, adapter: Path, merged: Path, context: tuple[Path, Sequence[Rendered], MergeOptions]
 ) -> Part:
     """Loss, KL and greedy agreement of every way to serve the adapter, against the adapter on its quantised base.
 
@@ -249,7 +249,7 @@ def cost(
     return Part("quantised", None, message, tuple(_table(table, len(rows))), (), numbers)
 
 
-def _variants(ref: ModelRef, bits: Bits, folders: tuple[Path, Path, Path], options: Options) -> list[Variant]:
+def _variants(ref: ModelRef, bits: Bits, folders: tuple[Path, Path, Path], options: MergeOptions) -> list[Variant]:
     """The ways to serve, by name. A merged model that is in bits already is loaded as it is, and stands alone."""
     adapter, merged, dequantised = folders
     plain = replace(ref, dtype=options.dtype)
