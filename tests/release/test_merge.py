@@ -310,11 +310,11 @@ def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path
 
 def test_a_worse_merge_does_not_excuse_its_own_divergences() -> None:
     """A tie is measured by what rounding makes, not by how far the two models are apart."""
-    from veritune.release.merge_outputs import Divergence, with_ties
+    from veritune.release.merge_outputs import AnswerDivergence, with_ties
 
-    (found,) = with_ties([Divergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
+    (found,) = with_ties([AnswerDivergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
     assert not found.tie
-    assert with_ties([Divergence("r", 1, "a", "b", 0.015, False, "")], 0.01)[0].tie
+    assert with_ties([AnswerDivergence("r", 1, "a", "b", 0.015, False, "")], 0.01)[0].tie
 
 
 def test_the_spread_of_the_draws_does_not_decide(base: ModelRef, made: tuple[Path, Path]) -> None:

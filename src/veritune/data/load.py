@@ -638,7 +638,9 @@ def _csv(file: Path, name: str, stem: str) -> Iterator[Raw]:
                 else:
                     yield Raw(name, number, dict(zip(header, fields)), stem=stem)
         except csv.Error as error:
-            raise ValueError(f"line {reader.line_num}: {error}") from None
+            # The limit belongs to the process. The command line lifts it; a program that uses the library decides.
+            lift = "; in Python, first call csv.field_size_limit(sys.maxsize)" if "field limit" in str(error) else ""
+            raise ValueError(f"line {reader.line_num}: {error}{lift}") from None
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from veritune.errors import InputError, MachineError, ModelError
 from veritune.records import Finding
-from veritune.release.merge import Part
+from veritune.release.merge import MergePart
 from veritune.thresholds import DEFAULTS, MergeThresholds
 
 EXACT = ("F32", "F16", "BF16")
@@ -84,7 +84,9 @@ def convert(converter: Path, merged: Path, out: Path, kind: str) -> Path:
 # ---------------------------------------------------------------- the file
 
 
-def check_file(path: Path, merged: Path, base: Path | None = None, limits: MergeThresholds = DEFAULTS.merge) -> Part:
+def check_file(
+    path: Path, merged: Path, base: Path | None = None, limits: MergeThresholds = DEFAULTS.merge
+) -> MergePart:
     """The file against the merged folder; with `base`, faults of the change itself are named.
 
     Raises ModelError for a file that is no GGUF and a merged folder without safetensors or tokenizer.
@@ -117,7 +119,7 @@ def check_file(path: Path, merged: Path, base: Path | None = None, limits: Merge
         "exact": set(kinds) <= set(EXACT),
         "unread": len(unread),
     }
-    return Part("gguf", status, message, lines, tuple(findings), numbers)
+    return MergePart("gguf", status, message, lines, tuple(findings), numbers)
 
 
 class GgufFile:

@@ -237,7 +237,7 @@ Status = Literal["passed", "failed", "undecided"]
 
 
 @dataclass(frozen=True)
-class Part:
+class MergePart:
     """What else was looked at: task scores, a quantised merge, an export. `status` None only informs."""
 
     name: str
@@ -261,7 +261,7 @@ class MergeParity:
     limits: str
     would_change: str
     kind: str = "merge"
-    parts: tuple[Part, ...] = ()
+    parts: tuple[MergePart, ...] = ()
     thresholds: Json = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def judge(
     return replace(found, thresholds=limits.model_dump())
 
 
-def joined(found: MergeParity, parts: Sequence[Part]) -> MergeParity:
+def joined(found: MergeParity, parts: Sequence[MergePart]) -> MergeParity:
     """The comparison with more parts: as good as the worst of them; a part without a status only informs."""
     from veritune.release.noninferior import worst
 

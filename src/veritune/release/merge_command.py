@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from veritune.errors import GateError, InputError
 from veritune.machine import package_versions
 from veritune.records import Rendered, to_json
-from veritune.release.merge import MergeParity, Part, joined, judge, merge_adapter, parity
+from veritune.release.merge import MergeParity, MergePart, joined, judge, merge_adapter, parity
 from veritune.release.merge_outputs import MergeOptions
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _found(work: Work, base: ModelRef, merged: Path, how: tuple[Path, MergeOptio
     return judge(found.modules, [slip, *found.findings], found.outputs, options.thresholds)
 
 
-def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: MergeOptions) -> list[Part]:
+def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: MergeOptions) -> list[MergePart]:
     from veritune.release.export import INDEX, check_shards
     from veritune.store import sha256_file
 
@@ -197,7 +197,7 @@ def _converted(exports: Exports, merged: Path) -> Path:
     return convert(exports.converter, merged.resolve(), out.resolve(), exports.gguf_type)
 
 
-def _scores(work: Work, merged: Path, parts: list[Part], how: tuple[Exports, MergeOptions]) -> list[Part]:
+def _scores(work: Work, merged: Path, parts: list[MergePart], how: tuple[Exports, MergeOptions]) -> list[MergePart]:
     """Task scores of the merged model, of its GGUF and of the merge in bits again, each against the adapter."""
     if work.task is None:
         return []
@@ -234,11 +234,11 @@ def _scores(work: Work, merged: Path, parts: list[Part], how: tuple[Exports, Mer
     return [replace(p, status=None) if p.name == shown else p for p in found]
 
 
-def _passed(scores: list[Part], name: str) -> bool:
+def _passed(scores: list[MergePart], name: str) -> bool:
     return any(p.name == f"scores of {name}" and p.status == "passed" for p in scores)
 
 
-def _scored(found: MergeParity, scores: list[Part], merged: Path) -> MergeParity:
+def _scored(found: MergeParity, scores: list[MergePart], merged: Path) -> MergeParity:
     """A merged model that is in bits itself rounds otherwise than its adapter; only scores can pass it."""
     from veritune.train.quantised import in_bits
 
@@ -248,10 +248,10 @@ def _scored(found: MergeParity, scores: list[Part], merged: Path) -> MergeParity
     return replace(found, status="passed", message=message, reading="The merged model scores as the adapter did.")
 
 
-def _excused(parts: list[Part], scores: list[Part]) -> list[Part]:
+def _excused(parts: list[MergePart], scores: list[MergePart]) -> list[MergePart]:
     """A quantised GGUF that was read whole and run, with no fault found, passes with its scores."""
 
-    def excused(part: Part) -> bool:
+    def excused(part: MergePart) -> bool:
         quantised = part.name == "gguf" and not part.numbers["exact"] and not part.numbers["unread"]
         return quantised and part.status == "undecided" and _passed(scores, "gguf")
 

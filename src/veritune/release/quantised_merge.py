@@ -25,7 +25,7 @@ from typing import Any
 
 from veritune.errors import GateError, InputError, ModelError
 from veritune.records import Finding, Rendered
-from veritune.release.merge import MergeParity, Part, Stored, check_weights
+from veritune.release.merge import MergeParity, MergePart, Stored, check_weights
 from veritune.release.merge_outputs import (
     MergeOptions,
     differing_answers,
@@ -220,7 +220,7 @@ Variant = tuple[str, Callable[[], Any]]
 
 def cost(
     ref: ModelRef, bits: Bits, adapter: Path, merged: Path, context: tuple[Path, Sequence[Rendered], MergeOptions]
-) -> Part:
+) -> MergePart:
     """Loss, KL and greedy agreement of every way to serve the adapter, against the adapter on its quantised base.
 
     `context` is the dequantised base's folder, the rows and the options. The merge in bits again is made here, from
@@ -246,7 +246,7 @@ def cost(
         f" the error of the bits is {100 * share:.0f} % of the adapter's change"
     )
     numbers = {"kind": bits.kind, "table": table, "rows": len(rows), "lost_share": share}
-    return Part("quantised", None, message, tuple(_table(table, len(rows))), (), numbers)
+    return MergePart("quantised", None, message, tuple(_table(table, len(rows))), (), numbers)
 
 
 def _variants(ref: ModelRef, bits: Bits, folders: tuple[Path, Path, Path], options: MergeOptions) -> list[Variant]:
