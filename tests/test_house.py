@@ -261,7 +261,10 @@ def test_importing_every_module_leaves_the_process_as_it_is() -> None:
         "set_up_process()\n"
         "assert csv.field_size_limit() == sys.maxsize and os.environ['LRU_CACHE_CAPACITY']"
     )
-    done = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, check=False)
+    # A bare environment: what our imports set in this process must not hide that they set it.
+    bare = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH", "HF_HUB_OFFLINE") if name in os.environ}
+    command = [sys.executable, "-c", code, *modules]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
