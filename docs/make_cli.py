@@ -8,15 +8,21 @@ from pathlib import Path
 import typer.main
 from typer.testing import CliRunner
 
-from veritune.cli import app
+from veritune.commands.app import app
 
 OUT = Path(__file__).with_name("cli.md")
+ABOUT = """\
+`veritune` and `python -m veritune` are the same command. `veritune --install-completion` sets up completion of commands
+and options for bash, zsh, fish or PowerShell. Exit codes: 0 fine; 1 the user's input or environment; 2 a gate failed or
+a claim is not supported.
+"""
 
 
 def text() -> str:
     """The whole page."""
     runner = CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
     parts = ["# Command line\n\nMade from `--help` by `make docs`; do not edit.\n"]
+    parts.append(ABOUT)
     command = typer.main.get_command(app)
     parts.append(_section(runner, []))
     names = sorted(command.commands)  # type: ignore[attr-defined]

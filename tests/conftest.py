@@ -251,7 +251,7 @@ def cli_environment() -> dict[str, str]:
 
 def run_cli(*args: object, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """`veritune ARGS` in a process of its own."""
-    command = [sys.executable, "-m", "veritune.cli", *map(str, args)]
+    command = [sys.executable, "-m", "veritune", *map(str, args)]
     return subprocess.run(
         command, cwd=cwd, env=cli_environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -269,7 +269,8 @@ class Result:
 class Forks:
     """Runs command lines in children forked from one warm process, which has imported torch and friends once.
 
-    Each child runs `veritune.cli.main()` from its start, like a fresh process, without paying ten seconds of imports.
+    Each child runs `veritune.commands.main.main()` from its start, like a fresh process, without paying ten seconds of
+    imports.
     `kill_at` is `EVENT REGEX`, optionally `#N`: the child kills itself with SIGKILL just before the N-th file operation
     (a Python audit event: open, os.rename, os.mkdir, shutil.rmtree ...) whose arguments match. `fault` makes the N-th
     operation that changes files fail, see tests/crash/shim.py.

@@ -60,7 +60,7 @@ def test_errors_have_the_statuses_of_their_kind(
     error: Any, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     import veritune.verbs
-    from veritune.cli import main
+    from veritune.commands.main import main
 
     def fail(*_args: Any) -> None:
         raise error("expected this,\n  found that.", fix="Do this.")
@@ -75,7 +75,7 @@ def test_errors_have_the_statuses_of_their_kind(
 
 def test_a_fault_of_ours_is_not_dressed_as_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import veritune.verbs
-    from veritune.cli import main
+    from veritune.commands.main import main
 
     monkeypatch.setattr(veritune.verbs, "status", lambda *_: 1 / 0)
     monkeypatch.setattr("sys.argv", ["veritune", "status", str(tmp_path)])

@@ -4,6 +4,7 @@ commands and settings are documented, and nothing heavy is imported by what does
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import typer.main
 
 import veritune
 from veritune import config
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.config.load import json_schema
 
 REPO = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ ORDER = (
     "report",
     "stages",
     "verbs",
-    "cli",
+    "commands",
 )
 MAY_IMPORT_TORCH = ("train/trainer.py", "train/telemetry.py", "probe/")
 HEAVY = {"torch", "transformers", "peft", "accelerate", "trl", "numpy", "scipy", "pandas", "polars", "pyarrow"}
@@ -60,7 +61,7 @@ def sources(root: Path = SRC) -> Iterator[tuple[str, ast.Module]]:
 def room(path: str) -> str:
     """The room a file belongs to: a folder's name, or the file's own."""
     first = path.split("/")[0].removesuffix(".py")
-    return "cli" if first.startswith("cli_") else first
+    return first
 
 
 def imported(tree: ast.AST, path: str) -> Iterator[tuple[str, int]]:
@@ -113,7 +114,7 @@ def test_the_engine_of_near_duplicates_knows_texts_alone() -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("store.py", "import veritune.cli"),
+        ("store.py", "import veritune.commands.app"),
         ("data/load.py", "from veritune.train.models import resolve"),
         ("records.py", "def f():\n    from veritune import decide"),
         ("data/load.py", "from ..report.page import write_report"),
@@ -186,7 +187,7 @@ def test_no_function_takes_more_than_six_parameters() -> None:
         path, line = name.split(" ")[0].split(":")
         text = (SRC / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
         compiled = any(isinstance(d, ast.Name) and d.id == "kernel" for d in node.decorator_list)
-        return room(path) == "cli" or compiled or bool(re.search(r"noqa: PLR0913 - \w{3}", text))
+        return room(path) == "commands" or compiled or bool(re.search(r"noqa: PLR0913 - \w{3}", text))
 
     def count(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         names = [a.arg for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
@@ -237,7 +238,7 @@ def test_only_named_files_import_torch_at_the_top() -> None:
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["--version"], ["schema"], ["status", "nowhere"]])
 def test_what_needs_no_model_imports_nothing_heavy(command: list[str]) -> None:
     code = (
-        "import sys; from veritune.cli import main\n"
+        "import sys; from veritune.commands.main import main\n"
         "try: main()\n"
         "finally: print('LOADED', *sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
     )
@@ -251,6 +252,79 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, veritune; print(*{m.split('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) & (HEAVY | {"pydantic", "yaml", "typer"}) == set()
+
+
+def test_importing_every_module_leaves_the_process_as_it_is() -> None:
+    """Only `main()` sets the process up. What torch and its companions change at their own import is not ours."""
+    modules = [path.removesuffix(".py").replace("/", ".") for path, _ in sources() if not path.endswith("__main__.py")]
+    code = (
+        "import csv, os, sys\n"
+        "from importlib import import_module\n"
+        "import torch, transformers, peft, numba\n"
+        "before = dict(os.environ), csv.field_size_limit(), sys.getrecursionlimit()\n"
+        "for name in sys.argv[1:]: import_module(f'veritune.{name}'.removesuffix('.__init__'))\n"
+        "assert before == (dict(os.environ), csv.field_size_limit(), sys.getrecursionlimit()), 'changed'\n"
+        "from veritune.machine import set_up_process\n"
+        "set_up_process()\n"
+        "assert csv.field_size_limit() == sys.maxsize and os.environ['LRU_CACHE_CAPACITY']"
+    )
+    # A bare environment: what our imports set in this process must not hide that they set it.
+    bare = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH", "HF_HUB_OFFLINE") if name in os.environ}
+    command = [sys.executable, "-c", code, *modules]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_set_up_of_the_process_keeps_what_the_user_set() -> None:
+    code = "import os; from veritune.machine import set_up_process as s; s(); print(os.environ['LRU_CACHE_CAPACITY'])"
+    environment = {**os.environ, "LRU_CACHE_CAPACITY": "7"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "7\n"
+
+
+def lazy_gates() -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
+    """Every command file's gate: the modules by local name, for the type checker and for the run."""
+    for path, tree in sources(SRC / "commands"):
+        for node in tree.body:
+            if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+                checked = {
+                    alias.asname or alias.name: f"{part.module}.{alias.name}"
+                    for part in node.body
+                    if isinstance(part, ast.ImportFrom)
+                    for alias in part.names
+                }
+                yield path, checked, {name: str(module) for part in node.orelse for name, module in assigned(part)}
+
+
+def assigned(node: ast.stmt) -> Iterator[tuple[str, object]]:
+    """Names and literal arguments of `a, b = lazy("x"), lazy("y")`."""
+    assert isinstance(node, ast.Assign)
+    (target,) = node.targets
+    names = target.elts if isinstance(target, ast.Tuple) else [target]
+    calls = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+    for name, call in zip(names, calls, strict=True):
+        assert isinstance(name, ast.Name) and isinstance(call, ast.Call) and isinstance(call.args[0], ast.Constant)
+        yield name.id, call.args[0].value
+
+
+def test_lazy_modules_are_what_the_type_checker_sees() -> None:
+    gates = list(lazy_gates())
+    assert len(gates) > 8
+    for path, checked, at_run in gates:
+        assert checked == at_run, path
+        assert all(import_module(name) for name in at_run.values())
+
+
+def test_commands_import_inside_no_function() -> None:
+    inside = [
+        f"{path}:{node.lineno}"
+        for path, tree in sources(SRC / "commands")
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert inside == []
 
 
 # ---------------------------------------------------------------- documentation

@@ -48,7 +48,7 @@ def list_seconds(root: Path, rounds: int) -> list[float]:
     for _ in range(rounds):
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
-            [sys.executable, "-m", "veritune.cli", "cells", str(root), "--json"],
+            [sys.executable, "-m", "veritune", "cells", str(root), "--json"],
             check=True,
             capture_output=True,
             text=True,

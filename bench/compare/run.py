@@ -65,7 +65,7 @@ def main() -> None:
             "veritune compare, 1,319 items": [
                 sys.executable,
                 "-m",
-                "veritune.cli",
+                "veritune",
                 "compare",
                 "--margin",
                 "0.01",

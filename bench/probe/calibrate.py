@@ -47,7 +47,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "audit"))
 import corpus
 
-from veritune.probe.effective import Plan
+from veritune.probe.effective import SamplePlan
 from veritune.probe.gradients import Settings, probe_gradients
 from veritune.records import Rendered
 
@@ -263,7 +263,7 @@ def train(lab: Lab, rows: Sequence[Rendered], held: Sequence[Rendered], seed: in
 
 def measure(lab: Lab, rows: Sequence[Rendered], families: Sequence[str], seed: int) -> dict[str, Any]:
     probe = probe_gradients(
-        lab.base(), rows, families, settings=Settings(of="probe", seed=seed, plan=Plan(max_rows=100, seed=seed)),
+        lab.base(), rows, families, settings=Settings(of="probe", seed=seed, plan=SamplePlan(max_rows=100, seed=seed)),
         base_loss="self",
     )  # fmt: skip
     found = probe.estimate("n_eff")

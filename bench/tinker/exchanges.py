@@ -312,7 +312,7 @@ def records(root: Path) -> dict[str, Any]:
 def killed_side_by_side(url: str, model: str, out: Path) -> bool:
     """Whether two workers side by side, one of them killed in mid-training, end with the records of one process."""
     from veritune.progress import Progress
-    from veritune.stages.executors import Plan
+    from veritune.stages.executors import ExecutorPlan
     from veritune.stages.flow import run
 
     both = {"small": lora("all-linear", 2), "large": lora("all-linear", 4)}
@@ -321,7 +321,7 @@ def killed_side_by_side(url: str, model: str, out: Path) -> bool:
     ended = threading.Event()
     killer = threading.Thread(target=kill_one, args=(beside, ended))
     killer.start()
-    outcome = run(beside, progress=Progress(), executor=Plan(kind="local", workers=2))
+    outcome = run(beside, progress=Progress(), executor=ExecutorPlan(kind="local", workers=2))
     killed = not killer.is_alive()  # it ends by itself when it has killed
     ended.set()
     killer.join()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import gc
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -119,19 +122,34 @@ class PeakMemory:
         return {"bytes": peak_bytes(), "before": self.before, "source": "VmHWM"}
 
 
-OWN_PROCESS = False
-"""Whether this process is Veritune's own (the command line), so that settings of the interpreter are its to make."""
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+"""Defaults that torch reads at its import. The two caches of compiled kernels hold 1,024 otherwise: every new length of
+a batch leaves some behind, and memory grows for as long as a cell trains."""
+
+_own_process = False
+
+
+def set_up_process() -> None:
+    """Set this process up as Veritune's own. `main()` of the command line calls it, before torch is imported.
+
+    Environment variables that are set already stay. In somebody else's process nothing calls it: a program that uses
+    the library decides on its own process.
+    """
+    global _own_process
+    _own_process = True
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    csv.field_size_limit(sys.maxsize)  # 131,072 characters otherwise, and answers may be longer
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells at import which kernels it did not find
 
 
 def settle_imports() -> None:
-    """Take what is loaded by now out of the garbage collector's sight, in a process of our own.
+    """Take what is loaded by now out of the garbage collector's sight, in a process that `set_up_process` set up.
 
     The libraries leave millions of objects; every collection (transformers and accelerate ask for some a cell) walked
-    them all, 0.3 s a time. In somebody else's process nothing is done: what is garbage there would stay for ever.
+    them all, 0.3 s a time. In somebody else's process nothing is done: what is garbage there would never be freed.
     """
-    import gc
-
-    if OWN_PROCESS and not gc.get_freeze_count():
+    if _own_process and not gc.get_freeze_count():
         gc.collect()
         gc.freeze()
 
@@ -139,7 +157,6 @@ def settle_imports() -> None:
 def _give_back() -> None:
     """Collect what nobody holds and hand freed pages back, so that the next peak is not the last one's leavings."""
     import ctypes
-    import gc
 
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries do without

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 import zstandard
 
-from veritune import cli
+from veritune.commands.main import main
 from veritune.data.audit import AuditConfig, audit, render_text, write_clean, write_report
 from veritune.data.contamination import ContaminationConfig
 from veritune.data.load import load_rows
@@ -290,7 +290,7 @@ def by_command(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, 
     """`veritune audit ARGS` in this process: exit status and what stood on the screen."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(sys, "argv", ["veritune", "audit", *map(str, args)])
-        cli.main()
+        main()
     return int(left.value.code or 0), capsys.readouterr().out
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +304,21 @@ def test_ids_from_two_shards_of_one_name_do_not_collide(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write(tmp_path / name / "part.jsonl", GOOD)
     assert [r.id for r in require_clean(load_rows(tmp_path)).rows] == ["a/part:1", "b/part:1"]
+
+
+def test_a_csv_field_over_python_s_limit_is_read_where_the_process_allows_it(tmp_path: Path) -> None:
+    """The loader leaves the limit as it is: `main()` lifts it, and so may a program that uses the library."""
+    path = write(tmp_path / "d.csv", "prompt,completion", f"q,{'a' * 200_000}")
+    before = csv.field_size_limit(131_072)  # Python's own; another test may have lifted it
+    (reject,) = load_rows(path).rejects
+    assert csv.field_size_limit() == 131_072
+    assert "larger than field limit (131072); in Python, first call csv.field_size_limit(sys.maxsize)" in reject.message
+    try:
+        csv.field_size_limit(sys.maxsize)
+        (row,) = require_clean(load_rows(path)).rows
+    finally:
+        csv.field_size_limit(before)
+    assert len(row.messages[-1].content) == 200_000
 
 
 def test_csv_rows_with_a_field_too_few_are_named(tmp_path: Path) -> None:

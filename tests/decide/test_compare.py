@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.decide.commands import (
     CompareOptions,
     compare,

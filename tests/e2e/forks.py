@@ -71,7 +71,7 @@ def child(order: dict[str, Any]) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if order["kill_at"] or order["trace"]:
         watch(order["kill_at"], order["trace"])
-    from veritune.cli import main
+    from veritune.commands.main import main
 
     shim = break_files(order["fault"]) if order.get("fault") else None
     sys.argv = ["veritune", *order["argv"]]

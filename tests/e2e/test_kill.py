@@ -123,7 +123,7 @@ def test_a_line_torn_by_the_kill_is_written_again(study: Any, forks: Any, finish
 def test_a_process_killed_from_outside_frees_the_folder_and_can_be_taken_up(
     study: Any, forks: Any, finished: Any
 ) -> None:
-    command = [sys.executable, "-m", "veritune.cli", "run", str(study.root)]
+    command = [sys.executable, "-m", "veritune", "run", str(study.root)]
     with open(os.devnull, "w") as null:
         process = subprocess.Popen(command, stdout=null, stderr=null)
     while process.poll() is None and not list((study.root / "runs").glob("attention_only-s0-*/metrics.jsonl")):

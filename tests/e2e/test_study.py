@@ -420,7 +420,7 @@ def test_the_memory_planned_holds_for_forty_steps_of_the_real_model(tmp_path: Pa
     settings["evals"]["house_style"] |= {"per_family": 1, "max_new_tokens": 2, "batch_size": 4}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings), "utf-8")
     shutil.copy(example / "briefs.jsonl", tmp_path)
-    command = [sys.executable, "-m", "veritune.cli", "run", str(tmp_path)]
+    command = [sys.executable, "-m", "veritune", "run", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode in (0, 2), done.stderr
     (event,) = [e for e in Store(tmp_path).events() if e["event"] == "ran"]

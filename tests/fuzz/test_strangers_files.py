@@ -428,11 +428,11 @@ def test_a_forged_bundle(tmp_path: Path, whole: Path, name: str, changes_: list[
 @pytest.fixture(scope="module")
 def whole(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real bundle of the tiny study."""
-    from veritune.release.bundle import Source, make_bundle
+    from veritune.release.bundle import BundleSource, make_bundle
 
     folder = tmp_path_factory.mktemp("fuzz") / "bundle"
     (run,) = (finished.root / "runs").glob("all_layer-s0-*")
-    make_bundle(Source(finished.root, run.name, prompts=1), folder)
+    make_bundle(BundleSource(finished.root, run.name, prompts=1), folder)
     copy = folder.with_name("copy")
     shutil.copytree(folder, copy)
     return copy

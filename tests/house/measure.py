@@ -65,7 +65,7 @@ def options() -> tuple[int, int]:
     try:
         import typer.main
 
-        from veritune.cli import app
+        from veritune.commands.app import app
     except ImportError:
         return 0, 0
     commands, count, queue = 0, 0, [typer.main.get_command(app)]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.errors import VerituneError
 
 pytestmark = [

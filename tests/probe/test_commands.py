@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from veritune.cli import app
+from veritune.commands.app import app
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> \u202e \U0001f980 é"
 WORDS = re.findall(

@@ -12,8 +12,8 @@ import pytest
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError
 from veritune.probe.effective import (
-    Plan,
     Sample,
+    SamplePlan,
     align,
     by_family,
     choose,
@@ -222,11 +222,11 @@ def test_order_of_rows_changes_nothing() -> None:
 def test_a_sample_of_a_large_data_set_reads_like_the_whole() -> None:
     sizes = [8] * 60 + [2] * 60 + [1] * 100
     rows, labels = gradients(sizes, rho=0.6, dims=300), names(sizes)
-    whole = align(cosines(rows), choose(labels, Plan(max_rows=10_000)))
+    whole = align(cosines(rows), choose(labels, SamplePlan(max_rows=10_000)))
     assert whole.n_eff.value is not None
     reads = []
     for seed in range(12):
-        sample = choose(labels, Plan(seed=seed))
+        sample = choose(labels, SamplePlan(seed=seed))
         assert not sample.whole and sample.n_rows == len(rows) and len(sample.index_N) <= 96
         reads.append(align(cosines(rows[sample.index_N]), sample).n_eff.value)
     assert np.mean(np.array(reads, float)) == pytest.approx(whole.n_eff.value, rel=0.05)
@@ -234,13 +234,13 @@ def test_a_sample_of_a_large_data_set_reads_like_the_whole() -> None:
 
 def test_weights_of_a_sample_add_up_to_the_data() -> None:
     sizes = [50] + [8] * 60 + [2] * 60 + [1] * 300
-    sample = choose(names(sizes), Plan())
+    sample = choose(names(sizes), SamplePlan())
     assert 0 in sample.family_N[np.isin(sample.index_N, range(50))]  # the heavy family is always taken
     singles = np.isin(sample.index_N, range(sum(sizes) - 300, sum(sizes)))
     assert sample.weight_N[singles].sum() == pytest.approx(300)
     totals = []
     for seed in range(200):
-        drawn = choose(names(sizes), Plan(seed=seed))
+        drawn = choose(names(sizes), SamplePlan(seed=seed))
         totals.append((drawn.weight_N.sum(), drawn.pair_weight_F.sum()))
     pairs = sum(s * (s - 1) for s in sizes)
     assert np.mean(totals, 0) == pytest.approx([sum(sizes), pairs], rel=0.05)
@@ -255,8 +255,8 @@ def test_a_part_of_the_data_reads_like_that_part_alone() -> None:
     got = align(cosines(rows)[np.ix_(place_K, place_K)], part)
     assert got.n_eff.value == pytest.approx(alone.n_eff.value)
     assert got.n_eff.low == pytest.approx(alone.n_eff.low)
-    everything, _ = restrict(choose(labels, Plan(max_rows=30)), labels, np.ones(60, bool))
-    drawn = choose(labels, Plan(max_rows=30))
+    everything, _ = restrict(choose(labels, SamplePlan(max_rows=30)), labels, np.ones(60, bool))
+    drawn = choose(labels, SamplePlan(max_rows=30))
     assert np.allclose(everything.pair_weight_F.sum(), drawn.pair_weight_F.sum())
     assert (everything.size_F.sum(), len(everything.index_N)) == (60, len(drawn.index_N))
 
@@ -327,6 +327,6 @@ def test_no_rows_is_an_error() -> None:
 
 def test_a_sample_is_the_same_for_a_seed() -> None:
     labels = names([3] * 200)
-    a, b = choose(labels, Plan(seed=4)), choose(labels, Plan(seed=4))
+    a, b = choose(labels, SamplePlan(seed=4)), choose(labels, SamplePlan(seed=4))
     assert isinstance(a, Sample) and (a.index_N == b.index_N).all()
-    assert (choose(labels, Plan(seed=5)).index_N != a.index_N).any()
+    assert (choose(labels, SamplePlan(seed=5)).index_N != a.index_N).any()

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from veritune.config.thresholds import DEFAULTS, FamilyThresholds
 from veritune.errors import DataError, ModelError
 from veritune.probe.batches import collate, mean_losses
-from veritune.probe.effective import Plan, unit
+from veritune.probe.effective import SamplePlan, unit
 from veritune.probe.gradients import Settings, discover_families, measure, probe_gradients
 from veritune.records import Rendered, dumps
 
@@ -215,7 +215,9 @@ def test_thresholds_are_settings_of_the_probe_and_stand_in_its_record(make_model
 
 def test_large_data_is_sampled_by_family_and_says_so(make_model: Any, make_rows: Any) -> None:
     rows, families = copies(make_rows(20), 5)
-    probe = probe_gradients(make_model("llama"), rows, families, settings=Settings(plan=Plan(max_rows=50, families=10)))
+    probe = probe_gradients(
+        make_model("llama"), rows, families, settings=Settings(plan=SamplePlan(max_rows=50, families=10))
+    )
     assert (probe.n_rows, probe.n_measured, probe.n_families) == (100, 20, 20)
     assert probe.estimate("n_eff").value == pytest.approx(20)
     assert probe.estimate("directions").value is None

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.data.load import load_rows
 from veritune.data.split import SplitConfig, split_zones
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.errors import DataError, InputError, ScoreError
 from veritune.probe.leak import HELD_OUT, Measured, leak, leaky_zones
 from veritune.records import dumps

@@ -12,7 +12,7 @@ import torch
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import collate, mean_losses
 from veritune.probe.memorization import matched_spans, verbatim_recall
-from veritune.probe.recall import CHANCE, Plan, build_choices, choice_scores, forced_choice
+from veritune.probe.recall import CHANCE, RecallPlan, build_choices, choice_scores, forced_choice
 from veritune.records import Rendered, dumps
 
 
@@ -84,7 +84,7 @@ def test_a_model_without_a_preference_ties_and_reads_chance(make_model: Any) -> 
 def test_scores_are_sums_of_log_probabilities_whatever_the_batch(make_model: Any) -> None:
     rows, zones, families = both_zones()
     model = make_model("llama")
-    choices = build_choices(rows, zones, families, Plan(others=1))
+    choices = build_choices(rows, zones, families, RecallPlan(others=1))
     score_C = choice_scores(model, choices, batch_size=5)
     assert np.allclose(score_C, choice_scores(model, choices, batch_size=1), atol=1e-9)
     one = choices.candidates[3]
@@ -97,7 +97,7 @@ def test_scores_are_sums_of_log_probabilities_whatever_the_batch(make_model: Any
 def test_both_endings_of_a_choice_have_one_prefix_and_one_length() -> None:
     rows, zones, families = both_zones()
     rows[5] = Rendered("short", rows[5].input_ids[:20], rows[5].labels[:20])
-    choices = build_choices(rows, zones, families, Plan(length=9, others=3))
+    choices = build_choices(rows, zones, families, RecallPlan(length=9, others=3))
     for own, other in zip(choices.own, choices.other, strict=True):
         a, b = choices.candidates[own], choices.candidates[other]
         assert len(a.input_ids) == len(b.input_ids) and a.input_ids != b.input_ids
@@ -117,7 +117,7 @@ def test_both_endings_of_a_choice_have_one_prefix_and_one_length() -> None:
 def test_what_decides_is_worked_by_hand() -> None:
     """Three choices of row 0: won, tied, lost. Its share is a half, and one tie is counted."""
     rows, zones, families = both_zones()
-    choices = build_choices(rows, zones, families, Plan(others=3))
+    choices = build_choices(rows, zones, families, RecallPlan(others=3))
     score_C = np.zeros(len(choices.candidates))
     mine = [
         k for k, (r, kind) in enumerate(zip(choices.row, choices.kind, strict=True)) if r == 0 and kind == "stranger"

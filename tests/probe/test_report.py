@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.errors import InputError, ScoreError
 from veritune.probe.telemetry import summarize
 from veritune.records import dumps

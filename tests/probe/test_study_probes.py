@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.config.load import load_study
 from veritune.errors import GateError, StudyError
 from veritune.probe.series import change_of, study_series, table

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from veritune.errors import ModelError
 from veritune.probe import weights as weights_module
 from veritune.probe.weights import (
-    Options,
+    WeightOptions,
     adapter_change,
     checkpoint_change,
     count_intruders,
@@ -76,7 +76,7 @@ def test_adapter_change_equals_the_merged_difference(case: str, tmp_path: Path, 
 
 def test_transposed_weights_of_gpt2_are_read(tmp_path: Path, make_model: Any) -> None:
     base, adapter, delta = saved(tmp_path, make_model, "gpt2", target_modules=["c_attn"], fan_in_fan_out=True)
-    for module in adapter_change(adapter, base, Options(intruders=True)).modules:
+    for module in adapter_change(adapter, base, WeightOptions(intruders=True)).modules:
         d = delta[
             f"transformer.{module.name}.weight"
             if not module.name.startswith("transformer")
@@ -107,14 +107,14 @@ def test_streamed_checkpoints_equal_the_whole_difference_at_any_block_size(
         monkeypatch.setattr(weights_module, "BLOCK_BYTES", size)
         change = checkpoint_change(tmp_path / "a", tmp_path / "b")
         assert {m.name: m.delta_norm for m in change.modules} == pytest.approx(expected, rel=1e-9)
-    spectral = checkpoint_change(tmp_path / "a", tmp_path / "b", Options())
+    spectral = checkpoint_change(tmp_path / "a", tmp_path / "b", WeightOptions())
     assert spectral.total["delta_norm"] == pytest.approx(change.total["delta_norm"], rel=1e-9)
     assert {m.effective_rank is None for m in spectral.modules if len(m.shape) == 2} == {False}
 
 
 def test_an_unmoved_checkpoint_says_so(tmp_path: Path, make_model: Any) -> None:
     make_model(dtype=torch.float32).save_pretrained(tmp_path / "a")
-    change = checkpoint_change(tmp_path / "a", tmp_path / "a", Options())
+    change = checkpoint_change(tmp_path / "a", tmp_path / "a", WeightOptions())
     assert change.total["delta_norm"] == 0 and change.reading == "The weights did not move at all."
     assert all(m.effective_rank is None for m in change.modules)
     dumps(change)

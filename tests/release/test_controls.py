@@ -11,7 +11,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.errors import InputError
 from veritune.release.controls import Control, controls, load_controls, table_markdown
 from veritune.release.evidence import evidence_file, read_evidence, write_evidence

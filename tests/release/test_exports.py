@@ -24,7 +24,7 @@ from veritune.records import Rendered
 from veritune.release.export import INDEX, check_shards
 from veritune.release.gguf_file import check_file, convert, error_limit
 from veritune.release.gguf_run import missing_runtime, run_file
-from veritune.release.merge_outputs import Options
+from veritune.release.merge_outputs import MergeOptions
 from veritune.train.models import ModelRef, load_base
 
 ROWS = [Rendered(f"r{i}", tuple(range(5 + i, 25 + i)), (*[-100] * 8, *range(13 + i, 25 + i))) for i in range(4)]
@@ -254,7 +254,7 @@ def test_a_converter_that_fails_says_why(folders: tuple[Path, Path], tmp_path: P
 def test_a_file_that_was_not_run_is_never_passed(folders: tuple[Path, Path], tmp_path: Path) -> None:
     base, merged = folders
     path = write_gguf(tmp_path / "m.gguf", merged)
-    found = run_file(check_file(path, merged, base), path, ModelRef("m", merged, "bfloat16"), [], Options())
+    found = run_file(check_file(path, merged, base), path, ModelRef("m", merged, "bfloat16"), [], MergeOptions())
     assert found.status == "undecided" and "was not run" in found.message
 
 
@@ -263,7 +263,7 @@ def test_a_file_that_was_not_run_is_never_passed(folders: tuple[Path, Path], tmp
 def test_what_a_file_answers_is_compared(folders: tuple[Path, Path], tmp_path: Path, kind: str, status: str) -> None:
     base, merged = folders
     path = write_gguf(tmp_path / "m.gguf", merged, kind)
-    options = Options(max_new_tokens=6)
+    options = MergeOptions(max_new_tokens=6)
     ref = ModelRef("m", merged, "bfloat16")
     found = run_file(check_file(path, merged, base), path, ref, ROWS, options)
     assert found.status == status, found.message

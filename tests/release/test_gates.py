@@ -16,7 +16,7 @@ import yaml
 from scipy.stats import binomtest
 from typer.testing import CliRunner
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.config.load import load_study
 from veritune.config.release import GATES, Release, Suite
 from veritune.errors import GateError, InputError, StaleError, StudyError

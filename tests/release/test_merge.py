@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from veritune.errors import InputError, ModelError
 from veritune.records import Rendered
 from veritune.release.merge import check_weights, merge_adapter, parity, read_module
-from veritune.release.merge_outputs import Options, rerounded
+from veritune.release.merge_outputs import MergeOptions, rerounded
 from veritune.train.models import ModelRef, load_base
 
 pytestmark = pytest.mark.filterwarnings(
@@ -73,7 +73,7 @@ def kinds(base: ModelRef, lora: Path, merged: Path) -> dict[str, str]:
 
 
 ROWS = [Rendered(f"r{i}", tuple(range(5 + i, 25 + i)), (*[-100] * 8, *range(13 + i, 25 + i))) for i in range(12)]
-OPTIONS = Options(max_new_tokens=8)
+OPTIONS = MergeOptions(max_new_tokens=8)
 
 
 # ---------------------------------------------------------------- a right merge
@@ -263,15 +263,15 @@ def test_the_command_merges_compares_and_exits_2_on_a_fault(
 
 
 def test_too_little_is_said(tmp_path: Path) -> None:
-    from veritune.release.merge_command import Asked, merge_command
+    from veritune.release.merge_command import MergeRequest, merge_command
 
     with pytest.raises(InputError, match="expected a study, or a model and an adapter"):
-        merge_command(Asked(model="x"), OPTIONS)
+        merge_command(MergeRequest(model="x"), OPTIONS)
 
 
 def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: Any) -> None:
     from veritune.release.evidence import read_evidence, weights_digest
-    from veritune.release.merge_command import Asked, Scored, merge_command
+    from veritune.release.merge_command import MergeRequest, Scored, merge_command
     from veritune.store import Store
 
     root = finished_copy.root
@@ -281,7 +281,7 @@ def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: 
     assert record is not None and record.status == "passed"
     merged = root / "release" / "merged"
     assert record.subject.merged == weights_digest(merged)
-    asked = Asked(root, condition="all_layer", merged=merged, scored=Scored("style"), rows=6)
+    asked = MergeRequest(root, condition="all_layer", merged=merged, scored=Scored("style"), rows=6)
     with pytest.raises(InputError, match="none is declared"):
         merge_command(asked, OPTIONS)
     options = replace(OPTIONS, dtype="float32", draws=2)
@@ -310,11 +310,11 @@ def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path
 
 def test_a_worse_merge_does_not_excuse_its_own_divergences() -> None:
     """A tie is measured by what rounding makes, not by how far the two models are apart."""
-    from veritune.release.merge_outputs import Divergence, with_ties
+    from veritune.release.merge_outputs import AnswerDivergence, with_ties
 
-    (found,) = with_ties([Divergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
+    (found,) = with_ties([AnswerDivergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
     assert not found.tie
-    assert with_ties([Divergence("r", 1, "a", "b", 0.015, False, "")], 0.01)[0].tie
+    assert with_ties([AnswerDivergence("r", 1, "a", "b", 0.015, False, "")], 0.01)[0].tie
 
 
 def test_the_spread_of_the_draws_does_not_decide(base: ModelRef, made: tuple[Path, Path]) -> None:
@@ -328,7 +328,7 @@ def test_the_spread_of_the_draws_does_not_decide(base: ModelRef, made: tuple[Pat
         spread = replace(steady, floors_low=low, floors_high=high)
         assert judge(found.modules, [], spread).status == word
     with pytest.raises(InputError, match="expected 2 or more"):
-        Options(draws=1)
+        MergeOptions(draws=1)
 
 
 def test_every_draw_starts_from_the_merged_weights(base: ModelRef, made: tuple[Path, Path]) -> None:

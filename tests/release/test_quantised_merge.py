@@ -15,14 +15,14 @@ from veritune.errors import GateError, InputError
 from veritune.records import Rendered
 from veritune.release import quantised_merge as qm
 from veritune.release.merge import check_weights, merge_adapter
-from veritune.release.merge_command import Asked, merge_command
-from veritune.release.merge_outputs import Options
+from veritune.release.merge_command import MergeRequest, merge_command
+from veritune.release.merge_outputs import MergeOptions
 from veritune.train.models import ModelRef, load_base, load_tokenizer
 from veritune.train.quantised import in_bits
 
 KINDS = ("nf4", "int8")
 ROWS = [Rendered(f"r{i}", tuple(range(5 + i, 25 + i)), (*[-100] * 8, *range(13 + i, 25 + i))) for i in range(6)]
-OPTIONS = Options(max_new_tokens=4, draws=2)
+OPTIONS = MergeOptions(max_new_tokens=4, draws=2)
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 
 
@@ -114,7 +114,9 @@ def test_a_layer_left_out_and_a_wrong_scaling_are_named(made: Made, tmp_path: Pa
 
 
 def run(made: Made, merged: Path, **more: Any) -> Any:
-    asked = Asked(model=str(made.ref.path), adapter=made.adapter, merged=merged, quantised=made.bits.kind, **more)
+    asked = MergeRequest(
+        model=str(made.ref.path), adapter=made.adapter, merged=merged, quantised=made.bits.kind, **more
+    )
     return merge_command(asked, OPTIONS)
 
 

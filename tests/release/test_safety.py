@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.config.release import SafetyGate
 from veritune.errors import InputError, ModelError
 from veritune.release.evidence import Subject, read_evidence, weights_digest

@@ -236,7 +236,7 @@ def test_a_folder_that_drifted_is_not_its_own_witness(
     servers: dict[str, Server], models: dict[str, Path], tmp_path: Path
 ) -> None:
     """Served as it is, the drifted folder agrees with itself: only a reference shows what it lost."""
-    from veritune.release.serving_command import Asked, serve_command
+    from veritune.release.serving_command import ServingRequest, serve_command
 
     golden = golden_file(tmp_path)
 
@@ -244,7 +244,9 @@ def test_a_folder_that_drifted_is_not_its_own_witness(
         server = servers[name]
         told = None if reference is None else str(reference)
         return serve_command(
-            Asked(server.model, golden, server.url, server.model, reference=told, dtype="float32", max_tokens=10)
+            ServingRequest(
+                server.model, golden, server.url, server.model, reference=told, dtype="float32", max_tokens=10
+            )
         ).parity
 
     found = asked("drifted", models["right"])

@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from veritune import contract
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.release.candidate import Choice, open_case
 from veritune.release.evidence import weights_digest
 from veritune.release.gates import evaluate

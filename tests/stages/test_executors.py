@@ -21,7 +21,7 @@ import pytest
 
 from veritune.errors import InputError, MachineError
 from veritune.stages import executors
-from veritune.stages.executors import Plan, how_many_fit, options_from
+from veritune.stages.executors import ExecutorPlan, how_many_fit, options_from
 from veritune.stages.watch import cells_text, list_cells
 
 FROZEN = r"os.rename .*/baseline-.*/nll.json "  # the moment after which a killed run has frozen its contract
@@ -97,7 +97,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, forks:
 
 
 def start_run(root: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "veritune.cli", "run", str(root), *arguments]
+    command = [sys.executable, "-m", "veritune", "run", str(root), *arguments]
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -145,7 +145,7 @@ def test_a_failed_cell_is_named_and_does_not_stop_the_others(reference: Any, tmp
     _, another = reference
     root = another(tmp_path / "study")
     seen: list[executors.Ended] = []
-    ended = executors.run_cells(Plan(workers=2), root, ["all_layer-s0-nothere", "x"], seen.append, lambda: None)
+    ended = executors.run_cells(ExecutorPlan(workers=2), root, ["all_layer-s0-nothere", "x"], seen.append, lambda: None)
     assert ended == seen and len(ended) == 2
     assert all(one.error and "is not frozen" in one.error and one.tries == 1 for one in ended)
 
@@ -298,8 +298,9 @@ def test_a_killed_ray_worker_loses_no_finished_work(reference: Any, tmp_path: Pa
 
 def test_what_no_node_can_hold_is_refused_and_not_waited_for(cluster: str, tmp_path: Path) -> None:
     code = (
-        "from veritune.stages.executors import Plan, run_cells\n"
-        f"run_cells(Plan('ray', cpus=64, address={cluster!r}), __import__('pathlib').Path('.'), ['a'], print, int)"
+        "from veritune.stages.executors import ExecutorPlan, run_cells\n"
+        f"plan = ExecutorPlan('ray', cpus=64, address={cluster!r})\n"
+        "run_cells(plan, __import__('pathlib').Path('.'), ['a'], print, int)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert "no node of the Ray cluster can hold a cell" in done.stderr and "MachineError" in done.stderr
@@ -318,7 +319,7 @@ def test_without_a_cluster_ray_says_how_to_start_one(tmp_path: Path) -> None:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs Ray: pip install 'veritune[ray]'")
     with pytest.raises(MachineError, match="ray start --head"):
-        executors.run_cells(Plan("ray", address=f"127.0.0.1:{free_port()}"), tmp_path, ["a"], print, int)
+        executors.run_cells(ExecutorPlan("ray", address=f"127.0.0.1:{free_port()}"), tmp_path, ["a"], print, int)
 
 
 # ---------------------------------------------------------------- Slurm
@@ -341,7 +342,7 @@ def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     if importlib.util.find_spec("submitit") is None:
         pytest.skip("needs submitit: pip install 'veritune[slurm]'")
     with pytest.raises(MachineError, match="sbatch"):
-        executors.run_cells(Plan("slurm"), tmp_path, ["a"], lambda _: None, lambda: None)
+        executors.run_cells(ExecutorPlan("slurm"), tmp_path, ["a"], lambda _: None, lambda: None)
 
 
 # ---------------------------------------------------------------- several processes a cell
@@ -363,7 +364,7 @@ def test_two_processes_give_the_losses_of_one(reference: Any, tmp_path: Path, fo
         (root / "study.yaml").write_text(yaml.safe_dump(settings))
         forks("run", root, kill_at=FROZEN)
         run_id = list_cells(root)[1]["run_id"]
-        command = [sys.executable, "-m", "veritune.cli", "cell", str(root), run_id]
+        command = [sys.executable, "-m", "veritune", "cell", str(root), run_id]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         found = lines(root / "runs" / run_id / "metrics.jsonl")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from veritune import contract
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.config.load import load_study
 from veritune.config.study import Study
 from veritune.decide.reach import resolution

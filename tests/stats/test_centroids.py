@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from veritune.stats.centroids import (
-    Side,
+    Centroids,
     adjusted,
     cells_needed,
     changes,
@@ -23,11 +23,11 @@ from veritune.stats.centroids import (
 )
 
 
-def side(h_P_Q_H: np.ndarray, reference_H: np.ndarray | None = None) -> Side:
+def side(h_P_Q_H: np.ndarray, reference_H: np.ndarray | None = None) -> Centroids:
     around = h_P_Q_H - h_P_Q_H.mean(0)
     gram = np.einsum("pqh,rqh->pr", around, around)
     reference = np.zeros(h_P_Q_H.shape[2]) if reference_H is None else reference_H
-    return Side(h_P_Q_H.mean(1), reference, gram, h_P_Q_H.shape[1])
+    return Centroids(h_P_Q_H.mean(1), reference, gram, h_P_Q_H.shape[1])
 
 
 def test_m1_by_hand() -> None:
@@ -45,7 +45,7 @@ def test_separation_and_drift_by_hand() -> None:
     """Centroids at -1, 0, 1, then at 4, 4.5, 5: half as far apart, their mean moved by 4.5 of a separation of .816."""
     before, after = np.array([[-1.0], [0.0], [1.0]]), np.array([[4.0], [4.5], [5.0]])
     assert separation(before) == pytest.approx(np.sqrt(2 / 3)) == 2 * separation(after)
-    found = changes(*(Side(c, np.zeros(1), np.eye(3), 2) for c in (before, after)))
+    found = changes(*(Centroids(c, np.zeros(1), np.eye(3), 2) for c in (before, after)))
     assert found["separation"].change == pytest.approx(-0.5)
     assert found["common_drift"].change == pytest.approx(4.5 / np.sqrt(2 / 3))
 
@@ -111,11 +111,11 @@ def test_p_of_m1_is_the_count_over_all_swaps_made_by_hand() -> None:
         around.append(abs(m1(two - second) - m1(one - first)))  # type: ignore[operator]
         observed.append(abs(m1(two) - m1(one)))  # type: ignore[operator]
     assert permutation_p(a, b) == (32, np.mean(np.array(observed) >= observed[0] - 1e-12))
-    plain = [Side(a, ref_a, np.eye(5), 2), Side(b, ref_b, np.eye(5), 2)]
+    plain = [Centroids(a, ref_a, np.eye(5), 2), Centroids(b, ref_b, np.eye(5), 2)]
     assert reference_p(*plain) == (64, np.mean(np.array(around) >= around[0] - 1e-12))
 
 
-def null(draw: np.random.Generator, n_groups: int, drift: float) -> tuple[Side, Side]:
+def null(draw: np.random.Generator, n_groups: int, drift: float) -> tuple[Centroids, Centroids]:
     """Nothing changed but a shift of all states and noise of each group's own, in the reference too."""
     common, group = 2 * draw.normal(size=30), draw.normal(size=(n_groups, 1, 30))
     single = draw.normal(size=(n_groups, 8, 30))

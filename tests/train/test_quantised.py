@@ -23,7 +23,7 @@ pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'ver
 import bitsandbytes.functional as bnb_functional
 import bitsandbytes.nn.modules as bnb_modules
 
-from veritune.cli import app
+from veritune.commands.app import app
 from veritune.config.load import parse_study
 from veritune.config.train import Condition
 from veritune.errors import GateError, MachineError, StudyError

@@ -47,7 +47,7 @@ def run_study(study: Any, elsewhere: Path, **variables: str) -> None:
     elsewhere.mkdir()
     fixed = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(elsewhere.parent / "home")}
     fixed["PYTHONPATH"] = str(Path(__file__).resolve().parents[2] / "src")
-    command = [sys.executable, "-m", "veritune.cli", "run", str(study.root), "--quiet"]
+    command = [sys.executable, "-m", "veritune", "run", str(study.root), "--quiet"]
     own = {k: v for k, v in os.environ.items() if k.split("_")[0] not in ("MLFLOW", "WANDB", "TRACKIO")}
     done = subprocess.run(command, cwd=elsewhere, env={**own, **fixed, **variables}, capture_output=True, text=True)
     assert done.returncode in (0, 2), done.stderr
@@ -234,7 +234,7 @@ def test_workers_are_given_the_variables_of_the_study_s_reporters_alone(monkeypa
     monkeypatch.setitem(sys.modules, "ray", ray)
     for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "SOME_SECRET"):
         monkeypatch.setenv(name, "x")
-    executors._connected(executors.Plan(kind="ray", handed_on=variables(["mlflow"])))
+    executors._connected(executors.ExecutorPlan(kind="ray", handed_on=variables(["mlflow"])))
     sent = given["runtime_env"]["env_vars"]
     assert "MLFLOW_TRACKING_URI" in sent and "WANDB_API_KEY" not in sent and "SOME_SECRET" not in sent
     assert set(VARIABLES) == {"tensorboard", "wandb", "mlflow", "trackio"}

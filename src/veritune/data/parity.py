@@ -385,6 +385,16 @@ _STYLE = (
 )
 
 
+def tokens_text(row: Row, renderer: Renderer) -> str:
+    """A row as it is rendered: the number of its tokens, then the part without loss and the part with loss."""
+    rendered = renderer.row(row)
+    lines = [f"row {row.id}: {len(rendered.input_ids)} tokens, {rendered.n_target} with loss"]
+    for part, has_loss in (("prompt", False), ("target", True)):
+        ids = [i for i, label in zip(rendered.input_ids, rendered.labels) if (label != -100) == has_loss]
+        lines.append(f"--- {part}\n{renderer.tokenizer.decode(ids)}")
+    return "\n".join(lines)
+
+
 def html_view(row: Row, renderer: Renderer) -> str:
     """A page with every token of `row`: grey without loss, green with, orange the end token, dashed what is cut off.
 

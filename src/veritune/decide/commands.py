@@ -16,9 +16,9 @@ import numpy as np
 
 from veritune.config.frozen_rule import check_rule
 from veritune.decide import wording
-from veritune.errors import ScoreError
+from veritune.errors import InputError, ScoreError
 from veritune.evaluate.imports import Reading, read, score_columns
-from veritune.records import Estimate
+from veritune.records import Estimate, Score
 from veritune.stats import lost, power, rule
 from veritune.stats.paired import ESTIMANDS, Options
 from veritune.stats.reasons import unknown_reasons
@@ -163,6 +163,24 @@ def parse_side(text: str, eval_name: str | None = None) -> Side:
                 raise ScoreError(f"{part}: expected files that match, found none.")
         paths += [path for place in found for path in (_inside(place, eval_name) if place.is_dir() else [place])]
     return Side(name or Path(rest.split(",")[0]).stem, tuple(paths))
+
+
+def read_sides(
+    texts: Sequence[str], eval_name: str | None, fixed: Sequence[str], systems: str | None = None
+) -> list[Side]:
+    """The sides of the command line. `systems`: columns of wide tables, as `base,tuned`; `fixed`: sides without seeds.
+
+    Raises ScoreError as `parse_side` and `wide_sides` do, InputError for a name in `fixed` that no side has.
+    """
+    if systems is not None:
+        sides = wide_sides(texts, [name.strip() for name in systems.split(",")])
+    else:
+        sides = [parse_side(text, eval_name) for text in texts]
+    unknown = sorted(set(fixed) - {side.name for side in sides})
+    if unknown:
+        names = ", ".join(side.name for side in sides)
+        raise InputError(f"--fixed: no side is called {unknown[0]!r}.", fix=f"The sides are {names}; name one: a=FILE.")
+    return [replace(side, fixed=side.name in fixed) for side in sides]
 
 
 def wide_sides(texts: Sequence[str], systems: Sequence[str]) -> list[Side]:
@@ -373,6 +391,18 @@ def compare_score_tables(
 ) -> CompareReport:
     """Each arm against one other table."""
     return _compare_pairs([(arm, against) for arm in arms], options or CompareOptions(), notes)
+
+
+def compare_before_after(
+    before: Sequence[Score], after: Sequence[Score], margin: float, adapters: tuple[str, ...] = ()
+) -> CompareReport:
+    """Scores (0 to 1) of a trained model against those of its base, paired by item.
+
+    `adapters`: the arms that are known to be adapters, `trained` or none.
+    """
+    base = ScoreTable.from_scores(before, condition="base", fixed=True)
+    trained = ScoreTable.from_scores(after, condition="trained")
+    return compare_score_tables([trained], base, CompareOptions(margin=margin, scale=(0.0, 1.0), adapters=adapters))
 
 
 def _compare_pairs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,6 +90,17 @@ def _answered(
         score = tasks.score(NAME, key.spec, row, output)
         made.append((replace(score, run_id=run, family=family), prompt, output))
     return made
+
+
+def calibration_of(subject: Subject, judge: Callable[[Any], Judged], bins: int | None = None) -> dict[str, Any]:
+    """Calibration of the trained model beside its base, or of the base alone where nothing was trained.
+
+    `judge` is given each loaded model, one at a time.
+    """
+    base = judge(subject.base())
+    if subject.adapter is None:
+        return calibration_record(base, None, bins)
+    return calibration_record(judge(subject.trained()), base, bins)
 
 
 def calibration_record(after: Judged, before: Judged | None = None, bins: int | None = None) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """How many rows to measure when the data is too large to measure whole."""
 
     max_rows: int = 256
@@ -65,13 +65,13 @@ class Plan:
     seed: int = 0
 
 
-def choose(families: Sequence[str], plan: Plan | None = None) -> Sample:
+def choose(families: Sequence[str], plan: SamplePlan | None = None) -> Sample:
     """Which rows to measure: all of them up to `max_rows`, else siblings from a few families and single rows.
 
     A family that holds more than its share of all sibling pairs is always taken; the rest are drawn alike, and weights
     carry the chance of being drawn. Raises DataError for no rows.
     """
-    plan = plan or Plan()
+    plan = plan or SamplePlan()
     if not families:
         raise DataError("a gradient probe needs rows, got none.", fix="Check the data file and the zone asked for.")
     order = {name: code for code, name in enumerate(dict.fromkeys(families))}

@@ -28,7 +28,7 @@ from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ModelError, ScoreError, first_line
 from veritune.probe.batches import evaluating, model_device
 from veritune.records import FORMAT_VERSION, Json, to_json
-from veritune.stats.centroids import Side, changes, m1_parts
+from veritune.stats.centroids import Centroids, changes, m1_parts
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["last_input_token", "response_mean"]
@@ -89,9 +89,11 @@ class States:
     method: Method
     prompts_hash: str
 
-    def side(self, layer: int) -> Side:
+    def side(self, layer: int) -> Centroids:
         """One layer, as `stats.centroids` takes it."""
-        return Side(self.centroid_L_P_H[layer], self.reference_L_H[layer], self.gram_L_P_P[layer], self.n_questions)
+        return Centroids(
+            self.centroid_L_P_H[layer], self.reference_L_H[layer], self.gram_L_P_P[layer], self.n_questions
+        )
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def geometry(base: States, trained: States, prompts: Prompts, *, level: float = 
     return read_alone(made)
 
 
-def _layer(base: Side, trained: Side, layer: int, level: float) -> dict[str, Any]:
+def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> dict[str, Any]:
     energy_H = np.square(base.centroid_P_H).sum(0)
     whole = float(energy_H.sum())
     drift, arrangement = m1_parts(base.centroid_P_H, trained.centroid_P_H) or (None, None)

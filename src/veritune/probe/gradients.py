@@ -26,8 +26,8 @@ from veritune.probe.effective import (
     ONE_DIRECTION,
     Floats,
     Found,
-    Plan,
     Sample,
+    SamplePlan,
     align,
     by_family,
     choose,
@@ -55,7 +55,7 @@ class Settings:
     rank: int = PROBE_RANK
     dims: int = 4093
     batch_size: int = 8
-    plan: Plan = field(default_factory=Plan)
+    plan: SamplePlan = field(default_factory=SamplePlan)
     level: float = 0.95
     seed: int = 0
     min_coverage: float = 0.9
@@ -296,7 +296,7 @@ def _check_lengths(rows: Sequence[Any], families: Sequence[Any] | None, sources:
             raise DataError(f"expected one of {name} per row ({len(rows)}), found {len(values)}.")
 
 
-def _random_sample(n: int, plan: Plan) -> Sample:
+def _random_sample(n: int, plan: SamplePlan) -> Sample:
     """Up to max_rows rows drawn alike, each its own family."""
     draw = np.random.default_rng(plan.seed)
     index_N = np.sort(draw.choice(n, size=min(n, plan.max_rows), replace=False))

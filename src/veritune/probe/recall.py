@@ -35,7 +35,7 @@ CHANCE = 0.5
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecallPlan:
     """How choices are built: the share of the target that is given, the most and fewest tokens of an ending, how many
     other endings of each kind a row meets, and the seed of their draw."""
 
@@ -59,7 +59,7 @@ class Choices:
     zones: tuple[str, ...]
     families: tuple[str | None, ...]
     skipped: Json
-    plan: Plan
+    plan: RecallPlan
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class ForcedChoice:
 
 
 def build_choices(
-    rows: Sequence[Rendered], zones: Sequence[str], families: Sequence[str | None], plan: Plan | None = None
+    rows: Sequence[Rendered], zones: Sequence[str], families: Sequence[str | None], plan: RecallPlan | None = None
 ) -> Choices:
     """Choices for every row that is long enough and has another row to be confused with.
 
     Raises DataError when there is none, or lists differ in length.
     """
-    plan = plan or Plan()
+    plan = plan or RecallPlan()
     require_targets(rows)
     if not len(rows) == len(zones) == len(families):
         raise DataError(f"expected a zone and a family per row ({len(rows)}), found {len(zones)} and {len(families)}.")
@@ -123,7 +123,7 @@ def build_choices(
     )
 
 
-def _halves(row: Rendered, plan: Plan) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+def _halves(row: Rendered, plan: RecallPlan) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """What is given and what is asked for (the last label, usually the end token, is not asked for)."""
     targets = [t for t, label in enumerate(row.labels) if label != IGNORE and t > 0]
     start = int(len(targets) * plan.prefix_share)
@@ -134,7 +134,7 @@ def _halves(row: Rendered, plan: Plan) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 class _Builder:
-    def __init__(self, rows: Sequence[Rendered], halves: Sequence[Any], plan: Plan) -> None:
+    def __init__(self, rows: Sequence[Rendered], halves: Sequence[Any], plan: RecallPlan) -> None:
         self.rows, self.halves, self.plan = rows, halves, plan
         self.candidates: list[Rendered] = []
         self.at: dict[tuple[int, tuple[int, ...]], int] = {}
@@ -210,7 +210,7 @@ def forced_choice(choices: Choices, before_C: Floats, after_C: Floats) -> Forced
     )
 
 
-def recall_of(found: Subject, zoned: Zoned, plan: Plan | None = None) -> dict[str, Any]:
+def recall_of(found: Subject, zoned: Zoned, plan: RecallPlan | None = None) -> dict[str, Any]:
     """Both ways of asking back, `forced_choice` and `verbatim`, of a trained model beside its base on these rows."""
     choices = build_choices(zoned.rendered, zoned.zones, zoned.families, plan)
     base = found.base()

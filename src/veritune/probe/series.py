@@ -17,7 +17,7 @@ from veritune.config.load import load_study
 from veritune.config.sweep import swept
 from veritune.errors import ModelError
 from veritune.probe.subject import is_adapter, refuse_other_base
-from veritune.probe.weights import Options, WeightChange, adapter_change, checkpoint_change
+from veritune.probe.weights import WeightChange, WeightOptions, adapter_change, checkpoint_change
 from veritune.records import FORMAT_VERSION, Json
 from veritune.store import Store, read_json
 from veritune.train.models import resolve
@@ -68,7 +68,12 @@ class WeightSeries:
     format: int = FORMAT_VERSION
 
 
-def change_of(folder: Path, base: Path | None, options: Options | None = None) -> WeightChange:
+def is_study(paths: Sequence[Path]) -> bool:
+    """Whether one path was given, and it is a study: its file or its folder."""
+    return len(paths) == 1 and (paths[0].suffix in (".yaml", ".yml") or (paths[0] / "study.yaml").is_file())
+
+
+def change_of(folder: Path, base: Path | None, options: WeightOptions | None = None) -> WeightChange:
     """Weight change of an adapter's folder or a full checkpoint's. Raises ModelError for a checkpoint without base."""
     if is_adapter(folder):
         if base is not None:

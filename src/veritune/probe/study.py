@@ -12,11 +12,14 @@ from veritune.data.families import Edge, find_families
 from veritune.data.load import load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
+from veritune.probe.geometry import Prompts
+from veritune.probe.gradients import GradientProbe, Settings, probe_gradients
+from veritune.probe.grouping import Grouped, group_by_gradient
 from veritune.probe.memorization import ThreeZoneGap, row_losses, three_zone_gap
 from veritune.probe.subject import Subject, subject
 from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
 from veritune.records import Rendered, Row
-from veritune.store import Store, hash_of, read_json, write_json
+from veritune.store import Store, hash_of, read_json, sha256_file, write_json
 
 GAP = "three_zone.json"
 __all__ = [
@@ -25,6 +28,9 @@ __all__ = [
     "gap_of",
     "geometry_of",
     "gradient_edges",
+    "gradient_families_of",
+    "gradients_of",
+    "persona_prompts",
     "read_zones",
     "subject",
     "thin",
@@ -141,6 +147,34 @@ def _refuse_leak(zones: Sequence[str], families: Sequence[str]) -> None:
             f"{leaked} of {n} stranger rows belong to a family that is trained on.",
             fix="Give them as --sibling, or hold their families out; `veritune audit` names them.",
         )
+
+
+def gradients_of(
+    subject: Subject, data: str | Path, settings: Settings, *, family_field: str | None = None
+) -> GradientProbe:
+    """The gradient probe on the rows of a data file. Raises DataError for rows that cannot be used or rendered."""
+    loaded = require_clean(load_rows(data, family_field=family_field))
+    rendered, problems = render_rows(loaded.rows, subject.renderer)
+    if problems:
+        raise DataError(f"{problems[0].message} ({len(problems)} such rows).", fix="Shorten or drop them.")
+    families = find_families(loaded.rows).families
+    return probe_gradients(subject.trained(), rendered, families, settings=settings, base_loss=subject.base_loss())
+
+
+def gradient_families_of(subject: Subject, rows: Sequence[Row], threshold: float) -> Grouped:
+    """Families of rows by words, and joined further where their gradients agree; rows that are too long keep theirs."""
+    rendered, _ = render_rows(rows, subject.renderer)
+    return group_by_gradient(subject.base(), rows, rendered, threshold=threshold)
+
+
+def persona_prompts(model: str, personas: Path | None, questions: Path | None) -> tuple[Prompts, dict[str, str]]:
+    """The geometry probe's prompts, of the built-in personas and questions without a file; SHA-256 of the files."""
+    from veritune.probe import geometry
+
+    texts = geometry.PERSONAS if personas is None else geometry.read_personas(personas)
+    asked = geometry.QUESTIONS if questions is None else geometry.read_questions(questions)
+    files = {n: sha256_file(p) for n, p in (("personas", personas), ("questions", questions)) if p is not None}
+    return geometry.render_personas(subject(model).renderer.tokenizer, texts, asked), files
 
 
 def gap_of(found: Subject, zoned: Zoned) -> ThreeZoneGap:

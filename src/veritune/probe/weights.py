@@ -74,7 +74,7 @@ class WeightChange:
 
 
 @dataclass(frozen=True)
-class Options:
+class WeightOptions:
     """spectrum: singular values of each change. intruders: also compare singular vectors with the base's (slow: one
     full decomposition of every base matrix and of every changed one)."""
 
@@ -85,11 +85,13 @@ class Options:
 # ---------------------------------------------------------------- adapters
 
 
-def adapter_change(adapter: str | Path, base: str | Path | None = None, options: Options | None = None) -> WeightChange:
+def adapter_change(
+    adapter: str | Path, base: str | Path | None = None, options: WeightOptions | None = None
+) -> WeightChange:
     """Weight change of a saved LoRA, rsLoRA or DoRA adapter. Without `base` (a folder of safetensors) nothing is
     relative. Raises ModelError for other adapter types, for a base the adapter does not fit, and quantised bases.
     """
-    options = options or Options()
+    options = options or WeightOptions()
     folder = Path(adapter)
     config = _adapter_config(folder)
     weights = Tensors(folder, "adapter_model.safetensors")
@@ -242,7 +244,7 @@ def _lora_change(  # noqa: PLR0913 - one call site, all of them needed
     scale: float,
     weights: Tensors,
     base: Tensors | None,
-    options: Options,
+    options: WeightOptions,
 ) -> ModuleChange:
     if not torch.isfinite(a).all() or not torch.isfinite(b).all():
         raise ModelError(f"{name}: the adapter holds NaN or infinite values.", fix="Use an earlier checkpoint.")
@@ -287,7 +289,7 @@ def _fitting(base: Tensors, key: str | None, module: str, shape: tuple[int, ...]
 
 
 def _saved_in_full(
-    weights: Tensors, used: set[str], base: Tensors | None, options: Options
+    weights: Tensors, used: set[str], base: Tensors | None, options: WeightOptions
 ) -> tuple[list[ModuleChange], tuple[str, ...]]:
     """Modules that the adapter holds whole (modules_to_save), against the base's."""
     made, notes = [], []
@@ -307,12 +309,12 @@ def _saved_in_full(
 # ---------------------------------------------------------------- checkpoints
 
 
-def checkpoint_change(before: str | Path, after: str | Path, options: Options | None = None) -> WeightChange:
+def checkpoint_change(before: str | Path, after: str | Path, options: WeightOptions | None = None) -> WeightChange:
     """Weight change between two folders of safetensors, streamed. Tensors that only one side has are named in `notes`.
 
     Raises ModelError when shapes differ, no tensor is shared or weights are quantised.
     """
-    options = options or Options(spectrum=False)
+    options = options or WeightOptions(spectrum=False)
     old, new = Tensors(Path(before)), Tensors(Path(after))
     shared = [n for n in old.names if n in set(new.names)]
     if 2 * len(shared) < min(len(old.names), len(new.names)):
@@ -339,7 +341,9 @@ def checkpoint_change(before: str | Path, after: str | Path, options: Options | 
     return _record(str(before), str(after), "full", tuple(modules), notes)
 
 
-def _streamed(module: str, old: Tensors, old_key: str, new: Tensors, new_key: str, options: Options) -> ModuleChange:
+def _streamed(
+    module: str, old: Tensors, old_key: str, new: Tensors, new_key: str, options: WeightOptions
+) -> ModuleChange:
     shape = old.shape(old_key)
     if (options.spectrum or options.intruders) and len(shape) == 2 and math.prod(shape) * 8 <= SPECTRUM_BYTES:
         weight = old.whole(old_key)
@@ -353,7 +357,7 @@ def _streamed(module: str, old: Tensors, old_key: str, new: Tensors, new_key: st
     return _module(module, shape, math.sqrt(squared), math.sqrt(base_squared), None)
 
 
-def _dense_change(module: str, weight: torch.Tensor, delta: torch.Tensor, options: Options) -> ModuleChange:
+def _dense_change(module: str, weight: torch.Tensor, delta: torch.Tensor, options: WeightOptions) -> ModuleChange:
     norm = float(torch.linalg.vector_norm(delta))
     _require_finite(f"{module} before", float(torch.linalg.vector_norm(weight)))
     _require_finite(module, norm)

@@ -63,7 +63,7 @@ EVIDENCE_FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class BundleSource:
     """What to pack. `run_id` or `adapter` names the weights; `model` says where the base lies now, where the study's
     own reference does not; `merged` is a folder with base and adapter merged; `licence` is the release's."""
 
@@ -77,7 +77,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedBundle:
     """A finished bundle. `gate` is what its gate record comes to for these bytes, None without one."""
 
     folder: Path
@@ -88,7 +88,7 @@ class Packed:
     signed: bool
 
 
-def make_bundle(source: Source, out: Path, *, key: Path | None = None) -> Packed:
+def make_bundle(source: BundleSource, out: Path, *, key: Path | None = None) -> PackedBundle:
     """Pack a bundle into `out`, which must not be there, and verify it. `key` signs it.
 
     Raises StaleError where the study was edited after it was sealed, GateError where the parts do not belong together
@@ -108,7 +108,15 @@ def make_bundle(source: Source, out: Path, *, key: Path | None = None) -> Packed
         if key is not None:
             sign(partial, key)
     size = sum(f["bytes"] for f in manifest["files"].values())
-    return Packed(out, manifest["hash"], len(manifest["files"]), size, gate_state(out, manifest), key is not None)
+    return PackedBundle(out, manifest["hash"], len(manifest["files"]), size, gate_state(out, manifest), key is not None)
+
+
+def packed_text(packed: PackedBundle) -> str:
+    """What was packed, in one line."""
+    gate = packed.gate or "no gate record: it cannot go to production yet (veritune gate)"
+    signed = "signed" if packed.signed else "not signed"
+    size = f"{packed.files} files, {packed.bytes:,} bytes"
+    return f"wrote {packed.folder}: bundle {packed.id[:12]}, {size}, {signed}; gate: {gate}"
 
 
 # ---------------------------------------------------------------- what goes in
@@ -116,7 +124,7 @@ def make_bundle(source: Source, out: Path, *, key: Path | None = None) -> Packed
 
 @dataclass(frozen=True)
 class _Plan:
-    source: Source
+    source: BundleSource
     store: Store
     study: Study
     entry: Mapping[str, Any]
@@ -141,7 +149,7 @@ class _Plan:
         return Subject(base, weights_digest(self.weights), merged)
 
 
-def _plan(source: Source) -> _Plan:
+def _plan(source: BundleSource) -> _Plan:
     store = Store.of(source.study)
     if not store.contract_file.exists():
         raise InputError(
@@ -164,7 +172,7 @@ def _refuse_edited(store: Store) -> None:
         )
 
 
-def _run(store: Store, source: Source) -> tuple[Mapping[str, Any], Path]:
+def _run(store: Store, source: BundleSource) -> tuple[Mapping[str, Any], Path]:
     """The run's manifest and the folder of its weights."""
     runs = {
         m["run_id"]: m
@@ -199,7 +207,7 @@ def _chosen(store: Store) -> str:
         raise InputError(exc.message, fix="Name the run that ships: --run RUN_ID.") from None
 
 
-def _base(source: Source, store: Store, study: Study, facts: Mapping[str, Any]) -> Any:
+def _base(source: BundleSource, store: Store, study: Study, facts: Mapping[str, Any]) -> Any:
     """The base model's folder, its files those of the contract."""
     from veritune.train.models import resolve, weight_hashes
 

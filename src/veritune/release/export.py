@@ -13,12 +13,12 @@ from typing import Any
 
 from veritune.errors import ModelError
 from veritune.records import Finding
-from veritune.release.merge import Part
+from veritune.release.merge import MergePart
 
 INDEX = "model.safetensors.index.json"
 
 
-def check_shards(folder: Path, merged: Path | None = None) -> Part:
+def check_shards(folder: Path, merged: Path | None = None) -> MergePart:
     """The safetensors of `folder`: consistent in themselves, and with `merged` the same tensors and values.
 
     Raises ModelError when there are no safetensors, or an index that cannot be read.
@@ -32,7 +32,7 @@ def check_shards(folder: Path, merged: Path | None = None) -> Part:
     same = " with the merged model's values" if merged is not None else ""
     message = bad[0].message if bad else f"{n} tensors in {len(held)} files{same}, as the index says"
     numbers = {"files": len(held), "tensors": n, "findings": [f.check for f in findings]}
-    return Part("shards", "failed" if bad else "passed", message, (), tuple(findings), numbers)
+    return MergePart("shards", "failed" if bad else "passed", message, (), tuple(findings), numbers)
 
 
 def _headers(folder: Path) -> dict[str, dict[str, int]]:

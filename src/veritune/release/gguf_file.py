@@ -25,7 +25,7 @@ from typing import Any
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import InputError, MachineError, ModelError, first_line
 from veritune.records import Finding
-from veritune.release.merge import Part
+from veritune.release.merge import MergePart
 
 EXACT = ("F32", "F16", "BF16")
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -84,7 +84,9 @@ def convert(converter: Path, merged: Path, out: Path, kind: str) -> Path:
 # ---------------------------------------------------------------- the file
 
 
-def check_file(path: Path, merged: Path, base: Path | None = None, limits: MergeThresholds = DEFAULTS.merge) -> Part:
+def check_file(
+    path: Path, merged: Path, base: Path | None = None, limits: MergeThresholds = DEFAULTS.merge
+) -> MergePart:
     """The file against the merged folder; with `base`, faults of the change itself are named.
 
     Raises ModelError for a file that is no GGUF and a merged folder without safetensors or tokenizer.
@@ -117,7 +119,7 @@ def check_file(path: Path, merged: Path, base: Path | None = None, limits: Merge
         "exact": set(kinds) <= set(EXACT),
         "unread": len(unread),
     }
-    return Part("gguf", status, message, lines, tuple(findings), numbers)
+    return MergePart("gguf", status, message, lines, tuple(findings), numbers)
 
 
 class GgufFile:

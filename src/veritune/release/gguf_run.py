@@ -15,10 +15,10 @@ from typing import Any
 from veritune.config.thresholds import MergeThresholds
 from veritune.errors import MachineError, ModelError
 from veritune.records import Rendered
-from veritune.release.merge import Part, Status
+from veritune.release.merge import MergePart, Status
 from veritune.release.merge_outputs import (
-    Divergence,
-    Options,
+    AnswerDivergence,
+    MergeOptions,
     first_divergence,
     kl_per_position,
     paired_change,
@@ -89,7 +89,7 @@ class LlamaCpp:
         return Output(tokenizer.decode(kept, skip_special_tokens=True), tuple(kept), ended)  # type: ignore[arg-type]
 
 
-def run_file(file: Part, path: Path, merged: Any, rows: Sequence[Rendered], options: Options) -> Part:
+def run_file(file: MergePart, path: Path, merged: Any, rows: Sequence[Rendered], options: MergeOptions) -> MergePart:
     """The file's outputs added to what `check_file` found. `merged` is the merged model's `ModelRef`.
 
     Where they cannot be had the part is undecided, and says why; a part that failed stays so.
@@ -122,7 +122,7 @@ def run_file(file: Part, path: Path, merged: Any, rows: Sequence[Rendered], opti
     )
 
 
-def _status(exact: bool, floors: float, faults: Sequence[Divergence], limits: MergeThresholds) -> Status:
+def _status(exact: bool, floors: float, faults: Sequence[AnswerDivergence], limits: MergeThresholds) -> Status:
     if not exact:
         return "undecided"
     if faults or not floors <= limits.fail_floors:
@@ -130,15 +130,15 @@ def _status(exact: bool, floors: float, faults: Sequence[Divergence], limits: Me
     return "passed" if floors <= limits.pass_floors else "undecided"
 
 
-def _line(d: Divergence) -> str:
+def _line(d: AnswerDivergence) -> str:
     word = "a tie under rounding" if d.tie else "no tie"
     tokens = f"merged {d.adapter_token} against {d.merged_token}"
     return f"  {d.row_id} at token {d.position}: {tokens} (gap {d.gap:.2g}: {word})"
 
 
 def _measure(
-    path: Path, merged: Any, rows: Sequence[Rendered], options: Options
-) -> tuple[dict[str, Any], tuple[Divergence, ...]]:
+    path: Path, merged: Any, rows: Sequence[Rendered], options: MergeOptions
+) -> tuple[dict[str, Any], tuple[AnswerDivergence, ...]]:
     """KL, loss and greedy answers of the file against the merged model in float32, and what the precision makes."""
     import torch
 

@@ -54,12 +54,20 @@ def is_place(url: str) -> bool:
 def push(bundle: Path, url: str, *, public: bool = False, public_key: Path | None = None) -> Pushed:
     """Verify a bundle and store it. A branch or alias `production` asks for a gate record that passes.
 
-    Raises GateError for a bundle that does not verify, is not gated, or did not arrive as it is; MachineError where the
-    server or the library is missing.
+    Raises InputError for any other place, GateError for a bundle that does not verify, is not gated, or did not arrive
+    as it is; MachineError where the server or the library is missing.
     """
+    if not is_place(url):
+        raise InputError(f"{url!r} is neither hf:// nor mlflow://.", fix="For a folder or s3://: veritune promote.")
     if url.startswith("hf://"):
         return _push_hf(bundle, url, public, public_key)
     return _push_mlflow(bundle, url, public_key)
+
+
+def pushed_text(pushed: Pushed) -> str:
+    """Where a bundle arrived, in one line."""
+    gate = f"gate {pushed.gate}" if pushed.gate else "no gate record"
+    return f"{pushed.place} is bundle {pushed.bundle[:12]}: {pushed.files} files, {gate}"
 
 
 def pull(url: str, out: Path, *, bundle: str | None = None, public_key: Path | None = None) -> Checked:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import ModelError, first_line
 from veritune.records import Finding, Json, Rendered
-from veritune.release.merge_outputs import Options, Outputs, compare_outputs
+from veritune.release.merge_outputs import MergeOptions, Outputs, compare_outputs
 
 # ---------------------------------------------------------------- weights
 
@@ -237,7 +237,7 @@ Status = Literal["passed", "failed", "undecided"]
 
 
 @dataclass(frozen=True)
-class Part:
+class MergePart:
     """What else was looked at: task scores, a quantised merge, an export. `status` None only informs."""
 
     name: str
@@ -261,7 +261,7 @@ class MergeParity:
     limits: str
     would_change: str
     kind: str = "merge"
-    parts: tuple[Part, ...] = ()
+    parts: tuple[MergePart, ...] = ()
     thresholds: Json = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def judge(
     return replace(found, thresholds=limits.model_dump())
 
 
-def joined(found: MergeParity, parts: Sequence[Part]) -> MergeParity:
+def joined(found: MergeParity, parts: Sequence[MergePart]) -> MergeParity:
     """The comparison with more parts: as good as the worst of them; a part without a status only informs."""
     from veritune.release.noninferior import worst
 
@@ -366,7 +366,7 @@ def merge_adapter(base: Any, adapter: Path, out: Path) -> Path:
     return out
 
 
-def parity(base: Any, adapter: Path, merged: Path, rows: Sequence[Rendered], options: Options) -> MergeParity:
+def parity(base: Any, adapter: Path, merged: Path, rows: Sequence[Rendered], options: MergeOptions) -> MergeParity:
     """Compare an adapter on its base (a `ModelRef`) with a merged folder: weights first, then outputs on `rows`.
 
     Outputs are compared even where the weights are wrong: how wrong the answers are is part of the finding.

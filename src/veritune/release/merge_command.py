@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from veritune.errors import GateError, InputError
 from veritune.machine import package_versions
 from veritune.records import Rendered, to_json
-from veritune.release.merge import MergeParity, Part, joined, judge, merge_adapter, parity
-from veritune.release.merge_outputs import Options
+from veritune.release.merge import MergeParity, MergePart, joined, judge, merge_adapter, parity
+from veritune.release.merge_outputs import MergeOptions
 
 if TYPE_CHECKING:
     from veritune.release.merge_scores import Task
@@ -48,7 +48,7 @@ class Exports:
 
 
 @dataclass(frozen=True)
-class Asked:
+class MergeRequest:
     """What the command line names. Either `study`, or `model` and `adapter`; `rows` caps how many rows are compared.
 
     `quantised` says in which bits the base was that the adapter was trained on; in a study its condition says so.
@@ -80,7 +80,7 @@ class Work:
     bits: Bits | None
 
 
-def merge_command(asked: Asked, options: Options) -> MergeParity:
+def merge_command(asked: MergeRequest, options: MergeOptions) -> MergeParity:
     """Compare, merging first where no merged folder is named; in a study the result is `release/merge.json`.
 
     Raises InputError when too little is named, ModelError when adapter, base and merged model do not belong together.
@@ -107,7 +107,7 @@ def merge_command(asked: Asked, options: Options) -> MergeParity:
 # ---------------------------------------------------------------- comparing
 
 
-def _compare(work: Work, asked: Asked, options: Options) -> tuple[MergeParity, Path]:
+def _compare(work: Work, asked: MergeRequest, options: MergeOptions) -> tuple[MergeParity, Path]:
     """The comparison, and the merged model's folder."""
     with tempfile.TemporaryDirectory(prefix="veritune-merge-") as scratch:
         base = work.ref if work.bits is None else _dequantised(work.ref, work.bits, Path(scratch))
@@ -139,7 +139,7 @@ def _dequantised(ref: ModelRef, bits: Bits, scratch: Path) -> ModelRef:
     return replace(ref, path=folder)
 
 
-def _found(work: Work, base: ModelRef, merged: Path, how: tuple[Path, Options]) -> MergeParity:
+def _found(work: Work, base: ModelRef, merged: Path, how: tuple[Path, MergeOptions]) -> MergeParity:
     """Weights and outputs, against the base that the adapter was trained on."""
     scratch, options = how
     if work.bits is None:
@@ -164,7 +164,7 @@ def _found(work: Work, base: ModelRef, merged: Path, how: tuple[Path, Options]) 
     return judge(found.modules, [slip, *found.findings], found.outputs, options.thresholds)
 
 
-def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: Options) -> list[Part]:
+def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: MergeOptions) -> list[MergePart]:
     from veritune.release.export import INDEX, check_shards
     from veritune.store import sha256_file
 
@@ -197,7 +197,7 @@ def _converted(exports: Exports, merged: Path) -> Path:
     return convert(exports.converter, merged.resolve(), out.resolve(), exports.gguf_type)
 
 
-def _scores(work: Work, merged: Path, parts: list[Part], how: tuple[Exports, Options]) -> list[Part]:
+def _scores(work: Work, merged: Path, parts: list[MergePart], how: tuple[Exports, MergeOptions]) -> list[MergePart]:
     """Task scores of the merged model, of its GGUF and of the merge in bits again, each against the adapter."""
     if work.task is None:
         return []
@@ -234,11 +234,11 @@ def _scores(work: Work, merged: Path, parts: list[Part], how: tuple[Exports, Opt
     return [replace(p, status=None) if p.name == shown else p for p in found]
 
 
-def _passed(scores: list[Part], name: str) -> bool:
+def _passed(scores: list[MergePart], name: str) -> bool:
     return any(p.name == f"scores of {name}" and p.status == "passed" for p in scores)
 
 
-def _scored(found: MergeParity, scores: list[Part], merged: Path) -> MergeParity:
+def _scored(found: MergeParity, scores: list[MergePart], merged: Path) -> MergeParity:
     """A merged model that is in bits itself rounds otherwise than its adapter; only scores can pass it."""
     from veritune.train.quantised import in_bits
 
@@ -248,10 +248,10 @@ def _scored(found: MergeParity, scores: list[Part], merged: Path) -> MergeParity
     return replace(found, status="passed", message=message, reading="The merged model scores as the adapter did.")
 
 
-def _excused(parts: list[Part], scores: list[Part]) -> list[Part]:
+def _excused(parts: list[MergePart], scores: list[MergePart]) -> list[MergePart]:
     """A quantised GGUF that was read whole and run, with no fault found, passes with its scores."""
 
-    def excused(part: Part) -> bool:
+    def excused(part: MergePart) -> bool:
         quantised = part.name == "gguf" and not part.numbers["exact"] and not part.numbers["unread"]
         return quantised and part.status == "undecided" and _passed(scores, "gguf")
 
@@ -261,7 +261,7 @@ def _excused(parts: list[Part], scores: list[Part]) -> list[Part]:
 # ---------------------------------------------------------------- what is compared
 
 
-def _merged(base: ModelRef, work: Work, asked: Asked, options: Options) -> Path:
+def _merged(base: ModelRef, work: Work, asked: MergeRequest, options: MergeOptions) -> Path:
     from veritune.train.models import load_base
 
     if asked.merged is not None:
@@ -277,7 +277,7 @@ def _merged(base: ModelRef, work: Work, asked: Asked, options: Options) -> Path:
     return merged
 
 
-def _rows(ref: ModelRef, asked: Asked) -> tuple[list[Rendered], Task | None]:
+def _rows(ref: ModelRef, asked: MergeRequest) -> tuple[list[Rendered], Task | None]:
     """The first rows of the data file as the contract would render them, and all of them as an eval if asked."""
     from veritune.data.load import load_rows, require_clean
     from veritune.data.render import Renderer, render_rows
@@ -315,7 +315,7 @@ def _margin(margin: float | None) -> float:
     return margin
 
 
-def _study_task(case: Any, data: Any, asked: Asked) -> Task | None:
+def _study_task(case: Any, data: Any, asked: MergeRequest) -> Task | None:
     """The named eval of the study on its own items; the margin of the policy's suite where none is given."""
     from veritune.evaluate import tasks
     from veritune.release.merge_scores import Task
@@ -338,7 +338,7 @@ def _study_task(case: Any, data: Any, asked: Asked) -> Task | None:
     return Task(scored.eval, spec, tuple(rows), prompts, families, margin)
 
 
-def _in_study(asked: Asked, options: Options) -> MergeParity:
+def _in_study(asked: MergeRequest, options: MergeOptions) -> MergeParity:
     """The candidate of a study on its own held-out rows, recorded as evidence for the gate."""
     from veritune.data.prepare import load_prepared
     from veritune.release.candidate import Choice, open_case

@@ -20,7 +20,7 @@ from veritune.records import Json, Rendered
 
 
 @dataclass(frozen=True)
-class Options:
+class MergeOptions:
     """How outputs are compared: precision that serves, rows at a time, tokens of a greedy answer.
 
     `seed` is that of the first of the `draws` that make the floor. Raises InputError for fewer than two draws.
@@ -39,7 +39,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Divergence:
+class AnswerDivergence:
     """Where two greedy answers part: both texts' next tokens, and the adapter's logit gap between its two best."""
 
     row_id: str
@@ -72,7 +72,7 @@ class Outputs:
     nll: Json
     answers: int
     agree: int
-    divergences: tuple[Divergence, ...]
+    divergences: tuple[AnswerDivergence, ...]
     flips: int
     settings: Json = field(default_factory=dict)
     kl_draws: tuple[float, ...] = ()
@@ -140,7 +140,7 @@ def rerounded(model: Any, names: Sequence[str], seed: int) -> Any:
 
 
 def compare_outputs(
-    adapted: Any, merged: Any, touched: Sequence[str], rows: Sequence[Rendered], tokenizer: Any, options: Options
+    adapted: Any, merged: Any, touched: Sequence[str], rows: Sequence[Rendered], tokenizer: Any, options: MergeOptions
 ) -> Outputs:
     """Adapter and merged model on the same rows. `touched` names the merged model's weights that the merge changed.
 
@@ -205,7 +205,7 @@ def compare_outputs(
 
 
 def _floor(
-    merged: Any, touched: Sequence[str], rows: Sequence[Rendered], kept: Sequence[Any], how: tuple[int, Options]
+    merged: Any, touched: Sequence[str], rows: Sequence[Rendered], kept: Sequence[Any], how: tuple[int, MergeOptions]
 ) -> tuple[list[float], float]:
     """Mean KL of each draw of re-rounded weights against `kept`, the logits without; and the largest logit difference
     of a draw, as the median over the draws, so that more draws do not call more a tie."""
@@ -243,8 +243,8 @@ def paired_change(change: Sequence[float]) -> dict[str, Any]:
 
 
 def differing_answers(
-    adapted: Any, merged: Any, rows: Sequence[Rendered], tokenizer: Any, options: Options
-) -> list[Divergence]:
+    adapted: Any, merged: Any, rows: Sequence[Rendered], tokenizer: Any, options: MergeOptions
+) -> list[AnswerDivergence]:
     """The rows whose greedy answers differ, each with its first difference."""
     from veritune.evaluate.generate import Decoding, generate
 
@@ -266,7 +266,7 @@ def prompt_of(row: Rendered) -> tuple[int, ...]:
 
 def first_divergence(
     model: Any, row: Rendered, prompt: tuple[int, ...], two: tuple[Any, Any], tokenizer: Any
-) -> Divergence:
+) -> AnswerDivergence:
     """Where two greedy answers (`Output`s) to one prompt part, and how sure `model` was there; `tie` comes later."""
     import torch
 
@@ -281,9 +281,9 @@ def first_divergence(
         return repr(tokenizer.decode([ids[at]])) if at < len(ids) else "the end"
 
     context = tokenizer.decode(list(ids[0, -8:]))
-    return Divergence(row.row_id, at, token(a), token(b), float(best[0] - best[1]), False, context)
+    return AnswerDivergence(row.row_id, at, token(a), token(b), float(best[0] - best[1]), False, context)
 
 
-def with_ties(told: Sequence[Divergence], rounding: float) -> tuple[Divergence, ...]:
+def with_ties(told: Sequence[AnswerDivergence], rounding: float) -> tuple[AnswerDivergence, ...]:
     """A step where the adapter's two best lie within twice what rounding alone moves a logit is a tie."""
     return tuple(replace(d, tie=d.gap <= 2 * rounding) for d in told)

@@ -14,7 +14,7 @@ from typing import Any
 from veritune.config.evals import Eval
 from veritune.errors import InputError
 from veritune.records import Row, Score
-from veritune.release.merge import Part
+from veritune.release.merge import MergePart
 
 Answer = Callable[[Sequence[Sequence[int]], int, int], list[Any]]
 """Prompts as token ids, most new tokens, prompts in a batch; the outputs in their order."""
@@ -52,7 +52,7 @@ def answers_of(make: Callable[[], Any], tokenizer: Any) -> Answer:
     return ask
 
 
-def paired_scores(task: Task, adapter: Answer, others: dict[str, Answer]) -> list[Part]:
+def paired_scores(task: Task, adapter: Answer, others: dict[str, Answer]) -> list[MergePart]:
     """One part for each other way to serve, against the adapter on its base. Scores are in [0, 1]."""
     from veritune.release.noninferior import Bar, not_worse
     from veritune.stats.table import ScoreTable
@@ -67,7 +67,7 @@ def paired_scores(task: Task, adapter: Answer, others: dict[str, Answer]) -> lis
         equal = sum(a.output == b.output for a, b in zip(before, after))
         words = f"{found.message}; {equal} of {len(after)} answers are equal"
         numbers = {**found.numbers, "eval": task.name, "margin": task.margin, "alpha": task.alpha, "equal": equal}
-        parts.append(Part(f"scores of {name}", found.status, words, (), (), numbers))
+        parts.append(MergePart(f"scores of {name}", found.status, words, (), (), numbers))
     return parts
 
 

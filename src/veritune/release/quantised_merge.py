@@ -26,9 +26,9 @@ from typing import Any
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import GateError, InputError, ModelError
 from veritune.records import Finding, Rendered
-from veritune.release.merge import MergeParity, Part, Stored, check_weights
+from veritune.release.merge import MergeParity, MergePart, Stored, check_weights
 from veritune.release.merge_outputs import (
-    Options,
+    MergeOptions,
     differing_answers,
     kl_per_position,
     paired_change,
@@ -219,8 +219,8 @@ Variant = tuple[str, Callable[[], Any]]
 
 
 def cost(
-    ref: ModelRef, bits: Bits, adapter: Path, merged: Path, context: tuple[Path, Sequence[Rendered], Options]
-) -> Part:
+    ref: ModelRef, bits: Bits, adapter: Path, merged: Path, context: tuple[Path, Sequence[Rendered], MergeOptions]
+) -> MergePart:
     """Loss, KL and greedy agreement of every way to serve the adapter, against the adapter on its quantised base.
 
     `context` is the dequantised base's folder, the rows and the options. The merge in bits again is made here, from
@@ -246,10 +246,10 @@ def cost(
         f" the error of the bits is {100 * share:.0f} % of the adapter's change"
     )
     numbers = {"kind": bits.kind, "table": table, "rows": len(rows), "lost_share": share}
-    return Part("quantised", None, message, tuple(_table(table, len(rows))), (), numbers)
+    return MergePart("quantised", None, message, tuple(_table(table, len(rows))), (), numbers)
 
 
-def _variants(ref: ModelRef, bits: Bits, folders: tuple[Path, Path, Path], options: Options) -> list[Variant]:
+def _variants(ref: ModelRef, bits: Bits, folders: tuple[Path, Path, Path], options: MergeOptions) -> list[Variant]:
     """The ways to serve, by name. A merged model that is in bits already is loaded as it is, and stands alone."""
     adapter, merged, dequantised = folders
     plain = replace(ref, dtype=options.dtype)

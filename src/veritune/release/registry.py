@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,6 +61,23 @@ class Restored:
     was: str
     prompts: int
     tokens: int
+
+
+def history_text(entries: Sequence[Entry], channel: str) -> str:
+    """A channel's history, a line an entry."""
+    lines = []
+    for e in entries:
+        back = f" to version {e.restores}" if e.restores else ""
+        lines.append(
+            f"{e.number:>4}  {e.time}  {e.bundle[:12]}  {e.action}{back}  {e.name}, gate {e.gate or 'none'}  {e.reason}"
+        )
+    return "\n".join(lines) or f"{channel} never pointed to a bundle"
+
+
+def restored_text(restored: Restored, channel: str) -> str:
+    """What a rollback came to, in one line."""
+    reproduced = f"{restored.prompts} golden prompts, {restored.tokens:,} tokens reproduced exactly"
+    return f"{channel} points to {restored.entry.bundle[:12]} again (was {restored.was[:12]}); {reproduced}"
 
 
 # ---------------------------------------------------------------- reading
@@ -116,6 +133,15 @@ def pull(url: str, bundle: str, out: Path, public_key: Path | None = None) -> Ch
         remove_staged(out)
         return checked
     return _fetch(open_shelf(url), bundle, out, public_key)
+
+
+def pull_version(url: str, channel: str, version: int | None, out: Path, public_key: Path | None = None) -> Checked:
+    """Fetch the bundle that a channel points to, or pointed to as of `version`, and verify it. Raises as `pull` does,
+    and InputError where the channel has no such version."""
+    chosen = [e for e in history(url, channel) if version in (None, e.number)]
+    if not chosen:
+        raise InputError(f"{channel} has no version {version or 1}.", fix="See `veritune history`.")
+    return pull(url, chosen[-1].bundle, out, public_key)
 
 
 def _fetch(shelf: Shelf, bundle: str, out: Path, public_key: Path | None = None) -> Checked:

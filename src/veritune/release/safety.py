@@ -34,9 +34,12 @@ from veritune.config.release import SafetyGate
 from veritune.errors import FormatError, InputError
 from veritune.patterns import search
 from veritune.records import Message, Row, Score, to_json
+from veritune.release.candidate import Case
+from veritune.release.checks import usable
 from veritune.release.evidence import Evidence, Subject, input_hashes, input_path, subject_of, write_evidence
 from veritune.release.noninferior import Bar, Found, Status, not_worse, worst
 from veritune.store import Store, read_jsonl, write_jsonl
+from veritune.train.models import BUILTIN
 
 PROMPTS = Path(__file__).with_name("prompts")
 STARTER = PROMPTS / "starter.yaml"
@@ -204,6 +207,25 @@ class Asking:
     dtype: str = "bfloat16"
     batch_size: int = 16
     grader: str | None = None
+
+
+def asking_of(
+    case: Case | None,
+    named: tuple[str | None, Path | None, str | None],
+    sets: Sequence[Path] | None,
+    batch_size: int,
+    grader: str | None,
+) -> Asking:
+    """What to ask. `named` is (base, adapter, dtype); what it leaves open is the case's. Raises InputError."""
+    model, adapter, dtype = named
+    if case is not None:
+        spec = case.study.model
+        local = case.store.root / spec.path
+        model = model or (str(local) if spec.path != BUILTIN and local.exists() else spec.path)
+        adapter, dtype = adapter or case.candidate.folder, dtype or spec.dtype
+    if model is None or adapter is None:
+        raise InputError("expected a study, or a base and an adapter.", fix="veritune safety --model DIR --adapter DIR")
+    return Asking(model, adapter, tuple(sets or (STARTER,)), dtype or "bfloat16", batch_size, grader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +432,14 @@ def read_graded(store: Store, record: Evidence) -> list[dict[str, Any]]:
     if ANSWERS not in record.outputs:
         raise FormatError("the safety record names no graded answers.", fix="Run `veritune safety` again.")
     return read_jsonl(input_path(store, ANSWERS))
+
+
+def recorded_answers(case: Case) -> list[dict[str, Any]]:
+    """The graded answers of the case's own safety record. Raises InputError where there is none for these weights."""
+    record = usable(case, "safety")
+    if isinstance(record, str):
+        raise InputError(f"{record}.", fix="Ask first: veritune safety STUDY")
+    return read_graded(case.store, record)
 
 
 def flips(answers: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

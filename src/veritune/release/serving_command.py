@@ -32,7 +32,7 @@ BENDING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_pe
 
 
 @dataclass(frozen=True)
-class Asked:
+class ServingRequest:
     """What the command line names. `base` is the model that speed is compared with; None measures no speed.
 
     `reference` is the folder whose template, tokenizer and stop tokens the answers must follow. With `study` it is the
@@ -67,7 +67,7 @@ class Served:
     tails: dict[str, Json] = field(default_factory=dict)
 
 
-def serve_command(asked: Asked) -> Served:
+def serve_command(asked: ServingRequest) -> Served:
     """Serve (or find) the model, ask, compare, and with a base measure both by turns.
 
     Raises InputError, DataError, ModelError, MachineError. With `study` the result is `release/serving.json`.
@@ -118,7 +118,7 @@ def serve_command(asked: Asked) -> Served:
     return found
 
 
-def _tails(asked: Asked, speed: Speed) -> dict[str, Json]:
+def _tails(asked: ServingRequest, speed: Speed) -> dict[str, Json]:
     """The tail's ratios by the study's policy, else by its defaults."""
     from veritune.config.load import load_study
     from veritune.config.release import ServingGate
@@ -131,7 +131,7 @@ def _tails(asked: Asked, speed: Speed) -> dict[str, Json]:
     return {name: tail_numbers(ratio) for name, ratio in tails(sample_lines(speed), rule).items()}
 
 
-def _reference(asked: Asked) -> Any:
+def _reference(asked: ServingRequest) -> Any:
     """The model whose template, tokenizer and stop tokens count (a `ModelRef`); None where nobody named one.
 
     Raises StaleError when the study's base does not render as its contract says.
@@ -213,7 +213,7 @@ def _own_word(parity: ServingParity) -> ServingParity:
     )
 
 
-def _server(stack: ExitStack, asked: Asked, url: str | None, folder: Path) -> Server:
+def _server(stack: ExitStack, asked: ServingRequest, url: str | None, folder: Path) -> Server:
     if url is not None:
         name = asked.served_name if url == asked.url else None
         return Server(url.rstrip("/"), name or str(folder))
@@ -232,7 +232,7 @@ def golden_rows(path: Path, most: int) -> list[Row]:
     return rows
 
 
-def _record(asked: Asked, study: Path, found: Served) -> None:
+def _record(asked: ServingRequest, study: Path, found: Served) -> None:
     """Write the evidence. Raises DataError when the model is neither the candidate nor its merge."""
     from veritune.release.candidate import Choice, open_case
     from veritune.release.evidence import Evidence, input_hashes, read_evidence, weights_digest, write_evidence

@@ -6,14 +6,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from veritune.records import Json
+from veritune.probe.study import Subject
+from veritune.probe.tokens import TokenFall, token_pieces
+from veritune.records import Json, to_json
 from veritune.report.page import environment
 from veritune.store import write_text
 
@@ -22,7 +24,7 @@ STEPS = (0.1, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Section:
+class TokenSection:
     """The rows of one zone: its `token_fall` record as JSON, and the text of every token by row id."""
 
     zone: str
@@ -30,12 +32,23 @@ class Section:
     pieces: Mapping[str, Sequence[str]]
 
 
-def write_tokens_page(path: Path, sections: Sequence[Section], subject: str) -> None:
+def draw_tokens(path: Path, records: Mapping[str, TokenFall], subject: Subject, rows: int) -> None:
+    """Draw the first `rows` rows of each zone of a token probe into one HTML file."""
+    sections = []
+    for zone, whole in records.items():
+        record = replace(whole, rows=whole.rows[:rows])
+        pieces = {row["row_id"]: token_pieces(subject.renderer.tokenizer, row["ids"]) for row in record.rows}
+        sections.append(TokenSection(zone, to_json(record), pieces))
+    assert subject.adapter is not None
+    write_tokens_page(path, sections, f"{subject.ref.name} with {subject.adapter.name}")
+
+
+def write_tokens_page(path: Path, sections: Sequence[TokenSection], subject: str) -> None:
     """Write the page as one HTML file. `subject` names model and adapter."""
     write_text(path, tokens_page(sections, subject))
 
 
-def tokens_page(sections: Sequence[Section], subject: str) -> str:
+def tokens_page(sections: Sequence[TokenSection], subject: str) -> str:
     """The page's text; everything from records and models is escaped."""
     folder = files("veritune.report").joinpath("templates")
     css = Markup("".join(folder.joinpath(n).read_text(encoding="utf-8") for n in ("report.css", "tokens.css")))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from veritune.errors import InputError, MachineError, VerituneError, first_line
 from veritune.machine import usable_cores
@@ -29,7 +29,7 @@ HANDED_ON = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExecutorPlan:
     """How cells are run. `workers` is for `local`: how many side by side, 0 for as many as fit.
 
     `cpus`, `gpus` and `memory_bytes` are what one cell needs (for `ray` and `slurm`, and to tell how many fit);
@@ -60,7 +60,9 @@ class Ended:
 Tell = Callable[[Ended], None]
 
 
-def run_cells(plan: Plan, study: Path, run_ids: Sequence[str], tell: Tell, tick: Callable[[], None]) -> list[Ended]:
+def run_cells(
+    plan: ExecutorPlan, study: Path, run_ids: Sequence[str], tell: Tell, tick: Callable[[], None]
+) -> list[Ended]:
     """Run these cells and wait for all; a failed one does not stop the others. `tell` hears of each as it ends.
 
     `tick` is called about once a second in between. Raises MachineError when the executor cannot run a cell at all.
@@ -93,6 +95,17 @@ def options_from(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def plan_from(
+    kind: str | None, options: Sequence[str], workers: int, cpus: int, gpus: float, address: str | None
+) -> ExecutorPlan | None:
+    """The plan that `--executor` and the options beside it name; None without one. Raises InputError."""
+    if kind is None:
+        return None
+    if kind not in get_args(Kind):
+        raise InputError(f"--executor {kind!r}: expected local, ray or slurm.", fix="Leave it out to run cells here.")
+    return ExecutorPlan(cast("Kind", kind), workers, cpus, gpus, address=address, options=options_from(options))
+
+
 # ---------------------------------------------------------------- this machine
 
 
@@ -105,7 +118,7 @@ class _Child:
     tries: int
 
 
-def _local(plan: Plan, study: Path, run_ids: list[str], tick: Callable[[], None]) -> Iterator[Ended]:
+def _local(plan: ExecutorPlan, study: Path, run_ids: list[str], tick: Callable[[], None]) -> Iterator[Ended]:
     """A process a cell, so many at a time. A cell whose process was killed is started again; its own error is final."""
     workers = plan.workers or how_many_fit(plan.memory_bytes or 1)
     threads = max(usable_cores() // workers, 1)
@@ -145,7 +158,7 @@ def _start(study: Path, run_id: str, tries: int, threads: int, device: str | Non
     handle, words = tempfile.mkstemp(prefix="veritune-cell-", suffix=".err")
     with os.fdopen(handle, "wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "veritune.cli", "cell", str(study), run_id, "--quiet"],
+            [sys.executable, "-m", "veritune", "cell", str(study), run_id, "--quiet"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stream,
@@ -181,7 +194,7 @@ def _accelerators() -> list[str]:
 # ---------------------------------------------------------------- a Ray cluster
 
 
-def _ray(plan: Plan, study: Path, run_ids: list[str], tick: Callable[[], None]) -> Iterator[Ended]:
+def _ray(plan: ExecutorPlan, study: Path, run_ids: list[str], tick: Callable[[], None]) -> Iterator[Ended]:
     """A Ray task a cell. Ray starts the task anew when its worker is lost; the cell goes on from its last checkpoint.
 
     The cell runs inside the worker's own process, so that a killed worker leaves nobody holding the run.
@@ -234,7 +247,7 @@ class CellTask:
         return submitit.helpers.DelayedSubmission(self, study, run_id)
 
 
-def _connected(plan: Plan) -> Any:
+def _connected(plan: ExecutorPlan) -> Any:
     """Ray, connected. Raises MachineError without it, without a cluster, or when no node can ever hold a cell.
 
     Ray itself would wait for ever for resources that no node has.
@@ -290,7 +303,7 @@ def _check_listening(address: str | None) -> None:
 # ---------------------------------------------------------------- Slurm
 
 
-def _slurm(plan: Plan, study: Path, run_ids: list[str], tick: Callable[[], None]) -> Iterator[Ended]:
+def _slurm(plan: ExecutorPlan, study: Path, run_ids: list[str], tick: Callable[[], None]) -> Iterator[Ended]:
     """One array job through submitit, a task a cell. A preempted or timed-out task is queued again by submitit.
 
     `options` are submitit's (`slurm_partition`, `timeout_min`, ...); `cluster=local` runs the jobs on this machine.

@@ -23,7 +23,7 @@ from veritune.report.page import write_report
 from veritune.seal import refuse_edited, seal
 from veritune.stages.cell import cells_of, is_done, run_cell
 from veritune.stages.decide import decide
-from veritune.stages.executors import Ended, Plan, how_many_fit, run_cells
+from veritune.stages.executors import Ended, ExecutorPlan, how_many_fit, run_cells
 from veritune.stages.freeze import mark_results
 from veritune.stages.leak import leak_of, whole_conditions
 from veritune.stages.plan import compare_with_plan, left, make_plan, plan_progress, refuse_plan, run_lines
@@ -58,7 +58,7 @@ def run(
     amend: str | None = None,
     progress: Progress | None = None,
     exploratory: bool = False,
-    executor: Plan | None = None,
+    executor: ExecutorPlan | None = None,
 ) -> Outcome:
     """Run a study, or what is left of it.
 
@@ -96,7 +96,7 @@ class _Runner:
         self.study = study
         self.progress = progress
         self.exploratory = False
-        self.executor: Plan | None = None
+        self.executor: ExecutorPlan | None = None
         self.trained = 0
         self.skipped = 0
         self.plan: Mapping[str, Any] = {}

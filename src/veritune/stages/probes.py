@@ -87,12 +87,12 @@ def _cheap(ready: Ready, cell: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _weights(ready: Ready, cell: Any, checkpoint: Path) -> Any:
-    from veritune.probe.weights import Options, adapter_change, checkpoint_change
+    from veritune.probe.weights import WeightOptions, adapter_change, checkpoint_change
 
     if ready.study.conditions[cell.condition].method == "full":
-        change = checkpoint_change(ready.model.path, checkpoint, Options(spectrum=False))
+        change = checkpoint_change(ready.model.path, checkpoint, WeightOptions(spectrum=False))
     else:
-        change = adapter_change(checkpoint, ready.model.path, Options(spectrum=True))
+        change = adapter_change(checkpoint, ready.model.path, WeightOptions(spectrum=True))
     return replace(change, before=ready.model.name, after=ready.store.relative(checkpoint))
 
 

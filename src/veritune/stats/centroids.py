@@ -52,7 +52,7 @@ _NO_VARIANCE = 1e-24
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Centroids:
     """One layer of one model. `gram_P_P`: inner products of states less their question's mean, over all questions."""
 
     centroid_P_H: Floats
@@ -99,7 +99,7 @@ def m1(centroid_P_H: Floats) -> float | None:
     return float((cosine.sum() - np.trace(cosine)) / (p * (p - 1)))
 
 
-def icc(side: Side) -> float | None:
+def icc(side: Centroids) -> float | None:
     """Intra-class correlation of hidden states by group, question effects removed: two-way, traces of mean squares.
 
     (MSP - MSE)/(MSP + (Q - 1) MSE). Source: Shrout & Fleiss 1979, Psychol. Bull. 86:420, ICC(3,1), over dimensions.
@@ -114,7 +114,7 @@ def separation(centroid_P_H: Floats) -> float:
     return float(np.sqrt(np.square(centroid_P_H - centroid_P_H.mean(0)).sum() / len(centroid_P_H)))
 
 
-def _squares(side: Side) -> tuple[Floats, Floats]:
+def _squares(side: Centroids) -> tuple[Floats, Floats]:
     """Each group's share of the mean squares between groups and within them [P]; both sum to the mean squares."""
     p, q = len(side.centroid_P_H), side.n_questions
     between_P = q * np.square(side.centroid_P_H - side.centroid_P_H.mean(0)).sum(1)
@@ -123,7 +123,7 @@ def _squares(side: Side) -> tuple[Floats, Floats]:
     return between_P / (p - 1), (whole_P - between_P) / ((p - 1) * (q - 1))
 
 
-def _scale(side: Side) -> float:
+def _scale(side: Centroids) -> float:
     return max(1.0, side.n_questions * float(np.square(side.centroid_P_H).sum()))
 
 
@@ -132,15 +132,15 @@ def _icc_of(between: float, within: float, n_questions: int, scale: float) -> fl
     return (between - within) / bottom if bottom > _NO_VARIANCE * scale else None
 
 
-def _without(side: Side, group: int) -> Side:
+def _without(side: Centroids, group: int) -> Centroids:
     gram_P_P = np.delete(np.delete(side.gram_P_P, group, 0), group, 1)
-    return Side(np.delete(side.centroid_P_H, group, 0), side.reference_H, gram_P_P, side.n_questions)
+    return Centroids(np.delete(side.centroid_P_H, group, 0), side.reference_H, gram_P_P, side.n_questions)
 
 
 # ---------------------------------------------------------------- changes
 
 
-def changes(base: Side, trained: Side, level: float = 0.95) -> dict[str, Change]:
+def changes(base: Centroids, trained: Centroids, level: float = 0.95) -> dict[str, Change]:
     """Every measure in `MEASURES` before and after."""
     channel = int(np.square(base.centroid_P_H).sum(0).argmax())
     made = {}
@@ -160,7 +160,7 @@ def _sides(base: bool, trained: bool) -> str:
     return "both models" if base and trained else "the base" if base else "the trained model"
 
 
-def _cosined(side: Side, name: str, channel: int) -> Floats:
+def _cosined(side: Centroids, name: str, channel: int) -> Floats:
     if name == "m1_around_reference":
         return side.centroid_P_H - side.reference_H
     return np.delete(side.centroid_P_H, channel, axis=1) if name == "m1_without_top_channel" else side.centroid_P_H
@@ -179,7 +179,7 @@ def _cosine_change(a_P_H: Floats, b_P_H: Floats, level: float, swapped: Swapped)
     return _change(before, after, after - before, without, level, swapped)
 
 
-def _icc_change(base: Side, trained: Side, level: float) -> Change:
+def _icc_change(base: Centroids, trained: Centroids, level: float) -> Change:
     before, after = icc(base), icc(trained)
     if before is None or after is None:
         return Change(before, after, reason=f"the states of {_sides(before is None, after is None)} do not vary")
@@ -200,7 +200,7 @@ def _icc_change(base: Side, trained: Side, level: float) -> Change:
     return _change(before, after, after - before, without, level, swapped)
 
 
-def _separation_change(base: Side, trained: Side, level: float) -> Change:
+def _separation_change(base: Centroids, trained: Centroids, level: float) -> Change:
     before, after = separation(base.centroid_P_H), separation(trained.centroid_P_H)
     tiny = _EPS * max(float(np.linalg.norm(side.centroid_P_H)) for side in (base, trained))
     if before <= tiny or after <= tiny:
@@ -217,7 +217,7 @@ def _separation_change(base: Side, trained: Side, level: float) -> Change:
     return _change(before, after, after / before - 1, without, level, swapped)
 
 
-def _drift_change(base: Side, trained: Side, level: float) -> Change:
+def _drift_change(base: Centroids, trained: Centroids, level: float) -> Change:
     unit = separation(base.centroid_P_H)
     if unit <= _EPS * float(np.linalg.norm(base.centroid_P_H)):
         return Change(None, None, reason="the base's centroids are all the same: no unit to measure the drift in")
@@ -279,7 +279,7 @@ def permutation_p(a_P_H: Floats, b_P_H: Floats, *, seed: int = 0) -> tuple[int, 
     return len(swap_S_P), _two_sided(statistic_S)
 
 
-def reference_p(base: Side, trained: Side, *, seed: int = 0) -> tuple[int, float]:
+def reference_p(base: Centroids, trained: Centroids, *, seed: int = 0) -> tuple[int, float]:
     """The same for M1 around the reference. The reference is one more unit whose two values change places.
 
     All groups share its chance deviation: with the groups swapped alone, a p below .05 came up in 32 % of nulls of 12.

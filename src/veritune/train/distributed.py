@@ -67,7 +67,7 @@ def check_ranks(asked: int) -> None:
 def command(arguments: Sequence[str], devices: int) -> list[str]:
     """`veritune ARGUMENTS` on so many processes of this machine, through torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(devices)]
-    return [sys.executable, *launcher, "-m", "veritune.cli", *arguments]
+    return [sys.executable, *launcher, "-m", "veritune", *arguments]
 
 
 def launch(study: Path, run_id: str, devices: int) -> int:

@@ -99,6 +99,16 @@ class Quantisation:
         return max(ROUNDING[self.dtype], ROUNDING[dict(self.fields)["bnb_4bit_compute_dtype"]])
 
 
+def qlora_settings(quant_type: str, double_quant: bool, dtype: str, guard: bool) -> Quantisation:
+    """The quantisation that a self-test tries. Raises StudyError for a setting that is not one of the choices."""
+    fields = {"bnb_4bit_quant_type": quant_type, "bnb_4bit_use_double_quant": double_quant}
+    condition = Condition.model_validate(
+        {"method": "qlora", "target_modules": "all-linear", **fields, "bnb_4bit_compute_dtype": dtype}
+    )
+    check_fields("selftest", condition)
+    return Quantisation.of(condition, dtype, guard)
+
+
 def check_fields(name: str, condition: Condition) -> None:
     """Raises StudyError for a quantisation setting that is not one of bitsandbytes' choices."""
     for key, value in condition.options().items():
@@ -260,6 +270,29 @@ def dequantised(layer: Any) -> Any:
 
 
 # ---------------------------------------------------------------- self-test
+
+
+def render_text(result: SelfTest) -> str:
+    """The stages of a self-test as a table, and the sentence they come to."""
+    facts = result.runtime
+    flags = facts["cpu_flags"] or []
+    risky = "has" if "avx512_bf16" in flags else "has no"
+    lines = [
+        f"4-bit self-test on {facts['device']}, bitsandbytes {facts['packages']['bitsandbytes']}, {facts['dtype']}, "
+        f"guard {'on' if facts['guard'] else 'off'}; this processor {risky} avx512_bf16",
+        f"{'stage':<12} {'difference':>10} {'allowed':>8}         what was compared with float32",
+    ]
+    for s in result.stages:
+        number = "-" if s.difference is None else f"{s.difference:.2g}"
+        what = s.error or s.measured
+        lines.append(f"{s.stage:<12} {number:>10} {s.threshold:>8.2g}  {'pass' if s.passed else 'FAIL'}   {what}")
+    failed = result.failed
+    lines.append(
+        "passed: qlora may be used on this runtime."
+        if failed is None
+        else f"failed at '{failed.stage}': qlora is refused on this runtime."
+    )
+    return "\n".join(lines)
 
 
 def self_test(how: Quantisation) -> SelfTest:

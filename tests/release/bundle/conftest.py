@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from veritune.release.bundle import Source, make_bundle
+from veritune.release.bundle import BundleSource, make_bundle
 
 _spec = importlib.util.spec_from_file_location("bundles", Path(__file__).with_name("bundles.py"))
 assert _spec and _spec.loader
@@ -32,7 +32,7 @@ def gated(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(gated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of all_layer, seed 0, with its gate record. Read only."""
     out = tmp_path_factory.mktemp("bundle") / "a"
-    make_bundle(Source(gated, run_of(gated, "all_layer"), prompts=3), out)
+    make_bundle(BundleSource(gated, run_of(gated, "all_layer"), prompts=3), out)
     return out
 
 
@@ -40,7 +40,7 @@ def made(gated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of attention_only, seed 0, without a gate record. Read only."""
     out = tmp_path_factory.mktemp("bundle") / "b"
-    make_bundle(Source(finished.root, run_of(finished.root, "attention_only"), prompts=3), out)
+    make_bundle(BundleSource(finished.root, run_of(finished.root, "attention_only"), prompts=3), out)
     return out
 
 

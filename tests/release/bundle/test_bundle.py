@@ -12,7 +12,7 @@ import pytest
 
 from veritune.errors import GateError, InputError, ModelError, StaleError
 from veritune.release import golden
-from veritune.release.bundle import Source, make_bundle
+from veritune.release.bundle import BundleSource, make_bundle
 from veritune.release.card import plain
 from veritune.release.verify import read_manifest, verify_bundle
 from veritune.train.models import quiet_transformers
@@ -40,7 +40,7 @@ def test_the_same_inputs_give_the_same_bytes_and_no_secret_of_the_environment(
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    make_bundle(Source(gated, run_of(gated, "all_layer"), prompts=3), tmp_path / "again")
+    make_bundle(BundleSource(gated, run_of(gated, "all_layer"), prompts=3), tmp_path / "again")
     assert digests(tmp_path / "again") == digests(made)
     whole = b"".join(digests(tmp_path / "again").values())
     assert [name for name, value in SECRETS.items() if value.encode() in whole] == []
@@ -90,7 +90,7 @@ def test_a_number_that_the_records_do_not_carry_stops_the_bundle(
     real = card.card_sections
     monkeypatch.setattr(card, "card_sections", lambda *a: real(*a) + "\n\nall_layer scores 0.777 on stranger items.")
     with pytest.raises(GateError, match=r"model card.*0\.777"):
-        make_bundle(Source(gated, run_of(gated, "all_layer"), prompts=1), tmp_path / "out")
+        make_bundle(BundleSource(gated, run_of(gated, "all_layer"), prompts=1), tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
@@ -126,19 +126,19 @@ def test_another_base_is_refused(gated: Path, tiny_model: Path, tmp_path: Path) 
     path = tmp_path / "base" / "model.safetensors"
     save_file({k: v * 1.01 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
     with pytest.raises(GateError, match="trained for base"):
-        make_bundle(Source(gated, run_of(gated, "all_layer"), model=tmp_path / "base"), tmp_path / "out")
+        make_bundle(BundleSource(gated, run_of(gated, "all_layer"), model=tmp_path / "base"), tmp_path / "out")
 
 
 def test_an_adapter_of_no_run_is_refused_and_a_copy_of_one_is_taken(gated: Path, other: Path, tmp_path: Path) -> None:
     (adapter,) = (gated / "runs" / run_of(gated, "all_layer")).glob("checkpoints/step-*")
     shutil.copytree(adapter, tmp_path / "copy")
-    found = make_bundle(Source(gated, adapter=tmp_path / "copy", prompts=1), tmp_path / "out")
+    found = make_bundle(BundleSource(gated, adapter=tmp_path / "copy", prompts=1), tmp_path / "out")
     assert read_manifest(found.folder)["run_id"] == run_of(gated, "all_layer")
     assert found.gate == "passed"
     spoiled = tmp_path / "copy" / "adapter_config.json"
     spoiled.write_text(spoiled.read_text().replace('"lora_alpha": 16.0', '"lora_alpha": 32.0'))
     with pytest.raises(GateError, match="none of this study's runs"):
-        make_bundle(Source(gated, adapter=tmp_path / "copy"), tmp_path / "out2")
+        make_bundle(BundleSource(gated, adapter=tmp_path / "copy"), tmp_path / "out2")
 
 
 def test_an_edited_record_is_refused(finished_copy: Any, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_an_edited_record_is_refused(finished_copy: Any, tmp_path: Path) -> None
     (scores,) = (root / "runs" / run_of(root, "all_layer") / "scores").glob("*.jsonl")
     scores.write_text(scores.read_text().replace('"value":0.', '"value":1.'), encoding="utf-8")
     with pytest.raises(StaleError, match="edited after the study was sealed"):
-        make_bundle(Source(root, run_of(root, "all_layer")), tmp_path / "out")
+        make_bundle(BundleSource(root, run_of(root, "all_layer")), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -166,17 +166,17 @@ def test_a_base_that_brings_code_is_refused(
     else:
         (base / name).write_text(json.dumps({**json.loads((base / name).read_text()), **content}))
     with pytest.raises(ModelError, match=match):
-        make_bundle(Source(gated, run_of(gated, "all_layer"), model=base), tmp_path / "out")
+        make_bundle(BundleSource(gated, run_of(gated, "all_layer"), model=base), tmp_path / "out")
 
 
 def test_nothing_is_written_over(gated: Path, made: Path) -> None:
     with pytest.raises(InputError, match="there already"):
-        make_bundle(Source(gated, run_of(gated, "all_layer")), made)
+        make_bundle(BundleSource(gated, run_of(gated, "all_layer")), made)
 
 
 def test_an_unknown_run_names_those_there_are(gated: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="all_layer-s0"):
-        make_bundle(Source(gated, "nope"), tmp_path / "out")
+        make_bundle(BundleSource(gated, "nope"), tmp_path / "out")
 
 
 # ---------------------------------------------------------------- golden outputs
@@ -210,7 +210,7 @@ def test_merged_weights_are_served_and_belong(gated: Path, tiny_model: Path, tmp
         merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
         merged.save_pretrained(tmp_path / "merged")
     found = make_bundle(
-        Source(gated, run_of(gated, "all_layer"), merged=tmp_path / "merged", prompts=2), tmp_path / "o"
+        BundleSource(gated, run_of(gated, "all_layer"), merged=tmp_path / "merged", prompts=2), tmp_path / "o"
     )
     manifest = read_manifest(found.folder)
     assert manifest["weights"] == {"kind": "merged", "serves": "model"}

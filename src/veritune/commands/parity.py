@@ -1,22 +1,29 @@
-"""`veritune merge-parity` and `serve-parity`: does what is merged, and served, say what the adapter said?"""
+"""The commands that ask whether what is merged, and what is served, answers as the adapter does."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from veritune.commands.exits import exit_unless
+from veritune.commands.lazy import lazy
+from veritune.commands.options import JsonOption, MaybeModelOption, WithExpectedOption
+from veritune.commands.output import json_text
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command("merge-parity")(merge_parity)
-    app.command("serve-parity")(serve_parity)
+if TYPE_CHECKING:
+    from veritune.release import load as loads
+    from veritune.release import merge, merge_command, merge_outputs, serving_command
+else:
+    loads, merge = lazy("veritune.release.load"), lazy("veritune.release.merge")
+    merge_command, merge_outputs = lazy("veritune.release.merge_command"), lazy("veritune.release.merge_outputs")
+    serving_command = lazy("veritune.release.serving_command")
 
 
 def merge_parity(
     study: Annotated[Path | None, typer.Argument(help="A study whose candidate was merged; or give --model.")] = None,
-    model: Annotated[str | None, typer.Option(help="Base model: folder, hub id or builtin.")] = None,
+    model: MaybeModelOption = None,
     adapter: Annotated[Path | None, typer.Option(help="The adapter's folder.")] = None,
     condition: Annotated[str | None, typer.Option(help="With STUDY: the arm that ships, where no policy says.")] = None,
     seed: Annotated[int | None, typer.Option(help="With STUDY: the seed whose weights ship.")] = None,
@@ -39,7 +46,7 @@ def merge_parity(
     extract: Annotated[
         str | None, typer.Option(help="Also compare scores on --data: pattern whose group is the answer.")
     ] = None,
-    expected: Annotated[str | None, typer.Option(help="With --extract: column with the expected answer.")] = None,
+    expected: WithExpectedOption = None,
     margin: Annotated[
         float | None, typer.Option(help="Scores may not be worse by this much; left out, the policy's for --eval.")
     ] = None,
@@ -50,26 +57,31 @@ def merge_parity(
         Path | None, typer.Option(help="llama.cpp's convert_hf_to_gguf.py: makes the GGUF first. It is run.")
     ] = None,
     gguf_type: Annotated[str, typer.Option(help="With --converter: f32, f16, bf16 or q8_0.")] = "bf16",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare an adapter with its merged model: weights module by module, logits, KL, whole greedy answers, scores.
 
     Exports of the merged model, as safetensors shards and as GGUF, are compared with it.
     """
-    from veritune.records import dumps
-    from veritune.release.merge import render_text
-    from veritune.release.merge_command import Asked, Exports, Scored, merge_command
-    from veritune.release.merge_outputs import Options
-
-    scored = Scored(eval_name, extract, expected, margin, answer_tokens)
-    exports = Exports(export, gguf, converter, gguf_type)
-    asked = Asked(
-        study, model, adapter, condition, seed, merged, out, data, rows, quantised, double_quant, scored, exports
+    request = merge_command.MergeRequest(
+        study,
+        model,
+        adapter,
+        condition,
+        seed,
+        merged,
+        out,
+        data,
+        rows,
+        quantised,
+        double_quant,
+        merge_command.Scored(eval_name, extract, expected, margin, answer_tokens),
+        merge_command.Exports(export, gguf, converter, gguf_type),
     )
-    found = merge_command(asked, Options(dtype=dtype, max_new_tokens=max_new_tokens, draws=draws))
-    print(dumps({**found.__dict__}, indent=2) if as_json else render_text(found))
-    if found.status != "passed":
-        raise typer.Exit(2)
+    options = merge_outputs.MergeOptions(dtype=dtype, max_new_tokens=max_new_tokens, draws=draws)
+    parity = merge_command.merge_command(request, options)
+    print(json_text(parity) if as_json else merge.render_text(parity))
+    exit_unless(parity.status == "passed")
 
 
 def serve_parity(
@@ -97,14 +109,10 @@ def serve_parity(
     samples: Annotated[Path | None, typer.Option(help="With --base: write every request as a line of JSON.")] = None,
     study: Annotated[Path | None, typer.Option(help="Record it as evidence for this study's gate.")] = None,
     condition: Annotated[str | None, typer.Option(help="With --study: the arm that ships.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask a served model the golden prompts and compare with the contract's generation; with --base, measure speed."""
-    from veritune.records import dumps
-    from veritune.release.load import Load
-    from veritune.release.serving_command import Asked, render_text, serve_command
-
-    asked = Asked(
+    request = serving_command.ServingRequest(
         model,
         golden,
         url,
@@ -119,9 +127,8 @@ def serve_parity(
         condition=condition,
         server=server,
         samples=samples,
-        load=Load(tuple(rate or (0.5, 1.0)), requests, blocks, price_per_hour=price_per_hour),
+        load=loads.Load(tuple(rate or (0.5, 1.0)), requests, blocks, price_per_hour=price_per_hour),
     )
-    found = serve_command(asked)
-    print(dumps(found, indent=2) if as_json else render_text(found))
-    if found.parity.status != "passed":
-        raise typer.Exit(2)
+    served = serving_command.serve_command(request)
+    print(json_text(served) if as_json else serving_command.render_text(served))
+    exit_unless(served.parity.status == "passed")

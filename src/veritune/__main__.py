@@ -1,0 +1,6 @@
+"""`python -m veritune`: the command line."""
+
+from veritune.commands.main import main
+
+if __name__ == "__main__":
+    main()
