@@ -24,11 +24,12 @@ SRC = REPO / "src" / "veritune"
 ORDER = (
     "errors",
     "patterns",
+    "canonical",
+    "files",
     "records",
     "fields",
     "thresholds",
     "stats",
-    "files",
     "ledger",
     "store",
     "study",
@@ -115,7 +116,7 @@ def test_the_engine_of_near_duplicates_knows_texts_alone() -> None:
     [
         ("store.py", "import veritune.cli"),
         ("data/load.py", "from veritune.train.models import resolve"),
-        ("records.py", "def f():\n    from veritune import decide"),
+        ("records/base.py", "def f():\n    from veritune import decide"),
         ("data/load.py", "from ..report.page import write_report"),
         ("train/models.py", "from veritune import run"),
     ],

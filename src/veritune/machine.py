@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from veritune.records import MemoryPeak
+
 RECORDED = (
     "accelerate",
     "bitsandbytes",
@@ -106,17 +108,17 @@ class PeakMemory:
             self.reset = False
         self.before = peak_bytes()
 
-    def read(self) -> dict[str, Any]:
-        """`bytes` (None where it cannot be told, with a `reason`), `before` and the `source` of the number."""
+    def read(self) -> MemoryPeak:
+        """The peak since this was made, or why it cannot be told."""
         if self.cuda:
             import torch
 
             peak = int(torch.cuda.max_memory_allocated())
-            return {"bytes": peak, "before": self.before, "source": "torch.cuda.max_memory_allocated"}
+            return MemoryPeak(peak, self.before, "torch.cuda.max_memory_allocated")
         if not self.reset:
             reason = "this system does not let a process set back its memory's high-water mark"
-            return {"bytes": None, "before": None, "source": "VmHWM", "reason": reason}
-        return {"bytes": peak_bytes(), "before": self.before, "source": "VmHWM"}
+            return MemoryPeak(None, None, "VmHWM", reason)
+        return MemoryPeak(peak_bytes(), self.before, "VmHWM")
 
 
 OWN_PROCESS = False

@@ -9,7 +9,7 @@ import numpy as np
 
 from veritune import contract
 from veritune.decide.claims import Context, judge
-from veritune.records import Score
+from veritune.records import MemoryPeak, Score, Trainable
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, write_json, write_jsonl
 from veritune.study import parse_study
@@ -138,14 +138,16 @@ def write_run(store: Store, condition: str, seed: int | None, *, old: bool = Fal
         training = {
             "best_step": 30, "steps": 30, "tokens": 24039, "train_s": 61.25 + 3 * seed, "final_loss": 0.42 + bump,
             "validation_nll": nll["validation"]["nll"] + 0.0001, "input_hash": digest,
-            "candidates": [{"step": s, "validation_nll": nll["validation"]["nll"] + (30 - s) / 40} for s in (10, 20)],
-            "trainable": {"method": "lora", "n_trainable": PARAMS[condition],
-                          "n_total": 134_515_008 + PARAMS[condition],
-                          "modules": ["q_proj"]},
+            "candidates": [{"step": s, "validation_nll": nll["validation"]["nll"] + (30 - s) / 40, "checkpoint": None}
+                           for s in (10, 20)],
+            "trainable": Trainable.of("lora", {}, ("q_proj",), PARAMS[condition], 134_515_008 + PARAMS[condition]),
+            "processes": 1, "checkpoint": None, "rows_compared_with_contract": None,
+            "peak_memory": MemoryPeak(None, None, "none", "made up"),
         }  # fmt: skip
     write_json(folder / "summary.json", {
         "run_id": run_id, "condition": condition, "seed": seed, "phase": "baseline" if seed is None else "main",
         "lr": None if seed is None else 1e-3, "nll": nll, "training": training, "input_hash": hash_of(run_id),
+        "exploratory": False, "failed": None, "scoring_memory": None,
         "scores": {name: summarise(rows) for name, rows in made.items()},
         "finished": "2026-01-01T00:00:00Z" if old else "2026-02-01T00:00:00Z",
     })  # fmt: skip

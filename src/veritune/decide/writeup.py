@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from veritune.decide.quantities import BASELINE, Records, outputs, read_records
+from veritune.decide.quantities import BASELINE, Records, outputs, read_records, summary_path
 from veritune.errors import InputError
 from veritune.records import ZONES
 from veritune.store import Store, read_json, sha256_file, sha256_text, write_json, write_text
@@ -261,7 +261,7 @@ def _samples(store: Store, records: Records) -> str:
             None,
         )
         for condition in records.conditions:
-            run = next((r for r in sorted(records.runs) if records.runs[r]["condition"] == condition), None)
+            run = next((r for r in sorted(records.runs) if records.runs[r].condition == condition), None)
             rows = [r for r in outputs(store, run, name) if zone is None or r["zone"] == zone] if run else []
             text = next((str(r["output"]) for r in rows if len(str(r.get("output") or "")) >= 20), None)
             if text:
@@ -341,7 +341,7 @@ def draw_hero(store: Store, records: Records) -> Path:
     rows = list(_hero_rows(records, name))
     svg, table = _svg(records, name, rows), _csv(rows)
     path = store.figures / f"{FIGURE}.svg"
-    sources = sorted({str(summary["_path"]) for summary in records.runs.values()})
+    sources = sorted({summary_path(summary) for summary in records.runs.values()})
     write_text(path, svg)
     write_text(path.with_suffix(".csv"), table)
     provenance = {

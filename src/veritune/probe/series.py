@@ -15,7 +15,7 @@ from typing import Any, Literal
 from veritune.errors import ModelError
 from veritune.probe.subject import is_adapter, refuse_other_base
 from veritune.probe.weights import Options, WeightChange, adapter_change, checkpoint_change
-from veritune.records import FORMAT_VERSION, Json
+from veritune.records import FORMAT_VERSION, Json, TrainingRecord
 from veritune.store import Store, read_json
 from veritune.study import BASELINE, load_study, swept
 from veritune.train.models import resolve
@@ -98,7 +98,8 @@ def study_series(study: str | Path) -> WeightSeries:
         found = sorted((folder / "checkpoints").glob("step-*"), key=lambda p: step_of(p) or 0)
         if not found:
             missing.append(folder.name)
-        training = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
+        record = folder / "training.json"
+        training = TrainingRecord.load(record) if record.is_file() else None
         try:
             for checkpoint in found:
                 facts = _facts(manifest, arms) | _of_step(training, step_of(checkpoint))
@@ -116,11 +117,12 @@ def study_series(study: str | Path) -> WeightSeries:
     return _record(lines, missing)
 
 
-def _of_step(training: Mapping[str, Any], step: int | None) -> dict[str, Any]:
+def _of_step(training: TrainingRecord | None, step: int | None) -> dict[str, Any]:
     """Whether the step is the scored one, and its loss on validation rows."""
-    best = training.get("best_step")
-    loss = {c["step"]: c["validation_nll"] for c in training.get("candidates", [])}
-    return {"step": step, "chosen": None if best is None else step == best, "validation_nll": loss.get(step)}
+    if training is None:
+        return {"step": step, "chosen": None, "validation_nll": None}
+    losses = [c.validation_nll for c in training.candidates if c.step == step]
+    return {"step": step, "chosen": step == training.best_step, "validation_nll": losses[0] if losses else None}
 
 
 def _facts(manifest: Mapping[str, Any], arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:

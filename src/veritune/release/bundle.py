@@ -24,7 +24,7 @@ from typing import Any
 
 from veritune import contract as contracts
 from veritune.errors import GateError, InputError, ModelError, StaleError
-from veritune.records import FORMAT_VERSION, to_json
+from veritune.records import FORMAT_VERSION, TrainingRecord, to_json
 from veritune.release import golden
 from veritune.release.card import licence_summary, model_card
 from veritune.release.evidence import Subject, files_digest, read_evidence, weight_files, weights_digest
@@ -170,7 +170,9 @@ def _run(store: Store, source: Source) -> tuple[Mapping[str, Any], Path]:
         if (m := read_json(p.parent / "manifest.json"))
     }
     runs = {name: m for name, m in runs.items() if m["condition"] != BASELINE}
-    folders = {name: store.root / read_json(store.run(name) / "training.json")["checkpoint"] for name in runs}
+    trained = {name: TrainingRecord.load(store.run(name) / "training.json") for name in runs}
+    folders = {name: record.weights_in(store.root) for name, record in trained.items() if record.checkpoint is not None}
+    runs = {name: runs[name] for name in folders}  # a run that chose a setting kept no weights
     if source.adapter is not None:
         digest = weights_digest(source.adapter)
         found = [name for name, folder in folders.items() if weights_digest(folder) == digest]

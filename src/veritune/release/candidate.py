@@ -11,6 +11,7 @@ from typing import Any
 
 from veritune import contract as contracts
 from veritune.errors import InputError, StudyError
+from veritune.records import TrainingRecord
 from veritune.release.evidence import Subject, files_digest, weights_digest
 from veritune.release.policy import Policy, load_policy
 from veritune.store import Store, hash_of, read_json, sha256_file
@@ -125,7 +126,7 @@ def _candidate(store: Store, kept: Mapping[str, Any], condition: str, seed: int)
             "expected one of each.",
             fix="Name a seed that was run: --seed N.",
         )
-    folder = store.root / read_json(store.run(found[0]) / "training.json")["checkpoint"]
+    folder = TrainingRecord.load(store.run(found[0]) / "training.json").weights_in(store.root)
     digest = files_digest(kept["entries"][-1]["terms"]["facts"]["model"]["files"])
     subject = Subject(digest, weights_digest(folder))
     return Candidate(found[0], condition, seed, folder, subject, base[0])

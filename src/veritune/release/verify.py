@@ -17,7 +17,8 @@ from typing import Any
 
 from veritune import contract as contracts
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
-from veritune.records import FORMAT_VERSION, Finding
+from veritune.records import FORMAT_VERSION, Finding, TrainingRecord
+from veritune.records.base import parse
 from veritune.release.evidence import Subject, files_digest, weights_digest
 from veritune.release.golden import GOLDEN, golden_problem
 from veritune.release.parts import (
@@ -27,6 +28,7 @@ from veritune.release.parts import (
     content_problem,
     finding,
     folder_tensors,
+    json_bytes,
     json_of,
     kind_problem,
     name_problem,
@@ -197,6 +199,11 @@ class _Parts:
         return record
 
     @cached_property
+    def training(self) -> TrainingRecord:
+        path = self.folder / EVIDENCE / "runs" / self.manifest["run_id"] / "training.json"
+        return parse(TrainingRecord, json_bytes(path), path)
+
+    @cached_property
     def subject(self) -> Subject:
         return Subject(**self.manifest["subject"])
 
@@ -264,7 +271,7 @@ def _weights(parts: _Parts) -> Found:
     candidate = folder / ("model" if kind == "full" else "adapter")
     if weights_digest(candidate) != parts.subject.candidate:
         yield candidate.name, f"{candidate.name} holds other weights than the manifest's subject"
-    checkpoint = parts.run("training.json")["checkpoint"]
+    checkpoint = parts.training.checkpoint
     for path in sorted(candidate.glob("*.safetensors")):
         if parts.sealed.get(f"{checkpoint}/{path.name}") != sha256_file(path):
             name = f"{candidate.name}/{path.name}"

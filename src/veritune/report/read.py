@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from veritune import contract
 from veritune.errors import VerituneError
+from veritune.records import RunSummary, TrainingRecord, ZoneLoss, ZoneScore
 from veritune.report import shapes
 from veritune.report.shapes import fit
 from veritune.store import Store, read_json, read_jsonl
@@ -32,8 +33,8 @@ class Run:
     condition: str
     seed: int | None
     manifest: Json
-    summary: Json | None = None
-    training: Json | None = None
+    summary: RunSummary | None = None
+    training: TrainingRecord | None = None
     metrics: Sequence[Json] = ()
     telemetry: Sequence[Json] = ()
     scores: Mapping[str, Sequence[Json]] = field(default_factory=dict)
@@ -43,6 +44,15 @@ class Run:
     @property
     def is_baseline(self) -> bool:
         return self.condition == BASELINE
+
+    @property
+    def losses(self) -> Mapping[str, ZoneLoss]:
+        """Loss by zone; empty while the run is not done."""
+        return self.summary.nll if self.summary is not None else {}
+
+    def zone_scores(self, name: str) -> Mapping[str, ZoneScore]:
+        """One eval's scores by zone; empty where there are none."""
+        return self.summary.scores.get(name, {}) if self.summary is not None else {}
 
     @property
     def label(self) -> str:
@@ -185,7 +195,8 @@ def _run(reader: _Reader, folder: Path) -> Run | None:
     # Scores of an earlier eval contract are kept as <eval>.<hash>.jsonl; an eval's name holds no full stop.
     scores = sorted(path for path in (folder / "scores").glob("*.jsonl") if "." not in path.stem)
     stamps = {path.stem: reader.json(path.with_suffix(".json"), shapes.STAMP) for path in scores}
-    summary = reader.json(folder / "summary.json", shapes.SUMMARY)
+    summary = reader.maybe(folder / "summary.json", RunSummary.load, None)
+    training = reader.maybe(folder / "training.json", TrainingRecord.load, None)
     condition = str(manifest.get("condition") or folder.name)
     return Run(
         run_id=folder.name,
@@ -193,7 +204,7 @@ def _run(reader: _Reader, folder: Path) -> Run | None:
         seed=None if condition == BASELINE else manifest.get("seed"),
         manifest=manifest,
         summary=summary,
-        training=reader.json(folder / "training.json", shapes.TRAINING) or (summary or {}).get("training"),
+        training=training or (summary.training if summary is not None else None),
         metrics=reader.jsonl(folder / "metrics.jsonl", shapes.METRIC),
         telemetry=reader.jsonl(folder / "telemetry.jsonl", shapes.TELEMETRY, _telemetry),
         scores={path.stem: reader.jsonl(path, shapes.SCORE) for path in scores},

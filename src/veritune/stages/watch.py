@@ -17,6 +17,7 @@ from typing import Any
 from veritune import contract
 from veritune.errors import InputError, StudyError
 from veritune.progress import Progress, clock
+from veritune.records import RunSummary
 from veritune.store import Store, read_json, whole_lines
 from veritune.study import Study, load_study
 
@@ -72,11 +73,12 @@ def cell_state(store: Store, run_id: str, expected: str | None) -> dict[str, Any
     folder = store.run(run_id)
     state: dict[str, Any] = {"state": "waiting", "step": None, "steps": None, "loss": None, "left_s": None}
     state |= {"age_s": None, "holder": None, "error": None}
-    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
-    if summary is not None and expected in (None, summary["input_hash"]):
-        trained = summary["training"] or {"steps": None, "final_loss": None}
-        steps = {"step": trained["steps"], "steps": trained["steps"], "loss": trained["final_loss"]}
-        return state | {"state": "done", **steps}
+    summary = RunSummary.load(folder / "summary.json") if (folder / "summary.json").exists() else None
+    if summary is not None and expected in (None, summary.input_hash):
+        trained = summary.training
+        if trained is not None:
+            state |= {"step": trained.steps, "steps": trained.steps, "loss": trained.final_loss}
+        return state | {"state": "done"}
     if not folder.exists():
         return state
     holder = store.holder(run_id)
