@@ -152,9 +152,14 @@ def write_run(store: Store, condition: str, seed: int | None, *, old: bool = Fal
         "finished": "2026-01-01T00:00:00Z" if old else "2026-02-01T00:00:00Z",
     })  # fmt: skip
     manifest = {
+        "run_id": run_id, "phase": "baseline" if seed is None else "main", "lr": 1e-3, "input_hash": hash_of(run_id),
+        "model": {"name": "SmolLM2", "dtype": "float32"}, "method": {}, "train": {}, "steps": None, "seeds": {},
+        "data": {"version": "made up", "seen_rows": []}, "git": None, "exploratory": False, "format": 1,
+        "command": "veritune run study.yaml", "host": "bench-1",
         "condition": condition, "seed": seed or 0, "packages": facts()["packages"], "created": "2026-01-01T00:00:00Z",
         "machine": {"system": "Linux", "machine": "x86_64", "cores": 2, "python": "3.11.7", "accelerators": [],
-                    "memory_bytes": 25_276_502_016},
+                    "memory_bytes": 25_276_502_016, "torch_threads": 1, "torch_interop_threads": 1, "processor": None,
+                    "vector_instructions": "AVX2", "cuda": None, "deterministic_algorithms": False},
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return run_id

@@ -15,14 +15,19 @@ import pytest
 from veritune.errors import FormatError, StaleError
 from veritune.records import (
     CheckpointCandidate,
+    GitState,
+    MachineFacts,
     MemoryPeak,
+    NamedModel,
     Record,
     RuleCount,
+    RunManifest,
     RunSummary,
     ServerCandidate,
     ServerExport,
     ServerTraining,
     Trainable,
+    TrainedRows,
     TrainingRecord,
     ZoneLoss,
     ZoneScore,
@@ -77,7 +82,37 @@ SUMMARY = RunSummary(
     finished="2026-02-01T00:00:00Z",
 )
 BASELINE = replace(SUMMARY, condition="baseline", seed=None, lr=None, training=None, before_amendment=2, scores={})
-FILES: dict[str, Record] = {"training": TRAINING, "server": SERVER, "summary": SUMMARY, "baseline": BASELINE}
+MANIFEST = RunManifest(
+    run_id="wide-s0",
+    phase="main",
+    condition="wide",
+    seed=0,
+    lr=0.005,
+    input_hash="12" * 32,
+    model=NamedModel("tiny", "float32"),
+    method={"method": "lora", "r": 4},
+    train={"max_steps": 8},
+    data=TrainedRows("feed5eedf00d", ("f00-0", "f00-2")),
+    packages={"torch": "2.9"},
+    machine=MachineFacts("Linux", "x86_64", "3.11.7", 2, 1, 1, None, "AVX2", 1 << 34, (), None, False),
+    created="2026-02-01T00:00:00Z",
+    steps=8,
+    seeds={"torch": 0},
+    git=GitState("ab" * 20, None),
+    exploratory=False,
+    command="veritune run 'my study/study.yaml'",
+    host="bench-1",
+    format=1,
+)
+REMOTE = replace(MANIFEST, model=NamedModel("tiny", "decided by the server", "tinker", "Tiny-1B"), git=None)
+FILES: dict[str, Record] = {
+    "manifest": MANIFEST,
+    "remote manifest": REMOTE,
+    "training": TRAINING,
+    "server": SERVER,
+    "summary": SUMMARY,
+    "baseline": BASELINE,
+}
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -108,7 +143,7 @@ def test_keys_that_do_not_apply_are_left_out_of_the_file() -> None:
 
 @pytest.mark.parametrize("record", FILES.values(), ids=FILES)
 def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, record: Record) -> None:
-    optional = {"backend", "before_amendment"}
+    optional = {"backend", "before_amendment"}  # absent where they do not apply
     for key in json.loads(record.text()):
         if key not in optional:
             path = edited(tmp_path, record, lambda d, key=key: d.pop(key))
@@ -174,6 +209,14 @@ def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, r
             lambda d: d["scores"]["style"]["seen"]["rules"]["asks"].update(held=None),
             "scores.style.seen.rules.asks.held: expected an integer, found null.",
         ),
+        (MANIFEST, lambda d: d.update(format=2), "format: expected 1, found 2."),
+        (MANIFEST, lambda d: d["machine"].pop("cores"), "machine.cores: expected this key, found no such key."),
+        (
+            MANIFEST,
+            lambda d: d["data"].update(seen_rows=["a", 7]),
+            "data.seen_rows[1]: expected text, found 7.",
+        ),
+        (MANIFEST, lambda d: d["seeds"].update(torch="0"), 'seeds.torch: expected an integer, found "0".'),
         (SUMMARY, lambda d: d.update(exploratory=0), "exploratory: expected true or false, found 0."),
     ],
 )

@@ -13,15 +13,18 @@ from veritune import contract
 from veritune.records import (
     CheckpointCandidate,
     Estimate,
+    MachineFacts,
     MemoryPeak,
     Message,
     MetricRow,
+    NamedModel,
     Row,
     RuleCount,
     RunManifest,
     RunSummary,
     Score,
     Trainable,
+    TrainedRows,
     TrainingRecord,
     Verdict,
     ZoneLoss,
@@ -128,15 +131,22 @@ def _run(store: Store, study: Study, cell: Cell, evil: str) -> None:
         seed=cell.seed,
         lr=cell.lr,
         input_hash=cell.input_hash,
-        model={"name": "SmallLM", "dtype": "bfloat16"},
+        model=NamedModel("SmallLM", "bfloat16"),
         method=condition.model_dump(mode="json") if condition else {},
         train=study.train.model_dump(mode="json"),
-        data={"version": "feed5eedf00d"},
+        data=TrainedRows("feed5eedf00d", ()),
         packages={"torch": "9.8.7"},
-        machine={"cores": 6, "accelerators": [], "system": f"Linux{evil}"},
+        machine=MachineFacts(f"Linux{evil}", "x86_64", "3.11.7", 6, 6, 6, None, "AVX2", 1 << 34, (), None, False),
         created=now(),
+        steps=None,
+        seeds={},
+        git=None,
+        exploratory=False,
+        command="veritune run study.yaml",
+        host="bench-1",
+        format=1,
     )
-    write_json(folder / "manifest.json", manifest)
+    manifest.save(folder / "manifest.json")
     shift = 0.0 if base else {"narrow": 0.3137, "wide": 0.4673}[cell.condition] + cell.seed / 1009
     training = None if base else _training(folder, cell, shift)
     zones = ("seen", "sibling", "stranger")

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from veritune.errors import ModelError
 from veritune.probe.subject import is_adapter, refuse_other_base
 from veritune.probe.weights import Options, WeightChange, adapter_change, checkpoint_change
-from veritune.records import FORMAT_VERSION, Json, TrainingRecord
-from veritune.store import Store, read_json
+from veritune.records import FORMAT_VERSION, Json, RunManifest, TrainingRecord
+from veritune.store import Store
 from veritune.study import BASELINE, load_study, swept
 from veritune.train.models import resolve
 
@@ -92,8 +92,8 @@ def study_series(study: str | Path) -> WeightSeries:
     base = resolve(settings.model, store.root).path
     arms, lines, missing = swept(settings), [], []
     for folder in sorted(p for p in store.runs.iterdir() if (p / "manifest.json").is_file()):
-        manifest = read_json(folder / "manifest.json")
-        if manifest.get("condition") == BASELINE:
+        manifest = RunManifest.load(folder / "manifest.json")
+        if manifest.condition == BASELINE:
             continue  # it trains nothing
         found = sorted((folder / "checkpoints").glob("step-*"), key=lambda p: step_of(p) or 0)
         if not found:
@@ -103,7 +103,7 @@ def study_series(study: str | Path) -> WeightSeries:
         try:
             for checkpoint in found:
                 facts = _facts(manifest, arms) | _of_step(training, step_of(checkpoint))
-                label = f"{manifest['condition']} s{manifest['seed']} step {facts['step']}"
+                label = f"{manifest.condition} s{manifest.seed} step {facts['step']}"
                 lines.append(_line(label, change_of(checkpoint, base), facts))
         except ModelError as exc:  # prompt tuning, say: one run must not hide the others
             missing.append(f"{folder.name} ({exc.message.rstrip('.')})")
@@ -125,16 +125,15 @@ def _of_step(training: TrainingRecord | None, step: int | None) -> dict[str, Any
     return {"step": step, "chosen": step == training.best_step, "validation_nll": losses[0] if losses else None}
 
 
-def _facts(manifest: Mapping[str, Any], arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    rows = manifest.get("data", {}).get("seen_rows")
-    arm, point = arms.get(str(manifest.get("condition")), (manifest.get("condition"), {}))
+def _facts(manifest: RunManifest, arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    arm, point = arms.get(manifest.condition, (manifest.condition, {}))
     return {
-        "condition": manifest.get("condition"),
+        "condition": manifest.condition,
         "arm": arm,
         "point": point,
-        "seed": manifest.get("seed"),
-        "lr": manifest.get("lr"),
-        "rows": None if rows is None else len(rows),
+        "seed": manifest.seed,
+        "lr": manifest.lr,
+        "rows": len(manifest.data.seen_rows),
     }
 
 

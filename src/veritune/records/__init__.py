@@ -2,6 +2,7 @@
 
 common.py     data, scores, estimates, verdicts: records without a file of their own
 base.py       Record and RecordPart: read strictly, written canonically
+manifest.py   runs/<run_id>/manifest.json
 training.py   runs/<run_id>/training.json
 summary.py    runs/<run_id>/summary.json
 """
@@ -22,11 +23,11 @@ from veritune.records.common import (
     MetricRow,
     Rendered,
     Row,
-    RunManifest,
     Score,
     Verdict,
     Zone,
 )
+from veritune.records.manifest import GitState, MachineFacts, NamedModel, RunManifest, TrainedRows
 from veritune.records.summary import RuleCount, RunSummary, ZoneLoss, ZoneScore
 from veritune.records.training import (
     CheckpointCandidate,
@@ -45,11 +46,14 @@ __all__ = [
     "Estimate",
     "Finding",
     "GateResult",
+    "GitState",
     "Json",
+    "MachineFacts",
     "Membership",
     "MemoryPeak",
     "Message",
     "MetricRow",
+    "NamedModel",
     "Record",
     "RecordPart",
     "Rendered",
@@ -62,6 +66,7 @@ __all__ = [
     "ServerExport",
     "ServerTraining",
     "Trainable",
+    "TrainedRows",
     "TrainingRecord",
     "Verdict",
     "Zone",

@@ -107,7 +107,8 @@ def _refusal(kind: type[RecordPart], exc: ValidationError, content: bytes, path:
         known = f"a key of {kind.__name__} version {getattr(kind, 'VERSION', 1)}"
         return FormatError(f"{where}: expected {known}, found an unknown key.", fix=OTHER_VERSION)
     wanted = EXPECTED.get(error["type"].removesuffix("_type")) or _literal(error)
-    return FormatError(f"{where}: expected {wanted}, found {_described(error['input'])}.", fix=DAMAGED)
+    fix = OTHER_VERSION if steps == ("format",) else DAMAGED
+    return FormatError(f"{where}: expected {wanted}, found {_described(error['input'])}.", fix=fix)
 
 
 def _literal(error: ErrorDetails) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 
 Zone = Literal["seen", "sibling", "stranger", "validation"]
 ZONES: tuple[Zone, ...] = ("seen", "sibling", "stranger", "validation")
@@ -122,34 +122,6 @@ class MetricRow:
     token_count: int | None
     cost: float | None
     checkpoint: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RunManifest:
-    """Everything needed to do one run again. Paths are relative to the study folder.
-
-    `steps` are the optimizer steps planned, `seeds` those of each random generator, `git` the state of the repository
-    that the study folder lies in (None without one), `exploratory` whether the run was begun before a freeze.
-    """
-
-    run_id: str
-    phase: str
-    condition: str
-    seed: int
-    lr: float
-    input_hash: str
-    model: Json
-    method: Json
-    train: Json
-    data: Json
-    packages: Json
-    machine: Json
-    created: str
-    steps: int | None = None
-    seeds: Json = field(default_factory=dict)
-    git: Json | None = None
-    exploratory: bool = False
-    format: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True)

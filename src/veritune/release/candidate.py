@@ -11,7 +11,7 @@ from typing import Any
 
 from veritune import contract as contracts
 from veritune.errors import InputError, StudyError
-from veritune.records import TrainingRecord
+from veritune.records import RunManifest, TrainingRecord
 from veritune.release.evidence import Subject, files_digest, weights_digest
 from veritune.release.policy import Policy, load_policy
 from veritune.store import Store, hash_of, read_json, sha256_file
@@ -117,9 +117,11 @@ def _condition(study: Study, policy: Policy, choice: Choice) -> str:
 
 
 def _candidate(store: Store, kept: Mapping[str, Any], condition: str, seed: int) -> Candidate:
-    manifests = {run: read_json(store.run(run) / "manifest.json") for run in read_json(store.verdict_file)["runs"]}
-    found = [r for r, m in manifests.items() if m["condition"] == condition and m["seed"] == seed]
-    base = [r for r, m in manifests.items() if m["condition"] == BASELINE]
+    manifests = {
+        run: RunManifest.load(store.run(run) / "manifest.json") for run in read_json(store.verdict_file)["runs"]
+    }
+    found = [r for r, m in manifests.items() if m.condition == condition and m.seed == seed]
+    base = [r for r, m in manifests.items() if m.condition == BASELINE]
     if len(found) != 1 or len(base) != 1:
         raise StudyError(
             f"the verdicts rest on {len(found)} runs of {condition}, seed {seed}, and {len(base)} baselines; "

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from veritune import contract
 from veritune.errors import VerituneError
-from veritune.records import RunSummary, TrainingRecord, ZoneLoss, ZoneScore
+from veritune.records import RunManifest, RunSummary, TrainingRecord, ZoneLoss, ZoneScore
 from veritune.report import shapes
 from veritune.report.shapes import fit
 from veritune.store import Store, read_json, read_jsonl
@@ -32,7 +32,7 @@ class Run:
     run_id: str
     condition: str
     seed: int | None
-    manifest: Json
+    manifest: RunManifest
     summary: RunSummary | None = None
     training: TrainingRecord | None = None
     metrics: Sequence[Json] = ()
@@ -148,7 +148,7 @@ def read_records(store: Store, study: Study) -> Records:
     runs = sorted((r for r in found if r and (not planned or r.run_id in planned)), key=_order(study))
     trials = ("select", "shape")  # their choice is in selection.json and shapes.json
     strays = tuple(
-        r.run_id for r in found if r and planned and r.run_id not in planned and r.manifest.get("phase") not in trials
+        r.run_id for r in found if r and planned and r.run_id not in planned and r.manifest.phase not in trials
     )
     folder = _data_folder(store, kept)
     records = Records(
@@ -189,7 +189,7 @@ def _with_problems(records: Records, problems: Sequence[str], planned: Sequence[
 
 
 def _run(reader: _Reader, folder: Path) -> Run | None:
-    manifest = reader.json(folder / "manifest.json", shapes.MANIFEST)
+    manifest = reader.maybe(folder / "manifest.json", RunManifest.load, None)
     if manifest is None:
         return None
     # Scores of an earlier eval contract are kept as <eval>.<hash>.jsonl; an eval's name holds no full stop.
@@ -197,11 +197,10 @@ def _run(reader: _Reader, folder: Path) -> Run | None:
     stamps = {path.stem: reader.json(path.with_suffix(".json"), shapes.STAMP) for path in scores}
     summary = reader.maybe(folder / "summary.json", RunSummary.load, None)
     training = reader.maybe(folder / "training.json", TrainingRecord.load, None)
-    condition = str(manifest.get("condition") or folder.name)
     return Run(
         run_id=folder.name,
-        condition=condition,
-        seed=None if condition == BASELINE else manifest.get("seed"),
+        condition=manifest.condition,
+        seed=None if manifest.condition == BASELINE else manifest.seed,
         manifest=manifest,
         summary=summary,
         training=training or (summary.training if summary is not None else None),

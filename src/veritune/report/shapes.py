@@ -60,12 +60,6 @@ CONTRACT = {
 }
 DATA = {"version": TEXT, "rejects": COUNTS, "facts": FACTS}
 TRAINABLE = {"n_trainable": NUMBER, "n_total": NUMBER, "method": TEXT, "options": {"*": object}, "modules": TEXTS}
-MANIFEST = {
-    **dict.fromkeys(("run_id", "phase", "condition", "input_hash", "created"), TEXT),
-    **dict.fromkeys(("seed", "lr"), NUMBER),
-    **{key: {"*": object} for key in ("model", "method", "train", "machine")},
-    "packages": {"*": TEXT},
-}
 SCORE = {
     **dict.fromkeys(("item_id", "family", "zone", "output", "reason"), TEXT),
     "value": NUMBER,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from veritune.decide.wording import p_text, rule_text
-from veritune.records import ZONES, Trainable, ZoneScore
+from veritune.records import ZONES, Trainable, ZoneScore, dumps
 from veritune.report import interval
 from veritune.report.read import Records, Run
 
@@ -259,11 +259,11 @@ def conditions(records: Records) -> dict[str, Any]:
     """What each condition is, setting by setting, and which settings differ."""
     arms = {name: [r for r in records.runs if r.condition == name] for name in records.study.conditions}
     columns = [(name, runs[0] if runs else None) for name, runs in arms.items()]
-    manifests = [run.manifest if run else {} for _, run in columns]
-    named = list(dict.fromkeys(k for m in manifests for k in get(m, "method") or {} if k != "learning_rate"))
+    methods: list[Json] = [run.manifest.method if run else {} for _, run in columns]
+    named = list(dict.fromkeys(k for m in methods for k in m if k != "learning_rate"))
     keys = sorted(named, key=lambda k: FIRST.index(k) if k in FIRST else len(FIRST))
-    rows = [(key.replace("_", " "), [get(m, "method", key) for m in manifests]) for key in keys]
-    rows.append(("peak learning rate", [get(m, "lr") for m in manifests]))
+    rows = [(key.replace("_", " "), [m.get(key) for m in methods]) for key in keys]
+    rows.append(("peak learning rate", [run.manifest.lr if run else None for _, run in columns]))
     trained = [run.training.trainable if run and run.training else None for _, run in columns]
     rows.append(("modules resolved", [_modules(t) for t in trained]))
     rows.append(("trainable parameters", [t.n_trainable if t else None for t in trained]))
@@ -287,7 +287,7 @@ def _modules(trainable: Trainable | None) -> list[str] | None:
 def training(records: Records) -> dict[str, Any]:
     """One row a trained run: what it did and which checkpoint was chosen."""
     rows = [run for run in records.runs if not run.is_baseline]
-    shared = get(rows[0].manifest, "train") if rows else None
+    shared = rows[0].manifest.train if rows else None
     return {
         "rows": rows,
         "shared": shared or {},
@@ -423,8 +423,8 @@ def reproduction(records: Records) -> dict[str, Any]:
     """Everything needed to make the numbers again, and the hashes that tie them."""
     facts, entries = records.facts, (records.contract or {}).get("entries") or []
     manifests = [run.manifest for run in records.runs]
-    machines = list(dict.fromkeys(json.dumps(get(m, "machine"), sort_keys=True) for m in manifests))
-    packages = get(facts, "packages") or (get(manifests[0], "packages") if manifests else None) or {}
+    machines = list(dict.fromkeys(dumps(m.machine) for m in manifests))
+    packages = get(facts, "packages") or (manifests[0].packages if manifests else {})
     return {
         "hashes": [
             ("contract", get(records.terms, "hash")),

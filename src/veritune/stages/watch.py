@@ -17,7 +17,7 @@ from typing import Any
 from veritune import contract
 from veritune.errors import InputError, StudyError
 from veritune.progress import Progress, clock
-from veritune.records import RunSummary
+from veritune.records import RunManifest, RunSummary
 from veritune.store import Store, read_json, whole_lines
 from veritune.study import Study, load_study
 
@@ -170,7 +170,7 @@ def _last_step(folder: Path) -> dict[str, Any]:
     step_s = sum(r["cost"] or 0.0 for r in rows) / len(rows)
     found |= {"step": rows[-1]["step"], "loss": rows[-1]["loss"], "step_s": step_s}
     manifest = folder / "manifest.json"
-    steps = read_json(manifest).get("steps") if manifest.exists() else None
+    steps = RunManifest.load(manifest).steps if manifest.exists() else None
     if steps:
         found |= {"steps": steps, "left_s": round(step_s * max(steps - rows[-1]["step"], 0), 1)}
     return found

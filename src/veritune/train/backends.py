@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from veritune.errors import StudyError
-from veritune.records import MemoryPeak, Rendered, TrainingRecord
+from veritune.records import MemoryPeak, Rendered, RunManifest, TrainingRecord
 from veritune.study import Study
 from veritune.train.models import ModelRef, resolve, weight_hashes
 
@@ -72,8 +72,8 @@ class Backend(Protocol):
     def bare(self, model: ModelRef) -> Any:
         """The base's modules, for finding out what a condition trains."""
 
-    def manifest(self, cell: Cell) -> dict[str, Any]:
-        """What a run's manifest says otherwise than for a local run."""
+    def manifest(self, local: RunManifest) -> RunManifest:
+        """A run's manifest, given the one of a local run."""
 
     def live(
         self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None
@@ -130,9 +130,9 @@ class Local:
 
         return load_base(model)
 
-    def manifest(self, cell: Cell) -> dict[str, Any]:
-        """Nothing: a local run is what a manifest speaks of."""
-        return {}
+    def manifest(self, local: RunManifest) -> RunManifest:
+        """The one given."""
+        return local
 
     def live(
         self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None

@@ -11,6 +11,7 @@ The untouched baseline is a cell too: phase `baseline`, no training.
 from __future__ import annotations
 
 import json
+import platform
 import random
 import re
 import shutil
@@ -21,17 +22,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune.errors import DivergedError, GateError, MachineError, ModelError, StaleError
-from veritune.machine import PeakMemory, git_state
+from veritune.machine import PeakMemory, command_given, git_state
 from veritune.progress import Progress
 from veritune.records import (
+    FORMAT_VERSION,
     CheckpointCandidate,
+    MachineFacts,
     MemoryPeak,
     MetricRow,
+    NamedModel,
     Rendered,
     RuleCount,
     RunManifest,
     RunSummary,
     Trainable,
+    TrainedRows,
     TrainingRecord,
     ZoneLoss,
     ZoneScore,
@@ -71,7 +76,7 @@ class Context:
     progress: Progress
 
 
-def start(context: Context, cell: Cell, machine: Mapping[str, Any], packages: Mapping[str, str]) -> None:
+def start(context: Context, cell: Cell, machine: MachineFacts, packages: Mapping[str, str]) -> None:
     """Write the manifest, or confirm the one that is there."""
     path = context.store.run(cell.run_id) / "manifest.json"
     if context.store.is_done(path, cell.input_hash):
@@ -85,19 +90,22 @@ def start(context: Context, cell: Cell, machine: Mapping[str, Any], packages: Ma
         seed=cell.seed,
         lr=cell.lr,
         input_hash=cell.input_hash,
-        model={"name": context.model.name, "dtype": context.model.dtype},
+        model=NamedModel(context.model.name, context.model.dtype),
         method=condition.model_dump(mode="json") if condition else {},
         train=schedule(context.study, cell).model_dump(mode="json"),
-        data={"version": context.data.version, "seen_rows": [r.row_id for r in rows]},
+        data=TrainedRows(context.data.version, tuple(r.row_id for r in rows)),
         packages=dict(packages),
-        machine=dict(machine),
+        machine=machine,
         created=now(),
         steps=steps_of(context.study, context.data, cell) or None,
         seeds={} if cell.phase == BASELINE else dict.fromkeys(GENERATORS, cell.seed),
         git=git_state(context.store.root),
         exploratory=not context.store.contract_file.exists(),
+        command=command_given(),
+        host=platform.node(),
+        format=FORMAT_VERSION,
     )
-    write_json(path, replace(manifest, **backend_of(context.study).manifest(cell)))
+    backend_of(context.study).manifest(manifest).save(path)
 
 
 def train(context: Context, cell: Cell) -> TrainingRecord | None:
@@ -567,7 +575,7 @@ def finish(
         condition=cell.condition,
         seed=None if cell.phase == BASELINE else cell.seed,
         lr=None if cell.phase == BASELINE else cell.lr,
-        exploratory=bool(read_json(folder / "manifest.json").get("exploratory")),
+        exploratory=RunManifest.load(folder / "manifest.json").exploratory,
         failed=failed,
         training=TrainingRecord.load(folder / "training.json") if trained else None,
         scoring_memory=memory,

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 from veritune.errors import GateError, ModelError, StaleError, StudyError
 from veritune.records import (
     MemoryPeak,
+    NamedModel,
     Rendered,
+    RunManifest,
     ServerCandidate,
     ServerExport,
     ServerTraining,
@@ -120,11 +122,11 @@ class Tinker:
             config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
 
-    def manifest(self, cell: Cell) -> dict[str, Any]:
+    def manifest(self, local: RunManifest) -> RunManifest:
         """The base as the server names it, and the seeds: of the order, drawn here, and the one that is asked for."""
-        model = {"name": self.study.model.path, "dtype": SERVER, "backend": self.name, "base_model": self.base_model}
-        seeds = {} if cell.phase == BASELINE else {"row_order": cell.seed, "server": cell.seed}
-        return {"model": model, "seeds": seeds}
+        model = NamedModel(self.study.model.path, SERVER, self.name, self.base_model)
+        seeds = {} if local.phase == BASELINE else {"row_order": local.seed, "server": local.seed}
+        return replace(local, model=model, seeds=seeds)
 
     def memory(self) -> Memory:
         """Nothing can be read of the server's."""
