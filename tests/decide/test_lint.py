@@ -217,7 +217,7 @@ def test_intervals_are_bound_as_pairs(records: Records) -> None:
 
 def test_p_is_never_zero_and_its_bounds_hold(records: Records) -> None:
     start = "On strangers of house_style, all_layer against the baseline: p "
-    assert said(f"{start}= 0.00014.", records) == said(f"{start}< 0.001.", records) == []
+    assert said(f"{start}= 0.00012.", records) == said(f"{start}< 0.001.", records) == []
     assert said(f"{start}< 1e-4.", records) == ["number.p"]
     assert said(f"{start}= 0.", records) == said(f"{start}= 0.000.", records) == ["p.zero"]
     assert said("On strangers of house_style, attention_only against all_layer: p < 0.05.", records) == ["number.p"]

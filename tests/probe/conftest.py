@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from veritune.records import Rendered
+from veritune.seal import finish_run
+from veritune.store import Store, read_json
 
 
 @pytest.fixture
 def make_model() -> Callable[..., Any]:
     return build
+
+
+@pytest.fixture
+def finish_again() -> Callable[[Path, str], None]:
+    """Records a run's files as they are now, as if it had ended so: for tests of runs that cannot be read."""
+
+    def finish(root: Path, run_id: str) -> None:
+        store = Store(root)
+        finish_run(store, run_id, read_json(store.run(run_id) / "summary.json"))
+
+    return finish
 
 
 @pytest.fixture

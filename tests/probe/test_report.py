@@ -108,9 +108,10 @@ def test_a_geometry_record_shows_every_cell_and_one_of_another_shape_its_sentenc
     assert next(_readings({**record, "methods": 3}, "run", "p.json")).table is None
 
 
-def test_a_probe_that_cannot_be_made_does_not_hide_the_others(finished_copy: Any) -> None:
+def test_a_probe_that_cannot_be_made_does_not_hide_the_others(finished_copy: Any, finish_again: Any) -> None:
     for config in finished_copy.root.glob("runs/attention_only-*/checkpoints/*/adapter_config.json"):
         config.write_text(config.read_text("utf-8").replace('"LORA"', '"PROMPT_TUNING"'), "utf-8")
+        finish_again(finished_copy.root, config.parents[2].name)
     (finished_copy.root / "seal.json").unlink()
     found = probe_report(finished_copy.root)
     none = [b for b in found if b.kind == "none"]

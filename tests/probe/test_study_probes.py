@@ -226,7 +226,7 @@ def spoil_method(folder: Path) -> None:
     ],
 )
 def test_a_run_that_cannot_be_read_is_named_beside_the_others(
-    swept: Any, spoil: Callable[[Path], None], why: str, tmp_path: Path
+    swept: Any, spoil: Callable[[Path], None], why: str, tmp_path: Path, finish_again: Any
 ) -> None:
     from veritune.stages.probes import probe_report
 
@@ -236,6 +236,7 @@ def test_a_run_that_cannot_be_read_is_named_beside_the_others(
     run = manifest(tmp_path / "study", "some-lr0p01-data1")["run_id"]
     for checkpoint in (tmp_path / "study" / "runs" / run / "checkpoints").iterdir():
         spoil(checkpoint)
+    finish_again(tmp_path / "study", run)
     blocks = [b for b in probe_report(tmp_path / "study") if run in b.source and "weights" in b.source]
     assert blocks[0].reading.startswith("Not measured:") and re.search(why, blocks[0].reading)
     record = study_series(tmp_path / "study")

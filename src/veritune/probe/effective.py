@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from veritune.errors import DataError
 from veritune.records import Estimate
-from veritune.thresholds import DEFAULTS, Thresholds
+from veritune.thresholds import DEFAULTS, GradientThresholds, Thresholds
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -200,17 +200,17 @@ def align(gram_N_N: Floats, sample: Sample, *, level: float = 0.95, thresholds: 
     ]
     n_multi = int((sample.pair_weight_F > 0).sum())
     sibling, stranger, gap, rho = (replace(e, n=len(gram_N_N), n_clusters=n_multi) for e in made)
-    rho = _possible(rho, point, sample, thresholds.gradients.identical)
+    rho = _possible(rho, point, sample, thresholds.gradients)
     return Alignment(sibling, stranger, gap, rho, _n_eff(rho, sample))
 
 
-def _possible(rho: Estimate, means: tuple[float, float, float], sample: Sample, identical: float) -> Estimate:
+def _possible(rho: Estimate, means: tuple[float, float, float], sample: Sample, limits: GradientThresholds) -> Estimate:
     """rho, or without a value and why: strangers all but equal, or a value outside [-1/(m - 1), 1].
 
     m is the smallest number of measured rows of a family with siblings: their gradients' squared sum is not negative.
     """
     _, stranger, self_ = means
-    if np.isfinite(stranger) and stranger >= identical * self_:
+    if np.isfinite(stranger) and stranger >= limits.identical * self_:
         why = (
             f"the gradients of strangers are all but equal (mean cosine {stranger / self_:.4f}), so that what sets "
             "siblings apart is of the size of rounding"
@@ -220,7 +220,7 @@ def _possible(rho: Estimate, means: tuple[float, float, float], sample: Sample, 
     if rho.value is None or not (count_F > 1).any():
         return rho
     least = -1.0 / float(count_F[count_F > 1].min() - 1)
-    if least - 1e-6 <= rho.value <= 1 + 1e-6:
+    if least - limits.rho_slack <= rho.value <= 1 + limits.rho_slack:
         return rho
     why = (
         f"the correlation within families came out at {rho.value:.3g}, outside its possible range "
