@@ -221,7 +221,7 @@ class Tinker:
         kept = _Candidates(context, cell, session)
         final_loss = self._steps(context, cell, session, log, kept)
         candidates = kept.candidates()
-        best = min(candidates, key=lambda c: (c.validation_nll, c.step))
+        best = next(c for c in candidates if c.step == kept.best)
         result = TrainingRecord(
             input_hash=cell.input_hash,
             steps=steps_of(self.study, context.data, cell),
