@@ -27,10 +27,11 @@ SRC = REPO / "src" / "veritune"
 ORDER = (
     "errors",
     "patterns",
+    "canonical",
+    "files",
     "records",
     "config",
     "stats",
-    "files",
     "ledger",
     "store",
     "contract",
@@ -116,7 +117,7 @@ def test_the_engine_of_near_duplicates_knows_texts_alone() -> None:
     [
         ("store.py", "import veritune.commands.app"),
         ("data/load.py", "from veritune.train.models import resolve"),
-        ("records.py", "def f():\n    from veritune import decide"),
+        ("records/base.py", "def f():\n    from veritune import decide"),
         ("data/load.py", "from ..report.page import write_report"),
         ("train/models.py", "from veritune import run"),
     ],

@@ -20,13 +20,35 @@ from pathlib import Path
 from veritune import contract
 from veritune.config.load import load_study
 from veritune.progress import Progress
+from veritune.records import CheckpointCandidate, MemoryPeak, RunSummary, Trainable, TrainingRecord
 from veritune.stages import run
-from veritune.store import Store, write_json
+from veritune.store import Store
 from veritune.train.cells import summary_hash
-from veritune.train.schedule import plan_cells
+from veritune.train.schedule import Cell, plan_cells
 
 STUDY = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "study.yaml"
 FACTS = {"model": {"name": "m"}, "rendered_sha256": "r", "data_version": "v"}
+
+
+def summary(cell: Cell, made_from: str) -> RunSummary:
+    """A finished run that scored nothing."""
+    training = TrainingRecord(
+        input_hash=cell.input_hash,
+        steps=60,
+        processes=1,
+        checkpoint=None,
+        best_step=60,
+        validation_nll=1.5,
+        candidates=(CheckpointCandidate(60, 1.5, None),),
+        final_loss=1.5,
+        trainable=Trainable.of("lora", {}, (), 1, 2),
+        rows_compared_with_contract=1,
+        train_s=1.0,
+        tokens=1,
+        peak_memory=MemoryPeak(None, None, "none", "not measured"),
+    )
+    what = (cell.run_id, cell.phase, cell.condition, cell.seed, cell.lr)
+    return RunSummary(made_from, *what, False, None, training, None, {}, {}, "2026-01-01T00:00:00Z")
 
 
 def thousand(root: Path) -> Path:
@@ -37,9 +59,7 @@ def thousand(root: Path) -> Path:
     assert len(study.seeds) == 500, "the quickstart's seeds are written otherwise now"
     contract.freeze(store, study, FACTS)
     for cell in plan_cells(study, FACTS):
-        training = {"steps": 60, "final_loss": 1.5}
-        record = {"input_hash": summary_hash(study, cell), "training": training, "scores": {}}
-        write_json(store.run(cell.run_id) / "summary.json", record)
+        summary(cell, summary_hash(study, cell)).save(store.run(cell.run_id) / "summary.json")
     return root
 
 

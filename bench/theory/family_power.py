@@ -1,6 +1,6 @@
 """How often `improves` is supported at a true gap of .2, by family sizes and effects.
 
-    python bench/theory/family_power.py [--reps 200]
+python bench/theory/family_power.py [--reps 200]
 """
 
 from __future__ import annotations

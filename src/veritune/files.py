@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from veritune.canonical import dumps
 from veritune.errors import FormatError, MachineError, StoreError
-from veritune.records import dumps
 
 CHUNK = 1 << 20
 SCARCE = 64 << 20  # bytes free below which a failed write of torch.save is put down to the disk

@@ -9,11 +9,13 @@ import logging
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from veritune.records import GitState, MachineFacts, MemoryPeak
 
 RECORDED = (
     "accelerate",
@@ -44,26 +46,26 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> MachineFacts:
     """Processor, cores, memory in bytes, accelerators, Python and thread counts."""
     import psutil
     import torch
 
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "cores": usable_cores(),
-        "torch_threads": torch.get_num_threads(),
-        "torch_interop_threads": torch.get_num_interop_threads(),
-        "processor": _processor(),
-        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "accelerators": accelerators,
-        "cuda": torch.version.cuda if accelerators else None,
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-    }
+    return MachineFacts(
+        system=platform.system(),
+        machine=platform.machine(),
+        python=".".join(map(str, sys.version_info[:3])),
+        cores=usable_cores(),
+        torch_threads=torch.get_num_threads(),
+        torch_interop_threads=torch.get_num_interop_threads(),
+        processor=_processor(),
+        vector_instructions=torch.backends.cpu.get_cpu_capability(),
+        memory_bytes=psutil.virtual_memory().total,
+        accelerators=tuple(accelerators),
+        cuda=torch.version.cuda if accelerators else None,
+        deterministic_algorithms=torch.are_deterministic_algorithms_enabled(),
+    )
 
 
 def _processor() -> str | None:
@@ -109,17 +111,17 @@ class PeakMemory:
             self.reset = False
         self.before = peak_bytes()
 
-    def read(self) -> dict[str, Any]:
-        """`bytes` (None where it cannot be told, with a `reason`), `before` and the `source` of the number."""
+    def read(self) -> MemoryPeak:
+        """The peak since this was made, or why it cannot be told."""
         if self.cuda:
             import torch
 
             peak = int(torch.cuda.max_memory_allocated())
-            return {"bytes": peak, "before": self.before, "source": "torch.cuda.max_memory_allocated"}
+            return MemoryPeak(peak, self.before, "torch.cuda.max_memory_allocated")
         if not self.reset:
             reason = "this system does not let a process set back its memory's high-water mark"
-            return {"bytes": None, "before": None, "source": "VmHWM", "reason": reason}
-        return {"bytes": peak_bytes(), "before": self.before, "source": "VmHWM"}
+            return MemoryPeak(None, None, "VmHWM", reason)
+        return MemoryPeak(peak_bytes(), self.before, "VmHWM")
 
 
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
@@ -178,7 +180,7 @@ def code_hashes() -> dict[str, str]:
     return {"package": digest(root), "evaluate": digest(root / "evaluate"), "decide": digest(root / "decide")}
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state(folder: Path) -> GitState | None:
     """Commit and cleanness of the git repository that `folder` lies in; None where there is none."""
 
     def git(*args: str) -> str | None:
@@ -194,7 +196,13 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if commit is None:
         return None
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
-    return {"commit": commit, "changed": None if changed is None else bool(changed)}
+    return GitState(commit, None if changed is None else bool(changed))
+
+
+def command_given() -> str:
+    """This process's command as it was given, quoted for a shell; without the folder that the program lies in."""
+    program, *arguments = sys.argv or [""]
+    return shlex.join([Path(program).name, *arguments])
 
 
 def usable_cores() -> int:

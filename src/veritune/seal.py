@@ -28,7 +28,7 @@ from typing import Any
 from veritune import contract
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.ledger import Entry, Ledger
-from veritune.records import FORMAT_VERSION, Finding, dumps
+from veritune.records import FORMAT_VERSION, Finding, RunSummary
 from veritune.store import Store, hash_of, now, read_json, remove, sha256_file, sha256_text, write_json, write_text
 
 FILES = (
@@ -84,17 +84,17 @@ def run_files(folder: Path) -> dict[str, Path]:
     return {n.as_posix(): p for n, p in found.items() if n.parts[0] != "work" and not n.as_posix().count("/.")}
 
 
-def finish_run(store: Store, run_id: str, summary: Mapping[str, Any]) -> None:
+def finish_run(store: Store, run_id: str, summary: RunSummary) -> None:
     """Record a run's files by hash in the timeline, then write its summary: from now on the run is done."""
-    text = dumps(summary, indent=2) + "\n"
+    text = summary.text()
     files = {name: sha256_file(path) for name, path in run_files(store.run(run_id)).items() if name != SUMMARY}
     store.log("finished", run=run_id, files={**files, SUMMARY: sha256_text(text)})
     write_text(store.run(run_id) / SUMMARY, text)
 
 
-def mark_summaries(store: Store, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+def mark_summaries(store: Store, summaries: Mapping[str, RunSummary]) -> None:
     """Rewrite the summaries of finished runs by run id, recorded in the timeline first."""
-    texts = {run_id: dumps(summary, indent=2) + "\n" for run_id, summary in summaries.items()}
+    texts = {run_id: summary.text() for run_id, summary in summaries.items()}
     if texts:
         store.log("marked", runs={run_id: sha256_text(text) for run_id, text in texts.items()})
     for run_id, text in texts.items():

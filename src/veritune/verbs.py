@@ -13,7 +13,7 @@ from typing import Any
 
 from veritune.config.load import load_study
 from veritune.errors import InputError, StaleError, StudyError, VerituneError
-from veritune.records import Finding, Verdict
+from veritune.records import Finding, Verdict, to_json
 from veritune.release.parts import SIGNATURE
 from veritune.release.sign import sign, signature_problem
 from veritune.seal import SIGNATURE as SEAL_SIGNATURE
@@ -324,7 +324,7 @@ def doctor() -> dict[str, Any]:
         problems.append(str(tokenizer["problem"]))
     return {
         "packages": package_versions(),
-        "machine": describe_machine(),
+        "machine": to_json(describe_machine()),
         "optional": optional,
         "matmul": matmul,
         "tokenizer": tokenizer,

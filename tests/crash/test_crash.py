@@ -16,6 +16,7 @@ import pytest
 from veritune import contract
 from veritune.errors import StaleError
 from veritune.ledger import Ledger
+from veritune.records import RunSummary
 from veritune.seal import finish_run, seal, verify
 from veritune.store import Store, read_json, write_json
 
@@ -45,6 +46,10 @@ def copies(tmp_path: Path) -> Callable[[Path], Callable[[int], Path]]:
 # ---------------------------------------------------------------- amend
 
 
+def summary_of(run: str) -> RunSummary:
+    return RunSummary("x", run, "main", run.partition("-")[0], 0, 0.1, False, None, None, None, {}, {}, "now")
+
+
 @pytest.fixture
 def frozen(study: Any, forks: Any) -> Path:
     """A frozen and sealed study with two runs that are recorded as finished, and a changed claim in study.yaml."""
@@ -53,7 +58,7 @@ def frozen(study: Any, forks: Any) -> Path:
     store = Store(study.root)
     for run in ("baseline-x", "all_layer-s0-x"):
         write_json(store.run(run) / "manifest.json", {"run_id": run, "input_hash": "x", "exploratory": False})
-        finish_run(store, run, {"input_hash": "x", "run_id": run, "exploratory": False})
+        finish_run(store, run, summary_of(run))
     seal(store)
     assert verify(study.root) == []
     study.change(lambda s: s["claims"][2].update(margin=0.3))

@@ -10,7 +10,7 @@ import numpy as np
 from veritune import contract
 from veritune.config.load import parse_study
 from veritune.decide.claims import Context, judge
-from veritune.records import Score
+from veritune.records import MemoryPeak, Score, Trainable
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of, write_json, write_jsonl
 
@@ -138,21 +138,28 @@ def write_run(store: Store, condition: str, seed: int | None, *, old: bool = Fal
         training = {
             "best_step": 30, "steps": 30, "tokens": 24039, "train_s": 61.25 + 3 * seed, "final_loss": 0.42 + bump,
             "validation_nll": nll["validation"]["nll"] + 0.0001, "input_hash": digest,
-            "candidates": [{"step": s, "validation_nll": nll["validation"]["nll"] + (30 - s) / 40} for s in (10, 20)],
-            "trainable": {"method": "lora", "n_trainable": PARAMS[condition],
-                          "n_total": 134_515_008 + PARAMS[condition],
-                          "modules": ["q_proj"]},
+            "candidates": [{"step": s, "validation_nll": nll["validation"]["nll"] + (30 - s) / 40, "checkpoint": None}
+                           for s in (10, 20)],
+            "trainable": Trainable.of("lora", {}, ("q_proj",), PARAMS[condition], 134_515_008 + PARAMS[condition]),
+            "processes": 1, "checkpoint": None, "rows_compared_with_contract": None,
+            "peak_memory": MemoryPeak(None, None, "none", "made up"),
         }  # fmt: skip
     write_json(folder / "summary.json", {
         "run_id": run_id, "condition": condition, "seed": seed, "phase": "baseline" if seed is None else "main",
         "lr": None if seed is None else 1e-3, "nll": nll, "training": training, "input_hash": hash_of(run_id),
+        "exploratory": False, "failed": None, "scoring_memory": None,
         "scores": {name: summarise(rows) for name, rows in made.items()},
         "finished": "2026-01-01T00:00:00Z" if old else "2026-02-01T00:00:00Z",
     })  # fmt: skip
     manifest = {
+        "run_id": run_id, "phase": "baseline" if seed is None else "main", "lr": 1e-3, "input_hash": hash_of(run_id),
+        "model": {"name": "SmolLM2", "dtype": "float32"}, "method": {}, "train": {}, "steps": None, "seeds": {},
+        "data": {"version": "made up", "seen_rows": []}, "git": None, "exploratory": False, "format": 1,
+        "command": "veritune run study.yaml", "host": "bench-1",
         "condition": condition, "seed": seed or 0, "packages": facts()["packages"], "created": "2026-01-01T00:00:00Z",
         "machine": {"system": "Linux", "machine": "x86_64", "cores": 2, "python": "3.11.7", "accelerators": [],
-                    "memory_bytes": 25_276_502_016},
+                    "memory_bytes": 25_276_502_016, "torch_threads": 1, "torch_interop_threads": 1, "processor": None,
+                    "vector_instructions": "AVX2", "cuda": None, "deterministic_algorithms": False},
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return run_id

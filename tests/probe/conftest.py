@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from veritune.records import Rendered
+from veritune.records import Rendered, RunSummary
 from veritune.seal import break_seal, finish_run
-from veritune.store import Store, read_json
+from veritune.store import Store
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def finish_again() -> Callable[[Path, str], None]:
     def finish(root: Path, run_id: str) -> None:
         store = Store(root)
         break_seal(store)
-        finish_run(store, run_id, read_json(store.run(run_id) / "summary.json"))
+        finish_run(store, run_id, RunSummary.load(store.run(run_id) / "summary.json"))
 
     return finish
 

@@ -13,7 +13,27 @@ from veritune import contract
 from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
 from veritune.config.study import Study
-from veritune.records import Estimate, Message, MetricRow, Row, RunManifest, Score, Verdict, dumps
+from veritune.records import (
+    CheckpointCandidate,
+    Estimate,
+    MachineFacts,
+    MemoryPeak,
+    Message,
+    MetricRow,
+    NamedModel,
+    Row,
+    RuleCount,
+    RunManifest,
+    RunSummary,
+    Score,
+    Trainable,
+    TrainedRows,
+    TrainingRecord,
+    Verdict,
+    ZoneLoss,
+    ZoneScore,
+    dumps,
+)
 from veritune.store import Store, now, write_json, write_jsonl, write_parquet
 from veritune.train.schedule import Cell, plan_cells
 
@@ -113,82 +133,89 @@ def _run(store: Store, study: Study, cell: Cell, evil: str) -> None:
         seed=cell.seed,
         lr=cell.lr,
         input_hash=cell.input_hash,
-        model={"name": "SmallLM", "dtype": "bfloat16"},
+        model=NamedModel("SmallLM", "bfloat16"),
         method=condition.model_dump(mode="json") if condition else {},
         train=study.train.model_dump(mode="json"),
-        data={"version": "feed5eedf00d"},
+        data=TrainedRows("feed5eedf00d", ()),
         packages={"torch": "9.8.7"},
-        machine={"cores": 6, "accelerators": [], "system": f"Linux{evil}"},
+        machine=MachineFacts(f"Linux{evil}", "x86_64", "3.11.7", 6, 6, 6, None, "AVX2", 1 << 34, (), None, False),
         created=now(),
+        steps=None,
+        seeds={},
+        git=None,
+        exploratory=False,
+        command="veritune run study.yaml",
+        host="bench-1",
+        format=1,
     )
-    write_json(folder / "manifest.json", manifest)
+    manifest.save(folder / "manifest.json")
     shift = 0.0 if base else {"narrow": 0.3137, "wide": 0.4673}[cell.condition] + cell.seed / 1009
     training = None if base else _training(folder, cell, shift)
     zones = ("seen", "sibling", "stranger")
     write_jsonl(folder / "scores" / "style.jsonl", [_score(cell, row_id, evil) for row_id in ZONE_OF])
     write_json(folder / "scores" / "style.json", {"input_hash": "x", "decoding": {"max_new_tokens": 37}})
-    nll = {z: {"nll": 3.1279 - 4 * shift + i / 7, "rows": 19, "target_tokens": 733} for i, z in enumerate(zones)}
-    write_json(folder / "probes" / "nll.json", {"input_hash": "x", "zones": nll})
-    rules = {"opens": {"held": 23, "of": 29}, "asks": {"held": 17, "of": 29}}
-    summary = {
-        "input_hash": "x",
-        "run_id": cell.run_id,
-        "phase": cell.phase,
-        "condition": cell.condition,
-        "seed": None if base else cell.seed,
-        "lr": None if base else cell.lr,
-        "training": training,
-        "nll": {**nll, "validation": {"nll": 3.0417 - shift, "rows": 13, "target_tokens": 577}},
-        "scores": {"style": {z: _zone(0.2719 + shift + i / 101, rules, evil) for i, z in enumerate(zones)}},
-        "finished": now(),
+    nll: dict[str, Any] = {
+        z: {"nll": 3.1279 - 4 * shift + i / 7, "rows": 19, "target_tokens": 733} for i, z in enumerate(zones)
     }
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "probes" / "nll.json", {"input_hash": "x", "zones": nll})
+    summary = RunSummary(
+        input_hash="x",
+        run_id=cell.run_id,
+        phase=cell.phase,
+        condition=cell.condition,
+        seed=None if base else cell.seed,
+        lr=None if base else cell.lr,
+        exploratory=False,
+        failed=None,
+        training=training,
+        scoring_memory=None,
+        nll={**{z: ZoneLoss(**loss) for z, loss in nll.items()}, "validation": ZoneLoss(3.0417 - shift, 13, 577)},
+        scores={"style": {z: _zone(0.2719 + shift + i / 101, evil) for i, z in enumerate(zones)}},
+        finished=now(),
+    )
+    summary.save(folder / "summary.json")
 
 
-def _zone(mean: float, rules: dict[str, Any], evil: str) -> dict[str, Any]:
-    missing = {f"empty_output{evil}": 2}
-    return {"mean": mean, "scored": 29, "items": 31, "missing": missing, "cut": 5, "rules": rules}
+def _zone(mean: float, evil: str) -> ZoneScore:
+    rules = {"opens": RuleCount(23, 29), "asks": RuleCount(17, 29)}
+    return ZoneScore(mean, 29, 31, {f"empty_output{evil}": 2}, 5, rules)
 
 
-def _training(folder: Path, cell: Cell, shift: float) -> dict[str, Any]:
+def _training(folder: Path, cell: Cell, shift: float) -> TrainingRecord:
     blank = MetricRow(cell.run_id, cell.condition, cell.seed, 1, None, None, None, None, None, None)
     steps = range(1, 13)
     metrics = [replace(blank, step=s, split="seen", loss=3.3391 / s, cost=0.7) for s in steps]
-    candidates = [{"step": s, "validation_nll": 2.9173 / s - shift / 9} for s in (4, 8, 12)]
-    for candidate in candidates:
-        nll = candidate["validation_nll"]
-        metrics.append(replace(blank, step=int(candidate["step"]), split="validation", loss=nll, token_count=577))
+    kept = f"runs/{cell.run_id}/checkpoints/step-8"
+    candidates = tuple(CheckpointCandidate(s, 2.9173 / s - shift / 9, kept if s == 8 else None) for s in (4, 8, 12))
+    for c in candidates:
+        metrics.append(replace(blank, step=c.step, split="validation", loss=c.validation_nll, token_count=577))
     write_jsonl(folder / "metrics.jsonl", metrics)
     share = {"type": {"q": 0.21, "v": 0.79}, "group": {"attention": 1.0}}
     lost = {"step": 5, "status": "unavailable", "reason": "not seen", "share": None}
     telemetry = [lost if s == 5 else {"step": s, "status": "ok", "share": share} for s in steps]
     write_jsonl(folder / "telemetry.jsonl", telemetry)
-    record = {
-        "input_hash": cell.input_hash,
-        "steps": 12,
-        "checkpoint": f"runs/{cell.run_id}/checkpoints/step-8",
-        "best_step": 8,
-        "validation_nll": candidates[1]["validation_nll"],
-        "candidates": candidates,
-        "final_loss": 0.4671,
-        "trainable": _trainable(),
-        "rows_compared_with_contract": 47,
-        "train_s": 61.7,
-        "tokens": 2689,
-    }
-    write_json(folder / "training.json", record)
+    record = TrainingRecord(
+        input_hash=cell.input_hash,
+        steps=12,
+        processes=1,
+        checkpoint=kept,
+        best_step=8,
+        validation_nll=candidates[1].validation_nll,
+        candidates=candidates,
+        final_loss=0.4671,
+        trainable=_trainable(),
+        rows_compared_with_contract=47,
+        train_s=61.7,
+        tokens=2689,
+        peak_memory=MemoryPeak(None, None, "none", "made up"),
+    )
+    record.save(folder / "training.json")
     return record
 
 
-def _trainable() -> dict[str, Any]:
+def _trainable() -> Trainable:
     options = {"target_modules": ["q_proj", "v_proj"], "r": 4}
-    return {
-        "method": "lora",
-        "modules": ["layers.0.q_proj"],
-        "n_trainable": 4099,
-        "n_total": 131101,
-        "options": options,
-    }
+    return Trainable.of("lora", options, ("layers.0.q_proj",), 4099, 131101)
 
 
 def _score(cell: Cell, row_id: str, evil: str) -> Score:

@@ -93,7 +93,8 @@ def test_benchmark_scores_cannot_enter_the_choice(chosen_one: Any) -> None:
     with pytest.raises(GateError, match="no score of an eval may enter"):
         _score(ready, worse, "style", ready.items["style"], None)
     folder = ready.store.run(worse.run_id)
-    edit(folder / "summary.json", lambda s: s.update(scores={"style": {"stranger": {"mean": 1.0}}}))
+    flattering = {"mean": 1.0, "scored": 9, "items": 9, "missing": {}, "cut": 0}
+    edit(folder / "summary.json", lambda s: s.update(scores={"style": {"stranger": flattering}}))
     assert record_selection(ready.store, ready.study, ready.facts) == honest
     (folder / "scores").mkdir()
     (folder / "scores" / "style.jsonl").write_text('{"value": 1.0}\n')
@@ -121,7 +122,7 @@ def test_a_run_that_diverges_puts_its_rate_out(selecting: Any, monkeypatch: pyte
     honest = trainer_module.target_nll
     with monkeypatch.context() as patched:
         patched.setattr(trainer_module, "target_nll", lambda *a: (honest(*a)[0] * float("nan"), honest(*a)[1]))
-        assert "not finite" in run_cell(ready, high)["failed"]
+        assert "not finite" in str(run_cell(ready, high).failed)
     found = record_selection(ready.store, ready.study, ready.facts)["conditions"]["all_layer"]
     assert found["selected"] == low.lr and found["edge"] == "low"
     assert [c["validation_nll"] is None for c in found["candidates"]] == [False, True]
@@ -145,7 +146,7 @@ def test_a_crash_puts_a_rate_out_and_a_full_disk_does_not(selecting: Any, monkey
         run_cell(ready, cell)
     assert not (ready.store.run(cell.run_id) / "summary.json").exists()
     monkeypatch.setattr(cells, "train", fails(RuntimeError("out of memory")))
-    assert run_cell(ready, cell)["failed"] == "RuntimeError: out of memory"
+    assert run_cell(ready, cell).failed == "RuntimeError: out of memory"
 
 
 def test_a_whole_study_with_selection_shapes_and_a_sweep(study: Any, forks: Any) -> None:

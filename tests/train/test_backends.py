@@ -257,10 +257,9 @@ def test_a_checkpoint_is_exported_before_its_time_on_the_server_is_over(context:
     kept.add(4, 2.0)
     assert held.exported == ["step-2"], "the new best has hours left"
     kept.add(6, 2.5)
-    record = kept.record()
-    assert held.exported == ["step-2", "step-4"]
-    assert (record["best_step"], record["checkpoint"].rsplit("/", 1)[-1]) == (4, "step-4")
-    assert [c["checkpoint"] is not None for c in record["candidates"]] == [False, True, False]
+    listed = kept.candidates()
+    assert held.exported == ["step-2", "step-4"] and kept.best == 4
+    assert [(c.checkpoint or "").rsplit("/", 1)[-1] for c in listed] == ["", "step-4", ""]
     assert not kept._folder(2).exists()
 
 

@@ -16,6 +16,7 @@ import yaml
 from veritune.config.load import parse_study
 from veritune.config.study import Study
 from veritune.errors import GateError, MachineError, ModelError
+from veritune.records import MemoryPeak, Trainable, TrainingRecord
 from veritune.train import cells, methods
 from veritune.train import trainer as trainer_module
 from veritune.train.cells import Context, MetricLog, live_probe, train
@@ -91,7 +92,10 @@ def test_training_tokens_are_those_of_the_seen_rows(context: Context) -> None:
 # ---------------------------------------------------------------- which checkpoint
 
 
-def chosen(context: Context, history: list[dict[str, float]]) -> dict[str, Any]:
+MEMORY = MemoryPeak(None, None, "none", "not measured")
+
+
+def chosen(context: Context, history: list[dict[str, float]]) -> TrainingRecord:
     """The training record for a made-up history of validation NLL."""
     cell = first_cell(context)
     work = context.store.run(cell.run_id) / "work"
@@ -105,16 +109,16 @@ def chosen(context: Context, history: list[dict[str, float]]) -> dict[str, Any]:
         args=SimpleNamespace(world_size=1), state=SimpleNamespace(log_history=log, global_step=9), rows_checked=4
     )
     metric_log = MetricLog(context.store.run(cell.run_id) / "metrics.jsonl", cell)
-    return cells._training_record(context, cell, trainer, methods.Trainable("lora", {}, (), 1, 4), metric_log)
+    return cells._training_record(context, cell, trainer, Trainable.of("lora", {}, (), 1, 4), metric_log, MEMORY)
 
 
 def test_the_lowest_validation_nll_is_chosen_and_the_earliest_of_equals(context: Context) -> None:
     history = [{"step": s, "eval_loss": v} for s, v in ((2, 1.5), (4, 1.25), (6, 1.25), (8, 1.75))]
     record = chosen(context, history)
-    assert (record["best_step"], record["validation_nll"]) == (4, 1.25)
-    assert record["trainable"]["share"] == 0.25
-    assert [c["validation_nll"] for c in record["candidates"]] == [1.5, 1.25, 1.25, 1.75]
-    kept = context.store.root / record["checkpoint"]
+    assert (record.best_step, record.validation_nll) == (4, 1.25)
+    assert record.trainable.share == 0.25
+    assert [c.validation_nll for c in record.candidates] == [1.5, 1.25, 1.25, 1.75]
+    kept = record.weights_in(context.store.root)
     assert {p.name: p.read_text() for p in kept.iterdir()} == {"adapter_model.safetensors": "4"}
 
 
@@ -130,10 +134,8 @@ def test_benchmark_scores_cannot_reach_the_choice_of_a_checkpoint(context: Conte
     planted.write_text('{"value": 0.0}\n')
     (context.store.run(cell.run_id) / "training.json").unlink()
     without = train(context, cell)
-    measured = ("train_s", "peak_memory")
-    assert {k: v for k, v in with_scores.items() if k not in measured} == {
-        k: v for k, v in without.items() if k not in measured
-    }
+    assert with_scores is not None and without is not None
+    assert replace(with_scores, train_s=0, peak_memory=MEMORY) == replace(without, train_s=0, peak_memory=MEMORY)
 
 
 def test_the_same_cell_trained_twice_gives_the_same_bytes(context: Context) -> None:
@@ -147,7 +149,7 @@ def test_the_same_cell_trained_twice_gives_the_same_bytes(context: Context) -> N
         record = train(context, cell)
         (path,) = (folder / "checkpoints").rglob("adapter_model.safetensors")
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert record["rows_compared_with_contract"] == 22
+        assert record is not None and record.rows_compared_with_contract == 22
         return path.read_bytes(), [(r["step"], r["split"], r["loss"], r["metric"]) for r in rows]
 
     assert once() == once()
@@ -280,8 +282,8 @@ def test_one_line_in_the_study_sends_the_log_to_tensorboard_and_changes_no_run(c
     assert plan_cells(study, FACTS) == plan_cells(context.study, FACTS)
     (context.store.run(cell.run_id) / "training.json").unlink()
     reported = train(replace(context, study=study), cell)
-    measured = {"train_s": 0, "peak_memory": None}
-    assert {**reported, **measured} == {**plain, **measured}
+    assert reported is not None and plain is not None
+    assert replace(reported, train_s=0, peak_memory=MEMORY) == replace(plain, train_s=0, peak_memory=MEMORY)
     events = accumulator.EventAccumulator(str(context.store.run(cell.run_id) / "tensorboard"))
     events.Reload()
     metrics = (context.store.run(cell.run_id) / "metrics.jsonl").read_text("utf-8").splitlines()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune.errors import FormatError, InputError
-from veritune.records import ZONES
+from veritune.records import ZONES, RunSummary, TrainingRecord, ZoneScore
 from veritune.store import Store, read_json, read_jsonl
 
 BASELINE = "baseline"
@@ -84,7 +84,7 @@ class Records:
     verdicts: tuple[Mapping[str, Any], ...]
     quantities: tuple[Quantity, ...]
     hashes: Mapping[str, str]
-    runs: Mapping[str, Mapping[str, Any]]
+    runs: Mapping[str, RunSummary]
     old_runs: tuple[str, ...] = ()
     by_name: Mapping[str, Quantity] = field(default_factory=dict)
 
@@ -174,28 +174,28 @@ def _unique(found: Iterable[Quantity]) -> list[Quantity]:
 # ---------------------------------------------------------------- which runs count
 
 
-def _runs(store: Store, verdicts: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _runs(store: Store, verdicts: Iterable[Mapping[str, Any]]) -> tuple[dict[str, RunSummary], dict[str, RunSummary]]:
     """Finished runs by id: those that count now, and those that a later run or the verdicts have put aside.
 
     Of two runs of one condition and seed the one that a verdict names counts, otherwise the one that finished last.
     """
-    summaries = {}
-    for path in sorted(store.runs.glob("*/summary.json")):
-        summaries[path.parent.name] = {**read_json(path), "_path": store.relative(path)}
+    summaries = {path.parent.name: RunSummary.load(path) for path in sorted(store.runs.glob("*/summary.json"))}
     arms = [e["details"].get(s) for v in verdicts for e in v["estimates"] for s in ("a", "b")]
     named = {run for arm in arms if isinstance(arm, Mapping) for run in arm.get("runs", ())}
     current: dict[tuple[str, Any], str] = {}
     for run_id, summary in summaries.items():
-        key = (summary["condition"], summary["seed"])
-        rank = (run_id in named, str(summary.get("finished")))
+        key = (summary.condition, summary.seed)
+        rank = (run_id in named, summary.finished)
         other = current.get(key)
-        if other is None or rank > (other in named, str(summaries[other].get("finished"))):
+        if other is None or rank > (other in named, summaries[other].finished):
             current[key] = run_id
     kept = set(current.values())
     return {k: v for k, v in summaries.items() if k in kept}, {k: v for k, v in summaries.items() if k not in kept}
 
 
-def _stale(store: Store, entries: list[dict[str, Any]], old: Mapping[str, Any], now: list[Quantity]) -> list[Quantity]:
+def _stale(
+    store: Store, entries: list[dict[str, Any]], old: Mapping[str, RunSummary], now: list[Quantity]
+) -> list[Quantity]:
     """Numbers of older contract entries and superseded runs, where they differ from what holds now."""
     current = {q.name: q.value for q in now}
     found: list[Quantity] = []
@@ -319,104 +319,104 @@ def _is_number(value: Any) -> bool:
 # ---------------------------------------------------------------- from the runs
 
 
-def _of_runs(store: Store, terms: Mapping[str, Any], runs: Mapping[str, Any], stale: str) -> list[Quantity]:
+def _of_runs(store: Store, terms: Mapping[str, Any], runs: Mapping[str, RunSummary], stale: str) -> list[Quantity]:
     """Scores, losses, counts and training facts of each run, and over each condition's runs."""
     found: list[Quantity] = []
-    by_condition: dict[str, list[Mapping[str, Any]]] = {}
+    by_condition: dict[str, list[RunSummary]] = {}
     for summary in runs.values():
-        by_condition.setdefault(summary["condition"], []).append(summary)
+        by_condition.setdefault(summary.condition, []).append(summary)
     for condition, members in by_condition.items():
         for summary in members:
-            found += _of_run(summary, seeded=summary["seed"] is not None)
-        if members[0]["seed"] is not None:
+            found += _of_run(summary, seeded=summary.seed is not None)
+        if members[0].seed is not None:
             found += _over_seeds(condition, members)
     return found
 
 
-def _of_run(summary: Mapping[str, Any], *, seeded: bool) -> Iterator[Quantity]:
-    condition, seed, source = summary["condition"], summary["seed"], summary["_path"]
+def summary_path(summary: RunSummary) -> str:
+    """A run's summary, relative to the study folder."""
+    return f"runs/{summary.run_id}/summary.json"
+
+
+def _of_run(summary: RunSummary, *, seeded: bool) -> Iterator[Quantity]:
+    condition, seed, source = summary.condition, summary.seed, summary_path(summary)
     tail = f"{condition}.seed{seed}" if seeded else condition
     at = Scope(condition=condition, seed=seed)
-    for name, zones in summary["scores"].items():
+    for name, zones in summary.scores.items():
         for zone, cell in zones.items():
             scope = replace(at, eval=name, zone=zone)
             yield from _score_cell(f"{name}.{zone}.{tail}", cell, scope, source, f"/scores/{name}/{zone}")
-    for zone, cell in summary["nll"].items():
+    for zone, loss in summary.nll.items():
         scope, pointer = replace(at, zone=zone), f"/nll/{zone}"
         yield Quantity(
-            f"nll.{zone}.{tail}", "nll", cell["nll"], "nats per target token", cell["target_tokens"], scope, source,
+            f"nll.{zone}.{tail}", "nll", loss.nll, "nats per target token", loss.target_tokens, scope, source,
             f"{pointer}/nll", ("nll", "loss"),
         )  # fmt: skip
-        for key, noun in (("rows", "rows"), ("target_tokens", "tokens")):
-            yield Quantity(
-                f"nll.{key}.{zone}.{tail}", noun, cell[key], "count", None, scope, source, f"{pointer}/{key}"
-            )
-    if summary.get("training"):
-        yield from _training(tail, summary["training"], at, source)
+        for key, noun, n in (("rows", "rows", loss.rows), ("target_tokens", "tokens", loss.target_tokens)):
+            yield Quantity(f"nll.{key}.{zone}.{tail}", noun, n, "count", None, scope, source, f"{pointer}/{key}")
+    if summary.training is not None:
+        yield from _training(tail, summary.training, at, source)
 
 
-def _score_cell(tail: str, cell: Mapping[str, Any], scope: Scope, source: str, pointer: str) -> Iterator[Quantity]:
+def _score_cell(tail: str, cell: ZoneScore, scope: Scope, source: str, pointer: str) -> Iterator[Quantity]:
     words = ("score", "rate", "mean", "share of the rules")
-    if cell["mean"] is not None:
-        mean = cell["mean"]
+    if cell.mean is not None:
+        mean = cell.mean
         yield Quantity(
-            f"score.{tail}", "score", mean, "rate", cell["scored"], scope, source, f"{pointer}/mean", words, True
+            f"score.{tail}", "score", mean, "rate", cell.scored, scope, source, f"{pointer}/mean", words, True
         )
-        total = mean * cell["scored"]
+        total = mean * cell.scored
         if abs(total - round(total)) < 1e-6:
-            yield Quantity(f"total.{tail}", "right", round(total), "count", cell["scored"], scope, source, pointer)
-    for key, noun in (("scored", "scored"), ("items", "items"), ("cut", "cut")):
-        if key in cell:
-            yield Quantity(
-                f"n.{key}.{tail}", noun, cell[key], "count", cell["items"], scope, source, f"{pointer}/{key}"
-            )
-    missing = sum(cell["missing"].values())
-    yield Quantity(f"n.missing.{tail}", "missing", missing, "count", cell["items"], scope, source, f"{pointer}/missing")
-    for rule, kept in cell.get("rules", {}).items():
+            yield Quantity(f"total.{tail}", "right", round(total), "count", cell.scored, scope, source, pointer)
+    for key, n in (("scored", cell.scored), ("items", cell.items), ("cut", cell.cut)):
+        yield Quantity(f"n.{key}.{tail}", key, n, "count", cell.items, scope, source, f"{pointer}/{key}")
+    missing = sum(cell.missing.values())
+    yield Quantity(f"n.missing.{tail}", "missing", missing, "count", cell.items, scope, source, f"{pointer}/missing")
+    for rule, count in (cell.rules or {}).items():
         name, where = f"rule.{tail}.{rule}", f"{pointer}/rules/{rule}"
-        if kept["of"]:
-            share = kept["held"] / kept["of"]
-            yield Quantity(name, "rule", share, "rate", kept["of"], scope, source, where, (rule,), True)
-        yield Quantity(f"n.{name}", "held", kept["held"], "count", kept["of"], scope, source, f"{where}/held", (rule,))
+        if count.of:
+            share = count.held / count.of
+            yield Quantity(name, "rule", share, "rate", count.of, scope, source, where, (rule,), True)
+        yield Quantity(f"n.{name}", "held", count.held, "count", count.of, scope, source, f"{where}/held", (rule,))
 
 
-def _training(tail: str, training: Mapping[str, Any], scope: Scope, source: str) -> Iterator[Quantity]:
+def _training(tail: str, training: TrainingRecord, scope: Scope, source: str) -> Iterator[Quantity]:
     numbers = (
-        ("steps", "steps", ("steps",), ""),
-        ("tokens", "tokens", ("training tokens", "tokens"), "tokens"),
-        ("train_s", "time", ("seconds", "training time"), "s"),
-        ("best_step", "step", ("step", "checkpoint"), ""),
-        ("validation_nll", "nll", ("validation nll", "nll"), "nats per target token"),
-        ("final_loss", "nll", ("training loss", "final loss", "loss"), "nats per target token"),
-        ("rows_compared_with_contract", "rows", ("rows",), "count"),
+        ("steps", training.steps, "steps", ("steps",), ""),
+        ("tokens", training.tokens, "tokens", ("training tokens", "tokens"), "tokens"),
+        ("train_s", training.train_s, "time", ("seconds", "training time"), "s"),
+        ("best_step", training.best_step, "step", ("step", "checkpoint"), ""),
+        ("validation_nll", training.validation_nll, "nll", ("validation nll", "nll"), "nats per target token"),
+        ("final_loss", training.final_loss, "nll", ("training loss", "final loss", "loss"), "nats per target token"),
+        ("rows_compared_with_contract", training.rows_compared_with_contract, "rows", ("rows",), "count"),
     )
-    for key, kind, names, unit in numbers:
-        if _is_number(training.get(key)):
+    for key, value, kind, names, unit in numbers:
+        if value is not None:
             zone = {"validation_nll": "validation", "final_loss": "seen"}.get(key)
             yield Quantity(
-                f"{key}.{tail}", kind, training[key], unit, None, replace(scope, zone=zone), source,
+                f"{key}.{tail}", kind, value, unit, None, replace(scope, zone=zone), source,
                 f"/training/{key}", names,
             )  # fmt: skip
-    for i, candidate in enumerate(training.get("candidates", ())):
-        step, where = candidate["step"], f"/training/candidates/{i}"
+    for i, candidate in enumerate(training.candidates):
+        step, where = candidate.step, f"/training/candidates/{i}"
         at = replace(scope, zone="validation")
         yield Quantity(
-            f"validation_nll.{tail}.step{step}", "nll", candidate["validation_nll"], "nats per target token", None, at,
+            f"validation_nll.{tail}.step{step}", "nll", candidate.validation_nll, "nats per target token", None, at,
             source, f"{where}/validation_nll", ("validation nll",),
         )  # fmt: skip
         yield Quantity(f"step.{tail}.{step}", "step", step, "", None, scope, source, f"{where}/step", ("step",))
-    trainable = training.get("trainable") or {}
-    n, total = trainable.get("n_trainable"), trainable.get("n_total")
+    trainable = training.trainable
+    n, total = trainable.n_trainable, trainable.n_total
     if n and total:
         root, share = "/training/trainable", n / total
-        base = total - n if trainable.get("method") != "full" else total
+        base = total - n if trainable.method != "full" else total
         parts = (("params", n, "n_trainable"), ("params.total", total, "n_total"), ("params.base", base, "n_total"))
         words = ("parameters",)
         for label, value, key in parts:
             yield Quantity(f"{label}.{tail}", "params", value, "count", None, scope, source, f"{root}/{key}", words)
         yield Quantity(f"params.share.{tail}", "params_share", share, "rate", total, scope, source, root, words, True)
-    if trainable.get("modules"):
-        n_modules = len(trainable["modules"])
+    if trainable.modules:
+        n_modules = len(trainable.modules)
         yield Quantity(
             f"modules.{tail}", "modules", n_modules, "count", None, scope, source, "/training/trainable/modules",
             ("modules",),
@@ -427,12 +427,12 @@ _SUMMED = frozenset({"scored", "cut", "missing", "right", "held"})
 _AVERAGED = frozenset({"score", "nll", "rule"})
 
 
-def _over_seeds(condition: str, members: list[Mapping[str, Any]]) -> Iterator[Quantity]:
+def _over_seeds(condition: str, members: list[RunSummary]) -> Iterator[Quantity]:
     """Means of rates over the runs, sums of counts; what is the same in every run keeps its value."""
     grouped: dict[str, list[Quantity]] = {}
     for summary in members:
         for quantity in _of_run(summary, seeded=True):
-            name = quantity.name.replace(f".{condition}.seed{summary['seed']}", f".{condition}", 1)
+            name = quantity.name.replace(f".{condition}.seed{summary.seed}", f".{condition}", 1)
             grouped.setdefault(name, []).append(quantity)
     for name, group in grouped.items():
         first, values = group[0], [q.value for q in group]
@@ -610,16 +610,16 @@ def _verdict_details(
 # ---------------------------------------------------------------- from the rest of the folder
 
 
-def _of_study(store: Store, terms: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[Quantity]:
+def _of_study(store: Store, terms: Mapping[str, Any], runs: Mapping[str, RunSummary]) -> Iterator[Quantity]:
     """Run counts, the wall time, verdict counts, token lengths."""
-    trained = [r for r in runs.values() if r["seed"] is not None]
+    trained = [r for r in runs.values() if r.seed is not None]
     source = "runs/*/summary.json"
     yield Quantity("n.runs", "runs", len(runs), "count", None, Scope(), source, "", ("runs", "cells"))
     yield Quantity("n.runs.trained", "runs", len(trained), "count", None, Scope(), source, "", ("runs", "adapters"))
     for name in terms["study"]["evals"]:
-        zones = {z for r in runs.values() for z in r["scores"].get(name, {})}
+        zones = {z for r in runs.values() for z in r.scores.get(name, {})}
         for zone in sorted(zones, key=lambda z: ZONES.index(z) if z in ZONES else 9):
-            n = next(r["scores"][name][zone]["items"] for r in runs.values() if zone in r["scores"].get(name, {}))
+            n = next(r.scores[name][zone].items for r in runs.values() if zone in r.scores.get(name, {}))
             scope = Scope(zone=zone, eval=name)
             yield Quantity(f"n.items.{name}.{zone}", "items", n, "count", None, scope, source, "", ("items",))
     for event in reversed(store.events()):
@@ -640,7 +640,10 @@ def _of_study(store: Store, terms: Mapping[str, Any], runs: Mapping[str, Any]) -
 
 
 def _hashes(
-    entries: list[dict[str, Any]], verdict: Mapping[str, Any], runs: Mapping[str, Any], old: Mapping[str, Any]
+    entries: list[dict[str, Any]],
+    verdict: Mapping[str, Any],
+    runs: Mapping[str, RunSummary],
+    old: Mapping[str, RunSummary],
 ) -> dict[str, str]:
     """Every hash a text may print, lower case, with its name. Older contract entries and runs start with `old `."""
     found: dict[str, str] = {}
@@ -665,9 +668,9 @@ def _hashes(
     for label, members in (("run", runs), ("old run", old)):
         for run_id, summary in members.items():
             found.setdefault(run_id.rpartition("-")[2], f"{label} {run_id}")
-            found.setdefault(str(summary.get("input_hash")), f"{label} {run_id} summary")
-            training = summary.get("training") or {}
-            found.setdefault(str(training.get("input_hash")), f"{label} {run_id} training")
+            found.setdefault(summary.input_hash, f"{label} {run_id} summary")
+            if summary.training is not None:
+                found.setdefault(summary.training.input_hash, f"{label} {run_id} training")
     return found
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-from veritune.decide.quantities import BASELINE, Records, outputs, read_records
+from veritune.decide.quantities import BASELINE, Records, outputs, read_records, summary_path
 from veritune.errors import InputError
-from veritune.records import ZONES
-from veritune.store import Store, read_json, sha256_file, sha256_text, write_json, write_text
+from veritune.records import ZONES, RunManifest
+from veritune.store import Store, sha256_file, sha256_text, write_json, write_text
 
 FIGURE = "writeup-hero"
 SETTLED = {"supported": "supported", "refuted": "refuted"}
@@ -261,7 +261,7 @@ def _samples(store: Store, records: Records) -> str:
             None,
         )
         for condition in records.conditions:
-            run = next((r for r in sorted(records.runs) if records.runs[r]["condition"] == condition), None)
+            run = next((r for r in sorted(records.runs) if records.runs[r].condition == condition), None)
             rows = [r for r in outputs(store, run, name) if zone is None or r["zone"] == zone] if run else []
             text = next((str(r["output"]) for r in rows if len(str(r.get("output") or "")) >= 20), None)
             if text:
@@ -306,12 +306,14 @@ def _next(records: Records) -> str:
 
 def _card(store: Store, records: Records) -> str:
     facts = records.terms["facts"]
-    manifests = [read_json(p) for p in sorted(store.runs.glob("*/manifest.json")) if p.parent.name in records.runs]
-    machine = manifests[0].get("machine", {}) if manifests else {}
+    paths = [p for p in sorted(store.runs.glob("*/manifest.json")) if p.parent.name in records.runs]
+    machine = RunManifest.load(paths[0]).machine if paths else None
     packages = ", ".join(f"{k} v{v}" for k, v in facts["packages"].items())
     weights = next(iter(facts["model"].get("files", {}).items()), None)
     hashed = f", {weights[0]} `{weights[1][:12]}`" if weights else ""
-    where = ", ".join(machine.get("accelerators") or ["CPU only"])
+    hardware = "not recorded"
+    if machine is not None:
+        hardware = f"{machine.system} {machine.machine}, {', '.join(machine.accelerators) or 'CPU only'}"
     fields = (
         ("Contract", f"`{records.contract[:12]}`"),
         ("Data", f"version `{facts['data_version']}`, `{facts['data_sha256'][:12]}`"),
@@ -320,7 +322,7 @@ def _card(store: Store, records: Records) -> str:
         ("Seeds", _seed_words(records)),
         ("Runs", ", ".join(f"`{r}`" for r in sorted(records.runs))),
         ("Packages", f"{packages}"),
-        ("Hardware", f"{machine.get('system', 'not recorded')} {machine.get('machine', '')}, {where}"),
+        ("Hardware", hardware),
         ("Command", "`veritune run study.yaml`"),
     )
     rows = ["| field | value |", "| --- | --- |", *(f"| {k} | {v.strip()} |" for k, v in fields)]
@@ -341,7 +343,7 @@ def draw_hero(store: Store, records: Records) -> Path:
     rows = list(_hero_rows(records, name))
     svg, table = _svg(records, name, rows), _csv(rows)
     path = store.figures / f"{FIGURE}.svg"
-    sources = sorted({str(summary["_path"]) for summary in records.runs.values()})
+    sources = sorted({summary_path(summary) for summary in records.runs.values()})
     write_text(path, svg)
     write_text(path.with_suffix(".csv"), table)
     provenance = {

@@ -34,7 +34,7 @@ from typing import Any
 from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.errors import ScoreError
 from veritune.probe.geometry import Geometry
-from veritune.records import FORMAT_VERSION, Json, to_json
+from veritune.records import FORMAT_VERSION, Json, RunManifest, to_json
 from veritune.stats.centroids import COSINES, MEASURES, NAMES, adjusted, cells_needed, floor_of
 
 RATIOS = ("m1", "m1_around_reference", "icc")
@@ -81,8 +81,13 @@ def run_of(folder: Path) -> Run:
     from veritune.store import read_json
 
     manifest = next((f / "manifest.json" for f in folder.parents[:3] if (f / "manifest.json").is_file()), None)
-    facts = {} if manifest is None else read_json(manifest)
-    return Run(str(folder), facts.get("condition"), facts.get("seed"), step_of(folder))
+    if manifest is None:
+        return Run(str(folder), None, None, step_of(folder))
+    if manifest.parent.parent.name == "runs":
+        run = RunManifest.load(manifest)
+        return Run(str(folder), run.condition, run.seed, step_of(folder))
+    bundle = read_json(manifest)
+    return Run(str(folder), bundle.get("condition"), bundle.get("seed"), step_of(folder))
 
 
 def build_grids(

@@ -18,8 +18,8 @@ from veritune.config.sweep import swept
 from veritune.errors import ModelError
 from veritune.probe.subject import is_adapter, refuse_other_base
 from veritune.probe.weights import WeightChange, WeightOptions, adapter_change, checkpoint_change
-from veritune.records import FORMAT_VERSION, Json
-from veritune.store import Store, read_json
+from veritune.records import FORMAT_VERSION, Json, RunManifest, TrainingRecord
+from veritune.store import Store
 from veritune.train.models import resolve
 
 AXES = ("step", "lr", "rows", "label")
@@ -99,17 +99,18 @@ def study_series(study: str | Path) -> WeightSeries:
     base = resolve(settings.model, store.root).path
     arms, lines, missing = swept(settings.conditions, settings.sweep), [], []
     for folder in sorted(p for p in store.runs.iterdir() if (p / "manifest.json").is_file()):
-        manifest = read_json(folder / "manifest.json")
-        if manifest.get("condition") == BASELINE:
+        manifest = RunManifest.load(folder / "manifest.json")
+        if manifest.condition == BASELINE:
             continue  # it trains nothing
         found = sorted((folder / "checkpoints").glob("step-*"), key=lambda p: step_of(p) or 0)
         if not found:
             missing.append(folder.name)
-        training = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
+        record = folder / "training.json"
+        training = TrainingRecord.load(record) if record.is_file() else None
         try:
             for checkpoint in found:
                 facts = _facts(manifest, arms) | _of_step(training, step_of(checkpoint))
-                label = f"{manifest['condition']} s{manifest['seed']} step {facts['step']}"
+                label = f"{manifest.condition} s{manifest.seed} step {facts['step']}"
                 lines.append(_line(label, change_of(checkpoint, base), facts))
         except ModelError as exc:  # prompt tuning, say: one run must not hide the others
             missing.append(f"{folder.name} ({exc.message.rstrip('.')})")
@@ -123,23 +124,23 @@ def study_series(study: str | Path) -> WeightSeries:
     return _record(lines, missing)
 
 
-def _of_step(training: Mapping[str, Any], step: int | None) -> dict[str, Any]:
+def _of_step(training: TrainingRecord | None, step: int | None) -> dict[str, Any]:
     """Whether the step is the scored one, and its loss on validation rows."""
-    best = training.get("best_step")
-    loss = {c["step"]: c["validation_nll"] for c in training.get("candidates", [])}
-    return {"step": step, "chosen": None if best is None else step == best, "validation_nll": loss.get(step)}
+    if training is None:
+        return {"step": step, "chosen": None, "validation_nll": None}
+    losses = [c.validation_nll for c in training.candidates if c.step == step]
+    return {"step": step, "chosen": step == training.best_step, "validation_nll": losses[0] if losses else None}
 
 
-def _facts(manifest: Mapping[str, Any], arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    rows = manifest.get("data", {}).get("seen_rows")
-    arm, point = arms.get(str(manifest.get("condition")), (manifest.get("condition"), {}))
+def _facts(manifest: RunManifest, arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    arm, point = arms.get(manifest.condition, (manifest.condition, {}))
     return {
-        "condition": manifest.get("condition"),
+        "condition": manifest.condition,
         "arm": arm,
         "point": point,
-        "seed": manifest.get("seed"),
-        "lr": manifest.get("lr"),
-        "rows": None if rows is None else len(rows),
+        "seed": manifest.seed,
+        "lr": manifest.lr,
+        "rows": len(manifest.data.seen_rows),
     }
 
 

@@ -27,7 +27,7 @@ from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.config.train import Model
 from veritune.errors import GateError, InputError, ModelError, StaleError
-from veritune.records import FORMAT_VERSION, to_json
+from veritune.records import FORMAT_VERSION, RunManifest, TrainingRecord, to_json
 from veritune.release import golden
 from veritune.release.card import licence_summary, model_card
 from veritune.release.evidence import Subject, files_digest, read_evidence, weight_files, weights_digest
@@ -128,7 +128,7 @@ class _Plan:
     store: Store
     study: Study
     entry: Mapping[str, Any]
-    run: Mapping[str, Any]
+    run: RunManifest
     weights: Path
     base: Any
 
@@ -172,15 +172,13 @@ def _refuse_edited(store: Store) -> None:
         )
 
 
-def _run(store: Store, source: BundleSource) -> tuple[Mapping[str, Any], Path]:
+def _run(store: Store, source: BundleSource) -> tuple[RunManifest, Path]:
     """The run's manifest and the folder of its weights."""
-    runs = {
-        m["run_id"]: m
-        for p in sorted(store.runs.glob("*/training.json"))
-        if (m := read_json(p.parent / "manifest.json"))
-    }
-    runs = {name: m for name, m in runs.items() if m["condition"] != BASELINE}
-    folders = {name: store.root / read_json(store.run(name) / "training.json")["checkpoint"] for name in runs}
+    manifests = [RunManifest.load(p.parent / "manifest.json") for p in sorted(store.runs.glob("*/training.json"))]
+    runs = {m.run_id: m for m in manifests if m.condition != BASELINE}
+    trained = {name: TrainingRecord.load(store.run(name) / "training.json") for name in runs}
+    folders = {name: record.weights_in(store.root) for name, record in trained.items() if record.checkpoint is not None}
+    runs = {name: runs[name] for name in folders}  # a run that chose a setting kept no weights
     if source.adapter is not None:
         digest = weights_digest(source.adapter)
         found = [name for name, folder in folders.items() if weights_digest(folder) == digest]
@@ -265,10 +263,10 @@ def _identity(plan: _Plan) -> dict[str, Any]:
         "format": FORMAT_VERSION,
         "kind": KIND,
         "name": plan.study.name,
-        "run_id": plan.run["run_id"],
-        "condition": plan.run["condition"],
-        "seed": plan.run["seed"],
-        "method": plan.run["method"].get("method"),
+        "run_id": plan.run.run_id,
+        "condition": plan.run.condition,
+        "seed": plan.run.seed,
+        "method": plan.run.method.get("method"),
         "contract": plan.entry["hash"],
         "weights": {"kind": plan.kind, "serves": "adapter" if plan.kind == "adapter" else "model"},
         "base": base,
@@ -395,7 +393,7 @@ def _prompts(plan: _Plan) -> list[Any]:
     from veritune.store import sha256_text
 
     data = load_prepared(plan.store, plan.facts)
-    scores = sorted((plan.store.run(plan.run["run_id"]) / "scores").glob("*.jsonl"))
+    scores = sorted((plan.store.run(plan.run.run_id) / "scores").glob("*.jsonl"))
     asked = {row["item_id"] for path in scores for row in read_jsonl(path)}
     order = {"stranger": 0, "sibling": 1, "seen": 2, "validation": 3}
     rows = [row for row in data.rows if row.id in asked]

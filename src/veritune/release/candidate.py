@@ -14,6 +14,7 @@ from veritune.config.fields import BASELINE
 from veritune.config.load import load_study, parse_study
 from veritune.config.study import Study
 from veritune.errors import InputError, StudyError
+from veritune.records import RunManifest, TrainingRecord
 from veritune.release.evidence import Subject, files_digest, weights_digest
 from veritune.release.policy import Policy, load_policy
 from veritune.store import Store, hash_of, read_json, sha256_file
@@ -118,16 +119,18 @@ def _condition(study: Study, policy: Policy, choice: Choice) -> str:
 
 
 def _candidate(store: Store, kept: Mapping[str, Any], condition: str, seed: int) -> Candidate:
-    manifests = {run: read_json(store.run(run) / "manifest.json") for run in read_json(store.verdict_file)["runs"]}
-    found = [r for r, m in manifests.items() if m["condition"] == condition and m["seed"] == seed]
-    base = [r for r, m in manifests.items() if m["condition"] == BASELINE]
+    manifests = {
+        run: RunManifest.load(store.run(run) / "manifest.json") for run in read_json(store.verdict_file)["runs"]
+    }
+    found = [r for r, m in manifests.items() if m.condition == condition and m.seed == seed]
+    base = [r for r, m in manifests.items() if m.condition == BASELINE]
     if len(found) != 1 or len(base) != 1:
         raise StudyError(
             f"the verdicts rest on {len(found)} runs of {condition}, seed {seed}, and {len(base)} baselines; "
             "expected one of each.",
             fix="Name a seed that was run: --seed N.",
         )
-    folder = store.root / read_json(store.run(found[0]) / "training.json")["checkpoint"]
+    folder = TrainingRecord.load(store.run(found[0]) / "training.json").weights_in(store.root)
     digest = files_digest(kept["entries"][-1]["terms"]["facts"]["model"]["files"])
     subject = Subject(digest, weights_digest(folder))
     return Candidate(found[0], condition, seed, folder, subject, base[0])

@@ -16,6 +16,7 @@ import yaml
 
 from veritune import contract
 from veritune.errors import InputError, VerituneError
+from veritune.records import TrainingRecord
 from veritune.release.evidence import evidence_file, read_evidence
 from veritune.store import Store, read_json
 
@@ -78,15 +79,17 @@ def _nothing(what: str) -> Read:
     return "no evidence", what, ()
 
 
-def _trainings(store: Store) -> dict[Path, dict[str, Any]]:
-    return {path: read_json(path) for path in sorted(store.runs.glob("*/training.json"))}
+def _trainings(store: Store) -> dict[Path, TrainingRecord]:
+    return {path: TrainingRecord.load(path) for path in sorted(store.runs.glob("*/training.json"))}
 
 
 def _format(store: Store, terms: Mapping[str, Any]) -> Read:
     records = _trainings(store)
     if not records:
         return _nothing("nothing has trained")
-    counts = [r["rows_compared_with_contract"] for r in records.values()]
+    counts = [r.rows_compared_with_contract for r in records.values() if r.rows_compared_with_contract is not None]
+    if len(counts) < len(records):
+        return "undecided", "a server trained: the rows that it was fed were not compared", list(records)
     word: Word = "passed" if min(counts) > 0 else "undecided"
     return word, f"{sum(counts)} rows fed to {len(counts)} runs equal the contract's ids and labels", list(records)
 

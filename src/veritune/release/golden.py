@@ -69,7 +69,7 @@ def record(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int)
 
 def _circumstances(model: Any) -> dict[str, Any]:
     machine = describe_machine()
-    kept = {key: machine[key] for key in ("system", "machine", "accelerators")}
+    kept = {"system": machine.system, "machine": machine.machine, "accelerators": list(machine.accelerators)}
     versions = package_versions()
     kept |= {name: versions[name] for name in ("torch", "transformers", "peft") if name in versions}
     return {**kept, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}

@@ -157,12 +157,17 @@ def _json_problem(name: str, path: Path) -> str | None:
     return f"names code to import ({named[0]}); a bundle brings none" if named else None
 
 
-def json_of(path: Path) -> Any:
-    """A JSON file's value. Raises FormatError when it is damaged, too large or nested too deeply."""
+def json_bytes(path: Path) -> bytes:
+    """A JSON file's bytes. Raises FormatError when it is too large."""
     if path.stat().st_size > MAX_JSON:
         raise FormatError(f"{path} is larger than {MAX_JSON >> 20} MiB.", fix="A bundle's JSON is smaller.")
+    return path.read_bytes()
+
+
+def json_of(path: Path) -> Any:
+    """A JSON file's value. Raises FormatError when it is damaged, too large or nested too deeply."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(json_bytes(path).decode("utf-8"))
     except (ValueError, RecursionError) as exc:
         raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it.") from None
 

@@ -18,7 +18,8 @@ from typing import Any
 from veritune import contract as contracts
 from veritune.config.study import Study
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
-from veritune.records import FORMAT_VERSION, Finding
+from veritune.records import FORMAT_VERSION, Finding, RunManifest, TrainingRecord
+from veritune.records.base import parse
 from veritune.release.evidence import Subject, files_digest, weights_digest
 from veritune.release.golden import GOLDEN, golden_problem
 from veritune.release.parts import (
@@ -28,6 +29,7 @@ from veritune.release.parts import (
     content_problem,
     finding,
     folder_tensors,
+    json_bytes,
     json_of,
     kind_problem,
     name_problem,
@@ -192,9 +194,18 @@ class _Parts:
         files: Mapping[str, str] = record["files"]
         return files
 
-    def run(self, name: str) -> Mapping[str, Any]:
-        record: Mapping[str, Any] = json_of(self.folder / EVIDENCE / "runs" / self.manifest["run_id"] / name)
-        return record
+    def _run_file(self, name: str) -> Path:
+        return self.folder / EVIDENCE / "runs" / str(self.manifest["run_id"]) / name
+
+    @cached_property
+    def run(self) -> RunManifest:
+        path = self._run_file("manifest.json")
+        return parse(RunManifest, json_bytes(path), path)
+
+    @cached_property
+    def training(self) -> TrainingRecord:
+        path = self._run_file("training.json")
+        return parse(TrainingRecord, json_bytes(path), path)
 
     @cached_property
     def subject(self) -> Subject:
@@ -239,11 +250,11 @@ def _run(parts: _Parts) -> Found:
     from veritune.train.schedule import plan_cells
 
     study = Study.model_validate(parts.contract["terms"]["study"])
-    record = parts.run("manifest.json")
-    rates = dict.fromkeys(study.conditions, float(record["lr"])) if study.selection is not None else None
+    record = parts.run
+    rates = dict.fromkeys(study.conditions, record.lr) if study.selection is not None else None
     planned = {cell.run_id: cell for cell in plan_cells(study, parts.facts, rates)}
     cell = planned.get(parts.manifest["run_id"])
-    if cell is None or cell.input_hash != record["input_hash"]:
+    if cell is None or cell.input_hash != record.input_hash:
         run = parts.manifest["run_id"]
         yield "evidence/runs", f"run {run} is none that the contract plans: other base, data or method"
 
@@ -264,7 +275,7 @@ def _weights(parts: _Parts) -> Found:
     candidate = folder / ("model" if kind == "full" else "adapter")
     if weights_digest(candidate) != parts.subject.candidate:
         yield candidate.name, f"{candidate.name} holds other weights than the manifest's subject"
-    checkpoint = parts.run("training.json")["checkpoint"]
+    checkpoint = parts.training.checkpoint
     for path in sorted(candidate.glob("*.safetensors")):
         if parts.sealed.get(f"{checkpoint}/{path.name}") != sha256_file(path):
             name = f"{candidate.name}/{path.name}"

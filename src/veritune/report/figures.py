@@ -259,11 +259,11 @@ def zone_scores(records: Records, name: str) -> Drawing | None:
     """Mean score of every run by zone, one dot a run."""
     rows: list[tuple[Any, ...]] = []
     for run in records.runs:
-        zones = ((run.summary or {}).get("scores") or {}).get(name) or {}
+        zones = run.zone_scores(name)
         for zone in ZONES:
-            here = zones.get(zone) or {}
-            if _number(here.get("mean")):
-                rows.append((zone, run.condition, run.seed, here["mean"], here.get("scored"), here.get("items")))
+            here = zones.get(zone)
+            if here is not None and here.mean is not None:
+                rows.append((zone, run.condition, run.seed, here.mean, here.scored, here.items))
     if not rows:
         return None
     figure = _zone_figure(records, rows, f"mean score, {name}")
@@ -283,11 +283,10 @@ def zone_nll(records: Records) -> Drawing | None:
     """NLL of the expected answers for every run by zone, one dot a run."""
     rows: list[tuple[Any, ...]] = []
     for run in records.runs:
-        zones = (run.summary or {}).get("nll") or {}
         for zone in ZONES:
-            here = zones.get(zone) or {}
-            if zone != "validation" and _number(here.get("nll")):
-                rows.append((zone, run.condition, run.seed, here["nll"], here.get("target_tokens"), here.get("rows")))
+            here = run.losses.get(zone)
+            if zone != "validation" and here is not None:
+                rows.append((zone, run.condition, run.seed, here.nll, here.target_tokens, here.rows))
     if not rows:
         return None
     figure = _zone_figure(records, rows, "NLL, nats per target token")
@@ -392,7 +391,7 @@ def validation_nll(records: Records) -> Drawing | None:
     for run, points in curves:
         look = {"color": colour_of(records, run.condition), "linestyle": _dash(records, run)}
         axes.plot(*zip(*points), marker=marker_of(records, run.condition), markersize=4, linewidth=1.3, **look)
-        chosen = [point for point in points if point[0] == (run.training or {}).get("best_step")]
+        chosen = [point for point in points if run.training and point[0] == run.training.best_step]
         for x, y in chosen:
             axes.plot([x], [y], "o", markersize=10, markerfacecolor="none", markeredgecolor=INK)
     base = _baseline_validation(records)
@@ -405,7 +404,7 @@ def validation_nll(records: Records) -> Drawing | None:
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     _run_legend(records, axes, [run for run, _ in curves])
-    best = {r.run_id: (r.training or {}).get("best_step") for r, _ in curves}
+    best = {r.run_id: r.training.best_step if r.training else None for r, _ in curves}
     rows: list[tuple[Any, ...]] = [
         (r.run_id, r.condition, r.seed, step, nll, step == best[r.run_id])
         for r, points in curves
@@ -429,9 +428,9 @@ def validation_nll(records: Records) -> Drawing | None:
 
 def _baseline_validation(records: Records) -> tuple[Run, float] | None:
     for run in records.runs:
-        value: Any = (((run.summary or {}).get("nll") or {}).get("validation") or {}).get("nll")
-        if run.is_baseline and _number(value):
-            return run, value
+        loss = run.losses.get("validation")
+        if run.is_baseline and loss is not None:
+            return run, loss.nll
     return None
 
 

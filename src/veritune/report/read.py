@@ -16,6 +16,7 @@ from veritune import contract
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.errors import VerituneError
+from veritune.records import RunManifest, RunSummary, TrainingRecord, ZoneLoss, ZoneScore
 from veritune.report import shapes
 from veritune.report.shapes import fit
 from veritune.store import Store, read_json, read_jsonl
@@ -32,9 +33,9 @@ class Run:
     run_id: str
     condition: str
     seed: int | None
-    manifest: Json
-    summary: Json | None = None
-    training: Json | None = None
+    manifest: RunManifest
+    summary: RunSummary | None = None
+    training: TrainingRecord | None = None
     metrics: Sequence[Json] = ()
     telemetry: Sequence[Json] = ()
     scores: Mapping[str, Sequence[Json]] = field(default_factory=dict)
@@ -44,6 +45,15 @@ class Run:
     @property
     def is_baseline(self) -> bool:
         return self.condition == BASELINE
+
+    @property
+    def losses(self) -> Mapping[str, ZoneLoss]:
+        """Loss by zone; empty while the run is not done."""
+        return self.summary.nll if self.summary is not None else {}
+
+    def zone_scores(self, name: str) -> Mapping[str, ZoneScore]:
+        """One eval's scores by zone; empty where there are none."""
+        return self.summary.scores.get(name, {}) if self.summary is not None else {}
 
     @property
     def label(self) -> str:
@@ -139,7 +149,7 @@ def read_records(store: Store, study: Study) -> Records:
     runs = sorted((r for r in found if r and (not planned or r.run_id in planned)), key=_order(study))
     trials = ("select", "shape")  # their choice is in selection.json and shapes.json
     strays = tuple(
-        r.run_id for r in found if r and planned and r.run_id not in planned and r.manifest.get("phase") not in trials
+        r.run_id for r in found if r and planned and r.run_id not in planned and r.manifest.phase not in trials
     )
     folder = _data_folder(store, kept)
     records = Records(
@@ -180,21 +190,21 @@ def _with_problems(records: Records, problems: Sequence[str], planned: Sequence[
 
 
 def _run(reader: _Reader, folder: Path) -> Run | None:
-    manifest = reader.json(folder / "manifest.json", shapes.MANIFEST)
+    manifest = reader.maybe(folder / "manifest.json", RunManifest.load, None)
     if manifest is None:
         return None
     # Scores of an earlier eval contract are kept as <eval>.<hash>.jsonl; an eval's name holds no full stop.
     scores = sorted(path for path in (folder / "scores").glob("*.jsonl") if "." not in path.stem)
     stamps = {path.stem: reader.json(path.with_suffix(".json"), shapes.STAMP) for path in scores}
-    summary = reader.json(folder / "summary.json", shapes.SUMMARY)
-    condition = str(manifest.get("condition") or folder.name)
+    summary = reader.maybe(folder / "summary.json", RunSummary.load, None)
+    training = reader.maybe(folder / "training.json", TrainingRecord.load, None)
     return Run(
         run_id=folder.name,
-        condition=condition,
-        seed=None if condition == BASELINE else manifest.get("seed"),
+        condition=manifest.condition,
+        seed=None if manifest.condition == BASELINE else manifest.seed,
         manifest=manifest,
         summary=summary,
-        training=reader.json(folder / "training.json", shapes.TRAINING) or (summary or {}).get("training"),
+        training=training or (summary.training if summary is not None else None),
         metrics=reader.jsonl(folder / "metrics.jsonl", shapes.METRIC),
         telemetry=reader.jsonl(folder / "telemetry.jsonl", shapes.TELEMETRY, _telemetry),
         scores={path.stem: reader.jsonl(path, shapes.SCORE) for path in scores},

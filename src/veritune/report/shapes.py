@@ -60,29 +60,6 @@ CONTRACT = {
 }
 DATA = {"version": TEXT, "rejects": COUNTS, "facts": FACTS}
 TRAINABLE = {"n_trainable": NUMBER, "n_total": NUMBER, "method": TEXT, "options": {"*": object}, "modules": TEXTS}
-TRAINING = {
-    **dict.fromkeys(("steps", "tokens", "best_step", "validation_nll", "final_loss", "train_s"), NUMBER),
-    "rows_compared_with_contract": NUMBER,
-    "checkpoint": TEXT,
-    "trainable": TRAINABLE,
-}
-MANIFEST = {
-    **dict.fromkeys(("run_id", "phase", "condition", "input_hash", "created"), TEXT),
-    **dict.fromkeys(("seed", "lr"), NUMBER),
-    **{key: {"*": object} for key in ("model", "method", "train", "machine")},
-    "packages": {"*": TEXT},
-}
-ZONE_SCORE = {
-    **dict.fromkeys(("mean", "scored", "items", "cut"), NUMBER),
-    "missing": COUNTS,
-    "rules": {"*": {"held": NUMBER, "of": NUMBER}},
-}
-SUMMARY = {
-    "training": TRAINING,
-    "nll": {"*": {"nll": NUMBER, "rows": NUMBER, "target_tokens": NUMBER}},
-    "scores": {"*": {"*": ZONE_SCORE}},
-    "finished": TEXT,
-}
 SCORE = {
     **dict.fromkeys(("item_id", "family", "zone", "output", "reason"), TEXT),
     "value": NUMBER,

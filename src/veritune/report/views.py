@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from veritune.decide.wording import p_text, rule_text
-from veritune.records import ZONES
+from veritune.records import ZONES, Trainable, ZoneScore, dumps
 from veritune.report import interval
 from veritune.report.read import Records, Run
 
@@ -204,7 +204,7 @@ def scores(records: Records) -> list[dict[str, Any]]:
     """For every eval: one row a run, one column a zone, with denominators, missing by reason and outputs cut."""
     tables = []
     for name, spec in records.study.evals.items():
-        found = [(run, get(run.summary, "scores", name) or {}) for run in records.runs]
+        found = [(run, run.zone_scores(name)) for run in records.runs]
         zones = [z for z in ZONES if z in spec.zones or any(z in by_zone for _, by_zone in found)]
         limits = {run.decoding[name].get("max_new_tokens") for run in records.runs if name in run.decoding}
         tables.append(
@@ -221,11 +221,13 @@ def scores(records: Records) -> list[dict[str, Any]]:
     return tables
 
 
-def _rules(zones: Sequence[str], found: Sequence[tuple[Run, Json]], order: Sequence[str]) -> list[dict[str, Any]]:
+def _rules(
+    zones: Sequence[str], found: Sequence[tuple[Run, Mapping[str, ZoneScore]]], order: Sequence[str]
+) -> list[dict[str, Any]]:
     """Per zone, rule × run: how often each rule held, of how many. Empty where no summary recorded it."""
     tables = []
     for zone in sorted(zones, key=lambda z: z != "stranger"):
-        by_run = [(run, get(by_zone, zone, "rules") or {}) for run, by_zone in found]
+        by_run = [(run, (by_zone[zone].rules if zone in by_zone else None) or {}) for run, by_zone in found]
         seen = list(dict.fromkeys(name for _, rules in by_run for name in rules))
         names = sorted(seen, key=lambda name: order.index(name) if name in order else len(order))
         if names:
@@ -236,9 +238,9 @@ def _rules(zones: Sequence[str], found: Sequence[tuple[Run, Json]], order: Seque
 
 def losses(records: Records) -> dict[str, Any]:
     """NLL by run and zone with the target tokens it was taken over."""
-    zones = [z for z in ZONES if any(get(run.summary, "nll", z) for run in records.runs)]
-    rows = [(run, [get(run.summary, "nll", z) for z in zones]) for run in records.runs]
-    sources = [run.path("summary.json") for run in records.runs if get(run.summary, "nll")]
+    zones = [z for z in ZONES if any(z in run.losses for run in records.runs)]
+    rows = [(run, [run.losses.get(z) for z in zones]) for run in records.runs]
+    sources = [run.path("summary.json") for run in records.runs if run.losses]
     return {"zones": zones, "rows": rows, "sources": sources}
 
 
@@ -257,24 +259,26 @@ def conditions(records: Records) -> dict[str, Any]:
     """What each condition is, setting by setting, and which settings differ."""
     arms = {name: [r for r in records.runs if r.condition == name] for name in records.study.conditions}
     columns = [(name, runs[0] if runs else None) for name, runs in arms.items()]
-    manifests = [run.manifest if run else {} for _, run in columns]
-    named = list(dict.fromkeys(k for m in manifests for k in get(m, "method") or {} if k != "learning_rate"))
+    methods: list[Json] = [run.manifest.method if run else {} for _, run in columns]
+    named = list(dict.fromkeys(k for m in methods for k in m if k != "learning_rate"))
     keys = sorted(named, key=lambda k: FIRST.index(k) if k in FIRST else len(FIRST))
-    rows = [(key.replace("_", " "), [get(m, "method", key) for m in manifests]) for key in keys]
-    rows.append(("peak learning rate", [get(m, "lr") for m in manifests]))
-    trained = [get(run.training, "trainable") if run else None for _, run in columns]
+    rows = [(key.replace("_", " "), [m.get(key) for m in methods]) for key in keys]
+    rows.append(("peak learning rate", [run.manifest.lr if run else None for _, run in columns]))
+    trained = [run.training.trainable if run and run.training else None for _, run in columns]
     rows.append(("modules resolved", [_modules(t) for t in trained]))
-    rows.append(("trainable parameters", [get(t, "n_trainable") for t in trained]))
-    rows.append(("of all parameters", [get(t, "n_total") for t in trained]))
-    if any(get(t, "share") is not None for t in trained):
-        rows.append(("trainable share", [get(t, "share") for t in trained]))
+    rows.append(("trainable parameters", [t.n_trainable if t else None for t in trained]))
+    rows.append(("of all parameters", [t.n_total if t else None for t in trained]))
+    if any(trained):
+        rows.append(("trainable share", [t.share if t else None for t in trained]))
     sources = [run.path(f) for _, run in columns if run for f in ("manifest.json", "training.json")]
     differing = [(term, values, len({repr(v) for v in values}) > 1) for term, values in rows]
     return {"names": [n for n, _ in columns], "rows": differing, "factor": records.study.factor, "sources": sources}
 
 
-def _modules(trainable: Any) -> list[str] | None:
-    names = get(trainable, "options", "target_modules") or get(trainable, "modules")
+def _modules(trainable: Trainable | None) -> list[str] | None:
+    if trainable is None:
+        return None
+    names = trainable.options.get("target_modules") or trainable.modules
     if not isinstance(names, list | tuple):
         return None
     return list(dict.fromkeys(str(name).rsplit(".", 1)[-1] for name in names))
@@ -283,7 +287,7 @@ def _modules(trainable: Any) -> list[str] | None:
 def training(records: Records) -> dict[str, Any]:
     """One row a trained run: what it did and which checkpoint was chosen."""
     rows = [run for run in records.runs if not run.is_baseline]
-    shared = get(rows[0].manifest, "train") if rows else None
+    shared = rows[0].manifest.train if rows else None
     return {
         "rows": rows,
         "shared": shared or {},
@@ -419,8 +423,8 @@ def reproduction(records: Records) -> dict[str, Any]:
     """Everything needed to make the numbers again, and the hashes that tie them."""
     facts, entries = records.facts, (records.contract or {}).get("entries") or []
     manifests = [run.manifest for run in records.runs]
-    machines = list(dict.fromkeys(json.dumps(get(m, "machine"), sort_keys=True) for m in manifests))
-    packages = get(facts, "packages") or (get(manifests[0], "packages") if manifests else None) or {}
+    machines = list(dict.fromkeys(dumps(m.machine) for m in manifests))
+    packages = get(facts, "packages") or (manifests[0].packages if manifests else {})
     return {
         "hashes": [
             ("contract", get(records.terms, "hash")),

@@ -16,7 +16,7 @@ from veritune.config.fields import BASELINE
 from veritune.errors import DivergedError, GateError, InputError, MachineError, StaleError, VerituneError
 from veritune.evaluate import tasks
 from veritune.progress import Progress
-from veritune.records import Row
+from veritune.records import Row, RunSummary
 from veritune.seal import break_seal, refuse_edited_run, refuse_edited_scores
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import FAILED, study_at
@@ -26,7 +26,7 @@ from veritune.train.schedule import SELECT, SHAPE, plan_cells
 from veritune.train.select import chosen
 
 
-def cell_command(study_path: str | Path, run_id: str, progress: Progress | None = None) -> dict[str, Any]:
+def cell_command(study_path: str | Path, run_id: str, progress: Progress | None = None) -> RunSummary | None:
     """Run one cell of a frozen study; its summary. Does nothing when the cell is done.
 
     Raises InputError without a contract or for an unknown run id, StaleError when study or base differ from the
@@ -74,19 +74,23 @@ def is_done(ready: Ready, cell: Any) -> bool:
     return ready.store.is_done(ready.store.run(cell.run_id) / "summary.json", summary_hash(ready.study, cell))
 
 
-def run_cell(ready: Ready, cell: Any) -> dict[str, Any]:
-    """Train and score one cell, or what is left of it; its summary. A failure is recorded in the run's folder."""
+def run_cell(ready: Ready, cell: Any) -> RunSummary | None:
+    """Train and score one cell, or what is left of it; its summary. A failure is recorded in the run's folder.
+
+    None in a process that helps another one train the cell.
+    """
     folder = ready.store.run(cell.run_id)
     devices = ready.study.train.devices
     if devices > 1 and cell.phase != BASELINE and not (folder / "training.json").exists():
         if distributed.world_size() == 1:
             return _on_several(ready, cell, devices)
         if not distributed.is_main():
-            return ready.backend.train(ready.context, cell)
+            ready.backend.train(ready.context, cell)
+            return None
     with ready.store.run_lock(cell.run_id):
         if is_done(ready, cell):
             refuse_edited_run(ready.store, cell.run_id)
-            return read_json(folder / "summary.json")
+            return RunSummary.load(folder / "summary.json")
         break_seal(ready.store)
         remove(folder / "summary.json")  # it speaks of scores that are about to go
         try:
@@ -98,20 +102,20 @@ def run_cell(ready: Ready, cell: Any) -> dict[str, Any]:
         return summary
 
 
-def _on_several(ready: Ready, cell: Any, devices: int) -> dict[str, Any]:
+def _on_several(ready: Ready, cell: Any, devices: int) -> RunSummary:
     """Run the cell on several processes of this machine. Raises what the cell recorded as its failure."""
     folder = ready.store.run(cell.run_id)
     if is_done(ready, cell):
-        return read_json(folder / "summary.json")
+        return RunSummary.load(folder / "summary.json")
     (folder / FAILED).unlink(missing_ok=True)
     status = distributed.launch(ready.store.root, cell.run_id, devices)
     if is_done(ready, cell):
-        return read_json(folder / "summary.json")
+        return RunSummary.load(folder / "summary.json")
     said = read_json(folder / FAILED)["error"] if (folder / FAILED).exists() else f"torchrun ended with status {status}"
     raise MachineError(f"run {cell.run_id} on {devices} processes failed: {said}", fix="What it finished is kept.")
 
 
-def _work(ready: Ready, cell: Any) -> dict[str, Any]:
+def _work(ready: Ready, cell: Any) -> RunSummary:
     from veritune.train import cells
 
     context = ready.context
@@ -128,7 +132,7 @@ def _work(ready: Ready, cell: Any) -> dict[str, Any]:
     return cells.finish(context, cell, paths, memory=memory.read())
 
 
-def _select_run(ready: Ready, cell: Any) -> dict[str, Any]:
+def _select_run(ready: Ready, cell: Any) -> RunSummary:
     """Train for selection and score nothing. A run that diverges or crashes is a result: its setting is out."""
     from veritune.train import cells
 

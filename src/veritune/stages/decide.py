@@ -15,7 +15,7 @@ from veritune.decide.claims import Context as ClaimContext
 from veritune.decide.claims import judge
 from veritune.errors import InputError
 from veritune.probe.names import arm_of
-from veritune.records import Score, Verdict, to_json
+from veritune.records import RunManifest, Score, Verdict, to_json
 from veritune.seal import break_seal
 from veritune.stages.recorded import claimed_quantities
 from veritune.stats.paired import Options
@@ -74,9 +74,9 @@ def standings(store: Store, run_ids: Sequence[str], kept: Mapping[str, Any]) -> 
     """For each run its condition and what its results are worth: exploratory, or made before an amendment."""
     found = {}
     for run_id in run_ids:
-        manifest, worth = read_json(store.run(run_id) / "manifest.json"), contract.standing(kept, run_id)
-        worth["exploratory"] |= bool(manifest.get("exploratory"))
-        found[run_id] = (manifest["condition"], worth)
+        manifest, worth = RunManifest.load(store.run(run_id) / "manifest.json"), contract.standing(kept, run_id)
+        worth["exploratory"] |= manifest.exploratory
+        found[run_id] = (manifest.condition, worth)
     return found
 
 
@@ -125,9 +125,9 @@ def score_tables(store: Store, study: Study, run_ids: Sequence[str]) -> dict[tup
     scores: dict[tuple[str, str], list[Score]] = {}
     seeds: dict[str, list[str]] = {}
     for run_id in run_ids:
-        manifest = read_json(store.run(run_id) / "manifest.json")
-        condition = manifest["condition"]
-        seeds.setdefault(condition, []).append(str(manifest["seed"]))
+        manifest = RunManifest.load(store.run(run_id) / "manifest.json")
+        condition = manifest.condition
+        seeds.setdefault(condition, []).append(str(manifest.seed))
         for name in study.evals:
             rows = read_jsonl(store.run(run_id) / "scores" / f"{name}.jsonl")
             scores.setdefault((condition, name), []).extend(Score(**row) for row in rows)

@@ -18,7 +18,7 @@ from veritune.config.study import Study
 from veritune.errors import InputError, MachineError
 from veritune.machine import peak_memory_bytes
 from veritune.progress import Progress, clock
-from veritune.records import Verdict
+from veritune.records import RunSummary, Verdict
 from veritune.report.page import write_report
 from veritune.seal import refuse_edited, seal
 from veritune.stages.cell import cells_of, is_done, run_cell
@@ -230,7 +230,7 @@ class _Runner:
             cell = named[ended.run_id]
             label = f"{labels[ended.run_id]} {_what(cell)}"
             if ended.error is None:
-                self._tell(read_json(self.store.run(ended.run_id) / "summary.json"), label)
+                self._tell(RunSummary.load(self.store.run(ended.run_id) / "summary.json"), label)
             else:
                 self.progress.say(f"{label:<44} FAILED: {ended.error}")
 
@@ -248,8 +248,8 @@ class _Runner:
         what = _what(cell)
         if is_done(ready, cell):
             self.skipped += 1
-            summary = read_json(self.store.run(cell.run_id) / "summary.json")
-            self._tell(summary, f"{label} {what}: done before, skipped")
+            done = RunSummary.load(self.store.run(cell.run_id) / "summary.json")
+            self._tell(done, f"{label} {what}: done before, skipped")
             return
         self.trained += 1
         began, worked = time.monotonic(), sum(self.progress.spent().values())
@@ -257,16 +257,15 @@ class _Runner:
         key, took = (cell.phase, cell.condition, cell.seed), time.monotonic() - began
         self.took[key] = self.took.get(key, 0.0) + took
         self.in_cells += took - (sum(self.progress.spent().values()) - worked)
-        self._tell(summary, f"{label} {what}")
+        if summary is not None:
+            self._tell(summary, f"{label} {what}")
 
-    def _tell(self, summary: Mapping[str, Any], label: str) -> None:
-        parts = [f"failed: {summary['failed']}"[:90]] if summary.get("failed") else []
-        if summary["phase"] == SELECT and summary["training"]:
-            parts = [f"validation NLL {summary['training']['validation_nll']:.4f}"]
-        for name, zones in summary["scores"].items():
-            means = [
-                f"{zone} {z['mean']:.3f}" if z["mean"] is not None else f"{zone} none" for zone, z in zones.items()
-            ]
+    def _tell(self, summary: RunSummary, label: str) -> None:
+        parts = [f"failed: {summary.failed}"[:90]] if summary.failed else []
+        if summary.phase == SELECT and summary.training is not None:
+            parts = [f"validation NLL {summary.training.validation_nll:.4f}"]
+        for name, zones in summary.scores.items():
+            means = [f"{zone} {z.mean:.3f}" if z.mean is not None else f"{zone} none" for zone, z in zones.items()]
             parts.append(f"{name} " + ", ".join(means))
         self.progress.say(f"{label:<44} " + "; ".join(parts))
 

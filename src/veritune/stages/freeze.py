@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from veritune.config.load import frozen_flags
 from veritune.decide.reach import limits
 from veritune.errors import InputError
 from veritune.progress import Progress
+from veritune.records import RunSummary
 from veritune.seal import break_seal, mark_summaries, refuse_edited, resealing
 from veritune.stages.plan import items_by_eval
 from veritune.stages.ready import Ready, make_ready
 from veritune.stages.watch import study_at
-from veritune.store import Store, read_json
+from veritune.store import Store
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,11 @@ def mark_results(store: Store, kept: Mapping[str, Any]) -> None:
         return
     marked = {}
     for path in sorted(store.runs.glob("*/summary.json")):
-        summary, worth = read_json(path), contract.standing(kept, path.parent.name)
-        worth["exploratory"] |= bool(summary.get("exploratory"))
-        if {key: summary.get(key) for key in worth} != worth:
-            marked[path.parent.name] = {**summary, **worth}
+        summary, worth = RunSummary.load(path), contract.standing(kept, path.parent.name)
+        worth["exploratory"] |= summary.exploratory
+        as_marked = replace(summary, **worth)
+        if as_marked != summary:
+            marked[path.parent.name] = as_marked
     if marked:
         break_seal(store)
         mark_summaries(store, marked)

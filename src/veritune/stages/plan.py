@@ -20,6 +20,7 @@ from veritune.config.fields import BASELINE
 from veritune.decide.reach import Assumed, resolution
 from veritune.errors import GateError
 from veritune.progress import Progress, clock
+from veritune.records import RunSummary, to_json
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.stages.cell import cells_of, is_done
 from veritune.stages.leak import LEAK, leak_is_done, whole_conditions
@@ -236,7 +237,7 @@ def answer_probe(ready: Ready) -> dict[str, Any]:
             full = Decoding(spec.max_new_tokens, len(prompts))
             evals[name]["cache_bytes"] = cache_bytes(weights.model, full)
     weights.close()
-    record = {"input_hash": digest, "load_s": load_s, "evals": evals, "memory": memory.read()}
+    record = {"input_hash": digest, "load_s": load_s, "evals": evals, "memory": to_json(memory.read())}
     break_seal(ready.store)
     write_json(ready.store.audit(path), record)
     return record
@@ -476,10 +477,11 @@ def compare_with_plan(
         key, path = (cell.phase, cell.condition, cell.seed), ready.store.run(cell.run_id) / "summary.json"
         if not said.get(key) or not path.exists():
             continue
-        summary = read_json(path)
-        peaks = [(summary["training"] or {}).get("peak_memory"), summary["scoring_memory"]]
-        held = [m["bytes"] for m in peaks if m]
-        if held and None not in held:
+        summary = RunSummary.load(path)
+        training = summary.training.peak_memory if summary.training is not None else None
+        peaks = [m.bytes for m in (training, summary.scoring_memory) if m is not None]
+        held = [n for n in peaks if n is not None]
+        if held and len(held) == len(peaks):
             ratios.append(max(held) / said[key])
     farthest = max(ratios, key=_off, default=None)
     return {

@@ -17,13 +17,14 @@ from typing import Any
 from veritune.config.fields import BASELINE
 from veritune.errors import InputError, VerituneError
 from veritune.progress import Progress
+from veritune.records import TrainingRecord
 from veritune.report.page import write_report
 from veritune.report.probes import Block, blocks
 from veritune.report.read import read_records
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.stages.cell import cells_of, ready_from_contract
 from veritune.stages.ready import Ready
-from veritune.store import hash_of, read_json, sha256_file, write_json
+from veritune.store import hash_of, sha256_file, write_json
 
 
 def probe_report(study: str | Path, progress: Progress | None = None, make: Sequence[str] = ()) -> list[Block]:
@@ -77,9 +78,9 @@ def _made(make: Callable[[], Any]) -> Any:
 def _cheap(ready: Ready, cell: Any) -> Iterator[tuple[str, str, Any]]:
     """(name, hash of what it is made from, how) of the probes that need no run of the model."""
     folder = ready.store.run(cell.run_id)
-    training = read_json(folder / "training.json")
-    checkpoint = ready.store.root / training["checkpoint"]
-    inputs = hash_of({"cell": cell.input_hash, "checkpoint": training["checkpoint"], "step": training["best_step"]})
+    training = TrainingRecord.load(folder / "training.json")
+    checkpoint = training.weights_in(ready.store.root)
+    inputs = hash_of({"cell": cell.input_hash, "checkpoint": training.checkpoint, "step": training.best_step})
     yield "weights", inputs, lambda: _weights(ready, cell, checkpoint)
     lines = folder / "telemetry.jsonl"
     if lines.exists():
@@ -109,27 +110,28 @@ def _telemetry(path: Path) -> Any:
 def _on_the_model(ready: Ready, cell: Any, names: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """(name, hash of what it is made from, how) of the probes asked for; the untouched model has only some of them."""
     of_base = cell.phase == BASELINE
-    training = {} if of_base else read_json(ready.store.run(cell.run_id) / "training.json")
-    facts = {"cell": cell.input_hash, "checkpoint": training.get("checkpoint"), "step": training.get("best_step")}
+    training = None if of_base else TrainingRecord.load(ready.store.run(cell.run_id) / "training.json")
+    checkpoint, step = (training.checkpoint, training.best_step) if training is not None else (None, None)
+    facts = {"cell": cell.input_hash, "checkpoint": checkpoint, "step": step}
     for name in names:
         make, takes_base, takes_trained = MODEL_PROBES[name]
         if takes_base if of_base else takes_trained:
             yield name, hash_of({**facts, "probe": name}), partial(_make_one, make, ready, training)
 
 
-def _make_one(make: Callable[[Ready, Any], Any], ready: Ready, training: Mapping[str, Any]) -> Any:
+def _make_one(make: Callable[[Ready, Any], Any], ready: Ready, training: TrainingRecord | None) -> Any:
     return make(ready, _subject(ready, training))
 
 
-def _subject(ready: Ready, training: Mapping[str, Any]) -> Any:
+def _subject(ready: Ready, training: TrainingRecord | None) -> Any:
     """A cell's model for probing. Raises InputError where its weights are not on this disk."""
     from veritune.data.render import Renderer
     from veritune.probe.subject import Subject
 
     if ready.study.backend.name != "local":
         raise InputError("the weights are on a server.", fix="Probe a downloaded adapter with `veritune probe ...`.")
-    checkpoint = training.get("checkpoint")
-    if training and (checkpoint is None or not (ready.store.root / checkpoint).exists()):
+    checkpoint = training.checkpoint if training is not None else None
+    if training is not None and (checkpoint is None or not (ready.store.root / checkpoint).exists()):
         raise InputError("the checkpoint is not on disk.", fix="Run the study with `keep: best` or `keep: all`.")
     adapter = ready.store.root / checkpoint if checkpoint else None
     return Subject(ready.model, adapter, Renderer(ready.tokenizer, ready.study.train.max_length))

@@ -14,7 +14,7 @@ from veritune.evaluate import tasks
 from veritune.machine import code_hashes, describe_machine, package_versions, settle_imports
 from veritune.probe.names import nearest, pattern_of, patterns_text
 from veritune.progress import Progress
-from veritune.records import Row
+from veritune.records import MachineFacts, Row
 from veritune.store import Store
 from veritune.train.backends import Backend, backend_of
 from veritune.train.schedule import kept_families, smallest_share
@@ -49,7 +49,7 @@ class Ready:
         return Context(self.store, self.study, self.model, self.tokenizer, self.data, self.progress)
 
     @cached_property
-    def machine(self) -> dict[str, Any]:
+    def machine(self) -> MachineFacts:
         """This machine, as manifests record it."""
         return describe_machine()
 

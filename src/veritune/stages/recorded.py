@@ -35,7 +35,7 @@ from veritune.decide.recorded import (
 from veritune.errors import ScoreError, VerituneError
 from veritune.probe.clusters import codes, ratio
 from veritune.probe.names import arm_of, pattern_of
-from veritune.records import Estimate
+from veritune.records import Estimate, RunSummary
 from veritune.stats.centroids import MEASURES
 from veritune.stats.intervals import Spread, t_quantile
 from veritune.store import Store, read_json
@@ -56,7 +56,7 @@ class _Run:
 
     run_id: str
     arm: str
-    summary: Json
+    summary: RunSummary
     losses: Json
 
 
@@ -125,9 +125,9 @@ def _command(probe: str, arm: str) -> str:
 
 def _run(store: Store, run_id: str) -> _Run:
     folder = store.run(run_id)
-    summary = read_json(folder / "summary.json")
+    summary = RunSummary.load(folder / "summary.json")
     losses = folder / "probes" / "nll.json"
-    return _Run(run_id, summary["condition"], summary, read_json(losses) if losses.exists() else {"rows": []})
+    return _Run(run_id, summary.condition, summary, read_json(losses) if losses.exists() else {"rows": []})
 
 
 def _over_its_runs(name: str, parts: Mapping[str, Recorded], runs: Sequence[_Run]) -> Recorded:
@@ -163,12 +163,12 @@ def _every(
 
 
 def _summary(run: _Run) -> Named:
-    training = run.summary.get("training")
+    training = run.summary.training
     if training is None:
         return
-    trainable = training["trainable"]
-    yield "final_loss", number("final_loss", training["final_loss"])
-    yield "trainable_share", number("trainable_share", trainable["n_trainable"] / trainable["n_total"], exact=True)
+    trainable = training.trainable
+    yield "final_loss", number("final_loss", training.final_loss)
+    yield "trainable_share", number("trainable_share", trainable.n_trainable / trainable.n_total, exact=True)
 
 
 def _losses(run: _Run, thresholds: Thresholds) -> Named:
@@ -263,7 +263,7 @@ def _known_records(tree: object, label: str = "") -> Iterator[tuple[str, Json, s
 def _run_of(record: Json, inner: Json, label: str, path: Path, runs: Mapping[str, _Run]) -> _Run | None:
     """The run that a record speaks of; None for a shadow run's, another study's, or one that does not say."""
     if inner.get("kind") == "leak":
-        beside = [r for r in runs.values() if (r.arm, r.summary["seed"]) == (inner["condition"], inner["seed"])]
+        beside = [r for r in runs.values() if (r.arm, r.summary.seed) == (inner["condition"], inner["seed"])]
         return next((r for r in beside if record.get("honest", r.run_id) == r.run_id), None)
     for named in (record.get("run"), path.parent.name, *Path(label).parts):
         if named in runs:

@@ -19,6 +19,7 @@ from veritune.config.load import load_study
 from veritune.config.study import Study
 from veritune.errors import InputError, StudyError
 from veritune.progress import Progress, clock
+from veritune.records import RunManifest, RunSummary
 from veritune.store import Store, read_json, whole_lines
 
 FAILED = "failed.json"
@@ -73,11 +74,12 @@ def cell_state(store: Store, run_id: str, expected: str | None) -> dict[str, Any
     folder = store.run(run_id)
     state: dict[str, Any] = {"state": "waiting", "step": None, "steps": None, "loss": None, "left_s": None}
     state |= {"age_s": None, "holder": None, "error": None}
-    summary = read_json(folder / "summary.json") if (folder / "summary.json").exists() else None
-    if summary is not None and expected in (None, summary["input_hash"]):
-        trained = summary["training"] or {"steps": None, "final_loss": None}
-        steps = {"step": trained["steps"], "steps": trained["steps"], "loss": trained["final_loss"]}
-        return state | {"state": "done", **steps}
+    summary = RunSummary.load(folder / "summary.json") if (folder / "summary.json").exists() else None
+    if summary is not None and expected in (None, summary.input_hash):
+        trained = summary.training
+        if trained is not None:
+            state |= {"step": trained.steps, "steps": trained.steps, "loss": trained.final_loss}
+        return state | {"state": "done"}
     if not folder.exists():
         return state
     holder = store.holder(run_id)
@@ -169,7 +171,7 @@ def _last_step(folder: Path) -> dict[str, Any]:
     step_s = sum(r["cost"] or 0.0 for r in rows) / len(rows)
     found |= {"step": rows[-1]["step"], "loss": rows[-1]["loss"], "step_s": step_s}
     manifest = folder / "manifest.json"
-    steps = read_json(manifest).get("steps") if manifest.exists() else None
+    steps = RunManifest.load(manifest).steps if manifest.exists() else None
     if steps:
         found |= {"steps": steps, "left_s": round(step_s * max(steps - rows[-1]["step"], 0), 1)}
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from veritune.config.study import Study
 from veritune.errors import StudyError
-from veritune.records import Rendered
+from veritune.records import MemoryPeak, Rendered, RunManifest, TrainingRecord
 from veritune.train.models import ModelRef, resolve, weight_hashes
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Memory(Protocol):
     """The most memory held since it was made."""
 
-    def read(self) -> dict[str, Any]:
-        """`bytes` (None where it cannot be told, with a `reason`), `before` and `source`."""
+    def read(self) -> MemoryPeak:
+        """The peak, or why it cannot be told."""
 
 
 class Weights(Protocol):
@@ -72,8 +72,8 @@ class Backend(Protocol):
     def bare(self, model: ModelRef) -> Any:
         """The base's modules, for finding out what a condition trains."""
 
-    def manifest(self, cell: Cell) -> dict[str, Any]:
-        """What a run's manifest says otherwise than for a local run."""
+    def manifest(self, local: RunManifest) -> RunManifest:
+        """A run's manifest, given the one of a local run."""
 
     def live(
         self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None
@@ -83,8 +83,8 @@ class Backend(Protocol):
         `score` answers with a model in this process, for what that takes of its memory.
         """
 
-    def train(self, context: Context, cell: Cell) -> dict[str, Any]:
-        """Train the cell, or confirm that it is trained; its training record."""
+    def train(self, context: Context, cell: Cell) -> TrainingRecord | None:
+        """Train the cell, or confirm that it is trained; None in a process that helps another one train it."""
 
     def trained(self, context: Context, cell: Cell) -> Weights:
         """The cell's chosen weights, or for the baseline the untouched base, ready to be scored."""
@@ -130,9 +130,9 @@ class Local:
 
         return load_base(model)
 
-    def manifest(self, cell: Cell) -> dict[str, Any]:
-        """Nothing: a local run is what a manifest speaks of."""
-        return {}
+    def manifest(self, local: RunManifest) -> RunManifest:
+        """The one given."""
+        return local
 
     def live(
         self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None
@@ -142,7 +142,7 @@ class Local:
 
         return live_probe(context, cell, work, score)
 
-    def train(self, context: Context, cell: Cell) -> dict[str, Any]:
+    def train(self, context: Context, cell: Cell) -> TrainingRecord | None:
         """See `cells.train`."""
         from veritune.train.cells import train
 

@@ -11,6 +11,7 @@ The untouched baseline is a cell too: phase `baseline`, no training.
 from __future__ import annotations
 
 import json
+import platform
 import random
 import re
 import shutil
@@ -24,9 +25,27 @@ from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.config.train import Condition, Train
 from veritune.errors import DivergedError, GateError, MachineError, ModelError, StaleError
-from veritune.machine import PeakMemory, git_state
+from veritune.machine import PeakMemory, command_given, git_state
 from veritune.progress import Progress
-from veritune.records import MetricRow, Rendered, RunManifest, dumps, to_json
+from veritune.records import (
+    FORMAT_VERSION,
+    CheckpointCandidate,
+    MachineFacts,
+    MemoryPeak,
+    MetricRow,
+    NamedModel,
+    Rendered,
+    RuleCount,
+    RunManifest,
+    RunSummary,
+    Trainable,
+    TrainedRows,
+    TrainingRecord,
+    ZoneLoss,
+    ZoneScore,
+    dumps,
+    to_json,
+)
 from veritune.seal import finish_run
 from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, read_jsonl, whole_lines, write_json
 from veritune.train import methods
@@ -59,7 +78,7 @@ class Context:
     progress: Progress
 
 
-def start(context: Context, cell: Cell, machine: Mapping[str, Any], packages: Mapping[str, str]) -> None:
+def start(context: Context, cell: Cell, machine: MachineFacts, packages: Mapping[str, str]) -> None:
     """Write the manifest, or confirm the one that is there."""
     path = context.store.run(cell.run_id) / "manifest.json"
     if context.store.is_done(path, cell.input_hash):
@@ -73,23 +92,26 @@ def start(context: Context, cell: Cell, machine: Mapping[str, Any], packages: Ma
         seed=cell.seed,
         lr=cell.lr,
         input_hash=cell.input_hash,
-        model={"name": context.model.name, "dtype": context.model.dtype},
+        model=NamedModel(context.model.name, context.model.dtype),
         method=condition.model_dump(mode="json") if condition else {},
         train=schedule(context.study, cell).model_dump(mode="json"),
-        data={"version": context.data.version, "seen_rows": [r.row_id for r in rows]},
+        data=TrainedRows(context.data.version, tuple(r.row_id for r in rows)),
         packages=dict(packages),
-        machine=dict(machine),
+        machine=machine,
         created=now(),
         steps=steps_of(context.study, context.data, cell) or None,
         seeds={} if cell.phase == BASELINE else dict.fromkeys(GENERATORS, cell.seed),
         git=git_state(context.store.root),
         exploratory=not context.store.contract_file.exists(),
+        command=command_given(),
+        host=platform.node(),
+        format=FORMAT_VERSION,
     )
-    write_json(path, replace(manifest, **backend_of(context.study).manifest(cell)))
+    backend_of(context.study).manifest(manifest).save(path)
 
 
-def train(context: Context, cell: Cell) -> dict[str, Any]:
-    """Train the cell, or take up where a killed process left it; the record of the training.
+def train(context: Context, cell: Cell) -> TrainingRecord | None:
+    """Train the cell, or take up where a killed process left it; None in a process that is not the main one.
 
     Raises GateError when the trainer sees other rows than the contract's, DivergedError on a loss that is not finite.
     """
@@ -100,7 +122,7 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
     work = folder / "work"
     if record.exists():
         shutil.rmtree(work, ignore_errors=True)
-        return read_json(record)
+        return TrainingRecord.load(record)
     condition = context.study.conditions[cell.condition]
     check_ranks(context.study.train.devices)
     log, memory = MetricLog(folder / "metrics.jsonl", cell), PeakMemory()
@@ -128,9 +150,9 @@ def train(context: Context, cell: Cell) -> dict[str, Any]:
     leave_group()
     leave_sharding()
     if not is_main():
-        return {}
-    result = {**_training_record(context, cell, trainer, trainable, log), "peak_memory": memory.read()}
-    write_json(record, result)
+        return None
+    result = _training_record(context, cell, trainer, trainable, log, memory.read())
+    result.save(record)
     shutil.rmtree(work, ignore_errors=True)
     return result
 
@@ -228,34 +250,34 @@ def _share_done(checkpoint: Path) -> float:
     return float(state["global_step"] / state["max_steps"])
 
 
-def _training_record(context: Context, cell: Cell, trainer: Any, trainable: Any, log: MetricLog) -> dict[str, Any]:
+def _training_record(
+    context: Context, cell: Cell, trainer: Any, trainable: Trainable, log: MetricLog, memory: MemoryPeak
+) -> TrainingRecord:
     """Choose the checkpoint with the lowest validation NLL (the earliest of equals), keep it, record all candidates."""
     folder = context.store.run(cell.run_id)
     history = [row for row in trainer.state.log_history if "eval_loss" in row]
-    candidates = [{"step": int(row["step"]), "validation_nll": row["eval_loss"]} for row in history]
-    best = min(candidates, key=lambda c: (c["validation_nll"], c["step"]))
-    wanted = candidates if keeps(context.study, cell) == "all" else [best]
+    losses_by_step = [(int(row["step"]), float(row["eval_loss"])) for row in history]
+    best_step, best_nll = min(losses_by_step, key=lambda c: (c[1], c[0]))
+    wanted = [step for step, _ in losses_by_step] if keeps(context.study, cell) == "all" else [best_step]
     if cell.phase in (SELECT, SHAPE):
         wanted = []  # what chooses a learning rate is its validation NLL; nobody loads its weights
-    kept = {c["step"]: _keep(folder, c["step"]) for c in wanted}
-    for candidate in candidates:
-        path = kept.get(candidate["step"])
-        candidate["checkpoint"] = context.store.relative(path) if path else None
+    kept = {step: context.store.relative(_keep(folder, step)) for step in wanted}
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return {
-        "input_hash": cell.input_hash,
-        "steps": trainer.state.global_step,
-        "processes": trainer.args.world_size,
-        "checkpoint": best["checkpoint"],
-        "best_step": best["step"],
-        "validation_nll": best["validation_nll"],
-        "candidates": candidates,
-        "final_loss": losses[-1],
-        "trainable": {**to_json(trainable), "share": trainable.share},
-        "rows_compared_with_contract": trainer.rows_checked,
-        "train_s": log.train_s,
-        "tokens": training_tokens(context.study, context.data, cell),
-    }
+    return TrainingRecord(
+        input_hash=cell.input_hash,
+        steps=trainer.state.global_step,
+        processes=trainer.args.world_size,
+        checkpoint=kept.get(best_step),
+        best_step=best_step,
+        validation_nll=best_nll,
+        candidates=tuple(CheckpointCandidate(step, nll, kept.get(step)) for step, nll in losses_by_step),
+        final_loss=losses[-1],
+        trainable=trainable,
+        rows_compared_with_contract=trainer.rows_checked,
+        train_s=log.train_s,
+        tokens=training_tokens(context.study, context.data, cell),
+        peak_memory=memory,
+    )
 
 
 def _keep(folder: Path, step: int) -> Path:
@@ -340,8 +362,8 @@ def load_trained(context: Context, cell: Cell) -> Any:
     """The cell's model as it is scored: the base alone, or with the chosen checkpoint's adapter or weights."""
     if cell.phase == BASELINE:
         return load_base(context.model)
-    record = read_json(context.store.run(cell.run_id) / "training.json")
-    checkpoint = context.store.root / record["checkpoint"]
+    record = TrainingRecord.load(context.store.run(cell.run_id) / "training.json")
+    checkpoint = record.weights_in(context.store.root)
     if not checkpoint.exists():
         raise StaleError(
             f"the checkpoint of run {cell.run_id} was not kept (`keep: {keeps(context.study, cell)}`).",
@@ -448,7 +470,7 @@ def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], 
     if score is not None:
         memory = PeakMemory()
         score(model)
-        parts["scoring"] = memory.read()["bytes"]
+        parts["scoring"] = memory.read().bytes
     shutil.rmtree(work, ignore_errors=True)
     loss = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     moved = {name for name, mark in _fingerprints(model).items() if mark != before[name]}
@@ -467,7 +489,7 @@ def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], 
         "rows_compared_with_contract": trainer.rows_checked,
         "moved_tensors": len(moved),
         "trainable_tensors": len(learns),
-        "trainable": {**to_json(trainable), "share": trainable.share},
+        "trainable": to_json(trainable),
     }
 
 
@@ -500,7 +522,7 @@ def _judge_live(condition: str, loss: float, moved: set[str], learns: set[str]) 
         raise GateError(f"{where} frozen {min(moved - learns)} changed.", fix="Check the method's config.")
 
 
-def _memory(model: Any, base: int, loading: Mapping[str, Any], peak: Mapping[str, Any]) -> dict[str, Any]:
+def _memory(model: Any, base: int, loading: MemoryPeak, peak: MemoryPeak) -> dict[str, Any]:
     """Bytes a device needs to train, by what they hold; `total` is the measured peak, None where it cannot be told.
 
     Weights, adapter, gradients and optimizer (AdamW: two moments) are counted from the tensors. `process` is what was
@@ -511,13 +533,13 @@ def _memory(model: Any, base: int, loading: Mapping[str, Any], peak: Mapping[str
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     adapter = 0 if len(learns) == len(list(model.parameters())) else trained
     parts = {"weights": whole - adapter, "adapter": adapter, "gradients": trained, "optimizer": 2 * trained}
-    held = [m["bytes"] for m in (loading, peak)]
+    held = [m.bytes for m in (loading, peak)]
     known = [m for m in held if m is not None]
     total = max(known) if len(known) == len(held) else None
-    process = loading["before"]
+    process = loading.before
     rest = None if total is None or process is None else max(0, total - process - sum(parts.values()))
-    found = {**parts, "activations": rest, "process": process, "total": total, "source": peak["source"]}
-    return {**found, "loaded_as": base, "reason": peak.get("reason")}
+    found = {**parts, "activations": rest, "process": process, "total": total, "source": peak.source}
+    return {**found, "loaded_as": base, "reason": peak.reason}
 
 
 def _fingerprints(model: Any) -> dict[str, tuple[float, float]]:
@@ -539,30 +561,30 @@ def finish(
     evals: Mapping[str, Path],
     *,
     failed: str | None = None,
-    memory: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    memory: MemoryPeak | None = None,
+) -> RunSummary:
     """Write the summary; from now on the cell is done.
 
     `failed` is why a selection run's learning rate is out, `memory` the peak while the cell was scored.
     """
     folder = context.store.run(cell.run_id)
-    training = read_json(folder / "training.json") if failed is None and cell.phase != BASELINE else None
+    trained = failed is None and cell.phase != BASELINE
     nll = read_json(folder / "probes" / "nll.json")["zones"] if cell.phase in (BASELINE, MAIN) else {}
-    summary = {
-        "input_hash": summary_hash(context.study, cell),
-        "run_id": cell.run_id,
-        "phase": cell.phase,
-        "condition": cell.condition,
-        "seed": None if cell.phase == BASELINE else cell.seed,
-        "lr": None if cell.phase == BASELINE else cell.lr,
-        "exploratory": bool(read_json(folder / "manifest.json").get("exploratory")),
-        "failed": failed,
-        "training": training,
-        "scoring_memory": memory,
-        "nll": nll,
-        "scores": {name: _score_summary(read_jsonl(path)) for name, path in evals.items()},
-        "finished": now(),
-    }
+    summary = RunSummary(
+        input_hash=summary_hash(context.study, cell),
+        run_id=cell.run_id,
+        phase=cell.phase,
+        condition=cell.condition,
+        seed=None if cell.phase == BASELINE else cell.seed,
+        lr=None if cell.phase == BASELINE else cell.lr,
+        exploratory=RunManifest.load(folder / "manifest.json").exploratory,
+        failed=failed,
+        training=TrainingRecord.load(folder / "training.json") if trained else None,
+        scoring_memory=memory,
+        nll={zone: ZoneLoss(**loss) for zone, loss in nll.items()},
+        scores={name: _score_summary(read_jsonl(path)) for name, path in evals.items()},
+        finished=now(),
+    )
     finish_run(context.store, cell.run_id, summary)
     if keeps(context.study, cell) == "none":
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -577,9 +599,9 @@ def summary_hash(study: Study, cell: Cell) -> str:
     return hash_of({"cell": cell.input_hash, "evals": evals})
 
 
-def _score_summary(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _score_summary(scores: Sequence[Mapping[str, Any]]) -> dict[str, ZoneScore]:
     """Per zone: the mean over items with a value, how many there are, and those without one by reason."""
-    result: dict[str, Any] = {}
+    result: dict[str, ZoneScore] = {}
     for zone in sorted({s["zone"] for s in scores}):
         here = [s for s in scores if s["zone"] == zone]
         values = [s["value"] for s in here if s["value"] is not None]
@@ -589,8 +611,7 @@ def _score_summary(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 reasons[s["reason"]] = reasons.get(s["reason"], 0) + 1
         cut = sum(s["parts"].get("ended") == "length" for s in here)
         mean = sum(values) / len(values) if values else None
-        result[zone] = {"mean": mean, "scored": len(values), "items": len(here), "missing": reasons, "cut": cut}
         ruled = [s["parts"]["rules"] for s in here if "rules" in s["parts"]]
-        if ruled:
-            result[zone]["rules"] = {k: {"held": sum(r[k] for r in ruled), "of": len(ruled)} for k in ruled[0]}
+        rules = {k: RuleCount(sum(r[k] for r in ruled), len(ruled)) for k in ruled[0]} if ruled else None
+        result[zone] = ZoneScore(mean, len(values), len(here), reasons, cut, rules)
     return result

@@ -6,32 +6,16 @@ A new method goes here. Targets are resolved per architecture to the exact list 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 from veritune.config.train import Condition
 from veritune.errors import StudyError, did_you_mean
+from veritune.records import Trainable
 from veritune.train import quantised
 from veritune.train.models import quiet_transformers
 from veritune.train.modules import module_group, module_type
 
 LORA_DEFAULTS = {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Trainable:
-    """What a condition trains. Parameter counts are numbers of scalars; `modules` names every matched module."""
-
-    method: str
-    options: dict[str, Any]
-    modules: tuple[str, ...]
-    n_trainable: int
-    n_total: int
-
-    @property
-    def share(self) -> float:
-        """Trainable share of all parameters."""
-        return self.n_trainable / self.n_total
 
 
 def check(name: str, condition: Condition) -> None:
@@ -152,7 +136,7 @@ def _config_class(name: str, method: str) -> Any:
 def _count(method: str, options: dict[str, Any], modules: tuple[str, ...], model: Any) -> Trainable:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(_scalars(p) for p in model.parameters())
-    return Trainable(method, options, modules, trainable, total)
+    return Trainable.of(method, options, modules, trainable, total)
 
 
 def _scalars(parameter: Any) -> int:

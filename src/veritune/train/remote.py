@@ -24,8 +24,19 @@ from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.config.train import Train
 from veritune.errors import GateError, ModelError, StaleError, StudyError
-from veritune.records import Rendered, to_json
-from veritune.store import read_json, sha256_file, write_json
+from veritune.records import (
+    MemoryPeak,
+    NamedModel,
+    Rendered,
+    RunManifest,
+    ServerCandidate,
+    ServerExport,
+    ServerTraining,
+    Trainable,
+    TrainingRecord,
+    to_json,
+)
+from veritune.store import sha256_file
 from veritune.train.backends import Memory, Weights, refuse_settings
 from veritune.train.models import ModelRef, quiet_transformers, resolve
 from veritune.train.modules import module_group
@@ -52,7 +63,6 @@ from veritune.train.tinker import (
 
 if TYPE_CHECKING:
     from veritune.train.cells import Context, MetricLog
-    from veritune.train.methods import Trainable
 
 RANK = 8
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -73,9 +83,9 @@ SERVER = "decided by the server"
 class NoMemory:
     """A server's memory, which cannot be read."""
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> MemoryPeak:
         """Nothing, with the reason."""
-        return {"bytes": None, "before": None, "source": "none", "reason": NOT_HAD["peak_memory"]}
+        return MemoryPeak(None, None, "none", NOT_HAD["peak_memory"])
 
 
 class Tinker:
@@ -114,11 +124,11 @@ class Tinker:
             config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
 
-    def manifest(self, cell: Cell) -> dict[str, Any]:
+    def manifest(self, local: RunManifest) -> RunManifest:
         """The base as the server names it, and the seeds: of the order, drawn here, and the one that is asked for."""
-        model = {"name": self.study.model.path, "dtype": SERVER, "backend": self.name, "base_model": self.base_model}
-        seeds = {} if cell.phase == BASELINE else {"row_order": cell.seed, "server": cell.seed}
-        return {"model": model, "seeds": seeds}
+        model = NamedModel(self.study.model.path, SERVER, self.name, self.base_model)
+        seeds = {} if local.phase == BASELINE else {"row_order": local.seed, "server": local.seed}
+        return replace(local, model=model, seeds=seeds)
 
     def memory(self) -> Memory:
         """Nothing can be read of the server's."""
@@ -190,10 +200,10 @@ class Tinker:
             "rows_sent": session.rows_sent,
             "moved_tensors": len(found["modules"]),
             "trainable_tensors": len(trainable.modules),
-            "trainable": {**to_json(trainable), "share": trainable.share},
+            "trainable": to_json(trainable),
         }
 
-    def train(self, context: Context, cell: Cell) -> dict[str, Any]:
+    def train(self, context: Context, cell: Cell) -> TrainingRecord:
         """Train the cell on the server, or confirm that it is trained; its training record.
 
         Raises DivergedError on a loss that is not finite, GateError where the server trained other modules than asked
@@ -204,7 +214,7 @@ class Tinker:
         folder = context.store.run(cell.run_id)
         record = folder / "training.json"
         if record.exists():
-            return read_json(record)
+            return TrainingRecord.load(record)
         trainable, groups = self.asked(context, cell.condition)
         log = MetricLog(folder / "metrics.jsonl", cell)
         log.rewind(0)
@@ -212,21 +222,27 @@ class Tinker:
         session = self.session(context, cell, groups)
         kept = _Candidates(context, cell, session)
         final_loss = self._steps(context, cell, session, log, kept)
-        result = {**kept.record(), **_measured(trainable, kept.best_export)}
-        result |= {
-            "input_hash": cell.input_hash,
-            "steps": steps_of(self.study, context.data, cell),
-            "processes": None,
-            "final_loss": final_loss,
-            "rows_compared_with_contract": None,
-            "train_s": log.train_s,
-            "tokens": training_tokens(self.study, context.data, cell),
-            "peak_memory": self.memory().read(),
-            "backend": {**session.record(), "rows_sent": session.rows_sent, "not_had": NOT_HAD, **kept.exported()},
-        }
+        candidates = kept.candidates()
+        best = next(c for c in candidates if c.step == kept.best)
+        result = TrainingRecord(
+            input_hash=cell.input_hash,
+            steps=steps_of(self.study, context.data, cell),
+            processes=None,
+            checkpoint=best.checkpoint,
+            best_step=best.step,
+            validation_nll=best.validation_nll,
+            candidates=candidates,
+            final_loss=final_loss,
+            trainable=_measured(trainable, kept.best_export),
+            rows_compared_with_contract=None,
+            train_s=log.train_s,
+            tokens=training_tokens(self.study, context.data, cell),
+            peak_memory=self.memory().read(),
+            backend=ServerTraining(**session.record(), rows_sent=session.rows_sent, not_had=NOT_HAD, **kept.exported()),
+        )
         session.close()
         _refuse_differs(f"run {cell.run_id}", (kept.best_export or {}).get("differs", []))
-        write_json(record, result)
+        result.save(record)
         return result
 
     def _steps(self, context: Context, cell: Cell, session: Session, log: MetricLog, kept: _Candidates) -> float:
@@ -258,14 +274,13 @@ class Tinker:
         """The chosen candidate's converted weights on the server. Raises GateError when they have expired."""
         if cell.phase == BASELINE:
             return self.base(context)
-        record = read_json(context.store.run(cell.run_id) / "training.json")
-        best = next(c for c in record["candidates"] if c["step"] == record["best_step"])
-        if best["sampler"] is None:
+        best = TrainingRecord.load(context.store.run(cell.run_id) / "training.json").chosen
+        if not isinstance(best, ServerCandidate) or best.sampler is None:
             raise StaleError(f"run {cell.run_id} kept no weights to sample from.", fix="Delete its folder.")
         require_server(self.base_url)
-        weights = SamplerWeights(best["sampler"], best["expires"], best["external"])
+        weights = SamplerWeights(best.sampler, best.expires, best.external)
         sampler = Sampler(self.base_url, weights=weights)
-        return RemoteWeights(sampler, generation_config(context.model), best["validation_nll"])
+        return RemoteWeights(sampler, generation_config(context.model), best.validation_nll)
 
     def base(self, context: Context) -> Weights:
         """The untouched base on the server."""
@@ -327,21 +342,22 @@ class _Candidates:
 
         self.context, self.cell, self.session = context, cell, session
         self.all = keeps(context.study, cell) == "all"
-        self.rows: list[dict[str, Any]] = []
+        self.losses: dict[int, float] = {}  # validation NLL by step
         self.weights: dict[int, SamplerWeights] = {}
         self.exports: dict[int, dict[str, Any]] = {}
 
     @property
-    def best(self) -> dict[str, Any]:
-        return min(self.rows, key=lambda c: (c["validation_nll"], c["step"]))
+    def best(self) -> int:
+        """The step with the lowest validation NLL, the earliest of equals."""
+        return min(self.losses, key=lambda step: (self.losses[step], step))
 
     @property
     def best_export(self) -> dict[str, Any] | None:
-        return self.exports.get(self.best["step"])
+        return self.exports.get(self.best)
 
     def add(self, step: int, nll: float) -> None:
         """Take the training weights of this moment as a candidate. What chooses a rate needs no weights."""
-        self.rows.append({"step": step, "validation_nll": nll})
+        self.losses[step] = nll
         if self.cell.phase == MAIN:
             self.weights[step] = self.session.save(f"step-{step}")
             if self.all:
@@ -350,10 +366,10 @@ class _Candidates:
 
     def watch(self) -> None:
         """Export the best candidate when its time on the server runs out. Raises GateError when it ran out."""
-        if not self.weights or self.best["step"] in self.exports:
+        if not self.weights or self.best in self.exports:
             return
-        if export_due(self.weights[self.best["step"]].expires, datetime.now(UTC)):
-            self._export(self.best["step"])
+        if export_due(self.weights[self.best].expires, datetime.now(UTC)):
+            self._export(self.best)
 
     def _export(self, step: int) -> None:
         if step not in self.exports:
@@ -362,26 +378,21 @@ class _Candidates:
     def _folder(self, step: int) -> Path:
         return self.context.store.run(self.cell.run_id) / "checkpoints" / f"step-{step}"
 
-    def record(self) -> dict[str, Any]:
-        """The candidates and the chosen one, which is exported now at the latest; others that were are taken away."""
+    def candidates(self) -> tuple[ServerCandidate, ...]:
+        """All candidates; the best one is exported now at the latest, others that were are taken away."""
         if self.weights:
-            self._export(self.best["step"])
-        for step in [s for s in self.exports if not self.all and s != self.best["step"]]:
+            self._export(self.best)
+        for step in [s for s in self.exports if not self.all and s != self.best]:
             shutil.rmtree(self._folder(step), ignore_errors=True)
             del self.exports[step]
-        for row in self.rows:
-            there, held = row["step"] in self.exports, self.weights.get(row["step"])
-            row["checkpoint"] = self.context.store.relative(self._folder(row["step"])) if there else None
-            row["sampler"] = held.path if held else None
-            row["external"] = held.external if held else None
-            row["expires"] = held.expires if held else None
-        best = self.best
-        return {
-            "checkpoint": best["checkpoint"],
-            "best_step": best["step"],
-            "validation_nll": best["validation_nll"],
-            "candidates": self.rows,
-        }
+        return tuple(self._candidate(step, nll) for step, nll in self.losses.items())
+
+    def _candidate(self, step: int, nll: float) -> ServerCandidate:
+        held = self.weights.get(step)
+        checkpoint = self.context.store.relative(self._folder(step)) if step in self.exports else None
+        if held is None:
+            return ServerCandidate(step, nll, checkpoint, None, None, None)
+        return ServerCandidate(step, nll, checkpoint, held.path, held.external, held.expires)
 
     def exported(self) -> dict[str, Any]:
         """What the chosen candidate's export holds, and where it differs from what was asked."""
@@ -389,8 +400,10 @@ class _Candidates:
         if found is None:
             return {"exported": None, "differs": None}
         return {
-            "exported": {k: found[k] for k in ("files", "modules", "parameters", "completed")},
-            "differs": found["differs"],
+            "exported": ServerExport(
+                found["files"], tuple(found["modules"]), found["parameters"], tuple(found["completed"])
+            ),
+            "differs": tuple(found["differs"]),
         }
 
 
@@ -460,13 +473,12 @@ def _refuse_differs(where: str, differs: Sequence[str]) -> None:
         )
 
 
-def _measured(trainable: Trainable, export: Mapping[str, Any] | None) -> dict[str, Any]:
+def _measured(trainable: Trainable, export: Mapping[str, Any] | None) -> Trainable:
     """What was trained: counted in the exported adapter where there is one, else as asked."""
     if export is None:
-        return {"trainable": {**to_json(trainable), "share": trainable.share}}
+        return trainable
     n, base = export["parameters"], trainable.n_total - trainable.n_trainable
-    found = replace(trainable, modules=tuple(export["modules"]), n_trainable=n, n_total=base + n)
-    return {"trainable": {**to_json(found), "share": found.share}}
+    return Trainable.of(trainable.method, trainable.options, tuple(export["modules"]), n, base + n)
 
 
 def generation_config(model: ModelRef) -> Any:

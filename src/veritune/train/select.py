@@ -12,12 +12,13 @@ when its steps are faster, a larger effective batch only when its validation NLL
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 from veritune.config.study import Study
 from veritune.errors import GateError, StaleError
+from veritune.records import RunSummary, TrainingRecord, to_json
 from veritune.seal import break_seal
 from veritune.store import Store, hash_of, now, read_json, read_jsonl, write_json
 from veritune.train.schedule import SELECT, SHAPE, Cell, effective_batch, plan_cells, schedule
@@ -132,11 +133,12 @@ def _selection(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str
 
 def _candidate(store: Store, cell: Cell) -> Candidate:
     summary = _summary(store, cell)
-    training = summary["training"] or {}
-    return Candidate(cell.lr, cell.run_id, training.get("validation_nll"), training.get("best_step"), summary["failed"])
+    training = summary.training
+    nll, step = (training.validation_nll, training.best_step) if training is not None else (None, None)
+    return Candidate(cell.lr, cell.run_id, nll, step, summary.failed)
 
 
-def _summary(store: Store, cell: Cell) -> dict[str, Any]:
+def _summary(store: Store, cell: Cell) -> RunSummary:
     folder = store.run(cell.run_id)
     scored = [p for p in (folder / "scores").rglob("*") if p.is_file()]
     if scored:
@@ -147,10 +149,11 @@ def _summary(store: Store, cell: Cell) -> dict[str, Any]:
     path = folder / "summary.json"
     if not path.exists():
         raise GateError(f"selection run {cell.run_id} is not done.", fix="Run it: veritune run STUDY")
-    summary = read_json(path)
-    if summary["training"] is not None:  # the training record is the first hand; the summary repeats it
-        summary["training"] = read_json(folder / "training.json")
-    return summary
+    summary = RunSummary.load(path)
+    if summary.training is None:
+        return summary
+    # The training record is the first hand; the summary repeats it.
+    return replace(summary, training=TrainingRecord.load(folder / "training.json"))
 
 
 def selection_lines(record: Mapping[str, Any]) -> list[str]:
@@ -196,7 +199,8 @@ def record_shapes(
 def _shape(store: Store, study: Study, cell: Cell) -> dict[str, Any]:
     """What one shape took: seconds an optimizer step (median without the first), seconds a row, peak memory, NLL."""
     train, summary = schedule(study, cell), _summary(store, cell)
-    training = summary["training"] or {}
+    training = summary.training
+    memory, nll = (training.peak_memory, training.validation_nll) if training is not None else (None, None)
     effective = effective_batch(train)
     path = store.run(cell.run_id) / "metrics.jsonl"
     costs = [
@@ -211,9 +215,9 @@ def _shape(store: Store, study: Study, cell: Cell) -> dict[str, Any]:
         "effective": effective,
         "step_s": step_s,
         "row_s": None if step_s is None else step_s / effective,
-        "peak_memory": training.get("peak_memory"),
-        "validation_nll": None if same and cell.phase == SHAPE else training.get("validation_nll"),
-        "failed": summary["failed"],
+        "peak_memory": to_json(memory),
+        "validation_nll": None if same and cell.phase == SHAPE else nll,
+        "failed": summary.failed,
     }
 
 

@@ -215,8 +215,8 @@ class Speech:
         said = {m.value for m in mentions if m.dimension == "condition" and m.value != BASELINE}
         runs: dict[str, int] = {}
         for summary in self.records.runs.values():
-            if summary["seed"] is not None:
-                runs[summary["condition"]] = runs.get(summary["condition"], 0) + 1
+            if summary.seed is not None:
+                runs[summary.condition] = runs.get(summary.condition, 0) + 1
         counted = [n for name, n in runs.items() if not said or name in said]
         return bool(counted) and min(counted) < 2
 

@@ -271,9 +271,9 @@ def _known_outputs(records: Records) -> dict[tuple[str, str], list[str]]:
     store = Store(records.root)
     found: dict[tuple[str, str], list[str]] = {}
     for run_id, summary in records.runs.items():
-        for name in summary["scores"]:
+        for name in summary.scores:
             texts = [" ".join(str(row.get("output") or "").split()) for row in outputs(store, run_id, name)]
-            found.setdefault((str(summary["condition"]), name), []).extend(texts)
+            found.setdefault((summary.condition, name), []).extend(texts)
     return found
 
 

@@ -1,18 +1,16 @@
-"""The records that the stages hand each other. Frozen, plain, JSON in and out; no stage logic lives here.
+"""Records that stages hand each other, without a file of their own. Frozen, plain; no stage logic lives here.
 
-A value that is unknown is `None` and carries a reason; it is never 0. JSON never holds NaN or Infinity.
+A value that is unknown is `None` and carries a reason; it is never 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 
 Zone = Literal["seen", "sibling", "stranger", "validation"]
 ZONES: tuple[Zone, ...] = ("seen", "sibling", "stranger", "validation")
@@ -127,34 +125,6 @@ class MetricRow:
 
 
 @dataclass(frozen=True, slots=True)
-class RunManifest:
-    """Everything needed to do one run again. Paths are relative to the study folder.
-
-    `steps` are the optimizer steps planned, `seeds` those of each random generator, `git` the state of the repository
-    that the study folder lies in (None without one), `exploratory` whether the run was begun before a freeze.
-    """
-
-    run_id: str
-    phase: str
-    condition: str
-    seed: int
-    lr: float
-    input_hash: str
-    model: Json
-    method: Json
-    train: Json
-    data: Json
-    packages: Json
-    machine: Json
-    created: str
-    steps: int | None = None
-    seeds: Json = field(default_factory=dict)
-    git: Json | None = None
-    exploratory: bool = False
-    format: int = FORMAT_VERSION
-
-
-@dataclass(frozen=True, slots=True)
 class Score:
     """One run's outcome on one eval item.
 
@@ -245,40 +215,3 @@ class GateResult:
     evidence: tuple[str, ...] = ()
     look: str = ""
     thresholds: Json = field(default_factory=dict)
-
-
-# ---------------------------------------------------------------- JSON
-
-
-def to_json(record: Any) -> Any:
-    """A record as plain JSON values. Raises ValueError on NaN or Infinity, naming where it sits."""
-    return _plain(record, "$")
-
-
-def _plain(value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), f"{path}.{f.name}") for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, f"{path}.{k}") for k, v in value.items()}
-    if value is None or isinstance(value, bool | str | int):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{path} is {value}: records hold finite numbers or null with a reason")
-        return float(value)
-    if isinstance(value, Sequence | set | frozenset):
-        items = sorted(value) if isinstance(value, set | frozenset) else value
-        return [_plain(v, f"{path}[{i}]") for i, v in enumerate(items)]
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return _plain(value.item(), path)
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist(), path)
-    raise TypeError(f"{path}: {type(value).__name__} has no JSON form")
-
-
-def dumps(record: Any, *, indent: int | None = None) -> str:
-    """Canonical JSON text: sorted keys, UTF-8 kept, no NaN. The same record gives the same bytes."""
-    separators = None if indent else (",", ":")
-    return json.dumps(
-        to_json(record), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators
-    )

@@ -1,0 +1,134 @@
+"""`runs/<run_id>/training.json`: what a run trained, the checkpoints it could choose from, and the chosen one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from veritune.errors import StaleError
+from veritune.records.base import Record, RecordPart
+from veritune.records.common import Json
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPeak(RecordPart):
+    """The most memory held over a stretch of work, in bytes; `before` is what was held when it began.
+
+    `bytes` is None where it cannot be told; then `reason` says why. `source` names the counter.
+    """
+
+    bytes: int | None
+    before: int | None
+    source: str
+    reason: str | None = None
+
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("reason",)
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable(RecordPart):
+    """What a condition trains: parameter counts are numbers of scalars, `modules` names every matched module.
+
+    `share` is `n_trainable` / `n_total`.
+    """
+
+    method: str
+    options: Json
+    modules: tuple[str, ...]
+    n_trainable: int
+    n_total: int
+    share: float
+
+    @classmethod
+    def of(cls, method: str, options: Json, modules: tuple[str, ...], n_trainable: int, n_total: int) -> Trainable:
+        """With the share worked out."""
+        return cls(method, options, modules, n_trainable, n_total, n_trainable / n_total)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointCandidate(RecordPart):
+    """A step that could be chosen, by its validation NLL (nats per target token).
+
+    `checkpoint` is its folder, relative to the study; None where it was not kept.
+    """
+
+    step: int
+    validation_nll: float
+    checkpoint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCandidate(CheckpointCandidate):
+    """A candidate on a server: the path of its converted weights there, another name for them, and when they expire."""
+
+    sampler: str | None
+    external: str | None
+    expires: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerExport(RecordPart):
+    """An adapter that a server trained, as it was downloaded: SHA-256 by file, modules whose B is not zero, scalars."""
+
+    files: Mapping[str, str]
+    modules: tuple[str, ...]
+    parameters: int
+    completed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTraining(RecordPart):
+    """What a server was asked for, and what it decides or does not tell.
+
+    `not_had` maps what a local run records to the reason why it is missing; `differs` says where the exported adapter
+    is not what was asked, None (as `exported`) where nothing was exported.
+    """
+
+    backend: str
+    sdk: str
+    asked: Json
+    server_owned: Mapping[str, str]
+    rows_sent: int
+    not_had: Mapping[str, str]
+    exported: ServerExport | None
+    differs: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecord(Record):
+    """A finished training. Losses are in nats per target token, `train_s` seconds, `tokens` those the loss fell on.
+
+    `rows_compared_with_contract` and `processes` are None where a server trained; `backend` is there only then.
+    """
+
+    input_hash: str
+    steps: int
+    processes: int | None
+    checkpoint: str | None
+    best_step: int
+    validation_nll: float
+    candidates: tuple[CheckpointCandidate | ServerCandidate, ...]
+    final_loss: float
+    trainable: Trainable
+    rows_compared_with_contract: int | None
+    train_s: float
+    tokens: int
+    peak_memory: MemoryPeak
+    backend: ServerTraining | None = None
+
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("backend",)
+
+    @property
+    def chosen(self) -> CheckpointCandidate:
+        """The candidate whose weights are scored."""
+        return next(c for c in self.candidates if c.step == self.best_step)
+
+    def weights_in(self, root: Path) -> Path:
+        """The chosen checkpoint's folder in the study at `root`. Raises StaleError where none was kept."""
+        if self.checkpoint is None:
+            raise StaleError(
+                f"{root}: this run kept no checkpoint: it only chose a setting.", fix="Name a run of phase main."
+            )
+        return root / self.checkpoint
