@@ -13,19 +13,19 @@ import argparse
 
 import numpy as np
 
-from veritune.stats.centroids import MEASURES, Side, changes
+from veritune.stats.centroids import MEASURES, Centroids, changes
 
 BLIND = ("icc", "separation")
 SCENES = {"nothing changed": (0.0, False), "unequal personas": (0.0, True), "drift, unequal personas": (3.0, True)}
 
 
-def side(h_P_Q_H: np.ndarray, reference_H: np.ndarray) -> Side:
+def side(h_P_Q_H: np.ndarray, reference_H: np.ndarray) -> Centroids:
     """One model's layer from all its states."""
     around = h_P_Q_H - h_P_Q_H.mean(0)
-    return Side(h_P_Q_H.mean(1), reference_H, np.einsum("pqh,rqh->pr", around, around), h_P_Q_H.shape[1])
+    return Centroids(h_P_Q_H.mean(1), reference_H, np.einsum("pqh,rqh->pr", around, around), h_P_Q_H.shape[1])
 
 
-def null(draw: np.random.Generator, n_personas: int, drift: float, unequal: bool) -> tuple[Side, Side]:
+def null(draw: np.random.Generator, n_personas: int, drift: float, unequal: bool) -> tuple[Centroids, Centroids]:
     """Base and trained with no change but the drift."""
     common, persona = 2 * draw.normal(size=40), draw.normal(size=(n_personas, 1, 40))
     persona *= np.exp(draw.normal(size=(n_personas, 1, 1))) if unequal else 1.0

@@ -1,4 +1,7 @@
-"""What this machine and its packages are, by an allow-list: no environment variable or path of a person is recorded."""
+"""What this machine and its packages are, by an allow-list: no environment variable is recorded.
+
+A run's manifest also keeps the host's name and the command as it was given, so a path that was typed stays in it.
+"""
 
 from __future__ import annotations
 
