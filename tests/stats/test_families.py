@@ -14,9 +14,10 @@ from veritune.stats.families import cr1, cr3, effective_families, family_rule, s
         ([5] * 4, "cr1"),
         ([5] * 5, "cr1"),
         ([5] * 40, "cr1"),
-        ([4, 6] * 4, "cr1"),  # largest 1.2 times the mean
-        ([5] * 8 + [8], "cr1"),  # 1.5 times
-        ([5] * 8 + [9], "cr1+flips"),  # 1.66 times
+        ([4, 6] * 6, "cr1"),  # largest 1.2 times the mean
+        ([4, 6] * 4, "cr1+flips"),  # the same with 8 families
+        ([5] * 11 + [7], "cr1"),  # 1.35 times
+        ([5] * 11 + [8], "cr1+flips"),  # 1.52 times
         ([4, 6] * 3, "cr3"),
         ([5, 5, 5, 5, 6], "cr3"),
         ([40] + [60 / 19] * 19, "cr1+flips"),

@@ -2,7 +2,7 @@
 
 G families of n_g items, n in all, w_g = n_g/n, S_g the sum of a family's differences, e_g = S_g − n_g·mean.
 
-    largest at most 1.5 × the mean size, G ≥ 8; or exactly equal, G ≥ 4   CR1, t with G − 1 df
+    largest at most 1.5 × the mean size, G ≥ 12; or exactly equal, G ≥ 4  CR1, t with G − 1 df
     any other sizes, G ≥ 8                                                CR1 united with sign flips of whole families
     any other sizes, 4 ≤ G ≤ 7                                            CR3, t with Bell–McCaffrey df
     fewer than 4 families, or fewer than 3 effective ones                 withheld
@@ -43,8 +43,9 @@ FEWEST_EFFECTIVE = 3.0
 """Effective families below which no interval is given. Measured: at df 1.5 (one family of 60 %) CR3 never decides and
 CR1 errs .10 to .29 for a nominal .025."""
 
-EVEN = 1.5
-"""Largest family over mean size up to which G − 1 degrees of freedom hold (G ≥ 8: .031; at 1.8 times .041)."""
+EVEN, EVEN_FROM = 1.5, 12
+"""Largest family over mean size up to which G − 1 degrees of freedom hold, and from how many families on (.030 for a
+nominal .025; with 8 families .036, at 1.8 times the mean .041)."""
 
 MANY = 8
 """Families from which flips of whole families can reach p = .01 (2^-7) and CR1 beside them holds."""
@@ -91,7 +92,7 @@ def family_rule(size_G: Ints) -> FamilyRule:
         )
         return FamilyRule("withheld", families, effective, 0.0, reason)
     even = largest <= EVEN * float(size_G.mean())
-    if (even and families >= MANY) or largest == int(size_G.min()):
+    if (even and families >= EVEN_FROM) or largest == int(size_G.min()):
         return FamilyRule("cr1", families, effective, families - 1.0)
     if families >= MANY:
         return FamilyRule("cr1+flips", families, effective, families - 1.0)
