@@ -1,6 +1,6 @@
 """What this machine and its packages are, by an allow-list: no environment variable is recorded.
 
-A run's manifest also keeps the host's name and the command as it was given, so a path that was typed stays in it.
+A run's manifest also keeps the host's name and the command as it was given, but for the folders of absolute paths.
 """
 
 from __future__ import annotations
@@ -203,9 +203,15 @@ def git_state(folder: Path) -> GitState | None:
 
 
 def command_given() -> str:
-    """This process's command as it was given, quoted for a shell; without the folder that the program lies in."""
+    """This process's command as it was given, quoted for a shell. Absolute paths keep their last part alone.
+
+    A record travels in bundles; where somebody's folders lie on their disk is no part of it.
+    """
     program, *arguments = sys.argv or [""]
-    return shlex.join([Path(program).name, *arguments])
+    return shlex.join([Path(program).name, *(_FOLDERS.sub("…/", argument) for argument in arguments)])
+
+
+_FOLDERS = re.compile(r"(?<![\w.~…-])/(?:[^/=,:]+/)+")
 
 
 def usable_cores() -> int:

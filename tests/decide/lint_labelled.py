@@ -71,7 +71,7 @@ def fill(template: str, records: Records, changed: dict[int, str] | None = None)
 
     def sample(match: re.Match[str]) -> str:
         condition, name = match.group(1).split(":")
-        run = next(r for r in sorted(records.runs) if records.runs[r]["condition"] == condition)
+        run = next(r for r in sorted(records.runs) if records.runs[r].condition == condition)
         rows = [o for o in outputs(Store(records.root), run, name) if o["zone"] == "stranger"]
         return " ".join(str(rows[0]["output"]).split())
 

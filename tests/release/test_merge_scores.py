@@ -11,7 +11,7 @@ from veritune.config.evals import Eval
 from veritune.errors import InputError
 from veritune.evaluate.generate import Output
 from veritune.records import Message, Row
-from veritune.release.merge import MergeParity, Part, joined
+from veritune.release.merge import MergeParity, MergePart, joined
 from veritune.release.merge_scores import Task, paired_scores
 
 N = 400
@@ -35,7 +35,7 @@ def answerer(wrong: set[int]) -> Any:
 RIGHT_80 = set(range(0, N, 5))  # the adapter errs on every fifth
 
 
-def status(other: set[int], margin: float = 0.03, n: int = N) -> Part:
+def status(other: set[int], margin: float = 0.03, n: int = N) -> MergePart:
     (part,) = paired_scores(task(margin, n), answerer(RIGHT_80), {"merged": answerer(other)})
     return part
 
@@ -78,6 +78,6 @@ def test_a_margin_is_a_share_and_items_are_needed() -> None:
 def test_a_comparison_is_as_good_as_its_worst_part() -> None:
     good = MergeParity("passed", "weights", (), (), None, "fine", "", "")
     for word in ("failed", "undecided", "passed"):
-        found = joined(good, [Part("shards", None, "shown"), Part("scores of merged", word, "said")])  # type: ignore[arg-type]
+        found = joined(good, [MergePart("shards", None, "shown"), MergePart("scores of merged", word, "said")])  # type: ignore[arg-type]
         assert found.status == word and found.numbers()["scores of merged"]["status"] == word
-    assert "But scores of merged: said" in joined(good, [Part("scores of merged", "undecided", "said")]).reading
+    assert "But scores of merged: said" in joined(good, [MergePart("scores of merged", "undecided", "said")]).reading
