@@ -46,7 +46,16 @@ ELSEWHERE = {
     # accuracy of a numeric method, or the conditions under which it is valid: to change one is to break its error rate
     "stats/bounded.py": {"_STEP", "_LONG", "_SHORT", "_BINS"},
     "stats/centroids.py": {"MOST_SWAPS", "_EPS", "_NO_VARIANCE"},
-    "stats/families.py": {"FEWEST", "FEWEST_EFFECTIVE", "EVEN", "MANY", "_EXACT_UNITS", "_CHUNK_CELLS"},
+    "stats/families.py": {
+        "FEWEST",
+        "FEWEST_EFFECTIVE",
+        "FEWEST_EFFECTIVE_CR3",
+        "EVEN",
+        "EVEN_FROM",
+        "MANY",
+        "_EXACT_UNITS",
+        "_CHUNK_CELLS",
+    },  # fmt: skip
     "stats/intervals.py": {"TINY_P", "LEAST_ALPHA"},
     "stats/paired.py": {"MAX_DRAWS"},
     "stats/power.py": {"_ENDLESS", "MOST_SEEDS"},

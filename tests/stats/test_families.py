@@ -21,6 +21,9 @@ from veritune.stats.families import cr1, cr3, effective_families, family_rule, s
         ([4, 6] * 3, "cr3"),
         ([5, 5, 5, 5, 6], "cr3"),
         ([40] + [60 / 19] * 19, "cr1+flips"),
+        ([40, 12, 12, 12, 12, 12], "cr3"),
+        ([35, 35, 8, 8, 7, 7], "withheld"),  # 3.4 effective families, and no flips below 8
+        ([35, 35] + [5] * 6, "cr1+flips"),
         ([5] * 3, "withheld"),
         ([60] + [2] * 20, "withheld"),
         ([90] + [1] * 10, "withheld"),

@@ -5,7 +5,7 @@ G families of n_g items, n in all, w_g = n_g/n, S_g the sum of a family's differ
     largest at most 1.5 × the mean size, G ≥ 12; or exactly equal, G ≥ 4  CR1, t with G − 1 df
     any other sizes, G ≥ 8                                                CR1 united with sign flips of whole families
     any other sizes, 4 ≤ G ≤ 7                                            CR3, t with Bell–McCaffrey df
-    fewer than 4 families, or fewer than 3 effective ones                 withheld
+    fewer than 4 families, or fewer than 3 effective ones (CR3: 3.5)      withheld
 
     CR1    V = G/(G − 1)·Σ e_g²/n²
     CR3    V = (G − 1)/G·Σ e_g²/(n − n_g)²
@@ -42,6 +42,10 @@ FEWEST = 4
 FEWEST_EFFECTIVE = 3.0
 """Effective families below which no interval is given. Measured: at df 1.5 (one family of 60 %) CR3 never decides and
 CR1 errs .10 to .29 for a nominal .025."""
+
+FEWEST_EFFECTIVE_CR3 = 3.5
+"""The same for CR3, which no sign flips guard. With two families of 35 % among 6 (3.4 effective) that each go one way as
+a whole it errs .13 for .025."""
 
 EVEN, EVEN_FROM = 1.5, 12
 """Largest family over mean size up to which G − 1 degrees of freedom hold, and from how many families on (.030 for a
@@ -85,14 +89,16 @@ def family_rule(size_G: Ints) -> FamilyRule:
     if families < FEWEST:
         reason = f"{families} famil{'y' if families == 1 else 'ies'}: fewer than {FEWEST} give no interval"
         return FamilyRule("withheld", families, effective, 0.0, reason)
-    if effective < FEWEST_EFFECTIVE:
+    equal = largest == int(size_G.min())
+    least = FEWEST_EFFECTIVE if families >= MANY or equal else FEWEST_EFFECTIVE_CR3
+    if effective < least:
         reason = (
             f"{families} families of unequal size are worth {effective:.1f} (the largest holds {100 * share:.0f} % of "
-            f"the items): fewer than {FEWEST_EFFECTIVE:g} effective families give no interval"
+            f"the items): fewer than {least:g} effective families give no interval"
         )
         return FamilyRule("withheld", families, effective, 0.0, reason)
     even = largest <= EVEN * float(size_G.mean())
-    if (even and families >= EVEN_FROM) or largest == int(size_G.min()):
+    if (even and families >= EVEN_FROM) or equal:
         return FamilyRule("cr1", families, effective, families - 1.0)
     if families >= MANY:
         return FamilyRule("cr1+flips", families, effective, families - 1.0)
