@@ -55,7 +55,7 @@ ELSEWHERE = {
         "MANY",
         "_EXACT_UNITS",
         "_CHUNK_CELLS",
-    },  # fmt: skip
+    },
     "stats/intervals.py": {"TINY_P", "LEAST_ALPHA"},
     "stats/paired.py": {"MAX_DRAWS"},
     "stats/power.py": {"_ENDLESS", "MOST_SEEDS"},

@@ -44,8 +44,8 @@ FEWEST_EFFECTIVE = 3.0
 CR1 errs .10 to .29 for a nominal .025."""
 
 FEWEST_EFFECTIVE_CR3 = 3.5
-"""The same for CR3, which no sign flips guard. With two families of 35 % among 6 (3.4 effective) that each go one way as
-a whole it errs .13 for .025."""
+"""The same for CR3, which no sign flips guard. With two families of 35 % among 6 (3.4 effective) that each go one way
+as a whole it errs .13 for .025."""
 
 EVEN, EVEN_FROM = 1.5, 12
 """Largest family over mean size up to which G − 1 degrees of freedom hold, and from how many families on (.030 for a
