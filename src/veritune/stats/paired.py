@@ -4,7 +4,7 @@ Over new items, for the runs at hand:
 
     binary, one run a side            Tango score interval, mid-p McNemar (exact p beside it)
     graded, or several runs a side    the wider of Student's t and Learned-Miller & Thomas (`bounded`)
-    families                          by their sizes (`families`), never narrower than the above on the effective items
+    families                          by their sizes (`families`), never narrower than the above
 
 Over new items and new seeds (the recipe): the same, widened by the spread between seeds (`seeds`).
 """
