@@ -123,6 +123,12 @@ def undrawn(families: int, alpha: float = 0.025) -> float:
     return 1.0 - float(alpha ** (1.0 / families))
 
 
+def family_sums(value_N: Floats, family_N: Ints) -> Floats:
+    """Sum of each family's values [G]. The values are sorted first, so that the order of items changes no last bit."""
+    order_N = np.lexsort((value_N, family_N))
+    return np.bincount(family_N[order_N], weights=value_N[order_N]).astype(np.float64)
+
+
 def cr1(sum_G: Floats, size_G: Ints) -> float:
     """Cluster-robust variance of the mean, G/(G − 1)·Σ e_g²/n²."""
     families, n = len(size_G), float(size_G.sum())
@@ -141,10 +147,10 @@ def sign_flips(sum_G: Floats, size_G: Ints, *, draws: int = 9_999, seed: int = 0
     """Sign flips of whole families as subset means Σ_J S_g/Σ_J n_g; ends are their order statistics.
 
     Exact for at most 16 families (all 2^G − 1 subsets), else `draws` random ones. The families are sorted first, so
-    their order does not change the draws. See `intervals.Flips` for the formula.
+    their order does not change the draws; sums from `family_sums` keep that of the items from changing them either.
+    See `intervals.Flips` for the formula.
     """
-    # Sums of the same items in another order differ in the last bit, which must not change the draws.
-    order_G = np.lexsort((size_G, np.round(sum_G, 9)))
+    order_G = np.lexsort((size_G, sum_G))
     sums_G, sizes_G = sum_G[order_G].astype(np.float64), size_G[order_G].astype(np.float64)
     families = len(sums_G)
     exact = families <= _EXACT_UNITS

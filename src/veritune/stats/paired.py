@@ -24,7 +24,7 @@ from veritune.errors import ScoreError
 from veritune.records import Estimate
 from veritune.stats import intervals, seeds
 from veritune.stats.bounded import BoundedMean
-from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, sign_flips, undrawn
+from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, family_sums, sign_flips, undrawn
 from veritune.stats.intervals import Spread, Student, Unknown, Widest, three_valued
 from veritune.stats.table import Floats, Missing, Pair, ScoreTable, pair
 
@@ -254,7 +254,7 @@ def _clustered(matched: Pair, parts: seeds.Crossed, rule: FamilyRule, options: O
     assert matched.family_N is not None
     diff_N, gap = matched.diff_N, float(parts.gap_K[0])
     size_G = np.bincount(matched.family_N)
-    sum_G: Floats = np.bincount(matched.family_N, weights=diff_N).astype(np.float64)
+    sum_G = family_sums(diff_N, matched.family_N)
     naive = float(parts.item_K_K[0, 0])
     clustered = (cr3 if rule.method == "cr3" else cr1)(sum_G, size_G)
     se = math.sqrt(max(naive, clustered))
