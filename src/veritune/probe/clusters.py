@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 from veritune.config.thresholds import DEFAULTS
 from veritune.records import Estimate, Json
 from veritune.stats.bounded import combination_below
-from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, sign_flips
+from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, family_sums, sign_flips
 from veritune.stats.intervals import Spread, Student, Unknown, Widest
 
 Floats = npt.NDArray[np.float64]
@@ -61,12 +61,8 @@ class FamilyMean:
     def of(cls, top_N: Floats, bottom_N: Floats, family_N: Ints) -> FamilyMean:
         """`bottom_N` counts what each row adds to the divisor: 1 for a mean over rows, or its tokens. Not all 0."""
         _, code_N = np.unique(family_N, return_inverse=True)
-        # Sums in one order of rows: flips are drawn by the order of the sums, which a last bit must not change.
-        order_N = np.lexsort((bottom_N, top_N, code_N))
-        top_N, bottom_N, code_N = top_N[order_N], bottom_N[order_N], code_N[order_N]
-        keep_G = np.bincount(code_N, bottom_N) > 0
-        top_G: Floats = np.bincount(code_N, top_N)[keep_G].astype(np.float64)
-        bottom_G: Floats = np.bincount(code_N, bottom_N)[keep_G].astype(np.float64)
+        top_G, bottom_G = family_sums(top_N, code_N), family_sums(bottom_N, code_N)
+        top_G, bottom_G = top_G[bottom_G > 0], bottom_G[bottom_G > 0]
         total = float(bottom_G.sum())
         value = float(top_G.sum()) / total
         size_G = np.rint(bottom_G).astype(np.int64)
