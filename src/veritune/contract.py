@@ -107,7 +107,7 @@ def read(store: Store) -> dict[str, Any]:
 def agreed(store: Store) -> dict[str, Any]:
     """The contract, its chain recomputed and its entries compared with the timeline's `frozen` and `amended` events.
 
-    Raises StaleError where the two differ: an entry was written anew, taken out or put in, or the timeline was.
+    Raises StaleError where the two differ: an entry was rewritten, removed or inserted, or the timeline was.
     """
     contract = read(store)
     announced = _announced(store)

@@ -58,7 +58,7 @@ def waive(
     seed: SeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let an undecided gate pass until a day, by name. It is kept for ever and covers these weights only."""
+    """Let an undecided gate pass until a day, by name. The waiver stays on record and covers these weights only."""
     waiver = gates.waive(study, gate, (by, reason, until), candidate.Choice(policy, condition, seed))
     print(json_text(waiver) if as_json else f"{gate} waived by {waiver.by} until {waiver.until}: {waiver.seen}")
 

@@ -253,7 +253,7 @@ def forgetting(
     family_field: FamilyOption = None,
     extract: Annotated[str | None, typer.Option(help="Also score answers: pattern whose group is the answer.")] = None,
     expected: WithExpectedOption = None,
-    score_margin: Annotated[float, typer.Option(help="Fall of the score that is put up with.")] = 0.02,
+    score_margin: Annotated[float, typer.Option(help="Fall of the score that is still tolerated.")] = 0.02,
     max_new_tokens: Annotated[int, typer.Option(help="With --extract: generation stops here.")] = 128,
     as_json: JsonOption = False,
     out: OutOption = None,

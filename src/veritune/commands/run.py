@@ -39,7 +39,7 @@ def run(
         list[str] | None, typer.Option(help="slurm: a submitit option, such as slurm_partition=gpu; repeat.")
     ] = None,
     exploratory: Annotated[
-        bool, typer.Option("--exploratory", help="Freeze nothing: results and claims are exploratory for ever.")
+        bool, typer.Option("--exploratory", help="Freeze nothing: results and claims stay exploratory.")
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -64,7 +64,7 @@ def cell(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run one cell of a frozen study. It stands alone, so any scheduler can run it; a killed one is taken up again."""
+    """Run one cell of a frozen study. It stands alone, so any scheduler can run it; a killed one is resumed."""
     summary = cell_stage.cell_command(study, run_id, Progress(silent=quiet or as_json))
     print(json_text(summary) if as_json else f"{run_id} is done")
 

@@ -126,7 +126,7 @@ def seal(
     study: StudyArg,
     key: Annotated[Path, typer.Option("--key", help="Sign the seal with this EC private key (PEM).")],
 ) -> None:
-    """Sign a finished study's seal, so that nobody without the key can rewrite the study and seal it anew."""
+    """Sign a finished study's seal, so that nobody without the key can rewrite the study and seal it again."""
     path, digest = verbs.sign_seal(study, key)
     print(f"signed {digest[:16]}: {path}\nCheck it with: veritune verify {study} --public-key PUBLIC.pem")
 

@@ -40,7 +40,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class AtLevels(Spread):
-    """An interval known at some levels only. Each stands for every lower level; above the highest there is none.
+    """An interval known at some levels only. Each is valid for every lower level; above the highest none is given.
 
     `rungs` are (level, low, high) by rising level, each inside the next.
     """

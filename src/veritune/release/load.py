@@ -417,7 +417,7 @@ TAILS = ("first_token", "answer")
 def waits(lines: Sequence[Json]) -> dict[str, dict[str, Waits]]:
     """Waiting times by arm and by name in `TAILS`, from lines as `write_samples` writes them.
 
-    A request without an answer, or without a time, waits for ever. Raises FormatError for a line of another shape.
+    A request without an answer, or without a time, is infinitely slow. Raises FormatError for a line of another shape.
     """
     arms: dict[str, list[tuple[float, int, float, float]]] = {}
     for number, line in enumerate(lines, 1):

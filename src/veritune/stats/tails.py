@@ -11,7 +11,7 @@ longer than v nothing clusters and the bound is the exact one: bursts of slow re
 estimated, so `burst`, their declared length, divides n from the start. Pooling strata of fixed sizes is conservative
 (Hoeffding 1956, Ann Math Stat 27:713).
 
-A request without an answer waits for ever: it counts as infinitely slow and is never dropped.
+A request without an answer counts as infinitely slow and is never dropped.
 
 Axes: N requests of one arm, sorted by time; G blocks.
 """

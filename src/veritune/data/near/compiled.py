@@ -26,7 +26,7 @@ def kernel(function: K) -> K:
     """`function` compiled at its first call. It holds no lock, so threads run it side by side."""
     try:
         return njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # neither cache folder can be written: every process compiles anew
+    except RuntimeError:  # neither cache folder can be written: every process compiles for itself
         return njit(nogil=True)(function)  # type: ignore[no-any-return]
 
 
@@ -39,7 +39,7 @@ def run_blocks(work: Callable[[Block], Result], blocks: Sequence[Block], threads
 
 
 def read_only(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    """A view that cannot be written: arrow's buffers are such, and numba compiles once for both kinds of origin."""
+    """A view that cannot be written: arrow's buffers are read-only, so numba compiles once for either origin."""
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view
