@@ -83,11 +83,6 @@ class TextBuffer:
     def __len__(self) -> int:
         return len(self.cut_N)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of text, without the offsets."""
-        return int(self.offset_N1[-1] - self.offset_N1[0])
-
     def row(self, i: int) -> str:
         """The text of row i."""
         return bytes(self.data[self.offset_N1[i] : self.offset_N1[i + 1]]).decode("utf-8", "replace")
