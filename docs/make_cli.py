@@ -5,16 +5,27 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import typer.main
 from typer.testing import CliRunner
 
-from veritune.commands.app import app
+from veritune.commands.app import app, commands
+from veritune.errors import EXIT_CODES
 
 OUT = Path(__file__).with_name("cli.md")
 ABOUT = """\
-`veritune` and `python -m veritune` are the same command. `veritune --install-completion` sets up completion of commands
-and options for bash, zsh, fish or PowerShell. Exit codes: 0 fine; 1 the user's input or environment; 2 a gate failed or
-a claim is not supported.
+`veritune` and `python -m veritune` are the same command. `--json` prints one JSON document on every command that reports,
+`--out` writes to a file, `--study` names a study where it is not the argument; a repeated option says so. `--debug`, anywhere
+on the line, shows the traceback of an error.
+
+## Exit codes
+
+{codes}
+
+## Completion
+
+    veritune --install-completion          # bash, zsh, fish or PowerShell: the shell that runs now
+    veritune --show-completion             # prints the script, to read or to keep elsewhere
+
+Commands, options and the values of options that have a fixed set complete. Open a new shell afterwards.
 """
 
 
@@ -22,14 +33,10 @@ def text() -> str:
     """The whole page."""
     runner = CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
     parts = ["# Command line\n\nMade from `--help` by `make docs`; do not edit.\n"]
-    parts.append(ABOUT)
-    command = typer.main.get_command(app)
+    rows = [f"| {int(code)} | {meaning} |" for code, meaning in EXIT_CODES.items()]
+    parts.append(ABOUT.format(codes="\n".join(["| code | meaning |", "| --- | --- |", *rows])))
     parts.append(_section(runner, []))
-    names = sorted(command.commands)  # type: ignore[attr-defined]
-    for name in names:
-        parts.append(_section(runner, [name]))
-        for sub in sorted(getattr(command.commands[name], "commands", {})):  # type: ignore[attr-defined]
-            parts.append(_section(runner, [name, sub]))
+    parts += [_section(runner, name.split()) for name in commands()]
     return "\n".join(parts)
 
 

@@ -11,8 +11,8 @@ from veritune.config.load import json_schema
 OUT = Path(__file__).with_name("study.md")
 INTRO = """# study.yaml
 
-Made from the validating model by `make docs`; do not edit. `veritune schema` prints the same as JSON Schema for editors:
-put `# yaml-language-server: $schema=study.schema.json` on the first line. Unknown keys are errors, with the nearest
+Made from the validating model by `make docs`; do not edit. `veritune schema` prints the same as JSON Schema for
+editors: put `# yaml-language-server: $schema=study.schema.json` on the first line. Unknown keys are errors, with the nearest
 known key named; every error names its path in the file. Nothing trains before the whole file has been checked.
 """
 

@@ -24,6 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import yaml
+from tally import Tally
 
 REPO = Path(__file__).resolve().parent.parent
 CHATML = (
@@ -37,6 +38,18 @@ WORDS = re.findall(
     " bench table chair clock stove kettle cup plate knife spoon bowl bread salt honey apple pear plum onion carrot"
     " potato barley wheat rye oats goat sheep horse mule donkey raven heron gull swan otter badger hare",
 )
+
+
+FIRST = (
+    *("tests/e2e/", "tests/browser/", "tests/pipeline/", "tests/report/test_page.py", "tests/test_bad_input.py"),
+    *("tests/train/", "tests/test_no_traceback.py", "tests/probe/", "tests/fuzz/", "tests/view/", "tests/release/"),
+    *("tests/test_house.py", "tests/decide/test_claims.py", "tests/writeup/", "tests/docs/"),
+)
+"""Where tests take long. They are given out first, so that the workers of `make test` end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((i for i, path in enumerate(FIRST) if item.nodeid.startswith(path)), len(FIRST)))
 
 
 @pytest.fixture(autouse=True)
@@ -279,6 +292,7 @@ class Forks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.count = 0
+        self.tally = Tally()
         script = Path(__file__).parent / "e2e" / "forks.py"
         self.server = subprocess.Popen(
             [sys.executable, str(script)],
@@ -323,11 +337,23 @@ class Forks:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def forks(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Forks]:
     """The warm command line; see `Forks`."""
     server = Forks(tmp_path_factory.mktemp("forks"))
+    pytestconfig.stash[TALLY] = server.tally
     yield server
     server.close()
+
+
+TALLY = pytest.StashKey[Tally]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print how many faults were tried and survived, where a test injected some."""
+    lines = config.stash.get(TALLY, Tally()).lines()
+    if lines:
+        terminalreporter.section("faults injected by command")
+        terminalreporter.write("\n".join([*lines, ""]))
 
 
 @dataclass(frozen=True)

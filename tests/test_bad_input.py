@@ -98,7 +98,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "no file": (lambda s: (s.root / "rows.jsonl").unlink(), ["rows.jsonl: no such file"]),
     "not UTF-8": (raw_rows(b'{"id": "a", "messages": "\xff\xfe"}\n'), ["rows.jsonl:1", "UTF-8"]),
     "broken JSON on line 412": (broken_line_412, ["rows.jsonl:412", "JSON", "1 of 500 records"]),
-    "no messages": (edit_rows(lambda r: r[4].pop("messages")), ["rows.jsonl:5", "messages"]),
+    "no messages": (edit_rows(lambda r: r[4].pop("messages")), ["rows.jsonl:5: no turns", "say where they"]),
     "messages is null": (
         edit_rows(lambda r: r[4].update(messages=None)),
         ["rows.jsonl:5", "messages holds no messages"],
@@ -161,10 +161,18 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         settings(lambda s: s["conditions"]["all_layer"].update(target_modules=["query"])),
         ["conditions.all_layer.target_modules: no linear module named 'query'", "q_proj"],
     ),
-    "older format": (older_format, ["has format 0; this Veritune reads format 1"]),
+    "older format": (older_format, ["expected format 2, found format 0"]),
     "damaged contract": (damaged_contract, ["contract.lock.json is damaged"]),
     "edited timeline": (edited_timeline, ["events.jsonl line 1"]),
 }
+
+
+def files_of(study: Any) -> dict[Path, bytes]:
+    """Every file but the locks, with its content."""
+    found = (
+        p for p in study.root.rglob("*") if p.is_file() and not p.relative_to(study.root).parts[0].startswith(".lock")
+    )
+    return {p: p.read_bytes() for p in found}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -172,6 +180,7 @@ def test_bad_input_is_one_line_exit_status_1_and_loses_nothing(case: str, study:
     spoil, words = CASES[case]
     good = {p.name: p.read_bytes() for p in study.root.iterdir()}
     spoil(study)
+    before = files_of(study)
     refused = forks("run", study.root, "--quiet")
     assert refused.rc == 1, refused.err
     for word in words:
@@ -180,7 +189,7 @@ def test_bad_input_is_one_line_exit_status_1_and_loses_nothing(case: str, study:
     assert refused.out == ""
     assert not list(study.root.rglob("*.tmp"))
     assert not (study.root / "runs").exists() and not (study.root / "verdict.json").exists()
-    if case in ("older format", "damaged contract", "edited timeline"):
+    if files_of(study) == before or case in ("older format", "damaged contract", "edited timeline"):
         return
     for name, content in good.items():
         (study.root / name).write_bytes(content)
@@ -194,7 +203,8 @@ def test_rows_retired_in_another_folder_and_order_are_refused(study: Any, forks:
     rows = [json.loads(line) for line in (study.root / "rows.jsonl").read_text("utf-8").splitlines()]
     other = tmp_path / "elsewhere.jsonl"
     other.write_text("".join(json.dumps({"messages": r["messages"]}, indent=None) + "\n" for r in rows[::-1]), "utf-8")
-    assert forks("retire", other, "--why", "they leak").rc == 0
+    assert forks("lineage", other, "--retire", "they leak").rc == 0
+    assert "RETIRED: they leak" in forks("lineage", other).out, "a file stands for its folder"
     refused = forks("run", study.root, "--quiet")
     assert refused.rc == 1 and "rows.jsonl says row for row what was data version" in refused.err, refused.err
     assert "retired: they leak." in refused.err and not (study.root / "runs").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def test_a_folder_or_its_file_are_the_same_study(finished: Any, forks: Any) -> N
 
 
 def test_all_claims_supported_is_status_0_and_any_other_is_2(finished: Any) -> None:
+    from veritune.pipeline import Outcome
     from veritune.records import Verdict
-    from veritune.stages import Outcome
 
     def outcome(*verdicts: Verdict) -> bool:
         return Outcome(finished.root, verdicts, finished.root, 0, 0, 0.0).all_supported
@@ -73,11 +74,46 @@ def test_errors_have_the_statuses_of_their_kind(
     assert capsys.readouterr().err == "veritune: expected this, found that. Do this.\n"
 
 
-def test_a_fault_of_ours_is_not_dressed_as_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_fault_of_ours_is_one_line_that_says_so_and_debug_shows_its_causes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     import veritune.verbs
     from veritune.commands.main import main
 
-    monkeypatch.setattr(veritune.verbs, "status", lambda *_: 1 / 0)
+    def fail(*_args: Any) -> None:
+        try:
+            _ = 1 / 0
+        except ZeroDivisionError:
+            raise KeyError("entries") from None
+
+    monkeypatch.setattr(veritune.verbs, "status", fail)
     monkeypatch.setattr("sys.argv", ["veritune", "status", str(tmp_path)])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as stopped:
         main()
+    assert stopped.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("veritune: unexpected KeyError: 'entries' (commands/study.py:") and told.count("\n") == 1
+    assert "A record may be damaged" in told and "a fault of Veritune" in told and "--debug" in told
+    monkeypatch.setattr("sys.argv", ["veritune", "status", str(tmp_path), "--debug"])
+    with pytest.raises(KeyError) as raised:
+        main()
+    assert "ZeroDivisionError" in "".join(traceback.format_exception(raised.value)), "a cause that `from None` hid"
+
+
+def test_the_cells_of_a_study_alone_and_followed_to_their_end(finished: Any, forks: Any) -> None:
+    cells = json.loads(forks("status", finished.root, "--cells", "--json").out)
+    assert len(cells) == 5 and {cell["state"] for cell in cells} == {"done"}
+    assert json.loads(forks("status", finished.root, "--follow", "--json").out) == cells
+    assert forks("status", finished.root, "--cells").out.rstrip().endswith("5 cells: 5 done")
+
+
+def test_a_table_is_exported_and_without_a_name_the_names_are_listed(finished: Any, forks: Any) -> None:
+    names = json.loads(forks("writeup", "export", "--study", finished.root, "--like", "n.runs", "--json").out)
+    assert "n.runs" in {entry["name"] for entry in names} and all("n.runs" in entry["name"] for entry in names)
+    table = forks("writeup", "export", "table.scores.style", "--study", finished.root, "--as", "csv")
+    assert table.rc == 0 and "," in table.out.splitlines()[0]
+
+
+def test_a_study_s_modules_are_a_part_of_its_plan(finished: Any, forks: Any) -> None:
+    shown = forks("plan", finished.root, "--modules")
+    assert shown.rc == 0 and "parameters" in shown.out and "q_proj" in shown.out

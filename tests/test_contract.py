@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from frozen_facts import FACTS
 
 from veritune import contract
 from veritune.config.load import parse_study
@@ -17,7 +19,6 @@ from veritune.errors import StaleError, StoreError
 from veritune.store import Store, write_jsonl
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart" / "study.yaml"
-FACTS = {"data_version": "abc", "packages": {"torch": "2.13.0"}}
 
 
 @pytest.fixture
@@ -85,17 +86,17 @@ def test_a_change_is_refused_with_field_frozen_and_found(
 def test_changed_facts_are_refused_too(store: Store, settings: dict[str, Any]) -> None:
     contract.freeze(store, parse_study(settings), FACTS)
     with pytest.raises(StaleError, match=r"facts\.data_version: frozen 'abc', found 'xyz'"):
-        contract.freeze(store, parse_study(settings), {**FACTS, "data_version": "xyz"})
+        contract.freeze(store, parse_study(settings), replace(FACTS, data_version="xyz"))
 
 
 def test_an_amendment_is_linked_to_what_it_amends(store: Store, settings: dict[str, Any]) -> None:
     first = contract.freeze(store, parse_study(settings), FACTS)
     study = changed(settings, "train.learning_rate", 5e-4)
     second = contract.amend(store, study, FACTS, "slower")
-    assert [e["reason"] for e in second["entries"]] == ["frozen", "slower"]
-    assert second["entries"][1]["previous"] == first["entries"][0]["hash"]
-    assert second["entries"][1]["changes"] == ["study.train.learning_rate: frozen 0.001, found 0.0005"]
-    assert second["entries"][0] == first["entries"][0]
+    assert [e.reason for e in second.entries] == ["frozen", "slower"]
+    assert second.last.previous == first.first.hash
+    assert second.last.changes == ("study.train.learning_rate: frozen 0.001, found 0.0005",)
+    assert second.first == first.first
     assert contract.read(store) == second
     assert contract.freeze(store, study, FACTS) == second
     assert [e["event"] for e in store.events()] == ["frozen", "amended"]
@@ -187,14 +188,14 @@ def test_an_arm_that_changed_makes_its_own_claims_exploratory_only(store: Store,
 def test_other_data_after_a_result_make_every_claim_exploratory(store: Store, settings: dict[str, Any]) -> None:
     contract.freeze(store, parse_study(settings), FACTS)
     add_result(store)
-    found = contract.amend(store, parse_study(settings), {**FACTS, "data_version": "xyz"}, "more rows")
+    found = contract.amend(store, parse_study(settings), replace(FACTS, data_version="xyz"), "more rows")
     assert contract.exploratory_claims(found) == ALL
 
 
 def test_other_packages_change_no_claim(store: Store, settings: dict[str, Any]) -> None:
     contract.freeze(store, parse_study(settings), FACTS)
     add_result(store)
-    found = contract.amend(store, parse_study(settings), {**FACTS, "packages": {"torch": "3"}}, "upgraded")
+    found = contract.amend(store, parse_study(settings), replace(FACTS, packages={"torch": "3"}), "upgraded")
     assert contract.exploratory_claims(found) == set()
 
 
@@ -209,5 +210,5 @@ def test_exploratory_for_ever(store: Store, settings: dict[str, Any]) -> None:
     add_result(store)
     study = changed(settings, "claims.2.margin", 0.01)
     contract.amend(store, study, FACTS, "seen the scores")
-    found = contract.amend(store, study, {**FACTS, "packages": {}}, "upgraded")
+    found = contract.amend(store, study, replace(FACTS, packages={}), "upgraded")
     assert contract.exploratory_claims(found) == {"targets_matter"}

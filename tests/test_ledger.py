@@ -163,3 +163,114 @@ def test_follow_all_names_the_entry() -> None:
     entries[2]["n"] = 9
     with pytest.raises(StaleError, match="entry 2 was edited"):
         follow_all(entries, lambda i: f"entry {i}")
+
+
+# ---------------------------------------------------------------- a head beside the ledger
+
+
+def test_a_newest_entry_that_was_cut_off_is_found_by_the_head_beside_it(tmp_path: Path) -> None:
+    made = Ledger(tmp_path / "_lineage.jsonl", head=True)
+    for n in range(3):
+        made.append({"n": n})
+    lines = made.path.read_text("utf-8").split("\n")[:-1]
+    made.path.write_text("".join(line + "\n" for line in lines[:2]), encoding="utf-8")
+    with pytest.raises(StaleError, match=r"_lineage\.jsonl lost its newest entries: .*head\.json records entry"):
+        made.read()
+    made.path.unlink()
+    with pytest.raises(StaleError, match=r"_lineage\.jsonl is gone"):
+        made.read()
+
+
+def test_a_head_that_a_killed_writer_left_one_behind_is_no_fault(tmp_path: Path) -> None:
+    made = Ledger(tmp_path / "l.jsonl", head=True)
+    made.append({"n": 0})
+    before = (tmp_path / "l.head.json").read_bytes()
+    made.append({"n": 1})
+    (tmp_path / "l.head.json").write_bytes(before)
+    assert [e["n"] for e in made.read()] == [0, 1]
+
+
+@pytest.mark.parametrize("spoil", ["a folder", "nobody may", "no text", "a loop"])
+def test_a_user_s_list_that_cannot_be_read_stops_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    from veritune.data.review import require_usable
+
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "rows.jsonl").write_text("{}\n")
+    path = tmp_path / "retired.jsonl"
+    if spoil == "a folder":
+        path.mkdir()
+    elif spoil == "no text":
+        path.write_bytes(b"\xff\x00" * 99)
+    elif spoil == "a loop":
+        path.symlink_to(path)
+    else:
+        monkeypatch.setattr(Ledger, "read", lambda _self: (_ for _ in ()).throw(PermissionError(13, "denied")))
+        monkeypatch.setattr("veritune.data.review._lineage_of", lambda _folder: Ledger2())
+    monkeypatch.setenv("VERITUNE_RETIRED", str(path))
+    require_usable(tmp_path / "home" / "rows.jsonl")
+
+
+class Ledger2:
+    """A lineage that holds nothing."""
+
+    def read(self) -> list[object]:
+        return []
+
+
+def test_the_newest_of_some_events_is_found_and_text_that_names_one_is_not_taken_for_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "events.jsonl")
+    assert ledger.newest("sealed", "unsealed") is None
+    for body in (
+        {"event": "sealed", "n": 1},
+        {"event": "unsealed", "n": 2},
+        {"event": "ran", "said": '"event":"sealed"'},
+    ):
+        ledger.append(body)
+    ledger.append({"event": "ran", "facts": {"event": "sealed"}})
+    newest = ledger.newest("sealed", "unsealed")
+    assert newest is not None and newest["n"] == 2
+    with ledger.path.open("ab") as stream:
+        stream.write(b'{"event":"sealed"')  # torn: never reported as written
+    newest = ledger.newest("sealed", "unsealed")
+    assert newest is not None and newest["n"] == 2
+    text = ledger.path.read_text("utf-8").replace('"n":2', '"n":3')
+    ledger.path.write_text(text, encoding="utf-8")
+    with pytest.raises(StaleError, match="was edited"):
+        ledger.newest("sealed", "unsealed")
+
+
+def test_what_was_read_before_is_believed_only_byte_for_byte(tmp_path: Path) -> None:
+    """A ledger is read again and again; only what has been appended is checked anew, and every edit is."""
+    path = tmp_path / "log.jsonl"
+    for number in range(4):
+        Ledger(path).append({"event": "x", "number": number})
+    first = Ledger(path).read()
+    first[0]["number"] = 99  # what a caller does to its entries is its own affair
+    assert [entry["number"] for entry in Ledger(path).read()] == [0, 1, 2, 3]
+    Ledger(path).append({"event": "x", "number": 4})
+    assert [entry["number"] for entry in Ledger(path).read()] == [0, 1, 2, 3, 4]
+    whole, stamp = path.read_bytes(), path.stat()
+    path.write_bytes(whole.replace(b'"number":1', b'"number":7'))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(StaleError, match="line 2 was edited"):
+        Ledger(path).read()
+    path.write_bytes(b"".join(whole.splitlines(True)[:3]))
+    assert [entry["number"] for entry in Ledger(path).read()] == [0, 1, 2]
+    path.write_bytes(b"".join([*whole.splitlines(True)[:3], *whole.splitlines(True)[4:]]))
+    with pytest.raises(StaleError, match="line 4 does not follow"):
+        Ledger(path).read()
+    path.write_bytes(whole[:-3])
+    assert len(Ledger(path).read()) == 4
+
+
+def test_what_a_killed_writer_left_of_a_head_goes_with_the_next(tmp_path: Path) -> None:
+    kept = Ledger(tmp_path / "log.jsonl", head=True)
+    first = kept.append({"n": 0})
+    (tmp_path / ".log.head.json.0123456789ab.tmp").write_text('{"ha')
+    kept.append({"n": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.head.json", "log.jsonl"]
+    (tmp_path / ".log.head.json.0123456789ab.tmp").write_text('{"ha')
+    kept.settle(first["hash"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.head.json", "log.jsonl"]

@@ -12,12 +12,12 @@ import pytest
 from veritune import patterns
 from veritune.config.evals import Eval
 from veritune.data.quality import QualityConfig, check_rows
-from veritune.decide.lint.check import _covers
 from veritune.errors import DataError, InputError
 from veritune.evaluate.generate import Output
 from veritune.evaluate.tasks import score
 from veritune.patterns import PatternTooSlow, limited, search
 from veritune.records import Message, Row
+from veritune.writeup.lint.check import _covers
 
 ENDLESS, TEXT = r"(a+)+$", "a" * 60 + "b"
 

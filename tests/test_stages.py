@@ -10,8 +10,8 @@ import pytest
 import veritune
 from veritune.config.load import load_study
 from veritune.errors import StudyError
+from veritune.pipeline import run, score_tables
 from veritune.progress import Progress
-from veritune.stages import run, score_tables
 from veritune.store import Store, read_json
 
 

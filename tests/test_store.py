@@ -188,10 +188,12 @@ def test_a_damaged_line_is_named_with_its_number(tmp_path: Path) -> None:
         read_jsonl(tmp_path / "r.jsonl")
 
 
-@pytest.mark.parametrize("format_found", [0, FORMAT_VERSION + 1, None, "1"])
-def test_a_folder_of_another_format_is_refused(tmp_path: Path, format_found: Any) -> None:
-    write_json(tmp_path / "contract.lock.json", {"format": format_found, "entries": []})
-    with pytest.raises(FormatError, match=rf"has format {format_found}; this Veritune reads format {FORMAT_VERSION}"):
+@pytest.mark.parametrize(
+    ("written", "stated"), [(1, "format 1"), (FORMAT_VERSION + 1, "format 3"), (None, "no format"), ("2", 'format "2"')]
+)
+def test_a_folder_of_another_format_is_refused(tmp_path: Path, written: Any, stated: str) -> None:
+    write_json(tmp_path / "contract.lock.json", {"format": written, "entries": []})
+    with pytest.raises(FormatError, match=rf"expected format {FORMAT_VERSION}, found {stated}"):
         Store(tmp_path).check_format()
 
 

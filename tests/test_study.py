@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "share needed": (lambda s: s["claims"][1].pop("share"), ["claims.1: `kind: generalises` needs `share`"]),
     "rule of two kinds": (
         lambda s: s["evals"]["house_style"]["rules"][0].update(contains="x"),
-        ["evals.house_style.rules.0: a rule has exactly one of pattern, contains, absent"],
+        ["evals.house_style.rules.0: a rule has exactly one of pattern, contains, absent, calls"],
     ),
     "rule is no pattern": (
         lambda s: s["evals"]["house_style"]["rules"][0].update(pattern="("),
@@ -211,7 +211,7 @@ def test_a_merge_key_and_an_anchor_are_allowed(tmp_path: Path) -> None:
         (b"", "expected a mapping of settings, found NoneType"),
         (b"- a\n- b\n", "expected a mapping of settings, found list"),
         (b"name: [\n", "is not YAML"),
-        (b"name: \xff\xfe\n", "is not UTF-8 (byte 6)"),
+        (b"name: \xff\xfe\n", "not UTF-8: byte 0xff at offset 6"),
         (b"[" * 20000, "nested too deeply"),
         (b"? [a, b]\n: 1\n", "is not YAML"),
     ],

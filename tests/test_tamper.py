@@ -14,9 +14,10 @@ import pytest
 from veritune import contract
 from veritune.errors import StaleError, VerituneError
 from veritune.ledger import Ledger, link
-from veritune.release.evidence import Evidence, Subject, write_evidence
-from veritune.release.gates import GATES_FILE
-from veritune.seal import refuse_edited, seal, seal_hash, verify
+from veritune.records import to_json
+from veritune.release.gate.evidence import Evidence, Subject, read_evidence, write_evidence
+from veritune.release.gate.gates import GATES_FILE
+from veritune.seal import refuse_edited, seal, seal_hash, sealed_files, verify
 from veritune.store import Store, hash_of, read_json, sha256_file, write_json
 from veritune.verbs import sign_seal, verify_study
 
@@ -36,6 +37,7 @@ TABLE: dict[str, tuple[set[str], set[str], bool]] = {
     "seal.json": ({"seal.edited"}, {"seal.missing"}, False),
     "rows.jsonl": ({"data.edited"}, {"data.missing"}, False),
     "plan.json": ({"file.edited"}, {"file.missing"}, False),
+    "plans/*.json": ({"file.edited"}, {"file.missing"}, False),
     "verdict.json": ({"file.edited"}, {"file.missing"}, REFUSED),
     "report.html": ({"file.edited"}, {"file.missing"}, False),
     "figures/*": ({"file.edited"}, {"file.missing"}, False),
@@ -59,6 +61,7 @@ TABLE: dict[str, tuple[set[str], set[str], bool]] = {
     f"{ARM}/probes/nll.json": ({"file.edited"}, {"file.missing"}, REFUSED),
     f"{ARM}/probes/three_zone.json": ({"file.edited"}, {"file.missing"}, REFUSED),
     f"{ARM}/checkpoints/*/adapter_model.safetensors": ({"file.edited"}, {"file.missing"}, REFUSED),
+    "probes/*/curve.json": ({"file.edited"}, {"file.missing"}, REFUSED),
     "release/serving.json": ({"file.edited"}, {"file.missing"}, False),
     f"release/{GATES_FILE}": ({"gates.chain"}, {"file.missing"}, False),
 }
@@ -128,6 +131,30 @@ def test_files_swapped_between_two_seeds_are_found(root: Path, kind: str) -> Non
     assert {first.relative_to(root).as_posix(), second.relative_to(root).as_posix()} <= {f.source for f in verify(root)}
     (root / "seal.json").unlink()
     assert "run.edited" in checks(root) and refused(root)
+
+
+def test_a_record_written_by_hand_is_no_evidence_for_a_gate(root: Path) -> None:
+    """With every hash of its own right, and in the place of none or of a real one."""
+    store = Store(root)
+    honest = read_json(root / "release/serving.json")
+    body = {**{k: v for k, v in honest.items() if k != "hash"}, "kind": "merge", "message": "all the same"}
+    write_json(root / "release/merge.json", {**body, "hash": hash_of(body)})
+    with pytest.raises(StaleError, match=r"merge\.json was written by hand: the timeline records no check"):
+        read_evidence(store, "merge")
+    body = {**{k: v for k, v in honest.items() if k != "hash"}, "message": "faster than it was"}
+    write_json(root / "release/serving.json", {**body, "hash": hash_of(body)})
+    with pytest.raises(StaleError, match=r"serving\.json is not the record that its check wrote: expected SHA-256"):
+        read_evidence(store, "serving")
+    write_json(root / "release/serving.json", honest)
+    found = read_evidence(store, "serving")
+    assert found is not None and found.message == "same text"
+
+
+def test_a_gate_believes_no_seal_that_the_timeline_does_not_record(root: Path) -> None:
+    assert sealed_files(Store(root))
+    perfect_scores(root)
+    reseal_by_hand(root)
+    assert sealed_files(Store(root)) is None
 
 
 def test_links_additions_and_a_whole_run_that_is_gone_are_found(root: Path) -> None:
@@ -254,7 +281,7 @@ def test_a_contract_rewritten_after_the_results_is_refused(finished_copy: Any, f
 def test_a_second_frozen_event_is_named(root: Path) -> None:
     rewrite_contract(root)
     store = Store(root)
-    store.log("frozen", contract=contract.read(store)["entries"][0]["hash"])
+    store.log("frozen", contract=contract.read(store).first.hash)
     found = [f.message for f in verify(root) if f.check == "contract.rewritten"]
     assert len(found) == 1 and "records a second `frozen`" in found[0]
     assert "records a second `frozen`" in str(refused(root))
@@ -264,7 +291,7 @@ def test_an_amendment_taken_back_is_found(root: Path) -> None:
     """The newest contract entry deleted, with or without its event: the other record still knows it."""
     store = Store(root)
     document = contract._document(store)
-    body = {k: v for k, v in contract.read(store)["entries"][0].items() if k not in ("previous", "hash")}
+    body = {k: v for k, v in to_json(contract.read(store).first).items() if k not in ("previous", "hash")}
     contract._publish(store, {**body, "reason": "seen the scores"}, "amended")
     seal(store)
     kept, events = read_json(store.contract_file), store.events_file.read_text("utf-8")

@@ -15,35 +15,65 @@ from veritune.config.load import parse_study
 from veritune.config.study import Study
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import StaleError, StudyError
+from veritune.records import BaseFacts, Facts
 from veritune.store import Store
+
+FACTS = Facts(
+    *("d1", "d2", "t", "k", "r"),
+    {},
+    {},
+    {},
+    {},
+    None,
+    None,
+    None,
+    model=BaseFacts("tiny", "float32", {}),
+    packages={},
+    code={},
+)
 
 SOURCE = Path(thresholds.__file__)
 ELSEWHERE = {
     # what is shown, not what is said
-    "decide/commands.py": {"_FLIPS_KEPT", "_FLIPS_SHOWN"},
+    "decide/commands.py": {"_FLIPS_KEPT"},
+    "decide/screen.py": {"_FLIPS_SHOWN", "_NOTES_SHOWN", "_TASKS_SHOWN"},
     "probe/forgetting.py": {"WORST"},
     # how text is read: reach of a phrase, longest sentence; the words found there have their own tests
-    "decide/lint/bind.py": {"MOST"},
-    "decide/lint/markdown.py": {"LONGEST"},
+    "writeup/lint/bind.py": {"MOST"},
+    "writeup/lint/markdown.py": {"LONGEST", "NESTED"},
+    "writeup/lint/clean.py": {"SHORT"},
+    "writeup/lint/contrasts.py": {"NEAR"},
+    "writeup/lint/number_words.py": {"_RATIOS"},
+    "writeup/lint/foreign_words.py": {"OF"},
+    "writeup/lint/unsupported.py": {"MOST_ARMS"},
+    "writeup/lint/values.py": {"NEAR_BOUND"},
+    # what of a record file is a name, and how much of one is read
+    "writeup/facts.py": {"GROUPS", "LABEL", "MOST_FACTS"},
     # what a number means, not where a word begins
     "probe/batches.py": {"IGNORE"},
     "probe/clusters.py": {"LADDER"},
     "decide/recorded.py": {"LEVEL", "NESTED"},
+    "probe/geometry_cells.py": {"LEVEL"},
     "probe/recall.py": {"CHANCE"},
-    "release/quantised_merge.py": {"INT8"},
+    "release/parity/quantised_merge.py": {"INT8"},
     # how much is measured or drawn
     "probe/capture.py": {"MANY_TURNS", "PROBE_RANK"},
-    "probe/effective.py": {"LEAST_DRAWN"},
+    "probe/effective.py": {"LEAST_DRAWN", "MOST_COMPARED"},
     "probe/memorization.py": {"LEVEL"},
     "probe/subject.py": {"COMPARED"},
-    "release/golden.py": {"PROMPTS", "MAX_TOKENS", "ALONE"},
+    "release/parity/golden.py": {"PROMPTS", "MAX_TOKENS", "ALONE"},
     # seconds to wait, lengths a file may have
-    "release/gguf_file.py": {"CONVERT_S"},
-    "release/load.py": {"LOOK_S"},
-    "release/serving.py": {"START_S"},
-    "release/parts.py": {"MAX_NAME"},
+    "release/registry/prune.py": {"YOUNG_S"},
+    "release/parity/gguf_file.py": {"CONVERT_S"},
+    "release/parity/load.py": {"LOOK_S"},
+    "release/parity/serving.py": {"START_S"},
+    "release/bundle/parts.py": {"MAX_NAME"},
     "stats/table.py": {"MAX_COUNTED_ITEMS"},
     # accuracy of a numeric method, or the conditions under which it is valid: to change one is to break its error rate
+    "decide/keeps.py": {"REFUTING_PARTS", "WIDEST_SHARE"},
+    "probe/attribution.py": {"ALPHA", "BLOCK", "DRAWS", "LEAST_CHECKPOINTS", "LEAST_FAMILIES", "LEAST_ITEMS"},
+    "probe/attribution_check.py": {"LEAST_SETS", "LEVEL"},
+    "probe/weight_cells.py": {"LEVEL"},
     "stats/bounded.py": {"_STEP", "_LONG", "_SHORT", "_BINS"},
     "stats/centroids.py": {"MOST_SWAPS", "_EPS", "_NO_VARIANCE"},
     "stats/families.py": {
@@ -73,13 +103,18 @@ ELSEWHERE = {
 
 LITERALS = {
     # digits a number is printed with, and the rounding of a printed number
-    "decide/lint/bind.py": {0.1, 3.01, 1e-4},
-    "decide/lint/numbers.py": {0.5},
+    "writeup/lint/bind.py": {0.1, 3.01},
+    "writeup/lint/recorded.py": {1e-4},
+    "writeup/lint/numbers.py": {0.5},
+    "writeup/references.py": {1e-4, 1e-3},
+    "writeup/tables.py": {1e-4},
     "decide/reach.py": {5e-4, 5e-3},
     "decide/wording.py": {1e-4, 1e-3, 0.9995},
+    "probe/geometry_cells.py": {5e-4, 1e-3},
     # a range that an option must lie in; steps of a search
     "decide/commands.py": {0.5},
-    "decide/claims.py": {1e6},
+    "decide/screen.py": {0.5},
+    "decide/shares.py": {1e6},
     "stats/power.py": {1e6},
     "stats/prospects.py": {1e6, 1e8},
     # a clipping factor of 1 up to rounding
@@ -87,7 +122,7 @@ LITERALS = {
 }
 """Numbers written into an order comparison there (below 1e-5: rounding), and why."""
 
-ROOMS = ("decide", "probe", "release", "stats")
+ROOMS = ("decide", "probe", "release", "stats", "writeup")
 SRC = SOURCE.parent.parent
 
 
@@ -195,9 +230,9 @@ def test_a_study_without_the_section_has_the_defaults() -> None:
 
 def test_a_changed_threshold_is_refused_by_the_frozen_contract(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    contract.freeze(store, study_with(), {})
+    contract.freeze(store, study_with(), FACTS)
     with pytest.raises(StaleError, match=r"thresholds\.zone_gap\.generalises: frozen 0\.5, found 0\.6"):
-        contract.freeze(store, study_with(zone_gap={"generalises": 0.6}), {})
+        contract.freeze(store, study_with(zone_gap={"generalises": 0.6}), FACTS)
 
 
 def test_nothing_changes_a_value_in_place() -> None:
@@ -225,7 +260,7 @@ def test_a_value_that_makes_no_sense_is_refused(section: dict[str, Any], message
 def test_the_limits_of_a_study_choose_the_words_of_a_merge() -> None:
     import torch
 
-    from veritune.release.merge import judge, read_module
+    from veritune.release.parity.merge import judge, read_module
 
     draw = torch.Generator().manual_seed(0)
     weight, delta = (torch.randn(16, 16, generator=draw, dtype=torch.float64) for _ in range(2))

@@ -68,7 +68,7 @@ def test_init_into_another_folder_points_back_to_the_data(tmp_path: Path) -> Non
 def test_init_never_overwrites(tmp_path: Path) -> None:
     file = init(rows(tmp_path))
     file.write_text("mine")
-    with pytest.raises(StudyError, match="is there already"):
+    with pytest.raises(StudyError, match="already exists"):
         init(tmp_path / "my rows.jsonl")
     assert file.read_text() == "mine"
 
@@ -118,7 +118,7 @@ def test_status_of_a_finished_study(finished: Any, forks: Any) -> None:
     assert {c["step"] for c in found["cells"] if c["phase"] == "main"} == {6}
     assert set(found["verdicts"]) == {"learns", "carries", "differ"}
     text = forks("status", finished.root).out
-    assert "nobody is at work on it" in text and "baseline" in text and "learns" in text
+    assert "no process is running it" in text and "baseline" in text and "learns" in text
 
 
 def test_status_of_a_study_that_never_ran_writes_nothing(study: Any) -> None:
@@ -133,9 +133,9 @@ def test_status_of_a_killed_study_says_how_far_it_came(study: Any, forks: Any) -
     forks("run", study.root, kill_at=r"open .*/attention_only-s0-.*/metrics.jsonl a.* #4")
     with next(study.root.glob("runs/attention_only*/metrics.jsonl")).open("a") as stream:
         stream.write('{"metric": {"name": "torn"}')
-    cells = {c["condition"]: c for c in status(study.root)["cells"] if c["seed"] == 0}
-    assert cells["baseline"]["state"] == "done"
-    assert (cells["attention_only"]["state"], cells["attention_only"]["step"]) == ("stopped", 3)
+    cells = {c.condition: c for c in status(study.root)["cells"] if c.seed == 0}
+    assert cells["baseline"].state == "done"
+    assert (cells["attention_only"].state, cells["attention_only"].step) == ("stopped", 3)
 
 
 def test_status_of_no_study_is_refused(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_doctor_speaks_json_and_finds_this_machine_fit(forks: Any) -> None:
     found = json.loads(done.out)
     assert found["matmul"]["right"] and found["matmul"]["gflops"] > 0
     assert found["machine"]["cores"] >= 1 and found["machine"]["memory_bytes"] > 1e8
-    assert found["packages"]["torch"] and "trl" in found["optional"]
+    assert found["packages"]["torch"] and "pyarrow" in found["optional"]
     assert done.rc == (1 if found["problems"] else 0)
     text = forks("doctor").out
     assert "GFLOP/s" in text and "cores" in text

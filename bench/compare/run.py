@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 LIBRARY = (
-    "import sys; from veritune.decide.commands import CompareOptions, compare, parse_side, render_text; "
+    "import sys; from veritune.decide.commands import CompareOptions, compare; "
+    "from veritune.decide.screen import render_text; from veritune.decide.sides import parse_side; "
     "print(render_text(compare([parse_side(p) for p in sys.argv[1:]], CompareOptions(margin=0.01))))"
 )
 

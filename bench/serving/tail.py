@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from veritune.release.load import mean_ratio
+from veritune.release.parity.load import mean_ratio
 from veritune.stats.tails import Waits, quantile_ratio
 
 RATES, LIMIT, Q = 2, 2.0, 0.99

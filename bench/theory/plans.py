@@ -22,7 +22,7 @@ from scipy.optimize import brentq
 
 from veritune.stats import power
 from veritune.stats.intervals import Spread, Tango, Widest
-from veritune.stats.paired import Options, compare_pair
+from veritune.stats.paired import PairOptions, compare_pair
 from veritune.stats.seeds import Combined
 from veritune.stats.table import Floats, Ints, Pair, ScoreTable
 
@@ -256,7 +256,9 @@ def beyond(spread: Spread, edge: float, side: int, alpha: float) -> bool:
 
 def _rate(case: Case, gain: float, reps: int, won: Callable[[Spread], bool], seed: int) -> float:
     rng = np.random.default_rng(seed)
-    options = Options(scale=(0.0, 1.0), equal_seed_spread=case.equal, shared_seeds=case.shared is not None, draws=999)
+    options = PairOptions(
+        scale=(0.0, 1.0), equal_seed_spread=case.equal, shared_seeds=case.shared is not None, draws=999
+    )
     hits = 0
     for _ in range(reps):
         hits += won(compare_pair(draw(case, gain, rng), options).headline.spread)

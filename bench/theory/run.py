@@ -14,6 +14,7 @@ The exit status is 1 when a cell fails.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import math
@@ -31,7 +32,8 @@ from theory_cells import GROUPS, NOMINAL, Cell, all_cells, rates
 import veritune
 
 CODE = [f"stats/{name}" for name in ("bounded", "families", "intervals", "multiplicity", "paired", "seeds", "table")]
-CODE += ["config/thresholds", "decide/claims", "release/noninferior"]
+CODE += ["config/thresholds", "release/gate/noninferior"]
+CODE += [f"decide/{name}" for name in ("claims", "evidence", "keeps", "quantities", "shares")]
 CODE += ["probe/memorization", "probe/carried", "probe/clusters"]
 """Modules that decide a rate."""
 
@@ -67,11 +69,20 @@ class Count:
 
 
 def code_hash() -> str:
-    """Fingerprint of everything that decides a rate."""
+    """Fingerprint of everything that decides a rate: the code without its docstrings and comments."""
     package, here = Path(veritune.__file__).parent, Path(__file__).parent
     files = [package / f"{name}.py" for name in CODE]
     files += [here / "theory_designs.py", here / "theory_cells.py"]
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
+    return hashlib.sha256("\n".join(map(ast.dump, trees)).encode()).hexdigest()[:12]
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
 def read(file: Path, code: str) -> dict[str, Count]:

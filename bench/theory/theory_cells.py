@@ -9,6 +9,7 @@ the first draws of every chunk go through `judge` as well, and a status that dif
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,18 +17,18 @@ from functools import cache
 
 import numpy as np
 import theory_designs as designs
-from theory_designs import Arms, Draw, Floats, Rng, Zones
+from theory_designs import Arms, Draw, Floats, Price, Rng, Zones
 
 from veritune.config.claim import Claim, ClaimKind
-from veritune.decide import claims
-from veritune.decide.claims import Context, judge
+from veritune.decide import keeps, shares
+from veritune.decide.claims import ClaimContext, judge
 from veritune.errors import VerituneError
 from veritune.probe.memorization import three_zone_gap
 from veritune.records import Estimate, Verdict
-from veritune.release.noninferior import Bar, not_worse
+from veritune.release.gate.noninferior import Bar, not_worse
 from veritune.stats.bounded import BoundedMean
 from veritune.stats.intervals import Spread, Widest
-from veritune.stats.paired import Options, compare_tables
+from veritune.stats.paired import PairOptions, compare_tables
 from veritune.stats.seeds import Combined
 from veritune.stats.table import ScoreTable, pair
 
@@ -44,6 +45,8 @@ NOMINAL: Mapping[str, float] = {
     "misses": 0.05,
     "generalises": 0.025,
     "generalises refuted": 0.025,
+    "keeps": 0.025,
+    "keeps refuted": 0.025,
     "says generalises": 0.025,
     "says partly": 0.025,
     "says memorises": 0.025,
@@ -54,7 +57,7 @@ NOMINAL: Mapping[str, float] = {
 """Error by name, and the rate that is declared for it: one-sided .025 at alpha .05, two-sided .05, TOST .05."""
 
 GROUPS = ("graded", "adversarial", "families", "odd families", "family seeds", "seeds", "few items", "tail seeds")
-GROUPS += ("generalises", "zone gap", "probes", "gate")
+GROUPS += ("generalises", "keeps", "zone gap", "probes", "gate")
 
 Tally = dict[str, bool]
 
@@ -95,16 +98,16 @@ def tables(draw: Draw) -> tuple[ScoreTable, ScoreTable]:
 
 
 DECLARED = {"equal": "equal_seed_spread", "shared": "shared_seeds"}
-"""What a design declares, and the field of `Options` that says so."""
+"""What a design declares, and the field of `PairOptions` that says so."""
 
 
-def options(declared: str | None) -> Options | None:
+def options(declared: str | None) -> PairOptions | None:
     """Options of a comparison; None where this version does not offer what the design declares."""
-    made = Options(scale=(0.0, 1.0), draws=1999)
+    made = PairOptions(scale=(0.0, 1.0), draws=1999)
     if declared is None:
         return made
     name = DECLARED[declared]
-    return replace(made, **{name: True}) if name in inspect.signature(Options).parameters else None
+    return replace(made, **{name: True}) if name in inspect.signature(PairOptions).parameters else None
 
 
 def claim_of(kind: ClaimKind, margin: float | None = None, share: float | None = None) -> Claim:
@@ -133,7 +136,7 @@ def _unbounded(spread: Spread) -> Spread:
         return Widest(parts) if parts else spread
     if isinstance(spread, Combined):
         return replace(spread, items=_unbounded(spread.items))
-    if isinstance(spread, claims._Difference):
+    if isinstance(spread, shares.Difference):
         return replace(spread, to=_unbounded(spread.to), base=_unbounded(spread.base))
     return spread
 
@@ -181,8 +184,8 @@ def gap_tally(draw: Draw, truth: float, check: bool) -> Tally | None:
     return tally
 
 
-def _context(chosen: Options) -> Context:
-    return Context(scales={"eval": (0.0, 1.0)}, options=chosen)
+def _context(chosen: PairOptions) -> ClaimContext:
+    return ClaimContext(scales={"eval": (0.0, 1.0)}, options=chosen)
 
 
 def _check(claim: Claim, word: str, verdicts: Sequence[Verdict]) -> None:
@@ -328,7 +331,7 @@ def _generalises_tally(draw: Draw, check: bool) -> Tally:
     zones = ("stranger", "seen")
     comparisons = [compare_tables(a.in_zone(z), b.in_zone(z), chosen) for z in zones]
     zone_N = np.array([zones.index(z) for z in draw.zone_N or ()])
-    carried = claims._carried(pair(a, b, scale=chosen.scale), zone_N, comparisons, chosen)
+    carried = shares.carried_over(pair(a, b, scale=chosen.scale), zone_N, comparisons, chosen)
     contrast, gained = carried.contrast(0.5), beyond(carried.base, 0.0, 1)
     supported = gained and beyond(contrast, 0.0, 1)
     refuted = (gained and beyond(contrast, 0.0, -1)) or beyond(carried.base, 0.0, -1)
@@ -354,6 +357,61 @@ def _generalises() -> Iterator[Cell]:
 
 def _on_zones(draw: Callable[[Rng], Draw]) -> Callable[[Rng, bool], Tally]:
     return lambda rng, check: _generalises_tally(draw(rng), check)
+
+
+# ---------------------------------------------------------------- keeps
+
+KEEPS = Claim(
+    name="keeps", kind="keeps", eval="eval", condition="a", reference="r", against="b", zone=None, share=0.2,
+    kept_eval="old", margin=0.3,  # wide, so that the other parts decide: on 20 graded items .16 is shown at best
+)  # fmt: skip
+
+
+def _keeps_tally(price: Price) -> Callable[[Rng, bool], Tally]:
+    """As `decide.keeps`: gain, price and what is kept at 95 %, each alone at a third of alpha to refute."""
+    make = designs.three_arms(price)
+    chosen = PairOptions(scale=(0.0, 1.0), draws=1999)
+
+    def tally(rng: Rng, check: bool) -> Tally:
+        draw = make(rng)
+        names = None if draw.family_N is None else tuple(map(str, draw.family_N))
+
+        def one(name: str, of: str, score: Floats, fixed: bool = False) -> ScoreTable:
+            s, n = score.shape
+            return ScoreTable(name, of, _items(s), _items(n), score, names, None, ({},) * s, fixed)
+
+        a, r = one("a", "eval", draw.c_S_N), one("r", "eval", draw.r_S_N)
+        b, old_b = one("b", "eval", draw.b_S_N, True), one("b", "old", draw.kept_b_S_N, True)
+        old_a = one("a", "old", draw.kept_c_S_N)
+        given = keeps._given_up((a, r, b), chosen)
+        base, contrast = given.base.headline.spread, given.contrast(0.2).headline.spread
+        kept = compare_tables(old_a, old_b, chosen).headline.spread
+        third = 0.025 / keeps.REFUTING_PARTS
+        supported = beyond(base, 0.0, 1) and beyond(contrast, 0.0, 1) and beyond(kept, -0.3, 1)
+        refuted = beyond(base, 0.0, 1, third) and beyond(contrast, 0.0, -1, third)
+        refuted = refuted or beyond(base, 0.0, -1, third) or beyond(kept, -0.3, -1, third)
+        if check:
+            word = "supported" if supported else "refuted" if refuted else "inconclusive"
+            context = ClaimContext(scales={"eval": (0.0, 1.0), "old": (0.0, 1.0)}, options=chosen)
+            _check(KEEPS, word, judge([KEEPS], {(t.condition, t.eval): t for t in (a, r, b, old_a, old_b)}, context))
+        return {"keeps": supported, "keeps refuted": refuted}
+
+    return tally
+
+
+def _keeps() -> Iterator[Cell]:
+    """The share given up is the declared one, .2; the reference gains nothing; what is kept fell by its margin."""
+    for n, runs in itertools.product((20, 57, 200), (1, 3, 5)):
+        label = f"{runs} v {runs}"
+        for item in ("normal", "5 % at -.38"):
+            yield Cell("keeps", f"price, {item}, {label}", f"n = {n}", 0.2, _keeps_tally(Price(n, runs, item=item)))
+        nothing = Price(n, runs, given_up=0.0, gain=0.0)
+        yield Cell("keeps", f"no gain, {label}", f"n = {n}", 0.0, _keeps_tally(nothing))
+        fell = Price(n, runs, given_up=0.0, kept=-0.3)
+        yield Cell("keeps", f"kept at its margin, {label}", f"n = {n}", -0.3, _keeps_tally(fell))
+    for sizes, count, runs in itertools.product(("equal", "one of 40 %", "two of 35 %", "Zipf"), (8, 20), (1, 3)):
+        price = Price(0, runs, sizes=sizes, count=count)
+        yield Cell("keeps", f"price, {sizes}, {runs} v {runs}", f"G = {count}", 0.2, _keeps_tally(price))
 
 
 FALSE_READINGS = {0.0: ("generalises", "partly"), 0.2: ("generalises", "memorises")}
@@ -397,7 +455,7 @@ def _probe_tally(rng: Rng, check: bool, *, bare: bool = False, level: float = 0.
         record = Estimate(f"p{i}", value, low, high, level, 100, "mean", se=0.1, df=None)
         found[f"p{i}"] = value if bare else record
         specs.append(Claim(name=f"c{i}", kind="probe", probe=f"p{i}", op=">=", threshold=0.5))
-    verdicts = judge(specs, {}, Context(probes=found))
+    verdicts = judge(specs, {}, ClaimContext(probes=found))
     return {"any probe claim": any(v.status == "supported" for v in verdicts)}
 
 
@@ -434,7 +492,7 @@ def _gate_tally(draw: Callable[[Rng], Draw]) -> Callable[[Rng, bool], Tally]:
 def all_cells() -> list[Cell]:
     """Every cell of the grid, in the order of the tables."""
     makers = (_graded, _adversarial, _families, _family_seeds, _seeds, _few_items, _tail_seeds, _generalises)
-    makers += (_zone_gap, _probes, _gate)
+    makers += (_keeps, _zone_gap, _probes, _gate)
     return [cell for make in makers for cell in make()]
 
 

@@ -393,3 +393,62 @@ def zone_losses(z: Zones) -> Callable[[Rng], tuple[Floats, Floats, list[str], li
         return before_N, before_N - gain_N, zones, [f"f{x}" for x in family_N]
 
     return draw
+
+
+# ---------------------------------------------------------------- three arms
+
+
+@dataclass(frozen=True)
+class Price:
+    """An arm C that gives up `given_up` of the gain of a reference R over a fixed baseline B, and what it keeps on
+    another eval: C − B there has mean `kept`. `item` is the shape of C's own errors, `sizes` the families' (or none).
+    """
+
+    n: int
+    runs: int
+    given_up: float = 0.2
+    gain: float = 0.3
+    kept: float = 0.0
+    item: str = "normal"
+    sizes: str = ""
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Three:
+    """Scores of C and R (S runs) and B (one) on the items, of C and B on the items of the kept eval."""
+
+    c_S_N: Floats
+    r_S_N: Floats
+    b_S_N: Floats
+    kept_c_S_N: Floats
+    kept_b_S_N: Floats
+    family_N: Ints | None
+
+
+def three_arms(p: Price) -> Callable[[Rng], Three]:
+    """Gains vary by item and family, for C and R apart, so that the contrast has an error of its own."""
+    sizes_G = family_sizes(p.sizes, p.count) if p.sizes else np.ones(p.n, dtype=np.int64)
+    family_N = np.repeat(np.arange(len(sizes_G)), sizes_G)
+    n = len(family_N)
+    shift, noise = (0.02, 0.02) if p.runs > 1 else (0.0, 0.0)
+
+    def gain(rng: Rng, mean: float) -> Floats:
+        family = within(rng, 0.08, 0.1, len(sizes_G)) if p.sizes else np.zeros(len(sizes_G))
+        return mean + family[family_N] + within(rng, 0.04, 0.05, n)
+
+    def runs(rng: Rng, mean_N: Floats) -> Floats:
+        moved = mean_N + (within(rng, shift, 0.05, (p.runs, 1)) if shift else 0.0)
+        return np.clip(moved + (within(rng, noise, 0.04, (p.runs, n)) if noise else np.zeros((p.runs, n))), 0.0, 1.0)
+
+    def draw(rng: Rng) -> Three:
+        b_N = 0.4 + within(rng, 0.02, 0.04, n)
+        rare_N = rng.random(n) < 0.05
+        error_N = np.where(rare_N, -0.38, 0.02) if p.item == "5 % at -.38" else within(rng, 0.05, 0.12, n)
+        c_N = b_N + gain(rng, (1 - p.given_up) * p.gain) + error_N
+        kept_N = within(rng, 0.05, 0.12, n) + p.kept
+        old_N = np.full(n, 0.6)
+        return Three(runs(rng, c_N), runs(rng, b_N + gain(rng, p.gain)), b_N[None], runs(rng, old_N + kept_N),
+                     old_N[None], family_N if p.sizes else None)  # fmt: skip
+
+    return draw

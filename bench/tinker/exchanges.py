@@ -275,10 +275,11 @@ def serve() -> tuple[ThreadingHTTPServer, Served]:
 
 def sent_is_contract(root: Path, served: Served) -> bool:
     """Whether every row that was trained on is one of the contract's, with the contract's mask."""
+    from veritune import contract
     from veritune.data.prepare import load_prepared
     from veritune.store import Store
 
-    data = load_prepared(Store(root), read(root / "contract.lock.json")["entries"][-1]["terms"]["facts"])
+    data = load_prepared(Store(root), contract.read(Store(root)).facts)
     rows = data.zone("seen")
     known = {(tuple(r.input_ids), tuple(label != -100 for label in r.labels[1:])) for r in rows}
     return bool(served.trained) and set(served.trained) <= known
@@ -311,9 +312,9 @@ def records(root: Path) -> dict[str, Any]:
 
 def killed_side_by_side(url: str, model: str, out: Path) -> bool:
     """Whether two workers side by side, one of them killed in mid-training, end with the records of one process."""
+    from veritune.pipeline.executors import ExecutorPlan
+    from veritune.pipeline.flow import run
     from veritune.progress import Progress
-    from veritune.stages.executors import ExecutorPlan
-    from veritune.stages.flow import run
 
     both = {"small": lora("all-linear", 2), "large": lora("all-linear", 4)}
     alone, beside = (write(out / name, url, model, both) for name in ("alone", "beside"))
@@ -330,8 +331,8 @@ def killed_side_by_side(url: str, model: str, out: Path) -> bool:
 
 def main(model: str, out: str, *flags: str) -> int:
     """Run studies against the server; 1 when a record or an exchange is not as it must be."""
+    from veritune.pipeline.flow import run
     from veritune.progress import Progress
-    from veritune.stages.flow import run
 
     server, served = serve()
     root = write(Path(out) / "study", served.url, model, {"all": lora("all-linear", 2)})

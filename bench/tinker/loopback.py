@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from veritune.records import Rendered
-from veritune.train.tinker import Session, TinkerConfig
+from veritune.train.backends.tinker import Session, TinkerConfig
 
 
 def rows(n: int) -> list[Rendered]:

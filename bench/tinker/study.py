@@ -19,12 +19,12 @@ import yaml
 
 from veritune.data.prepare import load_prepared
 from veritune.errors import GateError
+from veritune.pipeline.cell import cells_of
+from veritune.pipeline.flow import run
+from veritune.pipeline.plan import live_probes
+from veritune.pipeline.ready import make_ready
+from veritune.pipeline.watch import study_at
 from veritune.progress import Progress
-from veritune.stages.cell import cells_of
-from veritune.stages.flow import run
-from veritune.stages.plan import live_probes
-from veritune.stages.ready import make_ready
-from veritune.stages.watch import study_at
 from veritune.store import Store
 from veritune.train.models import ModelRef, load_base, load_tokenizer
 from veritune.train.trainer import row_nll

@@ -6,8 +6,9 @@ quick and nothing heavy is loaded for what does not need it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from veritune.faces import face
 
 if TYPE_CHECKING:
     from veritune.config.load import load_study
@@ -16,18 +17,19 @@ if TYPE_CHECKING:
     from veritune.data.load import load_rows
     from veritune.decide.claims import judge
     from veritune.errors import VerituneError
+    from veritune.health import doctor
+    from veritune.pipeline import Outcome, run, scores
     from veritune.records import Estimate, Row, Score, Verdict
-    from veritune.stages import Outcome, run, scores
     from veritune.stats.paired import compare_tables
     from veritune.stats.table import ScoreTable
     from veritune.store import Store
     from veritune.train.telemetry import GradientTelemetry
-    from veritune.verbs import doctor, draw_report, init, status
+    from veritune.verbs import draw_report, init, status
 
 _HOMES = {
     "Estimate": "records",
     "GradientTelemetry": "train.telemetry",
-    "Outcome": "stages",
+    "Outcome": "pipeline",
     "Row": "records",
     "Score": "records",
     "ScoreTable": "stats.table",
@@ -36,15 +38,15 @@ _HOMES = {
     "Verdict": "records",
     "VerituneError": "errors",
     "compare_tables": "stats.paired",
-    "doctor": "verbs",
+    "doctor": "health",
     "draw_report": "verbs",
     "find_families": "data.families",
     "init": "verbs",
     "judge": "decide.claims",
     "load_rows": "data.load",
     "load_study": "config.load",
-    "run": "stages",
-    "scores": "stages",
+    "run": "pipeline",
+    "scores": "pipeline",
     "status": "verbs",
 }
 
@@ -72,12 +74,4 @@ __all__ = [
     "status",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'veritune' has no attribute {name!r}")
-    return getattr(import_module(f"veritune.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = face(__name__, _HOMES)

@@ -37,6 +37,14 @@ def _plain(value: Any, path: str) -> Any:
     raise TypeError(f"{path}: {type(value).__name__} has no JSON form")
 
 
+def joined(parts: Mapping[str, str]) -> str:
+    """Canonical JSON text of an object from the texts (`dumps`) of its values: the same bytes as `dumps` of the whole.
+
+    For thousands of objects that share most of their values, whose text is then made once.
+    """
+    return "{" + ",".join(f"{dumps(key)}:{parts[key]}" for key in sorted(parts)) + "}"
+
+
 def dumps(record: Any, *, indent: int | None = None) -> str:
     """Canonical JSON text: sorted keys, UTF-8 kept, no NaN. The same record gives the same bytes."""
     separators = None if indent else (",", ":")

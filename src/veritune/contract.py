@@ -11,14 +11,27 @@ results is found; `recover` finishes, or drops, what a killed process left on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from veritune.config.claim import Claim
 from veritune.config.load import sources
 from veritune.config.study import Study
 from veritune.errors import StaleError, StoreError
-from veritune.ledger import Document, Entry
-from veritune.records import FORMAT_VERSION, to_json
+from veritune.ledger import Entry, LedgerDocument
+from veritune.records import (
+    FORMAT_VERSION,
+    Contract,
+    ContractEntry,
+    Facts,
+    Json,
+    JsonValue,
+    Standing,
+    Terms,
+    to_json,
+)
+from veritune.records.base import of_plain
 from veritune.store import Store, now
 
 HOUSEKEEPING = ("budget", "keep", "report_to", "probes")
@@ -30,27 +43,40 @@ OF_GATES = ("merge", "serving")
 
 
 def settings(study: Study) -> dict[str, Any]:
-    """The resolved settings that are frozen: all but housekeeping, and the backend where it is the local one."""
-    local = {"backend"} if study.backend.name == "local" else set()
-    return study.model_dump(mode="json", exclude={*HOUSEKEEPING, *local})
+    """The resolved settings that are frozen: all but housekeeping, and the backend where it is the local one.
+
+    Settings that came later than the first contracts are left out at their defaults, so that those stay as they are.
+    """
+    exclude: dict[str, Any] = dict.fromkeys(HOUSEKEEPING, True)
+    if study.backend.name == "local":
+        exclude["backend"] = True
+    if not study.model.template_kwargs:
+        exclude["model"] = {"template_kwargs"}
+    if study.data.train_on == "all":
+        exclude["data"] = {"train_on"}
+    return study.model_dump(mode="json", exclude=exclude)
 
 
-def terms(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+def terms(study: Study, facts: Facts) -> Terms:
     """Everything that is frozen: the resolved settings and the facts (hashes of data, split, template, model ...).
 
     The decision rules are the claims among the settings, and the source that judges them (`facts.code.decide`).
     """
-    return {"study": settings(study), "facts": to_json(facts)}
+    return Terms(settings(study), facts)
 
 
-def unfrozen(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+def study_of(terms: Terms) -> Study:
+    """The frozen settings as a study."""
+    return Study.model_validate(terms.study)
+
+
+def unfrozen(study: Study, facts: Facts) -> Contract:
     """What stands in for a contract while a study explores: every claim judged by it is exploratory."""
-    return {"entries": [{"hash": None, "terms": terms(study, facts), "results": ["not frozen"]}]}
+    early = ("not frozen",)
+    return Contract((ContractEntry("", "not frozen", (), terms(study, facts), {}, {}, early, early, None, None),))
 
 
-def freeze(
-    store: Store, study: Study, facts: Mapping[str, Any], flags: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def freeze(store: Store, study: Study, facts: Facts, flags: Mapping[str, Any] | None = None) -> Contract:
     """Write the contract, or confirm the one that is there. Raises StaleError when the two differ.
 
     `flags` are the settings that were given beside the file. Results that are on disk already are listed: they, and
@@ -60,9 +86,9 @@ def freeze(
     found = terms(study, facts)
     if not store.contract_file.exists():
         _refuse_lost(store)
-        _publish(store, _body(found, "frozen", None, _beside(store, study, flags or {})), "frozen")
+        _publish(store, _body(found, "frozen", (), _beside(store, study, flags or {})), "frozen")
     contract = agreed(store)
-    differences = list(differ(contract["entries"][-1]["terms"], found))
+    differences = list(differ(to_json(contract.last.terms), to_json(found)))
     if differences:
         raise StaleError(
             f"{store.study_file} differs from the frozen contract: " + "; ".join(differences[:5]) + _more(differences),
@@ -71,9 +97,7 @@ def freeze(
     return contract
 
 
-def amend(
-    store: Store, study: Study, facts: Mapping[str, Any], reason: str, flags: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def amend(store: Store, study: Study, facts: Facts, reason: str, flags: Mapping[str, Any] | None = None) -> Contract:
     """Append the changed terms with a reason; without a change the contract as it is. Raises StoreError for no reason.
 
     Where there is no contract, it is frozen.
@@ -85,33 +109,33 @@ def amend(
         return freeze(store, study, facts, flags)
     contract = agreed(store)
     found = terms(study, facts)
-    last = contract["entries"][-1]
-    changes = list(differ(last["terms"], found))
+    changes = list(differ(to_json(contract.last.terms), to_json(found)))
     if not changes:
         return contract
-    kept = last.get("flags") or {} if flags is None else flags
+    kept = contract.last.flags if flags is None else flags
     body = _body(found, reason, changes, _beside(store, study, kept))
     _publish(store, body, "amended", reason=reason, changes=changes)
     return read(store)
 
 
-def read(store: Store) -> dict[str, Any]:
+def read(store: Store) -> Contract:
     """The contract with its chain recomputed. Raises StaleError naming the first entry that was edited.
 
     What the timeline says of it is not looked at: a bundle carries a contract without one. See `agreed`.
     """
     store.check_format()
-    return {"format": FORMAT_VERSION, "entries": _document(store).read()}
+    record: dict[str, JsonValue] = {"format": FORMAT_VERSION, "entries": [*_document(store).read()]}
+    return of_plain(Contract, record, str(store.contract_file))
 
 
-def agreed(store: Store) -> dict[str, Any]:
+def agreed(store: Store) -> Contract:
     """The contract, its chain recomputed and its entries compared with the timeline's `frozen` and `amended` events.
 
     Raises StaleError where the two differ: an entry was rewritten, removed or inserted, or the timeline was.
     """
     contract = read(store)
     announced = _announced(store)
-    entries: list[Entry] = contract["entries"]
+    entries = contract.entries
     staged = _document(store).staged()
     if staged and len(announced) == len(entries) + 1 and staged[-1]["hash"] == announced[-1]["contract"]:
         raise StaleError(
@@ -119,9 +143,9 @@ def agreed(store: Store) -> dict[str, Any]:
             fix="Give the same command again; it goes on from there.",
         )
     for number, (entry, event) in enumerate(zip(entries, announced)):
-        if entry["hash"] != event.get("contract"):
+        if entry.hash != event.get("contract"):
             raise StaleError(
-                f"{store.contract_file}: entry {number} is {entry['hash'][:12]}, the timeline recorded "
+                f"{store.contract_file}: entry {number} is {str(entry.hash)[:12]}, the timeline recorded "
                 f"{str(event.get('contract'))[:12]} at {event['time']}: the contract was rewritten.",
                 fix=_RESTORE,
             )
@@ -174,56 +198,76 @@ def _publish(store: Store, body: Mapping[str, Any], event: str, **facts: Any) ->
     document.publish()
 
 
-def _document(store: Store) -> Document:
-    return Document(store.contract_file, {"format": FORMAT_VERSION})
+def _document(store: Store) -> LedgerDocument:
+    return LedgerDocument(store.contract_file, {"format": FORMAT_VERSION})
 
 
-def exploratory_claims(contract: Mapping[str, Any]) -> set[str]:
+def exploratory_claims(contract: Contract) -> set[str]:
     """Names of the claims that are not as they were declared when the last result-free entry was made.
 
     A claim is also another one when what decides it is: its eval, its arms, the seeds, the schedule, model or data.
     """
-    blind = [entry["terms"] for entry in contract["entries"] if not entry.get("results")]
-    if contract["entries"][0].get("results"):
-        return {c["name"] for c in contract["entries"][-1]["terms"]["study"]["claims"]}  # declared with scores in view
-    declared = {c["name"]: _decides(blind[-1], c) for c in blind[-1]["study"]["claims"]}
-    now_terms = contract["entries"][-1]["terms"]
-    claims = now_terms["study"]["claims"]
-    return {c["name"] for c in claims if declared.get(c["name"]) != _decides(now_terms, c)}
+    study, blind = study_of(contract.last.terms), [entry.terms for entry in contract.entries if not entry.results]
+    if contract.first.results:
+        return {claim.name for claim in study.claims}  # declared with scores in view
+    before = study_of(blind[-1])
+    declared = {c.name: _decides(before, blind[-1].facts, c) for c in before.claims}
+    facts = contract.last.terms.facts
+    return {c.name for c in study.claims if declared.get(c.name) != _decides(study, facts, c)}
 
 
-def _decides(terms: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
+def _decides(study: Study, facts: Facts, claim: Claim) -> Json:
     """Everything that a claim's outcome depends on: package versions are no part of it, the code that judges is."""
-    study = terms["study"]
-    shared = {key: study.get(key) for key in ("model", "backend", "data", "split", "train", "seeds", "selection")}
-    words = {key: value for key, value in (study.get("thresholds") or {}).items() if key not in OF_GATES}
-    facts = {key: value for key, value in terms["facts"].items() if key not in ("packages", "code")}
-    code = terms["facts"].get("code") or {}
-    facts |= {f"code.{part}": code.get(part) for part in ("evaluate", "decide")}
-    name = claim["eval"] or next(iter(study["evals"]))
-    arms = [study["conditions"].get(claim[side]) for side in ("condition", "against")]
-    return {**shared, "thresholds": words, "claim": claim, "eval": study["evals"][name], "arms": arms, "facts": facts}
-
-
-def standing(contract: Mapping[str, Any], run_id: str) -> dict[str, Any]:
-    """What a run's results are worth: `exploratory` when they were there before the freeze, and the number of the last
-    amendment that they came before (None when they came before none)."""
-    entries = contract["entries"]
-    before = [n for n, entry in enumerate(entries) if n and run_id in entry.get("made", entry.get("results") or [])]
+    shared = study.model_dump(include={"model", "backend", "data", "split", "train", "seeds", "selection"})
+    judging = {part: facts.code[part] for part in ("evaluate", "decide")}
     return {
-        "exploratory": run_id in entries[0].get("made", entries[0].get("results") or []),
-        "before_amendment": before[-1] if before else None,
+        **shared,
+        "thresholds": study.thresholds.model_dump(exclude=set(OF_GATES)),
+        "claim": claim.model_dump(),
+        "eval": study.evals[study.eval_of(claim)].model_dump(),
+        **{
+            key: study.evals[name].model_dump()
+            for key, name in (("kept_eval", claim.kept_eval), ("against_eval", claim.against_eval))
+            if name is not None
+        },
+        "arms": [study.conditions.get(arm) for arm in _arms_of(claim)],
+        "facts": replace(facts, packages={}, code=judging),
     }
 
 
-def _beside(store: Store, study: Study, flags: Mapping[str, Any]) -> dict[str, Any]:
+def _arms_of(claim: Claim) -> list[str]:
+    return [arm for arm in (claim.condition, claim.against, claim.reference) if arm is not None]
+
+
+def standing(contract: Contract) -> Callable[[str], Standing]:
+    """What a run's results are worth, by its run id: `exploratory` when they were there before the freeze, and the
+    number of the last amendment that they came before (None when they came before none)."""
+    made = [frozenset(entry.made) for entry in contract.entries]
+
+    def worth(run_id: str) -> Standing:
+        before = [number for number, there in enumerate(made) if number and run_id in there]
+        return Standing(run_id in made[0], before[-1] if before else None)
+
+    return worth
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
     """What an entry records beside its terms: where settings came from, and what had been made and scored by then."""
-    return {
-        "sources": {key: source for key, source in sources(study, flags).items() if _is_frozen(key, study)},
-        "flags": dict(flags),
-        "results": sorted({path.parent.parent.name for path in store.runs.glob("*/scores/*.jsonl")}),
-        "made": sorted({path.parent.name for path in store.runs.glob("*/summary.json")}),
-    }
+
+    sources: Mapping[str, str]
+    flags: Json
+    results: tuple[str, ...]
+    made: tuple[str, ...]
+
+
+def _beside(store: Store, study: Study, flags: Json) -> _Beside:
+    return _Beside(
+        sources={key: source for key, source in sources(study, flags).items() if _is_frozen(key, study)},
+        flags=dict(flags),
+        results=tuple(sorted({path.parent.parent.name for path in store.runs.glob("*/scores/*.jsonl")})),
+        made=tuple(sorted({path.parent.name for path in store.runs.glob("*/summary.json")})),
+    )
 
 
 def _is_frozen(key: str, study: Study) -> bool:
@@ -239,10 +283,8 @@ def _refuse_lost(store: Store) -> None:
         )
 
 
-def _body(
-    found: Mapping[str, Any], reason: str, changes: list[str] | None, beside: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {"time": now(), "reason": reason, "changes": changes or [], "terms": found, **beside}
+def _body(frozen: Terms, reason: str, changes: Sequence[str], beside: _Beside) -> Json:
+    return {"time": now(), "reason": reason, "changes": list(changes), "terms": frozen, **to_json(beside)}
 
 
 def differ(frozen: Any, found: Any, path: str = "") -> Iterator[str]:

@@ -8,7 +8,8 @@
     │   │   └── DivergedError    a training loss that is not finite
     │   └── ScoreError           scores or estimates that cannot be compared or computed
     ├── StoreError               the study folder                                         exit 1
-    │   ├── LockedError          another process is at work on it
+    │   ├── LockedError          another process is at work on it                         exit 3
+    │   │   └── MovedError       somebody else changed a channel first                    exit 1
     │   ├── StaleError           a record on disk was made from other inputs
     │   └── FormatError          written by another format version, or damaged
     ├── MachineError             disk, memory, a missing optional package                 exit 1
@@ -21,13 +22,38 @@ A message says what was expected, what was found and what to do next. On the scr
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command ends with. 130 and 143 are the shell's own numbers for a process that a signal stopped."""
+
+    FINE = 0
+    USER = 1
+    NOT_PASSED = 2
+    IN_USE = 3
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+EXIT_CODES = {
+    ExitCode.FINE: "fine",
+    ExitCode.USER: "the user's input or environment",
+    ExitCode.NOT_PASSED: "a gate failed or a claim is not supported",
+    ExitCode.IN_USE: "in use elsewhere",
+    ExitCode.INTERRUPTED: "stopped by Ctrl-C",
+    ExitCode.TERMINATED: "stopped by SIGTERM",
+}
+"""What each exit code means, as the help and the docs print it."""
 
 
 class VerituneError(Exception):
     """Root of the tree. `fix` is the next thing to do; it is printed after the message."""
 
-    exit_code = 1
+    exit_code = ExitCode.USER
 
     def __init__(self, message: str, *, fix: str = "") -> None:
         super().__init__(message)
@@ -67,7 +93,15 @@ class StoreError(VerituneError):
 
 
 class LockedError(StoreError):
-    """Another living process holds the study folder."""
+    """Another living process holds the study folder or a run of it."""
+
+    exit_code = ExitCode.IN_USE
+
+
+class MovedError(LockedError):
+    """Somebody else changed a channel or its rules first; what was asked for has to be decided again."""
+
+    exit_code = ExitCode.USER
 
 
 class StaleError(StoreError):
@@ -85,7 +119,40 @@ class MachineError(VerituneError):
 class GateError(VerituneError):
     """A gate failed: what comes after it does not run."""
 
-    exit_code = 2
+    exit_code = ExitCode.NOT_PASSED
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FIXES = {
+    **dict.fromkeys(_FULL, "Free some space and run the same command again."),
+    **dict.fromkeys(_DENIED, "Make it readable, or use a copy."),
+    **dict.fromkeys((errno.EIO, errno.ENXIO, errno.EREMOTEIO, errno.ESTALE), "Check the disk, then run it again."),
+    errno.EFBIG: "Raise the limit on file sizes (`ulimit -f`), or use a disk that takes larger files.",
+    errno.ENAMETOOLONG: "Use a shorter name.",
+    errno.ENOENT: "Check the path: its folder may have been renamed or removed.",
+    errno.ENOTDIR: "Check the path: a part of it is a file.",
+    errno.EISDIR: "Name a file, not a folder.",
+    errno.ELOOP: "Check the links of the path.",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Raise the limit on open files (`ulimit -n`)."),
+    **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), "Use a folder whose disk has working locks."),
+    errno.ETXTBSY: "Wait until nobody runs it.",
+    errno.EXDEV: "Keep the folder on one disk.",
+}
+"""What to do after an error of the system, by its number."""
+
+
+def describe_os_error(exc: OSError, path: os.PathLike[str] | str | None = None) -> tuple[str, str]:
+    """An error of the system as message and fix. `path` is what was being written, where the error does not say."""
+    named = os.fspath(path) if path is not None else exc.filename if isinstance(exc.filename, str) else None
+    why = exc.strerror or first_line(exc)
+    fix = _FIXES.get(exc.errno or 0, "Check the path and the disk, then run the same command again.")
+    if exc.errno in _DENIED and path is not None:
+        fix = "Make the folder writable or copy the study elsewhere."
+    if exc.errno in _FULL:
+        return f"the disk is full: {named} was not written." if named else "the disk is full.", fix
+    what = ("cannot write" if path is not None else "cannot use") + f" {named}" if named else "the system refused"
+    return f"{what}: {why}.", fix
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Files on disk: whole or not there, on the medium before they are believed, and every failure named.
+"""Files on disk: whole or not there, on the medium before they are trusted, and every failure named.
 
 Writing goes to a temporary file in the same folder, is flushed to disk and renamed, and the folder is flushed too, so
 that a killed process or a power cut leaves either the whole file or none. Nothing here knows what a study is.
@@ -11,17 +11,19 @@ import errno
 import fcntl
 import glob
 import hashlib
-import json
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from veritune import arrow
 from veritune.canonical import dumps
-from veritune.errors import FormatError, MachineError, StoreError
+from veritune.errors import FormatError, MachineError, StoreError, describe_os_error
+from veritune.untrusted import parse_json, read_bytes, table_rows
 
 CHUNK = 1 << 20
 SCARCE = 64 << 20  # bytes free below which a failed write of torch.save is put down to the disk
@@ -57,19 +59,11 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(
-                f"the disk is full: {path} was not written.", fix="Free some space and run the same command again."
-            ) from exc
-        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(
-                f"cannot write {path}: {exc.strerror}.", fix="Make the folder writable or copy the study elsewhere."
-            ) from exc
-        if exc.errno in (errno.EIO, errno.EFBIG):
-            raise StoreError(
-                f"cannot write {path}: {exc.strerror}.", fix="Check the disk, then run the same command again."
-            ) from exc
-        raise
+        if isinstance(exc, FileExistsError | FileNotFoundError | NotADirectoryError | BlockingIOError):
+            raise  # callers decide by these
+        message, fix = describe_os_error(exc, path)
+        kind = MachineError if exc.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+        raise kind(message, fix=fix) from exc
     except Exception as exc:
         if not _out_of_space(exc, path):
             raise
@@ -86,12 +80,65 @@ def _out_of_space(exc: Exception, path: Path) -> bool:
     return "inline_container" in str(exc) and shutil.disk_usage(parent).free < SCARCE
 
 
+_HELD: list[tuple[Path, tuple[int, int], Callable[[], None]]] = []
+"""Folders that this process works on: device and inode when it began, and what says whether they are still its own."""
+
+
+@contextlib.contextmanager
+def holding(root: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Until the block ends, refuse writes in `root` once it was renamed or removed, or `check` raises."""
+    found = root.stat()
+    entry = (root, (found.st_dev, found.st_ino), check)
+    _HELD.append(entry)
+    try:
+        yield
+    finally:
+        _HELD.remove(entry)
+
+
+def refuse_lost(path: Path) -> None:
+    """Raises StoreError where a file lies in a held folder that is not there any more, LockedError where another
+    process has taken over what this one holds. For every append and every rename."""
+    for root, identity, check in list(_HELD):
+        if path != root and root not in path.parents:
+            continue
+        try:
+            found = root.stat()
+            there = (found.st_dev, found.st_ino) == identity
+        except OSError:
+            there = False
+        if not there:
+            raise StoreError(
+                f"{root} was renamed or removed while this command worked on it.",
+                fix="Give the command again with the folder's new path: what was finished is in there.",
+            )
+        check()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; see `refuse_lost`."""
+    refuse_lost(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):  # a folder whose name is not on disk is lost with the power, and all in it
+        sync_folder(path.parent)
+
+
+def new_file(folder: Path, prefix: str, suffix: str) -> tuple[int, str]:
+    """Open a new file under an unused name, as `tempfile.mkstemp` does, with the permissions that the umask gives."""
+    for _ in range(100):
+        name = os.path.join(folder, f"{prefix}{secrets.token_hex(6)}{suffix}")
+        with contextlib.suppress(FileExistsError):
+            return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), name
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(folder))
+
+
 @contextlib.contextmanager
 def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; on leaving, flush it to disk, rename it into place and flush the folder."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        make_folder(path.parent)
+        handle, name = new_file(path.parent, f".{path.name}.", ".tmp")
         try:
             with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
                 with contextlib.suppress(OSError):  # some network disks lock nothing; then nothing is removed as stale
@@ -99,7 +146,7 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(name, 0o644)
+            refuse_lost(path)
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -143,7 +190,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
     StoreError or MachineError where the disk refuses, FileExistsError where `out` has appeared meanwhile.
     """
     with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         remove_staged(out)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         handle = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
@@ -221,19 +268,33 @@ def whole_lines(text: str, *, torn: bool = False) -> list[str]:
     return [*lines, rest] if torn and rest else lines
 
 
-def _text(path: Path) -> str:
+Stamps = tuple[tuple[str, int, int], ...]
+"""Path, size in bytes and time of change (ns) of files, sorted."""
+
+
+def stamps(paths: Iterable[Path]) -> Stamps:
+    """What changes when one of these files does, without reading them; a file that is not there is left out."""
+    found = [(str(path), path.stat()) for path in sorted(paths) if path.exists()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+
+
+def read_text(path: Path) -> str:
+    """A file's UTF-8 text. Raises FormatError where it is none."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as exc:
         raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object. Raises FormatError where the file is damaged."""
+def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
+    """Read one JSON object. Raises FormatError where the file is damaged.
+
+    Without `finite` NaN and Infinity are taken, for files that other tools wrote.
+    """
     try:
-        value = json.loads(_text(path))
-    except (ValueError, RecursionError) as exc:
-        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from None
+        value = parse_json(read_bytes(path), finite=finite)
+    except ValueError as exc:
+        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from exc
     if not isinstance(value, dict):
         raise FormatError(f"{path}: expected a JSON object, found {type(value).__name__}.", fix="Restore it.")
     return value
@@ -242,30 +303,30 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL record. Raises FormatError naming the line."""
     rows = []
-    for number, line in enumerate(whole_lines(_text(path), torn=True), start=1):
+    for number, line in enumerate(whole_lines(read_text(path), torn=True), start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError as exc:
             raise FormatError(f"{path} line {number} is damaged: {exc}.", fix="Restore it, or delete it.") from None
     return rows
 
 
+def benchmark_name(name: str, digest: str) -> str:
+    """Name of the file with the items of a benchmark, in the folder of the data version."""
+    return f"benchmark-{name}-{digest[:12]}.parquet"
+
+
 def read_parquet(path: Path) -> list[dict[str, Any]]:
     """Rows of a Parquet file as dicts. Raises FormatError where the file is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as exc:
-        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it.") from None
-    return rows
+        return list(table_rows(path, "parquet"))
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as exc:
+        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from exc
 
 
 def write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:
     """Write columns as Parquet, atomically and with reproducible bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with atomic(path, "wb") as stream:
-        pq.write_table(pa.table(dict(columns)), stream, compression="zstd")
+        arrow.write_parquet(stream, columns)

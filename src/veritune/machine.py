@@ -13,35 +13,30 @@ import os
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 
+from veritune.files import stamps
 from veritune.records import GitState, MachineFacts, MemoryPeak
 
 RECORDED = (
-    "accelerate",
-    "bitsandbytes",
-    "deepspeed",
-    "gguf",
-    "numpy",
-    "peft",
-    "polars",
-    "pydantic",
-    "safetensors",
-    "scipy",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "veritune",
+    *("accelerate", "bitsandbytes", "deepspeed", "gguf", "numpy", "peft", "pydantic"),
+    *("safetensors", "scipy", "tokenizers", "torch", "transformers", "veritune"),
 )
+"""Packages whose version is written into records where they are installed."""
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on; those not installed are left out."""
+def package_versions(left_out: Collection[str] = ()) -> dict[str, str]:
+    """Versions of the packages that a result depends on; those not installed, or `left_out`, are not in it."""
     found = {}
     for name in RECORDED:
+        if name in left_out:
+            continue
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -79,6 +74,16 @@ def _processor() -> str | None:
         return platform.processor() or None
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found.group(1).strip() if found else platform.processor() or None
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (avx512_bf16, amx_bf16, bf16); True where none can tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    flags = set(re.findall(r"\w+", " ".join(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)[:1])))
+    return not flags or bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def peak_bytes() -> int | None:
@@ -132,6 +137,12 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 
 a batch leaves some behind, and memory grows for as long as a cell trains."""
 
 _own_process = False
+PARENT = "VERITUNE_PARENT"
+"""Process id of the process of ours that started this one; a child that outlives it is told to stop."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came: what is held is let go, children are ended, and the process stops."""
 
 
 def set_up_process() -> None:
@@ -144,8 +155,28 @@ def set_up_process() -> None:
     _own_process = True
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+        end_with_parent()
     csv.field_size_limit(sys.maxsize)  # 131,072 characters otherwise, and answers may be longer
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells at import which kernels it did not find
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is cleaning up
+    raise Terminated
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the process that started this one is gone, killed by SIGKILL too (Linux)."""
+    parent = os.environ.get(PARENT, "")
+    if not parent.isdigit() or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):  # it was gone before the kernel knew
+        raise Terminated
 
 
 def settle_imports() -> None:
@@ -181,6 +212,12 @@ def code_hashes() -> dict[str, str]:
         return parts.hexdigest()
 
     return {"package": digest(root), "evaluate": digest(root / "evaluate"), "decide": digest(root / "decide")}
+
+
+def package_stamp() -> str:
+    """What changes when this package's source does, without reading it: names, sizes and times of its files."""
+    root = Path(__file__).parent
+    return hashlib.sha256(repr(stamps(root.rglob("*.py"))).encode()).hexdigest()
 
 
 def git_state(folder: Path) -> GitState | None:

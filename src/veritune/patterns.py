@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from veritune.errors import InputError
+from veritune.errors import InputError, first_line
 
 LIMIT_S = 5.0
 """Processor seconds that one pattern may take on one text."""
@@ -40,6 +41,19 @@ def limited(seconds: float = LIMIT_S) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, left, every)
         signal.signal(signal.SIGVTALRM, before)
+
+
+def compiled(text: str, flags: int = 0) -> re.Pattern[str]:
+    """A pattern that a user wrote. Raises ValueError saying what is wrong with it.
+
+    `[[a]` is a set with an opening bracket in it: Python means to change that one day and warns; the user sees nothing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.compile(text, flags)
+    except (re.error, OverflowError, RecursionError) as exc:
+        raise ValueError(first_line(exc)) from exc
 
 
 def search(pattern: re.Pattern[str], text: str, start: int = 0) -> re.Match[str] | None:

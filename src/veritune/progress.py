@@ -78,6 +78,11 @@ class Progress:
         self._close()
         print(message, file=self.stream, flush=True)
 
+    def tell(self, message: str) -> None:
+        """Print one line for good, also where progress is silent: what became of work that this command had begun."""
+        self._close()
+        print(f"veritune: {message}", file=self.stream, flush=True)
+
     def note(self, words: str) -> None:
         """Show one passing line about work that is done elsewhere."""
         self._show(words, estimate=False)
@@ -93,15 +98,20 @@ class Progress:
         eta = "time left: measuring" if left is None else f"about {clock(left)} left"
         line = f"  {clock(now - self.started)}  {note}" + (f"  {eta}" if estimate else "")
         if self.live:
-            print(f"\r\x1b[2K{line[:118]}", end="", file=self.stream, flush=True)
+            self._control("\r\x1b[2K")
+            print(line[:118], end="", file=self.stream, flush=True)
             self._open_line = True
         else:
             print(line, file=self.stream, flush=True)
 
     def _close(self) -> None:
         if self._open_line:
-            print("\r\x1b[2K", end="", file=self.stream)
+            self._control("\r\x1b[2K")
             self._open_line = False
+
+    def _control(self, sequence: str) -> None:
+        """Write a sequence for the terminal past the filter that the command line puts before its streams."""
+        getattr(self.stream, "control", self.stream.write)(sequence)
 
 
 def clock(seconds: float) -> str:

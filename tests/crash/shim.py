@@ -6,6 +6,7 @@ replace, link, mkdir, rmdir, unlink, sendfile) by ones that count, and that fail
     kill      the process is killed before the operation; of a write, half is on disk by then
     ENOSPC    the operation fails, of a write half is on disk, and so does all that needs room from then on
     EIO       the operation fails once, nothing of it is on disk
+    journal   nothing fails; `journal` holds every operation with what it changed, for power.py
 
 A write is counted where it reaches the system: files that are opened for writing get a raw file of ours beneath
 Python's own buffers. Reading is not touched, nor is what native libraries write on their own.
@@ -33,6 +34,7 @@ class Shim:
         self.at = at
         self.roots = tuple(os.path.realpath(root) for root in roots)
         self.done: list[str] = []
+        self.journal: list[dict[str, Any]] = []
         self.real = {name: getattr(os, name) for name in (*PATHS, *HANDLES, "open", "sendfile")}
         self.real_open = io.open
 
@@ -55,6 +57,19 @@ class Shim:
             return  # what frees room works on a full disk
         raise OSError(code, os.strerror(code), path)
 
+    def note(self, operation: str, path: str, **more: Any) -> None:
+        """Add an operation that is done to the journal, under names relative to the first root."""
+        if self.kind != "journal" or not self.watches(path):
+            return
+        root = self.roots[0]
+        names = {k: os.path.relpath(v, root) if k == "to" else v for k, v in more.items()}
+        self.journal.append({"do": operation, "path": os.path.relpath(path, root), **names})
+
+    def content(self, path: str) -> str:
+        """A file's bytes as latin-1 text."""
+        with self.real_open(path, "rb") as stream:
+            return stream.read().decode("latin-1")
+
     def install(self) -> None:
         for name in PATHS:
             setattr(os, name, self._by_path(name))
@@ -73,7 +88,11 @@ class Shim:
             where = self._full(path, kwargs.get("dir_fd"))
             if self.watches(where):
                 self.step(kind, where)
-            return real(path, *args, **kwargs)
+            result = real(path, *args, **kwargs)
+            more = {"to": self._full(args[0], kwargs.get("dst_dir_fd"))} if kind in ("rename", "link") else {}
+            more |= {"content": self.content(where)} if kind == "truncate" and self.kind == "journal" else {}
+            self.note(kind, where, **more)
+            return result
 
         return call
 
@@ -85,7 +104,10 @@ class Shim:
             if self.watches(where):
                 half = (lambda: real(handle, args[0][: len(args[0]) // 2])) if kind == "write" else None
                 self.step(kind, where, half)
-            return real(handle, *args)
+            result = real(handle, *args)
+            if self.kind == "journal" and self.watches(where):
+                self.note(kind, where, **({} if kind == "fsync" else {"content": self.content(where)}))
+            return result
 
         return call
 
@@ -93,13 +115,19 @@ class Shim:
         where = self._full(path, dir_fd)
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and self.watches(where):
             self.step("open", where)
-        return int(self.real["open"](path, flags, mode, dir_fd=dir_fd))
+        handle = int(self.real["open"](path, flags, mode, dir_fd=dir_fd))
+        if flags & os.O_CREAT and self.kind == "journal" and self.watches(where):
+            self.note("open", where, content=self.content(where))
+        return handle
 
     def _sendfile(self, out: int, *args: Any, **kwargs: Any) -> Any:
         where = self._of(out)
         if self.watches(where):
             self.step("write", where)
-        return self.real["sendfile"](out, *args, **kwargs)
+        sent = self.real["sendfile"](out, *args, **kwargs)
+        if self.kind == "journal" and self.watches(where):
+            self.note("write", where, content=self.content(where))
+        return sent
 
     def _open(  # noqa: PLR0913 - the signature of `open`
         self, file: Any, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None,
@@ -111,6 +139,8 @@ class Shim:
         if not isinstance(file, int):
             self.step("open", where)
         raw = _File(self, where, file, mode.replace("b", "").replace("t", ""), closefd, opener)
+        if self.kind == "journal" and not isinstance(file, int):
+            self.note("open", where, content=self.content(where))
         if buffering == 0:
             return raw
         buffered: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
@@ -145,8 +175,16 @@ class _File(io.FileIO):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         self.shim.step("write", self.where, lambda: io.FileIO.write(self, view[: len(view) // 2]))
-        return int(super().write(view))
+        written = int(super().write(view))
+        self._note("write")
+        return written
 
     def truncate(self, size: int | None = None) -> int:
         self.shim.step("truncate", self.where)
-        return int(super().truncate(size))
+        left = int(super().truncate(size))
+        self._note("truncate")
+        return left
+
+    def _note(self, operation: str) -> None:
+        if self.shim.kind == "journal":
+            self.shim.note(operation, self.where, content=self.shim.content(self.where))

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from veritune.commands.main import main
-from veritune.data.audit import AuditConfig, audit, render_text, write_clean, write_report
+from veritune.data.audit import AuditConfig, audit_data, render_text, write_clean, write_report
 from veritune.data.contamination import ContaminationConfig
 from veritune.data.load import load_rows
 from veritune.data.review import LEDGER, lineage
@@ -51,7 +51,7 @@ def clean(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_clean_data_passes_with_nothing_to_say(clean: tuple[Path, Path]) -> None:
-    report = audit(clean[0], evals=[clean[1]])
+    report = audit_data(clean[0], evals=[clean[1]])
     assert report.gate is not None and report.gate.status == "passed" and report.exit_code == 0
     assert (report.n_read, len(report.rows), report.rejects) == (36, 36, ())
     assert not [f for f in report.findings if f.severity == "error"]
@@ -59,7 +59,7 @@ def test_clean_data_passes_with_nothing_to_say(clean: tuple[Path, Path]) -> None
 
 def test_an_exact_copy_of_an_eval_item_fails_the_gate(tmp_path: Path, clean: tuple[Path, Path]) -> None:
     copied = {"question": "  " + problem(107).upper(), "answer": "I do not know that."}
-    report = audit(write(tmp_path / "leaky.jsonl", [*records(0, 36), copied]), evals=[clean[1]])
+    report = audit_data(write(tmp_path / "leaky.jsonl", [*records(0, 36), copied]), evals=[clean[1]])
     assert report.exit_code == 2 and report.gate is not None and report.gate.status == "failed"
     (error,) = [f for f in report.findings if f.severity == "error"]
     assert (error.row_id, error.evidence["item_id"], error.evidence["kind"]) == ("leaky:37", "exam:8", "identical")
@@ -68,7 +68,7 @@ def test_an_exact_copy_of_an_eval_item_fails_the_gate(tmp_path: Path, clean: tup
 
 def test_bad_records_are_named_and_the_rest_is_audited(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [*records(0, 5), "{broken", {"question": "only"}, *records(5, 9)])
-    report = audit(path)
+    report = audit_data(path)
     assert (report.n_read, len(report.rows), len(report.rejects), report.exit_code) == (11, 9, 2, 1)
     text = render_text(report)
     assert "1 x broken_json: first d.jsonl:6" in text and "1 x missing_messages: first d.jsonl:7" in text
@@ -79,7 +79,7 @@ def test_bad_records_are_named_and_the_rest_is_audited(tmp_path: Path) -> None:
 def test_a_file_without_a_usable_row_is_reported_and_not_passed(tmp_path: Path, content: str) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(content, "utf-8")
-    report = audit(path, evals=[write(tmp_path / "e.jsonl", records(0, 3))])
+    report = audit_data(path, evals=[write(tmp_path / "e.jsonl", records(0, 3))])
     assert report.exit_code != 0 and report.rejects and render_text(report)
     json.dumps(report.record(), allow_nan=False)
     write_report(report, tmp_path / "out")
@@ -90,25 +90,26 @@ def test_an_eval_that_cannot_be_read_in_full_leaves_the_gate_undecided(
 ) -> None:
     partly = write(tmp_path / "partly.jsonl", [*records(100, 110), "{broken"])
     empty = write(tmp_path / "empty.jsonl", [])
-    for eval_file, says in ((partly, "1 unread, 10 read"), (empty, "no eval items")):
-        report = audit(clean[0], evals=[eval_file])
+    for eval_file, says in ((partly, "1 unread, 10 read"), (empty, "0 read). Nothing was compared")):
+        report = audit_data(clean[0], evals=[eval_file])
         assert report.gate is not None and report.gate.status == "undecided" and report.exit_code == 2
         assert says in report.gate.message
         assert "audit.eval_unread" in {f.check for f in report.findings}
+        assert f"ERROR  eval {eval_file.stem}: " in render_text(report)
 
 
 def test_an_eval_of_questions_alone_is_compared(tmp_path: Path, clean: tuple[Path, Path]) -> None:
     questions = write(tmp_path / "q.jsonl", [{"question": problem(i)} for i in range(30, 40)])
-    report = audit(clean[0], evals=[questions])
+    report = audit_data(clean[0], evals=[questions])
     assert report.gate is not None and report.gate.status == "failed" and report.evals[0].items == 10
-    assert audit(clean[0], evals={"mine": [problem(3)]}).exit_code == 2
+    assert audit_data(clean[0], evals={"mine": [problem(3)]}).exit_code == 2
 
 
 def test_two_evals_of_one_name_are_told_apart(tmp_path: Path, clean: tuple[Path, Path]) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "test.jsonl", records(200, 205))
-    report = audit(clean[0], evals=[tmp_path / "a" / "test.jsonl", tmp_path / "b" / "test.jsonl"])
+    report = audit_data(clean[0], evals=[tmp_path / "a" / "test.jsonl", tmp_path / "b" / "test.jsonl"])
     assert [f.name for f in report.evals] == ["test", "b/test"]
 
 
@@ -119,20 +120,20 @@ def test_a_users_own_split_is_judged(tmp_path: Path) -> None:
     rows = [{**r, "part": "train"} for r in train] + [{**r, "part": "test"} for r in test]
     for r in rows:
         r["answer"] = "This is worked out step by step. " + r["answer"]
-    report = audit(write(tmp_path / "d.jsonl", rows), config=AuditConfig(split_field="part"))
+    report = audit_data(write(tmp_path / "d.jsonl", rows), config=AuditConfig(split_field="part"))
     assert "7 of the 9 answers in test are in train" in render_text(report)
     with pytest.raises(DataError, match="no row has a column 'fold'"):
-        audit(tmp_path / "d.jsonl", config=AuditConfig(split_field="fold"))
+        audit_data(tmp_path / "d.jsonl", config=AuditConfig(split_field="fold"))
 
 
 def test_drop_writes_a_clean_version_with_its_lineage(tmp_path: Path, clean: tuple[Path, Path]) -> None:
     near = {"question": problem(110).replace("How many", "Say how many"), "answer": "x y z."}
     path = write(tmp_path / "leaky.jsonl", [*records(0, 36), *records(105, 107), near, "{broken"])
-    report = audit(path, evals=[clean[1]])
+    report = audit_data(path, evals=[clean[1]])
     version = write_clean(report, tmp_path / "clean.jsonl")
     assert version.rows == 36 and sum(version.rejects.values()) == 4
     assert version.rejects["load.broken_json"] == 1
-    again = audit(tmp_path / "clean.jsonl", evals=[clean[1]])
+    again = audit_data(tmp_path / "clean.jsonl", evals=[clean[1]])
     assert again.exit_code == 0
     assert [v.file for v in lineage(tmp_path)] == ["leaky.jsonl", "clean.jsonl"] and (tmp_path / LEDGER).exists()
     assert [r.messages for r in load_rows(tmp_path / "clean.jsonl").rows] == [r.messages for r in report.rows[:36]]
@@ -141,18 +142,18 @@ def test_drop_writes_a_clean_version_with_its_lineage(tmp_path: Path, clean: tup
 def test_the_fail_level_is_the_users(tmp_path: Path, clean: tuple[Path, Path]) -> None:
     near = {"question": problem(110).replace("How many", "Say how many"), "answer": "x y z."}
     path = write(tmp_path / "near.jsonl", [*records(0, 36), near])
-    assert audit(path, evals=[clean[1]]).exit_code == 0
+    assert audit_data(path, evals=[clean[1]]).exit_code == 0
     strict = AuditConfig(contamination=ContaminationConfig(fail_on="confirmed"))
-    assert audit(path, evals=[clean[1]], config=strict).exit_code == 2
+    assert audit_data(path, evals=[clean[1]], config=strict).exit_code == 2
 
 
 def test_tables_and_rows_give_the_findings_of_the_file(tmp_path: Path, clean: tuple[Path, Path]) -> None:
     import polars as pl
 
     whole = [*records(0, 20), records(0, 1)[0]]
-    by_file = audit(write(tmp_path / "rows.jsonl", whole), evals=[clean[1]])
-    by_frame = audit(pl.DataFrame(whole), evals={"exam": pl.DataFrame(records(100, 130))})
-    by_rows = audit(list(by_file.rows), evals=[clean[1]])
+    by_file = audit_data(write(tmp_path / "rows.jsonl", whole), evals=[clean[1]])
+    by_frame = audit_data(pl.DataFrame(whole), evals={"exam": pl.DataFrame(records(100, 130))})
+    by_rows = audit_data(list(by_file.rows), evals=[clean[1]])
     assert by_file.families.summary == by_frame.families.summary == by_rows.families.summary
     assert [f.check for f in by_file.findings if f.row_id] == [f.check for f in by_frame.findings if f.row_id]
 
@@ -161,7 +162,7 @@ def test_files_hold_what_the_report_counts(tmp_path: Path, clean: tuple[Path, Pa
     path = write(
         tmp_path / "d.jsonl", [*records(0, 36), *records(105, 107), "{broken", {"id": "x", **records(3, 4)[0]}]
     )
-    report = audit(path, evals=[clean[1]])
+    report = audit_data(path, evals=[clean[1]])
     paths = write_report(report, tmp_path / "out")
     assert all(p.is_file() for p in paths)
     assert len(read_jsonl(tmp_path / "out" / "findings.jsonl")) == len(report.findings)
@@ -173,8 +174,8 @@ def test_files_hold_what_the_report_counts(tmp_path: Path, clean: tuple[Path, Pa
 
 def test_without_a_tokenizer_nothing_heavy_is_imported(clean: tuple[Path, Path]) -> None:
     code = (
-        "import sys; from veritune.data.audit import audit, render_text; "
-        f"print(render_text(audit({str(clean[0])!r}, evals=[{str(clean[1])!r}]))); "
+        "import sys; from veritune.data.audit import audit_data, render_text; "
+        f"print(render_text(audit_data({str(clean[0])!r}, evals=[{str(clean[1])!r}]))); "
         "heavy = {'torch', 'transformers', 'pandas', 'polars', 'pyarrow', 'datasets', 'matplotlib'}; "
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
@@ -184,13 +185,13 @@ def test_without_a_tokenizer_nothing_heavy_is_imported(clean: tuple[Path, Path])
 
 def test_with_a_tokenizer_rendering_is_measured(tmp_path: Path, tiny_model: Path) -> None:
     rows = [*records(0, 6), {"question": "a <|im_end|> b c d", "answer": "no."}]
-    report = audit(write(tmp_path / "d.jsonl", rows), tokenizer=tiny_model, config=AuditConfig(max_length=90))
+    report = audit_data(write(tmp_path / "d.jsonl", rows), tokenizer=tiny_model, config=AuditConfig(max_length=90))
     assert report.rendering is not None and report.rendering.n_rows == 6
     assert {"render.too_long", "render.control_token"} <= {f.check for f in report.findings}
     assert "Rendering  6 rows" in render_text(report) and "would lose answer tokens" in render_text(report)
     json.dumps(report.record(), allow_nan=False)
     with pytest.raises(ModelError, match="holds no tokenizer"):
-        audit(tmp_path / "d.jsonl", tokenizer=tmp_path)
+        audit_data(tmp_path / "d.jsonl", tokenizer=tmp_path)
 
 
 def test_odd_but_good_rows_are_audited_to_the_end(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_odd_but_good_rows_are_audited_to_the_end(tmp_path: Path) -> None:
         "a" * 200_000,
     ]
     rows = [{"question": q, "answer": q} for q in odd] + [{"question": "same", "answer": "same"}] * 500
-    report = audit(write(tmp_path / "d.jsonl", rows), evals={"e": odd})
+    report = audit_data(write(tmp_path / "d.jsonl", rows), evals={"e": odd})
     assert len(report.rows) == len(rows) and report.families.summary["size_max"] >= 500
     write_report(report, tmp_path / "out")
 
@@ -295,7 +296,7 @@ def by_command(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, 
 
 
 def test_gsm8k_train_holds_near_copies_of_its_test_questions(gsm8k: Path) -> None:
-    report = audit(gsm8k / "train.jsonl", evals=[gsm8k / "test.jsonl"])
+    report = audit_data(gsm8k / "train.jsonl", evals=[gsm8k / "test.jsonl"])
     assert report.contamination is not None
     confirmed = {(h.row_id, h.item_id) for h in report.contamination.hits if h.status == "confirmed"}
     assert {("train:21", "test:633"), ("train:1315", "test:603"), ("train:5163", "test:603")} <= confirmed

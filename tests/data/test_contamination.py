@@ -14,8 +14,10 @@ import polars as pl
 import pytest
 
 from veritune.data.contamination import ContaminationResult, check_contamination, common_run, stands_in
-from veritune.data.families import FamilyColumns
+from veritune.data.families import SPLIT_SAFE_THRESHOLD, FamilyColumns, find_families
 from veritune.data.near import TextBuffer, index
+from veritune.data.operators import different_operators
+from veritune.data.split import split_zones
 from veritune.errors import DataError
 from veritune.records import Message, Row, to_json
 
@@ -137,6 +139,7 @@ def test_the_gate_fails_on_exact_overlap_and_names_the_rows() -> None:
     assert gate.numbers["evals"]["exam"] == {
         "items": 1, "items_exact": 1, "rows_exact": 1,
         "items_confirmed": 0, "rows_confirmed": 0, "items_review": 0, "rows_review": 0,
+        "items_canned": 0, "rows_canned": 0,
     }  # fmt: skip
     to_json(gate)
 
@@ -217,7 +220,7 @@ def test_empty_texts_surrogates_and_very_long_rows_do_not_stop_it() -> None:
 
 
 def test_the_longest_common_run() -> None:
-    assert common_run("The cat sat on the mat.", "a dog: cat SAT on, the floor") == "cat sat on the"
+    assert common_run("The cat sat on the mat.", "a dog: cat SAT on, the floor") == "cat sat on, the"
     assert common_run("one", "two") == ""
     assert common_run("", "") == ""
 
@@ -351,3 +354,114 @@ def test_an_item_that_a_third_of_the_rows_hold_is_found_and_a_template_is_no_lea
     assert "40 prompts have too few words of their own" in gate.message
     held = found([*texts, f"Please help: {items[7]}!"], items)
     assert (held.summary["rows_exact"], held.summary["rows_confirmed"]) == (1, 0)
+
+
+# ---------------------------------------------------------------- every item, operators, canned answers
+
+MAIL = (
+    "{} may be building toward specialised capability teams this spring. Companies at this stage often hit a talent "
+    "bottleneck before they hit a budget limit, and our engineers start within {} on a monthly contract."
+)
+
+
+def pair(i: object, question: str, answer: str) -> Row:
+    return Row(str(i), (Message("user", question), Message("assistant", answer)))
+
+
+def test_every_contaminated_item_is_named_with_its_best_row() -> None:
+    """One row is near to two items: its closest is not the only one that is named."""
+    fill = [
+        pair(f"f{i}", f"Write text number {i} on ropes.", f"Rope {i} is kept dry under oil cloth.") for i in range(40)
+    ]
+    rows = [pair("t0", "Write a text.", MAIL.format("Stripe", "two weeks")), *fill]
+    exam = [
+        pair("copy_A", "Brief A, please.", MAIL.format("Notion", "two weeks")),
+        pair("copy_B", "Brief B, please.", MAIL.format("Figma", "ten days")),
+        pair("clean", "Brief C, please.", "Snow on the pass closes the road from November until April every year."),
+    ]
+    result = check_contamination(rows, {"exam": exam})
+    assert {(h.item_id, h.row_id) for h in result.items} == {("copy_A", "t0"), ("copy_B", "t0")}
+    assert {f.evidence["item_id"] for f in result.findings()} == {"copy_A", "copy_B"}
+    assert result.by_eval["exam"]["items_confirmed"] == 2
+
+
+SOLVE = "Solve the equation for x and show every step of it: {} = 0"
+
+
+@pytest.mark.parametrize(
+    ("item", "other"),
+    [
+        ("x^2 + 5*x - 6", "x^2 - 5*x + 6"),
+        ("3/4 + 2/5 - 1/2", "3/4 - 2/5 + 1/2"),
+        ("x^2 + 5x - 6", "x^2 − 5x − 6"),
+        ("2 \\times 7 - x", "2 \\div 7 - x"),
+        ("y < 5 and x", "y > 5 and x"),
+    ],
+)
+def test_other_operators_make_another_exercise(item: str, other: str) -> None:
+    fill = [f"Describe how a lathe number {i} is kept dry in a workshop." for i in range(40)]
+    rows = [pair(i, text, "Yes.") for i, text in enumerate([SOLVE.format(other), *fill])]
+    result = check_contamination(rows, {"exam": [SOLVE.format(item)]})
+    assert [h.status for h in result.hits] == ["review"]
+    hit = result.hits[0]
+    assert hit.score < 1
+    assert hit.operators is not None
+    assert f"with {hit.operators[1]!r} where the item has {hit.operators[0]!r}" in result.findings()[0].message
+    assert any(sign in hit.span for sign in "+-*/<>") or "div" in other, "the span shows the operators"
+    assert not result.drop().reasons
+
+
+def test_hyphens_units_and_bold_type_are_no_operators() -> None:
+    same = [
+        ("A 20-page book costs 5 dollars", "A 20 page book costs 5 dollars"),
+        ("He works 8 hours/day for 3 days", "He works 8 hours a day for 3 days"),
+        ("The total is **12** apples", "The total is 12 apples"),
+        ("48/2 = <<48/2=24>>24 clips", "48/2 = 24 clips"),
+        ("2 + 5 and later 2 - 5", "2 - 5"),
+    ]
+    assert [different_operators(a, b) for a, b in same] == [None] * len(same)
+    assert different_operators("x = -3", "x = 3") == ("x =- 3", "x = 3")
+
+
+REFUSAL = "I'm sorry, but as a language model I can not help with solving this kind of question for you today."
+
+
+def test_canned_answers_under_different_prompts_are_a_warning_and_no_leak() -> None:
+    rows = [
+        pair(i, f"Question {i}: {word}?", REFUSAL) for i, word in enumerate(("why rain", "who sails", "what burns"))
+    ]
+    result = check_contamination(rows, {"exam": [pair("e", "How do cooks peel garlic by the kilo?", REFUSAL)]})
+    assert result.gate().status == "passed"
+    assert "3 rows give a canned answer that eval items give too" in result.gate().message
+    assert {f.severity for f in result.findings()} == {"warning"}
+    assert result.findings()[0].message == "target gives a canned answer, which is also the answer of exam/e"
+    assert result.by_eval["exam"] | {"items": 1} == {
+        "items": 1, "items_exact": 0, "rows_exact": 0, "items_confirmed": 0, "rows_confirmed": 0,
+        "items_review": 0, "rows_review": 0, "items_canned": 1, "rows_canned": 3,
+    }  # fmt: skip
+
+
+def test_an_answer_that_stands_beside_its_own_prompt_stays_a_leak_however_often_it_stands_elsewhere() -> None:
+    """The row that holds the item is no canned answer; neither is an answer copied under one other prompt."""
+    question = "How do the cooks of the harbor kitchen peel garlic by the kilo?"
+    rows = [
+        pair(i, f"Question {i}: {word}?", REFUSAL) for i, word in enumerate(("why rain", "who sails", "what burns"))
+    ]
+    held = check_contamination([*rows, pair("leak", question, REFUSAL)], {"exam": [pair("e", question, REFUSAL)]})
+    assert held.gate().status == "failed"
+    assert {h.row_id for h in held.hits if h.status == "exact"} == {"leak"}
+    once = check_contamination(rows[:1], {"exam": [pair("e", question, REFUSAL)]})
+    assert once.gate().status == "failed"
+
+
+def test_a_study_of_questions_with_many_equal_refusals_passes_the_gate(gsm8k: Path) -> None:
+    questions = [json.loads(line) for line in (gsm8k / "train.jsonl").read_text("utf-8").splitlines()[:90]]
+    rows = [pair(i, q["question"], REFUSAL if i % 3 == 0 else q["answer"]) for i, q in enumerate(questions)]
+    families = find_families(rows, threshold=SPLIT_SAFE_THRESHOLD)
+    assert families.summary["originals"] >= 85, "equal refusals do not make one family"
+    zone_of = split_zones(rows, dict(zip(families.row_ids, families.families))).zone_of
+    trained = [r for r in rows if zone_of[r.id] == "seen"]
+    held = [r for r in rows if zone_of[r.id] == "stranger"]
+    gate = check_contamination(trained, {"zone stranger": held}).gate()
+    assert gate.status == "passed"
+    assert "canned" in gate.message

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from veritune.data.audit import AuditConfig, AuditReport, audit, write_clean, write_report
+from veritune.data.audit import AuditConfig, AuditReport, audit_data, write_clean, write_report
 from veritune.data.datasheet import OPEN_QUESTIONS, datasheet, recount
 from veritune.data.quality import QualityConfig
 from veritune.records import Row
@@ -25,7 +25,7 @@ def report(tmp_path: Path) -> AuditReport:
     path.write_text("\n".join([*lines, "{broken", lines[0]]) + "\n", "utf-8")
     exam = tmp_path / "exam.jsonl"
     exam.write_text(json.dumps({"question": rows[0]["prompt"]}) + "\n", "utf-8")
-    return audit(path, evals=[exam])
+    return audit_data(path, evals=[exam])
 
 
 def test_every_number_is_counted_again_from_its_file(report: AuditReport, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_names_cannot_break_the_table(report: AuditReport) -> None:
 
 def test_the_lineage_is_drawn_in_the_datasheet_of_the_next_version(report: AuditReport, tmp_path: Path) -> None:
     write_clean(report, tmp_path / "clean.jsonl")
-    markdown = datasheet(audit(tmp_path / "clean.jsonl")).markdown
+    markdown = datasheet(audit_data(tmp_path / "clean.jsonl")).markdown
     assert "└─ clean.jsonl [" in markdown and "Not checked: no eval was given." in markdown
 
 
@@ -76,7 +76,7 @@ def test_a_row_flagged_twice_by_one_check_is_one_row(report: AuditReport, tmp_pa
     def twice(row: Row) -> list[str]:
         return ["one thing", "another thing"]
 
-    again = audit(list(report.rows), config=AuditConfig(quality=QualityConfig(checks=(twice,))))
+    again = audit_data(list(report.rows), config=AuditConfig(quality=QualityConfig(checks=(twice,))))
     write_report(again, tmp_path / "out")
     (number,) = [n for n in datasheet(again).record["numbers"] if n["check"] == "quality.twice"]
     assert number["value"] == 9 == recount(number, tmp_path / "out")

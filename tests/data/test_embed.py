@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from veritune.data.audit import AuditConfig, audit, render_text, write_report
+from veritune.data.audit import AuditConfig, audit_data, render_text, write_report
 from veritune.data.embed import Encoder, embedding_edges, load_encoder, numbers_agree, numbers_of
 from veritune.data.families import FamilyColumns, find_families, merge_families
 from veritune.data.near import TextBuffer
@@ -139,7 +139,7 @@ def test_the_audit_says_what_embeddings_joined(tmp_path: Path) -> None:
             "Bread rises for 2 hours and bakes for 1 hour. How long does a baker wait for four loaves made in turn?",
         ),
     ]
-    report = audit(rows, config=AuditConfig(embed="wordllama"))
+    report = audit_data(rows, config=AuditConfig(embed="wordllama"))
     assert "embedding: 1 joins between families, first" in render_text(report)
     write_report(report, tmp_path)
     written = [json.loads(line) for line in (tmp_path / "families.jsonl").read_text("utf-8").splitlines()]
@@ -161,5 +161,5 @@ def test_a_plain_folder_is_read_by_mean_pooling(tiny_model: Path) -> None:
     assert vectors.shape == (2, 64) and not encoder.measured
     alone = encoder.encode(["a ferry"])
     np.testing.assert_allclose(vectors[0], alone[0], atol=1e-4)  # padding takes no part
-    report = audit([row(0, "one"), row(1, "two")], config=AuditConfig(embed=str(tiny_model)))
+    report = audit_data([row(0, "one"), row(1, "two")], config=AuditConfig(embed=str(tiny_model)))
     assert any(f.check == "audit.embed_unmeasured" for f in report.findings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import subprocess
@@ -21,6 +22,7 @@ from veritune.data.families import (
     FamilyResult,
     find_families,
 )
+from veritune.data.family_notes import family_notes
 from veritune.data.near import components, join, sweep
 from veritune.errors import DataError
 from veritune.records import Message, Row
@@ -331,7 +333,7 @@ def test_without_numba_one_error_names_the_extra_and_importing_the_module_needs_
         "sys.modules['numba'] = None\n"
         "for search in (lambda: find_families([]), lambda: check_contamination([], {'exam': ['x']})):\n"
         "    try:\n        search()\n"
-        "    except MachineError as error:\n        assert 'numba' in error.message and '[audit]' in error.fix\n"
+        "    except MachineError as error:\n        assert 'numba' in error.message and 'numba>=' in error.fix\n"
         "    else:\n        raise AssertionError('a search without numba')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -366,6 +368,53 @@ def test_a_chain_of_neighbours_is_cut_and_reported() -> None:
     assert result.summary["recut_clusters"] >= 1
     glued = find_families([row(i, text) for i, text in enumerate(_chain(60))], radius=0.0)
     assert glued.summary["size_max"] == 60
+
+
+def _torn_families(corpus: ModuleType, threshold: float) -> tuple[int, int]:
+    """Families that are whole and found families that mix two, over 8 sets of 30 problems x 4 rows with few templates.
+
+    Every non-original is edited; one in twenty-five is its original's question word for word inside a template.
+    """
+    wrap = "Solve this math problem step by step and show all of your work before the answer.\n\nProblem: {}\n\nGo."
+    heavy = [lambda pair, draw: corpus.synonyms(corpus.reorder(pair, draw), draw), corpus.swap_numbers]
+    originals = corpus.load()
+    whole = mixed = 0
+    for seed in range(8):
+        draw = random.Random(seed)
+        rows, label = [], []
+        for k, original in enumerate(draw.sample(originals, 30)):
+            for i in range(4):
+                pair = original
+                for edit in draw.sample([*heavy, corpus.delete_words], draw.choice((1, 2))) if i else ():
+                    pair = edit(pair, draw)
+                if i and draw.random() < 0.04:
+                    pair = (wrap.format(original[0]), original[1])
+                rows.append(row(len(rows), *pair))
+                label.append(k)
+        found = find_families(rows, threshold=threshold)
+        of_label, of_code = defaultdict(set), defaultdict(set)
+        for code, k in zip(found.code_N.tolist(), label):
+            of_label[k].add(code)
+            of_code[code].add(k)
+        whole += sum(len(codes) == 1 for codes in of_label.values())
+        mixed += sum(len(labels) > 1 for labels in of_code.values())
+    return whole, mixed
+
+
+def test_a_template_takes_no_row_away_from_its_original(corpus: ModuleType) -> None:
+    """Lower thresholds let a template chain problems together; the cut must not leave a row with another problem."""
+    strict, _ = _torn_families(corpus, 0.38)
+    safe, mixed = _torn_families(corpus, SPLIT_SAFE_THRESHOLD)
+    assert safe >= strict
+    assert mixed == 0
+
+
+def test_a_row_of_a_large_component_goes_to_its_closest_centre(
+    corpus: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("veritune.data.near.clusters"), "_ALL_PAIRS", 2)
+    _, closest = _torn_families(corpus, SPLIT_SAFE_THRESHOLD)
+    assert closest <= 1
 
 
 def test_every_member_is_similar_to_its_centre(labelled: pl.DataFrame) -> None:
@@ -410,3 +459,56 @@ def test_a_measure_of_nothing_found_and_of_everything_joined(measure: ModuleType
     assert measure.pairwise(truth, np.zeros(5, np.int64)) == (0.2, 1.0)
     assert measure.pairwise(truth, truth) == (1.0, 1.0)
     assert measure.per_row(truth, truth) == (1.0, 1.0)
+
+
+# ---------------------------------------------------------------- short facts, open prompts, declared families
+
+CAPITALS = {"France": "Paris", "Kenya": "Nairobi", "Norway": "Oslo", "Japan": "Tokyo", "Egypt": "Cairo"}
+FRAMES = (
+    "What is the name of the capital city of the country {}?",
+    "Tell me the name of the capital city of the country {}, please.",
+)
+
+
+def test_another_fact_in_the_same_frame_is_no_rewrite_and_a_rephrased_one_is() -> None:
+    rows = [row((f, c), FRAMES[f].format(c), f"{a}.") for f in (0, 1) for c, a in CAPITALS.items()]
+    rows += [row(i, f"Describe how tool number {i} behaves on a shelf.", f"It rests at {i}.") for i in range(30)]
+    found = groups(find_families(rows))
+    for country in CAPITALS:
+        assert frozenset({str((0, country)), str((1, country))}) in found
+
+
+def test_other_numbers_in_a_short_question_stay_a_rewrite() -> None:
+    rows = [row(i, f"How many plum cakes are {i} boxes of {i + 3} plum cakes each?", f"{i * (i + 3)}") for i in (3, 7)]
+    rows += [row(k, f"Describe how {word} behave on a shelf.", word) for k, word in enumerate("abcdefghij", 10)]
+    assert frozenset({"3", "7"}) in groups(find_families(rows))
+
+
+def test_what_holds_families_together_is_not_called_equal_text_where_similarity_did_it() -> None:
+    rows = [
+        row(0, BOAT.format(3, 4), "Seven."),
+        row(1, BOAT.format(3, 4), "It is seven."),
+        row(2, BOAT.format(8, 9), "x"),
+    ]
+    rows += [row(3, "What is 17 * 3?", "51"), row(4, "what is 17 * 3?", "It is 51.")]
+    summary = find_families(rows).summary
+    assert summary["held_by"] == {"equality": {"families": 1, "rows": 2}, "similarity": {"families": 1, "rows": 3}}
+    assert summary["equal_groups"] == 3
+
+
+def test_an_open_prompt_a_widened_column_and_short_texts_are_said() -> None:
+    draw = random.Random(3)
+    words = [f"word{i}" for i in range(15)]
+    poems = [row(i, "Write a short poem about the sea.", " ".join(draw.choices(words, k=12))) for i in range(20)]
+    declared = [row(f"d{i}", BOAT.format(i, i + 2), "Many.", family=f"o{i}") for i in range(3)]
+    rows = [*poems, *declared]
+    said = {f.check: f.message for f in family_notes(rows, find_families(rows))}
+    assert said["families.open_prompt"].startswith(
+        "one prompt has 20 different answers, and its 20 rows are one family"
+    )
+    assert said["families.widened"].startswith(
+        "3 of 3 declared families were joined into 1 by equal text or similarity"
+    )
+    assert "families of short texts" in said["families.short_texts"]
+    solved = [row(i, "What is 17 * 3, step by step?", f"{i} steps.\n#### 51") for i in range(20)]
+    assert family_notes(solved, find_families(solved)) == [], "many solutions of one problem are no open prompt"

@@ -83,10 +83,7 @@ def meeting_once(pairs: int = 240) -> list[Row]:
     for i in range(pairs):
         both = f"{next(fresh)} {next(fresh)}"
         texts = [" ".join(next(fresh) for _ in range(2)) + f" {both} " + next(fresh) for _ in "ab"]
-        rows += [
-            Row(f"m{i}{s}", (Message("user", t), Message("assistant", f"{next(fresh)} x{i}{s}")))
-            for s, t in zip("ab", texts)
-        ]
+        rows += [Row(f"m{i}{s}", (Message("user", t), Message("assistant", "Done."))) for s, t in zip("ab", texts)]
     return rows
 
 

@@ -182,7 +182,10 @@ def test_templates_with_habits_are_named(tokenizer: Any) -> None:
 
     assert checks(CHATML) == []
     assert checks(DEFAULT + CHATML) == ["parity.default_system"]
-    assert checks("{% if date_string is defined %}{{ date_string }}{% endif %}" + CHATML) == ["parity.date"]
+    assert checks("{% if date_string is defined %}{{ date_string }}{% endif %}" + CHATML) == [
+        "parity.date",
+        "parity.variables",
+    ]
     thinks = CHATML.replace(
         "assistant\n{% endif %}", "assistant\n{% if enable_thinking %}<think>{% endif %}{% endif %}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -351,3 +352,153 @@ def test_a_final_answer_of_thousands_of_digits_is_text() -> None:
     digits = "9" * 6000
     assert number_of(digits) is None and same_answer(digits, digits) and not same_answer(digits, digits + "9")
     check_rows([row(f"#### {digits}", "How many children are there?", expected_answer=digits)])
+
+
+# ---------------------------------------------------------------- whole rows
+
+
+CUT = [
+    "You can find the form under the following link:",
+    "Sort the list first. Then walk through it and compare every item with the",
+    "The account is closed at the end of the month. After that you have even",
+    "That makes 40 euros for the tickets. Then we add the price of the parking spot (which is",
+    "He pays the rent on the first day. The rest of the money is losses relating t",
+]
+WHOLE = [
+    "I hope this helps",
+    "See the page on ropes: https://example.org/ropes",
+    "Steps:\n1. Sort the list\n2. Walk through the list of items and compare them",
+    "Paris",
+    "x = 3",
+    "Kind regards, the team of the harbor",
+    "The answer is (a) and not (b)",
+    "Say hello to your new friend (the cat).",
+    "```python\nprint(1)\n```",
+    "Choose b",
+]
+
+
+@pytest.mark.parametrize("text", CUT)
+def test_a_cut_answer_is_found(text: str) -> None:
+    assert "truncated" in reasons(row(text, "What now?"))
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_a_whole_answer_without_an_end_mark_is_none(text: str) -> None:
+    assert "truncated" not in reasons(row(text, "What now?"))
+
+
+def test_a_cut_word_is_told_by_the_rest_of_the_data() -> None:
+    """The fragment stands nowhere else and begins a known word; a real rare word at the end does not."""
+    rows = [
+        row(f"The harbor keeps number {i} of the research boats for the winter.", "Why?", f"r{i}") for i in range(60)
+    ]
+    rows += [
+        row("The harbor keeps one more of the resea", "Why?", "cut"),
+        row("The harbor keeps a xylophone", "Why?", "w"),
+    ]
+    found = {f.row_id: f.message for f in check_rows(rows).findings if f.check == "quality.truncated"}
+    assert found == {"cut": "its last word 'resea' is the beginning of one: 'The harbor keeps one more of the resea'"}
+    assert not [
+        f for f in check_rows(rows, QualityConfig(off=("truncated",))).findings if f.check.endswith("truncated")
+    ]
+
+
+MISSING = [
+    "According to the passage, why does the witness let his children work?",
+    "Which of the following, if true, best supports the above argument?",
+    "Summarise the article below.",
+    "How tall is the tower shown? Answer as shown in the figure.",
+]
+HELD = [
+    "The mill stood by the river for two hundred years until the flood of 1905 took its wheel away.\n"
+    "According to the passage, when was the flood?",
+    "Write a short article. The passage above all should be funny.",
+    "How many apples does Tom have in the above-average harvest year of 12 apples?",
+    "What is a passage?",
+    "Translate the following text into French: the boat lies at the quay in the evening and nobody is on it any more",
+]
+
+
+@pytest.mark.parametrize("question", MISSING)
+def test_a_prompt_that_cites_a_text_which_is_not_there_is_flagged(question: str) -> None:
+    assert "missing_text" in reasons(row("The second one.", question))
+
+
+@pytest.mark.parametrize("question", HELD)
+def test_a_prompt_that_holds_its_text_or_cites_none_is_not(question: str) -> None:
+    assert "missing_text" not in reasons(row("The second one.", question))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A new problem: Tom has 3 apples.",
+        "The new problem is: Tom has 3.",
+        "**Rewritten Question:** How many?",
+        "Here is the modified problem:\nTom has 3.",
+        "New Problem 2: Tom",
+        "This question is inspired by the given problem.",
+    ],
+)
+def test_what_generation_left_behind_is_found_in_its_common_forms(text: str) -> None:
+    assert "generation_debris" in reasons(row("3", text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "We get 12, which doesn't align with the given answer of 15.",
+        "This does not match any of the options, so let me recalculate.",
+        "Upon re-reading the problem, the total is 9.",
+        "There seems to be a discrepancy. I made a mistake in the second step.",
+    ],
+)
+def test_repair_language_is_found(text: str) -> None:
+    assert "repair_phrase" in reasons(row(text, "How many?"))
+
+
+@pytest.mark.parametrize(
+    "text", ["He has 4 socks that match, and the others don't match.", "A new problem arose at work."]
+)
+def test_ordinary_talk_of_matching_and_problems_is_neither(text: str) -> None:
+    assert {"repair_phrase", "generation_debris"}.isdisjoint(reasons(row(text, "How many?")))
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("So 7.5 small children came.", True),
+        ("There are two and a half workers.", True),
+        ("The number of students is 12.5.", True),
+        ("That leaves 3 1/2 people.", True),
+        ("He sold 1.5 times as many tickets.", False),
+        ("That is 2.5 dozen eggs.", False),
+        ("1.5 million people live there.", False),
+        ("On average 2.4 children live in a house.", False),
+        ("54/8 = 6.75 buses, so we round up to 7.", False),
+        ("She bought 2.5 pounds of apples.", False),
+    ],
+)
+def test_fractions_of_what_comes_whole_in_any_sentence(text: str, broken: bool) -> None:
+    assert ("impossible_count" in reasons(row(text, "What happens then?"))) is broken
+
+
+def test_labelled_public_rows_are_judged_as_the_docs_say() -> None:
+    """Recall and precision on rows labelled by reading; skipped where their texts were not unpacked."""
+    path = Path(__file__).parents[2] / "bench" / "audit" / "labelled.py"
+    spec = importlib.util.spec_from_file_location("labelled", path)
+    assert spec is not None
+    assert spec.loader is not None
+    labelled = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(labelled)
+    try:
+        counts = labelled.measure(labelled.labels())
+    except FileNotFoundError as error:
+        pytest.skip(f"needs the labelled texts ({error}): python bench/audit/labelled.py --fetch")
+    for check, least in (("missing_text", 0.9), ("refusal", 0.9), ("truncated", 0.6)):
+        for held_out in (False, True):
+            n = counts[check, held_out]
+            assert n["tp"] / (n["tp"] + n["fn"]) >= least, (check, held_out, n)
+            assert n["tp"] / (n["tp"] + n["fp"]) >= 0.85, (check, held_out, n)
+    assert counts["impossible_count", True]["fp"] == counts["impossible_count", False]["fp"] == 0

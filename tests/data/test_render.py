@@ -135,7 +135,10 @@ ODD_TEMPLATES = {
         "{% if add_generation_prompt %}assistant:\n{% endif %}",
         "never learn to stop",
     ),
-    "changes the answer": (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | upper }}"), "changes the text"),
+    "changes the answer": (
+        CHATML.replace("{{ m['content'] }}", "{{ m['content'] | upper }}"),
+        r"changes the text of turn 1 \(user\)",
+    ),
     "has no generation prompt": (
         CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}"),
         "not preceded by its generation prompt",

@@ -199,6 +199,18 @@ def test_retired_rows_are_refused_in_another_folder_and_in_another_form(tmp_path
         require_usable(raw)
 
 
+def test_retired_rows_are_refused_with_the_loss_on_their_last_turns_alone(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": f"{role} {i}"} for i in (1, 2) for role in ("user", "assistant")]
+    home, away = tmp_path / "home", tmp_path / "away"
+    for folder, line in ((home, {"messages": turns}), (away, {"id": "other", "messages": turns})):
+        folder.mkdir()
+        (folder / "talk.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
+    retire(home / "talk.jsonl", "wrong answers")
+    for train_on in ("all", "last"):
+        with pytest.raises(DataError, match="says row for row what was"):
+            require_usable(away / "talk.jsonl", None, load_rows(away / "talk.jsonl", train_on=train_on).rows)
+
+
 def test_the_picture_has_every_version_and_nothing_that_a_name_smuggles_in(tmp_path: Path) -> None:
     evil = '"><script>alert(1)</script>&\x1b[31m\u202e\n```.jsonl'
     made = [

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from veritune.data.split import SplitConfig, judge_split, judge_zones, split_zones
 from veritune.errors import DataError
-from veritune.records import ZONES, Message, Row
+from veritune.records import (
+    ZONES,
+    Message,
+    Row,
+    SplitCounts,
+    ZonePair,
+)
 
 
 def row(row_id: str, prompt: str | None = None, answer: str | None = None, source: str = "s") -> Row:
@@ -139,8 +145,8 @@ def test_small_data_works_and_says_what_it_cannot_support() -> None:
 # ---------------------------------------------------------------- judging
 
 
-def pair(counts: dict[str, object], a: str, b: str) -> dict[str, int]:
-    (found,) = [p for p in counts["pairs"] if (p["a"], p["b"]) == (a, b)]  # type: ignore[attr-defined]
+def pair(counts: SplitCounts, a: str, b: str) -> ZonePair:
+    (found,) = [p for p in counts.pairs if (p.a, p.b) == (a, b)]
     return found
 
 
@@ -148,7 +154,7 @@ def test_a_users_split_hears_how_many_held_out_answers_are_in_train() -> None:
     train = [row(f"t{i}") for i in range(20)]
     test = [row(f"e{i}", answer=train[i].target if i < 7 else None) for i in range(9)]
     findings, counts = judge_zones({"train": train, "test": test}, {})
-    assert pair(counts, "train", "test")["answers"] == 7
+    assert pair(counts, "train", "test").answers == 7
     assert [f.message for f in findings] == ["7 of the 9 answers in test are in train"]
 
 
@@ -165,7 +171,7 @@ def test_each_kind_of_overlap_is_counted_by_itself() -> None:
     family_of = {**{r.id: r.id for r in train}, "kin": "t4", "copy": "c", "asked": "a", "close": "x", "fresh": "y"}
     findings, counts = judge_zones({"seen": train, "stranger": held}, family_of, near=[("t5", "close", 0.6)])
     got = pair(counts, "seen", "stranger")
-    assert {k: got[k] for k in ("ids", "texts", "prompts", "answers", "families", "near")} == {
+    assert {k: getattr(got, k) for k in ("ids", "texts", "prompts", "answers", "families", "near")} == {
         "ids": 1,
         "texts": 2,
         "prompts": 3,
@@ -173,7 +179,7 @@ def test_each_kind_of_overlap_is_counted_by_itself() -> None:
         "families": 2,
         "near": 1,
     }
-    assert (got["n_a"], got["n_b"]) == (10, 6)
+    assert (got.n_a, got.n_b) == (10, 6)
     assert {f.check: f.severity for f in findings}["split.families"] == "error"
 
 
@@ -182,8 +188,8 @@ def test_short_answers_and_short_prompts_are_no_leak() -> None:
     held = [row("c", "continue.", "yes"), row("d", "Tell me more please", "no")]
     findings, counts = judge_zones({"seen": seen, "stranger": held}, {r.id: r.id for r in [*seen, *held]})
     got = pair(counts, "seen", "stranger")
-    assert (got["prompts"], got["answers"]) == (0, 0)
-    assert got["texts"] == 1  # the same short exchange, word for word, is still the same row
+    assert (got.prompts, got.answers) == (0, 0)
+    assert got.texts == 1  # the same short exchange, word for word, is still the same row
     assert [f.check for f in findings] == ["split.texts"]
 
 
@@ -201,3 +207,47 @@ def test_rows_outside_the_split_and_ids_without_a_row_are_errors() -> None:
     zone_of = {"f0-0": "seen", "f0-1": "seen", "f1-0": "stranger", "ghost": "stranger"}
     findings, _ = judge_split(zone_of, rows, family_of)
     assert {f.check for f in findings if f.severity == "error"} == {"split.unplaced", "split.unknown"}
+
+
+# ---------------------------------------------------------------- by source and by time
+
+
+def dated(i: int, source: str, when: object) -> Row:
+    turns = (Message("user", f"Question {i} of the survey on ropes?"), Message("assistant", f"Answer {i}."))
+    return Row(f"r{i}", turns, meta={"source": source, "when": when})
+
+
+def test_whole_sources_are_held_out_and_a_family_on_both_sides_goes_with_them() -> None:
+    rows = [dated(i, ("web", "forum", "book")[i % 3], i) for i in range(30)]
+    family_of = {row.id: row.id for row in rows} | {"r0": "both", "r1": "both"}  # web and forum
+    split = split_zones(rows, family_of, SplitConfig(by="source", held_sources=("forum",), validation=0.1))
+    strangers = {row.id for row in rows if split.zone_of[row.id] == "stranger"}
+    assert strangers == {row.id for row in rows if row.meta["source"] == "forum"} | {"r0"}
+    assert (
+        "1 families lie on both sides of held-out sources: they are held out whole, 1 rows of them with it"
+        in split.warnings
+    )
+    drawn = split_zones(rows, family_of, SplitConfig(by="source", stranger=0.3, validation=0.1))
+    sources = {row.meta["source"] for row in rows if drawn.zone_of[row.id] == "seen"}
+    assert len(sources) == 2
+
+
+@pytest.mark.parametrize("cut", [None, "2024-01-24", "2024-01-24T00:00:00Z"])
+def test_the_newest_rows_are_held_out(cut: str | None) -> None:
+    rows = [dated(i, "web", f"2024-01-{i + 1:02d}") for i in range(30)]
+    config = SplitConfig(by="time", field="when", held_from=cut, stranger=0.235, validation=0.1)
+    split = split_zones(rows, {row.id: row.id for row in rows}, config)
+    assert {i for i in range(30) if split.zone_of[f"r{i}"] == "stranger"} == set(range(23, 30))
+
+
+def test_sources_and_times_that_are_not_there_are_one_line() -> None:
+    rows = [dated(i, "web", "soon") for i in range(30)]
+    family_of = {row.id: row.id for row in rows}
+    for config, says in (
+        (SplitConfig(by="source", held_sources=("forum",)), "no row is of source 'forum'"),
+        (SplitConfig(by="source"), "all rows are of one source ('web')"),
+        (SplitConfig(by="time", field="when"), "row 'r0' has no time in column 'when': found 'soon'"),
+    ):
+        with pytest.raises(DataError) as caught:
+            split_zones(rows, family_of, config)
+        assert says in str(caught.value)

@@ -146,3 +146,26 @@ def test_chunks_cover_every_row_once() -> None:
     assert ranges[-1][1] == 5
     assert all(a[1] == b[0] for a, b in pairwise(ranges))
     assert chunks_by_bytes(np.zeros(1, np.int64), 20) == []
+
+
+@pytest.mark.parametrize(
+    ("marked", "plain"),
+    [
+        ("يَزْرَعُ البُسْتَانِيُّ سَبْعَةَ عَشَرَ صَفًّا أَحْمَد", "يزرع البستاني سبعة عشر صفا احمد"),
+        ("هَذَا كِتَابٌ جَدِيـــد", "هذا كتاب جديد"),
+        ("הַגַּנָּן שׁוֹתֵל שׁוּרוֹת", "הגנן שותל שורות"),
+        ("ชาวสวน ปลูก ทิวลิป", "ชาวสวนปลูกทิวลิป"),
+        ("អ្នកថែសួន\u200bដាំផ្កា", "អ្នកថែសួនដាំផ្កា"),
+        ("ဥယျာဉ်မှူးသည် ကျူးလစ်", "ဥယျာဉ်မှူးသည်ကျူးလစ်"),
+        ("ຊາວສວນ ປູກດອກ", "ຊາວສວນປູກດອກ"),
+    ],
+)
+def test_signs_and_spaces_that_a_script_leaves_to_the_writer_make_no_other_text(marked: str, plain: str) -> None:
+    assert canonical(marked) == canonical(plain)
+    assert tokens(marked) == tokens(plain)
+
+
+def test_marks_that_carry_meaning_stay() -> None:
+    assert canonical("กา") != canonical("ก่า")
+    assert canonical("café") != canonical("cafe")
+    assert canonical("में") != canonical("म")

@@ -10,7 +10,7 @@ from scipy.special import stdtr
 
 from veritune import records
 from veritune.config.claim import Claim
-from veritune.decide.claims import Context, judge
+from veritune.decide.claims import ClaimContext, judge
 from veritune.decide.recorded import OverRuns, from_estimate, missing, number, over_runs
 from veritune.errors import ScoreError
 from veritune.records import Estimate
@@ -382,10 +382,16 @@ def test_lost_scores_open_a_share_carried_over_as_well():
     lost = replace(
         a, score_S_N=np.where(gone, np.nan, a.score_S_N), machine_missing_S_N=gone, missing=({"crashed": 60},)
     )
-    context = Context(failure_values={"sums": 0.48})
+    context = ClaimContext(failure_values={"sums": 0.48})
     found = verdict("generalises", lost, b, share=0.5, context=context)
     assert found.status == "inconclusive" and "60 crashed" in found.details["reason"]
     assert {k: v for k, v in found.details["lost_bounds"].items() if "best" not in k}["worst/worst"] != "supported"
+
+
+def test_missing_scores_of_both_zones_count_as_evidence():
+    a, b = zoned(0.2, 0.18), zoned(0, 0, name="b", seed=1)
+    why = verdict("generalises", a, b, share=0.5).confidence["evidence"]["missing"]["why"]
+    assert why == f"0 of {a.score_S_N.size + b.score_S_N.size} scores missing"
 
 
 # ---------------------------------------------------------------- direction, rules, memorisation
@@ -483,13 +489,13 @@ def test_the_share_interval_shown_is_the_one_that_decides(seed):
 
 
 def test_the_share_interval_ends_where_the_contrast_meets_its_margin_of_error():
-    from veritune.decide.claims import _carried
-    from veritune.stats.paired import Options, pair
+    from veritune.decide.shares import carried_over
+    from veritune.stats.paired import PairOptions, pair
 
     a, b = zoned(0.2, 0.1, runs=3), zoned(0, 0, name="b", seed=1)
     b = ScoreTable("b", "sums", ("0",), b.items, b.score_S_N[:1], zone_N=b.zone_N, fixed=True, missing=({},))
     zones = [compare_tables(a.in_zone(z), b.in_zone(z)) for z in ("stranger", "seen")]
-    carried = _carried(pair(a, b), np.repeat([1, 0], N // 2), zones, Options())
+    carried = carried_over(pair(a, b), np.repeat([1, 0], N // 2), zones, PairOptions())
     for end, edge in zip(carried.interval(0.95), (0, 1)):
         assert carried.contrast(end).interval(0.95)[1 - edge if edge else 0] is not None
         low, high = carried.contrast(end).interval(0.95)
@@ -503,7 +509,7 @@ def test_scaling_both_gaps_leaves_the_share():
             ScoreTable(t.condition, "sums", t.runs, t.items, t.score_S_N * scale, zone_N=t.zone_N, missing=t.missing)
             for t in (zoned(0.2, 0.1), zoned(0, 0, name="b", seed=1))
         ]
-        found = verdict("generalises", *tables, share=0.3, context=Context(scales={"sums": (0, scale)}))
+        found = verdict("generalises", *tables, share=0.3, context=ClaimContext(scales={"sums": (0, scale)}))
         shares.append((found.estimates[0].low, found.estimates[0].value, found.estimates[0].high))
     assert shares[0] == pytest.approx(shares[1])
 
@@ -515,7 +521,7 @@ def probe_verdicts(*probes, op=">", threshold=0.3, **more):
     """One claim a quantity, all with one op and threshold."""
     named = {f"x{i}": probe for i, probe in enumerate(probes)}
     claims = [about_probe(name, name, op, threshold, **more) for name in named]
-    found = judge(claims, {}, Context(probes=named))
+    found = judge(claims, {}, ClaimContext(probes=named))
     for verdict_ in found:
         records.dumps(verdict_)
     return found
@@ -610,7 +616,7 @@ def test_probes_share_alpha_with_the_claims_on_scores_and_counts_do_not():
     gap = about("gap", "improves")
     probe = about_probe("probe", "x", ">", 0.3)
     count = about_probe("count", "n", ">", 0.3)
-    context = Context(probes={"x": t_estimate(0.41), "n": number("n", 0.4, exact=True)})
+    context = ClaimContext(probes={"x": t_estimate(0.41), "n": number("n", 0.4, exact=True)})
     alone = judge([probe], tables, context)[0].details
     both = judge([gap, probe, count], tables, context)
     assert both[0].details["claims_in_family"] == both[1].details["claims_in_family"] == 2
@@ -711,7 +717,7 @@ def test_coverage_over_seeds_and_items(runs):
 def test_the_grade_follows_the_named_evidence():
     good = {"c": {"contamination": "clean", "replicated": True}}
     a = side("a", 400, runs=3)
-    high = verdict("better_by", a, BASE, margin=0.08, context=Context(evidence=good))
+    high = verdict("better_by", a, BASE, margin=0.08, context=ClaimContext(evidence=good))
     assert high.status == "supported"
     assert {k: v["state"] for k, v in high.confidence["evidence"].items()} == dict.fromkeys(
         ("seeds", "units", "power", "missing", "contamination", "replication"), "good"
@@ -719,7 +725,7 @@ def test_the_grade_follows_the_named_evidence():
     assert high.confidence["grade"] == "high"
     assert verdict("better_by", a, BASE, margin=0.08).confidence["grade"] == "moderate"
     found = {"*": {"contamination": "found", "replicated": True}}
-    assert verdict("better_by", a, BASE, margin=0.08, context=Context(evidence=found)).confidence["grade"] == "low"
+    assert verdict("better_by", a, BASE, margin=0.08, context=ClaimContext(evidence=found)).confidence["grade"] == "low"
     assert verdict("better_by", side("a", 400), BASE, margin=0.08).confidence["grade"] == "low"
 
 

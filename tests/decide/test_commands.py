@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from veritune import records
-from veritune.decide.commands import CompareOptions, Side, compare, load_side, parse_side, render_text
+from veritune.decide.ci import markdown
+from veritune.decide.commands import CompareOptions, compare
+from veritune.decide.screen import render_text
+from veritune.decide.sides import Side, load_side, parse_side
 from veritune.errors import ScoreError
-from veritune.evaluate.imports import Reading
+from veritune.evaluate.logs import Reading
 
 SCORES = Path(__file__).parents[1] / "evaluate" / "scores"
 
@@ -203,10 +206,20 @@ def test_one_side_an_unknown_arm_and_an_impossible_alpha_are_refused(files):
 
 def test_comparing_loads_no_model_library_and_no_table_library(files):
     code = (
-        "import sys; from veritune.decide.commands import *; "
+        "import sys; from veritune.decide.commands import *; from veritune.decide.screen import *; "
+        "from veritune.decide.sides import *; "
         "render_text(compare([parse_side(p) for p in sys.argv[1:]])); "
         "print([m for m in ('torch', 'transformers', 'pandas', 'polars', 'pyarrow', 'scipy.stats', "
         "'matplotlib', 'statsmodels') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_without_an_interval_no_test_is_named(tmp_path):
+    for name, step in (("a", 3), ("b", 2)):
+        write(tmp_path / f"{name}.jsonl", [0 if i % step else 100 for i in range(30)])
+    report = compare([parse_side(f"{tmp_path}/{n}.jsonl") for n in "ab"], CompareOptions(margin=5))
+    for text in (render_text(report), markdown(report)):
+        assert "no interval: graded scores from 0 to 100 without declared bounds" in text
+        assert "None" not in text and "no p" not in text

@@ -11,17 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from veritune.commands.app import app
-from veritune.decide.commands import (
-    CompareOptions,
-    compare,
-    compare_counts,
-    parse_rule,
-    parse_side,
-    render_text,
-    wide_sides,
-)
+from veritune.decide.commands import CompareOptions, compare, compare_counts, parse_rule
+from veritune.decide.screen import render_text
+from veritune.decide.sides import parse_side, wide_sides
 from veritune.errors import ScoreError, VerituneError
-from veritune.evaluate.imports import Reading
+from veritune.evaluate.logs import Reading
 
 
 def jsonl(path: Path, rows) -> Path:
@@ -194,7 +188,9 @@ def test_all_pairs_share_alpha_and_their_words_follow_their_intervals(tmp_path):
         assert c.decision == "inconclusive" or not c.estimates[0].low <= 0 <= c.estimates[0].high
     text = render_text(report)
     assert "6 comparisons: intervals at 1 − alpha/6, p times 6 (Bonferroni)." in text
-    assert text.splitlines()[-7].startswith("w − x")
+    lines = text.splitlines()
+    last = lines.index("6 comparisons: intervals at 1 − alpha/6, p times 6 (Bonferroni).")
+    assert lines[last - 6].startswith("w − x")
     with pytest.raises(ScoreError, match="--against"):
         CompareOptions(all_pairs=True, against="w")
 

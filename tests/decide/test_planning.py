@@ -11,7 +11,9 @@ from veritune import records
 from veritune.config.claim import Claim
 from veritune.decide import planning
 from veritune.decide.claims import judge
-from veritune.decide.commands import CompareOptions, compare_score_tables, parse_side, render_text
+from veritune.decide.commands import CompareOptions, compare_score_tables
+from veritune.decide.screen import render_text
+from veritune.decide.sides import parse_side
 from veritune.errors import ScoreError
 from veritune.stats.power import Design
 from veritune.stats.table import ScoreTable

@@ -30,9 +30,10 @@ def warm() -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Trainer  # noqa: F401
 
+    import veritune.pipeline
     import veritune.report.figures
     import veritune.report.page
-    import veritune.stages
+    import veritune.results.index
     import veritune.train.cells
     import veritune.train.telemetry
     import veritune.train.trainer  # noqa: F401
@@ -86,7 +87,7 @@ def child(order: dict[str, Any]) -> int:
     finally:
         if shim is not None:
             handle = shim.real["open"](order["fault"]["done"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            shim.real["write"](handle, json.dumps(shim.done).encode())
+            shim.real["write"](handle, json.dumps(shim.journal if shim.kind == "journal" else shim.done).encode())
 
 
 def break_files(fault: dict[str, Any]) -> Any:

@@ -20,7 +20,7 @@ import pytest
 MOMENTS = {
     "rows half on disk": r"os.rename .*/families.parquet ",
     "live probe done, not recorded": r"os.rename .*/live-all_layer.json ",
-    "contract staged, not yet in the timeline": r"open .*/events.jsonl a",
+    "contract staged, not yet in the timeline": r"open .*/events.jsonl a.* #2",
     "in the timeline, contract about to be published": r"os.rename .*/contract.lock.json ",
     "baseline loss measured": r"os.rename .*/baseline-.*/nll.json ",
     "baseline answered, scores not written": r"os.rename .*/baseline-.*/style.jsonl ",
@@ -88,7 +88,7 @@ def assert_same_result(root: Path, reference: Path) -> None:
             assert found[name][part] == expected[name][part], f"{name}: {part} differs"
 
 
-@pytest.mark.parametrize("moment", ALONE)
+@pytest.mark.parametrize("moment", ALONE if os.environ.get("VERITUNE_CRASH") == "all" else ALONE[::2])
 def test_killed_and_started_again_ends_with_the_same_result(moment: str, study: Any, forks: Any, finished: Any) -> None:
     assert forks("run", study.root, kill_at=MOMENTS[moment]).rc == -signal.SIGKILL
     again = forks("run", study.root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -300,7 +301,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(study: Any, forks: An
     while not (study.root / "audit").exists():
         pass
     second = forks("run", study.root)
-    assert second.rc == 1
+    assert second.rc == 3
     assert f"is in use by process {first['pid']} on " in second.err
     assert second.err.count("\n") == 1
     status = forks("status", study.root)
@@ -338,7 +339,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("free_kb", [0, 8, 60])
+@pytest.mark.parametrize("free_kb", [0, 8, 60] if os.environ.get("VERITUNE_CRASH") == "all" else [8])
 def test_a_disk_that_fills_up_is_named_and_the_study_goes_on_when_there_is_room(
     disk: Path, forks: Any, finished: Any, free_kb: int
 ) -> None:
@@ -347,7 +348,7 @@ def test_a_disk_that_fills_up_is_named_and_the_study_goes_on_when_there_is_room(
     for name in ("study.yaml", "rows.jsonl"):
         (study.root / name).write_bytes((finished.root / name).read_bytes())
     assert forks("freeze", study.root).rc == 0
-    cell = json.loads(forks("cells", study.root, "--json").out)[-1]["run_id"]
+    cell = json.loads(forks("status", study.root, "--cells", "--json").out)[-1]["run_id"]
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as stream:
         try:
@@ -357,7 +358,7 @@ def test_a_disk_that_fills_up_is_named_and_the_study_goes_on_when_there_is_room(
             pass
     with filler.open("r+b") as stream:
         stream.truncate(filler.stat().st_size - free_kb * 1024)
-    full = forks("cell", study.root, cell)
+    full = forks("work", study.root, cell)
     assert full.rc == 1, full.out
     assert "the disk is full" in full.err
     refused = forks("run", study.root)
@@ -386,7 +387,7 @@ def test_a_read_only_folder_is_named(disk: Path, forks: Any, finished: Any) -> N
 @pytest.mark.model
 def test_a_small_study_of_the_real_model(tmp_path: Path, forks: Any, smollm2: Path, finished: Any) -> None:
     settings = finished.study.settings()
-    settings["model"] = {"path": "builtin:smollm2-135m-instruct", "dtype": "bfloat16"}
+    settings["model"] = {"path": "builtin:smollm2-135m-instruct", "dtype": "auto"}
     settings["train"] |= {"max_steps": 2, "eval_steps": 2, "per_device_train_batch_size": 2}
     settings["conditions"] = {"all_layer": {"method": "lora", "target_modules": "all-linear", "r": 4}}
     settings["seeds"] = [0]

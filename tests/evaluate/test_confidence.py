@@ -14,6 +14,7 @@ from veritune.errors import DataError, ScoreError
 from veritune.evaluate.confidence import (
     Question,
     answer_confidences,
+    answer_token_losses,
     from_lm_eval,
     judge_choices,
     multiclass_brier,
@@ -172,3 +173,49 @@ def test_a_question_that_cannot_be_asked_is_named(tmp_path: Path, row: Any, said
     with pytest.raises(DataError, match=said) as caught:
         read_questions(path)
     assert "line 1" in str(caught.value)
+
+
+def test_the_loss_of_each_token_of_an_answer_is_what_the_model_gave_it(tiny_model: Path) -> None:
+    from veritune.evaluate.generate import Decoding, Output, generate
+    from veritune.probe.study import subject
+
+    found = subject(str(tiny_model), dtype="float32")
+    model, tokenizer = found.base(), found.renderer.tokenizer
+    prompts = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("harbor gate", "lamp")]
+    outputs = [*generate(model, tokenizer, prompts, Decoding(4)), Output("", (), "length")]
+    got = answer_token_losses(model, tokenizer, [*prompts, prompts[0]], outputs, batch_size=1)
+    assert got == [
+        [(w, pytest.approx(v, abs=2e-4)) for w, v in one]
+        for one in answer_token_losses(model, tokenizer, [*prompts, prompts[0]], outputs, batch_size=8)
+    ]
+    assert got[2] == []
+    for prompt, output, losses in zip(prompts, outputs, got, strict=False):
+        assert "".join(word for word, _ in losses) == tokenizer.decode(output.token_ids)
+        ids = list(prompt)
+        for token, (_, nats) in zip(output.token_ids, losses, strict=True):
+            with torch.no_grad():
+                share = model(torch.tensor([ids])).logits[0, -1].softmax(-1)[token]
+            assert nats == pytest.approx(-math.log(float(share)), abs=2e-4)
+            ids.append(token)
+
+
+def test_only_the_first_items_get_token_losses_and_a_server_s_answers_none(tiny_model: Path) -> None:
+    from types import SimpleNamespace
+
+    from veritune.evaluate.generate import Output
+    from veritune.pipeline.cell import _with_token_losses
+    from veritune.probe.study import subject
+    from veritune.records import Score
+
+    found = subject(str(tiny_model), dtype="float32")
+    heard: list[str] = []
+    ready: Any = SimpleNamespace(tokenizer=found.renderer.tokenizer, progress=SimpleNamespace(say=heard.append))
+    cell: Any = SimpleNamespace(condition="wide", seed=3)
+    spec: Any = SimpleNamespace(token_losses=1, merged=False)
+    scores = [Score("r", "e", f"i{n}", 1.0, parts={"n_tokens": 2}) for n in range(2)]
+    made = ([(5, 6)] * 2, [Output("x", (7, 8), "length")] * 2, scores)
+    weights: Any = SimpleNamespace(model=found.base())
+    first, second = _with_token_losses(ready, cell, spec, weights, made)
+    assert [len(first.parts["token_losses"]), first.parts["n_tokens"], second] == [2, 2, scores[1]]
+    assert _with_token_losses(ready, cell, spec, SimpleNamespace(model=None), made) == scores  # type: ignore[arg-type]
+    assert "no loss by token for wide, seed 3: a server answers" in heard[0]

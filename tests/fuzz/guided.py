@@ -1,6 +1,7 @@
 """Coverage-guided fuzzing of everything that reads a stranger's file; only a VerituneError may come out.
 
     make fuzz SECONDS=300                     (or: python tests/fuzz/guided.py --seconds 300)
+    python tests/fuzz/guided.py --runs 5000 --seed 1 --out FRESH     (the same inputs each time: a sample for CI)
     python tests/fuzz/guided.py FILE          (a case that was found, once more, with its traceback)
 
 Beside `test_strangers_files.py`, whose files and readers it shares: hypothesis makes files near a valid one, atheris
@@ -33,20 +34,48 @@ def readers() -> dict[str, tuple[Reader, list[bytes]]]:
     from veritune.config.load import load_study
     from veritune.data.load import load_rows
     from veritune.data.quality import load_patterns
-    from veritune.decide.lint import load_rules
-    from veritune.evaluate.imports import read
-    from veritune.release.golden import golden_problem
-    from veritune.release.parts import tensors
-    from veritune.release.policy import read_policy
-    from veritune.release.registry import _entry
-    from veritune.release.safety import load_set
-    from veritune.release.verify import read_manifest, verify_bundle
+    from veritune.data.recipe import load_recipe
+    from veritune.data.review import lineage, read_decisions
+    from veritune.evaluate.confidence import read_judged
+    from veritune.evaluate.logs import read
+    from veritune.ledger import Ledger
+    from veritune.probe.geometry import read_questions
+    from veritune.records import RunManifest, RunSummary, TrainingRecord
+    from veritune.release.bundle.parts import tensors
+    from veritune.release.bundle.verify import read_manifest, verify_bundle
+    from veritune.release.gate.evidence import read_evidence
+    from veritune.release.gate.gates import all_waivers
+    from veritune.release.gate.policy import read_policy
+    from veritune.release.gate.safety import load_set
+    from veritune.release.parity.export import _index
+    from veritune.release.parity.golden import golden_problem
+    from veritune.release.registry.channels import _entry
+    from veritune.release.registry.rules import newest_head, rules
+    from veritune.release.registry.shelf import LocalShelf
     from veritune.seal import verify
-    from veritune.store import Store
+    from veritune.store import Store, sha256_file
+    from veritune.train.adapters.reading import read_adapter
+    from veritune.train.elsewhere import select_from_logs
+    from veritune.train.telemetry import read_telemetry
+    from veritune.view.foreign import index_any
+    from veritune.writeup.facts import read_facts
+    from veritune.writeup.lint import load_rules
+    from veritune.writeup.lint.profile import load_profile
+    from veritune.writeup.pages import prose_of
+    from veritune.writeup.tables import _of_file
+
+    def evidence(path: Path) -> Any:
+        """As a forger who also writes the event: what lies behind the timeline is reached."""
+        root = path.parent.parent
+        (root / "events.jsonl").unlink(missing_ok=True)
+        store = Store(root)
+        store.log("evidence", kind="merge", files={"release/merge.json": sha256_file(path)})
+        return read_evidence(store, "merge")
 
     def file(name: str, reader: Callable[[Path], Any], *, rehash: bool = False) -> Reader:
         def run(folder: Path, content: bytes) -> None:
             path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_rehashed(content) if rehash else content)
             try:
                 reader(path)
@@ -93,7 +122,7 @@ def readers() -> dict[str, tuple[Reader, list[bytes]]]:
         "contract, hash repaired": (file("contract.lock.json", contract_, rehash=True), [text(known.CONTRACT)]),
         "events": (file("events.jsonl", events), [b'{"event": "frozen", "previous": null, "time": "t"}\n']),
         "seal": (file("seal.json", lambda p: verify(p.parent), rehash=True), [text(known.SEAL)]),
-        "rows": (file("f.jsonl", rows), [text(known.ROW)]),
+        "rows": (file("f.jsonl", rows), [text(known.ROW), *map(text, training_rows())]),
         "csv": (file("f.csv", rows), [b"id,prompt,completion\na,q,r\n"]),
         "parquet": (file("f.parquet", rows), [_parquet()]),
         "scores": (file("samples_x_2026.jsonl", read), [*scores, *map(text, known.SCORE_LINES)]),
@@ -103,7 +132,104 @@ def readers() -> dict[str, tuple[Reader, list[bytes]]]:
         "channel": (file("c.json", lambda p: _entry(p.read_bytes(), "channels/s/1.json", None), rehash=True),
                     [text(known.CHANNEL)]),
         "golden": (file("golden.json", golden_problem), [text(known.GOLDEN)]),
+        "arrow": (file("f.arrow", rows), [_arrow()]),
+        "datasets folder": (file("state.json", lambda p: load_rows(p.parent)),
+                            [b'{"_data_files": [{"filename": "a.arrow"}]}']),
+        "decisions": (file("p.jsonl", read_decisions), [text(known.DECISION)]),
+        "lineage": (file("_lineage.jsonl", lambda p: lineage(p.parent)), [text(known.VERSION)]),
+        "retirements": (file("retired.jsonl", lambda p: Ledger(p).salvage()), [text(known.VERSION)]),
+        "gates": (file("release/gates.jsonl", lambda p: all_waivers(Store(p.parent.parent))), [text(known.WAIVER)]),
+        "evidence": (file("release/merge.json", lambda p: evidence(p)), [text(known.EVIDENCE)]),
+        "rule": (file("rules/staging/00000001.json", lambda p: rules(LocalShelf(p.parents[2]), "staging"), rehash=True),
+                 [text(known.RULE)]),
+        "head": (file("heads/staging/00000001.json", lambda p: newest_head(LocalShelf(p.parents[2]), "staging")),
+                 [b'{"number": 1, "hash": "a"}']),
+        "run manifest": (file("m.json", RunManifest.load), [b'{"run_id": "r", "seed": 0, "lr": null}']),
+        "run summary": (file("s.json", RunSummary.load), [b'{"run_id": "r", "scores": {}, "nll": {}}']),
+        "training record": (file("t.json", TrainingRecord.load), [b'{"steps": 1, "candidates": []}']),
+        "confidences": (file("c.jsonl", lambda p: read_judged(p, confidence="confidence", correct="correct")),
+                        [b'{"id": "a", "confidence": 0.5, "correct": 1}\n', text(known.SCORE_LINES[1])]),
+        "questions": (file("q.yaml", read_questions), [b"- what?\n- why?\n"]),
+        "facts of a write-up": (file("f.json", lambda p: read_facts([p])), [b'{"accuracy": {"all": 0.5}, "n": 12}']),
+        "safetensors index": (file("model.safetensors.index.json", lambda p: _index(p.parent, {"a": {"w": 4}})),
+                              [b'{"metadata": {"total_size": 4}, "weight_map": {"w": "a"}}']),
+        "telemetry": (file("t.jsonl", read_telemetry), [b'{"step": 1, "status": "ok"}\n']),
+        "recipe": (file("recipe.yaml", load_recipe), [b"sources:\n- {name: a, path: a.jsonl, share: 0.5}\n"]),
+        "profile": (file("p.yaml", load_profile), [b"extends: clean-result\nforbidden: []\n"]),
+        "table of a write-up": (file("t.csv", lambda p: _of_file("t", p)), [b"arm,score\na,0.5\n"]),
+        "training log": (file("log.csv", lambda p: select_from_logs([str(p)])),
+                         [b"step,lr,eval_loss\n1,0.1,2.0\n", b'{"log_history": [{"step": 1, "eval_loss": 2.0}]}']),
+        "notebook": (file("n.ipynb", prose_of), [b'{"cells": [{"cell_type": "markdown", "source": ["# a"]}]}']),
+        "view": (file("v.jsonl", lambda p: index_any(p, own=False)), [text(known.SCORE_LINES[0])]),
+        "adapter config": (file("adapter_config.json", lambda p: read_adapter(p.parent)),
+                           [b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8}']),
+        **of_strangers(file, scores),
     }  # fmt: skip
+
+
+def training_rows() -> list[Any]:
+    """Rows with every field that the reader honours, and pairs that it refuses."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "q"}]},
+        {"role": "assistant", "content": None, "reasoning_content": "r", "tool_calls": [call], "weight": 0},
+        {"role": "tool", "tool_call_id": "a", "name": "f", "content": {"y": 1}},
+        {"from": "gpt", "value": "a", "train": True},
+    ]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    return [
+        {"id": "a", "original": "a", "messages": turns, "tools": tools, "system": "s", "label": True},
+        {"prompt": [{"role": "user", "content": "q"}], "completion": "a", "history": [["q", "a"]], "thinking": "t"},
+        {"input": {"messages": []}, "chosen": [{"role": "user", "content": "q"}], "rejected": "r", "kto_tag": 0},
+    ]
+
+
+def of_strangers(file: Callable[..., Reader], scores: list[bytes]) -> dict[str, tuple[Reader, list[bytes]]]:
+    """Readers of what others' tools leave behind: logs with every choice, adapters, columns, a model's folder."""
+    import test_strangers_files as known
+    import torch
+    from safetensors.torch import save_file
+
+    from veritune.data.columns import mapped, parse_columns
+    from veritune.data.template import stops_of, twin_templates
+    from veritune.evaluate.logs import Reading, read
+    from veritune.train.adapters.foreign import write_peft_form
+    from veritune.train.adapters.reading import read_adapter
+
+    def with_choices(path: Path) -> None:
+        for choice in (*known.READINGS.values(), Reading(metric="acc", family="topic", reducer="max")):
+            known.survives(lambda choice=choice: read(path, choice))
+
+    class Tokenizer:
+        chat_template, eos_token_id = "{{ messages }}", 0
+
+        def __init__(self, path: Path) -> None:
+            self.name_or_path = str(path.parent)
+
+    def adapter(path: Path) -> None:
+        """The config beside whole factors, in PEFT's names and in MLX's."""
+        named = {"adapter_model": "base_model.model.q_proj.lora_{}.weight", "adapters": "model.q_proj.lora_{}"}
+        for name, key in named.items():
+            keys = [key.format(factor if name == "adapter_model" else factor.lower()) for factor in "AB"]
+            save_file({key: torch.ones(4, 4) for key in keys}, path.parent / f"{name}.safetensors")
+        (path.parent / "peft").mkdir(exist_ok=True)
+        known.survives(lambda: read_adapter(path.parent))
+        known.survives(lambda: write_peft_form(path.parent, path.parent / "peft"))
+
+    peft = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "rank_pattern": {"q": 8}}
+    mlx = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0}}
+    named = b'{"chat_template": [{"name": "default", "template": "{{ messages }}"}]}'
+    mapping = b'user: "{a}\\n{b}", assistant: c'
+    return {
+        "scores, with choices": (file("samples_x_2026.jsonl", with_choices), scores),
+        "adapter": (file("adapter_config.json", adapter), [known.text_of(peft), known.text_of(mlx)]),
+        "columns": (
+            file("c.txt", lambda p: mapped(parse_columns(p.read_text("utf-8", "replace")))),
+            [mapping, b"messages=chosen,ignore=a|b"],
+        ),
+        "stop tokens": (file("generation_config.json", lambda p: stops_of(Tokenizer(p))), [b'{"eos_token_id": [0]}']),
+        "twin templates": (file("tokenizer_config.json", lambda p: twin_templates(Tokenizer(p))), [named]),
+    }
 
 
 def _rehashed(content: bytes) -> bytes:
@@ -118,6 +244,17 @@ def _rehashed(content: bytes) -> bytes:
         return known.text_of(known.rehashed(value))
     except (ValueError, RecursionError):
         return content
+
+
+def _arrow() -> bytes:
+    import io
+
+    import pyarrow as pa
+
+    stream, table = io.BytesIO(), pa.table({"id": ["a"], "prompt": ["q"], "completion": ["r"]})
+    with pa.ipc.new_file(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
 
 
 def _parquet() -> bytes:
@@ -184,6 +321,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("case", nargs="?", type=Path, help="a case that was found")
     options.add_argument("--seconds", type=int, default=60)
+    options.add_argument("--runs", type=int, help="end after so many inputs; with --seed the same ones each time")
+    options.add_argument("--seed", type=int, help="of the changes; without one a new one each time")
     options.add_argument("--out", type=Path, default=Path(".fuzz"), help="corpus and found cases; kept between runs")
     asked = options.parse_args()
     sys.path.insert(0, str(HERE))
@@ -227,7 +366,9 @@ def main() -> None:
     (asked.out / "words.txt").write_text(
         "".join(f'"{w}"\n' for w in words([s for _, ss in known.values() for s in ss]))
     )
-    flags = [f"-max_total_time={asked.seconds}", "-max_len=8192", "-timeout=30", "-rss_limit_mb=4096"]
+    flags = [f"-max_total_time={asked.seconds}", "-max_len=8192", "-timeout=120", "-rss_limit_mb=4096"]
+    flags += [] if asked.runs is None else [f"-runs={asked.runs}"]
+    flags += [] if asked.seed is None else [f"-seed={asked.seed}"]
     flags += [f"-artifact_prefix={asked.out}/", f"-dict={asked.out / 'words.txt'}", "-print_final_stats=1"]
     valid = [bytes([k]) + seed for k, (_, seeds) in enumerate(known.values()) for seed in seeds]
 

@@ -13,12 +13,13 @@ from veritune import contract
 from veritune.config.load import load_study
 from veritune.data.load import load_rows
 from veritune.data.quality import load_patterns
-from veritune.decide.lint import load_rules
 from veritune.errors import DataError, FormatError, InputError, ScoreError, StaleError, StudyError, VerituneError
-from veritune.evaluate.imports import read
-from veritune.release.policy import read_policy
+from veritune.evaluate.logs import read
+from veritune.release.gate.policy import read_policy
 from veritune.seal import verify
-from veritune.store import Store
+from veritune.store import Store, sha256_file
+from veritune.writeup.lint import load_rules
+from veritune.writeup.pages import prose_of
 
 
 @pytest.mark.parametrize("text", ["name: 2026-99-99", "name: !!timestamp x"])
@@ -43,7 +44,7 @@ def test_a_contract_with_a_number_that_no_record_holds(tmp_path: Path) -> None:
     (tmp_path / "contract.lock.json").write_text(
         '{"format": 1, "entries": [{"hash": "x", "previous": null, "n": NaN}]}'
     )
-    with pytest.raises(VerituneError, match="entry 0 was edited"):
+    with pytest.raises(VerituneError, match="damaged: NaN is not JSON"):
         contract.read(Store(tmp_path))
 
 
@@ -85,7 +86,7 @@ def test_a_csv_that_ends_inside_its_header(tmp_path: Path) -> None:
 
 
 def test_golden_outputs_with_an_infinite_limit(tmp_path: Path) -> None:
-    from veritune.release.golden import golden_problem
+    from veritune.release.parity.golden import golden_problem
 
     item = {"id": "i", "messages": [], "prompt_ids": [1], "token_ids": [2]}
     text = json.dumps({"decoding": {"max_new_tokens": 4}, "items": [item]})
@@ -113,7 +114,7 @@ def test_patterns_of_another_shape(tmp_path: Path, entry: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("entry", [{"data_offsets": [0, "X"], "shape": [1]}, {"data_offsets": [0, 4], "shape": ["X"]}])
 def test_a_safetensors_header_with_an_infinite_number(tmp_path: Path, entry: dict[str, Any]) -> None:
-    from veritune.release.parts import tensors
+    from veritune.release.bundle.parts import tensors
 
     header = json.dumps({"a": {"dtype": "F32", **entry}}).replace('"X"', "1e999").encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
@@ -127,7 +128,7 @@ def test_a_contract_entry_that_has_no_hash_because_none_can_be_made(tmp_path: Pa
     entry = {"time": "t", "previous": None, "reason": "frozen", "changes": [], "results": [], **more}
     entry |= {"terms": {"study": {"lr": float("nan")}, "facts": {}}}
     (tmp_path / "contract.lock.json").write_text(json.dumps({"format": 1, "entries": [entry]}))
-    with pytest.raises((FormatError, StaleError), match=r"entry 0 (was edited|holds no hash)"):
+    with pytest.raises((FormatError, StaleError), match="damaged: NaN is not JSON"):
         contract.read(Store(tmp_path))
 
 
@@ -135,14 +136,24 @@ def test_a_contract_entry_that_has_no_hash_because_none_can_be_made(tmp_path: Pa
     "text", ["3", "[]", '{"entries": 3}', '{"entries": [3]}', '{"entries": [{"a": NaN}]}', '{"a": NaN}']
 )
 def test_release_records_of_another_shape(tmp_path: Path, text: str) -> None:
-    from veritune.release.evidence import read_evidence
-    from veritune.release.gates import all_waivers, gate_record
+    from veritune.release.gate.evidence import read_evidence
+    from veritune.release.gate.gates import all_waivers, gate_record
 
     (tmp_path / "release").mkdir()
     for name in ("gates.jsonl", "safety.json"):
         (tmp_path / "release" / name).write_text(text + "\n")
+    known = {"release/safety.json": sha256_file(tmp_path / "release" / "safety.json")}
+    Store(tmp_path).log("evidence", kind="safety", files=known)  # a forger who writes the event too
     with pytest.raises(FormatError):
         read_evidence(Store(tmp_path), "safety")
     for reader in (gate_record, all_waivers):
         with pytest.raises((FormatError, StaleError)):
             reader(Store(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["1e308", "null", "[]"])
+def test_a_notebook_whose_source_is_not_text(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "n.ipynb"
+    path.write_text(f'{{"cells": [{{"cell_type": "markdown", "source": [{part}]}}]}}')
+    with pytest.raises(InputError, match="the source of a cell is not text"):
+        prose_of(path)

@@ -10,7 +10,9 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,20 +24,22 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from veritune import contract
+from veritune import contract, untrusted
 from veritune.config.load import load_study
 from veritune.data.load import load_rows
 from veritune.data.quality import load_patterns
-from veritune.decide.lint import load_rules
 from veritune.errors import VerituneError
-from veritune.evaluate.imports import Reading, read
-from veritune.release.golden import golden_problem
-from veritune.release.parts import name_problem, tensors
-from veritune.release.policy import read_policy
-from veritune.release.registry import _entry
-from veritune.release.verify import read_manifest, verify_bundle
+from veritune.evaluate.logs import Reading, read
+from veritune.ledger import link
+from veritune.release.bundle.parts import name_problem, tensors
+from veritune.release.bundle.verify import read_manifest, verify_bundle
+from veritune.release.gate.policy import read_policy
+from veritune.release.parity.golden import golden_problem
+from veritune.release.registry.channels import _entry
 from veritune.seal import verify
 from veritune.store import Store, hash_of
+from veritune.train.elsewhere import select_from_logs
+from veritune.writeup.lint import load_rules
 
 MORE = int(os.environ.get("VERITUNE_FUZZ", "0"))
 SCORES = Path(__file__).parents[1] / "evaluate" / "scores"
@@ -320,6 +324,20 @@ def test_parquet_and_gzip(tmp_path: Path, parquet: bytes, edits_: list[tuple[flo
 
 
 SCORE_FILES = sorted(p for p in SCORES.iterdir() if p.is_file() and p.stat().st_size < 60_000)
+SCORE_FILES.append(SCORES / "helm_run" / "per_instance_stats.json")
+SCORE_FILES.append(next((SCORES / "lm_eval_group" / "base").glob("samples_toy_ppl_*.jsonl")))
+READINGS = {
+    "per_instance_stats.json": Reading(filter="test", metric="exact_match", family="instance.input.text"),
+    "promptfoo.json": Reading(system="openai:large", metric="score", family="topic"),
+    "toy_eval_results.json": Reading(metric="plus", reducer="pass_at_2"),
+    "openai_evals.jsonl": Reading(metric="match", family="topic"),
+    "lighteval_new.parquet": Reading(metric="acc", family="topic"),
+    "lighteval_old.parquet": Reading(metric="em"),
+    "lm_eval_0_4_0_sums.json": Reading(filter="2"),
+    "inspect_at_least.json": Reading(metric="both/hit"),
+    "inspect_three_reducers.eval": Reading(metric="odd", reducer="majority"),
+}
+"""Choices without which a file's reader stops at its first question."""
 
 
 @bounded(15)
@@ -328,6 +346,35 @@ SCORE_FILES = sorted(p for p in SCORES.iterdir() if p.is_file() and p.stat().st_
 def test_score_files_with_edits(tmp_path: Path, path: Path, edits_: list[tuple[float, str, bytes]]) -> None:
     (tmp_path / path.name).write_bytes(mutated(path.read_bytes(), edits_))
     survives(lambda: read(tmp_path / path.name))
+    survives(lambda: read(tmp_path / path.name, READINGS.get(path.name, Reading(metric="word_perplexity"))))
+
+
+@bounded(40)
+@given(changes_=changes)
+@pytest.mark.parametrize("name", [n for n in READINGS if n.endswith((".json", ".jsonl"))])
+def test_harness_logs_with_changed_values(tmp_path: Path, name: str, changes_: list[tuple[int, Any, bool]]) -> None:
+    text = next(p for p in SCORE_FILES if p.name == name).read_text("utf-8")
+    if name.endswith(".jsonl"):
+        rows = changed([json.loads(line) for line in text.splitlines()], changes_)
+        content = b"\n".join(map(text_of, rows))
+    else:
+        content = text_of(changed(json.loads(text), changes_))
+    (tmp_path / name).write_bytes(content)
+    survives(lambda: read(tmp_path / name))
+    survives(lambda: read(tmp_path / name, READINGS[name]))
+
+
+TRAINER_STATE = {
+    "log_history": [{"step": 5, "loss": 1.0, "learning_rate": 1e-4}, {"step": 10, "eval_loss": 1.0}, {"step": 20}]
+}
+
+
+@bounded(60)
+@given(content=hostile(TRAINER_STATE) | hostile(TRAINER_STATE["log_history"][1]))
+def test_training_logs(tmp_path: Path, content: bytes) -> None:
+    for name in ("trainer_state.json", "a.jsonl", "a.csv"):
+        (tmp_path / name).write_bytes(content)
+        survives(lambda name=name: select_from_logs([str(tmp_path / name), f"1e-3={tmp_path / name}"]))
 
 
 SCORE_LINES = [
@@ -428,7 +475,7 @@ def test_a_forged_bundle(tmp_path: Path, whole: Path, name: str, changes_: list[
 @pytest.fixture(scope="module")
 def whole(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real bundle of the tiny study."""
-    from veritune.release.bundle import BundleSource, make_bundle
+    from veritune.release.bundle.build import BundleSource, make_bundle
 
     folder = tmp_path_factory.mktemp("fuzz") / "bundle"
     (run,) = (finished.root / "runs").glob("all_layer-s0-*")
@@ -481,3 +528,92 @@ GOLDEN = {"decoding": {"max_new_tokens": 4}, "items": [ANSWER]}
 def test_golden_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "golden.json").write_bytes(content)
     survives(lambda: golden_problem(tmp_path / "golden.json"))
+
+
+# ---------------------------------------------------------------- every reader is on a list
+
+DECISION = {"row_id": "a", "row_sha256": "0", "decision": "edit", "why": "w", "reviewer": "r",
+            "edited": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}  # fmt: skip
+VERSION = link({"event": "version", "sha256": "a" * 64, "file": "f", "rows": 1, "parents": [], "rejects": {}, "how": "",
+                "created": "t"}, None)  # fmt: skip
+WAIVER = link({"gate": "data", "by": "b", "reason": "r", "until": "2026-01-01", "covers": "c", "seen": "s",
+               "created": "t", "kind": "waiver"}, None)  # fmt: skip
+RULE = rehashed({"number": 1, "channel": "staging", "keys": ["pem"], "reason": "", "previous": None, "time": "t"})
+EVIDENCE = {"kind": "merge", "status": "passed", "message": "m", "numbers": {}, "thresholds": {}, "inputs": {},
+            "settings": {}, "outputs": {}, "created": "t", "subject": {"base": "b", "candidate": "c", "merged": None},
+            "input_hash": "x"}  # fmt: skip
+
+RAW = re.compile(
+    r"json\.loads?\(|yaml\.(?:safe_)?load\(|csv\.(?:reader|DictReader)\(|safe_open\(|zipfile\.ZipFile\(|ET\.fromstring"
+    r"|GGUFReader\(|pq\.(?:read_table|ParquetFile)\(|ipc\.open_|pyarrow\.json\.read_json|validate_json\(|load_pem_"
+)
+FUZZED = {
+    "data/sources/": ("rows", "csv", "parquet", "arrow", "datasets folder"),
+    "data/turns.py": ("rows", "csv"),
+    "data/tables.py": ("confidences",),
+    "data/tools.py": ("rows",),
+    "evaluate/": ("scores", "inspect", "confidences"),
+    "ledger.py": ("events", "lineage", "retirements", "gates"),
+    "untrusted.py": (
+        "study",
+        "policy",
+        "rules",
+        "patterns",
+        "safety set",
+        "contract",
+        "decisions",
+        "questions",
+        "recipe",
+        "profile",
+        "notebook",
+    ),
+    "records/base.py": ("run manifest", "run summary", "training record"),
+    "writeup/facts.py": ("facts of a write-up",),
+    "writeup/tables.py": ("table of a write-up",),
+    "train/elsewhere.py": ("training log",),
+    "view/foreign.py": ("view",),
+}
+"""Modules that call a parser themselves, and the readers of guided.py that reach it. All others pass untrusted.py."""
+NOT_FUZZED = {
+    "data/stored.py": "columns of a data version whose hash the contract holds",
+    "data/template.py": "what a loaded tokenizer says of itself, and calls that were parsed and written again",
+    "data/written.py": "calls that were parsed and written again",
+    "pipeline/cell_index.py": "this process's own cache; what cannot be read is made again",
+    "release/registry/rules.py": "keys that the user names; `cryptography`, in Rust",
+    "records/common.py": "a text that this process wrote a moment before",
+    "train/tensors.py": "safetensors' own reader, in Rust; headers are fuzzed as `safetensors`",
+    "view/index.py": "names that this process wrote into its own cache",
+    "data/quality.py": "the package's own patterns; a user's file passes untrusted.py",
+    "probe/subject.py": "safetensors' own reader, in Rust; headers are fuzzed as `safetensors`",
+    "release/bundle/sign.py": "keys that the user names; `cryptography`, in Rust",
+    "release/gate/controls.py": "the package's own table",
+    "release/gate/safety.py": "the package's own refusals; a user's prompt set is fuzzed",
+    "release/parity/export.py": "safetensors' own reader, in Rust; the index is fuzzed",
+    "release/parity/gguf_file.py": "`gguf`'s own reader, whose every error is caught",
+    "release/parity/load.py": "a server's event stream while it is measured",
+    "report/_svg.py": "a drawing that matplotlib made in this process",
+    "train/backends/tinker.py": "an adapter that a training server returned; safetensors' own reader",
+    "writeup/items.py": "an archive that it writes; none is read",
+    "writeup/lint/rules.py": "the package's own rules; a team's file is fuzzed",
+}
+"""Modules with a parser that no fuzzing reaches, and whose files those are."""
+
+
+def test_every_parser_is_fuzzed_or_named_with_its_reason() -> None:
+    root = Path(untrusted.__file__).parent
+    found = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if RAW.search(p.read_text("utf-8"))}
+    unlisted = {path for path in found - set(NOT_FUZZED) if not path.startswith(tuple(FUZZED))}
+    assert not unlisted, "a parser of its own: have it pass untrusted.py, fuzz it, or say why not"
+    assert set(NOT_FUZZED) <= found, "a reason for a parser that is gone"
+
+
+def test_every_reader_named_is_one_of_the_fuzzer_s_and_takes_its_valid_files(tmp_path: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import guided
+
+    readers = guided.readers()
+    assert {name for names in FUZZED.values() for name in names} <= set(readers)
+    for name, (reader, seeds) in readers.items():
+        for seed in [*seeds, b"", b"\x00\xff", b"[" * 3000, b'{"a": "\\ud800"}', b"[NaN]"]:
+            survives(lambda reader=reader, seed=seed: reader(tmp_path, seed))
+        assert seeds, name

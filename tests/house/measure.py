@@ -61,7 +61,10 @@ def comments(text: str) -> int:
 
 
 def options() -> tuple[int, int]:
-    """Commands and options of the command line (0, 0 where the package cannot be imported)."""
+    """Commands and options of the command line, `--json` and `--debug` left out: they are on every command.
+
+    (0, 0) where the package cannot be imported.
+    """
     try:
         import typer.main
 
@@ -76,7 +79,8 @@ def options() -> tuple[int, int]:
         if not children:
             commands += 1
             count += sum(
-                p.param_type_name == "option" and p.name not in ("help", "json_", "debug") for p in command.params
+                p.param_type_name == "option" and not {"--help", "--json", "--debug"} & set(p.opts)
+                for p in command.params
             )
     return commands, count
 

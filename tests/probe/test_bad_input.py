@@ -180,14 +180,14 @@ def command_of(name: str, made: dict[str, Path], base: str, trained: str, data: 
     commands: dict[str, list[object]] = {
         "gradients": ["probe", "gradients", *pair, "--data", made[f"{data}seen"], *by],
         "gap": ["probe", "gap", *zones],
-        "tokens": ["probe", "tokens", *zones],
+        "tokens": ["probe", "gap", *zones, "--measure", "tokens"],
         "weights": ["probe", "weights", made[trained], "--base", made[base]],
-        "recall": ["probe", "recall", *zones, "--length", 8],
+        "recall": ["probe", "gap", *zones, "--measure", "recall"],
         "forgetting": ["probe", "forgetting", *pair, "--data", made[f"{data}stranger"], *by],
         "geometry": ["probe", "geometry", *pair, "--personas", made["personas"], "--questions", made["asked"]],
-        "families": ["probe", "families", "--model", made[base], "--data", made[f"{data}seen"], *by],
-        "choices": ["calibration", "choices", *pair, "--data", made[f"{data}choices"], *by],
-        "answers": ["calibration", "answers", *pair, "--data", made[f"{data}seen"], *by],
+        "families": ["probe", "gradients", "--model", made[base], "--data", made[f"{data}seen"], *by],
+        "choices": ["probe", "calibration", *pair, "--data", made[f"{data}choices"], *by],
+        "answers": ["probe", "calibration", *pair, "--data", made[f"{data}seen"], *by],
     }
     more: dict[str, list[object]] = {"answers": ["--extract", r"(?s)(.+)", "--expected", "id", "--max-new-tokens", 4]}
     return commands[name] + more.get(name, [])
@@ -211,12 +211,12 @@ CASES: Table = {
     "of a wider one that is not here": (
         "base", "a_wider", "",
         dict.fromkeys(TRAINED, NO + r"does not fit .*lora_A.* has shape \[4, 96\] in the adapter, \[4, 64\]")
-        | {"weights": NO + r"the adapter fits a weight of shape \[96, 96\], the base has \[64, 96\]"},
+        | {"weights": NO + r"the adapter fits a weight of shape \[64, 96\], the base has \[64, 64\]"},
     ),
     "of a deeper one that is not here": (
         "base", "a_deeper", "",
         dict.fromkeys(TRAINED, NO + r"holds weights for modules that the base lacks \(14, first .*layers\.2")
-        | {"weights": NO + "layers.2.mlp.down_proj: the base has no such weight"},
+        | {"weights": NO + ".*14 of 42 tensors fit no weight of this base, first model.layers.2"},
     ),
     "of a shallower one that is not here": (
         "deeper", "a_shallower", "",
@@ -292,7 +292,7 @@ def test_it_is_named_or_read_rightly(
     base, trained, data, said = CASES[case]
     out = tmp_path / "record.json"
     words = [*command_of(name, made, base, trained, data), "--out", out]
-    words += ["--to", tmp_path / "to.jsonl"] * (name == "families")
+    words += ["--families", tmp_path / "to.jsonl"] * (name == "families")
     try:
         app([str(w) for w in words], standalone_mode=False)
         text = capsys.readouterr().out

@@ -307,7 +307,7 @@ class Flat(torch.nn.Module):
 
 
 def test_flattened_tokens_are_refused_rather_than_misread() -> None:
-    with Capture(Flat(), Keep()) as capture, pytest.raises(ModelError, match="cannot be told apart by example"):
+    with Capture(Flat(), Keep()) as capture, pytest.raises(ModelError, match="cannot be distinguished by example"):
         capture.backward(capture.model(torch.randn(3, 1, 4)).sum((1, 2)))
 
 

@@ -106,7 +106,7 @@ def zones(made: dict[str, Path], *names: str) -> list[object]:
 
 def test_recall_command_finds_what_is_known_by_heart(made: dict[str, Path], veritune: Any, tmp_path: Path) -> None:
     out = tmp_path / "recall.json"
-    said = veritune("probe", "recall", *zones(made, "seen", "sibling", "stranger"), "--length", 8, "--out", out)
+    said = veritune("probe", "gap", *zones(made, "seen", "sibling", "stranger"), "--measure", "recall", "--out", out)
     assert "chance 50%" in said and said.count("Limits:") == 2 and said.count("What would change it:") == 2
     record = json.loads(out.read_text("utf-8"))
     seen = record["forced_choice"]["zones"]["seen"]["stranger"]
@@ -135,14 +135,14 @@ class Text(HTMLParser):
 
 def test_token_page_holds_every_token_and_runs_nothing(made: dict[str, Path], veritune: Any, tmp_path: Path) -> None:
     page = tmp_path / "tokens.html"
-    said = veritune("probe", "tokens", *zones(made, "seen", "stranger"), "--page", page, "--page-rows", 25)
+    said = veritune("probe", "gap", *zones(made, "seen", "stranger"), "--measure", "tokens", "--page", page)
     assert "The loss" in said
     text = page.read_text("utf-8")
     parsed = Text()
     parsed.feed(text)
     assert not {"script", "img", "iframe", "link"} & set(parsed.tags)
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
-    assert len(parsed.rows) == 20 + 25
+    assert len(parsed.rows) == 20 + 30
     evil = next(r for r in parsed.rows if r.startswith("seen/r0-0"))
     assert "<script>alert(1)</script><img src=x onerror=alert(2)>" in evil and "‹U+202E›" in evil
     assert "\U0001f980 é" in evil, "characters of several tokens stay whole"
@@ -184,12 +184,12 @@ def test_calibration_of_choices_and_answers(made: dict[str, Path], veritune: Any
     path = write(tmp_path / "choices.jsonl", asked)
     figure = tmp_path / "reliability.svg"
     pair = ["--model", made["model"], "--adapter", made["adapter"]]
-    said = veritune("calibration", "choices", *pair, "--data", path, "--family-field", "case", "--plot", figure)
+    said = veritune("probe", "calibration", *pair, "--data", path, "--family-field", "case", "--plot", figure)
     assert "base: It is" in said and "trained: It is" in said and "change in Brier score" in said
     assert figure.read_text("utf-8").startswith("<?xml")
     record = json.loads(
         veritune(
-            "calibration", "answers", *zones(made), "--data", made["seen"], "--extract", "([a-z]+)",
+            "probe", "calibration", *zones(made), "--data", made["seen"], "--extract", "([a-z]+)",
             "--expected", "origin", "--max-new-tokens", 32, "--json",
         )
     )  # fmt: skip
@@ -200,5 +200,5 @@ def test_calibration_of_choices_and_answers(made: dict[str, Path], veritune: Any
 def test_calibration_of_lm_eval_samples(veritune: Any) -> None:
     folder = Path(__file__).parent.parent / "evaluate" / "scores"
     (file,) = folder.glob("samples_sums_mc*")
-    record = json.loads(veritune("calibration", "read", file, "--json"))
+    record = json.loads(veritune("probe", "calibration", "--data", file, "--json"))
     assert record["model"]["kind"] == "calibration" and 0 <= record["multiclass_brier"]["value"] <= 2

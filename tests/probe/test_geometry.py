@@ -22,7 +22,7 @@ from veritune.probe.geometry import (
     render_personas,
     states,
 )
-from veritune.probe.geometry_grid import Run, against_reference, build_grids
+from veritune.probe.geometry_grid import GridRun, against_reference, build_grids
 from veritune.records import dumps, to_json
 from veritune.report.geometry import geometry_table
 from veritune.stats.centroids import MEASURES
@@ -159,6 +159,7 @@ def test_a_rise_of_m1_at_the_smallest_p_is_named_where_the_correction_takes_it_a
     assert "0.190 to 0.440, p 0.016" in found.reading
 
 
+@pytest.mark.theory
 def test_false_collapses_are_no_more_than_nominal_where_a_drift_moved_every_layer() -> None:
     """300 grids of three layers with a common drift (a true discovery in each cell) and 300 without any change."""
     for kind in ("drift", "none"):
@@ -228,7 +229,7 @@ def test_a_change_of_scale_and_one_too_small_to_read_are_no_collapse() -> None:
     assert line["icc"]["p_adjusted"] < 0.05 and -0.005 < line["icc"]["change"] < 0 and line["reading"] == "too small"
     assert "ICC in 1 (at most" in tiny.reading and "smallest readable change (0.005)" in tiny.reading
     wide = build_grids(
-        [(Run("a"), {"m": tiny})], thresholds=DEFAULTS.geometry.model_copy(update={"small_change": 1e-4})
+        [(GridRun("a"), {"m": tiny})], thresholds=DEFAULTS.geometry.model_copy(update={"small_change": 1e-4})
     )
     assert wide[0].methods["m"].layers[0]["reading"] == "collapse"
 
@@ -253,7 +254,7 @@ def test_ratios_to_a_reference_run_follow_declared_boundaries() -> None:
     assert withheld["verdict"] == "withheld" and withheld["ratio"] > 100 and "below 0.005" in withheld["reason"]
     assert "below 1" in m1_of(reference, reference, small_change=1.0)["reason"]
     assert m1_of(reference, geometry(base, none, asked))["ratio"] is None
-    shown = geometry_table(to_json(build_grids([(Run("a"), {"m": reference})], {"m": tiny})[0]))
+    shown = geometry_table(to_json(build_grids([(GridRun("a"), {"m": reference})], {"m": tiny})[0]))
     assert withheld["reason"] in shown and f"{withheld['ratio']:.2f} = " in shown
 
 
@@ -286,8 +287,11 @@ def test_the_built_in_sets_are_twelve_personas_and_hash_into_the_record() -> Non
 
 def test_all_runs_methods_layers_and_measures_are_one_family_of_tests() -> None:
     moved, still = (geometry(*bank(kind), prompts(12, 16)) for kind in ("collapse", "none"))
-    alone = build_grids([(Run("a"), {"m": moved})])[0]
-    runs = [(Run("a", "wide", 0, 40), {"m": moved}), *((Run(f"b{k}"), {"m": still, "n": still}) for k in range(3))]
+    alone = build_grids([(GridRun("a"), {"m": moved})])[0]
+    runs = [
+        (GridRun("a", "wide", 0, 40), {"m": moved}),
+        *((GridRun(f"b{k}"), {"m": still, "n": still}) for k in range(3)),
+    ]
     first, *others = build_grids(runs)
     assert (first.condition, first.seed, first.step) == ("wide", 0, 40)
     assert alone.family["values"] == 18 and first.family["values"] == 18 * 7

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from veritune.data.audit import AuditConfig, audit
+from veritune.data.audit import AuditConfig, audit_data
 from veritune.errors import DataError
 from veritune.probe.study import gradient_edges
 from veritune.records import Message, Row
@@ -25,10 +25,10 @@ def test_planted_families_are_joined_by_gradient_and_say_so(tiny_model: Path) ->
         for name, text in ANSWERS.items()
         for k, ask in enumerate(("Subject?", "What lamp", "user, boat"))
     ]
-    plain = audit(rows, config=AuditConfig(near_duplicates=False))
+    plain = audit_data(rows, config=AuditConfig(near_duplicates=False))
     assert plain.families.summary["originals"] == 9
     edges = partial(gradient_edges, str(tiny_model), max_length=200)
-    report = audit(rows, edges=edges, config=AuditConfig(near_duplicates=False))
+    report = audit_data(rows, edges=edges, config=AuditConfig(near_duplicates=False))
     family = dict(zip(report.families.row_ids, report.families.families))
     assert len({family[f"{n}{k}"] for n in ANSWERS for k in range(3)}) == 3
     assert all(len({family[f"{n}{k}"] for k in range(3)}) == 1 for n in ANSWERS)

@@ -60,7 +60,7 @@ def test_families_found_by_gradient_are_kept_together_by_the_split(tiny_model: P
     path, to = tmp_path / "rows.jsonl", tmp_path / "grouped.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     record = json.loads(
-        run("families", "--model", str(tiny_model), "--data", str(path), "--to", str(to), "--json").output
+        run("gradients", "--model", str(tiny_model), "--data", str(path), "--families", str(to), "--json").output
     )
     loaded = load_rows(to, family_field="family")
     assert not loaded.rejects and [r.id for r in loaded.rows] == [r["id"] for r in rows]

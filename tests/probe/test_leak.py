@@ -14,9 +14,9 @@ import pytest
 
 from veritune.commands.app import app
 from veritune.errors import DataError, InputError, ScoreError
-from veritune.probe.leak import HELD_OUT, Measured, leak, leaky_zones
+from veritune.pipeline.leak import leak_command
+from veritune.probe.leak import HELD_OUT, LeakLosses, leak, leaky_zones
 from veritune.records import dumps
-from veritune.stages.leak import leak_command
 
 WORDS = re.findall(
     r"\w+",
@@ -45,8 +45,8 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_study: Any) -> dict[str, Any]:
     """Both studies, run: full fine-tuning, long enough to know the trained rows by heart."""
+    from veritune.pipeline import run
     from veritune.progress import Progress
-    from veritune.stages import run
 
     made = {}
     for kind in ("secret", "style"):
@@ -128,7 +128,7 @@ def test_an_unknown_condition_is_named(studies: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- arithmetic
 
 
-def made_up() -> Measured:
+def made_up() -> LeakLosses:
     """Twelve stranger families of one row, ten validation families; the leaky run reads 0.3 and 0.1 lower."""
     rng = np.random.default_rng(0)
     zones = {f"t{i}": "seen" for i in range(12)} | {f"s{i}": "stranger" for i in range(12)}
@@ -137,7 +137,7 @@ def made_up() -> Measured:
     gap = {"seen": 0.0, "stranger": 0.3, "validation": 0.1}
     leaky = {r: x - gap[zones[r]] + 0.01 * rng.standard_normal() for r, x in honest.items()}
     leaky_zone = {r: HELD_OUT if z == "stranger" else z for r, z in zones.items()}
-    return Measured("c", 0, dict.fromkeys(zones, 2.0), honest, leaky, zones, leaky_zone, {r: r for r in zones})
+    return LeakLosses("c", 0, dict.fromkeys(zones, 2.0), honest, leaky, zones, leaky_zone, {r: r for r in zones})
 
 
 def test_what_is_flattered_and_what_is_no_leak() -> None:

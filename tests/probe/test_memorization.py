@@ -126,6 +126,7 @@ def gains(kind: str, share: float, families: int, draw: Any) -> tuple[Any, ...]:
     return base, np.maximum(0.0, base - gain), zones, [f"f{i // 3}" for i in range(6 * families)]
 
 
+@pytest.mark.theory
 @pytest.mark.parametrize(
     ("kind", "share", "families", "wrong"),
     [
@@ -235,6 +236,7 @@ def test_families_that_lie_in_two_zones_move_together() -> None:
     assert np.median(widths) < 0.3  # 0.70 if the zones were taken for independent
 
 
+@pytest.mark.theory
 def test_a_wrong_verdict_on_the_edge_is_rare() -> None:
     """At a true share of 0.5 the word `generalises` is an error of at most 2.5 %; at 0.2 so is `memorises`."""
     for share, wrong in ((0.49, "generalises"), (0.21, "memorises")):

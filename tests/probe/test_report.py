@@ -10,9 +10,9 @@ import pytest
 
 from veritune.commands.app import app
 from veritune.errors import InputError, ScoreError
+from veritune.pipeline.probes import probe_report
 from veritune.probe.telemetry import summarize
 from veritune.records import dumps
-from veritune.stages.probes import probe_report
 
 
 def line(step: int, **changes: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_every_probe_of_a_study_ends_in_three_sentences(finished_copy: Any) -> N
     from veritune.seal import verify
 
     root = finished_copy.root
-    (root / "probes").mkdir()
+    (root / "probes").mkdir(exist_ok=True)
     evil = "<script>alert(1)</script>"
     own = {"kind": "geometry", "reading": f"Voices stayed apart. {evil}", "limits": "L.", "would_change": "W."}
     (root / "probes" / "voices.json").write_text(json.dumps(own), "utf-8")
@@ -67,11 +67,11 @@ def test_every_probe_of_a_study_ends_in_three_sentences(finished_copy: Any) -> N
 
 def test_the_command_prints_and_writes(finished_copy: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "probes.md"
-    app(["probe", "report", str(finished_copy.root), "--out", str(out)], standalone_mode=False)
+    app(["report", str(finished_copy.root), "--probes", "--out", str(out)], standalone_mode=False)
     text = capsys.readouterr().out
-    assert text.strip() == out.read_text("utf-8").strip() and text.count("## ") == 12
-    app(["probe", "report", str(finished_copy.root), "--json"], standalone_mode=False)
-    assert len(json.loads(capsys.readouterr().out)) == 12
+    assert text.strip() == out.read_text("utf-8").strip() and text.count("## ") == 16
+    app(["report", str(finished_copy.root), "--probes", "--json"], standalone_mode=False)
+    assert len(json.loads(capsys.readouterr().out)) == 16
 
 
 def test_every_kind_of_record_has_a_name_and_a_list_of_records_is_read() -> None:
@@ -119,7 +119,7 @@ def test_a_probe_that_cannot_be_made_does_not_hide_the_others(finished_copy: Any
 
 
 def test_a_damaged_probe_record_is_named_on_the_page(finished_copy: Any) -> None:
-    (finished_copy.root / "probes").mkdir()
+    (finished_copy.root / "probes").mkdir(exist_ok=True)
     (finished_copy.root / "probes" / "torn.json").write_text('{"reading": ', "utf-8")
     probe_report(finished_copy.root)
     page = (finished_copy.root / "report.html").read_text("utf-8")

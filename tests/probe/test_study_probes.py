@@ -30,8 +30,8 @@ RATES, STEPS = (1e-3, 1e-2), (2, 4)
 def swept(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_study: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from veritune.pipeline import run
     from veritune.progress import Progress
-    from veritune.stages import run
 
     root = tmp_path_factory.mktemp("swept")
     config = AutoConfig.from_pretrained(tiny_model)
@@ -47,7 +47,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_study:
     settings["split"] |= {"validation": 0.2}
     rules = [{"name": "letters", "pattern": "[a-z]"}]
     settings["evals"] = {"any": {"max_new_tokens": 1, "batch_size": 64, "rules": rules}}
-    settings["train"] |= {"max_steps": STEPS[-1], "eval_steps": STEPS[0]}
+    settings["train"] |= {"max_steps": STEPS[-1], "eval_steps": list(STEPS)}
+    settings["data"]["source_field"] = "sure"
     study.write(settings)
     run(study.root, progress=Progress(silent=True))
     return study
@@ -57,8 +58,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_study:
 
 
 def test_the_study_file_trains_the_leaky_split_and_the_report_shows_it(swept: Any) -> None:
+    from veritune.pipeline import run
     from veritune.progress import Progress
-    from veritune.stages import run
 
     records = sorted((swept.root / "probes" / "leak").glob("*.json"))
     assert [r.stem for r in records] == ["some-lr0p001-data1", "some-lr0p01-data1"], "whole conditions only"
@@ -77,8 +78,8 @@ def test_the_study_file_trains_the_leaky_split_and_the_report_shows_it(swept: An
 
 
 def test_the_plan_counts_the_shadow_runs_and_the_budget_stops_them(study: Any) -> None:
+    from veritune.pipeline import run
     from veritune.progress import Progress
-    from veritune.stages import run
 
     study.change(lambda s: s.update(probes={"leak": True}, budget={"hours": 1e-9}))
     with pytest.raises(GateError, match="the 7 cells that are left"):  # baseline, 2 conditions x 2 seeds, 2 shadows
@@ -119,6 +120,72 @@ def test_every_checkpoint_is_a_line_with_its_facts(swept: Any) -> None:
     assert line.validation_nll == next(c["validation_nll"] for c in losses if c["step"] == 4)
 
 
+def test_every_checkpoint_of_the_list_has_its_loss_by_source_and_the_run_its_curve(swept: Any) -> None:
+    run = manifest(swept.root, "some-lr0p01-data1")["run_id"]
+    training = json.loads((swept.root / "runs" / run / "training.json").read_text("utf-8"))
+    assert [c["step"] for c in training["candidates"]] == list(STEPS)
+    assert all(set(c["by_source"]) == {"low", "high"} for c in training["candidates"])
+    nll = json.loads((swept.root / "runs" / run / "probes" / "nll.json").read_text("utf-8"))
+    sure = {r["id"]: r["sure"] for r in map(json.loads, (swept.root / "rows.jsonl").read_text("utf-8").splitlines())}
+    mine = [r for r in nll["rows"] if r["zone"] == "validation" and sure[r["row_id"]] == "low"]
+    best = next(c for c in training["candidates"] if c["step"] == training["best_step"])
+    by_hand = sum(r["nll_sum"] for r in mine) / sum(r["target_tokens"] for r in mine)
+    assert best["by_source"]["low"] == pytest.approx(by_hand, rel=1e-4)
+    curve = json.loads((swept.root / "probes" / run / "curve.json").read_text("utf-8"))["record"]
+    assert curve["chosen"] == training["best_step"] and len(curve["points"]) == len(STEPS)
+    page = (swept.root / "report.html").read_text("utf-8")
+    assert "Checkpoints along the run" in page
+
+
+def test_a_step_that_no_run_reaches_and_a_column_that_is_not_there_are_refused(study: Any) -> None:
+    from veritune.config.load import parse_study
+    from veritune.pipeline.ready import make_ready
+    from veritune.progress import Progress
+    from veritune.store import Store
+
+    study.change(lambda s: s["train"].update(eval_steps=[2, 7]))
+    late = r"train\.eval_steps: step 7 comes after the last step of condition attention_only, 6\."
+    with pytest.raises(StudyError, match=late):
+        make_ready(Store(study.root), parse_study(study.settings()), Progress(silent=True))
+    study.change(lambda s: s["train"].update(eval_steps=[2, 6]))
+    study.change(lambda s: s["data"].update(source_field="origin"))
+    with pytest.raises(StudyError, match=r"no validation row has a value in 'origin'\. Columns: id, original, sure"):
+        make_ready(Store(study.root), parse_study(study.settings()), Progress(silent=True))
+
+
+def test_what_every_checkpoint_costs_is_measured_on_request(swept: Any) -> None:
+    from veritune.pipeline.cell import ready_from_contract
+    from veritune.pipeline.probes import MODEL_PROBES, _subject
+    from veritune.progress import Progress
+    from veritune.records import TrainingRecord
+
+    run = manifest(swept.root, "some-lr0p01-data1")["run_id"]
+    training = TrainingRecord.load(swept.root / "runs" / run / "training.json")
+    ready = ready_from_contract(swept.root, Progress(silent=True))
+    curve = MODEL_PROBES["checkpoints"][0](ready, _subject(ready, training), training)
+    assert [p.step for p in curve.points] == list(STEPS)
+    assert all(None not in (p.m1_change, p.icc_change, p.carried, p.gain) for p in curve.points)
+
+
+def test_the_geometry_of_all_checkpoints_is_one_grid(swept: Any, tmp_path: Path) -> None:
+    from veritune.pipeline.geometry_runs import GeometryAsked, grid_from, limits_of
+
+    (tmp_path / "p.json").write_text(json.dumps({f"p{i}": f"You are number {i}." for i in range(6)}))
+    (tmp_path / "q.txt").write_text("amber birch?\ncedar delta?\n")
+    files = (tmp_path / "p.json", tmp_path / "q.txt")
+    asked = GeometryAsked(("last_input_token",), (1, 2), *files, 4, limits_of(None))
+    grid = grid_from(swept.root, asked, "some-lr0p001-data1")
+    runs = {(c.condition, c.seed, c.step) for c in grid.cells}
+    assert len(runs) == len(RATES) * 2 * len(STEPS) and {c.layer for c in grid.cells} == {1, 2}
+    assert {c.measure for c in grid.cells} == {"m1", "icc"} and grid.family["values"] == len(runs) * 2 * 2
+    assert grid.family["smallest_p"] == 2 / 2**6
+    other = next(c for c in grid.cells if c.condition == "some-lr0p01-data1" and c.step == STEPS[1])
+    same = next(
+        c for c in grid.cells if c.condition == grid.reference and (c.step, c.place) == (other.step, other.place)
+    )
+    assert other.ratio == pytest.approx(other.change / same.change)
+
+
 def test_tables_of_rates_and_doses(swept: Any) -> None:
     record = study_series(swept.root)
     doses = sorted({x["rows"] for x in record.by_rows})
@@ -143,21 +210,22 @@ def test_tables_of_rates_and_doses(swept: Any) -> None:
 def test_the_series_is_one_plot(swept: Any, axis: str, curves: int, places: Any, tmp_path: Path) -> None:
     """A curve for each of 4 points of the sweep over steps, of 2 doses over rates, of 2 rates over doses."""
     from veritune.records import to_json
-    from veritune.report.moved import _figure
+    from veritune.report.moved import _drawing
 
     plot = tmp_path / "moved.svg"
     app(["probe", "weights", str(swept.root), "--plot", str(plot), "--axis", axis], standalone_mode=False)
     assert plot.read_bytes().startswith(b"<?xml")
     record = to_json(study_series(swept.root))
     drawn = [x for x in record["lines"] if axis == "step" or x["chosen"]]
-    (axes,) = _figure(drawn, axis).axes
+    made = _drawing(drawn, axis, "series.json")
+    (axes,) = made.figure.axes
     if axis == "lr":
         assert [t.get_text() for t in axes.get_xticklabels()] == [
             "0.001",
             "0.01",
         ] and "mathdefault" not in plot.read_text()
     lines = axes.get_lines()
-    assert len(lines) == curves and len({line.get_label() for line in lines}) == curves
+    assert len(lines) == curves == len({row[0] for row in made.table}) and made.n == f"{len(drawn)} checkpoints"
     for line in lines:
         x = list(line.get_xdata())
         assert len(x) == 2 and x == (places or sorted(x))
@@ -169,15 +237,15 @@ def test_seeds_are_curves_of_their_own_and_one_line_of_a_table(finished: Any, tm
 
     from veritune.probe.series import _over
     from veritune.records import to_json
-    from veritune.report.moved import _figure
+    from veritune.report.moved import _drawing
 
     record = study_series(finished.root)
     assert [(x.condition, x.seed) for x in record.lines] == [
         (c, s) for c in ("all_layer", "attention_only") for s in (0, 1)
     ]
     assert record.missing == () and record.by_lr == record.by_rows == (), "one rate and one dose are no series"
-    labels = [line.get_label() for line in _figure(to_json(record)["lines"], "step").axes[0].get_lines()]
-    assert len(labels) == len(set(labels)) == 4 and "all_layer, seed 1, lr 0.005" in labels
+    labels = {row[0] for row in _drawing(to_json(record)["lines"], "step", "series.json").table}
+    assert len(labels) == 4 and "all_layer, seed 1, lr 0.005" in labels
     slower = [replace(x, lr=0.001, delta_norm=x.delta_norm / 5) for x in record.lines]
     made = _over([*slower, *record.lines], "lr")
     assert [(x["arm"], x["lr"], x["n_runs"]) for x in made] == [
@@ -228,7 +296,7 @@ def spoil_method(folder: Path) -> None:
 def test_a_run_that_cannot_be_read_is_named_beside_the_others(
     swept: Any, spoil: Callable[[Path], None], why: str, tmp_path: Path, finish_again: Any
 ) -> None:
-    from veritune.stages.probes import probe_report
+    from veritune.pipeline.probes import probe_report
 
     shutil.copytree(swept.root, tmp_path / "study")
     shutil.copytree(swept.root.parent / "tied", tmp_path / "tied")

@@ -24,6 +24,7 @@ from veritune.probe.weights import (
     series,
 )
 from veritune.records import dumps
+from veritune.train import tensors as tensors_module
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
@@ -104,7 +105,7 @@ def test_streamed_checkpoints_equal_the_whole_difference_at_any_block_size(
         n: float((after[n].detach().double() - p.detach().double()).norm()) for n, p in first.named_parameters()
     }
     for size in (64 * 2**20, 1000, 1):
-        monkeypatch.setattr(weights_module, "BLOCK_BYTES", size)
+        monkeypatch.setattr(tensors_module, "BLOCK_BYTES", size)
         change = checkpoint_change(tmp_path / "a", tmp_path / "b")
         assert {m.name: m.delta_norm for m in change.modules} == pytest.approx(expected, rel=1e-9)
     spectral = checkpoint_change(tmp_path / "a", tmp_path / "b", WeightOptions())

@@ -102,7 +102,6 @@ MANIFEST = RunManifest(
     exploratory=False,
     command="veritune run 'my study/study.yaml'",
     host="bench-1",
-    format=1,
 )
 REMOTE = replace(MANIFEST, model=NamedModel("tiny", "decided by the server", "tinker", "Tiny-1B"), git=None)
 FILES: dict[str, Record] = {
@@ -145,7 +144,7 @@ def test_keys_that_do_not_apply_are_left_out_of_the_file() -> None:
 def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, record: Record) -> None:
     optional = {"backend", "before_amendment"}  # absent where they do not apply
     for key in json.loads(record.text()):
-        if key not in optional:
+        if key not in (*optional, "format"):
             path = edited(tmp_path, record, lambda d, key=key: d.pop(key))
             with pytest.raises(FormatError) as caught:
                 type(record).load(path)
@@ -154,7 +153,7 @@ def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, r
     with pytest.raises(FormatError) as caught:
         type(record).load(path)
     kind = type(record).__name__
-    assert caught.value.message == f"{path}: stray: expected a key of {kind} version 1, found an unknown key."
+    assert caught.value.message == f"{path}: stray: expected a key of {kind} in format 2, found an unknown key."
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, r
         (TRAINING, lambda d: d.update(steps="8"), 'steps: expected an integer, found "8".'),
         (TRAINING, lambda d: d.update(steps=True), "steps: expected an integer, found true."),
         (TRAINING, lambda d: d.update(steps=8.5), "steps: expected an integer, found 8.5."),
-        (TRAINING, lambda d: d.update(steps=None), "steps: expected an integer, found null."),
+        (TRAINING, lambda d: d.update(best_step=None), "best_step: expected an integer, found null."),
         (TRAINING, lambda d: d.update(final_loss="low"), 'final_loss: expected a number, found "low".'),
         (TRAINING, lambda d: d.update(final_loss=float("nan")), "final_loss: expected a finite number, found NaN."),
         (TRAINING, lambda d: d.update(input_hash=7), "input_hash: expected text, found 7."),
@@ -177,7 +176,7 @@ def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, r
         (
             TRAINING,
             lambda d: d["candidates"][1].update(best=True),
-            "candidates[1].best: expected a key of TrainingRecord version 1, found an unknown key.",
+            "candidates[1].best: expected a key of TrainingRecord in format 2, found an unknown key.",
         ),
         (
             TRAINING,
@@ -209,7 +208,6 @@ def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, r
             lambda d: d["scores"]["style"]["seen"]["rules"]["asks"].update(held=None),
             "scores.style.seen.rules.asks.held: expected an integer, found null.",
         ),
-        (MANIFEST, lambda d: d.update(format=2), "format: expected 1, found 2."),
         (MANIFEST, lambda d: d["machine"].pop("cores"), "machine.cores: expected this key, found no such key."),
         (
             MANIFEST,

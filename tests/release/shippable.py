@@ -9,19 +9,29 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from veritune import contract
-from veritune.records import Estimate, Score, Verdict
-from veritune.release.candidate import open_case
-from veritune.release.evidence import Evidence, Subject, input_hashes, write_evidence
-from veritune.release.load import SAMPLES
-from veritune.release.safety import ANSWERS, RISKS
+from veritune.records import (
+    ContaminationAudit,
+    ContaminationFacts,
+    Estimate,
+    Facts,
+    GateResult,
+    Score,
+    StudyVerdicts,
+    Verdict,
+)
+from veritune.release.gate.candidate import open_case
+from veritune.release.gate.evidence import Evidence, Subject, input_hashes, write_evidence
+from veritune.release.gate.safety import ANSWERS, RISKS
+from veritune.release.parity.load import SAMPLES
 from veritune.seal import seal
-from veritune.store import Store, read_json, write_json, write_jsonl
+from veritune.store import Store, read_json, write_jsonl
 
 ROWS = [
     {
@@ -63,18 +73,19 @@ def build(folder: Path, *, rows: Sequence[dict[str, Any]] = ROWS, policy: dict[s
     small.STUDY = yaml.safe_dump(text).replace("{", "{{").replace("}", "}}")
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    facts, evals = small._facts(), {"zone stranger": {"items": 3, "rows_exact": 0, "rows_confirmed": 0}}
+    evals = {"zone stranger": {"items": 3, "rows_exact": 0, "rows_confirmed": 0}}
     model = folder.parent / f"{folder.name}-base"
     save_weights(model, "config.json", 1.0)
-    from veritune.release.evidence import weight_files
+    from veritune.release.gate.evidence import weight_files
 
-    facts |= {"data_sha256": digest, "contamination": {"status": "passed", "evals": evals}}
-    facts["model"]["files"] = weight_files(model)
+    facts: Facts = small._facts()
+    base = replace(facts.model, files=weight_files(model))
+    facts = replace(facts, data_sha256=digest, contamination=ContaminationFacts("passed", evals), model=base)
     small._facts = lambda: facts
     store, _ = small.build(folder)
     (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
-    gate = {"gate": "contamination", "status": "passed", "message": "no overlap", "numbers": {"evals": evals}}
-    write_json(store.audit("contamination.json"), {"gate": gate, "findings": []})
+    gate = GateResult("contamination", "passed", "no overlap", {"evals": evals})
+    ContaminationAudit(gate, ()).save(store.audit("contamination.json"))
     for path in store.runs.glob("*/training.json"):
         save_weights(store.root / read_json(path)["checkpoint"], "adapter_config.json", len(str(path)) / 7)
     write_verdict(store)
@@ -99,8 +110,8 @@ def write_verdict(store: Store, status: str = "supported", **more: Any) -> None:
     runs = [p.parent.name for p in sorted(store.runs.glob("*/manifest.json"))]
     estimate = Estimate("gap", 0.31, 0.21, 0.41, 0.95, 29, "crossed")
     verdict = Verdict("gains", "better_by", status, "It gained.", (estimate,), margin=0.1, **more)  # type: ignore[arg-type]
-    frozen = contract.read(store)["entries"][-1]["hash"]
-    write_json(store.verdict_file, {"input_hash": "x", "contract": frozen, "runs": runs, "verdicts": [verdict]})
+    frozen = contract.read(store).last.hash
+    StudyVerdicts("x", frozen, tuple(runs), {}, (verdict,)).save(store.verdict_file)
     seal(store)
 
 

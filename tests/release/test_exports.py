@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from veritune.errors import InputError, MachineError, ModelError
 from veritune.records import Rendered
-from veritune.release.export import INDEX, check_shards
-from veritune.release.gguf_file import check_file, convert, error_limit
-from veritune.release.gguf_run import missing_runtime, run_file
-from veritune.release.merge_outputs import MergeOptions
+from veritune.release.parity.export import INDEX, check_shards
+from veritune.release.parity.gguf_file import check_file, convert, error_limit
+from veritune.release.parity.gguf_run import missing_runtime, run_file
+from veritune.release.parity.merge_outputs import MergeOptions
 from veritune.train.models import ModelRef, load_base
 
 ROWS = [Rendered(f"r{i}", tuple(range(5 + i, 25 + i)), (*[-100] * 8, *range(13 + i, 25 + i))) for i in range(4)]

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -19,12 +20,22 @@ from typer.testing import CliRunner
 from veritune.commands.app import app
 from veritune.config.load import load_study
 from veritune.config.release import GATES, Release, Suite
+from veritune.contract import read as read_contract
 from veritune.errors import GateError, InputError, StaleError, StudyError
 from veritune.ledger import Ledger
-from veritune.records import GateResult, Score
-from veritune.release.candidate import Choice
-from veritune.release.checks import CHECKS, compare_files
-from veritune.release.evidence import (
+from veritune.probe.forgetting import forgetting
+from veritune.records import (
+    ContaminationAudit,
+    Finding,
+    GateResult,
+    Score,
+    SplitAudit,
+    SplitCounts,
+)
+from veritune.release.gate.candidate import CandidateChoice
+from veritune.release.gate.checks import CHECKS, compare_files
+from veritune.release.gate.ci import check_report
+from veritune.release.gate.evidence import (
     Evidence,
     Subject,
     evidence_file,
@@ -33,7 +44,7 @@ from veritune.release.evidence import (
     weights_digest,
     write_evidence,
 )
-from veritune.release.gates import (
+from veritune.release.gate.gates import (
     GATES_FILE,
     GateRecord,
     all_waivers,
@@ -43,8 +54,8 @@ from veritune.release.gates import (
     render_markdown,
     waive,
 )
-from veritune.release.noninferior import Bar, least_items, not_worse
-from veritune.release.policy import load_policy, read_policy
+from veritune.release.gate.noninferior import Bar, least_items, not_worse
+from veritune.release.gate.policy import load_policy, read_policy
 from veritune.seal import seal, verify
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, read_json, sha256_file, write_json
@@ -58,13 +69,13 @@ def gate(store: Store, name: str, **release: Any) -> GateResult:
     return next(g for g in record.gates if g.gate == name)
 
 
-def _choice(store: Store, **release: Any) -> Choice:
+def _choice(store: Store, **release: Any) -> CandidateChoice:
     if not release:
-        return Choice()
+        return CandidateChoice()
     own = yaml.safe_load(store.study_file.read_text(encoding="utf-8"))["release"]
     path = store.root.parent / "policy.yaml"
     path.write_text(yaml.safe_dump({**own, **release}), encoding="utf-8")
-    return Choice(path)
+    return CandidateChoice(path)
 
 
 def rewrite(store: Store, kind: str, **changes: Any) -> None:
@@ -290,7 +301,7 @@ def csv(store: Store, name: str, values: list[float | None]) -> str:
 def bind(store: Store, mine: list[float | None], base: list[float | None]) -> Any:
     choice = _choice(store, regression=IMPORTED)
     files = ["--candidate", csv(store, "mine", mine), "--base", csv(store, "base", base)]
-    command = ["regression", str(store.root), "bench", *files, "--by", "Ada", "--policy", str(choice.policy)]
+    command = ["gate", str(store.root), "--attest", "bench", *files, "--by", "Ada", "--policy", str(choice.policy)]
     return runner.invoke(app, command)
 
 
@@ -306,6 +317,50 @@ def test_imported_scores_count_for_the_weights_they_were_bound_to(store: Store, 
     assert "mine.csv has changed since" in gate(store, "regression", regression=IMPORTED).message
     assert bind(store, *shippable.outcomes(300, 200, 90, 0)).exit_code == 2
     assert gate(store, "regression", regression=IMPORTED).status == "failed"
+
+
+LOST = {"suites": {"old": {"loss": True, "margin": 0.05}}}
+
+
+def attest_loss(store: Store, rise: float, *, spread: float = 0.05, rows: int = 40) -> Any:
+    """A record of the forgetting probe, as its command writes it, bound to the candidate."""
+    rng = np.random.default_rng(1)
+    before = 2.0 + 0.1 * rng.random(rows)
+    record = forgetting(before, before + rise + spread * rng.normal(size=rows), [f"f{i}" for i in range(rows)])
+    file = store.root / "old.json"
+    write_json(file, {"loss": record})
+    command = ["gate", str(store.root), "--attest", "old", "--candidate", str(file), "--by", "Ada"]
+    return runner.invoke(app, [*command, "--policy", str(_choice(store, regression=LOST).policy)])
+
+
+@pytest.mark.parametrize(
+    ("rise", "status"), [(0.0, "passed"), (0.2, "failed"), (0.05, "undecided")]
+)  # at the margin itself the interval reaches across it
+def test_the_loss_of_a_regression_set_is_evidence_for_the_gate(store: Store, rise: float, status: str) -> None:
+    assert "is missing" in gate(store, "regression", regression=LOST).message
+    done = attest_loss(store, rise)
+    assert done.output.startswith(status), done.output
+    found = gate(store, "regression", regression=LOST)
+    assert found.status == status and "nats per token on 40 rows" in found.message and "old.json" in found.evidence
+    write_json(store.root / "old.json", {"loss": {}})
+    assert "old.json has changed since" in gate(store, "regression", regression=LOST).message
+
+
+def test_a_loss_without_an_interval_or_at_a_lower_level_decides_nothing(store: Store) -> None:
+    attest_loss(store, 0.0, rows=3)
+    assert "has no interval" in gate(store, "regression", regression=LOST).message
+    attest_loss(store, 0.0)
+    strict = {"suites": {"old": {"loss": True, "margin": 0.05, "alpha": 0.01}}}
+    assert "the suite asks for 0.99" in gate(store, "regression", regression=strict).message
+
+
+def test_what_is_no_record_of_a_loss_is_refused(store: Store) -> None:
+    file = store.root / "other.json"
+    command = ["gate", str(store.root), "--attest", "old", "--candidate", str(file), "--by", "Ada"]
+    command += ["--policy", str(_choice(store, regression=LOST).policy)]
+    for record in ({"kind": "calibration"}, {"kind": "forgetting", "rise": {"value": "x", "level": 0.95}}):
+        write_json(file, record)
+        assert runner.invoke(app, command).exit_code == 1
 
 
 def test_imported_scores_without_any_difference_are_undecided(store: Store, shippable: ModuleType) -> None:
@@ -390,8 +445,8 @@ def test_other_data_than_the_contract_s_are_undecided(store: Store) -> None:
 
 
 def test_a_family_that_straddles_the_split_fails(store: Store) -> None:
-    finding = {"check": "split.families", "severity": "error", "message": "family b is in seen and stranger"}
-    write_json(store.audit("split.json"), {"counts": {}, "findings": [finding], "warnings": []})
+    finding = Finding("split.families", "error", "family b is in seen and stranger")
+    SplitAudit(SplitCounts({}, ()), (finding,), ()).save(store.audit("split.json"))
     assert gate(store, "data").status == "undecided"  # not as it was sealed
     seal(store)
     assert gate(store, "data").status == "failed"
@@ -399,7 +454,8 @@ def test_a_family_that_straddles_the_split_fails(store: Store) -> None:
 
 def test_another_contamination_check_than_the_frozen_one_is_undecided(store: Store) -> None:
     evals = {"other": {"items": 9, "rows_exact": 0, "rows_confirmed": 0}}
-    write_json(store.audit("contamination.json"), {"gate": {"status": "passed", "numbers": {"evals": evals}}})
+    gated = GateResult("contamination", "passed", "no overlap", {"evals": evals})
+    ContaminationAudit(gated, ()).save(store.audit("contamination.json"))
     seal(store)
     assert "is not the check that the contract froze" in gate(store, "data").message
 
@@ -438,7 +494,7 @@ def test_a_claim_that_cannot_carry_a_release_is_undecided(store: Store, claims: 
 
 
 def test_a_claim_about_another_arm_is_undecided(store: Store) -> None:
-    record = evaluate(store.root, Choice(condition="narrow"))
+    record = evaluate(store.root, CandidateChoice(condition="narrow"))
     (found,) = (g for g in record.gates if g.gate == "target")
     assert found.status == "undecided" and "is about wide, not about narrow" in found.message
 
@@ -514,7 +570,7 @@ def test_a_calibration_record_is_bound_by_name_and_judged_debiased(store: Store,
     trained = {**shippable.CALIBRATION, "ece": {"value": 0.1, "low": 0.07, "high": 0.13, "n": 300}}
     debiased = {"value": 0.05, "low": 0.03, "high": 0.08, "n": 300}
     write_json(file, {"base": shippable.CALIBRATION, "trained": {**trained, "ece_debiased": debiased}})
-    command = ["attest", str(store.root), str(file), "--by", "Ada"]
+    command = ["gate", str(store.root), "--attest", str(file), "--by", "Ada"]
     assert runner.invoke(app, command).exit_code == 0
     found = gate(store, "calibration")
     assert found.status == "passed" and "ece_debiased" in found.message
@@ -525,6 +581,8 @@ def test_a_calibration_record_is_bound_by_name_and_judged_debiased(store: Store,
     for wrong in ({}, {"ece": 0.1, "brier": 0.2}, {"ece": {"value": 0.1}, "brier": {"value": 0.1}}):
         write_json(file, wrong)
         assert isinstance(runner.invoke(app, command).exception, InputError)
+    gone = runner.invoke(app, [*command[:3], "nothing.json", "--by", "Ada"]).exception
+    assert "expected the file of a calibration record or a suite of the policy, found neither" in str(gone)
 
 
 @pytest.mark.parametrize(
@@ -614,7 +672,7 @@ def test_a_drill_grows_old(store: Store, days: int, status: str) -> None:
 def test_the_defaults_flatter_nobody(store: Store) -> None:
     policy = store.root.parent / "empty.yaml"
     policy.write_text("{}\n", encoding="utf-8")
-    record = evaluate(store.root, Choice(policy, "wide", 3))
+    record = evaluate(store.root, CandidateChoice(policy, "wide", 3))
     assert record.status == "undecided" and record.not_asked == ()
     assert {g.gate for g in record.gates if g.status == "undecided"} == {"data", "regression"}
 
@@ -624,7 +682,7 @@ def test_a_gate_that_is_not_asked_for_is_shown(store: Store) -> None:
     assert [g.gate for g in record.gates] == ["data", "target"]
     assert record.not_asked == GATES[2:]
     assert passes_for(record, record.subject.hash)
-    whole = load_policy(load_study(store.study_file), read_json(store.contract_file)).hash
+    whole = load_policy(load_study(store.study_file), read_contract(store)).hash
     assert not passes_for(record, record.subject.hash, policy_hash=whole)
     assert passes_for(record, record.subject.hash, policy_hash=record.policy)
     assert "| safety | not asked |" in render_markdown(record)
@@ -638,7 +696,7 @@ def test_a_gate_that_is_not_asked_for_is_shown(store: Store) -> None:
         ("gates: []", "gates: .*at least 1 item"),
         ("gates: [data, lunch]", r"gates\.1"),
         ("- data", "expected a mapping"),
-        ("a: [", "no policy that can be read"),
+        ("a: [", "cannot be read as a policy"),
     ],
 )
 def test_a_policy_that_cannot_be_read_is_refused(tmp_path: Any, text: str, words: str) -> None:
@@ -658,11 +716,11 @@ def test_an_arm_must_be_named_and_known(store: Store) -> None:
     path = store.root.parent / "open.yaml"
     path.write_text("{}\n", encoding="utf-8")
     with pytest.raises(StudyError, match="none is named"):
-        evaluate(store.root, Choice(path))
+        evaluate(store.root, CandidateChoice(path))
     with pytest.raises(StudyError, match="'wider'"):
-        evaluate(store.root, Choice(condition="wider"))
+        evaluate(store.root, CandidateChoice(condition="wider"))
     with pytest.raises(StudyError, match="0 runs of wide, seed 99"):
-        evaluate(store.root, Choice(seed=99))
+        evaluate(store.root, CandidateChoice(seed=99))
 
 
 def test_it_is_said_when_a_policy_came_after_results(store: Store) -> None:
@@ -725,7 +783,7 @@ def test_a_waiver_covers_what_was_seen_and_nothing_else(store: Store, shippable:
     assert evaluate(store.root).status == "undecided"
     shippable.score(store, lost=10)
     assert evaluate(store.root).status == "passed"
-    assert evaluate(store.root, Choice(seed=11)).status != "passed"  # other weights
+    assert evaluate(store.root, CandidateChoice(seed=11)).status != "passed"  # other weights
 
 
 @pytest.mark.parametrize(
@@ -811,23 +869,46 @@ def test_the_table_has_a_row_a_gate_and_no_markup_of_a_stranger(store: Store) ->
     assert all(line.replace("\\|", "").count("|") == 6 for line in rows)
 
 
-@pytest.mark.parametrize("flag", ["--json", "--markdown", None])
-def test_the_command_exits_with_2_unless_it_passes(store: Store, flag: str | None) -> None:
-    command = ["gate", str(store.root), *([flag] if flag else [])]
+@pytest.mark.parametrize("flag", [["--json"], ["--markdown", "-"], []])
+def test_the_command_exits_with_2_unless_it_passes(store: Store, flag: list[str]) -> None:
+    command = ["gate", str(store.root), *flag]
     done = runner.invoke(app, command)
     assert done.exit_code == 0, done.output
     lost(store, "merge")
     blocked = runner.invoke(app, command)
     assert blocked.exit_code == 2
-    if flag == "--json":
+    if flag == ["--json"]:
         assert json.loads(blocked.output)["status"] == "undecided"
     assert "undecided" in blocked.output
+
+
+def test_a_pipeline_is_given_a_case_for_each_gate(store: Store, tmp_path: Path) -> None:
+    lost(store, "merge")
+    forms = ["--junit", tmp_path / "g.xml", "--markdown", tmp_path / "g.md", "--github"]
+    done = runner.invoke(app, list(map(str, ["gate", store.root, *forms])))
+    assert done.exit_code == 2
+    cases = {c.get("name"): c for c in ElementTree.parse(tmp_path / "g.xml").getroot().iter("testcase")}
+    assert set(cases) == {*GATES, "release"}
+    assert {name for name, c in cases.items() if c.find("failure") is not None} == {"merge", "release"}
+    assert "::error title=merge::undecided" in done.stderr and "::notice title=target::passed" in done.stderr
+    assert "### Release gate: undecided" in (tmp_path / "g.md").read_text()
+    waive(store.root, "merge", ("Ada", "served unmerged", soon()))
+    lifted = check_report(evaluate(store.root)).cases
+    assert all(c.passed for c in lifted) and any("waived by Ada" in c.says for c in lifted)
+    refused = runner.invoke(app, ["gate", str(store.root), "--controls", "--github"])
+    assert refused.exit_code == 1 and "show the gates" in str(refused.exception)
+
+
+def test_adopted_weights_are_marked_on_the_table_and_in_the_annotations(store: Store) -> None:
+    record = replace(evaluate(store.root), trained_elsewhere=("the order | of rows",))
+    assert "**Trained elsewhere; not checked:** the order \\| of rows." in render_markdown(record)
+    assert check_report(record).cases[-1].warnings == ("trained elsewhere; not checked: the order | of rows",)
 
 
 def test_a_waiver_from_the_command_line(store: Store) -> None:
     lost(store, "merge")
     signed = ["--by", "Ada", "--reason", "served unmerged", "--until", soon()]
-    assert runner.invoke(app, ["waive", str(store.root), "merge", *signed]).exit_code == 0
+    assert runner.invoke(app, ["gate", str(store.root), "--waive", "merge", *signed]).exit_code == 0
     assert runner.invoke(app, ["gate", str(store.root)]).exit_code == 0
 
 
@@ -841,4 +922,6 @@ def test_a_record_read_back_is_the_record(store: Store) -> None:
 def test_evidence_written_and_read_is_the_same(store: Store) -> None:
     made = Evidence("serving", "undecided", "why", Subject("a", "b"), {"x": 1.5}, {"y": 2}, {}, {"dtype": "bfloat16"})
     write_evidence(store, made)
-    assert read_evidence(store, "serving") == made
+    found = read_evidence(store, "serving")
+    assert replace(found, input_hash="", hash="") == made
+    assert found.hash

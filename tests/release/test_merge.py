@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from veritune.errors import InputError, ModelError
 from veritune.records import Rendered
-from veritune.release.merge import check_weights, merge_adapter, parity, read_module
-from veritune.release.merge_outputs import MergeOptions, rerounded
+from veritune.release.parity.merge import check_weights, merge_adapter, parity, read_module
+from veritune.release.parity.merge_outputs import MergeOptions, rerounded
 from veritune.train.models import ModelRef, load_base
 
 pytestmark = pytest.mark.filterwarnings(
@@ -193,11 +193,12 @@ def test_an_adapter_of_another_base_is_refused(made: tuple[Path, Path], tmp_path
     LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
     with pytest.raises(ModelError, match="the adapter fits a weight of shape"):
         check_weights(tmp_path / "wide", *made)
-    with pytest.raises(ModelError, match="cannot be merged"):
+    with pytest.raises(ModelError, match="cannot be put on this base: size mismatch"):
         merge_adapter(load_base(ModelRef("wide", tmp_path / "wide", "float32")), made[0], tmp_path / "x")
 
 
 def test_an_adapter_on_tied_embeddings_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    from peft import PeftModel
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -209,7 +210,11 @@ def test_an_adapter_on_tied_embeddings_is_named(tmp_path: Path, tiny_model: Path
     ref = ModelRef("tied", tmp_path / "tied", "bfloat16")
     lora = adapter(ref, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
     merged = merge_adapter(load_base(ref), lora, tmp_path / "merged")
-    assert "ties input and output embeddings" in kinds(ref, lora, merged)["merge.tied"]
+    assert "the merged model has untied them" in kinds(ref, lora, merged)["merge.tied"]
+    assert {m.reading for m in check_weights(ref.path, lora, merged)[0]} == {"merged"}
+    both = PeftModel.from_pretrained(load_base(ref), lora).merge_and_unload()
+    both.save_pretrained(tmp_path / "both")
+    assert "in the merged model both changed" in kinds(ref, lora, tmp_path / "both")["merge.tied"]
 
 
 # ---------------------------------------------------------------- rounding
@@ -263,15 +268,15 @@ def test_the_command_merges_compares_and_exits_2_on_a_fault(
 
 
 def test_too_little_is_said(tmp_path: Path) -> None:
-    from veritune.release.merge_command import MergeRequest, merge_command
+    from veritune.release.parity.merge_command import MergeRequest, merge_command
 
     with pytest.raises(InputError, match="expected a study, or a model and an adapter"):
         merge_command(MergeRequest(model="x"), OPTIONS)
 
 
 def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: Any) -> None:
-    from veritune.release.evidence import read_evidence, weights_digest
-    from veritune.release.merge_command import MergeRequest, Scored, merge_command
+    from veritune.release.gate.evidence import read_evidence, weights_digest
+    from veritune.release.parity.merge_command import MergeRequest, Scored, merge_command
     from veritune.store import Store
 
     root = finished_copy.root
@@ -294,8 +299,8 @@ def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: 
 
 def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path, Path]) -> None:
     """NaN compares false with every limit."""
-    from veritune.release.merge import judge
-    from veritune.release.merge_outputs import Outputs
+    from veritune.release.parity.merge import judge
+    from veritune.release.parity.merge_outputs import Outputs
 
     nan = float("nan")
     nll = {"value": nan, "low": None, "high": None, "n": 3, "method": "x"}
@@ -310,7 +315,7 @@ def test_outputs_that_are_no_numbers_never_pass(base: ModelRef, made: tuple[Path
 
 def test_a_worse_merge_does_not_excuse_its_own_divergences() -> None:
     """A tie is measured by what rounding makes, not by how far the two models are apart."""
-    from veritune.release.merge_outputs import AnswerDivergence, with_ties
+    from veritune.release.parity.merge_outputs import AnswerDivergence, with_ties
 
     (found,) = with_ties([AnswerDivergence("r", 1, "a", "b", 0.5, False, "")], 0.01)
     assert not found.tie
@@ -319,7 +324,7 @@ def test_a_worse_merge_does_not_excuse_its_own_divergences() -> None:
 
 def test_the_spread_of_the_draws_does_not_decide(base: ModelRef, made: tuple[Path, Path]) -> None:
     """A KL that passes against one draw and fails against another is open; the merged weights are put back."""
-    from veritune.release.merge import judge
+    from veritune.release.parity.merge import judge
 
     found = parity(base, *made, ROWS, replace(OPTIONS, draws=2))
     assert found.outputs is not None
@@ -332,7 +337,7 @@ def test_the_spread_of_the_draws_does_not_decide(base: ModelRef, made: tuple[Pat
 
 
 def test_every_draw_starts_from_the_merged_weights(base: ModelRef, made: tuple[Path, Path]) -> None:
-    from veritune.release.merge_outputs import _floor, target_logits
+    from veritune.release.parity.merge_outputs import _floor, target_logits
 
     merged = load_base(replace(base, path=made[1]))
     before = {name: p.data.clone() for name, p in merged.named_parameters()}

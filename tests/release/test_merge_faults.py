@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from veritune.release.merge import check_weights, merge_adapter
+from veritune.release.parity.merge import check_weights, merge_adapter
 from veritune.train.models import ModelRef, load_base
 
 pytestmark = pytest.mark.filterwarnings(

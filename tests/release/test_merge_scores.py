@@ -11,16 +11,16 @@ from veritune.config.evals import Eval
 from veritune.errors import InputError
 from veritune.evaluate.generate import Output
 from veritune.records import Message, Row
-from veritune.release.merge import MergeParity, MergePart, joined
-from veritune.release.merge_scores import Task, paired_scores
+from veritune.release.parity.merge import MergeParity, MergePart, joined
+from veritune.release.parity.merge_scores import ScoredTask, paired_scores
 
 N = 400
 
 
-def task(margin: float = 0.03, n: int = N) -> Task:
+def task(margin: float = 0.03, n: int = N) -> ScoredTask:
     rows = tuple(Row(f"i{i}", (Message("user", "?"),), meta={"answer": str(i)}) for i in range(n))
     spec = Eval(kind="match", extract=r"(\d+)", expected="answer")
-    return Task("sums", spec, rows, tuple((i,) for i in range(n)), (None,) * n, margin)
+    return ScoredTask("sums", spec, rows, tuple((i,) for i in range(n)), (None,) * n, margin)
 
 
 def answerer(wrong: set[int]) -> Any:

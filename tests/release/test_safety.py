@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from veritune.commands.app import app
 from veritune.config.release import SafetyGate
 from veritune.errors import InputError, ModelError
-from veritune.release.evidence import Subject, read_evidence, weights_digest
-from veritune.release.noninferior import least_items
-from veritune.release.safety import (
+from veritune.release.gate.evidence import Subject, read_evidence, weights_digest
+from veritune.release.gate.noninferior import least_items
+from veritune.release.gate.safety import (
     ANSWERS,
     RISKS,
     STARTER,

@@ -16,7 +16,7 @@ import pytest
 
 from veritune.errors import InputError, MachineError, ModelError
 from veritune.records import Message
-from veritune.release.load import (
+from veritune.release.parity.load import (
     Load,
     Speed,
     Timed,
@@ -29,9 +29,9 @@ from veritune.release.load import (
     turns,
     write_samples,
 )
-from veritune.release.serving import (
+from veritune.release.parity.serving import (
     Expected,
-    Said,
+    Response,
     Server,
     command_of,
     compare,
@@ -49,23 +49,23 @@ WANT = Expected((1, 2, 3, 4), "a lamp by the gate", "stop_token", ("<|im_end|>",
 
 
 def test_an_answer_as_the_contract_gives_it_is_no_drift() -> None:
-    assert difference("p", Said(" a lamp by the gate\n", "stop", 4), WANT) == []
-    assert difference("p", Said("a lamp by the gate", "stop", None), WANT) == []  # a server that hides its count
+    assert difference("p", Response(" a lamp by the gate\n", "stop", 4), WANT) == []
+    assert difference("p", Response("a lamp by the gate", "stop", None), WANT) == []  # a server that hides its count
 
 
 @pytest.mark.parametrize(
     ("said", "kind", "words"),
     [
-        (Said("a lamp by the gate", "stop", 9), "prompt", "rendered 9 prompt tokens, the contract 4"),
-        (Said("a lamp by the gate<|im_end|>", "stop", 4), "special", "'<|im_end|>' stands in the text"),
-        (Said("a lamp by the gate", "length", 4), "stop", "another stop token or token limit"),
-        (Said("a lamp by the gate and more", "stop", 4), "stop", "after 27 characters"),
-        (Said("a lamp", "length", 4), "stop", "after 6 characters"),
-        (Said("a lamp on the gate", "stop", 4), "text", "part at character 7"),
-        (Said("", "stop", 4), "stop", "after 0 characters"),
+        (Response("a lamp by the gate", "stop", 9), "prompt", "rendered 9 prompt tokens, the contract 4"),
+        (Response("a lamp by the gate<|im_end|>", "stop", 4), "special", "'<|im_end|>' stands in the text"),
+        (Response("a lamp by the gate", "length", 4), "stop", "another stop token or token limit"),
+        (Response("a lamp by the gate and more", "stop", 4), "stop", "after 27 characters"),
+        (Response("a lamp", "length", 4), "stop", "after 6 characters"),
+        (Response("a lamp on the gate", "stop", 4), "text", "part at character 7"),
+        (Response("", "stop", 4), "stop", "after 0 characters"),
     ],
 )
-def test_each_drift_has_its_name(said: Said, kind: str, words: str) -> None:
+def test_each_drift_has_its_name(said: Response, kind: str, words: str) -> None:
     found = difference("p", said, WANT)
     assert found[0].kind == kind and words in found[0].message
 
@@ -73,15 +73,15 @@ def test_each_drift_has_its_name(said: Said, kind: str, words: str) -> None:
 def test_texts_that_part_at_white_space_do_not_count_as_another_limit() -> None:
     """llama.cpp went on with ' I' where the contract has a new paragraph, and both ended by length."""
     want = Expected((1,), "finds you well.\n\n", "length", ())
-    found = difference("p", Said("finds you well. I", "length", 1), want)
+    found = difference("p", Response("finds you well. I", "length", 1), want)
     assert [d.kind for d in found] == ["text"] and "at character 15: ' I' against '\\n\\n'" in found[0].message
 
 
 def test_a_stop_token_at_the_limit_is_no_drift() -> None:
     """Where the end token is the last that was allowed, `transformers serve` says `length`."""
     at_limit = Expected(WANT.prompt_ids, WANT.text, "stop_token", WANT.specials, at_limit=True)
-    assert difference("p", Said(WANT.text, "length", 4), at_limit) == []
-    assert difference("p", Said("another", "length", 4), at_limit)
+    assert difference("p", Response(WANT.text, "length", 4), at_limit) == []
+    assert difference("p", Response("another", "length", 4), at_limit)
 
 
 # ---------------------------------------------------------------- a real server
@@ -161,7 +161,7 @@ def test_another_end_token_is_named_by_its_first_difference(
 ) -> None:
     """The end token that the folder ships is one that the answer holds: the served answer stops too early."""
     from veritune.evaluate.generate import Decoding, generate
-    from veritune.release.serving_command import _with_cause
+    from veritune.release.parity.serving_command import _with_cause
 
     ref = ModelRef("tiny", models["right"], "float32")
     model, tokenizer = load_base(ref), load_tokenizer(ref)
@@ -236,7 +236,7 @@ def test_a_folder_that_drifted_is_not_its_own_witness(
     servers: dict[str, Server], models: dict[str, Path], tmp_path: Path
 ) -> None:
     """Served as it is, the drifted folder agrees with itself: only a reference shows what it lost."""
-    from veritune.release.serving_command import ServingRequest, serve_command
+    from veritune.release.parity.serving_command import ServingRequest, serve_command
 
     golden = golden_file(tmp_path)
 

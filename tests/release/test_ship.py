@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from veritune import contract
 from veritune.commands.app import app
-from veritune.release.candidate import Choice, open_case
-from veritune.release.evidence import weights_digest
-from veritune.release.gates import evaluate
+from veritune.release.gate.candidate import CandidateChoice, open_case
+from veritune.release.gate.evidence import weights_digest
+from veritune.release.gate.gates import evaluate
 from veritune.seal import verify
 from veritune.store import Store, read_json
 
@@ -36,9 +36,9 @@ def policy(root: Path, **more: Any) -> Path:
 
 def test_a_finished_study_is_gated_by_its_own_records(finished_copy: Any, tiny_model: Path) -> None:
     root = finished_copy.root
-    case = open_case(root, Choice(policy(root)))
+    case = open_case(root, CandidateChoice(policy(root)))
     assert case.candidate.subject.base == weights_digest(tiny_model)
-    record = evaluate(root, Choice(policy(root)))
+    record = evaluate(root, CandidateChoice(policy(root)))
     found = {g.gate: g for g in record.gates}
     assert found["data"].status == "passed", found["data"].message
     assert "is missing" in found["safety"].message and record.status != "passed"
@@ -46,7 +46,7 @@ def test_a_finished_study_is_gated_by_its_own_records(finished_copy: Any, tiny_m
     golden = found["regression"].numbers["golden"]
     assert golden["n"] == scores["items"] and golden["candidate"] == scores["mean"]
     assert verify(root) == [], "gating changes nothing that the run has sealed"
-    assert contract.read(Store(root))["entries"][-1]["hash"] == record.contract
+    assert contract.read(Store(root)).last.hash == record.contract
 
 
 def test_safety_and_gate_from_the_command_line(finished_copy: Any, tmp_path: Path) -> None:

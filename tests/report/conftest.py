@@ -48,10 +48,28 @@ def small(pristine: Path, tmp_path: Path) -> tuple[Store, Study]:
     return Store(folder), load_study(folder / "study.yaml")
 
 
+@pytest.fixture(scope="session")
+def drawn_before() -> dict[tuple[object, ...], str]:
+    """SVG by everything that a drawing says; most pages of the tests hold the same ten figures."""
+    return {}
+
+
 @pytest.fixture
-def page(small: tuple[Store, Study]) -> Callable[[], str]:
-    """Draw the report of `small` as it is now; the page's text."""
+def page(
+    small: tuple[Store, Study], drawn_before: dict[tuple[object, ...], str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], str]:
+    """Draw the report of `small` as it is now; the page's text. A figure that says the same is rendered once."""
+    from veritune import drawing
+    from veritune.report import figures
     from veritune.report.page import write_report
+
+    def rendered(one: drawing.Drawing) -> str:
+        says = (one.name, one.title, one.caption, one.n, one.sources, drawing.table_text(one))
+        if says not in drawn_before:
+            drawn_before[says] = drawing.svg_text(one)
+        return drawn_before[says]
+
+    monkeypatch.setattr(figures, "svg_text", rendered)
 
     def draw() -> str:
         return write_report(*small).read_text(encoding="utf-8")

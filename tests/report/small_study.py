@@ -14,27 +14,45 @@ from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
 from veritune.config.study import Study
 from veritune.records import (
+    BaseFacts,
     CheckpointCandidate,
+    DataManifest,
+    DecodingNotes,
     Estimate,
+    Facts,
+    Finding,
+    LiveMemory,
+    LiveProbe,
     MachineFacts,
     MemoryPeak,
     Message,
     MetricRow,
     NamedModel,
+    RenderAudit,
+    RenderedExample,
     Row,
+    RowLosses,
     RuleCount,
     RunManifest,
     RunSummary,
     Score,
+    ScoreStamp,
+    SplitAudit,
+    SplitCounts,
+    StopTokens,
+    StudyVerdicts,
+    TokenLengths,
     Trainable,
     TrainedRows,
     TrainingRecord,
     Verdict,
     ZoneLoss,
+    ZonePair,
     ZoneScore,
+    ZoneSize,
     dumps,
 )
-from veritune.store import Store, now, write_json, write_jsonl, write_parquet
+from veritune.store import Store, now, sha256_file, write_jsonl, write_parquet
 from veritune.train.schedule import Cell, plan_cells
 
 STUDY = """
@@ -80,20 +98,20 @@ def build(folder: Path, *, evil: str = "") -> tuple[Store, Study]:
     return store, study
 
 
-def _facts() -> dict[str, Any]:
-    return {
-        "data_version": "feed5eedf00d",
-        "data_sha256": "a1" * 32,
-        "template_sha256": "b2" * 32,
-        "tokenizer_sha256": "c3" * 32,
-        "rendered_sha256": "d4" * 32,
-        "zones": {
-            "seen": {"rows": 2, "families": 1},
-            "sibling": {"rows": 1, "families": 1},
-            "stranger": {"rows": 3, "families": 2},
-            "validation": {"rows": 0, "families": 0},
+def _facts() -> Facts:
+    return Facts(
+        data_version="feed5eedf00d",
+        data_sha256="a1" * 32,
+        template_sha256="b2" * 32,
+        tokenizer_sha256="c3" * 32,
+        rendered_sha256="d4" * 32,
+        zones={
+            "seen": ZoneSize(2, 1),
+            "sibling": ZoneSize(1, 1),
+            "stranger": ZoneSize(3, 2),
+            "validation": ZoneSize(0, 0),
         },
-        "families": {
+        families={
             "rows": 6,
             "originals": 3,
             "variants": 3,
@@ -102,15 +120,19 @@ def _facts() -> dict[str, Any]:
             "evidence": {"column": 6},
             "sizes": {"3": 1, "2": 1, "1": 1},
         },
-        "tokens": {"seen": 211, "sibling": 107, "stranger": 331, "validation": 0},
-        "target_tokens": {"seen": 97, "sibling": 43, "stranger": 151, "validation": 0},
-        "model": {"name": "SmallLM", "dtype": "bfloat16", "files": {"model.safetensors": "e5" * 32}},
-        "packages": {"torch": "9.8.7", "veritune": "0.1.0"},
-    }
+        tokens={"seen": 211, "sibling": 107, "stranger": 331, "validation": 0},
+        target_tokens={"seen": 97, "sibling": 43, "stranger": 151, "validation": 0},
+        contamination=None,
+        template_kwargs=None,
+        data_sets_sha256=None,
+        model=BaseFacts("SmallLM", "bfloat16", {"model.safetensors": "e5" * 32}),
+        packages={"torch": "9.8.7", "veritune": "0.1.0"},
+        code={"package": "f6" * 32, "evaluate": "07" * 32, "decide": "18" * 32},
+    )
 
 
-def _data(store: Store, facts: dict[str, Any], evil: str) -> None:
-    folder = store.data(facts["data_version"])
+def _data(store: Store, facts: Facts, evil: str) -> None:
+    folder = store.data(facts.data_version)
     messages = (Message("user", f"Write about boats.{evil}"), Message("assistant", f"Subject: Boats{evil}"))
     rows = [Row(row_id, messages, source="rows.jsonl", line=i) for i, row_id in enumerate(ZONE_OF, start=1)]
     turns = [[{"role": m.role, "content": m.content} for m in row.messages] for row in rows]
@@ -119,8 +141,7 @@ def _data(store: Store, facts: dict[str, Any], evil: str) -> None:
     write_parquet(folder / "rows.parquet", {**columns, "messages": turns, "meta": ["{}"] * len(rows)})
     write_parquet(folder / "families.parquet", {"id": ids, "family": [i[0] for i in ids]})
     write_parquet(folder / "split.parquet", {"id": ids, "zone": list(ZONE_OF.values())})
-    record = {"version": facts["data_version"], "created": now(), "parents": [], "rejects": {}, "facts": facts}
-    write_json(folder / "manifest.json", record)
+    DataManifest(facts.data_version, now(), (), {}, facts.of_data()).save(folder / "manifest.json")
 
 
 def _run(store: Store, study: Study, cell: Cell, evil: str) -> None:
@@ -146,18 +167,17 @@ def _run(store: Store, study: Study, cell: Cell, evil: str) -> None:
         exploratory=False,
         command="veritune run study.yaml",
         host="bench-1",
-        format=1,
     )
     manifest.save(folder / "manifest.json")
     shift = 0.0 if base else {"narrow": 0.3137, "wide": 0.4673}[cell.condition] + cell.seed / 1009
     training = None if base else _training(folder, cell, shift)
     zones = ("seen", "sibling", "stranger")
     write_jsonl(folder / "scores" / "style.jsonl", [_score(cell, row_id, evil) for row_id in ZONE_OF])
-    write_json(folder / "scores" / "style.json", {"input_hash": "x", "decoding": {"max_new_tokens": 37}})
-    nll: dict[str, Any] = {
-        z: {"nll": 3.1279 - 4 * shift + i / 7, "rows": 19, "target_tokens": 733} for i, z in enumerate(zones)
-    }
-    write_json(folder / "probes" / "nll.json", {"input_hash": "x", "zones": nll})
+    scores = folder / "scores" / "style.jsonl"
+    stamp = ScoreStamp("x", sha256_file(scores), len(ZONE_OF), DecodingNotes(True, 37, 32))
+    stamp.save(scores.with_suffix(".json"))
+    nll = {z: ZoneLoss(3.1279 - 4 * shift + i / 7, 19, 733) for i, z in enumerate(zones)}
+    RowLosses("x", "nats per target token", nll, ()).save(folder / "probes" / "nll.json")
     summary = RunSummary(
         input_hash="x",
         run_id=cell.run_id,
@@ -169,7 +189,7 @@ def _run(store: Store, study: Study, cell: Cell, evil: str) -> None:
         failed=None,
         training=training,
         scoring_memory=None,
-        nll={**{z: ZoneLoss(**loss) for z, loss in nll.items()}, "validation": ZoneLoss(3.0417 - shift, 13, 577)},
+        nll={**nll, "validation": ZoneLoss(3.0417 - shift, 13, 577)},
         scores={"style": {z: _zone(0.2719 + shift + i / 101, evil) for i, z in enumerate(zones)}},
         finished=now(),
     )
@@ -228,17 +248,21 @@ def _score(cell: Cell, row_id: str, evil: str) -> Score:
 
 
 def _audits(store: Store, study: Study, evil: str) -> None:
-    example = {"row_id": "a-0", "prompt": f"<|user|>Write about boats.{evil}", "target": f"Subject: Boats{evil}<|end|>"}
-    tokens = {"total": 649, "median": 109, "max": 127}
-    write_json(store.audit("render.json"), {"rows": 6, "target_tokens": 291, "tokens": tokens, "example": example})
-    pair = {"a": "seen", "b": "sibling", "n_a": 2, "n_b": 1, "ids": 0, "texts": 0, "prompts": 1, "answers": 0}
-    finding = {"check": "split.families", "severity": "note", "message": f"a sibling is in seen{evil}"}
-    record = {"counts": {"pairs": [{**pair, "families": 1, "near": 1}]}, "findings": [finding], "warnings": [evil]}
-    write_json(store.audit("split.json"), record)
+    stops = StopTokens(("<|end|>",), ("<|end|>",), "generation_config.json", ())
+    example = RenderedExample("a-0", f"<|user|>Write about boats.{evil}", f"Subject: Boats{evil}<|end|>")
+    RenderAudit("b2" * 32, "c3" * 32, 6, TokenLengths(649, 109, 127), 291, example, {}, stops).save(
+        store.audit("render.json")
+    )
+    pair = ZonePair("seen", "sibling", ids=0, texts=0, prompts=1, answers=0, families=1, near=1, n_a=2, n_b=1)
+    finding = Finding("split.families", "note", f"a sibling is in seen{evil}")
+    counts = SplitCounts(
+        {zone: list(ZONE_OF.values()).count(zone) for zone in ("seen", "sibling", "stranger")}, (pair,)
+    )
+    SplitAudit(counts, (finding,), (evil,)).save(store.audit("split.json"))
+    memory = LiveMemory(None, None, None, None, None, None, None, "none", "made up", None)
     for name in study.conditions:
-        live = {"condition": name, "loss": 3.4177, "step_s": 1.93, "moved_tensors": 53, "trainable_tensors": 106}
-        record = {**live, "rows_compared_with_contract": 7, "trainable": _trainable(), "input_hash": "x"}
-        write_json(store.audit(f"live-{name}.json"), record)
+        probe = LiveProbe("x", name, 3.4177, 1.93, 101.0, 0.31, 89, 2.03, memory, 7, 53, 106, _trainable())
+        probe.save(store.audit(f"live-{name}.json"))
 
 
 def _estimate(runs: list[str], value: float, evil: str, **more: Any) -> Estimate:
@@ -273,8 +297,8 @@ def _verdict(store: Store, study: Study, evil: str) -> None:
         ),
         verdict("harmless", "no_regression", "untested", margin=0.13, warnings=("no scores",), confidence={}),
     ]
-    frozen = contract.read(store)["entries"][-1]["hash"]
-    write_json(store.verdict_file, {"input_hash": "x", "contract": frozen, "verdicts": verdicts})
+    frozen = contract.read(store).last.hash
+    StudyVerdicts("x", frozen, tuple(runs), {}, tuple(verdicts)).save(store.verdict_file)
 
 
 def texts_of(store: Store) -> str:

@@ -6,11 +6,15 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
 
 import pytest
 
+from veritune.config.claim import Claim
 from veritune.config.study import Study
+from veritune.records import Estimate, Verdict
 from veritune.report import interval
 from veritune.report.figures import draw_all
 from veritune.report.read import read_records
@@ -18,19 +22,20 @@ from veritune.store import Store, read_json, write_json
 
 Small = tuple[Store, Study]
 NAMES = {"zones_style", "zones_nll", "train_loss", "validation_nll", "gradient_shares_narrow", "gradient_shares_wide"}
+NAMES |= {"disagreement_learns", "disagreement_same", "disagreement_harmless", "size_and_tokens"}
 
 
 def _table(store: Store, name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO((store.figures / f"{name}.csv").read_text(encoding="utf-8"))))
 
 
-def test_every_figure_is_small_and_has_its_four_files(small: Small) -> None:
+def test_every_figure_is_small_and_has_its_five_files(small: Small) -> None:
     store, _ = small
     drawn = draw_all(store, read_records(*small))
     assert {d.name for d in drawn} == NAMES
     for figure in drawn:
         assert len(figure.svg.encode()) < 40_000
-        assert {kind for kind, _ in figure.files} == {"PNG", "PDF", "CSV", "provenance"}
+        assert {kind for kind, _ in figure.files} == {"PNG", "PDF", "SVG", "CSV", "provenance"}
         assert all((store.root / path).stat().st_size > 0 for _, path in figure.files)
 
 
@@ -49,11 +54,13 @@ def test_a_long_run_still_gives_a_small_figure_and_a_full_table(small: Small) ->
 def test_tables_hold_the_records_own_numbers(small: Small) -> None:
     store, _ = small
     draw_all(store, read_records(*small))
-    for row in _table(store, "zones_style"):
+    for row in [r for r in _table(store, "zones_style") if r["what"] == "run"]:
         runs = [r for r in store.runs.iterdir() if r.name.startswith(row["condition"])]
         summaries = [read_json(r / "summary.json") for r in runs]
         match = [s for s in summaries if str(s["seed"] if s["seed"] is not None else "") == row["seed"]]
-        assert float(row["mean_score"]) == match[0]["scores"]["style"][row["zone"]]["mean"]
+        zone = match[0]["scores"]["style"][row["zone"]]
+        assert (int(row["scored"]), int(row["items"])) == (zone["scored"], zone["items"]) == (29, 31)
+        assert float(row["mean_score"]) == pytest.approx(zone["mean"] * 29 / 31), "failures count as 0"
     chosen = [r for r in _table(store, "validation_nll") if r["chosen"] == "True"]
     assert [r["step"] for r in chosen] == ["8"] * 4
 
@@ -70,14 +77,12 @@ def test_a_step_whose_gradients_were_not_seen_is_left_out(small: Small) -> None:
 
 
 def test_provenance_names_the_function_and_the_sources_with_their_hashes(small: Small) -> None:
-    import veritune.report.figures as module
-
     store, _ = small
     draw_all(store, read_records(*small))
     for name in NAMES:
         record = read_json(store.figures / f"{name}.provenance.json")
         package, function = record["made_by"].rsplit(".", 1)
-        assert package == module.__name__ and callable(getattr(module, function))
+        assert package.startswith("veritune.report.") and callable(getattr(import_module(package), function))
         assert record["sources"]
         for path, digest in record["sources"].items():
             assert hashlib.sha256((store.root / path).read_bytes()).hexdigest() == digest
@@ -97,7 +102,7 @@ def test_files_are_left_alone_until_their_sources_change(small: Small) -> None:
     draw_all(store, read_records(*small))
     changed = {p.name for p in store.figures.iterdir() if p.stat().st_mtime_ns != stamps[p.name]}
     assert "zones_style.png" in changed and "train_loss.png" not in changed
-    assert "0.0123" in (store.figures / "zones_style.csv").read_text()
+    assert str(0.0123 * 29 / 31)[:8] in (store.figures / "zones_style.csv").read_text()
 
 
 def test_figures_that_are_no_more_go_and_foreign_files_stay(small: Small) -> None:
@@ -132,13 +137,11 @@ def test_every_colour_follows_the_readers_scheme(small: Small) -> None:
 
 # ---------------------------------------------------------------- intervals to scale
 
-MakeVerdict = Callable[..., dict[str, object]]
 
-
-def _verdict(kind: str, value: float, low: float | None, high: float | None, **more: object) -> dict[str, object]:
+def _verdict(kind: str, value: float | None, low: float | None, high: float | None, **more: Any) -> Verdict:
     details = {"a": {"condition": "new"}, "b": {"condition": "old"}}
-    estimate = {"name": "gap", "value": value, "low": low, "high": high, "details": details}
-    return {"kind": kind, "estimates": [estimate], **more}
+    estimate = Estimate("gap", value, low, high, 0.95, 29, "made up", details=details)
+    return Verdict("c", kind, "supported", "It did.", (estimate,), **more)
 
 
 @pytest.mark.parametrize("kind", ["better_by", "not_worse", "no_regression", "equivalent", "differ"])
@@ -146,7 +149,7 @@ def _verdict(kind: str, value: float, low: float | None, high: float | None, **m
 @pytest.mark.parametrize("value", [-0.4, 0.0, 0.02, 0.31])
 def test_interval_margin_and_zero_are_drawn_to_one_scale(kind: str, scale: float, value: float) -> None:
     low, high, margin = (scale * x for x in (value - 0.1, value + 0.07, 0.05))
-    plot = interval.plot(_verdict(kind, scale * value, low, high, margin=margin), {})
+    plot = interval.plot(_verdict(kind, scale * value, low, high, margin=margin), None)
     assert plot is not None and plot.bar is not None and plot.zero is not None
     per_unit = (plot.bar[1] - plot.bar[0]) / (high - low)
     at = {sign * margin: plot.zero.x + per_unit * sign * margin for sign in (1, -1)}
@@ -159,7 +162,7 @@ def test_interval_margin_and_zero_are_drawn_to_one_scale(kind: str, scale: float
 
 
 def test_ticks_stand_where_their_labels_say() -> None:
-    plot = interval.plot(_verdict("differ", -0.16, -0.2, -0.12, margin=0.05), {})
+    plot = interval.plot(_verdict("differ", -0.16, -0.2, -0.12, margin=0.05), None)
     assert plot is not None and plot.bar is not None and plot.zero is not None
     per_unit = (plot.bar[1] - plot.bar[0]) / 0.08
     assert 3 <= len(plot.ticks) <= 9
@@ -168,22 +171,23 @@ def test_ticks_stand_where_their_labels_say() -> None:
 
 
 def test_without_bounds_there_is_a_point_and_no_bar() -> None:
-    plot = interval.plot(_verdict("improves", 0.2, None, None), {})
+    plot = interval.plot(_verdict("improves", 0.2, None, None), None)
     assert plot is not None and plot.bar is None and plot.whisker is None
     assert "no interval" in plot.label
 
 
 def test_without_a_value_there_is_no_drawing() -> None:
-    assert interval.plot({"kind": "improves", "estimates": []}, {}) is None
-    assert interval.plot(_verdict("improves", None, None, None), {}) is None  # type: ignore[arg-type]
+    assert interval.plot(replace(_verdict("improves", 0.2, 0.1, 0.3), estimates=()), None) is None
+    assert interval.plot(_verdict("improves", None, None, None), None) is None
 
 
 def test_directions_name_the_arm_that_scores_higher() -> None:
-    plot = interval.plot(_verdict("improves", 0.2, 0.1, 0.3), {})
+    plot = interval.plot(_verdict("improves", 0.2, 0.1, 0.3), None)
     assert plot is not None and plot.ends == ("← old higher", "new higher →")
 
 
 def test_a_probe_is_drawn_against_its_threshold_and_without_a_zero() -> None:
-    plot = interval.plot(_verdict("probe", 1207.0, 1100.0, 1300.0), {"threshold": 1250.0, "op": ">"})
+    claim = Claim(name="c", kind="probe", probe="n_eff.wide", op=">", threshold=1250.0)
+    plot = interval.plot(_verdict("probe", 1207.0, 1100.0, 1300.0), claim)
     assert plot is not None and plot.zero is None
     assert [line.label for line in plot.lines] == ["threshold > 1250"]

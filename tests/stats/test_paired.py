@@ -12,7 +12,7 @@ from veritune import records
 from veritune.errors import ScoreError
 from veritune.stats import intervals, paired, seeds
 from veritune.stats.families import sign_flips
-from veritune.stats.paired import Options, compare_tables
+from veritune.stats.paired import PairOptions, compare_tables
 from veritune.stats.table import ScoreTable
 
 
@@ -99,7 +99,7 @@ def test_sign_flips_by_hand():
 def test_the_t_side_of_a_graded_interval_agrees_with_scipy(seed):
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(2, 300))
-    comparison = compare_tables(table("a", a), table("b", b), Options(scale=(-5, 5)))
+    comparison = compare_tables(table("a", a), table("b", b), PairOptions(scale=(-5, 5)))
     student, bounded = comparison.headline.spread.parts
     oracle = stats.ttest_rel(a, b)
     assert student.p() == pytest.approx(oracle.pvalue)
@@ -138,7 +138,7 @@ def test_the_cluster_robust_part_agrees_with_statsmodels():
     family = np.repeat(np.arange(40), rng.integers(5, 8, 40))
     d = rng.normal(size=40)[family] + rng.normal(size=len(family)) + 0.2
     names = tuple(map(str, family))
-    comparison = compare_tables(table("a", d, family_N=names), table("b", 0 * d), Options(scale=(-5, 5)))
+    comparison = compare_tables(table("a", d, family_N=names), table("b", 0 * d), PairOptions(scale=(-5, 5)))
     fit = sm.OLS(d, np.ones(len(d))).fit(cov_type="cluster", cov_kwds={"groups": family}, use_t=True)
     student = comparison.headline.spread.parts[0]
     assert student.se == pytest.approx(fit.bse[0])
@@ -163,8 +163,8 @@ def test_swapping_the_arms_negates_and_nothing_else_changes(kind, s, n, families
     rng = np.random.default_rng(1)
     a, b = (CASES[kind](rng, s, n) for _ in range(2))
     more = {"family_N": tuple(str(i // 4) for i in range(n))} if families else {}
-    one = compare_tables(table("a", a, **more), table("b", b, **more), Options(draws=999))
-    other = compare_tables(table("b", b, **more), table("a", a, **more), Options(draws=999))
+    one = compare_tables(table("a", a, **more), table("b", b, **more), PairOptions(draws=999))
+    other = compare_tables(table("b", b, **more), table("a", a, **more), PairOptions(draws=999))
     for estimand in one.results:
         x, y = one.estimate(estimand=estimand), other.estimate(estimand=estimand)
         assert x.value == pytest.approx(-y.value, abs=1e-12)
@@ -204,7 +204,7 @@ def test_item_order_changes_no_family_flip(width):
         names = tuple(str(i) for i in family_N[order_N])
         items = tuple(f"q{i}" for i in order_N)
         arms = (table(x, y[:, order_N], items=items, family_N=names) for x, y in (("a", a), ("b", b)))
-        flips = compare_tables(*arms, Options(scale=(0, width))).headline.spread.parts[1]
+        flips = compare_tables(*arms, PairOptions(scale=(0, width))).headline.spread.parts[1]
         wanted = flips.low_R if wanted is None else wanted
         assert np.array_equal(flips.low_R, wanted)
 
@@ -242,7 +242,7 @@ def test_duplicating_every_item_inside_its_family_adds_no_certainty():
 def test_negative_correlation_inside_families_never_narrows_the_interval():
     d = np.tile([1.0, -1.0], 150) + np.random.default_rng(0).normal(size=300) * 0.01
     family = tuple(f"f{i // 2}" for i in range(300))
-    bounds = Options(scale=(-2, 2))
+    bounds = PairOptions(scale=(-2, 2))
     clustered = compare_tables(table("a", d, family_N=family), table("b", 0 * d), bounds)
     assert clustered.details["design_effect"] < 0.1
     plain = compare_tables(table("a", d), table("b", 0 * d), bounds).estimate()
@@ -298,7 +298,7 @@ def test_seeds_that_agree_add_nothing_and_say_so():
     item = rng.random(60)
     a = item + 0.05 * rng.normal(size=(3, 60))
     a -= a.mean(axis=1, keepdims=True) - 0.5
-    comparison = compare_tables(table("a", a), table("b", np.tile(item[::-1], (3, 1))), Options(scale=(-2, 2)))
+    comparison = compare_tables(table("a", a), table("b", np.tile(item[::-1], (3, 1))), PairOptions(scale=(-2, 2)))
     recipe, checkpoints = comparison.estimate(estimand="recipe"), comparison.estimate(estimand="checkpoints")
     assert (recipe.low, recipe.high) == pytest.approx((checkpoints.low, checkpoints.high))
     assert any("spread no more" in w for w in recipe.warnings)
@@ -337,7 +337,7 @@ def test_a_declared_equal_spread_pools_the_arms_and_says_so():
     rng = np.random.default_rng(11)
     a, b = (0.5 + 0.02 * rng.normal(size=(2, 300)) + 0.01 * rng.normal(size=(2, 1)) for _ in "ab")
     plain = compare_tables(table("a", a), table("b", b)).estimate()
-    pooled = compare_tables(table("a", a), table("b", b), Options(equal_seed_spread=True)).estimate()
+    pooled = compare_tables(table("a", a), table("b", b), PairOptions(equal_seed_spread=True)).estimate()
     assert pooled.high - pooled.low < plain.high - plain.low
     assert "one seed spread assumed" in pooled.method
     assert any("assumed to be the same in both arms, as declared" in w for w in pooled.warnings)
@@ -348,7 +348,7 @@ def test_shared_seeds_are_paired_by_seed_whatever_their_order():
     shift = 0.05 * rng.normal(size=(5, 1))
     a = 0.5 + shift + 0.02 * rng.normal(size=(5, 300))
     b = 0.48 + shift + 0.02 * rng.normal(size=(5, 300))
-    shared = Options(shared_seeds=True)
+    shared = PairOptions(shared_seeds=True)
     plain = compare_tables(table("a", a), table("b", b)).estimate()
     paired_ = compare_tables(table("a", a), table("b", b), shared).estimate()
     assert paired_.low > 0 > plain.low
@@ -378,9 +378,9 @@ def test_identical_outputs_warn_that_the_adapter_may_not_be_loaded():
 
 def test_identical_graded_outputs_keep_a_width_from_the_scale():
     score = np.random.default_rng(0).random(60)
-    estimate = compare_tables(table("a", score), table("b", score), Options(scale=(0, 10))).estimate()
+    estimate = compare_tables(table("a", score), table("b", score), PairOptions(scale=(0, 10))).estimate()
     assert estimate.high == pytest.approx(10 * (1 - 0.025 ** (1 / 60)), rel=1e-9)
-    almost = compare_tables(table("a", score + 1e-4 * score), table("b", score), Options(scale=(0, 10))).estimate()
+    almost = compare_tables(table("a", score + 1e-4 * score), table("b", score), PairOptions(scale=(0, 10))).estimate()
     assert almost.high - almost.low == pytest.approx(estimate.high - estimate.low, rel=1e-2)
 
 
@@ -391,7 +391,7 @@ def test_graded_scores_beyond_0_to_1_ask_for_their_bounds():
     assert any("declare the scale" in w for w in estimate.warnings)
     assumed = compare_tables(table("a", score / 10), table("b", score / 20)).estimate()
     assert any("assumed to lie between 0 and 1" in w for w in assumed.warnings)
-    declared = compare_tables(table("a", score / 10), table("b", score / 20), Options(scale=(0, 1))).estimate()
+    declared = compare_tables(table("a", score / 10), table("b", score / 20), PairOptions(scale=(0, 1))).estimate()
     assert not any("assumed" in w for w in declared.warnings)
 
 
@@ -402,7 +402,7 @@ def test_no_end_lies_beyond_the_scale():
 
 def test_zeros_and_ones_on_a_longer_scale_are_graded():
     score = np.arange(40) % 2
-    wide = compare_tables(table("a", score), table("b", 1 - score), Options(scale=(0, 5))).estimate()
+    wide = compare_tables(table("a", score), table("b", 1 - score), PairOptions(scale=(0, 5))).estimate()
     assert "Learned-Miller" in wide.method
     assert wide.high > compare_tables(table("a", score), table("b", 1 - score)).estimate().high
 
@@ -456,14 +456,14 @@ def test_one_item_has_no_interval_and_says_so():
 
 def test_ten_million_draws_are_refused_before_anything_is_allocated():
     with pytest.raises(ScoreError, match="found 10,000,000"):
-        Options(draws=10_000_000)
+        PairOptions(draws=10_000_000)
 
 
 def test_a_resampled_p_is_never_below_its_floor():
     family = tuple(str(i) for i, k in enumerate([30] + [2] * 40) for _ in range(k))
     a, b = np.ones(len(family)), np.zeros(len(family))
     b[0] = 1
-    estimate = compare_tables(table("a", a, family_N=family), table("b", b), Options(draws=999)).estimate()
+    estimate = compare_tables(table("a", a, family_N=family), table("b", b), PairOptions(draws=999)).estimate()
     assert estimate.p == estimate.p_floor == 2 / 1000
 
 

@@ -14,7 +14,7 @@ from veritune.stats import power, prospects, seeds
 from veritune.stats.bounded import BoundedMean
 from veritune.stats.families import sign_flips
 from veritune.stats.intervals import mcnemar_midp, tango_interval
-from veritune.stats.paired import Options, compare_tables
+from veritune.stats.paired import PairOptions, compare_tables
 from veritune.stats.power import Design, Needed
 from veritune.stats.table import ScoreTable
 
@@ -160,6 +160,7 @@ def share_of(won: int, reps: int) -> tuple[float, float]:
     return won / reps, 0.05 + 2 * math.sqrt(0.16 / reps)
 
 
+@pytest.mark.theory
 @pytest.mark.parametrize(
     ("seeds", "declared"),
     [((2, 2), {}), ((3, 3), {}), ((3, 5), {}), ((2, 0), {}), ((3, 0), {}), ((2, 4), {"equal_seed_spread": True})],
@@ -182,13 +183,14 @@ def test_graded_runs_are_told_apart_as_often_as_planned(seeds, declared):
                 score = score + math.sqrt(noise) * rng.normal(size=(s, n)) + math.sqrt(seed) * rng.normal(size=(s, 1))
             runs, items = tuple(map(str, range(max(1, s)))), tuple(map(str, range(n)))
             tables.append(ScoreTable(name, "e", runs, items, score, missing=({},) * len(runs), fixed=s == 0))
-        options = Options(scale=(-0.5, 1.5), **declared)
+        options = PairOptions(scale=(-0.5, 1.5), **declared)
         low, high = compare_tables(*tables, options).headline.spread.interval(0.95)
         won += low > 0 or high < 0
     found, allowed = share_of(won, reps)
     assert found == pytest.approx(0.8, abs=allowed)
 
 
+@pytest.mark.theory
 @pytest.mark.parametrize("sizes", [(20,) * 5, (40, *[10] * 6), (60, *[6] * 19)], ids=["cr1", "cr3", "cr1+flips"])
 def test_families_are_told_apart_as_often_as_planned(sizes, request):
     n, variance, family_N = sum(sizes), 0.04, np.repeat(np.arange(len(sizes)), sizes)
@@ -205,7 +207,7 @@ def test_families_are_told_apart_as_often_as_planned(sizes, request):
             ScoreTable(name, "e", ("0",), items, score[None], family_N=names, missing=({},))
             for name, score in (("a", base_N + gap + math.sqrt(variance) * own_N), ("b", base_N))
         )
-        low, high = compare_tables(a, b, Options(scale=(-1.0, 2.0), draws=999)).headline.spread.interval(0.95)
+        low, high = compare_tables(a, b, PairOptions(scale=(-1.0, 2.0), draws=999)).headline.spread.interval(0.95)
         won += low > 0 or high < 0
     found, allowed = share_of(won, reps)
     assert found == pytest.approx(0.8, abs=allowed)
@@ -269,7 +271,7 @@ def test_equivalence_needs_59_graded_items_even_of_identical_outputs():
         design = Design(n, 0.01, binary=False, item_variance=1e-8, margin=0.05)
         assert power.plan(design)[0].can_say_equivalent is can
         same = ScoreTable("a", "e", ("0",), tuple(map(str, range(n))), np.full((1, n), 0.5), missing=({},))
-        comparison = compare_tables(same, replace(same, condition="b"), Options(scale=(0.0, 1.0)))
+        comparison = compare_tables(same, replace(same, condition="b"), PairOptions(scale=(0.0, 1.0)))
         assert power.can_show_equivalence(comparison, 0.05) is can
         assert (comparison.headline.spread.interval(0.9)[1] < 0.05) is can
 
@@ -292,7 +294,7 @@ def scores(rng, seeds_a, seeds_b, *, binary, families, n=96):
             name, "e", labels, items, score, family_N=family, missing=({},) * len(labels), fixed=runs == 0
         )
 
-    return compare_tables(arm("a", seeds_a, 0.2), arm("b", seeds_b, 0.0), Options(scale=(0.0, 1.0)))
+    return compare_tables(arm("a", seeds_a, 0.2), arm("b", seeds_b, 0.0), PairOptions(scale=(0.0, 1.0)))
 
 
 @pytest.mark.parametrize("families", [False, True])
@@ -331,7 +333,7 @@ def test_runs_that_stray_more_than_items_last_leave_no_lasting_variance(differin
     a[0, :differing] = 1
     items = tuple(map(str, range(40)))
     tables = [ScoreTable(n, "e", ("0", "1"), items, x, missing=({}, {})) for n, x in (("a", a), ("b", b))]
-    comparison = compare_tables(*tables, Options(scale=(0.0, 1.0)))
+    comparison = compare_tables(*tables, PairOptions(scale=(0.0, 1.0)))
     design = power.design_from(comparison)
     assert design.stable == pytest.approx(0)
     assert power.parts(design).difference() > 0

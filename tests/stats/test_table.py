@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from veritune.errors import ScoreError
-from veritune.evaluate.imports import Columns
 from veritune.records import Score
 from veritune.stats.agreement import krippendorff_alpha
 from veritune.stats.paired import compare_tables
-from veritune.stats.table import Missing, ScoreTable, pair
+from veritune.stats.table import Columns, Missing, ScoreTable, pair
 
 
 def scores(run="r0", n=5, **changes):

@@ -14,9 +14,11 @@ import pytest
 from scipy import stats
 
 from veritune.config.claim import Claim
-from veritune.decide.claims import Context, judge
+from veritune.decide.claims import ClaimContext, judge
 from veritune.stats import intervals, multiplicity, power, rule
 from veritune.stats.table import ScoreTable
+
+pytestmark = pytest.mark.theory
 
 
 def within(rate: float, nominal: float, reps: int, *, sigmas: float = 3.5) -> bool:
@@ -148,7 +150,7 @@ def test_claims_without_an_effect_are_settled_at_most_at_alpha_together():
                 table = ScoreTable(condition, name, ("0",), items, score[None], missing=({},), fixed=condition != name)
                 tables[condition, name] = table
         claims = [Claim(name=n_, kind=k, condition=n_, eval=n_, zone=None, margin=m) for n_, k, m in kinds]
-        verdicts = judge(claims, tables, Context())
+        verdicts = judge(claims, tables, ClaimContext())
         wrong += any(v.status == "supported" for v in verdicts)
     assert at_most(wrong / reps, 0.05, reps)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.theory
+
 _FILE = Path(__file__).parents[2] / "bench" / "theory" / "plans.py"
 _SPEC = importlib.util.spec_from_file_location("bench_theory_plans", _FILE)
 assert _SPEC is not None and _SPEC.loader is not None
@@ -40,13 +42,13 @@ def test_simulated_power_is_the_planned_one(name):
 def test_the_short_way_to_a_decision_is_the_interval_itself():
     import numpy as np
 
-    from veritune.stats.paired import Options, compare_pair
+    from veritune.stats.paired import PairOptions, compare_pair
 
     rng = np.random.default_rng(0)
     for name in ("binary 1v1 n=57", "graded 1v1 n=57", "graded 3v5 n=150", "graded 1v1 20 families, one of 40 %"):
         for _ in range(3):
             pair = plans.draw(CASES[name], 0.05, rng)
-            spread = compare_pair(pair, Options(scale=(0.0, 1.0), draws=999)).headline.spread
+            spread = compare_pair(pair, PairOptions(scale=(0.0, 1.0), draws=999)).headline.spread
             low, high = spread.interval(0.95)
             for edge in (low - 1e-4, low + 1e-4, 0.0, -0.1):
                 assert plans.beyond(spread, edge, 1, 0.025) == (low > edge)

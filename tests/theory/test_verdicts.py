@@ -1,8 +1,8 @@
 """False verdicts, coverage and power through the paths that users take, on designs whose true gap is known.
 
-The designs are those of `bench/theory` (docs/theory.md has the full grid), here with 300 draws each and a fixed seed;
-`make test-theory` takes 2,000. A test fails when an error lies above nominal + 3 standard errors. Where a rate stands
-beside a cell, that is what t intervals, sign flips and G - 1 degrees of freedom gave there.
+The designs are those of `bench/theory` (docs/theory.md has the full grid), here and in CI with 300 draws each and a
+fixed seed; `make test-theory` takes 2,000. A test fails when an error lies above nominal + 3 standard errors. Where a
+rate stands beside a cell, that is what t intervals, sign flips and G - 1 degrees of freedom gave there.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import theory_cells
 import theory_designs as designs
 from theory_cells import NOMINAL, Cell, all_cells, beyond, claim_of, claims_at, options, rates, status, tables
 from theory_designs import Arms, Draw
 
 from veritune.config.claim import Claim
-from veritune.decide.claims import Context, judge
+from veritune.decide.claims import ClaimContext, judge
 from veritune.records import Estimate
 from veritune.stats.paired import compare_tables
+
+pytestmark = pytest.mark.theory
 
 # By its path: `bench/train/run.py` is a module of the same name, and another test imports it.
 _SPEC = importlib.util.spec_from_file_location(
@@ -158,7 +161,7 @@ def test_unequal_families_keep_their_power() -> None:
 def test_too_few_effective_families_withhold_the_verdict_and_say_why(sizes: str, count: int) -> None:
     draw = designs.families(sizes, count, "weak", 0.3, binary=False)(np.random.default_rng(3))
     a, b = tables(draw)
-    (verdict,) = judge([IMPROVES], {("a", "eval"): a, ("b", "eval"): b}, Context(scales={"eval": (0.0, 1.0)}))
+    (verdict,) = judge([IMPROVES], {("a", "eval"): a, ("b", "eval"): b}, ClaimContext(scales={"eval": (0.0, 1.0)}))
     assert verdict.status == "inconclusive"
     assert verdict.estimates[0].low is None
     assert "famil" in str(verdict.details["reason"])
@@ -236,6 +239,29 @@ def test_a_share_at_its_boundary_is_neither_supported_nor_refuted(key: str) -> N
     assert excess(key, min(REPS, 200)) == []
 
 
+KEEPS = [
+    "keeps | price, normal, 1 v 1 | n = 200 | 0.2",
+    "keeps | price, normal, 3 v 3 | n = 200 | 0.2",
+    "keeps | price, 5 % at -.38, 1 v 1 | n = 57 | 0.2",
+    "keeps | price, one of 40 %, 3 v 3 | G = 20 | 0.2",
+    "keeps | price, two of 35 %, 1 v 1 | G = 20 | 0.2",
+    "keeps | no gain, 3 v 3 | n = 200 | 0",
+    "keeps | kept at its margin, 1 v 1 | n = 200 | -0.3",
+]
+
+
+@pytest.mark.parametrize("key", KEEPS)
+def test_a_price_at_its_boundary_is_neither_supported_nor_refuted(key: str) -> None:
+    assert excess(key, min(REPS, 300)) == []
+
+
+def test_a_price_well_inside_its_share_is_supported() -> None:
+    """Nothing given up of a gain of .3, 200 items, 5 runs: the cells above could have been supported."""
+    tally = theory_cells._keeps_tally(designs.Price(200, 5, given_up=0.0))
+    rng = np.random.default_rng(4)
+    assert sum(tally(rng, False)["keeps"] for _ in range(40)) >= 30
+
+
 ZONES = [
     "zone gap | equal, strong | G = 12 | 1",  # "partly" .43
     "zone gap | skewed gains, 1 | G = 20 | 1",  # "partly" .56
@@ -262,7 +288,7 @@ def test_twenty_probe_claims_at_the_boundary_err_together_at_most_at_alpha(key: 
 def test_a_number_without_an_interval_is_inconclusive_and_says_so() -> None:
     claim = Claim(name="c", kind="probe", probe="p", op=">=", threshold=0.5)
     for record in (0.5001, Estimate("p", 0.9, None, None, 0.95, 10, "mean")):
-        (verdict,) = judge([claim], {}, Context(probes={"p": record}))
+        (verdict,) = judge([claim], {}, ClaimContext(probes={"p": record}))
         assert verdict.status == "inconclusive"
         assert any(word in str(verdict.details["reason"]) for word in ("interval", "uncertainty"))
 
@@ -281,6 +307,8 @@ SAME = [
     ("few items", "rate 0.98, 3 v 3, scores turn", "n = 12"),
     ("tail seeds", "5 % at -.76, 3 v 3", "n = 20"),
     ("generalises", "one of 40 %, strong, families in one zone, 1 v 1", "G = 8"),
+    ("keeps", "price, Zipf, 3 v 3", "G = 8"),
+    ("keeps", "kept at its margin, 3 v 3", "n = 20"),
 ]
 
 
@@ -301,6 +329,6 @@ def test_a_wider_true_gap_is_supported_and_the_reading_agrees_with_judge() -> No
     assert beyond(spread, 0.1, 1) and not beyond(spread, 0.5, 1)
     for truth in (0.0, 0.1, -0.1):
         for claim, *_ in claims_at(truth):
-            context = Context(scales={"eval": (0.0, 1.0)})
+            context = ClaimContext(scales={"eval": (0.0, 1.0)})
             (verdict,) = judge([claim], {("a", "eval"): a, ("b", "eval"): b}, context)
             assert verdict.status == status(claim, spread) != "inconclusive"

@@ -25,7 +25,8 @@ from veritune.train.cells import Context, load_trained, train
 from veritune.train.models import ModelRef, load_tokenizer
 from veritune.train.schedule import Cell, plan_cells
 
-FACTS = {"model": {"name": "m"}, "rendered_sha256": "r", "data_version": "v"}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
+from frozen_facts import FACTS
 
 
 def context_of(root: Path) -> Context:

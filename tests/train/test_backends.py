@@ -18,22 +18,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from frozen_facts import FACTS
 from safetensors.numpy import save_file
 
 from veritune import contract
 from veritune.config.load import parse_study
 from veritune.errors import GateError, MachineError, ModelError, StudyError
-from veritune.records import Rendered
+from veritune.records import (
+    Conversion,
+    Rendered,
+    ZoneLoss,
+)
 from veritune.store import Store
-from veritune.train import cells, methods, remote, tinker
-from veritune.train.backends import Local, backend_of
+from veritune.train import cells, methods
+from veritune.train.backends import remote, tinker
+from veritune.train.backends.protocol import Local, backend_of
+from veritune.train.backends.remote import Tinker, batches_of, learning_rates
+from veritune.train.backends.tinker import SamplerWeights, complete_config
 from veritune.train.models import ModelRef, load_base, quiet_transformers
-from veritune.train.remote import Tinker, batches_of, learning_rates, validation_steps
-from veritune.train.schedule import plan_cells, schedule, seen_rows, steps_of
-from veritune.train.tinker import SamplerWeights, complete_config
+from veritune.train.schedule import plan_cells, schedule, seen_rows, steps_of, validation_steps
 from veritune.train.trainer import ContractTrainer
 
-FACTS = {"model": {"name": "m"}, "rendered_sha256": "r", "data_version": "v"}
 REMOTE = {"name": "tinker", "base_url": "http://127.0.0.1:1", "base_model": "m"}
 
 
@@ -55,7 +60,7 @@ def test_a_study_without_a_backend_is_local_and_its_contract_says_nothing_of_bac
     assert parse_study(study.settings() | {"backend": "local"}) == parsed
     assert "backend" not in contract.settings(parsed)
     kept = contract.freeze(Store(study.root), parsed, FACTS)
-    assert not [key for key in kept["entries"][0]["sources"] if key.startswith("backend")]
+    assert not [key for key in kept.entries[0].sources if key.startswith("backend")]
 
 
 def test_a_remote_backend_is_part_of_the_contract(study: Any) -> None:
@@ -203,9 +208,9 @@ def test_losses_that_cannot_be_had_are_named_in_the_record(context: cells.Contex
 
 def test_converted_weights_that_are_not_the_trained_ones_are_not_scored() -> None:
     weights = remote.RemoteWeights(SimpleNamespace(), None, chosen_nll=2.0)  # type: ignore[arg-type]
-    assert weights.confirm({"validation": {"nll": 2.01}})["conversion"]["apart"] == pytest.approx(0.01)
+    assert weights.confirm({"validation": ZoneLoss(2.01, 1, 1)}) == Conversion(2.0, 2.01, pytest.approx(0.01))
     with pytest.raises(GateError, match="did not convert"):
-        weights.confirm({"validation": {"nll": 2.2}})
+        weights.confirm({"validation": ZoneLoss(2.2, 1, 1)})
 
 
 def test_an_export_names_its_modules_or_peft_would_load_a_part_of_it(tmp_path: Path, tiny_model: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from frozen_facts import FACTS
 
 from veritune.config.load import parse_study
 from veritune.config.study import Study
 from veritune.errors import GateError, MachineError, ModelError
-from veritune.records import MemoryPeak, Trainable, TrainingRecord
+from veritune.records import BaseFacts, MemoryPeak, Trainable, TrainingRecord
 from veritune.train import cells, methods
 from veritune.train import trainer as trainer_module
 from veritune.train.cells import Context, MetricLog, live_probe, train
@@ -24,7 +25,6 @@ from veritune.train.models import load_base
 from veritune.train.schedule import Cell, plan_cells, training_tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-FACTS = {"model": {"name": "m"}, "rendered_sha256": "r", "data_version": "v"}
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "study.yaml"
 
 
@@ -56,13 +56,13 @@ def test_the_plan_is_the_baseline_and_every_condition_with_every_seed_seeds_oute
     [
         ({"train": {"learning_rate": 1e-4}}, {}),
         ({"train": {"num_train_epochs": 4}}, {}),
-        ({}, {"model": {"name": "other"}}),
+        ({}, {"model": BaseFacts("other", "float32", {})}),
         ({}, {"rendered_sha256": "other"}),
     ],
 )
 def test_a_cell_of_other_inputs_has_another_id(changes: dict[str, Any], facts: dict[str, Any]) -> None:
     before = {c.run_id for c in plan_cells(quickstart(), FACTS) if c.phase == "main"}
-    after = {c.run_id for c in plan_cells(quickstart(**changes), FACTS | facts) if c.phase == "main"}
+    after = {c.run_id for c in plan_cells(quickstart(**changes), replace(FACTS, **facts)) if c.phase == "main"}
     assert not before & after
 
 
@@ -184,9 +184,9 @@ def tuned(context: Context, condition: str) -> Any:
 
 def test_the_live_probe_says_what_trains_and_leaves_nothing(context: Context, tmp_path: Path) -> None:
     found = live_probe(context, first_cell(context), tmp_path / "work")
-    assert found["trainable_tensors"] == found["moved_tensors"] == 28
-    assert len(found["trainable"]["modules"]) == 14
-    assert found["rows_compared_with_contract"] == 12
+    assert found.trainable_tensors == found.moved_tensors == 28
+    assert len(found.trainable.modules) == 14
+    assert found.rows_compared_with_contract == 12
     assert not (tmp_path / "work").exists()
 
 

@@ -240,9 +240,9 @@ def test_a_study_with_a_qlora_arm_runs_to_its_verdicts(study: Any, forks: Any) -
 
 
 def test_the_command_prints_the_stages_and_fails_with_2(repacks: None) -> None:
-    run = CliRunner().invoke(app, ["selftest", "--no-guard"])
+    run = CliRunner().invoke(app, ["doctor", "--selftest", "--no-guard"])
     assert run.exit_code == 2
     assert "failed at 'train again': qlora is refused on this runtime." in run.output
-    good = CliRunner().invoke(app, ["selftest", "--json"])
+    good = CliRunner().invoke(app, ["doctor", "--selftest", "--json"])
     assert good.exit_code == 0
     assert [row["passed"] for row in json.loads(good.output)["stages"]] == [True] * len(STAGES)

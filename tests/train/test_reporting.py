@@ -19,15 +19,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from frozen_facts import FACTS
 
 from veritune.errors import MachineError
+from veritune.pipeline.executors import ExecutorPlan, on_ray
 from veritune.seal import verify
-from veritune.stages import executors
 from veritune.train.cells import Context, MetricLog, live_probe, train
 from veritune.train.reporting import VARIABLES, Reported, reporting, variables
 from veritune.train.schedule import plan_cells
 
-FACTS = {"model": {"name": "m"}, "rendered_sha256": "r", "data_version": "v"}
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 
@@ -88,6 +88,25 @@ def test_mlflow_gets_a_run_a_cell_under_the_study_s_name(
     found = mlflow_runs(study.root / "tracking" / "mlruns", monkeypatch)
     assert {status for _, status, _ in found} == {"FINISHED"}
     assert {name: pytest.approx(losses) for name, _, losses in found} == losses_on_disk(study.root)
+    assert mlflow_shares(study.root) == {run_id: shares_on_disk(study.root, run_id) for run_id, _, _ in found}
+
+
+def mlflow_shares(root: Path) -> dict[str, list[float]]:
+    """The share of the query projections in the squared gradient norm by step, of every run."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient((root / "tracking" / "mlruns").as_uri())
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    name = "gradient_share/type/q"
+    history = {r.info.run_name: client.get_metric_history(r.info.run_id, name) for r in runs}
+    return {run: [m.value for m in sorted(h, key=lambda m: m.step)] for run, h in history.items()}
+
+
+def shares_on_disk(root: Path, run_id: str) -> Any:
+    lines = (root / "runs" / run_id / "telemetry.jsonl").read_text("utf-8").splitlines()
+    found = [json.loads(line)["share"]["type"]["q"] for line in lines]
+    assert len(found) == 6
+    return pytest.approx(found)
 
 
 @pytest.fixture
@@ -234,7 +253,7 @@ def test_workers_are_given_the_variables_of_the_study_s_reporters_alone(monkeypa
     monkeypatch.setitem(sys.modules, "ray", ray)
     for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "SOME_SECRET"):
         monkeypatch.setenv(name, "x")
-    executors._connected(executors.ExecutorPlan(kind="ray", handed_on=variables(["mlflow"])))
+    on_ray.connect(ExecutorPlan(kind="ray", handed_on=variables(["mlflow"])))
     sent = given["runtime_env"]["env_vars"]
     assert "MLFLOW_TRACKING_URI" in sent and "WANDB_API_KEY" not in sent and "SOME_SECRET" not in sent
     assert set(VARIABLES) == {"tensorboard", "wandb", "mlflow", "trackio"}

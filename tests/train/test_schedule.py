@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import copy
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from frozen_facts import FACTS
 
+from veritune.canonical import dumps
 from veritune.config.load import parse_study
 from veritune.errors import StudyError
 from veritune.records import Rendered
 from veritune.train.schedule import (
     MAIN,
     SELECT,
-    checkpoints_of,
     kept_families,
     optimizer_steps,
     plan_cells,
     schedule,
     seen_rows,
+    validation_steps,
 )
-
-FACTS = {"model": {"name": "m"}, "rendered_sha256": "r", "data_version": "v"}
 
 
 @pytest.fixture
@@ -50,8 +51,8 @@ def test_a_sweep_makes_each_condition_once_for_each_point(settings: dict[str, An
     settings["conditions"]["all_layer"].pop("r")
     settings["sweep"] = {"r": [4, 8], "data_fraction": [0.25, 1.0], "learning_rate": ["2e-4"], "max_steps": [10]}
     found = parse_study(settings)
-    assert list(found.conditions) == [f"all_layer-r{r}-data{d}-lr2e-4-steps10" for r in (4, 8) for d in ("0p25", "1")]
-    first = found.conditions["all_layer-r4-data0p25-lr2e-4-steps10"]
+    assert list(found.conditions) == [f"all_layer-r{r}-lr2e-4-data{d}-steps10" for r in (4, 8) for d in ("0p25", "1")]
+    first = found.conditions["all_layer-r4-lr2e-4-data0p25-steps10"]
     assert (first.r, first.data_fraction, first.learning_rate, first.max_steps) == (4, 0.25, 2e-4, 10)
     assert set(found.differences()) == {"r", "data_fraction"}
 
@@ -72,6 +73,14 @@ def test_an_expanded_study_is_read_back_as_it_is(settings: dict[str, Any]) -> No
     found = parse_study(settings)
     assert parse_study(found.model_dump(mode="json")).conditions == found.conditions
     assert len(found.conditions) == 4
+
+
+def test_a_contract_that_sorts_its_keys_holds_the_same_sweep(settings: dict[str, Any]) -> None:
+    settings["sweep"] = {"max_steps": [3, 6], "learning_rate": ["1e-3", 5e-4], "data_fraction": [0.5, 1.0]}
+    study = parse_study(settings)
+    assert study.model_validate(json.loads(dumps(study.model_dump(mode="json")))) == study
+    claim = {"kind": "not_worse", "condition": "all_layer-lr5e-4-data1-steps6", "against": "baseline", "margin": 0.1}
+    assert parse_study(settings | {"claims": [claim | {"name": "named"}]}).claims[0].condition == claim["condition"]
 
 
 @pytest.mark.parametrize(
@@ -178,9 +187,19 @@ def test_steps_are_those_the_trainer_counts(
 
 def test_checkpoints_are_counted_as_they_are_written(settings: dict[str, Any]) -> None:
     train = parse_study(settings).train  # 6 steps, every 4
-    assert checkpoints_of(train, 6, 14) == 2
-    assert checkpoints_of(train, 8, 14) == 2
-    assert checkpoints_of(train.model_copy(update={"eval_steps": None}), 6, 14) == 2  # 4 steps an epoch
+    assert validation_steps(train, 6, 14) == [4, 6]
+    assert validation_steps(train, 8, 14) == [4, 8]
+    assert validation_steps(train.model_copy(update={"eval_steps": None}), 6, 14) == [4, 6]  # 4 steps an epoch
+    listed = train.model_copy(update={"eval_steps": (1, 3, 5)})
+    assert validation_steps(listed, 6, 14) == [1, 3, 5, 6]
+    assert validation_steps(listed, 3, 14) == [1, 3], "a shorter run, as in selection, leaves out what it never reaches"
+
+
+@pytest.mark.parametrize("steps", [[3, 2], [2, 2], [], [0, 2]])
+def test_listed_steps_rise_from_one(settings: dict[str, Any], steps: list[int]) -> None:
+    settings["train"]["eval_steps"] = steps
+    with pytest.raises(StudyError, match=r"train\.eval_steps|train: eval_steps"):
+        parse_study(settings)
 
 
 # ---------------------------------------------------------------- selection

@@ -72,7 +72,7 @@ def on_two(root: Path, method: str, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed"])
 def test_a_model_in_parts_ends_as_one_process_does(
@@ -209,8 +209,8 @@ def test_without_deepspeed_the_study_says_what_to_install(study: Any, monkeypatc
 
 
 def test_a_plan_refuses_a_strategy_before_the_model_is_looked_for(study: Any) -> None:
+    from veritune.pipeline.ready import make_ready
     from veritune.progress import Progress
-    from veritune.stages.ready import make_ready
     from veritune.store import Store
 
     parsed = declared(study, "fsdp2", {"state_dict_type": "SHARDED_STATE_DICT"})

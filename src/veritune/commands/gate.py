@@ -1,7 +1,8 @@
-"""The commands that ask whether it may ship: gate, waive, safety, regression, attest, controls."""
+"""The commands that ask whether it may ship: gate and safety."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,26 +11,33 @@ import typer
 from veritune.commands.exits import exit_unless
 from veritune.commands.lazy import lazy
 from veritune.commands.options import (
+    ByOption,
     ConditionOption,
+    GithubOption,
     JsonOption,
+    JunitOption,
+    MarkdownOption,
     MaybeModelOption,
     PolicyOption,
     SeedOption,
     StudyArg,
 )
-from veritune.commands.output import json_text
+from veritune.commands.output import Shown, json_text
+from veritune.commands.screen import put
 from veritune.errors import InputError
 
 if TYPE_CHECKING:
     from veritune import config as studies
     from veritune import store as stores
-    from veritune.release import bind, candidate, gates
-    from veritune.release import controls as failure_modes
-    from veritune.release import safety as red_team
+    from veritune.release.gate import bind, candidate, gates
+    from veritune.release.gate import ci as gate_cases
+    from veritune.release.gate import controls as failure_modes
+    from veritune.release.gate import safety as red_team
 else:
-    stores, studies, bind = lazy("veritune.store"), lazy("veritune.config"), lazy("veritune.release.bind")
-    candidate, gates = lazy("veritune.release.candidate"), lazy("veritune.release.gates")
-    failure_modes, red_team = lazy("veritune.release.controls"), lazy("veritune.release.safety")
+    stores, studies, bind = lazy("veritune.store"), lazy("veritune.config"), lazy("veritune.release.gate.bind")
+    candidate, gates = lazy("veritune.release.gate.candidate"), lazy("veritune.release.gate.gates")
+    gate_cases = lazy("veritune.release.gate.ci")
+    failure_modes, red_team = lazy("veritune.release.gate.controls"), lazy("veritune.release.gate.safety")
 
 
 def gate(
@@ -37,35 +45,95 @@ def gate(
     policy: PolicyOption = None,
     condition: ConditionOption = None,
     seed: SeedOption = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="One table for a pull request.")] = False,
+    attest: Annotated[
+        str | None,
+        typer.Option(
+            help="Bind what was measured elsewhere to the weights: the file of a calibration record, or a regression "
+            "suite that the policy declares without `eval`."
+        ),
+    ] = None,
+    candidate_files: Annotated[
+        list[Path] | None, typer.Option("--candidate", help="Suite: score file of the candidate; repeat.")
+    ] = None,
+    base: Annotated[list[Path] | None, typer.Option(help="Suite: score file of the base; repeat.")] = None,
+    waive: Annotated[
+        str | None, typer.Option(help="Let this undecided gate pass until a day; one that failed cannot be waived.")
+    ] = None,
+    by: ByOption = "",
+    reason: Annotated[str, typer.Option(help="With --waive: why.")] = "",
+    until: Annotated[str, typer.Option(help="With --waive: the last day it holds, YYYY-MM-DD.")] = "",
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Print instead twelve known failure modes with this study's evidence.")
+    ] = False,
+    markdown: MarkdownOption = None,
+    junit: JunitOption = None,
+    github: GithubOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate the release policy for one run's weights. Exit code 2 on anything but a pass."""
-    record = gates.evaluate(study, candidate.Choice(policy, condition, seed))
-    draw = gates.render_markdown if markdown else gates.render_text
-    print(json_text(record) if as_json else draw(record).rstrip())
-    exit_unless(record.status == "passed")
+    """Evaluate the release policy for one run's weights. Exit code 2 on anything but a pass.
+
+    --attest and --waive add to the record instead of evaluating it; both need --by.
+    """
+    _refuse_mixture(
+        {"--attest": attest, "--waive": waive, "--controls": controls or None},
+        {"--attest": (candidate_files, base), "--waive": (reason, until)},
+        by,
+    )
+    shown = Shown(as_json, markdown, junit, github)
+    if shown.anything and (controls or attest is not None or waive is not None):
+        raise InputError("--markdown, --junit and --github show the gates.", fix="Leave the other mode out.")
+    choice = candidate.CandidateChoice(policy, condition, seed)
+    if controls:
+        listed = failure_modes.controls(study)
+        put(json_text(listed) if as_json else failure_modes.render_text(listed), raw=as_json)
+    elif attest is not None:
+        _attest(candidate.open_case(study, choice), attest, (candidate_files or [], base or []), by, as_json)
+    elif waive is not None:
+        waiver = gates.waive(study, waive, (by, reason, until), choice)
+        put(
+            json_text(waiver) if as_json else f"{waive} waived by {waiver.by} until {waiver.until}: {waiver.seen}",
+            raw=as_json,
+        )
+    else:
+        record = gates.evaluate(study, choice)
+        shown.show(gate_cases.check_report(record), record, lambda: gates.render_text(record).rstrip())
+        exit_unless(record.status == "passed")
 
 
-def waive(
-    study: StudyArg,
-    gate: Annotated[str, typer.Argument(help="An undecided gate. One that failed cannot be waived.")],
-    by: Annotated[str, typer.Option(help="Who takes responsibility.")],
-    reason: Annotated[str, typer.Option(help="Why.")],
-    until: Annotated[str, typer.Option(help="Last day it holds, YYYY-MM-DD.")],
-    policy: PolicyOption = None,
-    condition: ConditionOption = None,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Let an undecided gate pass until a day, by name. The waiver stays on record and covers these weights only."""
-    waiver = gates.waive(study, gate, (by, reason, until), candidate.Choice(policy, condition, seed))
-    print(json_text(waiver) if as_json else f"{gate} waived by {waiver.by} until {waiver.until}: {waiver.seen}")
+def _refuse_mixture(modes: Mapping[str, object], belonging: Mapping[str, tuple[object, ...]], by: str) -> None:
+    """Raise InputError for two modes at once, or for an option of a mode that was not chosen."""
+    chosen = [name for name, value in modes.items() if value is not None]
+    if len(chosen) > 1:
+        raise InputError(f"{chosen[0]} and {chosen[1]} exclude each other.", fix="Give two commands.")
+    for mode, values in belonging.items():
+        if mode not in chosen and any(values):
+            options = "--candidate and --base" if mode == "--attest" else "--reason and --until"
+            raise InputError(f"{options} belong to {mode}.", fix=f"Add {mode}, or leave them out.")
+    if by and not {"--attest", "--waive"} & set(chosen):
+        raise InputError("--by belongs to --attest and --waive.", fix="Add one of them, or leave it out.")
+
+
+def _attest(case: candidate.Case, what: str, files: tuple[list[Path], list[Path]], by: str, as_json: bool) -> None:
+    """Bind a suite's score files, (candidate's, base's), or a calibration record to the case's weights."""
+    regression = case.policy.release.regression
+    if any(files) or what in regression.suites:
+        record = bind.bind_scores(case, what, files, by)
+        put(json_text(record) if as_json else f"{record.status}: {record.message}", raw=as_json)
+        exit_unless(record.status == "passed")
+        return
+    if not Path(what).is_file():
+        raise InputError(
+            f"--attest {what}: expected the file of a calibration record or a suite of the policy, found neither.",
+            fix=f"Suites of the policy: {', '.join(sorted(regression.suites)) or 'none'}.",
+        )
+    record = bind.bind_calibration(case, Path(what), by)
+    put(json_text(record) if as_json else f"calibration {record.message}", raw=as_json)
 
 
 def safety(
     study: Annotated[
-        Path | None, typer.Argument(help="A study: its candidate is asked, the record goes there.", show_default=False)
+        Path | None,
+        typer.Argument(help="A study: its candidate answers; the record goes there.", show_default=False),
     ] = None,
     model: MaybeModelOption = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of the adapter, or of a full fine-tune.")] = None,
@@ -73,13 +141,10 @@ def safety(
         list[Path] | None, typer.Option("--set", help="A prompt set; default: the starter; repeat.")
     ] = None,
     grader: Annotated[str | None, typer.Option(help="module:function in place of the pattern graders.")] = None,
-    margin: Annotated[float, typer.Option(help="Unsafe answers: tolerated rise of the rate.")] = 0.05,
-    refusal_margin: Annotated[float, typer.Option(help="Refused harmless prompts: tolerated rise.")] = 0.05,
     dtype: Annotated[str | None, typer.Option(help="Precision of the base; default: the study's, bfloat16.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts generated together.")] = 16,
     out: Annotated[Path | None, typer.Option(help="Without a study: write the record below this folder.")] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Show the recorded answers that got worse; ask nothing.")
+        bool, typer.Option("--show", help="Show the recorded answers that got worse; generate nothing.")
     ] = False,
     policy: PolicyOption = None,
     condition: ConditionOption = None,
@@ -87,68 +152,27 @@ def safety(
     as_json: JsonOption = False,
 ) -> None:
     """Ask base and candidate red-team prompts and harmless look-alikes, and compare. Exit code 2 unless it passes."""
-    case = candidate.open_case(study, candidate.Choice(policy, condition, seed)) if study is not None else None
-    limits = case.policy.release.safety if case else studies.SafetyGate(margin=margin, refusal_margin=refusal_margin)
+    case = candidate.open_case(study, candidate.CandidateChoice(policy, condition, seed)) if study is not None else None
+    limits = case.policy.release.safety if case else studies.SafetyGate()
     if show:
         if case is None:
             raise InputError(
                 "--show reads a study's record, and no study was named.", fix="veritune safety STUDY --show"
             )
         answers = red_team.recorded_answers(case)
-        print(red_team.render_text(answers, red_team.judge(answers, limits), shown=len(answers)))
+        put(red_team.render_text(answers, red_team.judge(answers, limits), shown=len(answers)))
         return
-    asking = red_team.asking_of(case, (model, adapter, dtype), sets, batch_size, grader)
-    asked = red_team.ask(asking, on_arm=None if as_json else lambda arm: print(f"asking the {arm} ...", flush=True))
-    verdict = red_team.judge(asked.answers, limits)
+    asking = red_team.asking_of(case, (model, adapter, dtype), sets, grader)
+    replies = red_team.ask(asking, on_arm=None if as_json else lambda arm: print(f"asking the {arm} ...", flush=True))
+    verdict = red_team.judge(replies.answers, limits)
     place = case.store if case else stores.Store(out) if out else None
     if place is not None:
-        red_team.write_record(place, asking, asked, limits)
+        red_team.write_record(place, asking, replies, limits)
     record = {
         "status": verdict.status,
         "message": verdict.message,
         "numbers": verdict.numbers,
-        "answers": asked.answers,
+        "answers": replies.answers,
     }
-    print(json_text(record) if as_json else red_team.render_text(asked.answers, verdict))
+    put(json_text(record) if as_json else red_team.render_text(replies.answers, verdict), raw=as_json)
     exit_unless(verdict.status == "passed")
-
-
-def regression(
-    study: StudyArg,
-    suite: Annotated[str, typer.Argument(help="A suite that the policy declares without `eval`.")],
-    candidate_files: Annotated[
-        list[Path], typer.Option("--candidate", help="Score file of the candidate; repeat for several.")
-    ],
-    base: Annotated[list[Path], typer.Option(help="Score file of the base; repeat for several.")],
-    by: Annotated[str, typer.Option(help="Who says that these very weights were scored.")],
-    policy: PolicyOption = None,
-    condition: ConditionOption = None,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Bind imported score files of a golden set or benchmark to the candidate's weights, and judge them."""
-    case = candidate.open_case(study, candidate.Choice(policy, condition, seed))
-    record = bind.bind_scores(case, suite, (candidate_files, base), by)
-    print(json_text(record) if as_json else f"{record.status}: {record.message}")
-    exit_unless(record.status == "passed")
-
-
-def attest(
-    study: StudyArg,
-    calibration: Annotated[Path, typer.Argument(help="A record that `veritune calibration ... --out FILE` wrote.")],
-    by: Annotated[str, typer.Option(help="Who says that these very weights were measured.")],
-    policy: PolicyOption = None,
-    condition: ConditionOption = None,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Bind a calibration record to the candidate's weights, for the calibration gate."""
-    case = candidate.open_case(study, candidate.Choice(policy, condition, seed))
-    record = bind.bind_calibration(case, calibration, by)
-    print(json_text(record) if as_json else f"calibration {record.message}")
-
-
-def controls(study: StudyArg, as_json: JsonOption = False) -> None:
-    """Print twelve known failure modes of fine-tuning, each with its check and this study's evidence."""
-    listed = failure_modes.controls(study)
-    print(json_text(listed) if as_json else failure_modes.render_text(listed))

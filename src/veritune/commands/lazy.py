@@ -4,9 +4,9 @@ The command files together import numpy, scipy and pydantic: more than a second,
 file names the modules of the library once, at its head, for the type checker and for the run:
 
     if TYPE_CHECKING:
-        from veritune.release import gates
+        from veritune.release.gate import gates
     else:
-        gates = lazy("veritune.release.gates")
+        gates = lazy("veritune.release.gate.gates")
 
 The test of the house compares both lists.
 """

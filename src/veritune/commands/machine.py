@@ -1,4 +1,4 @@
-"""The commands that check this machine: doctor, and selftest for the 4-bit training path."""
+"""The command that checks this machine: doctor, with a self-test of the 4-bit training path."""
 
 from __future__ import annotations
 
@@ -6,39 +6,44 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from veritune.commands.exits import USER, exit_unless
+from veritune.commands.exits import exit_unless
 from veritune.commands.lazy import lazy
 from veritune.commands.options import JsonOption
 from veritune.commands.output import json_text
+from veritune.commands.screen import put
+from veritune.errors import ExitCode, InputError
 
 if TYPE_CHECKING:
-    from veritune import verbs
+    from veritune import health
     from veritune.train import quantised
 else:
-    verbs, quantised = lazy("veritune.verbs"), lazy("veritune.train.quantised")
+    health, quantised = lazy("veritune.health"), lazy("veritune.train.quantised")
 
 
-def doctor(as_json: JsonOption = False) -> None:
-    """Check this machine: versions, cores, memory, accelerator, optional parts, a matmul and a tokenizer."""
-    health = verbs.doctor()
-    print(json_text(health) if as_json else verbs.doctor_text(health))
-    exit_unless(not health["problems"], USER)
-
-
-def selftest(
-    guard: Annotated[
-        bool, typer.Option("--guard/--no-guard", help="Switch bitsandbytes' repacking off, as every qlora run does.")
-    ] = True,
-    quant_type: Annotated[str, typer.Option(help="nf4 or fp4.")] = "nf4",
-    double_quant: Annotated[
-        bool, typer.Option("--double-quant/--no-double-quant", help="Quantise the scales as well.")
-    ] = True,
-    dtype: Annotated[str, typer.Option(help="Precision of weights and products: bfloat16, float16, float32.")] = (
-        "bfloat16"
-    ),
+def doctor(
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Do now what the first run would do: compile the audit, unpack the model.")
+    ] = False,
+    selftest: Annotated[
+        bool,
+        typer.Option("--selftest", help="Try the 4-bit path of `qlora`, stage by stage, against a float32 reference."),
+    ] = False,
+    no_guard: Annotated[
+        bool,
+        typer.Option("--no-guard", help="With --selftest: leave bitsandbytes' repacking on; a qlora run does not."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Try the 4-bit path of `qlora` on this very machine, stage by stage, against a float32 reference."""
-    result = quantised.self_test(quantised.qlora_settings(quant_type, double_quant, dtype, guard))
-    print(json_text(quantised.to_record(result)) if as_json else quantised.render_text(result))
-    exit_unless(result.failed is None)
+    """Check this machine: versions, cores, memory, accelerator, what each command needs, a matmul and a tokenizer."""
+    if no_guard and not selftest:
+        raise InputError("--no-guard belongs to --selftest.", fix="veritune doctor --selftest --no-guard")
+    if prepare:
+        health.prepare()
+    if selftest:
+        tested = quantised.self_test(quantised.qlora_settings(guard=not no_guard))
+        put(json_text(quantised.to_record(tested)) if as_json else quantised.render_text(tested), raw=as_json)
+        exit_unless(tested.failed is None)
+        return
+    checked = health.doctor()
+    put(json_text(checked) if as_json else health.doctor_text(checked), raw=as_json)
+    exit_unless(not checked["problems"], ExitCode.USER)

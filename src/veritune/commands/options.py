@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from veritune.commands.lazy import lazy
+from veritune.errors import InputError
+
+if TYPE_CHECKING:
+    from veritune import untrusted
+else:
+    untrusted = lazy("veritune.untrusted")
 
 # ---------------------------------------------------------------- arguments
 
 StudyArg = Annotated[Path, typer.Argument(help="The study file, or the folder it lies in.", show_default=False)]
-BundleArg = Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)]
 DataArg = Annotated[str, typer.Argument(help="JSONL (.gz, .zst), CSV, Parquet, a folder of shards, or a hub id.")]
 
 # ---------------------------------------------------------------- what is printed and written
@@ -18,18 +26,68 @@ DataArg = Annotated[str, typer.Argument(help="JSONL (.gz, .zst), CSV, Parquet, a
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 OutOption = Annotated[Path | None, typer.Option(help="Write the record to this file.")]
-PlotOption = Annotated[Path | None, typer.Option(help="Draw the reliability diagram (.svg, .png or .pdf).")]
+PlotOption = Annotated[Path | None, typer.Option(help="Draw it into this file (.svg, .png or .pdf).")]
+PageOption = Annotated[Path | None, typer.Option(help="Also draw rows with coloured tokens into this HTML file.")]
+
+# ---------------------------------------------------------------- for a pipeline
+
+MarkdownOption = Annotated[
+    Path | None, typer.Option(help="Write Markdown for a pull request to this file; - prints it instead.")
+]
+JunitOption = Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")]
+GithubOption = Annotated[bool, typer.Option("--github", help="Print GitHub annotations to the error output.")]
 
 # ---------------------------------------------------------------- data
 
+
+class TrainOn(Enum):
+    """Which assistant turns carry loss."""
+
+    all = "all"
+    last = "last"
+
+
+def parse_template_kwargs(text: str | None) -> dict[str, Any]:
+    """`enable_thinking=false,effort=low` as variables of a template, values read as YAML. Raises InputError."""
+    if text is None:
+        return {}
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(sign and name.strip().isidentifier() and value.strip() for name, sign, value in pairs):
+        raise InputError(
+            f"--template-kwargs: expected name=value pairs, found {text!r}.",
+            fix="--template-kwargs enable_thinking=false",
+        )
+    try:
+        variables = {name.strip(): untrusted.parse_yaml(value) for name, _, value in pairs}
+    except ValueError:
+        variables = {"": None}
+    wrong = [name for name, value in variables.items() if not isinstance(value, bool | int | float | str | None)]
+    if wrong or "" in variables:
+        raise InputError(
+            f"--template-kwargs: expected a boolean, a number or a text, found {text!r}.",
+            fix="--template-kwargs enable_thinking=false",
+        )
+    return variables
+
+
 ColumnsOption = Annotated[
-    str | None, typer.Option(help="Where the turns stand, e.g. user=question,assistant=answer; else found by name.")
+    str | None,
+    typer.Option(
+        help="Where the turns stand: user=question,assistant=answer, or templates: user='{table}\\n{question}'. "
+        "Also messages=, system=, reasoning=, tools=, and ignore= for columns to leave alone. Else found by name."
+    ),
 ]
+TrainOnOption = Annotated[
+    TrainOn, typer.Option(help="Assistant turns that carry loss: all (but those of weight 0), or the last of each row.")
+]
+TemplateKwargsOption = Annotated[
+    str | None, typer.Option(help="Variables of the chat template, e.g. enable_thinking=false.", show_default=False)
+]
+EvalsOption = Annotated[list[str] | None, typer.Option("--eval", help="Benchmark that the rows must not hold; repeat.")]
+MaxLengthOption = Annotated[int, typer.Option(help="With a tokenizer: the longest row in tokens.")]
+IdFieldOption = Annotated[str | None, typer.Option(help="Column with a unique row id; '' for none.")]
 FamilyOption = Annotated[str | None, typer.Option(help="Column that names a row's original.")]
 RowsOption = Annotated[str, typer.Option(help="The rows: any file that `audit` reads.")]
-SeenOption = Annotated[Path, typer.Option(help="Rows it was trained on.")]
-StrangerOption = Annotated[Path, typer.Option(help="Rows of families it never saw.")]
-SiblingOption = Annotated[Path | None, typer.Option(help="Held-out rows of families it was trained on.")]
 
 # ---------------------------------------------------------------- models
 
@@ -39,12 +97,10 @@ AdapterOption = Annotated[
     Path | None, typer.Option(help="Folder of the adapter or full checkpoint; without it the base is probed.")
 ]
 TrainedOption = Annotated[Path, typer.Option(help="Folder of the adapter or of a full checkpoint.")]
-ExtractOption = Annotated[str, typer.Option(help="Pattern whose group is the answer.")]
-ExpectedOption = Annotated[str, typer.Option(help="Column with the expected answer.")]
-WithExpectedOption = Annotated[
-    str | None, typer.Option("--expected", help="With --extract: column with the expected answer.")
-]
-BinsOption = Annotated[int | None, typer.Option(help="Number of bins; chosen from the rows when left out.")]
+ExtractOption = Annotated[str | None, typer.Option(help="Score short answers: pattern whose group is the answer.")]
+ExpectedOption = Annotated[str | None, typer.Option(help="With --extract: column with the expected answer.")]
+NewTokensOption = Annotated[int | None, typer.Option("--max-new-tokens", help="Generation stops here.", min=1)]
+DtypeOption = Annotated[str, typer.Option(help="Precision in which the model runs: bfloat16, float16 or float32.")]
 
 # ---------------------------------------------------------------- a study
 
@@ -53,25 +109,79 @@ SetOption = Annotated[
     typer.Option("--set", help="Override one setting, e.g. train.max_steps=20. It is recorded as a flag."),
 ]
 
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="ray: HOST:6379 on a node, ray://HOST:10001 from elsewhere; default: one on this machine."),
+]
+
 # ---------------------------------------------------------------- decisions
 
-EqualSpreadOption = Annotated[
-    bool, typer.Option("--equal-seed-spread", help="Declared before the data: both arms spread alike between seeds.")
+
+class Assume(Enum):
+    """What is declared about seeds before the data are seen."""
+
+    equal_seed_spread = "equal-seed-spread"
+    shared_seeds = "shared-seeds"
+
+
+AssumeOption = Annotated[
+    list[Assume] | None,
+    typer.Option(
+        "--assume",
+        help="Declared before the data: equal-seed-spread (both arms spread alike between seeds), shared-seeds (runs "
+        "of one seed share data order and initialisation: pair by seed); repeat.",
+    ),
 ]
-SharedSeedsOption = Annotated[
-    bool, typer.Option("--shared-seeds", help="Runs of one seed share data order and initialisation: pair by seed.")
-]
+MarginOption = Annotated[float | None, typer.Option(help="The smallest difference that matters, in score units.")]
+ZoneOption = Annotated[str | None, typer.Option(help="Only the items of one zone.")]
+AlphaOption = Annotated[float, typer.Option(help="Error rate of the decision.")]
 ScaleOption = Annotated[tuple[float, float] | None, typer.Option(help="Lowest and highest possible score.")]
+
+# ---------------------------------------------------------------- reading score files
+
+DirectionOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--lower-is-better/--higher-is-better",
+        help="Direction of the metric, where neither the log nor the metric's name says it.",
+        show_default=False,
+    ),
+]
+EvalOption = Annotated[
+    str | None,
+    typer.Option("--eval", help="An eval of a file or folder that holds several, a group of tasks, or A,B to pool."),
+]
+MetricOption = Annotated[
+    str | None, typer.Option(help="Score column (tuned.score for nested ones), a harness's metric or Inspect's scorer.")
+]
+FilterOption = Annotated[
+    str | None, typer.Option("--filter", help="lm-eval: which filter of a task; HELM: which split or perturbation.")
+]
+ReducerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Several samples of an item as one score: mean, max, at_least_2, pass_at_5, ...; else the log's."
+    ),
+]
+IdOption = Annotated[str | None, typer.Option("--id", help="Column with the item id.")]
+ItemFamilyOption = Annotated[
+    str | None, typer.Option("--family", help="Column, document field or metadata with families (clusters) of items.")
+]
+RunColumnOption = Annotated[str | None, typer.Option("--run", help="Column with the seed or run.")]
+RaterOption = Annotated[str | None, typer.Option(help="Column with the rater.")]
+SampleOption = Annotated[str | None, typer.Option(help="Column that tells several samples of an item apart.")]
 
 # ---------------------------------------------------------------- releases
 
 PolicyOption = Annotated[Path | None, typer.Option(help="Policy file; default: the study's `release` section.")]
 ConditionOption = Annotated[str | None, typer.Option(help="The arm that ships, where the policy names none.")]
 SeedOption = Annotated[int | None, typer.Option(help="The seed whose weights ship; default: the policy's, the first.")]
-BaseOption = Annotated[
-    Path | None, typer.Option("--base", help="Where the base model lies, if not where the bundle says.")
-]
+BaseOption = Annotated[Path | None, typer.Option("--base", help="Where the base model lies now, if it moved.")]
 RegistryOption = Annotated[str, typer.Option(help="A folder, or an fsspec URL such as s3://bucket/models.")]
 ChannelOption = Annotated[str, typer.Option(help="staging or production.")]
+HeadOption = Annotated[str | None, typer.Option(help="Hash of an entry that you kept: refuse a channel without it.")]
 ReasonOption = Annotated[str, typer.Option(help="Why; it is kept in the history.")]
+ByOption = Annotated[str, typer.Option(help="Who takes responsibility; it stays on record.")]
+LicenseOption = Annotated[str | None, typer.Option("--license", help="SPDX id of the licence, e.g. cc-by-4.0.")]
+SignOption = Annotated[Path | None, typer.Option(help="Sign with this EC private key (PEM).")]
 KeyOption = Annotated[Path | None, typer.Option("--public-key", help="Check the signature with this EC key (PEM).")]

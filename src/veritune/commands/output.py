@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune.commands.lazy import lazy
+from veritune.commands.screen import put
+from veritune.errors import InputError
 
 if TYPE_CHECKING:
-    from veritune import records, store
+    from veritune import ci, records, store
 else:
-    records, store = lazy("veritune.records"), lazy("veritune.store")
+    ci, records, store = lazy("veritune.ci"), lazy("veritune.records"), lazy("veritune.store")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """In which forms a check that a pipeline runs is shown: `--json`, `--markdown`, `--junit`, `--github`.
+
+    Raises InputError for two that both print.
+    """
+
+    as_json: bool = False
+    markdown: Path | None = None
+    junit: Path | None = None
+    github: bool = False
+
+    def __post_init__(self) -> None:
+        if self.as_json and self.prints_markdown:
+            raise InputError("--json and --markdown - both print.", fix="Give --markdown a file.")
+
+    @property
+    def prints_markdown(self) -> bool:
+        """Whether the Markdown takes the screen's place."""
+        return str(self.markdown) == "-"
+
+    @property
+    def anything(self) -> bool:
+        """Whether a form for a pipeline was asked for."""
+        return self.markdown is not None or self.junit is not None or self.github
+
+    def show(self, check: ci.CheckReport, record: object, screen: Callable[[], str]) -> None:
+        """Write the files that were named, print the record, its Markdown or the screen's text, then annotations."""
+        if self.junit is not None:
+            store.write_text(self.junit, ci.junit(check))
+        if self.prints_markdown:
+            print(check.markdown)
+        else:
+            if self.markdown is not None:
+                store.write_text(self.markdown, check.markdown + "\n")
+            put(json_text(record) if self.as_json else screen(), raw=self.as_json)
+        if self.github:
+            print("\n".join(ci.github_lines(check)), file=sys.stderr)
 
 
 def json_text(record: object) -> str:
@@ -33,7 +77,7 @@ def show_reading(record: object, as_json: bool, out: Path | None) -> None:
     """A probe's record: written to `out`, and printed as JSON or as its three sentences."""
     if out is not None:
         store.write_json(out, record)
-    print(json_text(record) if as_json else reading_text(record))
+    put(json_text(record) if as_json else reading_text(record), raw=as_json)
 
 
 def show_readings(named: dict[str, Any], as_json: bool, out: Path | None) -> None:
@@ -46,10 +90,10 @@ def show_readings(named: dict[str, Any], as_json: bool, out: Path | None) -> Non
     for name, record in named.items():
         plain = records.to_json(record)
         if isinstance(plain, dict) and "reading" in plain:
-            print(reading_text(plain, f"{name}: " if len(named) > 1 else ""))
+            put(reading_text(plain, f"{name}: " if len(named) > 1 else ""))
         elif isinstance(plain, dict) and plain.get("value") is not None:
             bounds = "no interval" if plain["low"] is None else f"{plain['low']:.4f} to {plain['high']:.4f}"
-            print(f"{plain['name']}: {plain['value']:.4f} ({bounds}), n = {plain['n']}")
+            put(f"{plain['name']}: {plain['value']:.4f} ({bounds}), n = {plain['n']}")
 
 
 def reading_text(record: Any, head: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,16 +10,36 @@ import typer
 
 from veritune.commands.exits import exit_unless
 from veritune.commands.lazy import lazy
-from veritune.commands.options import JsonOption, MaybeModelOption, WithExpectedOption
+from veritune.commands.options import (
+    ExpectedOption,
+    ExtractOption,
+    JsonOption,
+    MaybeModelOption,
+    NewTokensOption,
+    TemplateKwargsOption,
+    TrainOn,
+    TrainOnOption,
+    parse_template_kwargs,
+)
 from veritune.commands.output import json_text
+from veritune.commands.screen import put
+from veritune.errors import InputError
 
 if TYPE_CHECKING:
-    from veritune.release import load as loads
-    from veritune.release import merge, merge_command, merge_outputs, serving_command
+    from veritune.release.parity import load as loads
+    from veritune.release.parity import merge, merge_command, merge_outputs, serving_command
 else:
-    loads, merge = lazy("veritune.release.load"), lazy("veritune.release.merge")
-    merge_command, merge_outputs = lazy("veritune.release.merge_command"), lazy("veritune.release.merge_outputs")
-    serving_command = lazy("veritune.release.serving_command")
+    loads, merge = lazy("veritune.release.parity.load"), lazy("veritune.release.parity.merge")
+    merge_command, merge_outputs = (
+        lazy("veritune.release.parity.merge_command"),
+        lazy("veritune.release.parity.merge_outputs"),
+    )
+    serving_command = lazy("veritune.release.parity.serving_command")
+
+
+GREEDY_TOKENS, ANSWER_TOKENS, SERVED_TOKENS = 64, 128, 32
+"""Tokens of a greedy answer, of one that is scored, and of one from a server, where --max-new-tokens is left out."""
+SINGLE = "-single"
 
 
 def merge_parity(
@@ -31,28 +52,28 @@ def merge_parity(
     out: Annotated[Path | None, typer.Option(help="Where to write a merged model that is made here.")] = None,
     data: Annotated[Path | None, typer.Option(help="Rows to compare outputs on; a study has its own.")] = None,
     rows: Annotated[int, typer.Option(help="At most so many rows.")] = 32,
+    train_on: TrainOnOption = TrainOn.all,
     dtype: Annotated[str, typer.Option(help="The precision that will serve.")] = "bfloat16",
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of a greedy answer.")] = 64,
-    draws: Annotated[int, typer.Option(help="Draws of rounding noise that make the floor; at least 2.")] = 5,
+    max_new_tokens: NewTokensOption = None,
     quantised: Annotated[
-        str | None, typer.Option(help="The adapter was trained on a base in nf4, fp4 or int8; a study knows.")
+        str | None,
+        typer.Option(
+            help="The adapter was trained on a base in nf4, fp4 or int8, or in nf4-single or fp4-single, whose scales "
+            "are not quantised; a study knows."
+        ),
     ] = None,
-    double_quant: Annotated[
-        bool, typer.Option("--double-quant/--no-double-quant", help="With --quantised: scales in bits as well.")
-    ] = True,
     eval_name: Annotated[str | None, typer.Option("--eval", help="With STUDY: also compare scores on this eval.")] = (
         None
     ),
-    extract: Annotated[
-        str | None, typer.Option(help="Also compare scores on --data: pattern whose group is the answer.")
-    ] = None,
-    expected: WithExpectedOption = None,
+    extract: ExtractOption = None,
+    expected: ExpectedOption = None,
     margin: Annotated[
         float | None, typer.Option(help="Scores may not be worse by this much; left out, the policy's for --eval.")
     ] = None,
-    answer_tokens: Annotated[int, typer.Option(help="With --extract: generation stops here.")] = 128,
-    export: Annotated[Path | None, typer.Option(help="Safetensors export (shards) to compare with it.")] = None,
-    gguf: Annotated[Path | None, typer.Option(help="GGUF export to compare with it.")] = None,
+    export: Annotated[
+        list[Path] | None,
+        typer.Option(help="Export to compare with it: a folder of safetensors shards, or a .gguf file; one of each."),
+    ] = None,
     converter: Annotated[
         Path | None, typer.Option(help="llama.cpp's convert_hf_to_gguf.py: makes the GGUF first. It is run.")
     ] = None,
@@ -63,6 +84,7 @@ def merge_parity(
 
     Exports of the merged model, as safetensors shards and as GGUF, are compared with it.
     """
+    shards, gguf = _exports(export or [])
     request = merge_command.MergeRequest(
         study,
         model,
@@ -73,15 +95,28 @@ def merge_parity(
         out,
         data,
         rows,
-        quantised,
-        double_quant,
-        merge_command.Scored(eval_name, extract, expected, margin, answer_tokens),
-        merge_command.Exports(export, gguf, converter, gguf_type),
+        train_on.value,
+        None if quantised is None else quantised.removesuffix(SINGLE),
+        quantised is None or not quantised.endswith(SINGLE),
+        merge_command.Scored(eval_name, extract, expected, margin, max_new_tokens or ANSWER_TOKENS),
+        merge_command.Exports(shards, gguf, converter, gguf_type),
     )
-    options = merge_outputs.MergeOptions(dtype=dtype, max_new_tokens=max_new_tokens, draws=draws)
+    options = merge_outputs.MergeOptions(dtype=dtype, max_new_tokens=max_new_tokens or GREEDY_TOKENS)
     parity = merge_command.merge_command(request, options)
-    print(json_text(parity) if as_json else merge.render_text(parity))
+    put(json_text(parity) if as_json else merge.render_text(parity), raw=as_json)
     exit_unless(parity.status == "passed")
+
+
+def _exports(paths: Sequence[Path]) -> tuple[Path | None, Path | None]:
+    """The folder of shards and the GGUF file among the exports that were named. Raises InputError for two of a kind."""
+    ggufs = [path for path in paths if path.suffix == ".gguf"]
+    shards = [path for path in paths if path.suffix != ".gguf"]
+    if len(ggufs) > 1 or len(shards) > 1:
+        twice = (ggufs if len(ggufs) > 1 else shards)[1]
+        raise InputError(
+            f"--export {twice}: expected at most one folder of shards and one .gguf file.", fix="Compare one at a time."
+        )
+    return (shards or [None])[0], (ggufs or [None])[0]  # type: ignore[list-item]
 
 
 def serve_parity(
@@ -100,7 +135,7 @@ def serve_parity(
     blocks: Annotated[int, typer.Option(help="Blocks per side and rate, by turns; intervals rest on them.")] = 4,
     price_per_hour: Annotated[float | None, typer.Option(help="Price of the machine, for a request's cost.")] = None,
     prompts: Annotated[int, typer.Option(help="At most so many golden prompts.")] = 16,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 32,
+    max_new_tokens: NewTokensOption = None,
     dtype: Annotated[str, typer.Option(help="Precision that serves.")] = "bfloat16",
     server: Annotated[
         str,
@@ -109,6 +144,7 @@ def serve_parity(
     samples: Annotated[Path | None, typer.Option(help="With --base: write every request as a line of JSON.")] = None,
     study: Annotated[Path | None, typer.Option(help="Record it as evidence for this study's gate.")] = None,
     condition: Annotated[str | None, typer.Option(help="With --study: the arm that ships.")] = None,
+    template_kwargs: TemplateKwargsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a served model the golden prompts and compare with the contract's generation; with --base, measure speed."""
@@ -121,14 +157,15 @@ def serve_parity(
         base=base,
         base_url=base_url,
         dtype=dtype,
-        max_tokens=max_tokens,
+        max_tokens=max_new_tokens or SERVED_TOKENS,
         prompts=prompts,
         study=study,
         condition=condition,
         server=server,
         samples=samples,
         load=loads.Load(tuple(rate or (0.5, 1.0)), requests, blocks, price_per_hour=price_per_hour),
+        template_kwargs=parse_template_kwargs(template_kwargs),
     )
     served = serving_command.serve_command(request)
-    print(json_text(served) if as_json else serving_command.render_text(served))
+    put(json_text(served) if as_json else serving_command.render_text(served), raw=as_json)
     exit_unless(served.parity.status == "passed")

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from veritune.commands.lazy import lazy
 from veritune.commands.options import (
     AdapterOption,
+    ExpectedOption,
+    ExtractOption,
     FamilyOption,
     JsonOption,
     ModelOption,
+    NewTokensOption,
     OutOption,
+    PageOption,
+    PlotOption,
     QuietOption,
     RowsOption,
-    SeenOption,
-    SiblingOption,
-    StrangerOption,
     StudyArg,
+    TemplateKwargsOption,
     TrainedOption,
-    WithExpectedOption,
+    TrainOn,
+    TrainOnOption,
+    parse_template_kwargs,
 )
 from veritune.commands.output import json_text, reading_text, show_reading, show_readings
+from veritune.commands.screen import put
 from veritune.errors import InputError
 from veritune.progress import Progress
 
@@ -33,30 +40,98 @@ if TYPE_CHECKING:
     from veritune.config import thresholds
     from veritune.data import load
     from veritune.decide import commands as comparisons
+    from veritune.decide import screen
     from veritune.evaluate import regression as before_after
-    from veritune.probe import effective, geometry_grid, grouping, series
+    from veritune.pipeline import geometry_runs
+    from veritune.pipeline import leak as leaks
+    from veritune.probe import effective, geometry_grid, grouping, series, weight_cells
     from veritune.probe import gradients as gradient_probe
     from veritune.probe import recall as recalls
     from veritune.probe import study as probes
     from veritune.probe import subject as subjects
     from veritune.probe import weights as weight_probe
     from veritune.report import geometry as geometry_report
+    from veritune.report import geometry_cells as cell_report
     from veritune.report import moved
-    from veritune.report import probes as probe_page
     from veritune.report import tokens as token_page
-    from veritune.stages import leak as leaks
-    from veritune.stages import probes as study_probes
 else:
     records, store, thresholds = lazy("veritune.records"), lazy("veritune.store"), lazy("veritune.config.thresholds")
     load, comparisons = lazy("veritune.data.load"), lazy("veritune.decide.commands")
+    screen = lazy("veritune.decide.screen")
     before_after, effective = lazy("veritune.evaluate.regression"), lazy("veritune.probe.effective")
     geometry_grid, grouping = lazy("veritune.probe.geometry_grid"), lazy("veritune.probe.grouping")
     series, gradient_probe = lazy("veritune.probe.series"), lazy("veritune.probe.gradients")
     recalls, probes = lazy("veritune.probe.recall"), lazy("veritune.probe.study")
+    weight_cells = lazy("veritune.probe.weight_cells")
     subjects, weight_probe = lazy("veritune.probe.subject"), lazy("veritune.probe.weights")
     geometry_report, moved = lazy("veritune.report.geometry"), lazy("veritune.report.moved")
-    probe_page, token_page = lazy("veritune.report.probes"), lazy("veritune.report.tokens")
-    leaks, study_probes = lazy("veritune.stages.leak"), lazy("veritune.stages.probes")
+    token_page = lazy("veritune.report.tokens")
+    leaks, geometry_runs = lazy("veritune.pipeline.leak"), lazy("veritune.pipeline.geometry_runs")
+    cell_report = lazy("veritune.report.geometry_cells")
+
+
+class Measure(Enum):
+    """What `probe gap` reads from the same zones."""
+
+    gap = "gap"
+    tokens = "tokens"
+    recall = "recall"
+
+
+RECALL_ROWS = 200
+"""Rows of each zone that are asked back, where --rows is left out."""
+GRADIENT_ROWS = 96
+"""Rows whose gradients are taken, where --rows is left out."""
+
+
+def gap(
+    model: ModelOption,
+    adapter: TrainedOption,
+    seen: Annotated[Path, typer.Option(help="Rows it was trained on.")],
+    stranger: Annotated[Path, typer.Option(help="Rows of families it never saw.")],
+    sibling: Annotated[Path | None, typer.Option(help="Held-out rows of families it was trained on.")] = None,
+    family_field: FamilyOption = None,
+    measure: Annotated[
+        list[Measure] | None,
+        typer.Option(
+            "--measure",
+            help="gap: gain of each zone, the default; tokens: on which tokens the loss fell; recall: rows asked back, "
+            "by forced choice and word for word; repeat.",
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="recall: at most this many rows of each zone.")] = RECALL_ROWS,
+    page: PageOption = None,
+    train_on: TrainOnOption = TrainOn.all,
+    template_kwargs: TemplateKwargsOption = None,
+    as_json: JsonOption = False,
+    out: OutOption = None,
+) -> None:
+    """Say how much of the gain on trained rows carries to siblings and strangers: policy or samples?"""
+    chosen = list(dict.fromkeys(m.value for m in measure or [Measure.gap]))
+    if page is not None and Measure.tokens.value not in chosen:
+        raise InputError("--page draws tokens.", fix="Add --measure tokens.")
+    subject = probes.subject(model, adapter, template_kwargs=parse_template_kwargs(template_kwargs))
+    files = {"seen": seen, "stranger": stranger} | ({} if sibling is None else {"sibling": sibling})
+    zoned = probes.read_zones(files, subject.renderer, family_field=family_field, train_on=train_on.value)
+    named: dict[str, Any] = {}
+    for name in chosen:
+        if name == "gap":
+            named["gap"] = probes.gap_of(subject, zoned)
+        elif name == "recall":
+            named |= recalls.recall_of(subject, probes.thin(zoned, rows))
+        else:
+            records = probes.tokens_of(subject, zoned, ("seen", "stranger") if page else ("stranger",))
+            named["tokens"] = records["stranger"]
+            if page is not None:
+                token_page.draw_tokens(page, records, subject, PAGE_ROWS)
+    if len(named) == 1:
+        show_reading(named[chosen[0]], as_json, out)
+    else:
+        show_readings(named, as_json, out)
+
+
+PAGE_ROWS = 40
+"""Rows of each zone on the page of --page."""
 
 
 def gradients(
@@ -64,68 +139,64 @@ def gradients(
     data: RowsOption,
     adapter: AdapterOption = None,
     family_field: FamilyOption = None,
-    rows_at_most: Annotated[int, typer.Option("--rows", help="Measure at most so many rows.")] = 96,
+    rows: Annotated[int, typer.Option(help="Measure at most this many rows.")] = GRADIENT_ROWS,
     of: Annotated[str, typer.Option(help="Whose gradients: trainable, probe (a throwaway adapter) or auto.")] = "auto",
+    families: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead: find families that no label names, and write the rows with a column `family` here."
+        ),
+    ] = None,
+    train_on: TrainOnOption = TrainOn.all,
+    template_kwargs: TemplateKwargsOption = None,
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
     """Say how many independent examples the data acts like, and whether siblings pull the same way."""
     if of not in ("auto", "trainable", "probe"):
         raise InputError(f"--of {of}: expected auto, trainable or probe.")
-    plan = effective.SamplePlan(max_rows=rows_at_most)
-    settings = gradient_probe.Settings(of=of, plan=plan)  # type: ignore[arg-type]
-    subject = probes.subject(model, adapter)
-    show_reading(probes.gradients_of(subject, data, settings, family_field=family_field), as_json, out)
-
-
-def gap(
-    model: ModelOption,
-    adapter: TrainedOption,
-    seen: SeenOption,
-    stranger: StrangerOption,
-    sibling: SiblingOption = None,
-    family_field: FamilyOption = None,
-    as_json: JsonOption = False,
-    out: OutOption = None,
-) -> None:
-    """Say how much of the gain on trained rows carries to siblings and strangers: policy or samples?"""
-    subject = probes.subject(model, adapter)
-    zoned = probes.read_zones(_zone_files(seen, stranger, sibling), subject.renderer, family_field=family_field)
-    show_reading(probes.gap_of(subject, zoned), as_json, out)
-
-
-def tokens(
-    model: ModelOption,
-    adapter: TrainedOption,
-    seen: SeenOption,
-    stranger: Annotated[Path, typer.Option(help="Rows of families it never saw: where the fall is read.")],
-    family_field: FamilyOption = None,
-    page: Annotated[Path | None, typer.Option(help="Also draw rows with coloured tokens into this HTML file.")] = None,
-    page_rows: Annotated[int, typer.Option(help="Rows of each zone on the page.")] = 40,
-    as_json: JsonOption = False,
-    out: OutOption = None,
-) -> None:
-    """Say on which tokens the loss fell: the template, the prompt's own words, or the rest."""
-    subject = probes.subject(model, adapter)
-    files = {"seen": seen, "stranger": stranger}
-    zoned = probes.read_zones(files, subject.renderer, family_field=family_field)
-    records = probes.tokens_of(subject, zoned, ("seen", "stranger") if page else ("stranger",))
-    show_reading(records["stranger"], as_json, out)
-    if page is not None:
-        token_page.draw_tokens(page, records, subject, page_rows)
+    subject = probes.subject(model, adapter, template_kwargs=parse_template_kwargs(template_kwargs))
+    if families is not None:
+        if adapter is not None or rows != GRADIENT_ROWS or of != "auto":
+            raise InputError(
+                "--families takes the gradients of every row on the base.", fix="Leave --adapter, --rows and --of out."
+            )
+        loaded = load.require_clean(load.load_rows(data, family_field=family_field))
+        trained = load.require_clean(load.load_rows(data, family_field=family_field, train_on=train_on.value))
+        record = probes.gradient_families_of(subject, trained.rows)
+        grouping.write_grouped(families, loaded.rows, record)
+        show_reading(record, as_json, out)
+        return
+    settings = gradient_probe.Settings(of=of, plan=effective.SamplePlan(max_rows=rows))  # type: ignore[arg-type]
+    found = probes.gradients_of(subject, data, settings, family_field=family_field, train_on=train_on.value)
+    show_reading(found, as_json, out)
 
 
 def weights(
     after: Annotated[list[Path], typer.Argument(help="An adapter, a checkpoint, several of them, or a study.")],
     base: Annotated[Path | None, typer.Option(help="Folder of the base; needed for a full checkpoint.")] = None,
     intruders: Annotated[bool, typer.Option("--intruders", help="Also compare singular vectors (slow).")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw several or a study's (.svg, .png or .pdf).")] = None,
-    axis: Annotated[str, typer.Option(help="What the plot runs over: step, lr or rows.")] = "step",
+    plot: PlotOption = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Of a study: put every module beside this condition's, with the .5 and 1.5 rule."),
+    ] = None,
+    axis: Annotated[
+        str, typer.Option(help="What the plot of several, or of a study, runs over: step, lr or rows.")
+    ] = "step",
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
     """Say how far the weights moved, by module, or along steps, rates and doses. Reported, never judged by."""
     study = series.is_study(after)
+    if reference is not None:
+        if not study or intruders or plot is not None:
+            raise InputError("--reference compares the runs of one study.", fix="Name a study, without --plot.")
+        grid = weight_cells.study_grid(after[0], reference)
+        if not as_json:
+            print(weight_cells.grid_table(grid))
+        show_reading(grid, as_json, out)
+        return
     if len(after) > 1 or study:
         if intruders:
             raise InputError("--intruders reads one change at a time.", fix="Name one adapter or checkpoint.")
@@ -133,7 +204,7 @@ def weights(
         if plot is not None:
             moved.draw_series(records.to_json(record), plot, axis)
         if not as_json:
-            print(series.table(record))
+            put(series.table(record))
         show_reading(record, as_json, out)
         return
     if plot is not None:
@@ -144,29 +215,23 @@ def weights(
     show_reading(series.change_of(after[0], base, options), as_json, out)
 
 
-def families(
-    model: ModelOption,
-    data: RowsOption,
-    to: Annotated[Path, typer.Option(help="Write the rows with a column `family` here (.jsonl).")],
-    family_field: FamilyOption = None,
-    threshold: Annotated[float, typer.Option(help="Mean-centred gradient cosine from which rows are joined.")] = 0.3,
-    as_json: JsonOption = False,
-    out: OutOption = None,
-) -> None:
-    """Find families that no label names, by gradient, and write them as a column for `data.family_field`."""
-    subject = probes.subject(model)
-    loaded = load.require_clean(load.load_rows(data, family_field=family_field))
-    record = probes.gradient_families_of(subject, loaded.rows, threshold)
-    grouping.write_grouped(to, loaded.rows, record)
-    show_reading(record, as_json, out)
-
-
 def geometry(
-    model: ModelOption,
+    model: Annotated[str | None, typer.Option(help="The base: a folder, a hub id or builtin:NAME.")] = None,
     adapter: Annotated[
-        list[Path], typer.Option(help="Folder of the adapter or full checkpoint; repeat for seeds or steps.")
-    ],
-    reference: Annotated[Path | None, typer.Option(help="The same of a run to compare with (ratio per layer).")] = None,
+        list[Path] | None, typer.Option(help="Folder of the adapter or full checkpoint; repeat for seeds or steps.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Instead of --model: a study (every checkpoint on disk), or a table of centroids, cosines or changes.",
+        ),
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="With --from: these layers, e.g. 4,8,12; default: all.")] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="The same of a run to compare with (ratio per layer); with --from a condition's name."),
+    ] = None,
     personas: Annotated[Path | None, typer.Option(help="YAML or JSON: name to system text; default: twelve.")] = None,
     questions: Annotated[Path | None, typer.Option(help="One question a line; default: sixteen.")] = None,
     method: Annotated[str, typer.Option(help="last_input_token, response_mean or both.")] = "last_input_token",
@@ -178,26 +243,36 @@ def geometry(
         ),
     ] = None,
     as_json: JsonOption = False,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the record here (.json); with --from also .csv, .svg, .png, .pdf, or a folder."),
+    ] = None,
 ) -> None:
     """Say how different personas' hidden states moved in training, layer by layer: together, apart, or all one way."""
-    methods = ("last_input_token", "response_mean") if method == "both" else (method,)
-    if not set(methods) <= {"last_input_token", "response_mean"}:
-        raise InputError(f"--method {method}: expected last_input_token, response_mean or both.")
-    limits = thresholds.DEFAULTS.geometry
-    if smallest_change is not None:
-        if not smallest_change > 0:
-            raise InputError(f"--smallest-change {smallest_change:g}: expected a number above 0.")
-        limits = limits.model_copy(update={"small_change": smallest_change})
-    prompts, files = probes.persona_prompts(model, personas, questions)
-    folders = [*adapter, *([] if reference is None else [reference])]
-    measured = probes.geometry_of(model, folders, prompts, methods, max_new_tokens)
-    against = None if reference is None else measured[-1]
-    runs = [(geometry_grid.run_of(folder), by_method) for folder, by_method in zip(adapter, measured)]
-    grids = geometry_grid.build_grids(runs, against, files, limits)
+    asked = geometry_runs.GeometryAsked(
+        methods=geometry_runs.methods_of(method),
+        layers=geometry_runs.layers_of(layers),
+        personas=personas,
+        questions=questions,
+        max_new_tokens=max_new_tokens,
+        limits=geometry_runs.limits_of(smallest_change),
+    )
+    if source is not None:
+        if model is not None or adapter:
+            raise InputError("--from takes no --model and no --adapter.", fix="It reads a study or a table.")
+        grid = geometry_runs.grid_from(source, asked, None if reference is None else str(reference))
+        if out is not None:
+            geometry_runs.write_grid(grid, out)
+        put(json_text(grid) if as_json else f"{reading_text(grid)}\n\n{cell_report.cells_table(grid)}", raw=as_json)
+        return
+    if model is None or not adapter:
+        raise InputError("expected --model and --adapter, or --from.", fix="--from takes a study or a table.")
+    if layers is not None:
+        raise InputError("--layers goes with --from.", fix="Without it every layer stands in the table.")
+    grids = geometry_runs.grids_of(model, adapter, reference, asked)
     if out is not None:
         store.write_json(out, {"runs": grids})
-    print(json_text({"runs": grids}) if as_json else _grids_text(grids))
+    put(json_text({"runs": grids}) if as_json else _grids_text(grids), raw=as_json)
 
 
 def _grids_text(grids: Sequence[geometry_grid.Grid]) -> str:
@@ -211,7 +286,7 @@ def _grids_text(grids: Sequence[geometry_grid.Grid]) -> str:
 
 def leak(
     study: StudyArg,
-    condition: Annotated[list[str] | None, typer.Option(help="Only this condition; may be repeated.")] = None,
+    condition: Annotated[list[str] | None, typer.Option(help="Only this condition; repeat.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -221,26 +296,11 @@ def leak(
         print(json_text(made))
         return
     for name, record in made.items():
-        print(reading_text(record, f"{name}: "))
+        put(reading_text(record, f"{name}: "))
 
 
-def recall(
-    model: ModelOption,
-    adapter: TrainedOption,
-    seen: SeenOption,
-    stranger: StrangerOption,
-    sibling: SiblingOption = None,
-    family_field: FamilyOption = None,
-    rows_at_most: Annotated[int, typer.Option("--rows", help="Ask at most so many rows of each zone.")] = 200,
-    length: Annotated[int, typer.Option(help="Tokens of an ending in the forced choice.")] = 16,
-    as_json: JsonOption = False,
-    out: OutOption = None,
-) -> None:
-    """Ask rows back: forced choice between endings, and greedy continuation; seen beside siblings and strangers."""
-    subject = probes.subject(model, adapter)
-    zoned = probes.read_zones(_zone_files(seen, stranger, sibling), subject.renderer, family_field=family_field)
-    plan = recalls.RecallPlan(length=length)
-    show_readings(recalls.recall_of(subject, probes.thin(zoned, rows_at_most), plan), as_json, out)
+ANSWER_TOKENS = 128
+"""Tokens of an answer that is scored, where --max-new-tokens is left out."""
 
 
 def forgetting(
@@ -251,17 +311,20 @@ def forgetting(
         float | None, typer.Option(help="Rise of the loss, nats per token, that is tolerated; default: 0.05.")
     ] = None,
     family_field: FamilyOption = None,
-    extract: Annotated[str | None, typer.Option(help="Also score answers: pattern whose group is the answer.")] = None,
-    expected: WithExpectedOption = None,
-    score_margin: Annotated[float, typer.Option(help="Fall of the score that is still tolerated.")] = 0.02,
-    max_new_tokens: Annotated[int, typer.Option(help="With --extract: generation stops here.")] = 128,
+    extract: ExtractOption = None,
+    expected: ExpectedOption = None,
+    score_margin: Annotated[float, typer.Option(help="With --extract: fall of the score that is tolerated.")] = 0.02,
+    max_new_tokens: NewTokensOption = None,
+    train_on: TrainOnOption = TrainOn.all,
+    template_kwargs: TemplateKwargsOption = None,
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
     """Say what training cost on other tasks: loss, and scores, of a regression set before and after."""
-    subject = probes.subject(model, adapter)
-    key = before_after.AnswerKey.of(extract, expected, max_new_tokens)
-    zoned = probes.read_zones({"regression": data}, subject.renderer, family_field=family_field)
+    subject = probes.subject(model, adapter, template_kwargs=parse_template_kwargs(template_kwargs))
+    key = before_after.AnswerKey.of(extract, expected, max_new_tokens or ANSWER_TOKENS)
+    reading = {"family_field": family_field, "train_on": train_on.value}
+    zoned = probes.read_zones({"regression": data}, subject.renderer, **reading)
     most = thresholds.DEFAULTS.forgetting.margin if margin is None else margin
     loss, scores = before_after.forgetting_of(subject, zoned, most, key)
     if scores is None:
@@ -271,26 +334,4 @@ def forgetting(
     compared = comparisons.compare_before_after(*scores, score_margin, adapters)
     show_readings({"loss": loss, "score": compared}, as_json, out)
     if not as_json:
-        print("\n" + comparisons.render_text(compared))
-
-
-def report(
-    study: StudyArg,
-    make: Annotated[
-        list[str] | None,
-        typer.Option(help="Also make gradients, geometry, recall, tokens or calibration, on every run; repeat it."),
-    ] = None,
-    as_json: JsonOption = False,
-    out: Annotated[Path | None, typer.Option(help="Write the page here, as Markdown.")] = None,
-) -> None:
-    """Say what every probe of a study reads, a block each; the report is redrawn with the same section."""
-    blocks = study_probes.probe_report(study, Progress(silent=True), make or ())
-    text = probe_page.markdown(store.Store.of(study).root.resolve().name, blocks)
-    if out is not None:
-        store.write_text(out, text)
-    print(json_text(blocks) if as_json else text)
-
-
-def _zone_files(seen: Path, stranger: Path, sibling: Path | None) -> dict[str, Path]:
-    files = {"seen": seen, "stranger": stranger}
-    return files if sibling is None else {**files, "sibling": sibling}
+        put("\n" + screen.render_text(compared))

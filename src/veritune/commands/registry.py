@@ -1,83 +1,177 @@
-"""The commands that move a bundle: promote, history and rollback of a channel; push and pull."""
+"""The commands that move a bundle or a data set: promote, history and rollback of a channel; push and pull."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from veritune.commands.exits import exit_unless
 from veritune.commands.lazy import lazy
 from veritune.commands.options import (
     BaseOption,
-    BundleArg,
     ChannelOption,
+    ColumnsOption,
+    EvalsOption,
+    HeadOption,
     JsonOption,
     KeyOption,
+    LicenseOption,
     ReasonOption,
     RegistryOption,
 )
 from veritune.commands.output import json_text
+from veritune.commands.screen import put
+from veritune.errors import InputError
 
 if TYPE_CHECKING:
-    from veritune.release import hub
-    from veritune.release import registry as channels
-    from veritune.release import verify as bundles
+    from veritune.data import load
+    from veritune.release.bundle import verify as bundles
+    from veritune.release.registry import channels, hub
+    from veritune.release.registry import datasets as publishing
+    from veritune.release.registry import drill as drills
+    from veritune.release.registry import rules as channel_rules
 else:
+    load, drills = lazy("veritune.data.load"), lazy("veritune.release.registry.drill")
+    channel_rules, publishing = lazy("veritune.release.registry.rules"), lazy("veritune.release.registry.datasets")
     hub, channels, bundles = (
-        lazy("veritune.release.hub"),
-        lazy("veritune.release.registry"),
-        lazy("veritune.release.verify"),
+        lazy("veritune.release.registry.hub"),
+        lazy("veritune.release.registry.channels"),
+        lazy("veritune.release.bundle.verify"),
     )
 
 
+NO_KEY = "none"
+
+
 def promote(
-    bundle: BundleArg,
     registry: RegistryOption,
     to: Annotated[str, typer.Option(help="The channel: staging or production.")],
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder.", show_default=False)] = None,
     reason: ReasonOption = "",
     public_key: KeyOption = None,
+    require_signature: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead of a bundle: from now on the channel takes and gives only bundles that this EC public key "
+            "(PEM) signed; repeat for more; `none` lifts the rule and needs --reason."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Verify a bundle, store it, and point a channel to it. Production takes only what passed its gates."""
+    if (bundle is None) == (not require_signature):
+        raise InputError(
+            "expected a bundle or --require-signature, one of them.", fix="veritune promote BUNDLE --to ..."
+        )
+    if bundle is None:
+        keys = [Path(key) for key in require_signature or () if key != NO_KEY]
+        if keys and len(keys) < len(require_signature or ()):
+            raise InputError("--require-signature names keys and `none`.", fix="Give keys, or `none` alone.")
+        rule = channels.demand(registry, to, keys, reason)
+        put(json_text(rule) if as_json else channel_rules.rule_text(rule), raw=as_json)
+        return
     entry = channels.promote(bundle, to, registry, reason=reason, public_key=public_key)
-    print(json_text(entry) if as_json else f"{to} points to {entry.bundle[:12]} ({entry.name}), version {entry.number}")
+    points = f"{to} points to {entry.bundle[:12]} ({entry.name}), version {entry.number}"
+    put(
+        json_text(entry) if as_json else f"{points}\nhead {entry.hash[:16]} (keep it elsewhere; --head compares)",
+        raw=as_json,
+    )
 
 
-def history(registry: RegistryOption, channel: ChannelOption = "production", as_json: JsonOption = False) -> None:
+def history(
+    registry: RegistryOption,
+    channel: ChannelOption = "production",
+    head: HeadOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List what a channel pointed to, and when; the last line is what it points to now."""
-    entries = channels.history(registry, channel)
-    print(json_text(entries) if as_json else channels.history_text(entries, channel))
+    entries = channels.history(registry, channel, head=head)
+    put(json_text(entries) if as_json else channels.history_text(entries, channel), raw=as_json)
 
 
 def rollback(
-    registry: RegistryOption,
+    drill: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="With --drill: a bundle, and the one that replaced it; default: a copy.", show_default=False
+        ),
+    ] = None,
+    registry: Annotated[str | None, typer.Option(help="A folder, or an fsspec URL such as s3://bucket/models.")] = None,
     channel: ChannelOption = "production",
-    to: Annotated[str | None, typer.Option(help="Version or bundle id; default: what stood before.")] = None,
+    to: Annotated[str | None, typer.Option(help="Version or bundle id; default: the one before.")] = None,
     base: BaseOption = None,
     reason: ReasonOption = "",
     public_key: KeyOption = None,
+    practise: Annotated[
+        bool, typer.Option("--drill", help="Practise it in a scratch registry: promote, replace, roll back, reproduce.")
+    ] = False,
+    study: Annotated[
+        Path | None, typer.Option(help="With --drill: write the evidence for the rollback gate into this study.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Point a channel back to an earlier bundle, once that reproduces its golden outputs token for token."""
+    if practise:
+        _drill(drill or [], base, study, as_json, registry or to or public_key)
+        return
+    if drill or study is not None:
+        raise InputError(
+            "a bundle and --study belong to --drill.", fix="veritune rollback BUNDLE --drill --study STUDY"
+        )
+    if registry is None:
+        raise InputError("expected a registry or --drill.", fix="veritune rollback --registry REGISTRY")
     restored = channels.rollback(registry, channel, to=to, base=base, reason=reason, public_key=public_key)
-    print(json_text(restored) if as_json else channels.restored_text(restored, channel))
+    put(json_text(restored) if as_json else channels.restored_text(restored, channel), raw=as_json)
+
+
+def _drill(bundles: Sequence[Path], base: Path | None, study: Path | None, as_json: bool, other: object) -> None:
+    """Practise a rollback of the first bundle from the second. Exit code 2 where it fails."""
+    if other:
+        raise InputError("--drill works in a registry of its own.", fix="Leave --registry, --to and --public-key out.")
+    if not 1 <= len(bundles) <= 2:
+        raise InputError(f"--drill: expected one or two bundles, found {len(bundles)}.", fix="rollback BUNDLE --drill")
+    replaced_by = bundles[1] if len(bundles) == 2 else None
+    drilled = drills.rollback_drill(bundles[0], other=replaced_by, base=base, study=study)
+    put(json_text(drilled) if as_json else f"{drilled.status}: {drilled.message}", raw=as_json)
+    exit_unless(drilled.status == "passed")
 
 
 def push(
-    bundle: BundleArg,
-    to: Annotated[str, typer.Option(help="hf://OWNER/NAME[@BRANCH], or mlflow://NAME[@ALIAS].")],
+    what: Annotated[Path, typer.Argument(help="A bundle's folder, or a data file.", show_default=False)],
+    to: Annotated[str, typer.Option(help="hf://OWNER/NAME[@BRANCH]; a bundle also to mlflow://NAME[@ALIAS].")],
     public: Annotated[bool, typer.Option("--public", help="hf: make a new repo public; default: private.")] = False,
     public_key: KeyOption = None,
+    licence: LicenseOption = None,
+    columns: ColumnsOption = None,
+    evals: EvalsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a bundle, store it in a Hugging Face repo or an MLflow registry, and read back that it arrived."""
-    pushed = hub.push(bundle, to, public=public, public_key=public_key)
-    print(json_text(pushed) if as_json else hub.pushed_text(pushed))
+    """Send a bundle or a data set to a hub, and read back that it arrived.
+
+    A bundle is verified first. A data set goes with its card and datasheet, Croissant metadata, manifest and hashes.
+    """
+    if what.is_file():
+        if public_key is not None:
+            raise InputError("--public-key checks a bundle's signature, and this is a data file.", fix="Leave it out.")
+        sent = publishing.publish(
+            what, to, licence=licence, columns=load.parse_columns(columns), evals=evals or (), public=public
+        )
+        place = f"{sent.place} is data version {sent.version[:12]}: {sent.files} files, {sent.rows:,} rows"
+        put(json_text(sent) if as_json else place, raw=as_json)
+        return
+    if licence is not None or columns is not None or evals:
+        raise InputError(
+            "--license, --columns and --eval belong to a data file.", fix="Name the file, or leave them out."
+        )
+    pushed = hub.push(what, to, public=public, public_key=public_key)
+    put(json_text(pushed) if as_json else hub.pushed_text(pushed), raw=as_json)
 
 
 def pull(
-    out: Annotated[Path, typer.Option(help="Where to put the bundle; must not be there yet.")],
+    out: Annotated[Path, typer.Option(help="Where to put the bundle; it must not exist yet.")],
     registry: Annotated[
         str, typer.Option(help="A folder, an fsspec URL, hf://OWNER/NAME[@REVISION] or mlflow://NAME.")
     ],
@@ -86,11 +180,13 @@ def pull(
     bundle: Annotated[
         str | None, typer.Option(help="hf, mlflow: the bundle id (12 or more characters) that it must be.")
     ] = None,
+    head: HeadOption = None,
     public_key: KeyOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Fetch a bundle and verify it: a channel's, or one from a Hugging Face repo or an MLflow registry."""
     if hub.is_place(registry):
         checked = hub.pull(registry, out, bundle=bundle, public_key=public_key)
     else:
-        checked = channels.pull_version(registry, channel, version, out, public_key)
-    print(bundles.verify_text(checked))
+        checked = channels.pull_version(registry, channel, out, channels.Wanted(version, public_key, head))
+    put(json_text(checked) if as_json else bundles.verify_text(checked), raw=as_json)

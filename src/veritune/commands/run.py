@@ -1,26 +1,37 @@
-"""The commands that train: run a whole study or one cell of it, list the cells, follow them."""
+"""The commands that train or take over what was trained: run, cell, adopt, check."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from veritune.commands.exits import exit_unless
 from veritune.commands.lazy import lazy
-from veritune.commands.options import JsonOption, QuietOption, StudyArg
+from veritune.commands.options import (
+    AddressOption,
+    DtypeOption,
+    EvalsOption,
+    FamilyOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    StudyArg,
+)
 from veritune.commands.output import json_text
+from veritune.commands.screen import put
 from veritune.progress import Progress
 
 if TYPE_CHECKING:
-    from veritune import stages, verbs
-    from veritune.stages import cell as cell_stage
-    from veritune.stages import executors
-    from veritune.stages import watch as watch_stage
+    from veritune import files, pipeline, verbs
+    from veritune.pipeline import adopt as adoption
+    from veritune.pipeline import check as checks
+    from veritune.pipeline import executors
 else:
-    stages, verbs = lazy("veritune.stages"), lazy("veritune.verbs")
-    cell_stage, executors = lazy("veritune.stages.cell"), lazy("veritune.stages.executors")
-    watch_stage = lazy("veritune.stages.watch")
+    pipeline, verbs, adoption = lazy("veritune.pipeline"), lazy("veritune.verbs"), lazy("veritune.pipeline.adopt")
+    checks, files = lazy("veritune.pipeline.check"), lazy("veritune.files")
+    executors = lazy("veritune.pipeline.executors")
 
 
 def run(
@@ -29,15 +40,19 @@ def run(
     executor: Annotated[
         str | None, typer.Option(help="Where cells run: local, ray or slurm; default: here, one after the other.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="local: cells side by side; 0 takes as many as fit.")] = 0,
+    workers: Annotated[
+        int,
+        typer.Option(help="Cells at once: local, ray: 0 takes as many as fit; slurm: 0 is a task a cell."),
+    ] = 0,
     cpus: Annotated[int, typer.Option(help="ray, slurm: cores a cell.")] = 1,
     gpus: Annotated[float, typer.Option(help="ray, slurm: accelerators a cell.")] = 0,
-    address: Annotated[
-        str | None, typer.Option(help="ray: the cluster's address; default: the one found here.")
-    ] = None,
+    address: AddressOption = None,
     executor_option: Annotated[
         list[str] | None, typer.Option(help="slurm: a submitit option, such as slurm_partition=gpu; repeat.")
     ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="ray, slurm: cells go on when this command is stopped; default: they end.")
+    ] = False,
     exploratory: Annotated[
         bool, typer.Option("--exploratory", help="Freeze nothing: results and claims stay exploratory.")
     ] = False,
@@ -45,35 +60,66 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a study, or what is left of it: data, contract, training, scores, verdicts, report."""
-    plan = executors.plan_from(executor, executor_option or [], workers, cpus, gpus, address)
+    needs = executors.ExecutorPlan(workers=workers, cpus=cpus, gpus=gpus, address=address, detach=detach)
+    plan = executors.plan_from(executor, executor_option or [], needs)
     progress = Progress(silent=quiet or as_json)
-    outcome = stages.run(study, amend=amend, progress=progress, exploratory=exploratory, executor=plan)
-    print(json_text(outcome) if as_json else verbs.outcome_text(outcome))
+    outcome = pipeline.run(study, amend=amend, progress=progress, exploratory=exploratory, executor=plan)
+    put(json_text(outcome) if as_json else verbs.outcome_text(outcome), raw=as_json)
     exit_unless(outcome.all_supported)
 
 
-def cells(study: StudyArg, as_json: JsonOption = False) -> None:
-    """List every cell of a frozen study with its run id and state."""
-    listed = watch_stage.list_cells(study)
-    print(json_text(listed) if as_json else watch_stage.cells_text(listed))
-
-
-def cell(
+def adopt(
     study: StudyArg,
-    run_id: Annotated[str, typer.Argument(help="The cell's run id, as `veritune cells` lists it.")],
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Run one cell of a frozen study. It stands alone, so any scheduler can run it; a killed one is resumed."""
-    summary = cell_stage.cell_command(study, run_id, Progress(silent=quiet or as_json))
-    print(json_text(summary) if as_json else f"{run_id} is done")
-
-
-def watch(
-    study: StudyArg,
-    every: Annotated[float, typer.Option(help="Seconds between looks.")] = 2.0,
+    condition: Annotated[str, typer.Option(help="The arm that the weights belong to.")],
+    seed: Annotated[int, typer.Option(help="Which of the study's seeds names the cell.")],
+    adapter: Annotated[Path, typer.Option(help="Folder of the adapter (PEFT, MLX, Tinker), or of a full checkpoint.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The rows that it was trained on, to hold against the zones.")
+    ] = None,
+    trainer_state: Annotated[Path | None, typer.Option(help="Its trainer_state.json.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Its trainer's config, as YAML or JSON.")] = None,
+    despite: Annotated[
+        str | None, typer.Option(help="Reason for adopting weights that trained on held-out rows.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a running study from any terminal: every cell, step, loss, time left; stalled is told from slow."""
-    listed = watch_stage.watch(study, Progress(silent=as_json), every)
-    print(json_text(listed) if as_json else watch_stage.cells_text(listed))
+    """Make a cell of weights that were trained elsewhere, by any trainer; `veritune run` scores and judges it."""
+    adopted = adoption.adopt(adoption.Adoption(study, condition, seed, adapter, data, trainer_state, config, despite))
+    put(json_text(adopted) if as_json else adoption.adopted_text(adopted), raw=as_json)
+
+
+def check(
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter (PEFT, MLX, Tinker), or of a checkpoint.")],
+    model: ModelOption,
+    data: Annotated[Path, typer.Option(help="The rows that it was trained on.")],
+    held_out: Annotated[Path | None, typer.Option(help="Rows of families that it was not trained on.")] = None,
+    evals: EvalsOption = None,
+    merged: Annotated[Path | None, typer.Option(help="Merged weights to compare with the adapter.")] = None,
+    logs: Annotated[list[str] | None, typer.Option(help="Score logs: base=FILE and tuned=FILE; give it twice.")] = None,
+    family_field: FamilyOption = None,
+    margin: Annotated[float | None, typer.Option(help="With --logs: the smallest difference that matters.")] = None,
+    dtype: DtypeOption = "float32",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rows: minutes on a CPU for a small model.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One page about an adapter that anybody trained, without a study: data, generalisation, weights, what is next."""
+    request = checks.CheckRequest(
+        adapter,
+        model,
+        data,
+        held_out,
+        tuple(evals or ()),
+        merged,
+        tuple(logs or ()),
+        family_field,
+        margin,
+        dtype,
+        quick,
+    )
+    report = checks.check(request)
+    page = json_text(report) if as_json else checks.check_text(report)
+    if out is not None:
+        files.write_text(out, page + "\n")
+    print(page)
+    exit_unless(not report.failed)

@@ -6,8 +6,9 @@ the whole study.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from veritune.faces import face
 
 if TYPE_CHECKING:
     from veritune.config.claim import Claim
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from veritune.config.study import Probes, Study
     from veritune.config.sweep import expand_sweep, swept
     from veritune.config.thresholds import DEFAULTS, Thresholds
-    from veritune.config.train import Backend, Budget, Condition, Model, Selection, Train
+    from veritune.config.train import Backend, Budget, Condition, Model, SelectionPlan, Train
 
 _HOMES = {
     "BASELINE": "fields",
@@ -47,7 +48,7 @@ _HOMES = {
     "Release": "release",
     "Rule": "evals",
     "SafetyGate": "release",
-    "Selection": "train",
+    "SelectionPlan": "train",
     "ServingGate": "release",
     "SplitPlan": "data",
     "Study": "study",
@@ -82,7 +83,7 @@ __all__ = [
     "Release",
     "Rule",
     "SafetyGate",
-    "Selection",
+    "SelectionPlan",
     "ServingGate",
     "SplitPlan",
     "Study",
@@ -100,12 +101,4 @@ __all__ = [
     "swept",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'veritune.config' has no attribute {name!r}")
-    return getattr(import_module(f"veritune.config.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = face(__name__, _HOMES)

@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 BASELINE = "baseline"
 """Name of the arm that is always measured and never declared: the untouched model."""
+MAIN_SET = "main"
+"""Name of the data set in `data.path`, beside those in `data.sets`."""
 
 
 def _no_boolean(value: object) -> object:
@@ -32,7 +34,9 @@ Real = Annotated[float, BeforeValidator(as_number), Field(allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(as_number), Field(gt=0, lt=1)]
 Part = Annotated[float, BeforeValidator(as_number), Field(gt=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_\-]{0,63}$")]
-EvalZone = Literal["seen", "sibling", "stranger"]
+BENCHMARK: Literal["benchmark"] = "benchmark"
+"""Zone of items that come from a file of their own and belong to none of the training data's zones."""
+EvalZone = Literal["seen", "sibling", "stranger", "benchmark"]
 
 
 class Section(BaseModel):

@@ -6,7 +6,6 @@ the nearest known one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,19 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from veritune.config.study import Study
 from veritune.errors import StudyError, did_you_mean
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice; plain YAML would keep the last and say nothing."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key in [k for k, _ in node.value if isinstance(k.value, str) and k.tag != "tag:yaml.org,2002:merge"]:
-            if key.value in seen:
-                message = f"the key {key.value!r} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+from veritune.untrusted import MAX_YAML_BYTES, parse_json, parse_yaml, read_bytes
 
 
 def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Study:
@@ -40,19 +27,14 @@ def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Stud
     """
     file = Path(path)
     try:
-        text = file.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise StudyError(f"no study file at {file}.", fix="Write one with `veritune init DATA`.") from None
+        raw = parse_yaml(read_bytes(file, MAX_YAML_BYTES))
+    except FileNotFoundError as exc:
+        raise StudyError(f"no study file at {file}.", fix="Write one with `veritune init DATA`.") from exc
     except IsADirectoryError:
         return load_study(file / "study.yaml", flags)
-    except UnicodeDecodeError as exc:
-        raise StudyError(f"{file} is not UTF-8 (byte {exc.start}).", fix="Save it as UTF-8.") from None
-    try:
-        raw = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as exc:  # PyYAML lets an impossible date through
-        raise StudyError(f"{file} is not YAML: {' '.join(str(exc).split())}.", fix="Mend the named line.") from None
-    except RecursionError:
-        raise StudyError(f"{file} is nested too deeply to be a study.", fix="Mend the file.") from None
+    except (yaml.YAMLError, ValueError) as exc:
+        words = " ".join(str(exc).split())
+        raise StudyError(f"{file} is not YAML that can be used: {words}.", fix="Correct the place named.") from exc
     if not isinstance(raw, dict):
         raise StudyError(
             f"{file}: expected a mapping of settings, found {type(raw).__name__}.", fix="See `veritune init`."
@@ -65,7 +47,7 @@ def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Stud
 def frozen_flags(folder: Path) -> dict[str, Any]:
     """Settings that were given as flags when the study in `folder` was frozen or amended; none without a contract."""
     try:
-        record = json.loads((folder / "contract.lock.json").read_text(encoding="utf-8"))
+        record = parse_json(read_bytes(folder / "contract.lock.json"))
         return dict(record["entries"][-1].get("flags") or {})
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return {}  # a damaged contract is named where its chain is recomputed
@@ -79,8 +61,8 @@ def parse_flags(texts: Sequence[str]) -> dict[str, Any]:
         if not sign or not re.fullmatch(r"[\w\-]+(\.[\w\-]+)*", key.strip()):
             raise StudyError(f"--set {text!r}: expected KEY=VALUE.", fix="E.g. --set train.max_steps=20")
         try:
-            found[key.strip()] = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError as exc:
+            found[key.strip()] = parse_yaml(value)
+        except (yaml.YAMLError, ValueError) as exc:
             raise StudyError(f"--set {text!r}: {' '.join(str(exc).split())}.", fix="Values are YAML.") from None
     return found
 

@@ -53,9 +53,13 @@ class Suite(Section):
     """
 
     margin: Annotated[Real, Field(gt=0)]
-    """The loss that is still tolerated, in score units. The whole interval must lie above minus this."""
+    """The loss that is still tolerated, in score units. The whole interval must lie above minus this. With `loss`: the
+    rise of the loss, nats per token, that the whole interval must stay below."""
     eval: Name | None = None
-    """An eval of this study; left out, scores come from files that `veritune regression` has bound to the weights."""
+    """An eval of this study; left out, scores come from files that `veritune gate --attest` bound to the weights."""
+    loss: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """The set is judged by its loss, before and after: `veritune probe forgetting --out FILE` measures it, and
+    `veritune gate STUDY --attest SUITE --candidate FILE --by NAME` binds the record to the weights."""
     zone: EvalZone | None = None
     """With `eval`: only the items of one zone."""
     alpha: Annotated[Real, Field(gt=0, lt=0.5)] = 0.05
@@ -81,6 +85,10 @@ class Suite(Section):
         given = [name for name in imported if getattr(self, name) is not None]
         if self.eval is not None and given:
             raise ValueError(f"`{given[0]}` reads imported files; remove it, or remove `eval`")
+        if self.loss and (self.eval is not None or given):
+            raise ValueError(
+                f"`loss` reads a record of `probe forgetting`; remove `{'eval' if self.eval else given[0]}`"
+            )
         if self.scale is not None and not self.scale[0] < self.scale[1]:
             raise ValueError(f"scale: expected the least before the largest score, found {list(self.scale)}")
         return self

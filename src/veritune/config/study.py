@@ -13,11 +13,11 @@ from pydantic import Field, model_validator
 from veritune.config.claim import Claim
 from veritune.config.data import Data, SplitPlan
 from veritune.config.evals import Eval
-from veritune.config.fields import BASELINE, Int, Name, Section
+from veritune.config.fields import BASELINE, MAIN_SET, Int, Name, Section
 from veritune.config.release import Release
 from veritune.config.sweep import expand_sweep
 from veritune.config.thresholds import Thresholds
-from veritune.config.train import Backend, Budget, Condition, Model, Selection, Train
+from veritune.config.train import Backend, Budget, Condition, Model, SelectionPlan, Train
 from veritune.errors import did_you_mean
 
 
@@ -61,7 +61,7 @@ class Study(Section):
     """The release policy; docs/release.md. None: it is given with `veritune gate --policy`, or the defaults hold."""
     backend: Backend = Backend()
     """Where cells train and answer; docs/backends.md."""
-    selection: Selection | None = None
+    selection: SelectionPlan | None = None
     """Choose each condition's learning rate first; None takes those that are written."""
     budget: Budget | None = None
     """What the study may cost."""
@@ -88,12 +88,37 @@ class Study(Section):
             raise ValueError("claims: two claims have the same name")
         for i, claim in enumerate(self.claims):
             self._check_claim(claim, f"claims.{i}")
+        self._check_sets()
+        self._check_benchmarks()
         self._check_factor()
         self._check_release()
         self._check_selection()
         if self.probes.leak and not any("stranger" in spec.zones for spec in self.evals.values()):
             raise ValueError("probes.leak: it compares losses on strangers; give an eval the zone `stranger`")
         return self
+
+    def _check_sets(self) -> None:
+        known = [MAIN_SET, *self.data.sets]
+        for name, condition in self.conditions.items():
+            if condition.data is None:
+                if self.data.sets:
+                    raise ValueError(
+                        f"conditions.{name}.data: say what it trains on: one of {known}, or shares of them"
+                    )
+                continue
+            named = [condition.data] if isinstance(condition.data, str) else list(condition.data)
+            wrong = [one for one in named if one not in known]
+            if wrong:
+                raise ValueError(
+                    f"conditions.{name}.data: no set {wrong[0]!r}{did_you_mean(wrong[0], known)}; there are {known}"
+                )
+
+    def _check_benchmarks(self) -> None:
+        both = [name for name, spec in self.evals.items() if spec.path is not None and name in self.data.sets]
+        if both:
+            raise ValueError(
+                f"evals.{both[0]}: data.sets has this name too; rename one, items would share ids with rows"
+            )
 
     def _check_selection(self) -> None:
         if self.selection is None:
@@ -109,11 +134,12 @@ class Study(Section):
 
     def _check_claim(self, claim: Claim, where: str) -> None:
         arms = [*self.conditions, BASELINE]
-        for field, value in (("condition", claim.condition), ("against", claim.against)):
+        named = (("condition", claim.condition), ("against", claim.against), ("reference", claim.reference))
+        for field, value in named:
             if value is not None and value not in arms:
                 hint = did_you_mean(value, arms)
                 raise ValueError(f"{where}.{field}: no condition {value!r}{hint}; there are {arms}")
-        if claim.condition == claim.against:
+        if claim.condition == claim.against and claim.against_eval is None:
             raise ValueError(f"{where}: {claim.condition!r} is compared with itself; set `against`")
         if claim.eval is not None and claim.eval not in self.evals:
             raise ValueError(f"{where}.eval: no eval {claim.eval!r}{did_you_mean(claim.eval, list(self.evals))}")
@@ -121,13 +147,71 @@ class Study(Section):
             return
         if claim.eval is None and len(self.evals) > 1:
             raise ValueError(f"{where}: the study has {len(self.evals)} evals; say which with `eval`")
+        if claim.kind == "keeps":
+            self._check_keeps(claim, where)
+        if claim.against_eval is not None:
+            self._check_asked_otherwise(claim, where)
+        self._check_claimed_items(claim, where)
+
+    def _check_claimed_items(self, claim: Claim, where: str) -> None:
         spec = self.evals[claim.eval or next(iter(self.evals))]
         zones = [claim.from_zone, claim.to_zone] if claim.kind == "generalises" else [claim.zone]
         missing = [z for z in zones if z is not None and z not in spec.zones]
+        if missing and spec.path is not None:
+            raise ValueError(
+                f"{where}: the eval is a benchmark, and its items have no zone {missing[0]!r}: "
+                + (
+                    "`generalises` needs the data's own zones"
+                    if claim.kind == "generalises"
+                    else "write `zone: benchmark`"
+                )
+            )
         if missing:
             raise ValueError(f"{where}: the eval has no items in zone {missing[0]!r}; add it to the eval's `zones`")
+        if spec.kind == "judge" and spec.agreement is None and claim.correction == "confirmatory":
+            raise ValueError(
+                f"{where}: the eval is a judge whose agreement with people is not measured: give the eval `agreement` "
+                "(a labelled file), or make the claim `correction: exploratory`"
+            )
         if claim.margin is not None and claim.margin >= 1:
             raise ValueError(f"{where}.margin: {claim.margin} lies outside the scale of the scores (0 to 1)")
+
+    def _check_asked_otherwise(self, claim: Claim, where: str) -> None:
+        """The other side was asked the same items, scored by the same rule: only what is asked around them differs."""
+        if claim.against_eval not in self.evals:
+            hint = did_you_mean(claim.against_eval or "", list(self.evals))
+            raise ValueError(f"{where}.against_eval: no eval {claim.against_eval!r}{hint}")
+        name = self.eval_of(claim)
+        own, other = self.evals[name], self.evals[claim.against_eval]
+        if name == claim.against_eval or own.path is None:
+            raise ValueError(f"{where}.against_eval: expected another benchmark (with `path`) than {name}")
+        asked = {"system", "template", "max_new_tokens", "batch_size"}
+        one, two = (spec.model_dump(exclude=asked) for spec in (own, other))
+        apart = [key for key in one.keys() | two.keys() if one.get(key) != two.get(key)]
+        if apart:
+            raise ValueError(
+                f"{where}.against_eval: {name} and {claim.against_eval} differ in `{min(apart)}`; only "
+                f"{', '.join(sorted(asked))} may differ, so that the same items are scored by the same rule"
+            )
+
+    def _check_keeps(self, claim: Claim, where: str) -> None:
+        if claim.reference in (claim.condition, claim.against):
+            raise ValueError(f"{where}.reference: {claim.reference!r} is a side of its own already; name the third arm")
+        if claim.probe is not None and claim.probe.rsplit(".", 1)[-1] != claim.condition:
+            raise ValueError(f"{where}.probe: {claim.probe!r} is not of {claim.condition!r}, the arm that keeps it")
+        if claim.kept_eval is None:
+            return
+        if claim.kept_eval not in self.evals:
+            hint = did_you_mean(claim.kept_eval, list(self.evals))
+            raise ValueError(f"{where}.kept_eval: no eval {claim.kept_eval!r}{hint}")
+        spec = self.evals[claim.kept_eval]
+        if claim.kept_zone is not None and claim.kept_zone not in spec.zones:
+            raise ValueError(f"{where}.kept_zone: {claim.kept_eval} has no items in zone {claim.kept_zone!r}")
+        if spec.kind == "judge" and spec.agreement is None and claim.correction == "confirmatory":
+            raise ValueError(
+                f"{where}.kept_eval: {claim.kept_eval} is a judge whose agreement with people is not measured: give it "
+                "`agreement` (a labelled file), or make the claim `correction: exploratory`"
+            )
 
     def _check_factor(self) -> None:
         for key, values in self.differences().items():

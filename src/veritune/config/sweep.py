@@ -24,7 +24,7 @@ def expand_sweep(raw: dict[str, Any]) -> dict[str, Any]:
 
     Settings that are expanded already stay as they are. Raises ValueError for a bad grid or a field written twice.
     """
-    grid = {key: list(v) if isinstance(v, list | tuple) else v for key, v in raw["sweep"].items()}
+    grid = {key: list(v) if isinstance(v, list | tuple) else v for key, v in _in_order(raw["sweep"]).items()}
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"sweep.{key}: expected a list of values, found {values!r}")
@@ -51,7 +51,7 @@ def swept(
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     """For every condition the name it was written under and its point of the sweep; without one itself and nothing."""
     found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in conditions}
-    grid = grid or {}
+    grid = _in_order(grid or {})
     for values in itertools.product(*grid.values()) if grid else ():
         point = dict(zip(grid, values))
         end = _point_name(point)
@@ -59,6 +59,12 @@ def swept(
             if name.endswith(end) and _holds(condition.model_dump(), point):
                 found[name] = (name.removesuffix(end), point)
     return found
+
+
+def _in_order(grid: Mapping[str, Any]) -> dict[str, Any]:
+    """The grid in the order of a condition's fields: a contract sorts its keys, and names may not depend on that."""
+    place = {name: i for i, name in enumerate(Condition.model_fields)}
+    return {key: grid[key] for key in sorted(grid, key=lambda key: (place.get(key, len(place)), key))}
 
 
 def _holds(condition: dict[str, Any], point: dict[str, Any]) -> bool:

@@ -105,6 +105,25 @@ class ZoneGapThresholds(Section):
         return self
 
 
+class JudgeThresholds(Section):
+    """When another model's verdicts may decide a claim."""
+
+    # Landis & Koch 1977, Biometrics 33:159: .41 to .60 is moderate agreement, below it fair or less.
+    least_kappa: Share = 0.41
+    """The least that the lower end of Cohen's kappa's 95 % interval, over a labelled file, must be."""
+
+
+class CurveThresholds(Section):
+    """Early-stopping advice from the recorded curve of a run. It advises; nothing is chosen by it."""
+
+    # Convention, as the 5 % that a study's error rate allows: most of the gain, and not all of its last steps.
+    keeps: Part = 0.95
+    """The share of the best checkpoint's gain that an earlier one must keep to be named."""
+    # Convention: a change of validation NLL that a second seed would not repeat is no turn of the curve.
+    turn: Positive = 0.005
+    """Rise of the validation NLL after its lowest point, in nats per token, from which the curve is said to turn."""
+
+
 class ForgettingThresholds(Section):
     """What counts as having forgotten."""
 
@@ -195,6 +214,9 @@ class MergeThresholds(Section):
     # Convention.
     fail_floors: Positive = 10.0
     """From this many on it fails; between the two the check is undecided."""
+    # Convention: two runs of one float32 model differ by 1e-13 to 1e-11 nats.
+    same_kl: Positive = 1e-9
+    """Largest KL in nats a position up to which outputs count as the same, so that faulty weights contradict them."""
     # Convention.
     close: Share = 0.05
     """|c - 1| up to which a change counts as merged, where rounding allows no tighter reading."""
@@ -246,6 +268,8 @@ class Thresholds(Section):
     notes: NoteThresholds = NoteThresholds()
     grade: GradeThresholds = GradeThresholds()
     zone_gap: ZoneGapThresholds = ZoneGapThresholds()
+    judge: JudgeThresholds = JudgeThresholds()
+    curve: CurveThresholds = CurveThresholds()
     forgetting: ForgettingThresholds = ForgettingThresholds()
     gradients: GradientThresholds = GradientThresholds()
     tokens: TokenThresholds = TokenThresholds()

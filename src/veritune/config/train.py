@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -17,10 +18,13 @@ class Model(Section):
     """A local folder in Hugging Face format, a hub id, or `builtin:smollm2-135m-instruct`."""
     revision: str | None = None
     """Commit of a hub model. Pin it: a branch name moves."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Precision of the frozen base weights. Trained parameters are kept in float32."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of the frozen base weights. Trained parameters are kept in float32. `auto` is bfloat16, and float32 on
+    a processor without bfloat16 instructions, where bfloat16 takes 14 times as long; the contract records which."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Off unless you have read that code."""
+    template_kwargs: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Variables of the chat template, e.g. `{enable_thinking: false}`: for training, evals and serving alike."""
 
 
 class Backend(Section):
@@ -87,8 +91,18 @@ class Train(Section):
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     max_length: Annotated[Int, Field(ge=8)] = 1024
     """Longest row in tokens. A longer row is an error, never cut in silence."""
-    eval_steps: Annotated[Int, Field(ge=1)] | None = None
-    """Validation NLL and a checkpoint every so many optimizer steps, and at the end; None means once an epoch."""
+    eval_steps: Annotated[Int, Field(ge=1)] | tuple[Annotated[Int, Field(ge=1)], ...] | None = None
+    """Validation NLL and a checkpoint every so many optimizer steps, or after exactly the steps of a rising list
+    (`[1000, 2000, 3169]`); and at the end. None means once an epoch."""
+
+    @model_validator(mode="after")
+    def _cadence(self) -> Train:
+        steps = self.eval_steps
+        if not isinstance(steps, tuple):
+            return self
+        if not steps or any(later <= earlier for earlier, later in pairwise(steps)):
+            raise ValueError(f"eval_steps: expected rising steps such as [1000, 2000, 3169], found {list(steps)}")
+        return self
 
     @model_validator(mode="after")
     def _some_steps(self) -> Train:
@@ -99,6 +113,16 @@ class Train(Section):
                 f"strategy is {self.strategy}: it shares a model among devices, so `devices` is at least 2"
             )
         return self
+
+
+R3F_NOISE = 1e-5
+"""R3F's noise where a condition names none, as in Aghajanyan et al. 2020."""
+Coefficient = Annotated[Real, Field(ge=0)]
+
+
+def _unset(value: object) -> bool:
+    """Whether a setting is left out: it then stays out of the contracts and hashes of studies without it."""
+    return value is None
 
 
 class Condition(Section):
@@ -118,17 +142,36 @@ class Condition(Section):
     """Dropout on the adapter's input."""
     learning_rate: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """This condition's own peak learning rate."""
+    data: str | dict[str, Part] | None = None
+    """Train on this data set (`main` or a name in `data.sets`), or on a mixture with these shares, e.g.
+    `{main: 0.7, chat: 0.3}`. Needed where `data.sets` is given."""
     data_fraction: Part | None = None
     """Train on this share of the seen rows: whole families, drawn by the split's seed, each share within the larger."""
     max_steps: Annotated[Int, Field(ge=1)] | None = None
     """This condition's own number of optimizer steps."""
     num_train_epochs: Annotated[Real, Field(gt=0)] | None = None
     """This condition's own number of passes over its rows."""
+    kl_to_base: Annotated[Coefficient | None, Field(exclude_if=_unset)] = None
+    """Add so many times KL(base ‖ model) per target token to the loss; docs/train.md has every source."""
+    r3f: Annotated[Coefficient | None, Field(exclude_if=_unset)] = None
+    """Add so many times the symmetric KL between the model and itself with noise on its embeddings (R3F)."""
+    r3f_noise: Annotated[Annotated[Real, Field(gt=0)] | None, Field(exclude_if=_unset)] = None
+    """R3F: standard deviation of normal noise, or half the width of uniform; 1e-5 where it is left out."""
+    r3f_draw: Annotated[Literal["normal", "uniform"] | None, Field(exclude_if=_unset)] = None
+    """R3F: how noise is drawn; normal where it is left out."""
+    neftune_noise_alpha: Annotated[Coefficient | None, Field(exclude_if=_unset)] = None
+    """NEFTune: noise on the embeddings in training, as transformers adds it."""
+    update_clip: Annotated[Annotated[Real, Field(gt=0)] | None, Field(exclude_if=_unset)] = None
+    """Throttle steps: a trained tensor's change of one step has at most so many learning rates of root mean square."""
 
     @model_validator(mode="after")
     def _combination(self) -> Condition:
         if self.max_steps is not None and self.num_train_epochs is not None:
             raise ValueError("max_steps and num_train_epochs exclude each other: write one")
+        if not self.r3f and (self.r3f_noise is not None or self.r3f_draw is not None) and self.r3f is None:
+            raise ValueError("r3f_noise and r3f_draw go with `r3f`, the penalty's coefficient")
+        if isinstance(self.data, dict) and abs(sum(self.data.values()) - 1) > 1e-6:
+            raise ValueError(f"data: the shares add up to {sum(self.data.values()):g}; make them add up to 1")
         given = {k for k in ("target_modules", "r", "lora_alpha", "lora_dropout") if getattr(self, k) is not None}
         if self.method == "full":
             given |= set(self.model_extra or {})
@@ -142,13 +185,19 @@ class Condition(Section):
             )
         return self
 
+    @property
+    def regularised(self) -> tuple[str, ...]:
+        """The settings above 0 that change the loss or the step of this condition."""
+        names = ("kl_to_base", "r3f", "neftune_noise_alpha", "update_clip")
+        return tuple(name for name in names if getattr(self, name))
+
     def options(self) -> dict[str, Any]:
         """The method's own config fields as PEFT takes them, without `method` and the schedule's."""
         known = {k: getattr(self, k) for k in ("target_modules", "r", "lora_alpha", "lora_dropout")}
         return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})
 
 
-class Selection(Section):
+class SelectionPlan(Section):
     """How each condition's learning rate is chosen before the main runs: by validation NLL, and by nothing else."""
 
     learning_rates: Annotated[tuple[Annotated[Real, Field(gt=0, lt=1)], ...], Field(min_length=2)]
@@ -163,7 +212,7 @@ class Selection(Section):
     """`[rows per micro-batch, micro-batches a step]` to time beside the declared shape; nothing changes by itself."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> Selection:
+    def _distinct(self) -> SelectionPlan:
         for key, values in (("learning_rates", self.learning_rates), ("batch_shapes", self.batch_shapes)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key}: {list(values)} names one twice")
@@ -183,11 +232,15 @@ class Budget(Section):
     """Price of an hour of this machine, in USD."""
     price_per_million_tokens: Annotated[Real, Field(gt=0)] | None = None
     """Price of a million training tokens, in USD."""
+    price_per_million_scoring_tokens: Annotated[Real, Field(gt=0)] | None = None
+    """Price of a million tokens of scoring (prompts, answers, options, judges), in USD, beside the price above."""
 
     @model_validator(mode="after")
     def _priced(self) -> Budget:
         if self.price_per_hour is not None and self.price_per_million_tokens is not None:
             raise ValueError("expected one price, found price_per_hour and price_per_million_tokens")
+        if self.price_per_million_scoring_tokens is not None and self.price_per_million_tokens is None:
+            raise ValueError("price_per_million_scoring_tokens goes with price_per_million_tokens")
         if self.usd is not None and self.price_per_hour is None and self.price_per_million_tokens is None:
             raise ValueError("`usd` needs price_per_hour or price_per_million_tokens")
         return self

@@ -1,20 +1,23 @@
 """Contamination: which training rows hold what the evals will ask.
 
-Four ways, strongest first. `identical`: equal after canonical normalisation. `contained`: the item stands word for word
-in a longer text. `near`: enough of the item's idf²-weighted words and word pairs, numbers kept, stand in the row.
-`ngram`: row and item share a run of `ngram` words that no other item holds. Items' prompts and answers are looked for
-apart, in the rows' prompts and in their targets apart. Instructions that many texts share weigh next to nothing.
+Five kinds. `identical`: equal after canonical normalisation. `contained`: the item stands word for word in a longer
+text. `near`: enough of the item's idf²-weighted words and word pairs, numbers kept, stand in the row. `ngram`: row and
+item share a run of `ngram` words that no other item holds. `canned`: an answer that stands under several different
+prompts (a refusal, a greeting) is the item's answer too, which says nothing about the item. Items' prompts and answers
+are looked for apart, in the rows' prompts and in their targets apart. Instructions that many texts share weigh next to
+nothing.
 
 It is a gate: exact overlap (identical, contained) fails. From `confirmed` on a row is a near-copy; between `review` and
-`confirmed` a person decides. Measured precision, recall and speed: docs/contamination.md. Free paraphrases are out of
-reach of any comparison of words.
+`confirmed` a person decides, as where a row has the item's words with other operators between them. Measured precision,
+recall and speed: docs/contamination.md. Free paraphrases are out of reach of any comparison of words.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -23,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from veritune.data.families import FamilyColumns, said
-from veritune.data.near import Engine, Executor, TextBuffer, running
+from veritune.data.near import Executor, TextBuffer, running
 from veritune.data.near.arrays import I64
-from veritune.data.text import canonical, tokens
+from veritune.data.operators import different_operators
+from veritune.data.text import canonical, tokens, written
 from veritune.errors import DataError
 from veritune.records import Finding, GateResult, Row
 
@@ -33,15 +37,18 @@ if TYPE_CHECKING:
     import polars as pl
 
     from veritune.data.near.index import Index
-    from veritune.data.near.overlap import Overlap
+    from veritune.data.near.overlap import Overlap, RowsBesideEntries
 
 CONFIRMED = 0.45
 REVIEW = 0.30
 
-Kind = Literal["identical", "contained", "near", "ngram"]
+Standing = Callable[[TextBuffer, list[str]], tuple[I64, I64, I64]]
+Kind = Literal["identical", "contained", "near", "ngram", "canned"]
 Status = Literal["exact", "confirmed", "review"]
 Level = Literal["exact", "confirmed", "review"]
-_KINDS: tuple[Kind, ...] = ("identical", "contained", "near", "ngram")
+_KINDS: tuple[Kind, ...] = ("identical", "contained", "near", "ngram", "canned")
+_CANNED = _KINDS.index("canned")
+CANNED_PROMPTS = 3  # different prompts under which an answer is canned: two may be a question and its paraphrase
 _STATUS: tuple[Status, ...] = ("exact", "confirmed", "review")
 _PARTS = ("prompt", "target")
 
@@ -78,10 +85,11 @@ class ContaminationConfig:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One row that holds (part of) an eval item. Of several items of one eval and part the closest is named.
+    """One row that holds (part of) an eval item: the closest item of every row, and the best row of every item.
 
     `score` is the share of the item's weight found in `row_part`, 1.0 for exact kinds. `span` is the longest run of
-    words that both share, in canonical form. `others`: further items of that eval which the row also comes near to.
+    words that both share, as the row writes it. `others`: further items of that eval which the row also comes near to.
+    `operators`: what the item and the row have between the same operands, where that differs.
     """
 
     row: int
@@ -96,6 +104,7 @@ class Hit:
     score: float
     span: str
     others: int = 0
+    operators: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +142,39 @@ class ContaminationResult:
 
     @cached_property
     def hits(self) -> tuple[Hit, ...]:
-        """The closest item per row, eval and item part, in the order of the rows."""
+        """The closest item per row, eval and item part, and the best row of every item, in the order of the rows."""
+        if not len(self):
+            return ()
         entry_P = self.entry_P
         part_P = self.entries.eval_E[entry_P] * 2 + self.entries.answer_E[entry_P]
         group_P = self.row_P * (2 * len(self.entries.evals)) + part_P
         order = np.lexsort((entry_P, -self.score_P, self.kind_P, group_P))
         _, first, size = np.unique(group_P[order], return_index=True, return_counts=True)
-        return tuple(self._hit(int(order[i]), int(n) - 1) for i, n in zip(first, size))
+        others = dict(zip(order[first].tolist(), (size - 1).tolist()))
+        named = {*others, *(self._best_of_items.values())}
+        return tuple(self._hit(p, others.get(p, 0)) for p in sorted(named))
+
+    @cached_property
+    def _best_of_items(self) -> dict[tuple[int, int], int]:
+        """For every item (eval, number) its strongest pair: by status, kind and score, then the first row."""
+        eval_P, item_P = self.entries.eval_E[self.entry_P], self.entries.item_E[self.entry_P]
+        order = np.lexsort((self.row_P, -self.score_P, self.kind_P, self.status_P, item_P, eval_P))
+        best: dict[tuple[int, int], int] = {}
+        for p in order.tolist():
+            best.setdefault((int(eval_P[p]), int(item_P[p])), p)
+        return best
+
+    @cached_property
+    def items(self) -> tuple[Hit, ...]:
+        """Every item that a row holds or comes near to, once, with its best row: strongest first."""
+        best = [self._hit(p, 0) for p in self._best_of_items.values()]
+        return tuple(sorted(best, key=lambda hit: (_STATUS.index(hit.status), -hit.score)))
 
     def _hit(self, p: int, others: int) -> Hit:
         row, e = int(self.row_P[p]), int(self.entry_P[p])
         eval_number, item = int(self.entries.eval_E[e]), int(self.entries.item_E[e])
+        held = _part_text(self.columns.text, row, int(self.part_P[p]))
+        near = _KINDS[int(self.kind_P[p])] == "near"
         return Hit(
             row=row,
             row_id=self.columns.ids[row],
@@ -155,33 +186,51 @@ class ContaminationResult:
             kind=_KINDS[int(self.kind_P[p])],
             status=_STATUS[int(self.status_P[p])],
             score=round(float(self.score_P[p]), 4),
-            span=common_run(self.entries.texts[e], _part_text(self.columns.text, row, int(self.part_P[p]))),
+            span=common_run(self.entries.texts[e], held),
             others=others,
+            operators=different_operators(self.entries.texts[e], held) if near else None,
         )
 
     @cached_property
     def by_eval(self) -> dict[str, dict[str, int]]:
-        """Per eval: its items, items and rows hit by status (each counted once, at its strongest), and by kind."""
+        """Per eval: its items, and items and rows hit by status (each counted once, at its strongest); canned apart."""
         out: dict[str, dict[str, int]] = {}
         eval_P = self.entries.eval_E[self.entry_P]
         for number, name in enumerate(self.entries.evals):
-            mine = eval_P == number
+            canned = (eval_P == number) & (self.kind_P == _CANNED)
+            mine = (eval_P == number) & (self.kind_P != _CANNED)
             item_status = _strongest(self.entries.item_E[self.entry_P[mine]], self.status_P[mine])
             row_status = _strongest(self.row_P[mine], self.status_P[mine])
             counts = {"items": len(self.entries.item_ids[number])}
             for i, status in enumerate(_STATUS):
                 counts[f"items_{status}"] = int(np.count_nonzero(item_status == i))
                 counts[f"rows_{status}"] = int(np.count_nonzero(row_status == i))
+            counts["items_canned"] = len(np.unique(self.entries.item_E[self.entry_P[canned]]))
+            counts["rows_canned"] = len(np.unique(self.row_P[canned]))
             out[name] = counts
         return out
 
     @cached_property
+    def item_status(self) -> dict[str, dict[int, int]]:
+        """Per eval: the strongest status (0 exact, 1 confirmed, 2 review) of each item that some row holds, canned
+        answers aside, by the item's number."""
+        eval_P, item_P = self.entries.eval_E[self.entry_P], self.entries.item_E[self.entry_P]
+        found: dict[str, dict[int, int]] = {}
+        for number, name in enumerate(self.entries.evals):
+            mine = (eval_P == number) & (self.kind_P != _CANNED)
+            items = np.unique(item_P[mine]).tolist()
+            found[name] = dict(zip(items, _strongest(item_P[mine], self.status_P[mine]).tolist()))
+        return found
+
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """The numbers to quote. Every rate comes with its denominator."""
-        row_status = _strongest(self.row_P, self.status_P)
+        real_P = self.kind_P != _CANNED
+        row_status = _strongest(self.row_P[real_P], self.status_P[real_P])
         return {
             "rows": len(self.columns.text),
             **{f"rows_{name}": int(np.count_nonzero(row_status == i)) for i, name in enumerate(_STATUS)},
+            "rows_canned": len(np.unique(self.row_P[~real_P])),
             "pairs": len(self),
             "by_kind": {name: int(np.count_nonzero(self.kind_P == i)) for i, name in enumerate(_KINDS)},
             "evals": self.by_eval,
@@ -196,23 +245,29 @@ class ContaminationResult:
     def gate(self) -> GateResult:
         """Failed when a pair of status `fail_on` or stronger was found; undecided when nothing was looked for."""
         weakest = _STATUS.index(self.config.fail_on)
-        bad = self.status_P <= weakest
+        bad = (self.status_P <= weakest) & (self.kind_P != _CANNED)
         n_rows = len(np.unique(self.row_P[bad]))
         n_items = len(np.unique(self.entry_P[bad]))
         numbers = self.summary
         if not self.entries.texts:
-            return GateResult(
-                "contamination", "undecided", "no eval items were given, so nothing was checked.", numbers
-            )
+            empty = ", ".join(self.entries.evals)
+            why = f"no item of {empty} holds a text" if empty else "no eval items were given"
+            return GateResult("contamination", "undecided", f"{why}, so nothing was checked.", numbers)
         if n_rows:
             evidence = tuple(f"{h.row_id}: {h.eval}/{h.item_id} {h.kind}: {h.span[:120]}" for h in self._first(bad, 5))
-            message = f"{n_rows} of {len(self.columns.text)} rows hold {n_items} eval texts ({self.config.fail_on})."
+            message = f"{n_rows} of {len(self.columns.text)} rows hold {n_items} eval texts ({self.config.fail_on})"
+            more = numbers["rows_confirmed"] if self.config.fail_on == "exact" else 0
+            if more or numbers["rows_review"]:
+                message += f"; further rows: {more} near-copies, {numbers['rows_review']} to review"
+            message += "."
             return GateResult("contamination", "failed", message, numbers, evidence, "drop these rows, or the evals")
         near = numbers["rows_confirmed"]
         message = (
             f"no {self.config.fail_on} overlap of {len(self.columns.text)} rows with {len(self.entries.texts)} texts"
         )
         message += f"; {near} near-copies, {numbers['rows_review']} to review"
+        if numbers["rows_canned"]:
+            message += f"; {numbers['rows_canned']} rows give a canned answer that eval items give too"
         if self.exact_only:
             message += f"; {self.exact_only} prompts have too few words of their own to look for near-copies of them"
         return GateResult("contamination", "passed", f"{message}.", numbers)
@@ -221,13 +276,13 @@ class ContaminationResult:
         return [self._hit(int(p), 0) for p in np.flatnonzero(wanted)[:k]]
 
     def findings(self) -> list[Finding]:
-        """One finding per hit: exact ones are errors, confirmed ones warnings, the rest notes."""
+        """One finding per hit: exact ones are errors, confirmed and canned ones warnings, the rest notes."""
         severity: dict[str, Any] = {"exact": "error", "confirmed": "warning", "review": "note"}
         return [
             Finding(
                 "contamination",
-                severity[h.status],
-                f"{h.row_part} {_VERB[h.kind]} the {h.item_part} of {h.eval}/{h.item_id}",
+                "warning" if h.kind == "canned" else severity[h.status],
+                f"{h.row_part} {_VERB[h.kind]} the {h.item_part} of {h.eval}/{h.item_id}{operators_text(h)}",
                 row_id=h.row_id,
                 evidence={k: v for k, v in dataclasses.asdict(h).items() if k not in ("row", "row_id")},
             )
@@ -238,7 +293,7 @@ class ContaminationResult:
         """Which rows stay when everything of status `level` or stronger goes, and why each of the others goes."""
         weakest = _STATUS.index(level)
         reasons: dict[int, str] = {}
-        for p in np.flatnonzero(self.status_P <= weakest).tolist():
+        for p in np.flatnonzero((self.status_P <= weakest) & (self.kind_P != _CANNED)).tolist():
             row, e = int(self.row_P[p]), int(self.entry_P[p])
             name = self.entries.evals[int(self.entries.eval_E[e])]
             item = self.entries.item_ids[int(self.entries.eval_E[e])][int(self.entries.item_E[e])]
@@ -253,7 +308,13 @@ _VERB = {
     "contained": "contains",
     "near": "nearly repeats",
     "ngram": "shares a long run of words with",
+    "canned": "gives a canned answer, which is also",
 }
+
+
+def operators_text(hit: Hit) -> str:
+    """What differs between the operators of an item and of a row, as the end of a sentence; "" where nothing does."""
+    return f", with {hit.operators[1]!r} where the item has {hit.operators[0]!r}" if hit.operators else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,14 +341,27 @@ def check_contamination(
 
     `evals` maps a name to items, as rows (prompt and answer) or as texts (prompts). System prompts take no part.
     `settings` are fields of `ContaminationConfig`. Raises DataError for unknown settings or thresholds out of order.
+
+    >>> from veritune.records import Message, Row
+    >>> text = "How many seconds have three and a half hours, if one hour has 3600?"
+    >>> row = Row("r1", (Message("user", text), Message("assistant", "12600")))
+    >>> [(hit.row_id, hit.eval) for hit in check_contamination([row], {"exam": [text]}).hits]
+    [('r1', 'exam')]
     """
     config = _configured(config, settings)
     columns = rows if isinstance(rows, FamilyColumns) else FamilyColumns.of(rows)
     entries = gather(evals, config.answers)
     with running(config) as engine:
         near = engine.compare(columns.text, TextBuffer.from_strings(entries.texts), config)
-        usable_E = _usable(near.index, entries, config)
-        held = _standing(engine, columns, entries, usable_E & near.faint_E)
+        return judge_compared(columns, entries, near, engine.standing, config)
+
+
+def judge_compared(
+    columns: FamilyColumns, entries: Entries, near: RowsBesideEntries, standing: Standing, config: ContaminationConfig
+) -> ContaminationResult:
+    """What rows that were compared with the entries hold of them; `standing` is an engine's."""
+    usable_E = _usable(near.index, entries, config)
+    held = _standing(standing, columns, entries, usable_E & near.faint_E)
     same = _identical(near.index, usable_E, near.overlap.hash_N_2)
     few_E = near.faint_E | (np.diff(near.index.offset_E1) < config.min_features)
     result = _judge(columns, entries, near.overlap, (same, held), config)
@@ -368,14 +442,14 @@ def _identical(index: Index, usable_E: npt.NDArray[np.bool_], hash_N_2: npt.NDAr
 
 
 def _standing(
-    engine: Engine[Any], columns: FamilyColumns, entries: Entries, faint_E: npt.NDArray[np.bool_]
+    standing: Standing, columns: FamilyColumns, entries: Entries, faint_E: npt.NDArray[np.bool_]
 ) -> tuple[I64, I64, I64]:
     """Pairs (row, entry, row part) where an entry whose words weigh nothing stands word for word."""
     entry = np.flatnonzero(faint_E)
     if not len(entry):
         none = np.zeros(0, np.int64)
         return none, none, none
-    row_P, which_P, part_P = engine.standing(columns.text, [entries.texts[e] for e in entry.tolist()])
+    row_P, which_P, part_P = standing(columns.text, [entries.texts[e] for e in entry.tolist()])
     needle = [canonical(entries.texts[e]) for e in entry.tolist()]
     held: dict[tuple[int, int], str] = {}
     good = np.zeros(len(row_P), bool)
@@ -415,9 +489,61 @@ def _judge(
     row, entry = row[order], entry[order]
     first = np.append(True, (row[1:] != row[:-1]) | (entry[1:] != entry[:-1]))[: len(row)]
     keep = order[first]
-    return ContaminationResult(
+    found = ContaminationResult(
         columns, entries, row[first], entry[first], part[keep], kind[keep], status[keep], best[keep], config
     )
+    _other_exercises(found)
+    _canned(found)
+    return found
+
+
+def _other_exercises(found: ContaminationResult) -> None:
+    """Near-copies with another operator between the same operands are another exercise: for review, at most."""
+    maths_E = np.array([_MATHS.search(text) is not None for text in found.entries.texts], bool)
+    near_P = (found.kind_P == _KINDS.index("near")) & (found.status_P == _STATUS.index("confirmed"))
+    for p in np.flatnonzero(near_P & maths_E[found.entry_P]).tolist():
+        held = _part_text(found.columns.text, int(found.row_P[p]), int(found.part_P[p]))
+        if different_operators(found.entries.texts[int(found.entry_P[p])], held) is not None:
+            found.status_P[p] = _STATUS.index("review")
+            found.score_P[p] = min(found.score_P[p], 0.99)  # all words, and not the same text
+
+
+_MATHS = re.compile(r"[-+*/^=<>×÷−–±√≤≥≠%]|\\[a-z]")
+
+
+def _canned(found: ContaminationResult) -> None:
+    """Answers that are exact in a row whose prompt is another, and that stand under several prompts, become `canned`.
+
+    A row whose prompt also comes near to the item's keeps its finding: it holds the item.
+    """
+    entries = found.entries
+    exact_P = (found.status_P == 0) & entries.answer_E[found.entry_P] & (found.part_P == 1)
+    if not exact_P.any():
+        return
+    prompt_of = {
+        (int(entries.eval_E[e]), int(entries.item_E[e])): entries.texts[e] for e in np.flatnonzero(~entries.answer_E)
+    }
+    with_prompt = {
+        (int(row), int(entries.eval_E[e]), int(entries.item_E[e]))
+        for row, e in zip(found.row_P.tolist(), found.entry_P.tolist())
+        if not entries.answer_E[e]
+    }
+    prompts: dict[str, set[str]] = {}
+    of_answer: dict[int, str] = {}
+    for e in np.unique(found.entry_P[exact_P]).tolist():
+        of_answer[e] = canonical(entries.texts[e])
+    for e in np.flatnonzero(entries.answer_E).tolist():
+        if (text := canonical(entries.texts[e])) in of_answer.values():
+            asked = prompt_of.get((int(entries.eval_E[e]), int(entries.item_E[e])), "")
+            prompts.setdefault(text, set()).add(canonical(asked))
+    for p in np.flatnonzero(exact_P).tolist():
+        asked = canonical(_part_text(found.columns.text, int(found.row_P[p]), 0))
+        prompts.setdefault(of_answer[int(found.entry_P[p])], set()).add(asked)
+    for p in np.flatnonzero(exact_P).tolist():
+        e = int(found.entry_P[p])
+        same_item = (int(found.row_P[p]), int(entries.eval_E[e]), int(entries.item_E[e])) in with_prompt
+        if len(prompts[of_answer[e]]) >= CANNED_PROMPTS and not same_item:
+            found.kind_P[p], found.status_P[p] = _CANNED, _STATUS.index("review")
 
 
 def _contained(
@@ -455,19 +581,22 @@ def _part_text(text: TextBuffer, row: int, part: int) -> str:
 
 
 def common_run(left: str, right: str) -> str:
-    """The longest run of tokens that both texts hold, by bisection on its length; "" when there is none."""
+    """The longest run of tokens that both texts hold, as the right one writes it; "" when there is none.
+
+    By bisection on its length: a run of n tokens holds one of n - 1.
+    """
     a, b = tokens(left), tokens(right)
     low, high = 0, min(len(a), len(b))
-    best: tuple[str, ...] = ()
+    place = 0
     while low < high:
         n = (low + high + 1) // 2
-        held = {tuple(b[i : i + n]) for i in range(len(b) - n + 1)}
-        match = next((t for t in (tuple(a[i : i + n]) for i in range(len(a) - n + 1)) if t in held), None)
+        known = {tuple(a[i : i + n]) for i in range(len(a) - n + 1)}
+        match = next((i for i in range(len(b) - n + 1) if tuple(b[i : i + n]) in known), None)
         if match is None:
             high = n - 1
         else:
-            low, best = n, match
-    return " ".join(best)
+            low, place = n, match
+    return written(right, place, low)
 
 
 def _strongest(key: I64, status: I64) -> I64:

@@ -32,7 +32,7 @@ OPEN_QUESTIONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class SheetNumber:
     """One number: `value` out of `of` (None where it is no share), and where it was counted.
 
     `count` is `rows` (distinct row ids), `findings` (lines) or `families` (distinct families); `check` selects lines.
@@ -93,33 +93,33 @@ def write_datasheet(report: AuditReport, folder: str | Path) -> tuple[Path, Path
     return md, js
 
 
-def recount(number: Number | Mapping[str, Any], folder: str | Path) -> int:
+def recount(number: SheetNumber | Mapping[str, Any], folder: str | Path) -> int:
     """The number counted again from the file it names."""
-    n = number if isinstance(number, Number) else Number(**number)
+    n = number if isinstance(number, SheetNumber) else SheetNumber(**number)
     lines = read_jsonl(Path(folder) / n.file)
     chosen = [line for line in lines if n.check is None or line.get("check") == n.check]
     key = {"rows": "row_id", "families": "family"}.get(n.count)
     return len(chosen) if key is None else len({line[key] for line in chosen if line[key] is not None})
 
 
-def _numbers(report: AuditReport) -> tuple[Number, ...]:
+def _numbers(report: AuditReport) -> tuple[SheetNumber, ...]:
     n = len(report.rows)
     summary = report.families.summary
     numbers = [
-        Number("usable rows", n, report.n_read, "families.jsonl", "rows"),
-        Number("originals (families)", summary["originals"], n, "families.jsonl", "families"),
+        SheetNumber("usable rows", n, report.n_read, "families.jsonl", "rows"),
+        SheetNumber("originals (families)", summary["originals"], n, "families.jsonl", "families"),
     ]
     for check, k in sorted(Counter(f.check for f in report.rejects).items()):
-        numbers.append(Number(f"rejected: {check}", k, report.n_read, "findings.jsonl", "findings", check))
+        numbers.append(SheetNumber(f"rejected: {check}", k, report.n_read, "findings.jsonl", "findings", check))
     if report.contamination is not None:
         rows = {hit.row_id for hit in report.contamination.hits}
-        numbers.append(Number("rows that touch an eval", len(rows), n, "contamination.jsonl", "rows"))
+        numbers.append(SheetNumber("rows that touch an eval", len(rows), n, "contamination.jsonl", "rows"))
     flagged: dict[str, set[str]] = {}
     for finding in report.findings:
         if finding.row_id is not None and finding.check.startswith(("quality.", "render.")):
             flagged.setdefault(finding.check, set()).add(finding.row_id)
     for check in sorted(flagged):
-        numbers.append(Number(check, len(flagged[check]), n, "findings.jsonl", "rows", check))
+        numbers.append(SheetNumber(check, len(flagged[check]), n, "findings.jsonl", "rows", check))
     return tuple(numbers)
 
 
@@ -132,7 +132,7 @@ def _licences(report: AuditReport) -> dict[str, int] | None:
 
 
 def _markdown(
-    report: AuditReport, numbers: Sequence[Number], sources: Mapping[str, int], licences: Mapping[str, int] | None
+    report: AuditReport, numbers: Sequence[SheetNumber], sources: Mapping[str, int], licences: Mapping[str, int] | None
 ) -> str:
     s = report.families.summary
     lines = [

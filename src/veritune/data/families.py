@@ -13,9 +13,10 @@ original's name in a column. Measured precision, recall and speed: docs/families
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -25,6 +26,8 @@ import numpy.typing as npt
 
 from veritune.data.near import Engine, Executor, TextBuffer, clusters, components, running, sketched
 from veritune.data.near.arrays import F32, I64, U8, U64
+from veritune.data.short_facts import apart_by_fact
+from veritune.display import Tabular, short
 from veritune.errors import DataError
 from veritune.records import Membership, Message, Row
 
@@ -37,8 +40,11 @@ if TYPE_CHECKING:
 THRESHOLD = 0.38
 SPLIT_SAFE_THRESHOLD = 0.32  # where a missed sibling costs more than a wrongly joined stranger
 
-Evidence = Literal["column", "exact", "similarity", "singleton", "embedding", "gradient", "other"]
-EVIDENCE: tuple[Evidence, ...] = ("singleton", "column", "exact", "similarity", "embedding", "gradient", "other")
+Evidence = Literal["column", "exact", "similarity", "singleton", "embedding", "gradient", "other", "decided"]
+EVIDENCE: tuple[Evidence, ...] = (
+    *("singleton", "column", "exact", "similarity"),
+    *("embedding", "gradient", "other", "decided"),
+)
 SCORED = ("similarity", "embedding", "gradient", "other")  # evidence that carries a number
 Edge = tuple[int, int, float | None, str]
 
@@ -119,15 +125,22 @@ class FamilyColumns:
 
 def said(messages: Sequence[Message]) -> str:
     """What was said, without system prompts."""
-    return "\n\n".join(m.content for m in messages if m.role != "system" and m.content)
+    return "\n\n".join(m.said for m in messages if m.role not in ("system", "developer") and m.said)
 
 
-@dataclass(frozen=True)
-class FamilyResult:
+@dataclass(frozen=True, repr=False)
+class FamilyResult(Tabular):
     """Which family each of N rows is in, and why. Codes are in order of first appearance; names are content-made.
 
     `evidence_N` indexes `EVIDENCE`; `similarity_N` is the similarity to the family's centre, NaN where evidence carries
-    no number. `joins` are the pairs of rows by which passes that see more than words joined two families.
+    no number. `joins` are the pairs of rows by which passes that see more than words joined two families. `equal_N` are
+    the groups that a column and equal text alone make; a family of several was joined by similarity.
+
+    >>> from veritune.records import Message, Row
+    >>> rows = [Row(i, (Message("user", "Name a colour."), Message("assistant", "Red."))) for i in ("a", "b")]
+    >>> result = find_families(rows)
+    >>> len(result), result.code_N.tolist()
+    (2, [0, 0])
     """
 
     row_ids: Sequence[str]
@@ -138,9 +151,17 @@ class FamilyResult:
     config: FamilyConfig
     counts: Mapping[str, int]
     joins: tuple[Edge, ...] = ()
+    equal_N: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.code_N)
+
+    def __repr__(self) -> str:
+        return short(self, rows=len(self), families=len(self.names), largest=int(self.size_F.max(initial=0)))
+
+    def _columns(self) -> dict[str, list[Any]]:
+        found = self.memberships
+        return {k: [getattr(m, k) for m in found] for k in ("row_id", "family", "evidence", "similarity")}
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
@@ -151,6 +172,23 @@ class FamilyResult:
     def size_F(self) -> I64:
         """Rows per family, in the order of `names`."""
         return np.bincount(self.code_N, minlength=len(self.names)).astype(np.int64)
+
+    @cached_property
+    def groups_F(self) -> I64:
+        """Groups of equal text or of one name in the column in every family; similarity joined more than one."""
+        if self.equal_N is None:
+            return np.ones(len(self.names), np.int64)
+        family, _ = np.unique(np.stack((self.code_N, self.equal_N)), axis=1)
+        return np.bincount(family, minlength=len(self.names)).astype(np.int64)
+
+    @cached_property
+    def held_by(self) -> dict[str, dict[str, int]]:
+        """Families with company and their rows by what holds them together: equal text (or a column), or similarity."""
+        company, joined = self.size_F > 1, self.groups_F > 1
+        return {
+            what: {"families": int(np.count_nonzero(which)), "rows": int(self.size_F[which].sum())}
+            for what, which in (("equality", company & ~joined), ("similarity", company & joined))
+        }
 
     def family_of(self, i: int) -> str:
         """The family of row i."""
@@ -196,6 +234,7 @@ class FamilyResult:
             "sizes": {int(s): int(c) for s, c in zip(size, how_many)},
             "largest": self.largest(),
             "oversize": [(f, s) for f, s in self.largest(len(self.names)) if s > self.config.report_size],
+            "held_by": self.held_by,
             "evidence": {name: int(c) for name, c in zip(EVIDENCE, kinds) if c or name in EVIDENCE[:4]},
             **({"joined_by": dict(Counter(edge[3] for edge in self.joins))} if self.joins else {}),
             "threshold": self.config.threshold if self.config.near else None,
@@ -218,6 +257,14 @@ def find_families(
     rows like any other evidence. `embed` names an encoder for paraphrases, see `veritune.data.embed`.
     The result does not depend on the order of the rows nor on threads, and is never switched off on small data.
     Raises DataError for unknown settings, a threshold outside (0, 1] or an edge that points outside the rows.
+    Similarity is the Jaccard index of word shingles (Broder 1997); docs/families.md has the measured error rates.
+
+    >>> from veritune.records import Message, Row
+    >>> texts = ("How many legs have 3 cats?", "how many  legs have 3 cats?", "What is the capital of France?")
+    >>> rows = [Row(f"r{i}", (Message("user", t), Message("assistant", "?"))) for i, t in enumerate(texts)]
+    >>> result = find_families(rows)
+    >>> result.code_N.tolist(), sorted(result.sizes.values())
+    ([0, 0, 1], [1, 2])
     """
     config = configured(config, settings)
     columns = rows if isinstance(rows, FamilyColumns) else FamilyColumns.of(rows)
@@ -244,14 +291,33 @@ def _by_words(columns: FamilyColumns, engine: Engine[Any], config: FamilyConfig)
         edges.add_keys(_problem_keys(sweep, config), "exact")
     if config.exact or config.near:
         edges.add_keys(_text_keys(sweep.hash_N), "exact")
+    equal_N = edges.roots()
     if config.near:
         first_U, sketch = sketched(sweep, engine, config)
         sweep = dataclasses.replace(sweep, feature_F=sweep.feature_F[:0].copy())  # as much memory as join keys need
         near = clusters(sweep, first_U, sketch, engine, config)
+        if isinstance(columns.text, TextBuffer):  # texts that lie in a cluster's workers are not read here
+            near = apart_by_fact(near, columns.text, _similar(engine, sketch, first_U), config.threshold)
         edges.add_pairs(near.row_M, near.centre_M)
         edges.mark_similar(near.row_M, near.similarity_M)
         counts.update(too_short_rows=near.n_short, recut_clusters=near.n_recut, recut_rows=near.n_recut_rows)
-    return _result(columns, sweep, edges, config, counts)
+    return _result(columns, sweep, edges, config, counts, equal_N)
+
+
+def _similar(engine: Engine[Any], sketch: Any, first_U: I64) -> Callable[[I64, I64], npt.NDArray[Any]]:
+    """Similarity of pairs of rows that are the first of their texts."""
+
+    @functools.cache
+    def order_U() -> I64:
+        return np.argsort(first_U, kind="stable")
+
+    def place(row: I64) -> I64:
+        return order_U()[np.searchsorted(first_U, row, sorter=order_U())]
+
+    def similar(left: I64, right: I64) -> npt.NDArray[Any]:
+        return engine.similarity(sketch, place(left), place(right))
+
+    return similar
 
 
 def merge_families(result: FamilyResult, edges: Iterable[Edge], *, bounded: bool = True) -> FamilyResult:
@@ -301,7 +367,7 @@ def _family_edges(result: FamilyResult, edges: Iterable[Edge]) -> dict[tuple[int
     for i, j, score, evidence in edges:
         if not (0 <= i < n and 0 <= j < n):
             raise DataError(f"an extra edge joins rows {i} and {j}, but there are {n} rows (0-based).")
-        if evidence not in SCORED:
+        if evidence not in (*SCORED, "decided"):
             raise DataError(f"an extra edge names the evidence {evidence!r}.", fix=f"Known: {', '.join(SCORED)}.")
         a, b = sorted((int(result.code_N[i]), int(result.code_N[j])))
         known = best.get((a, b))
@@ -402,13 +468,18 @@ def _result(
     edges: _Edges,
     config: FamilyConfig,
     counts: dict[str, int],
+    equal_N: I64,
 ) -> FamilyResult:
     root_N = edges.roots()
     first_root, code_N = _dense_in_order(root_N)
+    group_of, equal_N = np.unique(equal_N, return_inverse=True)
+    counts["equal_groups"] = len(group_of)
     names, bridged = _names(columns, sweep, code_N, len(first_root), config)
     if "bridged_column_families" in counts:
         counts["bridged_column_families"] = bridged
-    return FamilyResult(columns.ids, code_N, names, edges.evidence_N, edges.similarity_N, config, counts)
+    return FamilyResult(
+        columns.ids, code_N, names, edges.evidence_N, edges.similarity_N, config, counts, (), equal_N.astype(np.int64)
+    )
 
 
 def _dense_in_order(root_N: I64) -> tuple[I64, I64]:

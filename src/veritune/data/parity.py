@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from veritune.data.render import IGNORE, Renderer, Traced, Unfit, first_difference
+from veritune.data.render import IGNORE, Renderer, Traced, first_difference
 from veritune.data.split import stratum_of
+from veritune.data.template import Stops, stops_of, twin_templates
+from veritune.data.unfit import Unfit
 from veritune.errors import DataError
 from veritune.records import Finding, Message, Rendered, Row
 
@@ -172,7 +174,8 @@ def _system_cost(rows: Sequence[Row], renderer: Renderer) -> tuple[int, int, str
     cost: dict[str, int] = {}
     total = 0
     for row in rows:
-        text = row.text("system") if row.messages[0].role == "system" else (default or "")
+        said = row.text("system", "developer")
+        text = said if row.messages[0].role in ("system", "developer") else (default or "")
         if text not in cost:
             cost[text] = len(renderer.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
         total += cost[text]
@@ -222,7 +225,7 @@ def padding_efficiency(lengths: Sequence[int], batch: int) -> float | None:
 
 
 def pack(rows: Sequence[Rendered]) -> Packed:
-    """Rows laid end to end with positions that start anew, and no loss on the step from one row into the next."""
+    """Rows laid end to end with positions that restart, and no loss on the step from one row into the next."""
     ids: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
@@ -279,51 +282,123 @@ def attention_leak(forward: Callable[[Packed], npt.NDArray[Any]], rows: Sequence
 def check_parity(
     rows: Sequence[Row], renderer: Renderer, *, stop_ids: Sequence[int] | None = None
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Training ids against `apply_chat_template`'s own, the end token against the stop tokens, and the switches.
+    """Training ids against `apply_chat_template`'s own, end tokens against the stop tokens, masks, and the switches.
 
-    `stop_ids` are what generation stops on (the model's generation config); the tokenizer's EOS where none are given.
+    `stop_ids` are what generation stops on; without them generation_config.json in the tokenizer's folder says it, else
+    config.json, else the tokenizer (`template.stops_of`).
     """
     findings: list[Finding] = []
-    differ: list[str] = []
-    ends: set[int] = set()
-    n = 0
+    traced: list[tuple[Row, Traced]] = []
     for row in rows:
         found = renderer.try_trace(row)
         if isinstance(found, Finding):
             findings.append(found)
-            continue
-        n += 1
-        own = renderer.template_ids(row.messages)
-        if own[: found.stop] != found.ids[: found.stop]:
-            differ.append(row.id)
-        ends.add(found.ids[found.stop - 1])
+        else:
+            traced.append((row, found))
+    differ = [
+        row.id for row, t in traced if renderer.template_ids(row.messages, row.tools)[: t.stop] != t.ids[: t.stop]
+    ]
     if differ:
-        text = f"{len(differ)} of {n} rows have other ids under apply_chat_template(tokenize=True)"
+        text = f"{len(differ)} of {len(traced)} rows have other ids under apply_chat_template(tokenize=True)"
         findings.append(Finding("parity.ids", "error", text, differ[0], evidence={"rows": differ[:10]}))
-    eos = renderer.tokenizer.eos_token_id
-    stops = set(stop_ids) if stop_ids is not None else {eos} - {None}
-    tokens = renderer.tokenizer.convert_ids_to_tokens
-    if not ends <= stops:
-        trained, served = (", ".join(map(str, tokens(sorted(s)))) or "none" for s in (ends, stops))
-        text = f"answers are trained to end on {trained}, generation stops on {served}"
-        findings.append(
-            Finding("parity.stop", "error", text, evidence={"trained": sorted(ends), "stops": sorted(stops)})
-        )
+    stops = Stops(tuple(sorted(set(stop_ids))), "given") if stop_ids is not None else stops_of(renderer.tokenizer)
+    ends = {t.ids[end] for _, t in traced for end in t.ends}
+    findings += stop_findings(ends, stops, renderer.tokenizer)
+    findings += _mask_findings(traced, renderer)
+    findings += _turn_notes(traced, renderer)
+    findings += _added_twice(traced, renderer)
     quirks = template_quirks(renderer)
+    tokens = renderer.tokenizer.convert_ids_to_tokens
     facts = {
-        "rows": n,
+        "rows": len(traced),
         "ids_differ": len(differ),
         "template_sha256": renderer.template_sha256,
         "tokenizer_sha256": renderer.tokenizer_sha256,
+        "template_variables": {name: renderer.template_kwargs.get(name) for name in renderer.variables},
         "end_tokens": tokens(sorted(ends)),
-        "stop_tokens": tokens(sorted(stops)),
+        "stop_tokens": tokens(sorted(stops.ids)),
+        "stops_from": stops.source,
         "quirks": [q.check for q in quirks],
     }
     return [*findings, *quirks], facts
 
 
+def stop_findings(ends: Collection[int], stops: Stops, tokenizer: Any) -> list[Finding]:
+    """An error where trained answers end on a token that generation does not stop on: it would run on."""
+    if set(ends) <= set(stops.ids):
+        return []
+    names = tokenizer.convert_ids_to_tokens
+    trained, served = (", ".join(map(str, names(sorted(s)))) or "none" for s in (ends, stops.ids))
+    text = f"answers are trained to end on {trained}, generation stops on {served} ({stops.source})"
+    evidence = {"trained": sorted(ends), "stops": sorted(stops.ids), "source": stops.source}
+    return [Finding("parity.stop", "error", text, evidence=evidence)]
+
+
+def _mask_findings(traced: Sequence[tuple[Row, Traced]], renderer: Renderer) -> list[Finding]:
+    """Where the template's own generation mask puts the loss elsewhere than the mask that is trained on."""
+    differ: list[tuple[Row, Traced, int]] = []
+    for row, t in traced:
+        theirs = renderer.generation_mask(row.messages, row.tools)
+        if theirs is None:
+            continue
+        at = first_difference(t.labelled[: t.stop], theirs[: t.stop])
+        if at < t.stop:
+            differ.append((row, t, at))
+    if not differ:
+        return []
+    row, t, at = differ[0]
+    token = renderer.tokenizer.convert_ids_to_tokens(t.ids[at])
+    here, there = ("with", "without") if t.labelled[at] else ("without", "with")
+    text = (
+        f"the template's own generation mask differs from the loss here in {len(differ)} of {len(traced)} rows: "
+        f"first {row.id}, token {at + 1} {token!r}, {here} loss here and {there} in the template"
+    )
+    return [Finding("parity.generation_mask", "warning", text, row.id, evidence={"n": len(differ), "token": at})]
+
+
+def _turn_notes(traced: Sequence[tuple[Row, Traced]], renderer: Renderer) -> list[Finding]:
+    """What the template does to turns in every row, so that it is no fault of one."""
+    found = []
+    stripped = [row.id for row, t in traced if t.stripped]
+    if stripped:
+        text = (
+            f"the template takes reasoning out of earlier turns in {len(stripped)} of {len(traced)} rows; "
+            "these turns carry no loss, and serving takes it out too"
+        )
+        found.append(Finding("parity.think_stripped", "note", text, stripped[0], evidence={"n": len(stripped)}))
+    developers = sum(any(m.role == "developer" for m in row.messages) for row, _ in traced)
+    if developers and "developer" not in renderer.template:
+        text = f"the template knows no developer role: it is rendered as system in {developers} rows"
+        found.append(Finding("parity.developer", "note", text, evidence={"n": developers}))
+    return found
+
+
+def _added_twice(traced: Sequence[tuple[Row, Traced]], renderer: Renderer) -> list[Finding]:
+    """Special tokens that `tokenizer(text)` adds to rendered text by default, and that the template writes as well."""
+    if not traced:
+        return []
+    _, t = traced[0]
+    default, names = tuple(renderer.tokenizer(t.text)["input_ids"]), renderer.tokenizer.convert_ids_to_tokens
+    at = next((i for i in range(len(default) - len(t.ids) + 1) if default[i : i + len(t.ids)] == t.ids), None)
+    if at is None or len(default) == len(t.ids):
+        return []
+    before, after = default[:at], default[at + len(t.ids) :]
+    twice = [i for i in before if i in t.ids[:1]] + [i for i in after if i in t.ids[-2:]]
+    evidence = {"before": names(list(before)), "after": names(list(after))}
+    if twice:
+        token = names(twice[0])
+        text = (
+            f"template and tokenizer both write {token}: whoever tokenises the rendered text with the defaults gets it "
+            "twice; use add_special_tokens=False (the ids here hold it once)"
+        )
+        return [Finding("parity.bos", "warning", text, evidence=evidence)]
+    added = ", ".join(map(str, [*evidence["before"], *evidence["after"]]))
+    text = f"the tokenizer adds {added} to rendered text, the template does not: use add_special_tokens=False"
+    return [Finding("parity.bos", "note", text, evidence=evidence)]
+
+
 def template_quirks(renderer: Renderer) -> list[Finding]:
-    """What the template does by itself: a default system prompt, today's date, a thinking switch."""
+    """What the template does by itself: a default system prompt, today's date, switches, a twin in another file."""
     found = []
     default = default_system(renderer)
     if default is not None:
@@ -335,9 +410,21 @@ def template_quirks(renderer: Renderer) -> list[Finding]:
     probe = [Message("user", "ping")]
     renderings = {flag: renderer.text(probe, prompt=True, enable_thinking=flag) for flag in (True, False)}
     if renderings[True] != renderings[False]:
-        text = "the generation prompt depends on enable_thinking: serve with the setting used in training"
         now = renderer.template_kwargs.get("enable_thinking")
+        text = (
+            f"the generation prompt depends on enable_thinking ({'not set' if now is None else f'set to {now}'}): "
+            "serve with the setting used in training (model.template_kwargs)"
+        )
         found.append(Finding("parity.thinking", "warning", text, evidence={"enable_thinking": now}))
+    others = [name for name in renderer.variables if name != "enable_thinking"]
+    if others:
+        text = f"the template also reads {', '.join(others)}: set in model.template_kwargs, else left to the template"
+        evidence = {name: renderer.template_kwargs.get(name) for name in others}
+        found.append(Finding("parity.variables", "note", text, evidence=evidence))
+    twins = twin_templates(renderer.tokenizer)
+    if twins:
+        text = f"two chat templates that differ: {twins[0]} is used here, {', '.join(twins[1:])} by other tools"
+        found.append(Finding("parity.two_templates", "warning", text, evidence={"files": list(twins)}))
     return found
 
 
@@ -350,7 +437,7 @@ def first_divergence(rows: Sequence[Row], left: Renderer, right: Renderer, *, co
     first: Divergence | None = None
     differing = 0
     for row in rows:
-        a, b = left.template_ids(row.messages), right.template_ids(row.messages)
+        a, b = left.template_ids(row.messages, row.tools), right.template_ids(row.messages, row.tools)
         if a == b:
             continue
         differing += 1

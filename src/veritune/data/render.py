@@ -1,24 +1,32 @@
 """A row as the trainer sees it: text through the tokenizer's own chat template, ids, and an exact loss mask.
 
 The template is rendered to text once and that text is tokenised once, with offsets; the mask is cut by characters.
-For each assistant turn the loss falls on what the model has to produce after the generation prompt: the content and
-its end token. The sequence stops right after the last of them. Nothing is truncated: a row that does not fit is named.
+For each assistant turn the loss falls on what the model has to produce after the generation prompt: reasoning, content
+and calls of tools as the template writes them, and the end token. Turns of weight 0, of users and of tools carry none.
+The sequence stops right after the last token with loss. Nothing is truncated: a row that does not fit is named.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from veritune.data import template as templates
+from veritune.data.fields import REASONING_KEYS
+from veritune.data.unfit import FIX, SAME_EVERYWHERE, Unfit, as_field, finding_of, otherwise, unfit_of
+from veritune.data.written import first_fault, reasoning_and_content
 from veritune.errors import DataError, ModelError, VerituneError
-from veritune.records import Finding, Message, Rendered, Row
+from veritune.records import Finding, Json, Message, Rendered, Row
+
+Tools = tuple[Json, ...] | None
 
 IGNORE = -100
 _PROBE = (Message("user", "ping"), Message("assistant", "pong"))
+_PROBE_REASONED = (Message("user", "ping"), Message("assistant", "pong", "tick tock"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A rendering with what it was made from, for views and parity checks. Offsets are characters of `text`."""
+    """A rendering with what it was made from, for views and parity checks. Offsets are characters of `text`.
+
+    `ends` are the places of the end tokens that carry loss, `stripped` the turns without loss whose reasoning the
+    template takes out, in training as at serving.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -45,6 +57,8 @@ class Traced:
     labelled: tuple[bool, ...]
     spans: tuple[Span, ...]
     prompt_ids: tuple[int, ...]
+    ends: tuple[int, ...] = ()
+    stripped: int = 0
 
     @property
     def stop(self) -> int:
@@ -52,19 +66,12 @@ class Traced:
         return max((i for i, on in enumerate(self.labelled) if on), default=-1) + 1
 
 
-class Unfit(Exception):
-    """A row that cannot be rendered as the contract asks; becomes a finding."""
-
-    def __init__(self, check: str, message: str, expected: str, found: str) -> None:
-        super().__init__(message)
-        self.check, self.message, self.expected, self.found = check, message, expected, found
-
-
 class Renderer:
     """Renders rows through `tokenizer`'s chat template; `max_length` counts the tokens up to the last labelled one.
 
-    `template_kwargs` are handed to the template (thinking switches, for example). Raises ModelError when the tokenizer
-    is slow, has no chat template, or when its template does not put an answer right behind its generation prompt.
+    `template_kwargs` are handed to the template (`enable_thinking`, for example); `variables` are the names it reads.
+    Raises ModelError when the tokenizer is slow, has no chat template, when a variable is not the template's, or when
+    the template does not put an answer right behind its generation prompt.
     """
 
     def __init__(
@@ -73,14 +80,21 @@ class Renderer:
         self.tokenizer = tokenizer
         self.max_length = int(max_length)
         self.template_kwargs = dict(template_kwargs or {})
-        self.template = _template_of(tokenizer)
-        self.template_sha256 = _sha256(_template_identity(self.template, self.template_kwargs))
-        self.tokenizer_sha256 = _sha256(_tokenizer_identity(tokenizer))
+        self.template = templates.template_of(tokenizer)
+        self.tool_template = templates.tool_template_of(tokenizer, self.template)
+        self.variables = tuple(
+            sorted({*templates.variables_of(self.template), *templates.variables_of(self.tool_template)})
+        )
+        templates.check_kwargs(self.template_kwargs, self.variables)
+        identity = templates.template_identity(self.template, self.tool_template, self.template_kwargs)
+        self.template_sha256 = templates.sha256_text(identity)
+        self.tokenizer_sha256 = templates.sha256_text(templates.tokenizer_identity(tokenizer))
         special = {t for t in tokenizer.all_special_tokens if t}
         special |= {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         longest_first = sorted(special, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._end_ids = frozenset(tokenizer.convert_tokens_to_ids(longest_first))
+        self._tools_written: dict[str, Unfit | None] = {}
         if check:
             self._check_template()
 
@@ -99,7 +113,7 @@ class Renderer:
         stop = traced.stop
         if stop > self.max_length:
             what = f"{stop} tokens where max_length is {self.max_length}; nothing is truncated"
-            return _finding(row, Unfit("too_long", what, f"at most {self.max_length} tokens", f"{stop} tokens"))
+            return finding_of(row, Unfit("too_long", what, f"at most {self.max_length} tokens", f"{stop} tokens"))
         ids = traced.ids[:stop]
         labels = tuple(i if on else IGNORE for i, on in zip(ids, traced.labelled))
         return Rendered(row.id, ids, labels)
@@ -107,48 +121,70 @@ class Renderer:
     def try_trace(self, row: Row) -> Traced | Finding:
         """`row` traced whatever its length, or the finding of severity `error` that says why it cannot be rendered."""
         try:
-            return self.trace(row.messages)
+            return self.trace(row.messages, row.tools)
         except Unfit as unfit:
-            return _finding(row, unfit)
+            return finding_of(row, unfit)
 
     def prompt_ids(self, row: Row) -> tuple[int, ...]:
         """Ids of the generation prompt for the last assistant turn: what the model is given at evaluation."""
         try:
-            self._refuse_control(row.prompt)
-            text = self.text(row.prompt, prompt=True)
+            self._refuse_control(row.prompt, row.tools)
+            text = self.text(row.prompt, prompt=True, tools=row.tools)
         except Unfit as unfit:
-            raise DataError(f"row {row.id}: {unfit.message}.", fix=_FIX[unfit.check]) from None
+            raise DataError(f"row {row.id}: {unfit.message}.", fix=unfit.fix) from None
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def trace(self, messages: Sequence[Message]) -> Traced:
-        """Text, ids, offsets and mask of a conversation, every boundary checked. Raises Unfit."""
-        self._refuse_control(messages)
-        text = self.text(messages, prompt=False)
-        spans = tuple(
-            self._span(messages, turn, text) for turn, message in enumerate(messages) if message.role == "assistant"
-        )
-        if not spans or messages[-1].role != "assistant":
+    def trace(self, messages: Sequence[Message], tools: Tools = None) -> Traced:
+        """Text, ids, offsets and mask of a conversation, every boundary and every turn checked. Raises Unfit."""
+        self._refuse_control(messages, tools)
+        self._refuse_unknown(messages, tools)
+        text = self.text(messages, prompt=False, tools=tools)
+        if messages[-1].role != "assistant" or not any(m.trained for m in messages):
             raise Unfit("no_target", "the last turn is not the assistant's", "an assistant turn last", "none")
+        stripped = self._check_written(messages, tools, text)
+        spans = tuple(self._span(messages, tools, turn, text) for turn, m in enumerate(messages) if m.trained)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = tuple(encoded["input_ids"]), tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
         labelled = [False] * len(ids)
-        for span in spans:
-            self._mark(span, ids, offsets, labelled)
-        prompt_ids = self._check_prefix(messages[:-1], ids, labelled)
-        return Traced(text, ids, offsets, tuple(labelled), spans, prompt_ids)
+        ends = tuple(self._mark(span, ids, offsets, labelled) for span in spans)
+        prompt = self.text(messages[:-1], prompt=True, tools=tools)
+        prompt_ids = self._check_prefix(prompt, ids, labelled if messages[-1].trained else None)
+        return Traced(text, ids, offsets, tuple(labelled), spans, prompt_ids, ends, stripped)
 
-    def template_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def template_ids(self, messages: Sequence[Message], tools: Tools = None) -> tuple[int, ...]:
         """The ids that `apply_chat_template(tokenize=True)` gives for a whole conversation."""
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        out = self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **self.template_kwargs)
+        out = self.tokenizer.apply_chat_template(
+            self._turns(messages),
+            tools=list(tools) if tools else None,
+            tokenize=True,
+            return_dict=True,
+            **self.template_kwargs,
+        )
         return tuple(out["input_ids"])
 
-    def text(self, messages: Sequence[Message], *, prompt: bool, **kwargs: Any) -> str:
+    def generation_mask(self, messages: Sequence[Message], tools: Tools = None) -> tuple[bool, ...] | None:
+        """The template's own mask of the assistant's tokens; None where it marks none with `{% generation %}`."""
+        if not templates.has_generation_tags(self.tool_template if tools else self.template):
+            return None
+        out = self.tokenizer.apply_chat_template(
+            self._turns(messages),
+            tools=list(tools) if tools else None,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **self.template_kwargs,
+        )
+        return tuple(bool(on) for on in out["assistant_masks"])
+
+    def text(self, messages: Sequence[Message], *, prompt: bool, tools: Tools = None, **kwargs: Any) -> str:
         """The template's text of `messages`; `prompt` adds the generation prompt. Raises Unfit when it refuses."""
-        turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=prompt, **{**self.template_kwargs, **kwargs}
+                self._turns(messages),
+                tools=list(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **{**self.template_kwargs, **kwargs},
             )
         except VerituneError:
             raise
@@ -159,47 +195,176 @@ class Renderer:
             ) from error
         return str(text)
 
-    def _span(self, messages: Sequence[Message], turn: int, text: str) -> Span:
+    def _turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        return [templates.template_turn(m, self.template + self.tool_template) for m in messages]
+
+    # ------------------------------------------------------------ what the template knows and writes
+
+    def _refuse_unknown(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Raises Unfit for reasoning, calls or tools that the template does not read."""
+        source = self.tool_template if tools else self.template
+        for turn, message in enumerate(messages):
+            if message.reasoning is not None and templates.reasoning_key(source) is None:
+                what = f"the template does not render the reasoning of turn {turn + 1}"
+                raise Unfit("reasoning", what, f"a template that reads {' or '.join(REASONING_KEYS)}", "none of them")
+            if message.tool_calls is not None and "tool_calls" not in source:
+                what = f"the template does not render the tool calls of turn {turn + 1}"
+                raise Unfit("tools", what, "a template that reads tool_calls", "tool_calls is not in it")
+        if tools:
+            unfit = self._check_tools(tools)
+            if unfit is not None:
+                raise unfit
+
+    def _check_tools(self, tools: tuple[Json, ...]) -> Unfit | None:
+        """Whether the template writes every declared tool's name and description; remembered for each set of tools."""
+        key = templates.tools_json(tools)
+        if key not in self._tools_written:
+            self._tools_written[key] = self._missing_tool(tools)
+        return self._tools_written[key]
+
+    def _missing_tool(self, tools: tuple[Json, ...]) -> Unfit | None:
+        probe = [Message("user", "ping")]
+        try:
+            bare, text = self.text(probe, prompt=True), self.text(probe, prompt=True, tools=tools)
+        except Unfit as unfit:
+            return unfit
+        if text == bare:
+            return Unfit("tools", "the template does not write the declared tools", "tools in the prompt", "none")
+        for tool in tools:
+            function = tool["function"]
+            for name in ("name", "description"):
+                said = str(function.get(name) or "").strip()
+                if said and said not in text and _escaped(said) not in text and _escaped(said, ascii=True) not in text:
+                    what = f"the template does not write the {name} of the tool {function['name']!r}"
+                    return Unfit("tools", what, repr(said[:40]), "nothing")
+        return None
+
+    def _check_written(self, messages: Sequence[Message], tools: Tools, text: str) -> int:
+        """How many turns without loss lose their reasoning. Raises Unfit where a turn is left out, cut or changed."""
+        fault = first_fault(messages, text, lambda other: self.text(other, prompt=False, tools=tools))
+        field = templates.reasoning_key(self.tool_template if tools else self.template)
+        stripped = 0
+        while fault is not None:
+            if fault.kind != "think_stripped" or messages[fault.turn].trained:
+                raise unfit_of(fault, last=fault.turn == len(messages) - 1, field=field)
+            # Compared again as the template takes it: without the reasoning.
+            stripped += 1
+            bare = templates.without_reasoning(messages[fault.turn])
+            if bare == messages[fault.turn]:
+                raise unfit_of(fault, last=fault.turn == len(messages) - 1, field=field)
+            messages = [bare if i == fault.turn else m for i, m in enumerate(messages)]
+            fault = first_fault(messages, text, lambda other: self.text(other, prompt=False, tools=tools))
+        return stripped
+
+    # ------------------------------------------------------------ where an answer lies
+
+    def _span(self, messages: Sequence[Message], tools: Tools, turn: int, text: str) -> Span:
         """Where turn `turn` lies in `text`. The text before it must be exactly its generation prompt."""
-        prompt = self.text(messages[:turn], prompt=True)
+        prompt = self.text(messages[:turn], prompt=True, tools=tools)
         if not text.startswith(prompt):
             at = first_difference(prompt, text)
+            what = f"assistant turn {turn + 1} is not preceded by its generation prompt: they part at character {at}"
+            if "<think>" in prompt[max(0, at - 8) :]:
+                what += "; the generation prompt sets a <think> of its own"
             raise Unfit(
                 "prefix",
-                f"assistant turn {turn + 1} is not preceded by its generation prompt: they part at character {at}",
+                what,
                 repr(prompt[at : at + 40]),
                 repr(text[at : at + 40]),
+                self._switch_or(f"{SAME_EVERYWHERE}.", messages[turn]) if turn == len(messages) - 1 else "",
             )
-        begin = len(prompt) + len(text[len(prompt) :]) - len(text[len(prompt) :].lstrip())
-        content = messages[turn].content
-        if not content.strip():
+        message, start = messages[turn], len(prompt)
+        if not message.content.strip() and not message.tool_calls:
             raise Unfit(
-                "empty_answer", f"assistant turn {turn + 1} is empty: nothing to learn", "a text", repr(content)
+                "empty_answer",
+                f"assistant turn {turn + 1} is empty: nothing to learn",
+                "a text",
+                repr(message.content),
             )
-        end = next(
-            (
-                at + len(c)
-                for at, c in ((len(prompt), content), (begin, content.strip()))
-                if c and text.startswith(c, at)
-            ),
-            0,
-        )
-        if not end and content.strip() in text[begin:]:
+        whole = text if turn == len(messages) - 1 else self.text(messages[: turn + 1], prompt=False, tools=tools)
+        limit = len(whole) if text.startswith(whole) else first_difference(whole, text)
+        if message.tool_calls:
+            if limit <= start:
+                raise otherwise(turn, limit, whole, text)
+            return self._call_span(message, turn, text, start, limit)
+        if message.reasoning is not None:
+            end = self._reasoned_end(messages, tools, turn, text, start)
+        else:
+            end = self._plain_end(message, turn, text, start)
+        if limit < end:
+            raise otherwise(turn, limit, whole, text)
+        return Span(turn, start, end, limit)
+
+    def _plain_end(self, message: Message, turn: int, text: str, start: int) -> int:
+        """Where an answer of content alone ends. Raises Unfit where it does not stand right behind the prompt."""
+        content = message.content
+        begin = start + len(text[start:]) - len(text[start:].lstrip())
+        for at, form in ((start, content), (begin, content.strip())):
+            if form and text.startswith(form, at):
+                return at + len(form)
+        if content.strip() in text[begin:]:
             raise Unfit(
                 "gap",
                 f"the template writes text of its own between the generation prompt and assistant turn {turn + 1}",
                 "the answer right behind the generation prompt",
                 repr(text[begin : begin + 40]),
+                self._switch_or("", message),
             )
-        if not end:
-            what = f"the template changes the text of assistant turn {turn + 1}"
-            raise Unfit("content", what, repr(content[:40]), repr(text[begin : begin + 40]))
-        whole = text if turn == len(messages) - 1 else self.text(messages[: turn + 1], prompt=False)
-        limit = len(whole) if text.startswith(whole) else first_difference(whole, text)
-        return Span(turn, len(prompt), end, max(limit, end))
+        what = f"the template changes the text of assistant turn {turn + 1}"
+        fix = as_field(templates.reasoning_key(self.template)) if "<think>" in content else ""
+        raise Unfit("turn_changed", what, repr(content[:40]), repr(text[begin : begin + 40]), fix)
 
-    def _mark(self, span: Span, ids: Sequence[int], offsets: Sequence[tuple[int, int]], labelled: list[bool]) -> None:
-        """Sets `labelled` for the tokens of `span`, through its end token."""
+    def _reasoned_end(self, messages: Sequence[Message], tools: Tools, turn: int, text: str, start: int) -> int:
+        """Where the content behind the reasoning ends. Raises Unfit where the template does not write both in turn."""
+        found = reasoning_and_content(messages, turn, text, lambda other: self.text(other, prompt=False, tools=tools))
+        if found is None or found[0] < start:
+            what = f"the reasoning of assistant turn {turn + 1} does not stand between its prompt and its content"
+            raise Unfit("reasoning", what, "reasoning, then content", repr(text[start : start + 40]))
+        return found[1]
+
+    def _call_span(self, message: Message, turn: int, text: str, start: int, limit: int) -> Span:
+        """A turn that calls tools: from the generation prompt through the end token, whatever form the calls have.
+
+        Marks of the call itself may be special tokens too: the end token is the first that ends plain answers, else the
+        last of the turn (`<|eom_id|>`, `<|call|>`).
+        """
+        specials = list(self._control.finditer(text, start, limit))
+        ends = [hit for hit in specials if hit[0] in self._plain_ends]
+        if not specials:
+            what = f"no end token follows the calls of assistant turn {turn + 1}: a model would never learn to stop"
+            raise Unfit("no_end_token", what, "a special token after the calls", "none")
+        end = ends[0] if ends else specials[-1]
+        said = message.content.strip()
+        if said and said not in text[start : end.start()]:
+            at = max(text.find(said, end.start()), end.start())
+            what = f"the template writes the text of assistant turn {turn + 1} behind its call, where no loss falls"
+            fix = "Use a template that writes the text before the call, or take the text out of the turn."
+            raise Unfit("turn_changed", what, repr(said[:40]), repr(text[at : at + 40]), fix)
+        return Span(turn, start, end.start(), end.end())
+
+    def _switch_or(self, fix: str, message: Message) -> str:
+        """The template's own switch for thinking where it has one that is not set, else `fix`."""
+        if "enable_thinking" not in self.variables or "enable_thinking" in self.template_kwargs:
+            return fix
+        thinks = message.reasoning is not None or "<think>" in message.content
+        value = "true" if thinks else "false"
+        also = "" if thinks else ", or give every answer its reasoning"
+        set_here = f"Set model.template_kwargs: {{enable_thinking: {value}}}"
+        return f"{set_here} (--template-kwargs enable_thinking={value}){also}."
+
+    @cached_property
+    def _plain_ends(self) -> frozenset[str]:
+        """The end tokens of answers without calls, as text."""
+        for probe in (_PROBE, _PROBE_REASONED):
+            try:
+                traced = self.trace(probe)
+            except Unfit:
+                continue
+            return frozenset(str(self.tokenizer.convert_ids_to_tokens(traced.ids[end])) for end in traced.ends)
+        return frozenset()
+
+    def _mark(self, span: Span, ids: Sequence[int], offsets: Sequence[tuple[int, int]], labelled: list[bool]) -> int:
+        """Sets `labelled` for the tokens of `span`, through its end token, whose place it gives."""
         for i, (start, end) in enumerate(offsets):
             if end <= span.start or start == end:
                 continue
@@ -212,58 +377,86 @@ class Renderer:
                 break
             labelled[i] = True
             if start >= span.content_end and ids[i] in self._end_ids:
-                return
+                return self._through_eos(i, span, ids, offsets, labelled)
         what = f"no end token follows assistant turn {span.turn + 1}: a model would never learn to stop"
         raise Unfit("no_end_token", what, "a special token after the answer", "none")
 
-    def _check_prefix(self, prompt: Sequence[Message], ids: Sequence[int], labelled: Sequence[bool]) -> tuple[int, ...]:
-        """The prompt tokenised by itself must be how the whole begins, or training and evaluation see other ids."""
-        alone = tuple(self.tokenizer(self.text(prompt, prompt=True), add_special_tokens=False)["input_ids"])
+    def _through_eos(
+        self, i: int, span: Span, ids: Sequence[int], offsets: Sequence[tuple[int, int]], labelled: list[bool]
+    ) -> int:
+        """The token that generation stops on, where a template writes it right behind another token of the turn's end.
+
+        Cohere's answers end `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>`: a model that never learns the second never stops.
+        """
+        last = i
+        while ids[last] != self.tokenizer.eos_token_id:
+            last += 1
+            if last >= len(ids) or ids[last] not in self._end_ids or offsets[last][1] > span.limit:
+                return i
+        labelled[i : last + 1] = [True] * (last + 1 - i)
+        return last
+
+    def _check_prefix(self, prompt: str, ids: Sequence[int], labelled: Sequence[bool] | None) -> tuple[int, ...]:
+        """The prompt tokenised by itself must be how the whole begins, or training and evaluation see other ids.
+
+        `labelled` is given where the answer behind the prompt carries loss: it must begin right there.
+        """
+        alone = tuple(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         n = len(alone)
-        if tuple(ids[:n]) != alone or (n < len(labelled) and not labelled[n]) or (n and labelled[n - 1]):
+        wrong = labelled is not None and ((n < len(labelled) and not labelled[n]) or (n and labelled[n - 1]))
+        if tuple(ids[:n]) != alone or wrong:
             at = first_difference(alone, ids)
             raise Unfit(
                 "prefix",
                 f"the prompt alone and within the whole are different tokens from token {at + 1} on",
                 str(self.tokenizer.convert_ids_to_tokens(list(alone[at : at + 3]))),
                 str(self.tokenizer.convert_ids_to_tokens(list(ids[at : at + 3]))),
+                FIX["straddle"],
             )
         return alone
 
-    def _refuse_control(self, messages: Sequence[Message]) -> None:
+    def _refuse_control(self, messages: Sequence[Message], tools: Tools) -> None:
         for turn, message in enumerate(messages):
-            hit = self._control.search(message.content)
-            if hit is not None:
-                what = f"turn {turn + 1} ({message.role}) contains the control token {hit[0]!r}"
-                raise Unfit("control_token", what, "plain text", repr(hit[0]))
+            for text in templates.texts_of(message):
+                hit = self._control.search(text)
+                if hit is not None:
+                    what = f"turn {turn + 1} ({message.role}) contains the control token {hit[0]!r}"
+                    raise Unfit("control_token", what, "plain text", repr(hit[0]))
+        hit = self._control.search(templates.tools_json(tools)) if tools else None
+        if hit is not None:
+            what = f"the declared tools contain the control token {hit[0]!r}"
+            raise Unfit("control_token", what, "plain text", repr(hit[0]))
 
     def _check_template(self) -> None:
-        """One small conversation, so that a template with a habit of its own is met here and not on row one."""
+        """One small conversation, so that a template with a habit of its own is met here and not on row one.
+
+        A template that reads reasoning and writes an empty block where there is none is fit for rows that have some.
+        """
         try:
             self.trace(_PROBE)
         except Unfit as unfit:
-            thinking = "think" in self.template
+            if templates.reasoning_key(self.template) is not None and self._renders(_PROBE_REASONED):
+                return
+            thinking = "enable_thinking" in self.variables and not self.template_kwargs
             raise ModelError(
                 f"The chat template cannot be trained on as it is: {unfit.message} "
                 f"(expected {unfit.expected}, found {unfit.found}).",
-                fix="Set template_kwargs: {enable_thinking: false}, or give a template without thinking."
-                if thinking and not self.template_kwargs
-                else _FIX[unfit.check],
+                fix="Set model.template_kwargs: {enable_thinking: false} (--template-kwargs enable_thinking=false), "
+                "or give a template without thinking."
+                if thinking
+                else unfit.fix,
             ) from None
 
+    def _renders(self, messages: Sequence[Message]) -> bool:
+        try:
+            self.trace(messages)
+        except Unfit:
+            return False
+        return True
 
-_FIX = {
-    "too_long": "Raise max_length, shorten the row, or drop it.",
-    "template": "Change the row's roles, or the template.",
-    "prefix": "Train on rows with one assistant turn, or use a template that renders a turn the same way everywhere.",
-    "content": "Use a template that writes contents as they are.",
-    "gap": "Use template_kwargs or a template whose generation prompt holds that text.",
-    "straddle": "Take white space off the ends of the answer, or use a template with special tokens around the turns.",
-    "no_end_token": "Use a template that ends each assistant turn with the model's end token.",
-    "empty_answer": "Drop the row, or fill in the answer.",
-    "no_target": "End the row with an assistant turn.",
-    "control_token": "Write it differently or drop the row: the model would read it as the end of a turn.",
-}
+
+def _escaped(text: str, *, ascii: bool = False) -> str:
+    return json.dumps(text, ensure_ascii=ascii)[1:-1]
 
 
 def render_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[tuple[Rendered, ...], tuple[Finding, ...]]:
@@ -277,56 +470,6 @@ def render_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[tuple[Rendered
         else:
             done.append(result)
     return tuple(done), tuple(problems)
-
-
-def _finding(row: Row, unfit: Unfit) -> Finding:
-    evidence = {"expected": unfit.expected, "found": unfit.found, "fix": _FIX[unfit.check]}
-    message = f"row {row.id!r}" + (f" ({row.source}:{row.line})" if row.line else "") + f": {unfit.message}"
-    return Finding(
-        f"render.{unfit.check}",
-        "error",
-        message,
-        row.id,
-        row.source or None,
-        row.line or None,
-        "messages",
-        evidence,
-    )
-
-
-def _template_of(tokenizer: Any) -> str:
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"{type(tokenizer).__name__} gives no character offsets; expected a fast tokenizer.",
-            fix="Load it with AutoTokenizer from a folder that holds tokenizer.json.",
-        )
-    try:
-        template = tokenizer.get_chat_template()
-    except (ValueError, AttributeError):
-        template = None
-    if not template:
-        raise ModelError(
-            f"The tokenizer of {getattr(tokenizer, 'name_or_path', '') or 'this model'} has no chat template.",
-            fix="Put a chat_template.jinja beside tokenizer.json (the instruct version of the model has one).",
-        )
-    return str(template)
-
-
-def _template_identity(template: str, kwargs: Mapping[str, Any]) -> str:
-    return template if not kwargs else template + "\n" + json.dumps(kwargs, sort_keys=True, default=str)
-
-
-def _tokenizer_identity(tokenizer: Any) -> str:
-    """The tokenizer's whole definition, less truncation and padding, which callers switch on and off."""
-    parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts.pop("truncation", None)
-    parts.pop("padding", None)
-    parts["special_tokens_map"] = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
-    return json.dumps(parts, sort_keys=True, ensure_ascii=False)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -23,12 +23,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from veritune.data.fields import LABEL_COLUMNS, TAKEN_OUT
 from veritune.data.load import load_rows
+from veritune.data.sources.raw import Reject
 from veritune.data.split import stratum_of
+from veritune.data.turns import messages_from
 from veritune.errors import DataError
 from veritune.ledger import CHAIN, Entry, Ledger
 from veritune.records import Finding, Message, Row, dumps, to_json
 from veritune.store import atomic, remove_left, sha256_file, whole_lines, write_text
+from veritune.untrusted import parse_json
 
 LEDGER = "_lineage.jsonl"
 _LOG = logging.getLogger(__name__)
@@ -45,7 +49,7 @@ class ReviewItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ReviewDecision:
     """What a reviewer decided on a row; `row_sha256` is the row as it was read, so that a stale decision is refused."""
 
     row_id: str
@@ -65,7 +69,7 @@ class Applied:
     dropped: int
     edited: int
     by_why: Mapping[str, int]
-    decisions: tuple[Decision, ...] = ()
+    decisions: tuple[ReviewDecision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,19 @@ def make_pack(
     )
 
 
+def make_sample(
+    rows: Sequence[Row], findings: Iterable[Finding], *, n: int = 50, seed: int = 0
+) -> tuple[ReviewItem, ...]:
+    """`n` rows that no check flags (notes apart), drawn at random under the seed, whatever their source.
+
+    A simple random sample: of n rows read, the share with a fault estimates the share among all unflagged rows.
+    """
+    flagged = {f.row_id for f in findings if f.row_id is not None and f.severity != "note"}
+    calm = sorted((row for row in rows if row.id not in flagged), key=lambda row: row.id)
+    drawn = {row.id for row in random.Random(f"{seed}\0unflagged").sample(calm, min(n, len(calm)))}
+    return tuple(ReviewItem(row, (), ()) for row in rows if row.id in drawn)
+
+
 def _sample(rows: Sequence[Row], n: int, seed: int, purpose: str) -> list[str]:
     """Ids of `n` rows, drawn in turn from each source (shuffled under the seed), so that no source is left out."""
     draw = random.Random(f"{seed}\0{purpose}")
@@ -144,7 +161,7 @@ def write_pack(items: Iterable[ReviewItem], path: str | Path) -> Path:
             "line": item.row.line,
             "reasons": list(item.reasons),
             "found": list(item.messages),
-            "messages": [{"role": m.role, "content": m.content} for m in item.row.messages],
+            **item.row.to_chat(),
             "decision": None,
             "why": None,
             "reviewer": None,
@@ -156,14 +173,22 @@ def write_pack(items: Iterable[ReviewItem], path: str | Path) -> Path:
 
 
 def row_sha256(row: Row) -> str:
-    """Hash of what a row says: its id and turns."""
-    return hashlib.sha256(dumps([row.id, row.messages]).encode("utf-8", "surrogatepass")).hexdigest()
+    """Hash of what a row says: its id, turns and tools."""
+    said = [row.id, row.messages, *([row.tools] if row.tools is not None else [])]
+    return hashlib.sha256(dumps(said).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # ---------------------------------------------------------------- decisions
 
 
-def read_decisions(path: str | Path) -> tuple[Decision, ...]:
+def _edited(row: Row, messages: tuple[Message, ...]) -> Row:
+    """The row with other turns; a column that held the answer, for rules to name, holds the new one."""
+    before = row.messages[-1].content if row.messages else None
+    meta = {k: messages[-1].content if messages and v == before else v for k, v in row.meta.items()}
+    return replace(row, messages=messages, meta=meta)
+
+
+def read_decisions(path: str | Path) -> tuple[ReviewDecision, ...]:
     """The decisions of a pack that came back; rows still open are left out. Raises DataError naming line and field."""
     decisions = []
     seen: dict[str, int] = {}
@@ -175,7 +200,7 @@ def read_decisions(path: str | Path) -> tuple[Decision, ...]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise DataError(f"{path}:{number}: broken JSON: {error}.", fix="Correct the line.") from None
         if not isinstance(record, dict):
@@ -193,7 +218,7 @@ def read_decisions(path: str | Path) -> tuple[Decision, ...]:
     return tuple(decisions)
 
 
-def _decision(record: Mapping[str, Any], where: str) -> Decision:
+def _decision(record: Mapping[str, Any], where: str) -> ReviewDecision:
     choice = record.get("decision")
     if choice not in DECISIONS:
         raise DataError(f"{where}: decision is {choice!r}.", fix=f"Expected {', '.join(DECISIONS)}, or null if open.")
@@ -204,15 +229,19 @@ def _decision(record: Mapping[str, Any], where: str) -> Decision:
     if choice == "edit":
         edited = record.get("edited")
         if not isinstance(edited, list) or not all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in edited
+            isinstance(m, dict) and isinstance(m.get("role"), str) and ("content" in m or "tool_calls" in m)
+            for m in edited
         ):
             raise DataError(f"{where}: edit without the edited messages.", fix="Put the whole new list in `edited`.")
-        messages = tuple(Message(m["role"], m["content"]) for m in edited)
+        try:
+            messages = messages_from(edited, "edited")
+        except Reject as bad:
+            raise DataError(f"{where}: {bad.message}.", fix=f"Expected {bad.expected}.") from None
     why = str(record.get("why") or "")
-    return Decision(record["row_id"], choice, why, record["reviewer"], record["row_sha256"], messages)
+    return ReviewDecision(record["row_id"], choice, why, record["reviewer"], record["row_sha256"], messages)
 
 
-def apply_decisions(rows: Sequence[Row], decisions: Sequence[Decision]) -> Applied:
+def apply_decisions(rows: Sequence[Row], decisions: Sequence[ReviewDecision]) -> Applied:
     """The next version's rows. Raises DataError for decisions on unknown rows, or on rows that have changed since."""
     from veritune.data.load import require_clean, rows_from
 
@@ -235,7 +264,7 @@ def apply_decisions(rows: Sequence[Row], decisions: Sequence[Decision]) -> Appli
         if made is None or made.decision == "keep":
             after.append(row)
         elif made.decision == "edit":
-            after.append(replace(row, messages=made.messages))
+            after.append(_edited(row, made.messages))
     edited = [row for row in after if row.id in by_id]
     if edited:
         require_clean(rows_from(edited, source="edited rows"))
@@ -262,7 +291,7 @@ def write_version(
     target = Path(path)
     remove_left(target)
     known = {v.sha256: v for v in lineage(target.parent)}
-    ledger = Ledger(target.parent / LEDGER)
+    ledger = _lineage_of(target.parent)
     parent_sha = tuple(sha256_file(Path(parent)) for parent in parents)
     digest = hashlib.sha256()
     if target.exists():
@@ -306,7 +335,7 @@ def retire(
     sha, other = sha256_file(file), sha256_file(Path(successor)) if successor else None
     record = {"event": "retired", "sha256": sha, "why": why, "successor": other, "created": _now()}
     record["rows_sha256"] = rows_hash(load_rows(file, columns=columns).rows)
-    ledger = Ledger(file.parent / LEDGER)
+    ledger = _lineage_of(file.parent)
     if all(v.sha256 != sha for v in lineage(file.parent)):
         ledger.append(_event(Version(sha, file.name, None, how="as it came")))
     after = str(Path(successor).resolve()) if successor else None
@@ -322,16 +351,19 @@ def _retire_in(ledger: Ledger, record: Mapping[str, Any]) -> None:
         ledger.append(record)
 
 
+def _lineage_of(folder: Path) -> Ledger:
+    """A folder's lineage. No other record speaks of it, so its head is kept and a newest version cut off is missed."""
+    return Ledger(folder / LEDGER, head=True)
+
+
 def lineage(folder: str | Path) -> tuple[Version, ...]:
     """Every version in a folder's lineage, oldest first, retirements applied.
 
     Raises FormatError or StaleError where the ledger is damaged or was edited, DataError where a line is no version.
     """
     file = Path(folder) / LEDGER
-    if not file.exists():
-        return ()
     versions: dict[str, Version] = {}
-    for number, record in enumerate(Ledger(file).read(), start=1):
+    for number, record in enumerate(_lineage_of(Path(folder)).read(), start=1):
         try:
             sha = record["sha256"]
             if record["event"] == "retired":
@@ -348,10 +380,21 @@ def lineage(folder: str | Path) -> tuple[Version, ...]:
 
 def rows_hash(rows: Sequence[Row]) -> str | None:
     """SHA-256 of what rows say, role by role; ids, columns, order and file format play no part. None without rows."""
-    each = sorted(
-        hashlib.sha256(json.dumps([[m.role, m.content] for m in row.messages]).encode()).digest() for row in rows
-    )
+    each = sorted(hashlib.sha256(json.dumps(_said(row)).encode()).digest() for row in rows)
     return hashlib.sha256(b"".join(each)).hexdigest() if each else None
+
+
+def _said(row: Row) -> list[object]:
+    """The turns as [role, content]; a turn that says more (calls, reasoning, a weight) whole; tools last."""
+    turns = [[m.role, m.content] if m == Message(m.role, m.content) else m.to_chat() for m in row.messages]
+    return [*turns, *([list(row.tools)] if row.tools is not None else [])]
+
+
+def _weightless(row: Row) -> Row:
+    """The row with loss on every answer: `train_on: last` makes no other data of it."""
+    if all(m.weight is None for m in row.messages):
+        return row
+    return replace(row, messages=tuple(replace(m, weight=None) for m in row.messages))
 
 
 def retired_list() -> Path:
@@ -369,17 +412,20 @@ def require_usable(path: str | Path, sha256: str | None = None, rows: Sequence[R
     """
     file = Path(path)
     folder = file if file.is_dir() else file.parent
-    everywhere, problem = Ledger(retired_list()).salvage() if retired_list().exists() else ([], None)
+    try:
+        everywhere, problem = Ledger(retired_list()).salvage()
+    except (OSError, RuntimeError) as error:  # a home that cannot be read, or that nobody knows
+        everywhere, problem = [], f"The list of retired data cannot be read: {error}"
     if problem is not None:
         why = problem.rstrip(".")
         _LOG.warning("%s. Retirements that stood there may be missed: restore it from a copy, or remove it.", why)
-    events = [*_retirements(Ledger(folder / LEDGER).read()), *_retirements(everywhere)]
+    events = [*_retirements(_lineage_of(folder).read()), *_retirements(everywhere)]
     if not events:
         return
     sha = sha256 or sha256_file(file)
-    said = rows_hash(rows) if rows else None
+    said = {rows_hash(rows), rows_hash([_weightless(row) for row in rows])} if rows else set()
     for event in {e["sha256"]: e for e in events}.values():  # of one version the latest
-        same_rows = said is not None and event.get("rows_sha256") == said and event.get("successor") != sha
+        same_rows = event.get("rows_sha256") in said and event.get("successor") != sha
         if event["sha256"] != sha and not same_rows:
             continue
         known = {v.sha256: v.file for v in lineage(folder)}
@@ -434,8 +480,11 @@ def draw_lineage(versions: Sequence[Version]) -> str:
 
 def _row_line(row: Row) -> str:
     """A row as JSON: id, messages, every other column as it came, and where it was read."""
-    record: dict[str, Any] = {"id": row.id, "messages": [{"role": m.role, "content": m.content} for m in row.messages]}
-    record.update((k, _jsonable(v)) for k, v in row.meta.items() if k not in record)
+    record: dict[str, Any] = {"id": row.id, **row.to_chat()}
+    kept = {
+        k: v for k, v in row.meta.items() if k not in TAKEN_OUT and not (k in LABEL_COLUMNS and isinstance(v, bool))
+    }
+    record.update((k, _jsonable(v)) for k, v in kept.items() if k not in record)
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -8,16 +8,25 @@ in another order give the same split. `judge_split` counts what two zones share,
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 from veritune.config.thresholds import DEFAULTS
-from veritune.data.text import canonical
+from veritune.data.text import canonical, tokens
 from veritune.errors import DataError
-from veritune.records import ZONES, Finding, Row, Zone
+from veritune.records import (
+    ZONES,
+    Finding,
+    Row,
+    SplitCounts,
+    Zone,
+    ZonePair,
+)
 
 MIN_HELD_FAMILIES = 2
 SHORT_PROMPT = 4  # words; shorter prompts without a digit are shared by unrelated rows
@@ -29,7 +38,12 @@ class SplitConfig:
     """Shares of families for `stranger` and `validation`, of each trained family's rows for `sibling`.
 
     `stratify` is a column, or `source` for the file a row came from when it has no such column; None for no strata.
-    Fewer held-out families than `few_families` are warned of.
+    Fewer held-out families than `few_families` are warned of. `by` says what strangers are: families drawn by the
+    seed, whole sources (`held_sources`, or drawn), or the newest rows (from `held_from` on, or the share), by column
+    `field`.
+
+    >>> SplitConfig(seed=1, stranger=0.2).stranger
+    0.2
     """
 
     seed: int = 0
@@ -38,11 +52,19 @@ class SplitConfig:
     sibling: float = 0.25
     stratify: str | None = "source"
     few_families: int = DEFAULTS.families.few_held_out
+    by: Literal["family", "source", "time"] = "family"
+    field: str | None = None
+    held_sources: tuple[str, ...] = ()
+    held_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """`zone_of` maps every row id to its zone. `counts[zone]` holds `rows`, `families` and rows by stratum."""
+    """`zone_of` maps every row id to its zone. `counts[zone]` holds `rows`, `families` and rows by stratum.
+
+    >>> Split({"r1": "seen"}, {"seen": {"rows": 1}}).zone_of["r1"]
+    'seen'
+    """
 
     zone_of: Mapping[str, Zone]
     counts: Mapping[str, Any]
@@ -50,7 +72,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Overlap:
+class ZoneOverlap:
     """What zones `a` and `b` share. Each number counts rows of `b`, out of `n_b`, that have a partner in `a`."""
 
     a: str
@@ -74,6 +96,12 @@ def split_zones(rows: Sequence[Row], family_of: Mapping[str, str], config: Split
 
     Raises DataError for shares that cannot be, for row ids used twice, for rows without a family, and where fewer than
     two families would be left for `stranger`, `validation` or training.
+
+    >>> from veritune.records import Message, Row
+    >>> rows = [Row(f"r{i}", (Message("user", f"Question {i}?"), Message("assistant", "Yes."))) for i in range(80)]
+    >>> split = split_zones(rows, {row.id: f"f{i // 4}" for i, row in enumerate(rows)}, SplitConfig(seed=1))
+    >>> {zone: counts["rows"] for zone, counts in sorted(split.counts.items())}
+    {'seen': 36, 'sibling': 12, 'stranger': 24, 'validation': 8}
     """
     config = config or SplitConfig()
     _check(rows, family_of, config)
@@ -90,7 +118,17 @@ def split_zones(rows: Sequence[Row], family_of: Mapping[str, str], config: Split
             fix="Add families, lower the shares, or check whether the families were merged too far.",
         )
     zone_of_family: dict[str, Zone] = dict.fromkeys(members, "seen")
-    held = _take(strata, n_stranger, config.seed)
+    moved: tuple[str, ...] = ()
+    if config.by == "family":
+        held = _take(strata, n_stranger, config.seed)
+    else:
+        held, moved = held_by_source(members, config) if config.by == "source" else held_by_time(members, config)
+        if n - len(held) - n_validation < MIN_HELD_FAMILIES:
+            raise DataError(
+                f"{len(held)} of {n} families are strangers by {config.by}: fewer than {MIN_HELD_FAMILIES} are left to "
+                "train on.",
+                fix="Hold out less.",
+            )
     zone_of_family.update(dict.fromkeys(held, "stranger"))
     rest = {name: [f for f in families if f not in held] for name, families in strata.items()}
     zone_of_family.update(dict.fromkeys(_take(rest, n_validation, config.seed), "validation"))
@@ -102,7 +140,90 @@ def split_zones(rows: Sequence[Row], family_of: Mapping[str, str], config: Split
             zone_of[row.id] = "sibling" if row.id in kept_back else zone
     counts = _counts(rows, family_of, zone_of, config.stratify)
     ordered = {row.id: zone_of[row.id] for row in rows}
-    return Split(ordered, counts, _warnings(counts, strata, zone_of_family, config))
+    return Split(ordered, counts, (*moved, *_warnings(counts, strata, zone_of_family, config)))
+
+
+def held_by_source(members: Mapping[str, Sequence[Row]], config: SplitConfig) -> tuple[set[str], tuple[str, ...]]:
+    """Families with a row of a held-out source, and a sentence where such a family also has other rows.
+
+    Raises DataError for a source that no row has, and where all or only one source is there.
+    """
+    column = config.field or "source"
+    size = Counter(stratum_of(row, column) for rows in members.values() for row in rows)
+    unknown = [name for name in config.held_sources if name not in size]
+    if unknown or len(size) < 2:
+        known = ", ".join(repr(name) for name in sorted(size)[:10])
+        what = f"no row is of source {unknown[0]!r}" if unknown else f"all rows are of one source ({known})"
+        raise DataError(f"split by source: {what} (column {column!r}).", fix=f"Sources there: {known}.")
+    held = set(config.held_sources)
+    if not held:
+        wanted, total = config.stranger * sum(size.values()), 0
+        for name in sorted(size, key=lambda name: _order(config.seed, name))[:-1]:
+            if total >= wanted:
+                break
+            held.add(name)
+            total += size[name]
+    return _touched(members, lambda row: stratum_of(row, column) in held, "held-out sources")
+
+
+def held_by_time(members: Mapping[str, Sequence[Row]], config: SplitConfig) -> tuple[set[str], tuple[str, ...]]:
+    """Families with a row from the cut on, and a sentence where such a family also has older rows.
+
+    Raises DataError for a row whose time cannot be read.
+    """
+    column = config.field or "time"
+    times = {row.id: _time_of(row, column) for rows in members.values() for row in rows}
+    if config.held_from is not None:
+        cut = _time_value(config.held_from)
+        if cut is None:
+            raise DataError(f"split: held_from is {config.held_from!r}.", fix="Write an ISO date, or a number.")
+    else:
+        ordered = sorted(times.values())
+        cut = ordered[min(len(ordered) - 1, round((1 - config.stranger) * len(ordered)))]
+    if all(value < cut for value in times.values()):
+        raise DataError(f"split by time: no row is from {config.held_from!r} on.", fix="Name an earlier time.")
+    return _touched(members, lambda row: times[row.id] >= cut, "the held-out time")
+
+
+def _touched(
+    members: Mapping[str, Sequence[Row]], new: Callable[[Row], bool], what: str
+) -> tuple[set[str], tuple[str, ...]]:
+    held = {family for family, rows in members.items() if any(new(row) for row in rows)}
+    both = [family for family in held if not all(new(row) for row in members[family])]
+    old = sum(not new(row) for family in both for row in members[family])
+    if not both:
+        return held, ()
+    return held, (
+        f"{len(both)} families lie on both sides of {what}: they are held out whole, {old} rows of them with it",
+    )
+
+
+def _time_of(row: Row, column: str) -> float:
+    value = _time_value(row.meta.get(column))
+    if value is None:
+        raise DataError(
+            f"row {row.id!r} has no time in column {column!r}: found {row.meta.get(column)!r}.",
+            fix="Times are ISO dates (2024-05-31, 2024-05-31T10:00:00Z) or numbers.",
+        )
+    return value
+
+
+def _time_value(value: object) -> float | None:
+    """A time as seconds, or a number as it is; None where it is neither."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int | float):
+        return float(value) if math.isfinite(value) else None
+    try:
+        number = float(str(value))
+        return number if math.isfinite(number) else None
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _check(rows: Sequence[Row], family_of: Mapping[str, str], config: SplitConfig) -> None:
@@ -130,12 +251,16 @@ def _check(rows: Sequence[Row], family_of: Mapping[str, str], config: SplitConfi
 
 def problem_of(row: Row) -> str:
     """The canonical text of what is asked: everything before the last assistant turn, system prompts left out."""
-    return canonical("\n\n".join(m.content for m in row.prompt if m.role != "system"))
+    return canonical("\n\n".join(m.said for m in row.prompt if m.role not in ("system", "developer")))
 
 
 def names_a_problem(prompt: str) -> bool:
     """Whether a prompt is long enough for its equality to mean something: "Continue." is not (as in families)."""
-    return len(prompt.split(None, SHORT_PROMPT)) >= SHORT_PROMPT or any(map(str.isdigit, prompt))
+    if any(map(str.isdigit, prompt)):
+        return True
+    if prompt.isascii():
+        return len(prompt.split(None, SHORT_PROMPT)) >= SHORT_PROMPT
+    return len(tokens(prompt[:400])) >= SHORT_PROMPT  # scripts without spaces: by the tokens that families count
 
 
 def _held(n_families: int, share: float) -> int:
@@ -243,7 +368,7 @@ def judge_split(
     rows: Sequence[Row],
     family_of: Mapping[str, str],
     near: Iterable[tuple[str, str, float]] = (),
-) -> tuple[list[Finding], dict[str, Any]]:
+) -> tuple[list[Finding], SplitCounts]:
     """What every pair of zones shares, as findings and as counts. `near` holds (row id, row id, similarity) pairs."""
     zones: dict[str, list[Row]] = {zone: [] for zone in (*ZONES, *zone_of.values()) if zone in zone_of.values()}
     unplaced = [row.id for row in rows if row.id not in zone_of]
@@ -264,7 +389,7 @@ def judge_split(
 
 def judge_zones(
     zones: Mapping[str, Sequence[Row]], family_of: Mapping[str, str], near: Iterable[tuple[str, str, float]] = ()
-) -> tuple[list[Finding], dict[str, Any]]:
+) -> tuple[list[Finding], SplitCounts]:
     """As `judge_split` for zones given as lists of rows (files, say), in which one id may stand twice.
 
     Each pair is read from the side of the later zone: how many of its rows have a partner in the earlier one. Rows of
@@ -280,8 +405,8 @@ def judge_zones(
     rank = {"error": 0, "warning": 1, "note": 2}
     findings.sort(key=lambda f: rank[f.severity])
     names = ("ids", "texts", "prompts", "answers", "families", "near", "n_a", "n_b")
-    pairs = [{"a": o.a, "b": o.b, **{name: getattr(o, name) for name in names}} for o in overlaps]
-    return findings, {"zones": {zone: len(rows) for zone, rows in zones.items()}, "pairs": pairs}
+    pairs = [ZonePair(o.a, o.b, *(getattr(o, name) for name in names)) for o in overlaps]
+    return findings, SplitCounts({zone: len(rows) for zone, rows in zones.items()}, tuple(pairs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +428,7 @@ class _Keys:
         return cls(rows, [row.id for row in rows], texts, prompts, answers, [family_of.get(row.id) for row in rows])
 
 
-def _overlap(a: str, b: str, keys: Mapping[str, _Keys], partners: Mapping[str, set[str]]) -> Overlap:
+def _overlap(a: str, b: str, keys: Mapping[str, _Keys], partners: Mapping[str, set[str]]) -> ZoneOverlap:
     left, right = keys[a], keys[b]
     left_ids = set(left.ids)
 
@@ -321,7 +446,7 @@ def _overlap(a: str, b: str, keys: Mapping[str, _Keys], partners: Mapping[str, s
     }
     numbers = {name: len(ids) for name, ids in hits.items()}
     examples = {name: ids[:5] for name, ids in hits.items() if ids}
-    return Overlap(a, b, len(left.rows), len(right.rows), **numbers, examples=examples)
+    return ZoneOverlap(a, b, len(left.rows), len(right.rows), **numbers, examples=examples)
 
 
 _SAYS = {
@@ -334,7 +459,7 @@ _SAYS = {
 }
 
 
-def _judge(overlap: Overlap) -> list[Finding]:
+def _judge(overlap: ZoneOverlap) -> list[Finding]:
     kin = {overlap.a, overlap.b} == {"seen", "sibling"}
     found = []
     for name, says in _SAYS.items():

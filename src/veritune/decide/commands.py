@@ -1,45 +1,34 @@
-"""What `veritune compare` and `veritune power` do: from files to records, and the records as one screen of text.
+"""What `veritune compare` does: from the sides' scores to records (`decide.screen` shows them).
 
 Nothing here needs torch, pandas or polars; matplotlib is imported only for a plot.
 """
 
 from __future__ import annotations
 
-import glob
 import itertools
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from veritune.config.frozen_rule import check_rule
 from veritune.decide import wording
-from veritune.errors import InputError, ScoreError
-from veritune.evaluate.imports import Reading, read, score_columns
+from veritune.decide.demand import DemandOutcome, check_demand, judge_demand
+from veritune.decide.sides import Side, load_side
+from veritune.display import Tabular, short
+from veritune.errors import ScoreError
+from veritune.evaluate.logs import Reading, systems_in
+from veritune.evaluate.logs.aggregates import refuse_aggregates
 from veritune.records import Estimate, Score
 from veritune.stats import lost, power, rule
-from veritune.stats.paired import ESTIMANDS, Options
+from veritune.stats.paired import PairOptions, compare_tables
 from veritune.stats.reasons import unknown_reasons
 from veritune.stats.rule import Decided
-from veritune.stats.table import Columns, Counts, Missing, Pair, ScoreTable, tables_from_counts
+from veritune.stats.table import Counts, Missing, Pair, ScoreTable, tables_from_counts
 
 _FLIPS_KEPT = 1000
-_FLIPS_SHOWN = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One arm: a name and its score files, one per seed unless a file names its runs. `fixed`: no seeds by nature.
-
-    `system` is its column where the files are tables with one column per system.
-    """
-
-    name: str
-    paths: tuple[Path, ...]
-    fixed: bool = False
-    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +38,11 @@ class CompareOptions:
     `all_pairs` compares every arm with every other. `adapters` names the arms that are known to be adapters; of others
     the sentences say "system". `rule` is a frozen rule (`stats.rule.frozen_rule`). `counts` says that the tables were
     made from counts (`stats.table.tables_from_counts`), so that their items have no names. `equal_seed_spread` and
-    `shared_seeds` are declared before the data (`stats.paired.Options`).
+    `shared_seeds` are declared before the data (`stats.paired.Options`). `demand` is what a pipeline asks of each
+    comparison (`decide.demand`).
+
+    >>> CompareOptions(margin=0.02).alpha
+    0.05
     """
 
     margin: float | None = None
@@ -68,8 +61,11 @@ class CompareOptions:
     counts: bool = False
     equal_seed_spread: bool = False
     shared_seeds: bool = False
+    demand: str | None = None
 
     def __post_init__(self) -> None:
+        if self.demand is not None:
+            check_demand(self.demand, self.margin)
         if not 0 < self.alpha < 0.5:
             raise ScoreError(f"expected alpha between 0 and 0.5, found {self.alpha!r}.")
         if self.rule is not None:
@@ -93,6 +89,19 @@ class Flipped:
     ids_a: tuple[str, ...]
     ids_b: tuple[str, ...]
     lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """One task of a pooled eval: items, both means, the gap and its interval, None where there is none."""
+
+    name: str
+    n: int
+    a: float
+    b: float
+    gap: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,152 +140,57 @@ class ComparisonReport:
     n_lost: int = 0
     memorisation: str = ""
     chance_again: float | None = None
+    demand: DemandOutcome | None = None
+    strata: tuple[Stratum, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CompareReport:
-    """All comparisons of one call; `notes` tells how each file was read, `correction` how alpha was shared."""
+@dataclass(frozen=True, slots=True, repr=False)
+class CompareReport(Tabular):
+    """All comparisons of one call; `notes` tells how each file was read, `correction` how alpha was shared.
+
+    >>> CompareReport(comparisons=(), notes=()).met
+    True
+    """
 
     comparisons: tuple[ComparisonReport, ...]
     notes: tuple[str, ...]
     correction: str = ""
 
+    def __repr__(self) -> str:
+        return short(self, **{f"{c.a} against {c.b}": c.decision for c in self.comparisons})
 
-# ---------------------------------------------------------------- reading the sides
+    def _columns(self) -> dict[str, list[Any]]:
+        """One row a comparison: the estimate that its decision rests on, and what may be written."""
+        names = ("a", "b", "eval", "n", "decision", "reason", "margin", "may_write")
+        own = {name: [getattr(c, name) for c in self.comparisons] for name in names}
+        first = [c.estimates[0] if c.estimates else None for c in self.comparisons]
+        return own | {k: [getattr(e, k, None) for e in first] for k in ("value", "low", "high", "level", "p")}
 
-
-_SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".eval"})
-
-
-def parse_side(text: str, eval_name: str | None = None) -> Side:
-    """A side from one argument: `path`, `name=path`, several seeds as `name=path1,path2`, a folder or a glob.
-
-    A folder stands for its score files, a run's folder for those in its `scores`; `eval_name` picks one eval of them.
-    """
-    name, _, rest = text.rpartition("=") if "=" in text and not Path(text).exists() else ("", "", text)
-    paths: list[Path] = []
-    for part in [rest] if Path(rest).exists() else rest.split(","):
-        found = [Path(part)]
-        if any(c in part for c in "*?[") and not Path(part).exists():
-            found = sorted(Path(p) for p in glob.glob(part))
-            if not found:
-                raise ScoreError(f"{part}: expected files that match, found none.")
-        paths += [path for place in found for path in (_inside(place, eval_name) if place.is_dir() else [place])]
-    return Side(name or Path(rest.split(",")[0]).stem, tuple(paths))
-
-
-def read_sides(
-    texts: Sequence[str], eval_name: str | None, fixed: Sequence[str], systems: str | None = None
-) -> list[Side]:
-    """The sides of the command line. `systems`: columns of wide tables, as `base,tuned`; `fixed`: sides without seeds.
-
-    Raises ScoreError as `parse_side` and `wide_sides` do, InputError for a name in `fixed` that no side has.
-    """
-    if systems is not None:
-        sides = wide_sides(texts, [name.strip() for name in systems.split(",")])
-    else:
-        sides = [parse_side(text, eval_name) for text in texts]
-    unknown = sorted(set(fixed) - {side.name for side in sides})
-    if unknown:
-        names = ", ".join(side.name for side in sides)
-        raise InputError(f"--fixed: no side is called {unknown[0]!r}.", fix=f"The sides are {names}; name one: a=FILE.")
-    return [replace(side, fixed=side.name in fixed) for side in sides]
-
-
-def wide_sides(texts: Sequence[str], systems: Sequence[str]) -> list[Side]:
-    """One side per named column of tables with one column per system; several files are the seeds of each.
-
-    Raises ScoreError for a name given twice, fewer than two, or a file argument that names a side of its own.
-    """
-    if len(systems) < 2 or len(set(systems)) < len(systems) or not all(systems):
-        raise ScoreError(
-            f"expected at least two different columns in --systems, found {', '.join(systems) or 'none'}.",
-            fix="Name one column per system: --systems base,tuned.",
-        )
-    sides = [parse_side(text) for text in texts]
-    named = [text for text, side in zip(texts, sides) if "=" in text and not Path(text).exists()]
-    if not sides or named:
-        raise ScoreError(
-            f"expected files only, beside --systems, found {named[0] if named else 'none'}.",
-            fix="veritune compare scores.csv --systems base,tuned",
-        )
-    paths = tuple(path for side in sides for path in side.paths)
-    return [Side(name, paths, system=name) for name in systems]
-
-
-def _inside(folder: Path, eval_name: str | None) -> list[Path]:
-    """The score files of a folder. A .json beside the .jsonl of the same name is its stamp, not scores."""
-    if (folder / "scores").is_dir():
-        folder = folder / "scores"
-    found = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
-    found = [p for p in found if not (p.suffix == ".json" and p.with_suffix(".jsonl") in found)]
-    if eval_name and any(p.stem == eval_name for p in found):
-        found = [p for p in found if p.stem == eval_name]
-    if not found:
-        raise ScoreError(f"{folder}: expected score files in the folder, found none.")
-    return found
-
-
-def load_side(side: Side, reading: Reading | None = None, *, samples: bool = False) -> tuple[ScoreTable, list[str]]:
-    """A side's score table and notes on how its files were read. Raises ScoreError as `read` and the table do."""
-    if side.system is not None:
-        reading = replace(reading or Reading(), system=side.system)
-    parts = [read(path, reading) for path in side.paths]
-    labels = [set(c.run) for c in parts]
-    if len(parts) > 1 and sum(map(len, labels)) > len(set().union(*labels)):
-        parts = [
-            replace(c, run=[f"{path.parent.name}/{path.stem}:{run}" for run in c.run])
-            for c, path in zip(parts, side.paths)
-        ]
-    columns = parts[0] if len(parts) == 1 else _joined(parts, side.name)
-    notes = [f"{side.name}: {c.format}{''.join(f', {n}' for n in c.notes)}" for c in parts]
-    table = ScoreTable.from_columns(columns, condition=side.name, fixed=side.fixed, samples=samples)
-    return table, list(dict.fromkeys(notes))
-
-
-def _joined(parts: Sequence[Columns], name: str) -> Columns:
-    """Columns of several files, one after the other. A column that only some files have is an error."""
-    evals = {c.eval for c in parts} - {""}
-    if len(evals) > 1:
-        raise ScoreError(f"{name}: expected files of one eval, found {', '.join(sorted(evals))}.")
-    metrics = {(c.metric, c.higher_is_better) for c in parts}
-    if len(metrics) > 1:
-        words = sorted(f"{m or 'no name'} ({_DIRECTIONS[up]})" for m, up in metrics)
-        raise ScoreError(f"{name}: expected files of one metric and direction, found {', '.join(words)}.")
-    for column in ("family", "zone", "sample", "rater"):
-        have = sum(len(getattr(c, column)) > 0 for c in parts)
-        if 0 < have < len(parts):
-            raise ScoreError(f"{name}: expected the column {column} in all {len(parts)} files, found it in {have}.")
-
-    def joined(column: str) -> list[Any]:
-        if not any(len(getattr(c, column)) for c in parts):
-            return []
-        return [x for c in parts for x in (getattr(c, column) or [None] * len(c.item))]
-
-    return Columns(
-        eval="".join(evals),
-        run=joined("run"),
-        item=joined("item"),
-        value=joined("value"),
-        reason=joined("reason"),
-        family=joined("family"),
-        zone=joined("zone"),
-        sample=joined("sample"),
-        rater=joined("rater"),
-        content=joined("content"),
-        metric=parts[0].metric,
-        higher_is_better=parts[0].higher_is_better,
-    )
-
-
-_DIRECTIONS = {True: "higher is better", False: "lower is better", None: "direction unknown"}
+    @property
+    def met(self) -> bool:
+        """Whether every comparison meets what was demanded of it; true where nothing was."""
+        return all(c.demand is None or c.demand.met for c in self.comparisons)
 
 
 # ---------------------------------------------------------------- compare
 
 
 def compare(sides: Sequence[Side], options: CompareOptions | None = None) -> CompareReport:
-    """Compare score files. Raises ScoreError for what cannot be compared, naming files, items and lines."""
+    """Compare score files item by item; differences are in score units, the first side less the second.
+
+    Several sides are each compared with the last, or with `options.against`, and alpha is shared between them. Raises
+    ScoreError for what cannot be compared, naming files, items and lines. docs/statistics.md has the formulas.
+
+    >>> import tempfile, pathlib
+    >>> from veritune.decide import parse_side
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> for name, period in (("tuned", 9), ("base", 3)):
+    ...     lines = ['{"id": "%d", "score": %d}' % (i, i % period > 0) for i in range(90)]
+    ...     _ = (folder / f"{name}.jsonl").write_text("\\n".join(lines))
+    >>> report = compare([parse_side(f"{name}={folder}/{name}.jsonl") for name in ("tuned", "base")])
+    >>> report.comparisons[0].a, report.comparisons[0].n, report.comparisons[0].decision
+    ('tuned', 90, 'better, size unresolved')
+    """
     options = options or CompareOptions()
     if len(sides) < 2:
         raise ScoreError(f"expected at least two sides to compare, found {len(sides)}.", fix=_second_side(sides))
@@ -288,10 +202,11 @@ def compare(sides: Sequence[Side], options: CompareOptions | None = None) -> Com
             raise ScoreError(
                 f"expected sides with different names, found {', '.join(names)}.", fix="Name them: a=PATH b=PATH."
             )
-    for what, asked in (("against", [options.against] if options.against else []), ("adapter", options.adapters)):
-        unknown = [name for name in asked if name not in names]
+    for what, chosen in (("against", [options.against] if options.against else []), ("adapter", options.adapters)):
+        unknown = [name for name in chosen if name not in names]
         if unknown:
             raise ScoreError(f"--{what}: expected one of {', '.join(names)}; found {unknown[0]!r}.")
+    refuse_aggregates([s.paths[0] for s in sides if len(s.paths) == 1], options.alpha)
     loaded = [load_side(s, options.reading, samples=options.samples) for s in sides]
     tables = [table.in_zone(options.zone) for table, _ in loaded]
     notes = tuple(note for _, lines in loaded for note in lines)
@@ -301,7 +216,7 @@ def compare(sides: Sequence[Side], options: CompareOptions | None = None) -> Com
 def _second_side(sides: Sequence[Side]) -> str:
     """What to do about a single side: perhaps the file has one column per system."""
     path = sides[0].paths[0] if sides else None
-    columns = score_columns(path) if path is not None else []
+    columns = systems_in(path) if path is not None and path.is_file() else []
     if len(columns) < 2 or path is None:
         return "Name two files: veritune compare A B."
     return f"If its columns are systems: veritune compare {path.name} --systems {','.join(columns[:8])}"
@@ -325,23 +240,23 @@ def compare_many(
 
 def parse_rule(text: str) -> dict[str, Any]:
     """A frozen rule from `min_gap=0.01` or `min_gap=0.01,every_seed`. Raises ScoreError for anything else."""
-    found: dict[str, Any] = {}
+    terms: dict[str, Any] = {}
     for part in text.split(","):
         key, equals, value = (x.strip() for x in part.partition("="))
-        if key in found:
+        if key in terms:
             raise ScoreError(f"--rule {text!r}: {key} is given twice.")
         if key == "every_seed" and value in ("", "true"):
-            found[key] = True
+            terms[key] = True
             continue
         try:
-            found[key] = float(value) if equals else None
+            terms[key] = float(value) if equals else None
         except ValueError:
-            found[key] = value
+            terms[key] = value
     try:
-        check_rule(found)
+        check_rule(terms)
     except ScoreError as exc:
         raise ScoreError(f"--rule {text!r}: {exc.message}", fix="Write --rule min_gap=0.01[,every_seed].") from exc
-    return found
+    return terms
 
 
 def compare_counts(
@@ -355,9 +270,9 @@ def compare_counts(
     reading = options.reading
     unread = {k: getattr(reading, k) for k in ("metric", "filter", "id", "family", "run", "rater", "sample")}
     unread |= {"zone": options.zone, "scale": options.scale, **also}
-    asked = sorted(name for name, value in unread.items() if value)
-    if asked:
-        raise ScoreError(f"--{asked[0]} does not apply to counts (--table).", fix=f"Leave --{asked[0]} out.")
+    refused = sorted(name for name, value in unread.items() if value)
+    if refused:
+        raise ScoreError(f"--{refused[0]} does not apply to counts (--table).", fix=f"Leave --{refused[0]} out.")
     if len(names) not in (0, 2):
         raise ScoreError(
             f"expected no names or two beside --table, found {len(names)}.", fix="--table 54,47,1139,79 tuned base"
@@ -389,7 +304,13 @@ def compare_score_tables(
     options: CompareOptions | None = None,
     notes: tuple[str, ...] = (),
 ) -> CompareReport:
-    """Each arm against one other table."""
+    """Each arm against one other table; differences are in score units, arm less `against`.
+
+    >>> from veritune.stats import tables_from_counts
+    >>> a, b = tables_from_counts([(54, 47, 1139, 79)])
+    >>> round(compare_score_tables([a], b).comparisons[0].estimates[0].value, 4)
+    0.0053
+    """
     return _compare_pairs([(arm, against) for arm in arms], options or CompareOptions(), notes)
 
 
@@ -423,7 +344,7 @@ def _compare_pairs(
 def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> ComparisonReport:
     """The report of one of k comparisons."""
     margin, alpha = options.margin, options.alpha / k
-    inner = Options(
+    inner = PairOptions(
         draws=options.draws,
         seed=options.seed,
         scale=options.scale,
@@ -439,6 +360,7 @@ def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> Co
         for e in (headline.estimand, *(e for e in comparison.results if e != headline.estimand))
     )
     text = _Sentences(decided, estimates[0], margin, options.adapters)
+    demand = options.demand and judge_demand(check_demand(options.demand, margin), a, b, decided, inner)
     return ComparisonReport(
         a=text.a,
         b=text.b,
@@ -466,7 +388,30 @@ def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> Co
         n_lost=lost.n_lost(a, b),
         memorisation=wording.memorisation(pair.a.zone_N, zone=None),
         chance_again=_chance_again(decided),
+        demand=demand or None,
+        strata=_strata(pair, inner, alpha),
     )
+
+
+def _strata(pair: Pair, inner: PairOptions, alpha: float) -> tuple[Stratum, ...]:
+    """Each task of a pooled eval compared alone, at the level of the whole; empty where nothing was pooled."""
+    names = pair.a.stratum_N
+    if names is None:
+        return ()
+    place_b = {item: i for i, item in enumerate(pair.b.items)}
+    strata = []
+    for name in dict.fromkeys(names):
+        index_N = np.array([i for i, other in enumerate(names) if other == name])
+        other_N = np.array([place_b[pair.a.items[i]] for i in index_N])
+        mean_a, mean_b = (float(x_S_N[:, index_N].mean()) for x_S_N in (pair.score_a_S_N, pair.score_b_S_N))
+        low, high = None, None
+        with suppress(ScoreError):  # a task without a single score has no interval of its own
+            estimate = compare_tables(
+                pair.a.take(index_N), pair.b.take(other_N), replace(inner, scale=pair.scale)
+            ).estimate(1 - alpha)
+            low, high = estimate.low, estimate.high
+        strata.append(Stratum(str(name), len(index_N), mean_a, mean_b, mean_a - mean_b, low, high))
+    return tuple(strata)
 
 
 def _chance_again(decided: Decided) -> float | None:
@@ -480,7 +425,7 @@ def _chance_again(decided: Decided) -> float | None:
     return power.chance_again(comparison, abs(comparison.gap) - edge, alpha=decided.alpha)
 
 
-def _details(a: ScoreTable, b: ScoreTable, decided: Decided, inner: Options) -> dict[str, Any]:
+def _details(a: ScoreTable, b: ScoreTable, decided: Decided, inner: PairOptions) -> dict[str, Any]:
     """The comparison's own details, with what missing scores could make of it: all of them, and those lost."""
     details = dict(decided.comparison.details)
     if a.n_missing or b.n_missing:
@@ -493,15 +438,30 @@ def _details(a: ScoreTable, b: ScoreTable, decided: Decided, inner: Options) -> 
 
 
 def _own_warnings(pair: Pair, options: CompareOptions) -> list[str]:
-    found = []
+    warnings = []
     for reason in unknown_reasons([*pair.a.missing, *pair.b.missing]):
-        found.append(f"missing for {reason!r}: a reason that is not known, so it counts as the machine's")
+        warnings.append(f"missing for {reason!r}: a reason that is not known, so it counts as the machine's")
+    spread = _families_across_tasks(pair)
+    if spread:
+        warnings.append(
+            f"{spread} families have items in several tasks: a label that only counts within a task is not one"
+        )
     if options.counts and len(pair.a.runs) > 1:
-        found.append(
+        warnings.append(
             "counts do not tell which items the seeds share: they are lined up so that the same items flip, which "
             "gives the widest interval over new items"
         )
-    return found
+    return warnings
+
+
+def _families_across_tasks(pair: Pair) -> int:
+    """Families of a pooled eval that have items in more than one task."""
+    if pair.family_N is None or pair.a.stratum_N is None:
+        return 0
+    tasks: dict[int, set[str | None]] = {}
+    for family, task in zip(pair.family_N.tolist(), pair.a.stratum_N):
+        tasks.setdefault(family, set()).add(task)
+    return sum(len(names) > 1 for names in tasks.values())
 
 
 def _flipped(pair: Pair, *, named: bool) -> Flipped:
@@ -582,150 +542,3 @@ class _Sentences:
         if self.decided.decision.word == "inconclusive":
             out.append(f"“{a} equals {self.b}”, “no difference”: a high p is not equality.")
         return tuple(out)
-
-
-# ---------------------------------------------------------------- one screen of text
-
-
-def render_text(report: CompareReport) -> str:
-    """The report as plain text, about one screen per comparison; with several, one line each at the end."""
-    blocks = [_render(c) for c in report.comparisons]
-    if len(report.comparisons) > 1:
-        blocks.append("\n".join([*_summary(report.comparisons), f"{report.correction}."]))
-    return "\n\n".join(blocks)
-
-
-def _summary(comparisons: Sequence[ComparisonReport]) -> list[str]:
-    names = [f"{c.a} − {c.b}" for c in comparisons]
-    width = max(map(len, names))
-    return [
-        f"{name:<{width}}  {wording.signed(c.estimates[0].value or 0.0)}  {c.decision}"
-        for name, c in zip(names, comparisons)
-    ]
-
-
-def _line(label: str, text: str) -> str:
-    return f"{label:<12} {text}"
-
-
-def _render(c: ComparisonReport) -> str:
-    binary = "tables" in c.details
-    width = max(len(c.a), len(c.b))
-    lines = [
-        f"A  {c.a:<{width}}  {wording.rate_text(c.details['a'], binary=binary)}{_arm_note(c.details['a'])}",
-        f"B  {c.b:<{width}}  {wording.rate_text(c.details['b'], binary=binary)}{_arm_note(c.details['b'])}",
-        "",
-    ]
-    lines += _render_tables(c)
-    lines += _render_estimates(c)
-    margin = "" if c.margin is None else f" at a margin of {c.margin:g}"
-    lines.append(_line("decision", f"{c.decision}{margin}: {c.reason}"))
-    lines += _render_direction(c)
-    if c.frozen_rule:
-        lines.append(_line("frozen rule", wording.rule_text(c.frozen_rule, c.a, c.b)))
-    if c.detectable is not None:
-        lines.append(_line("detectable", f"{wording.number(c.detectable)}, the smallest gap seen with 80 % power"))
-    if c.chance_again is not None and c.chance_again < 0.5:
-        again = f"another study of this design would settle a gap of this size in {c.chance_again:.0%} of cases"
-        lines.append(_line("", again))
-    lines += _render_needed(c)
-    to = "higher in" if c.higher_is_better is None else "to"
-    left = f"; {c.flipped.lost} with a lost score not counted" if c.flipped.lost else ""
-    lines.append(_line("flipped", f"{c.flipped.to_a} {to} A{_ids(c.flipped.ids_a, c.flipped.to_a)}"))
-    lines.append(_line("", f"{c.flipped.to_b} {to} B{_ids(c.flipped.ids_b, c.flipped.to_b)}{left}"))
-    for bound, name in zip(c.details.get("missing_bounds", ()), ("worst", "best")):
-        text = f"gap {wording.signed(bound['gap'])}, {bound['decision']}, if every missing score were {name} for A"
-        lines.append(_line("missing", text))
-    models = sum(sum(m.values()) for side in "ab" for m in c.details[side]["missing"]) - c.n_lost
-    for bound in c.details.get("lost_bounds", ()):
-        if models and bound["filling"] in ("worst", "best"):
-            text = f"gap {wording.signed(bound['gap'])}, {bound['decision']}, if every lost score were"
-            lines.append(_line("lost", f"{text} {bound['filling']} for A"))
-    lines += [_line("warning", w) for w in c.warnings]
-    if c.memorisation:
-        lines.append(_line("memorised?", f"not tested: {c.memorisation}"))
-    lines.append(_line("may write", c.may_write))
-    lines += [_line("may not", text) for text in c.may_not]
-    return "\n".join(lines)
-
-
-def _render_direction(c: ComparisonReport) -> list[str]:
-    """The metric's direction, where it is not simply that higher is better."""
-    name = c.metric or "these scores"
-    if c.higher_is_better is None:
-        return [_line("direction", f"unknown for {name}: --higher-is-better or --lower-is-better states it")]
-    return [] if c.higher_is_better else [_line("direction", f"{name}: lower is better")]
-
-
-def _arm_note(arm: Mapping[str, Any]) -> str:
-    samples = arm.get("samples")
-    if not samples:
-        return ""
-    low, high = samples["per_item_min"], samples["per_item_max"]
-    note = f"  {low if low == high else f'{low} to {high}'} samples an item, {samples['failed']} failed"
-    raters = samples.get("rater_agreement")
-    if raters:
-        alpha = "undefined" if raters["alpha"] is None else f"{raters['alpha']:.3f}"
-        note += f", {raters['raters']} raters, Krippendorff alpha {alpha}"
-    return note
-
-
-def _render_tables(c: ComparisonReport) -> list[str]:
-    tables = c.details.get("tables") or []
-    if not tables:
-        return []
-    if len(tables) == 1:
-        t = tables[0]
-        one, zero = ("right", "wrong") if c.higher_is_better else ("1", "0")
-        return [
-            f"{'':<12} {f'B {one}':>9} {f'B {zero}':>9}",
-            f"{f'A {one}':<12} {t['both']:>9} {t['only_a']:>9}",
-            f"{f'A {zero}':<12} {t['only_b']:>9} {t['neither']:>9}",
-            "",
-        ]
-    names = [f"{t['run_a']} / {t['run_b']}" for t in tables[:8]]
-    width = max(len("run A / run B"), *map(len, names))
-    lines = [f"{'run A / run B':<{width}} {'only A':>7} {'only B':>7} {'both':>7} {'neither':>7}  mid-p"]
-    for name, t in zip(names, tables):
-        lines.append(
-            f"{name:<{width}} {t['only_a']:>7} {t['only_b']:>7} {t['both']:>7} {t['neither']:>7}  "
-            f"{wording.p_text(t['midp'])}"
-        )
-    if len(tables) > 8:
-        lines.append(f"... and {len(tables) - 8} more runs")
-    return [*lines, ""]
-
-
-def _render_estimates(c: ComparisonReport) -> list[str]:
-    first = c.estimates[0]
-    lines = [_line("gap (A − B)", f"{wording.signed(first.value or 0.0)}   {wording.interval_text(first)}")]
-    p = wording.p_text(first.p, first.p_floor)
-    tables = c.details.get("tables") or []
-    exact = f"; exact {wording.p_text(tables[0]['exact_p'])}" if first.p_method == "mid-p McNemar" else ""
-    corrected = f"; corrected {wording.p_text(c.p_corrected)}" if c.p_corrected is not None else ""
-    lines.append(_line("", f"{p} ({first.p_method}{exact}{corrected}); {first.method}"))
-    lines.append(_line("scope", first.scope))
-    names = {text: text for text in ESTIMANDS.values()}
-    for other in c.estimates[1:]:
-        scope = next((n for n in names if other.scope.startswith(n)), other.scope)
-        lines.append(_line("", f"{scope}: {wording.interval_text(other)}, {wording.p_text(other.p, other.p_floor)}"))
-    return lines
-
-
-def _render_needed(c: ComparisonReport) -> list[str]:
-    if c.margin is None:
-        return [_line("margin", "none declared: no size can be claimed (--margin)")]
-    lines: list[str] = []
-    for found, what in ((c.for_margin, "a gap of the margin"), (c.for_equivalence, "equivalence at a true gap of 0")):
-        if found is not None:
-            lines.append(_line("" if lines else "to settle", f"{what} (80 % power): {found.text}"))
-    if c.reachable_equivalence is False:
-        lines.append(_line("", "with these items “equivalent” cannot be reached, not even by identical outputs"))
-    return lines
-
-
-def _ids(ids: Sequence[str], total: int) -> str:
-    if not ids:
-        return ""
-    shown = ", ".join(ids[:_FLIPS_SHOWN])
-    return f": {shown}" + (f", … ({total - _FLIPS_SHOWN} more)" if total > _FLIPS_SHOWN else "")

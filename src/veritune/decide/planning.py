@@ -1,7 +1,4 @@
-"""What `veritune power` does: a design's prospects from its numbers or from pilot scores, as text and as a plot.
-
-matplotlib is imported only for a plot.
-"""
+"""What `veritune power` does: a design's prospects from its numbers or from pilot scores, as text and as a plot."""
 
 from __future__ import annotations
 
@@ -12,9 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from veritune.decide import wording
-from veritune.decide.commands import CompareOptions, Side, load_side
+from veritune.decide.commands import CompareOptions
+from veritune.decide.sides import Side, load_side
+from veritune.drawing import (
+    DASHES,
+    GRID,
+    INK,
+    MUTED,
+    Drawing,
+    from_zero,
+    legend_above,
+    log_axis,
+    look_of,
+    panels,
+    save_as,
+    style,
+)
 from veritune.stats import power
-from veritune.stats.paired import Options, compare_tables
+from veritune.stats.paired import PairOptions, compare_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +35,12 @@ class PowerReport:
 
     `plans` holds one `stats.power.Plan`, or two where it is not known whether seeds flip the same items. Counts of
     items and seeds are {low, high}: at the lower and the upper end of the seed spread, null where none is enough there.
+
+    >>> PowerReport(plans=(), grid=()).pilot
+    ''
     """
 
-    plans: tuple[power.Plan, ...]
+    plans: tuple[power.PowerPlan, ...]
     grid: tuple[Mapping[str, Any], ...]
     pilot: str = ""
 
@@ -33,7 +48,15 @@ class PowerReport:
 def plan_power(
     design: power.Design, *, items: Sequence[int] = (), seeds: Sequence[int] = (), pilot: str = ""
 ) -> PowerReport:
-    """A design's prospects; the grid runs from a quarter to sixteen times its items and over 1, 2, 3 and 5 seeds."""
+    """A design's prospects; the grid runs from a quarter to sixteen times its items and over 1, 2, 3 and 5 seeds.
+
+    Differences are in score units. docs/power.md has the formulas.
+
+    >>> from veritune.stats import Design
+    >>> report = plan_power(Design(items=1319, discordance=0.07))
+    >>> round(report.plans[0].detectable, 3)
+    0.02
+    """
     items = items or sorted({max(20, round(design.items * f)) for f in (0.25, 0.5, 1, 2, 4, 8, 16)})
     seeds = seeds or sorted({1, 2, 3, 5, design.seeds_a})
     return PowerReport(power.plan(design), tuple(power.detectable_grid(design, items, seeds)), pilot)
@@ -54,7 +77,7 @@ def plan_from_scores(
     """A plan from pilot scores: discordance, seed spread and design effect are estimated from them."""
     options = options or CompareOptions()
     one, two = (load_side(s, options.reading, samples=options.samples)[0].in_zone(options.zone) for s in (a, b))
-    inner = Options(
+    inner = PairOptions(
         scale=options.scale,
         missing=options.missing,
         equal_seed_spread=declared.equal_seed_spread,
@@ -113,28 +136,53 @@ def _grid_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def plot_power(report: PowerReport, path: str | Path) -> None:
-    """Detectable gap against items, one line per number of seeds, the margin dashed. The suffix picks the format."""
-    from matplotlib.figure import Figure
+    """Detectable gap against items, one line per number of seeds, the margin dotted; its CSV beside.
 
+    The suffix picks the format: .svg, .png or .pdf. Raises InputError for another.
+    """
+    with style():
+        save_as(_power_drawing(report, Path(path).name), Path(path))
+
+
+def _power_drawing(report: PowerReport, source: str) -> Drawing:
     design = report.plans[0].design
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    shares = sorted({row["stable"] for row in report.grid})
-    for stable, style in zip(shares, ("-", "--")):
-        for i, s in enumerate(sorted({row["seeds"] for row in report.grid})):
-            rows = [r for r in report.grid if r["seeds"] == s and (r["stable"] == stable or s == 1)]
-            label = f"{s} seed{'s' if s > 1 else ''}" if style == "-" else None
-            axes.plot(
-                [r["items"] for r in rows], [_or_gap(r["detectable"]) for r in rows], style, color=f"C{i}", label=label
-            )
+    figure, grid = panels(1, height=3.6)
+    axes = grid[0][0]
+    entries = _power_lines(axes, report)
     if design.margin is not None:
-        axes.axhline(design.margin, color="0.4", linestyle=":", label=f"margin {design.margin:g}")
-    axes.axvline(design.items, color="0.8", linewidth=1)
-    axes.set(
-        xscale="log", yscale="log", xlabel="items", ylabel=f"smallest detectable gap ({100 * design.power:g} % power)"
+        axes.axhline(design.margin, color=INK, linestyle=(0, (1, 1.5)))
+        entries.append((f"margin {design.margin:g}", {"color": INK, "linestyle": (0, (1, 1.5))}))
+    axes.axvline(design.items, color=GRID, linewidth=1.5)
+    log_axis(axes, [row["items"] for row in report.grid])
+    axes.set(xlabel="items", ylabel=f"smallest detectable gap ({100 * design.power:g} % power)")
+    from_zero(axes)
+    legend_above(figure, entries, columns=4)
+    return Drawing(
+        name="power",
+        title="What gap the design detects",
+        caption="The upright line is the number of items of this design.",
+        figure=figure,
+        header=("items", "seeds", "share_of_flips_that_repeat", "detectable_gap"),
+        table=[(r["items"], r["seeds"], r["stable"], r["detectable"]) for r in report.grid],
+        sources=(source,),
+        made_by=f"{__name__}.plot_power",
+        n=f"{design.items:,} items, {design.seeds_a} and {design.seeds_b or 'no'} seeds",
     )
-    axes.legend(frameon=False)
-    figure.savefig(path)
+
+
+def _power_lines(axes: Any, report: PowerReport) -> list[tuple[str, dict[str, Any]]]:
+    """Draw a line a number of seeds, a dash a share of flips that repeat; the entries of the legend."""
+    shares = sorted({row["stable"] for row in report.grid})
+    entries: list[tuple[str, dict[str, Any]]] = []
+    for stable, dash in zip(shares, DASHES):
+        for place, s in enumerate(sorted({row["seeds"] for row in report.grid})):
+            rows = [r for r in report.grid if r["seeds"] == s and (r["stable"] == stable or s == 1)]
+            look = {**look_of(place), "markersize": 4, "linewidth": 1.2}
+            axes.plot([r["items"] for r in rows], [_or_gap(r["detectable"]) for r in rows], linestyle=dash, **look)
+            entries += [(f"{s} seed{'s' if s > 1 else ''}", look)] if dash == "-" else []
+    if len(shares) > 1:
+        entries += [(f"{100 * v:g} % repeat", {"color": MUTED, "linestyle": d}) for v, d in zip(shares, DASHES)]
+    return entries
 
 
 def _or_gap(value: float | None) -> float:

@@ -5,42 +5,32 @@ Two things are not known before training and are assumed: on how large a share o
 runs spread between seeds. Two more are bounded instead of assumed, and every number is given as a range over them:
 whether seeds flip the same items or others, and whether the items of one family are independent or one item written
 several ways. The alpha is the claim's own over the number of confirmatory claims (Bonferroni, the first step of Holm).
+
+A claim of kind `keeps` compares an arm with a mixture of two others. The mixture differs from the arm on no more items,
+and spreads no further between seeds, than the reference does, so the plain comparison of the two is the worst case.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from veritune.config.claim import Claim
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.probe.names import arm_of, pattern_of
+from veritune.records import Assumed, ClaimReach
 from veritune.stats.power import Design, Needed, best_half, best_low, least_items_equal, plan
 
-
-@dataclass(frozen=True, slots=True)
-class Assumed:
-    """What is assumed before training. `discordance`: the share of items on which two runs differ (graded scores: the
-    variance of their difference); `seed_sd`: standard deviation of a run's mean score between seeds, in score units."""
-
-    discordance: float = 0.1
-    seed_sd: float = 0.015
-    power: float = 0.8
+N = TypeVar("N", int, float)
 
 
 def resolution(
     study: Study, items: Mapping[str, Sequence[tuple[str, str]]], assumed: Assumed | None = None
-) -> list[dict[str, Any]]:
-    """One record a claim. `items` are (zone, family) of each item, by eval.
-
-    `detectable` is (least, most) in score units over what is not known; an end is None where no gap on the scale is
-    detected. `items_for_margin` and `seeds_for_margin` likewise; an end is None where no number is enough. `chance` is
-    that to show the claim at its margin (equivalence: at a true gap of 0). `undecidable` says why no verdict is
-    possible, or why the claim can never be supported, whatever comes out; empty where neither is proved.
-    """
+) -> list[ClaimReach]:
+    """One record a claim. `items` are (zone, family) of each item, by eval."""
     assumed = assumed or Assumed()
     confirmatory = sum(c.correction == "confirmatory" and not _is_count(study, c) for c in study.claims)
     return [_claim(study, claim, items, assumed, max(1, confirmatory)) for claim in study.claims]
@@ -48,13 +38,13 @@ def resolution(
 
 def limits(study: Study, items: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
     """What the declared design can never decide, one line a claim, at the claim's own alpha. Nothing is assumed."""
-    found = []
+    lines = []
     for claim in study.claims:
         here = _items_of(study, claim, items)
         if claim.kind != "probe" and len(here) > 1:
             never = _never(claim, _designs(study, claim, here, Assumed(), claim.alpha)[0])
-            found += [f"{claim.name}: {never}"] if never else []
-    return found
+            lines += [f"{claim.name}: {never}"] if never else []
+    return lines
 
 
 def _never(claim: Claim, design: Design) -> str:
@@ -66,7 +56,9 @@ def _never(claim: Claim, design: Design) -> str:
         table = design.single and design.binary
         needed = least_items_equal(margin, claim.alpha, binary=table, width=design.width)
         return f"can never be `equivalent`: not even identical outputs on under {needed} items would be enough"
-    edge = {"improves": 0.0, "better_by": margin, "not_worse": -margin, "no_regression": -margin}.get(claim.kind)
+    edge = {"improves": 0.0, "keeps": 0.0, "better_by": margin, "not_worse": -margin, "no_regression": -margin}.get(
+        claim.kind
+    )
     if edge is not None and best_low(design) <= edge:
         return f"can never be supported: not even a win on all {design.items} items would be enough"
     return ""
@@ -84,37 +76,55 @@ def _claim(
     items: Mapping[str, Sequence[tuple[str, str]]],
     assumed: Assumed,
     confirmatory: int,
-) -> dict[str, Any]:
-    blank: dict[str, Any] = {"claim": claim.name, "kind": claim.kind, "margin": claim.margin, "design": None}
+) -> ClaimReach:
     if claim.kind == "probe":
-        return {**blank, "sentence": _probe_sentence(study, claim, confirmatory)}
+        return ClaimReach(claim.name, claim.kind, claim.margin, _probe_sentence(study, claim, confirmatory))
     here = _items_of(study, claim, items)
     alpha = claim.alpha / (confirmatory if claim.correction == "confirmatory" else 1)
     if len(here) < 2:
-        return {**blank, "sentence": f"{len(here)} items: nothing can be said"}
+        return ClaimReach(claim.name, claim.kind, claim.margin, f"{len(here)} items: nothing can be said")
     plans = [p for design in _designs(study, claim, here, assumed, alpha) for p in plan(design)]
     design = plans[0].design
-    equal = claim.kind == "equivalent"
-    found = {
-        **blank,
-        "zone": claim.to_zone if claim.kind == "generalises" else claim.zone,
-        "items": len(here),
-        "families": len(set(here)),
-        "seeds": [design.seeds_a, design.seeds_b],
-        "alpha": alpha,
-        "design": {"discordance": assumed.discordance, "seed_sd": assumed.seed_sd, "power": assumed.power},
-        "undecidable": _never(claim, replace(design, alpha=claim.alpha)),
-        "detectable": _range([p.detectable for p in plans]),
-        "chance": _range([p.chance_of_equivalence if equal else p.chance_at_margin for p in plans]),
-        "items_for_margin": _counts([p.items_for_equivalence if equal else p.items_for_margin for p in plans]),
-        "seeds_for_margin": _counts([p.seeds_for_equivalence if equal else p.seeds_for_margin for p in plans]),
-    }
-    return {**found, "sentence": _sentence(found)}
+    equal, keeps = claim.kind == "equivalent", claim.kind == "keeps"
+    reach = ClaimReach(
+        claim=claim.name,
+        kind=claim.kind,
+        margin=claim.margin,
+        sentence="",
+        design=assumed,
+        zone=claim.to_zone if claim.kind == "generalises" else claim.zone,
+        items=len(here),
+        families=len(set(here)),
+        seeds=(design.seeds_a, design.seeds_b),
+        alpha=alpha,
+        undecidable=_never(claim, replace(design, alpha=claim.alpha)),
+        detectable=_range([p.detectable for p in plans]),
+        chance=_range([p.chance_of_equivalence if equal else p.chance_at_margin for p in plans]),
+        items_for_margin=_counts([p.items_for_equivalence if equal else p.items_for_margin for p in plans]),
+        seeds_for_margin=_counts([p.seeds_for_equivalence if equal else p.seeds_for_margin for p in plans]),
+    )
+    return replace(reach, sentence=_keeps_sentence(reach, claim) if keeps else _sentence(reach))
+
+
+def _keeps_sentence(reach: ClaimReach, claim: Claim) -> str:
+    """What gain the reference needs, so that the claim can be supported: a share of a small gain is not resolved."""
+    plain = _sentence(replace(reach, margin=None))
+    _, high = reach.detectable or (None, None)
+    kept = "a recorded quantity" if claim.probe is not None else f"{claim.kept_eval}, planned as a claim of its own"
+    beside = f"what is kept ({kept}) must be shown as well"
+    if reach.undecidable or high is None or claim.share is None:
+        return f"{plain}; {beside}"
+    least = high / claim.share
+    if least >= 1:
+        gain = f"no gain on the score scale is large enough to show that at most {claim.share:g} of it was given up"
+    else:
+        gain = f"even an arm that gives up nothing is supported only where {claim.reference} gains {least:.2f} or more"
+    return f"{plain}; {gain}; {beside}"
 
 
 def _is_count(study: Study, claim: Claim) -> bool:
     """Whether a claim is on an exact quantity, which takes no share of the error rate."""
-    pattern = pattern_of(claim.probe, study) if claim.probe is not None else None
+    pattern = pattern_of(claim.probe or "", study) if claim.kind == "probe" else None
     return pattern is not None and pattern.uncertainty == "exact"
 
 
@@ -143,7 +153,8 @@ def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, 
     spec = study.evals[study.eval_of(claim)]
     sizes = tuple(sorted(Counter(here).values()))
     alike = sum(size**2 for size in sizes) / len(here)  # Kish 1965: 1 + (size - 1)·ICC at ICC 1, sizes as they are
-    one = claim.against == BASELINE or claim.condition == BASELINE
+    other = claim.reference if claim.kind == "keeps" else claim.against
+    one = other == BASELINE or claim.condition == BASELINE
     shared: dict[str, Any] = {
         "items": len(here),
         "discordance": assumed.discordance,
@@ -151,10 +162,10 @@ def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, 
         "seeds_b": 0 if one else seeds,
         "seed_sd": assumed.seed_sd,
         "family_sizes": sizes if families < len(here) else None,
-        "margin": claim.margin,
+        "margin": None if claim.kind == "keeps" else claim.margin,
         "alpha": alpha,
         "power": assumed.power,
-        "binary": spec.kind == "match" or spec.score == "all",
+        "binary": claim.kind != "keeps" and (spec.kind == "match" or spec.score == "all"),
         "equal_seed_spread": study.equal_seed_spread,
         "shared_seeds": study.shared_seeds and not one,
     }
@@ -162,45 +173,44 @@ def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, 
     return [Design(**shared, design_effect=effect) for effect in effects]
 
 
-def _counts(needed: Sequence[Needed | None]) -> list[Any] | None:
+def _counts(needed: Sequence[Needed | None]) -> tuple[int | None, int | None] | None:
     """The least and the most number over the plans; an end is None where no number is enough. None without a margin."""
     known = [n for n in needed if n is not None]
     return _range([n.high for n in known]) if known else None
 
 
-def _range(values: Sequence[Any]) -> list[Any]:
+def _range(values: Sequence[N | None]) -> tuple[N | None, N | None]:
     """The least and the most; the most is None where one of them is."""
     known = [v for v in values if v is not None]
-    return [min(known) if known else None, max(known) if len(known) == len(values) else None]
+    return min(known) if known else None, max(known) if len(known) == len(values) else None
 
 
-def _sentence(found: Mapping[str, Any]) -> str:
-    low, high = found["detectable"]
-    seeds = found["seeds"][0]
-    where = f"{found['items']} items of {found['families']} families, {seeds} seed{'s' if seeds > 1 else ''}"
-    if found["undecidable"]:
-        return f"{where}: {found['undecidable']}"
+def _sentence(reach: ClaimReach) -> str:
+    low, high = reach.detectable or (None, None)
+    seeds = reach.seeds[0] if reach.seeds else 0
+    where = f"{reach.items} items of {reach.families} families, {seeds} seed{'s' if seeds > 1 else ''}"
+    if reach.undecidable:
+        return f"{where}: {reach.undecidable}"
     if low is None:
         return f"{where}: no difference on the score scale is detected; more items or seeds are needed"
     span = f"{low:.3f} at best, in the worst case none on the score scale"
     if high is not None:
         span = f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
     parts = [f"{where}: the smallest difference it detects is {span}"]
-    if found["margin"] is not None:
-        parts += _margin_parts(found)
+    if reach.margin is not None and reach.items_for_margin is not None:
+        parts += _margin_parts(reach, *reach.items_for_margin)
     return "; ".join(parts)
 
 
-def _margin_parts(found: Mapping[str, Any]) -> Iterator[str]:
+def _margin_parts(reach: ClaimReach, few: int | None, many: int | None) -> Iterator[str]:
     """Whether the margin is resolved, and what would."""
-    few, many = found["items_for_margin"]
-    if many is not None and many <= found["items"]:
-        yield f"the margin {found['margin']:g} is resolved in every case"
+    if many is not None and many <= (reach.items or 0):
+        yield f"the margin {reach.margin:g} is resolved in every case"
         return
-    low, high = found["chance"]
+    low, high = (end or 0.0 for end in reach.chance or (None, None))
     chance = f"{low:.2f}" if high - low < 5e-3 else f"{low:.2f} to {high:.2f}"
-    yield f"the margin {found['margin']:g} is not resolved in every case (chance {chance})"
-    yield _takes(few, many, found["seeds_for_margin"])
+    yield f"the margin {reach.margin:g} is not resolved in every case (chance {chance})"
+    yield _takes(few, many, reach.seeds_for_margin)
 
 
 def _takes(few: int | None, many: int | None, seeds: Sequence[int | None] | None) -> str:

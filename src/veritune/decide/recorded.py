@@ -186,11 +186,11 @@ def _ladder(estimate: Estimate) -> AtLevels | None:
     more = estimate.details.get("intervals") or {}
     if not more:
         return None
-    found = {float(level): (float(low), float(high)) for level, (low, high) in more.items()}
-    found[estimate.level] = (float(estimate.low or 0.0), float(estimate.high or 0.0))
+    bounds = {float(level): (float(low), float(high)) for level, (low, high) in more.items()}
+    bounds[estimate.level] = (float(estimate.low or 0.0), float(estimate.high or 0.0))
     low, high, rungs = math.inf, -math.inf, []
-    for level in sorted(found):
-        low, high = min(low, found[level][0]), max(high, found[level][1])
+    for level in sorted(bounds):
+        low, high = min(low, bounds[level][0]), max(high, bounds[level][1])
         rungs.append((level, low, high))
     return AtLevels(tuple(rungs))
 
@@ -221,20 +221,20 @@ def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 
 
-def as_recorded(name: str, found: Recorded | Estimate | float) -> Recorded:
+def as_recorded(name: str, quantity: Recorded | Estimate | float) -> Recorded:
     """What was handed over for a probe's name, as a recorded quantity. Raises ScoreError where it has no value."""
-    if isinstance(found, Estimate):
-        found = from_estimate(found)
-    elif not isinstance(found, Recorded):
-        found = number(name, float(found))
-    value = found.estimate.value
+    if isinstance(quantity, Estimate):
+        quantity = from_estimate(quantity)
+    elif not isinstance(quantity, Recorded):
+        quantity = number(name, float(quantity))
+    value = quantity.estimate.value
     if value is None:
         raise ScoreError(
-            f"{name} has no value: {found.lacks or '; '.join(found.estimate.warnings) or 'no reason given'}."
+            f"{name} has no value: {quantity.lacks or '; '.join(quantity.estimate.warnings) or 'no reason given'}."
         )
     if not math.isfinite(value):
         raise ScoreError(f"{name} is {value}.", fix="A diverged run cannot be read; use another checkpoint.")
-    return found
+    return quantity
 
 
 # ---------------------------------------------------------------- several runs
@@ -257,7 +257,7 @@ def over_runs(name: str, parts: Mapping[str, Recorded], scope: str) -> Recorded:
     low, high = spread.interval(LEVEL) if spread is not None else (None, None)
     bare = low is None or high is None or not (math.isfinite(low) and math.isfinite(high))
     own = [part.estimate for part in runs]
-    kept = (w for e in own for w in e.warnings if w != SINGLE)
+    notes = (w for e in own for w in e.warnings if w != SINGLE)
     estimate = Estimate(
         name=name,
         value=float(np.mean(values)),
@@ -269,7 +269,7 @@ def over_runs(name: str, parts: Mapping[str, Recorded], scope: str) -> Recorded:
         scope=scope,
         n_clusters=min((e.n_clusters for e in own if e.n_clusters is not None), default=None),
         n_seeds=len(runs),
-        warnings=tuple(dict.fromkeys([*kept, *([lacks] if lacks else [])])),
+        warnings=tuple(dict.fromkeys([*notes, *([lacks] if lacks else [])])),
         details={"by_run": dict(zip(parts, values))},
     )
     remedy = next((part.remedy for part in runs if part.remedy), "")

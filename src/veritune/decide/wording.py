@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from veritune.config.fields import BASELINE, BENCHMARK
 from veritune.config.thresholds import DEFAULTS, GradeThresholds
 from veritune.records import Estimate, Verdict
-from veritune.stats.paired import Comparison
 
 if TYPE_CHECKING:
     from veritune.config.claim import Claim
+    from veritune.stats.paired import Comparison  # scipy: 60 MB and a second that a report does not need
 
 
 def number(x: float) -> str:
@@ -61,6 +62,8 @@ def memorisation(zone_N: Sequence[str | None] | None, zone: str | None) -> str:
     beside items of other zones do tell: a gain on them is not the memory of a trained family.
     """
     zones = sorted({z for z in zone_N or () if z})
+    if zones == [BENCHMARK]:  # no trained row holds an item: the contamination gate has seen to it
+        return ""
     if len(zones) < 2:
         return f"one zone ({zones[0]})" if zones else "no zones"
     if zone is None:
@@ -128,6 +131,8 @@ def sentence(claim: Claim, verdict: Verdict, comparison: Comparison | None, reas
     assert comparison is not None
     if claim.kind == "generalises":
         return _share_sentence(claim, verdict, comparison, reason)
+    if claim.kind == "keeps":
+        return _keeps_sentence(claim, verdict, comparison, reason)
     margin = None if claim.margin is None else f"{claim.margin:g}"
     words = {"margin": margin, "by_margin": f"by more than {margin} " if margin else ""}
     where, facts = _where(comparison, claim.zone), _facts(claim, verdict, comparison)
@@ -136,10 +141,29 @@ def sentence(claim: Claim, verdict: Verdict, comparison: Comparison | None, reas
         runs = f", {_runs(comparison)}" if comparison.headline.estimand == "recipe" else ""
         who = str(claim.condition) if runs else subject(comparison, claim)
         why = f" ({reason})" if reason else ""
-        return f"Whether {who} {question} {claim.against} on {where} stays open{why}: {facts}{runs}{_outlook(verdict)}."
+        text = f"Whether {who} {question} {other_side(claim)} on {where} stays open{why}: {facts}{runs}"
+        return f"{text}{_outlook(verdict)}.{_needed(claim, verdict)}"
     verb = _VERBS[claim.kind, verdict.status].format(**words)
     who = subject(comparison, claim)
-    return f"{who[0].upper()}{who[1:]} {verb} {claim.against} on {where}: {facts}."
+    return f"{who[0].upper()}{who[1:]} {verb} {other_side(claim)} on {where}: {facts}.{_needed(claim, verdict)}"
+
+
+def other_side(claim: Claim) -> str:
+    """The arm that is compared with, and how it was asked where that differs."""
+    return claim.against if claim.against_eval is None else f"{claim.against} asked as {claim.against_eval}"
+
+
+def _needed(claim: Claim, verdict: Verdict) -> str:
+    """Whether tuning was needed at all, from a claim of a trained arm against the base asked in another way."""
+    asked = claim.against_eval is not None and claim.against == BASELINE != claim.condition
+    if not asked or claim.kind not in ("improves", "better_by"):
+        return ""
+    by = f" by {claim.margin:g} or more" if claim.margin is not None and claim.kind == "better_by" else ""
+    said = {
+        "supported": f"Tuning was needed: {other_side(claim)} falls short of it{by}",
+        "refuted": f"Tuning was not needed: {other_side(claim)} does not fall short of it{by}",
+    }
+    return f" {said.get(verdict.status, 'Whether tuning was needed at all stays open')}."
 
 
 def subject(comparison: Comparison, claim: Claim | None = None, *, adapter: bool = False) -> str:
@@ -152,6 +176,8 @@ def subject(comparison: Comparison, claim: Claim | None = None, *, adapter: bool
     if comparison.headline.estimand == "recipe":
         return "this recipe" if claim is None else f"With {_runs(comparison)}, {claim.condition}"
     what = "adapter" if adapter or claim is not None else "system"
+    if claim is not None and claim.condition == BASELINE:
+        return f"the untouched {BASELINE}"
     noun = f"this set of {what}s" if many else f"this {what}"
     return noun if claim is None else f"{noun} of {claim.condition}"
 
@@ -222,9 +248,9 @@ def _units(comparison: Comparison) -> str:
     families = comparison.pair.n_families
     text = f"{comparison.pair.n:,} items" + (f" in {families} families" if families is not None else "")
     sides = [comparison.details[s] for s in ("a", "b")]
-    asked = sum(len(s["runs"]) * s["n"] for s in sides)
-    missing = asked - sum(s["scored"] for s in sides)
-    return text + (f", {missing} of {asked:,} scores missing" if missing else "")
+    expected = sum(len(s["runs"]) * s["n"] for s in sides)
+    missing = expected - sum(s["scored"] for s in sides)
+    return text + (f", {missing} of {expected:,} scores missing" if missing else "")
 
 
 def _outlook(verdict: Verdict) -> str:
@@ -269,16 +295,60 @@ def _share_sentence(claim: Claim, verdict: Verdict, comparison: Comparison, reas
     gaps += f"{_fixed(base.value or 0.0, 3, sign=True)} on {base.n} {claim.from_zone} items"
     way = f"to {_where(comparison, claim.to_zone)}"
     what = f"at least {claim.share:g} of its {claim.from_zone} gain over {claim.against}"
-    why = f" ({reason})" if reason else ""
     numbers = f"share {value}, {bounds}; {gaps}"
+    return _of_a_share(claim, verdict, comparison, reason, ("carries", "does not carry"), (f"{what} {way}", numbers))
+
+
+def _keeps_sentence(claim: Claim, verdict: Verdict, comparison: Comparison, reason: str) -> str:
+    """What is kept and at what share of the gain, both gains, the deciding interval."""
+    share, own, whole = verdict.estimates[:3]
+    value = (
+        "not defined" if share.value is None else _fixed(share.value, places := _places(share, (claim.share or 0.0,)))
+    )
+    bounds = _interval(share, verdict, places if share.value is not None else 3)
+    gains = f"gain {_fixed(own.value or 0.0, 3, sign=True)} against {_fixed(whole.value or 0.0, 3, sign=True)}"
+    numbers = f"share given up {value}, {bounds}; {gains} on {_where(comparison, claim.zone)} ({_units(comparison)})"
+    beside = f"{verdict.details['kept']}{_kept_numbers(verdict)}"
+    price = f"{claim.share:g} of the gain of {claim.reference} over {claim.against}"
+    what = f"{beside} for at most {price}"
+    return _of_a_share(claim, verdict, comparison, reason, ("keeps", "does not keep"), (what, numbers))
+
+
+def _of_a_share(
+    claim: Claim,
+    verdict: Verdict,
+    comparison: Comparison,
+    reason: str,
+    verbs: tuple[str, str],
+    parts: tuple[str, str],
+) -> str:
+    """Who does what the claim says or does not, or that it stays open; `parts` are what, and the numbers."""
+    (what, numbers), why = parts, f" ({reason})" if reason else ""
     if verdict.status == "inconclusive":
         recipe = comparison.headline.estimand == "recipe"
         who = str(claim.condition) if recipe else subject(comparison, claim)
         seeds = f", {_runs(comparison)}" if recipe else ""
-        return f"Whether {who} carries {what} {way} stays open{why}: {numbers}{seeds}."
+        return f"Whether {who} {verbs[0]} {what} stays open{why}: {numbers}{seeds}."
     who = subject(comparison, claim)
-    verb = "carries" if verdict.status == "supported" else "does not carry"
-    return f"{who[0].upper()}{who[1:]} {verb} {what} {way}{why}: {numbers}."
+    verb = verbs[0] if verdict.status == "supported" else verbs[1]
+    return f"{who[0].upper()}{who[1:]} {verb} {what}{why}: {numbers}."
+
+
+def kept_text(claim: Claim) -> str:
+    """What the arm must keep, as declared."""
+    if claim.probe is not None:
+        return f"{claim.probe} {claim.op} {claim.threshold:g}"
+    where = f"{claim.kept_zone} items of {claim.kept_eval}" if claim.kept_zone else str(claim.kept_eval)
+    return f"{where} within {claim.margin:g} below {claim.against}"
+
+
+def _kept_numbers(verdict: Verdict) -> str:
+    """` (0.0120 [-0.0100, 0.0400])`: the kept quantity as measured."""
+    kept = next(iter(verdict.estimates[3:4]), None)
+    if kept is None or kept.value is None:
+        return ""
+    ends = "" if kept.low is None or kept.high is None else f" [{number(kept.low)}, {number(kept.high)}]"
+    return f" ({number(kept.value)}{ends})"
 
 
 # ---------------------------------------------------------------- the sentences that may not
@@ -304,8 +374,17 @@ def may_not(claim: Claim, verdict: Verdict, comparison: Comparison | None) -> tu
         out.append(f"“{a} tends to be better”, “a trend”: the interval decides, not the point estimate.")
     if claim.kind in ("improves", "differ") and verdict.status == "supported" and claim.margin is None:
         out.append("“by a relevant amount”: no margin was declared, so the size is unresolved.")
+    if claim.against_eval is not None:
+        out.append("“prompting cannot do it”: one wording of the prompt was tried, and another may do better.")
     if claim.kind == "generalises":
         out.append(f"“{a} generalises” without the zones: the share speaks of {claim.from_zone} and {claim.to_zone}.")
+    if claim.kind == "keeps":
+        out.append(
+            f"“{a} prevents it”, “{claim.reference} loses it”: that {claim.reference} loses it is another claim."
+        )
+        out.append(
+            f"“free”, “at no cost”: up to {claim.share:g} of the gain may be gone, and other costs were not asked."
+        )
     if verdict.exploratory:
         out.append("“as predicted”, “confirmed”: the claim was not declared before the freeze.")
     return tuple(out)
@@ -338,6 +417,7 @@ def confidence(
     comparison: Comparison | None,
     evidence: Mapping[str, Any],
     limits: GradeThresholds = DEFAULTS.grade,
+    beside: Sequence[Comparison] = (),
 ) -> dict[str, Any]:
     """The grade of a settled verdict and the named evidence behind it, each `good`, `weak` or `poor` with why.
 
@@ -345,7 +425,7 @@ def confidence(
     units        independent families (else items): good from `units_good`, weak from `units_weak`, poor below
     power        smallest detectable gap: good up to the margin, weak up to `power_weak` margins, poor above; for kinds
                  that need no margin and declare none: good when the interval decided, weak when it did not
-    missing      good when nothing is missing, weak up to the share `missing_weak` of scores, poor above
+    missing      good when nothing is missing, weak up to the share `missing_weak` of scores, poor above; `beside` too
     contamination  good when checked and clean, weak when unchecked, poor when found
     replication  good when repeated on another model or eval, weak when not tried, poor when it failed
     """
@@ -354,7 +434,7 @@ def confidence(
         named["seeds"] = _seed_evidence(comparison, limits)
         named["units"] = _unit_evidence(comparison, limits)
         named["power"] = _power_evidence(verdict, limits)
-        named["missing"] = _missing_evidence(comparison, limits)
+        named["missing"] = _missing_evidence((comparison, *beside), limits)
     elif verdict.kind == "probe" and verdict.estimates and not verdict.details.get("exact"):
         named |= _probe_evidence(verdict.estimates[0], limits)
     state = str(evidence.get("contamination") or "unchecked")
@@ -412,7 +492,7 @@ def _grade(number: float, good: float, weak: float) -> str:
 
 def _power_evidence(verdict: Verdict, limits: GradeThresholds) -> dict[str, str]:
     gap, margin = verdict.detectable, verdict.margin
-    if margin is None:
+    if margin is None or verdict.kind == "keeps":  # its margin is that of the kept eval
         decided = verdict.status in ("supported", "refuted")
         why = "the interval decided the claim" if decided else "the interval did not decide the claim"
         return {"state": "good" if decided else "weak", "why": why}
@@ -422,8 +502,8 @@ def _power_evidence(verdict: Verdict, limits: GradeThresholds) -> dict[str, str]
     return {"state": state, "why": f"smallest detectable gap {number(gap)}, margin {margin:g}"}
 
 
-def _missing_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str, str]:
-    sides = [comparison.details[s] for s in ("a", "b")]
+def _missing_evidence(comparisons: Sequence[Comparison], limits: GradeThresholds) -> dict[str, str]:
+    sides = [comparison.details[s] for comparison in comparisons for s in ("a", "b")]
     total = sum(len(s["runs"]) * s["n"] for s in sides)
     gone = total - sum(s["scored"] for s in sides)
     state = "good" if gone == 0 else "weak" if gone <= limits.missing_weak * total else "poor"

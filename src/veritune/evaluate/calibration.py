@@ -135,7 +135,7 @@ def _arrays(
             at = int(np.flatnonzero(bad_N)[0])
             raise ScoreError(
                 f"row {kept[at]}: expected {what}, found confidence {conf_N[at]} and outcome {right_N[at]}; "
-                f"{int(bad_N.sum())} of {len(kept)} rows are such.",
+                f"{int(bad_N.sum())} of {len(kept)} rows have this problem.",
                 fix="Partial scores have no calibration: say which of them count as right.",
             )
     return conf_N, right_N, codes([families[i] for i in kept]), len(confidence_N) - len(kept)

@@ -8,15 +8,16 @@ Also read from lm-evaluation-harness samples, which hold the options' log-likeli
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from veritune.data.tables import table_rows, text_of
 from veritune.errors import DataError, ScoreError
 from veritune.records import Message, Rendered, Row
+from veritune.untrusted import parse_json
 
 Normalise = Literal["none", "length"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -77,10 +78,10 @@ def from_lm_eval(path: str | Path, metric: Literal["acc", "acc_norm"] = "acc") -
     """
     path = Path(path)
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         if line.strip():
             try:
-                rows.append((number, json.loads(line)))
+                rows.append((number, parse_json(line, finite=False)))
             except ValueError as exc:
                 raise ScoreError(f"{path.name}, line {number}: expected a JSON object, found {exc}.") from None
     if not rows:
@@ -168,14 +169,14 @@ def read_judged(
 
     Raises ScoreError for an unknown metric, a column that is not there, and cells that are no numbers.
     """
-    from veritune.evaluate.imports import sniff
+    from veritune.evaluate.logs import sniff
 
     path = Path(path)
     if sniff(path) == "lm-eval":
         if metric not in ("acc", "acc_norm"):
             raise ScoreError(f"metric: expected acc or acc_norm, found {metric!r}.")
         return from_lm_eval(path, "acc" if metric == "acc" else "acc_norm")
-    rows = _table_rows(path)
+    rows = table_rows(path)
     for name in (confidence, correct, *([family_field] if family_field else [])):
         if rows and name not in rows[0]:
             raise ScoreError(
@@ -198,31 +199,17 @@ def _family(row: Mapping[str, Any], field: str | None, where: str) -> str | None
     return str(row[field])
 
 
-def _table_rows(path: Path) -> list[dict[str, Any]]:
-    import csv
-
-    from veritune.store import read_jsonl
-
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("{"):
-        rows: list[Any] = read_jsonl(path)
-    elif text.lstrip().startswith("["):
-        rows = json.loads(text)
-    else:
-        rows = list(csv.DictReader(text.splitlines()))
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise ScoreError(f"{path.name}: expected rows with named columns, found none.")
-    return rows
-
-
 def _cell(row: Mapping[str, Any], name: str, path: Path, number: int) -> float | None:
     value = row.get(name)
     if value is None or value == "":
         return None
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError):
-        raise ScoreError(f"{path.name}, row {number}, {name}: expected a number, found {value!r}.") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise ScoreError(f"{path.name}, row {number}, {name}: expected a number, found {str(value)[:40]!r}.")
+    return found
 
 
 # ---------------------------------------------------------------- a model's own
@@ -318,6 +305,36 @@ def sequence_logprobs(model: Any, rows: Sequence[Rendered], *, batch_size: int =
             loss_N_T, _ = token_losses(model, batch.to(device))
             for i, value in zip(index, (-loss_N_T.double().sum(1)).tolist()):
                 made[i] = value
+    return made
+
+
+def answer_token_losses(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], outputs: Sequence[Any], batch_size: int = 8
+) -> list[list[tuple[str, float]]]:
+    """Each token of each answer (`generate.Output`) as text, with its NLL in nats given all before it.
+
+    The end token is not among them; an answer without tokens has none. A character that several tokens spell shows as
+    a replacement sign in each.
+    """
+    from veritune.probe.batches import evaluating, in_batches, model_device, token_losses
+
+    asked = [i for i, (prompt, output) in enumerate(zip(prompts, outputs)) if output.token_ids and len(prompt)]
+    rows = [
+        Rendered(str(i), (*prompts[i], *outputs[i].token_ids), (-100,) * len(prompts[i]) + tuple(outputs[i].token_ids))
+        for i in asked
+    ]
+    made: list[list[tuple[str, float]]] = [[] for _ in prompts]
+    if not rows:
+        return made
+    import torch
+
+    with evaluating(model), torch.no_grad():
+        for index, batch in in_batches(rows, batch_size):
+            loss_N_T, scored_N_T = token_losses(model, batch.to(model_device(model)))
+            for n, i in enumerate(index):
+                values = loss_N_T[n][scored_N_T[n]].double().tolist()
+                words = [tokenizer.decode([token]) for token in outputs[asked[i]].token_ids]
+                made[asked[i]] = [(word, round(value, 4)) for word, value in zip(words, values, strict=True)]
     return made
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from veritune.train.lora import added
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class Decoding:
 
     max_new_tokens: int
     batch_size: int = 32
+    merged: bool = False
+    """Whether a LoRA is added to the weights while answers are made."""
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -54,7 +58,8 @@ def generate(
         chunk = order[start : start + decoding.batch_size]
         began = time.perf_counter()
         least = decoding.max_new_tokens if keep_going else 0
-        batch = _batch(model, tokenizer, [prompts[i] for i in chunk], decoding.max_new_tokens, least)
+        with added(model) if decoding.merged else nullcontext():
+            batch = _batch(model, tokenizer, [prompts[i] for i in chunk], decoding.max_new_tokens, least)
         for i, output in zip(chunk, batch):
             outputs[i] = output
         if on_batch is not None:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from veritune.config.evals import Eval
 from veritune.data.render import Renderer
 from veritune.errors import InputError, ModelError
 from veritune.evaluate import tasks
 from veritune.evaluate.calibration import calibration
-from veritune.evaluate.confidence import Judged, answer_confidences, multiclass_brier
+from veritune.evaluate.confidence import (
+    Judged,
+    Normalise,
+    answer_confidences,
+    judge_choices,
+    multiclass_brier,
+    read_questions,
+)
 from veritune.evaluate.generate import Decoding, Output, generate, stop_tokens
 from veritune.probe.clusters import codes, ratio
 from veritune.probe.forgetting import Forgetting, forgetting
-from veritune.probe.study import Subject, Zoned
+from veritune.probe.study import ProbeSubject, Zoned, read_zones
 from veritune.records import Estimate, Score
 
 NAME = "regression"
@@ -42,7 +50,7 @@ class AnswerKey:
 
 
 def forgetting_of(
-    found: Subject, zoned: Zoned, margin: float, key: AnswerKey | None = None
+    found: ProbeSubject, zoned: Zoned, margin: float, key: AnswerKey | None = None
 ) -> tuple[Forgetting, tuple[list[Score], list[Score]] | None]:
     """Loss before and after, and with a key the scores of both. Raises ModelError without an adapter."""
     from veritune.probe.memorization import row_losses
@@ -92,7 +100,7 @@ def _answered(
     return made
 
 
-def calibration_of(subject: Subject, judge: Callable[[Any], Judged], bins: int | None = None) -> dict[str, Any]:
+def calibration_of(subject: ProbeSubject, judge: Callable[[Any], Judged], bins: int | None = None) -> dict[str, Any]:
     """Calibration of the trained model beside its base, or of the base alone where nothing was trained.
 
     `judge` is given each loaded model, one at a time.
@@ -101,6 +109,26 @@ def calibration_of(subject: Subject, judge: Callable[[Any], Judged], bins: int |
     if subject.adapter is None:
         return calibration_record(base, None, bins)
     return calibration_record(judge(subject.trained()), base, bins)
+
+
+def asked_calibration(
+    subject: ProbeSubject,
+    data: str | Path,
+    key: AnswerKey | None,
+    family_field: str | None,
+    metric: Literal["acc", "acc_norm"],
+) -> dict[str, Any]:
+    """Calibration of a model that is asked here: on short answers with a key, on multiple choice without one.
+
+    `metric` is how options are scored: `acc_norm` divides an option's log-likelihood by its number of tokens.
+    Raises DataError for rows that are not of that kind.
+    """
+    if key is not None:
+        zoned = read_zones({"items": data}, subject.renderer, family_field=family_field)
+        return calibration_of(subject, lambda loaded: judge_answers(loaded, subject.renderer, zoned, key))
+    questions = read_questions(data, family_field)
+    normalise: Normalise = "length" if metric == "acc_norm" else "none"
+    return calibration_of(subject, lambda loaded: judge_choices(loaded, subject.renderer, questions, normalise))
 
 
 def calibration_record(after: Judged, before: Judged | None = None, bins: int | None = None) -> dict[str, Any]:

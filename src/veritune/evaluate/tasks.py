@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from veritune.config.evals import Eval, Rule
+from veritune.data.answers import MAX_ANSWER, extract, final_answer, same_answer
+from veritune.data.choices import options_of
 from veritune.errors import StudyError
+from veritune.evaluate.calls import calls_hold
 from veritune.evaluate.generate import Output
 from veritune.patterns import PatternTooSlow, limited
 from veritune.records import Row, Score
@@ -38,8 +41,14 @@ def check_items(name: str, spec: Eval, rows: Sequence[Row]) -> None:
     """Raises StudyError when an item lacks a column that a rule or the expected answer names."""
     needed = {key for rule in spec.rules for key in rule.when or {}}
     needed |= {key for rule in spec.rules for key in rule.columns()}
-    if spec.expected:
+    if spec.expected and spec.kind != "choice":
         needed.add(spec.expected)
+    calling = next((rule.name for rule in spec.rules if rule.calls is not None), None)
+    if calling is not None and rows and not any(row.messages[-1].tool_calls for row in rows if row.messages):
+        raise StudyError(
+            f"evals.{name}: rule {calling!r} compares calls of tools, and no item's answer calls one.",
+            fix="Give rows whose last turn has tool_calls, or another rule.",
+        )
     for row in rows:
         missing = sorted(key for key in needed if row.meta.get(key) is None)
         if missing:
@@ -47,6 +56,32 @@ def check_items(name: str, spec: Eval, rows: Sequence[Row]) -> None:
                 f"evals.{name}: row {row.id} (line {row.line}) has no column {missing[0]!r} that the eval needs.",
                 fix=f"Columns there: {', '.join(sorted(row.meta)) or 'none'}.",
             )
+        if spec.kind == "answer":
+            _check_expected(name, spec, row)
+        if spec.kind == "choice":
+            options_of(name, spec, row)
+
+
+def _check_expected(name: str, spec: Eval, row: Row) -> None:
+    """Raises StudyError for an item whose expected answer is not one: every output would be wrong on it."""
+    text = expected_answer(spec, row)
+    if text and len(text) <= MAX_ANSWER:
+        return
+    where = f"column {spec.expected!r}" if spec.expected else "its answer turn"
+    found = f"{len(text)} characters without \\boxed{{}} or ####" if text else "none"
+    raise StudyError(
+        f"evals.{name}: item {row.id} (line {row.line}): expected a final answer in {where}, found {found}.",
+        fix="Name the column with the answer in `expected`, or map it with `columns: {assistant: ...}`.",
+    )
+
+
+def expected_answer(spec: Eval, row: Row) -> str:
+    """The answer that an item of `kind: answer` expects: the marked one, else the whole text; empty without any."""
+    value = row.meta.get(spec.expected) if spec.expected else row.target
+    if value is None or isinstance(value, dict | list):
+        return ""
+    text = str(value)
+    return (final_answer(text) or text).strip()
 
 
 def score(name: str, spec: Eval, row: Row, output: Output) -> Score:
@@ -54,9 +89,14 @@ def score(name: str, spec: Eval, row: Row, output: Output) -> Score:
 
     A pattern that takes too long on an output gives no value, reason `pattern_too_slow`, and is counted as such.
     """
+    if spec.kind in ("choice", "function", "judge"):
+        raise StudyError(f"evals.{name}: `kind: {spec.kind}` is not scored by patterns.", fix="Name another eval.")
     ended = {"ended": output.ended, "n_tokens": len(output.token_ids)}
     if not output.text.strip():
         return Score("", name, row.id, None, reason="empty_output", output=output.text, parts=ended)
+    if spec.kind == "answer":
+        value, reason, parts = _answer(spec, row, output)
+        return Score("", name, row.id, value, reason=reason, output=output.text, parts={**ended, **parts})
     score_of = _match if spec.kind == "match" else _rules
     try:
         value, reason, parts = score_of(spec, row, output.text)
@@ -69,7 +109,10 @@ Scored = tuple[float | None, str | None, dict[str, Any]]
 
 
 def _rules(spec: Eval, row: Row, text: str) -> Scored:
-    results = {rule.name: holds(rule, row.meta, text) for rule in spec.rules}
+    results = {
+        rule.name: calls_hold(rule.calls, row, text) if rule.calls is not None else holds(rule, row.meta, text)
+        for rule in spec.rules
+    }
     held = sum(ok for ok, _ in results.values())
     value = held / len(results) if spec.score == "mean" else float(held == len(results))
     return (
@@ -98,6 +141,16 @@ def holds(rule: Rule, meta: Mapping[str, Any], text: str) -> tuple[bool, Any]:
         return ok, wanted_text if ok else None
     banned = [phrase for phrase in rule.absent or () if phrase.casefold() in text.casefold()]
     return not banned, banned
+
+
+def _answer(spec: Eval, row: Row, output: Output) -> Scored:
+    """1 for the expected final answer, 0 for another. `by` says by which sign the answer was found."""
+    expected = expected_answer(spec, row)
+    found = extract(output.text, expected, whole=output.ended != "length")
+    if found is None:
+        return None, "extraction_failed", {"extracted": None, "expected": expected}
+    parts = {"extracted": found.text, "expected": expected, "by": found.by}
+    return float(same_answer(found.text, expected)), None, parts
 
 
 def _match(spec: Eval, row: Row, text: str) -> Scored:

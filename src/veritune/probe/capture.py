@@ -119,7 +119,7 @@ class _Tell:
         if dy.dim() < 3 or dy.shape[0] != n:
             raise ModelError(
                 f"{self.weight or self.bias}: expected inputs of shape [{n} examples, tokens, ...], "
-                f"found {list(x.shape)}: its tokens cannot be told apart by example.",
+                f"found {list(x.shape)}: its tokens cannot be distinguished by example.",
                 fix="Models that flatten or route tokens before a layer (OPT's older code, experts) are not supported.",
             )
         wide = torch.promote_types(dy.dtype, self.at_least or x.dtype)
@@ -155,6 +155,15 @@ class Capture:
     of: `trainable` captures the parameters that require gradients; `probe` taps every linear of the blocks with a
     zero-B adapter of `rank`, whatever is trainable. write_grads: also leave ordinary `.grad`s (`trainable` only).
     Raises ModelError below `min_coverage` of the trainable parameters, and when nothing can be captured.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> config = LlamaConfig(vocab_size=8, **sizes)
+    >>> model, gram, ids = LlamaForCausalLM(config), Gram(), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    >>> with Capture(model, gram, of="probe") as capture:
+    ...     capture.backward(model(input_ids=ids).logits.logsumexp(-1).mean(-1))  # a loss per example
+    >>> gram.total.shape
+    torch.Size([2, 2])
     """
 
     def __init__(  # noqa: PLR0913 - every argument beyond the first two is optional and named
@@ -416,7 +425,13 @@ class Keep:
 
 
 class Gram:
-    """Inner products between one batch's examples, by module type: `by_type[type]` is [N, N] float64."""
+    """Inner products between one batch's examples, by module type: `by_type[type]` is [N, N] float64.
+
+    >>> gram = Gram()
+    >>> gram("model.layers.0.self_attn.q_proj", torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    >>> gram.total.tolist()
+    [[1.0, 1.0], [1.0, 2.0]]
+    """
 
     def __init__(self) -> None:
         self.by_type: dict[str, torch.Tensor] = {}
@@ -434,7 +449,7 @@ class Gram:
         return torch.stack(list(self.by_type.values())).sum(0)
 
 
-class Store:
+class GradientStore:
     """Keeps flattened float32 gradients until the inner products of all batches are asked for: exact, and large."""
 
     def __init__(self) -> None:

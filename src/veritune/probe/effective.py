@@ -29,6 +29,9 @@ Ints = npt.NDArray[np.int64]
 LEAST_DRAWN = 8
 """Families with siblings that a sample draws at least: as many as an interval needs unless a study asks for more."""
 
+MOST_COMPARED = 24
+"""Families whose cosines with one another a record holds: as many as a figure can name."""
+
 ONE_DIRECTION = "one_direction"
 """Key in an estimate's details: all gradients point one way, so that the rows act like about one example."""
 
@@ -302,7 +305,13 @@ def _jackknifed(blank: Estimate, value: float, leave_F: Floats, groups: float, l
 
 
 def effective_n(rho: float, size_F: Ints | Sequence[int]) -> float:
-    """n/(1 + (sum n_f^2/n - 1) rho) for families of these sizes; rho outside [0, 1] is taken to the nearest end."""
+    """n/(1 + (sum n_f^2/n - 1) rho) for families of these sizes; rho outside [0, 1] is taken to the nearest end.
+
+    n is the number of rows. Source: the design effect of unequal clusters, Kish 1965.
+
+    >>> effective_n(0.0, [4, 4, 4]), effective_n(1.0, [4, 4, 4])
+    (12.0, 3.0)
+    """
     size = np.asarray(size_F, dtype=float)
     n = size.sum()
     return float(n / (1 + (np.square(size).sum() / n - 1) * min(max(rho, 0.0), 1.0)))
@@ -402,6 +411,27 @@ def by_family(
     return made
 
 
+def between_families(cosine_N_N: Floats, sample: Sample, most: int = MOST_COMPARED) -> dict[str, Any]:
+    """Mean cosines between families [F, F], siblings on the diagonal without a row's own 1.
+
+    The `most` families with the most measured rows, in the order of the data; `rows` are those measured of each, `of`
+    the families measured in all. A family of one row has None on the diagonal.
+    """
+    count_F = np.bincount(sample.family_N)
+    kept = np.sort(np.argsort(-count_F, kind="stable")[:most])
+    member_F_N = (sample.family_N[None, :] == kept[:, None]).astype(float)
+    size_F = member_F_N.sum(1)
+    sums_F_F = member_F_N @ cosine_N_N @ member_F_N.T
+    pairs_F_F = np.outer(size_F, size_F)
+    own = np.arange(len(kept))
+    sums_F_F[own, own] -= (member_F_N * np.diag(cosine_N_N)).sum(1)
+    pairs_F_F[own, own] -= size_F
+    cosine = [
+        [float(s) / float(n) if n else None for s, n in zip(sums, pairs)] for sums, pairs in zip(sums_F_F, pairs_F_F)
+    ]
+    return {"families": kept.tolist(), "rows": size_F.astype(int).tolist(), "cosine": cosine, "of": len(count_F)}
+
+
 # ---------------------------------------------------------------- without families
 
 
@@ -429,7 +459,7 @@ def directions(
         return replace(none, warnings=(why,), details={ONE_DIRECTION: True})
     value = _directions(gram_N_N, sketch_dims)
     if value is None:
-        why = "more directions than these rows, or a sketch of this size, can tell apart"
+        why = "more directions than these rows, or a sketch of this size, can distinguish"
         return replace(none, warnings=(why,))
     keep = [np.delete(np.arange(n), i) for i in range(n)]
     leave = [_directions(gram_N_N[np.ix_(k, k)], sketch_dims) for k in keep]
@@ -463,7 +493,7 @@ def _directions(gram_N_N: Floats, sketch_dims: int | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Found:
+class FamiliesFound:
     """Families by gradient: a code per row, and edges (row, row, mean cosine, "gradient") that join each family."""
 
     family_N: Ints
@@ -476,7 +506,7 @@ class Found:
         return dict(zip(codes.tolist(), counts.tolist()))
 
 
-def find_families(gram_N_N: Floats, threshold: float = DEFAULTS.gradients.family_cosine) -> Found:
+def find_families(gram_N_N: Floats, threshold: float = DEFAULTS.gradients.family_cosine) -> FamiliesFound:
     """Average-link clusters of mean-centred cosines; rows join while their mean cosine exceeds `threshold`.
 
     Gradients share a large common part, so cosines are taken after the mean gradient is removed. The threshold 0.3 was
@@ -487,7 +517,7 @@ def find_families(gram_N_N: Floats, threshold: float = DEFAULTS.gradients.family
 
     n = len(gram_N_N)
     if n < 2:
-        return Found(np.zeros(n, dtype=np.int64), (), threshold)
+        return FamiliesFound(np.zeros(n, dtype=np.int64), (), threshold)
     mean_N = gram_N_N.mean(1)
     centred = gram_N_N - mean_N[:, None] - mean_N[None, :] + gram_N_N.mean()
     norm_N = np.sqrt(np.maximum(np.diag(centred), np.finfo(float).tiny))
@@ -504,4 +534,4 @@ def find_families(gram_N_N: Floats, threshold: float = DEFAULTS.gradients.family
         for i in member[1:]:
             others = member[member != i]
             edges.append((int(member[0]), int(i), float(cosine[i, others].mean()), "gradient"))
-    return Found(code_N, tuple(edges), threshold)
+    return FamiliesFound(code_N, tuple(edges), threshold)

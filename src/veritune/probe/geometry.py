@@ -29,6 +29,7 @@ from veritune.errors import DataError, ModelError, ScoreError, first_line
 from veritune.probe.batches import evaluating, model_device
 from veritune.records import FORMAT_VERSION, Json, to_json
 from veritune.stats.centroids import Centroids, changes, m1_parts
+from veritune.untrusted import parse_yaml, read_text
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["last_input_token", "response_mean"]
@@ -261,8 +262,8 @@ def _read_yaml(path: Any) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(_text_of(path))
-    except yaml.YAMLError as exc:
+        return parse_yaml(_text_of(path))
+    except (yaml.YAMLError, ValueError) as exc:
         raise DataError(f"{path} is no YAML or JSON: {first_line(exc)}.") from None
 
 
@@ -270,6 +271,6 @@ def _text_of(path: Any) -> str:
     from pathlib import Path
 
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
+        return read_text(Path(path))
+    except (OSError, ValueError) as exc:
         raise DataError(f"{path} cannot be read: {exc}.") from None

@@ -42,7 +42,7 @@ RATIOS = ("m1", "m1_around_reference", "icc")
 
 
 @dataclass(frozen=True)
-class Run:
+class GridRun:
     """Which trained model a reading is of; None where a folder outside a study does not tell."""
 
     label: str
@@ -75,23 +75,23 @@ class Grid:
     format: int = FORMAT_VERSION
 
 
-def run_of(folder: Path) -> Run:
+def run_of(folder: Path) -> GridRun:
     """The run of an adapter's or a checkpoint's folder: of a study, where it lies in one."""
     from veritune.probe.series import step_of
     from veritune.store import read_json
 
     manifest = next((f / "manifest.json" for f in folder.parents[:3] if (f / "manifest.json").is_file()), None)
     if manifest is None:
-        return Run(str(folder), None, None, step_of(folder))
+        return GridRun(str(folder), None, None, step_of(folder))
     if manifest.parent.parent.name == "runs":
         run = RunManifest.load(manifest)
-        return Run(str(folder), run.condition, run.seed, step_of(folder))
+        return GridRun(str(folder), run.condition, run.seed, step_of(folder))
     bundle = read_json(manifest)
-    return Run(str(folder), bundle.get("condition"), bundle.get("seed"), step_of(folder))
+    return GridRun(str(folder), bundle.get("condition"), bundle.get("seed"), step_of(folder))
 
 
 def build_grids(
-    runs: Sequence[tuple[Run, Mapping[str, Geometry]]],
+    runs: Sequence[tuple[GridRun, Mapping[str, Geometry]]],
     reference: Mapping[str, Geometry] | None = None,
     files: Mapping[str, str] | None = None,
     thresholds: GeometryThresholds = DEFAULTS.geometry,

@@ -21,14 +21,15 @@ import torch
 from veritune.config.thresholds import DEFAULTS, Thresholds
 from veritune.errors import DataError, ModelError
 from veritune.probe.batches import evaluating, in_batches, mean_losses, model_device, require_targets
-from veritune.probe.capture import PROBE_RANK, Capture, Coverage, Sketch, Store, trainable_coverage
+from veritune.probe.capture import PROBE_RANK, Capture, Coverage, GradientStore, Sketch, trainable_coverage
 from veritune.probe.effective import (
     ONE_DIRECTION,
+    FamiliesFound,
     Floats,
-    Found,
     Sample,
     SamplePlan,
     align,
+    between_families,
     by_family,
     choose,
     directions,
@@ -64,7 +65,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Products:
     """Inner products of the measured rows' gradients [N, N], by module type and in all, with each row's mean loss."""
 
     by_type: Mapping[str, Floats]
@@ -102,6 +103,7 @@ class GradientProbe:
     would_change: str
     worth: Json = field(default_factory=dict)
     agreement: Json = field(default_factory=dict)
+    matrix: Json = field(default_factory=dict)
     kind: str = "gradients"
     format: int = FORMAT_VERSION
 
@@ -126,6 +128,15 @@ def probe_gradients(
     function that gives it for the measured ones), for a checkpoint that does not carry its base, or `self` when this is
     the base; adapters are compared with their own base.
     Raises DataError for unusable rows and non-finite losses, ModelError where gradients cannot be captured.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from veritune.records import Rendered
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> config = LlamaConfig(vocab_size=9, **sizes)
+    >>> rows = [Rendered(f"r{i}", (1, 2 + i % 6, 8), (-100, 2 + i % 6, 8)) for i in range(24)]
+    >>> found = probe_gradients(LlamaForCausalLM(config), rows, [f"f{i % 6}" for i in range(24)])
+    >>> found.n_rows
+    24
     """
     settings = settings or Settings()
     _check_lengths(rows, families, sources)
@@ -168,6 +179,7 @@ def probe_gradients(
         would_change=sentences[2],
         worth=worth(next(e for e in estimates if e.name == "n_eff"), len(rows), settings.thresholds),
         agreement=agreement,
+        matrix=_matrix(cosine_N_N, sample, names) if labelled else {},
     )
 
 
@@ -178,7 +190,7 @@ def discover_families(
     threshold: float = DEFAULTS.gradients.family_cosine,
     settings: Settings | None = None,
     max_rows: int = 8000,
-) -> Found:
+) -> FamiliesFound:
     """Families by gradient over all rows; `edges` go to `data.families.find_families(extra_edges=...)`.
 
     Every row is measured once, so this costs about one epoch. Raises DataError above `max_rows` (memory grows with
@@ -195,15 +207,15 @@ def discover_families(
 # ---------------------------------------------------------------- measuring
 
 
-def measure(model: torch.nn.Module, rows: Sequence[Rendered], settings: Settings) -> Measured:
+def measure(model: torch.nn.Module, rows: Sequence[Rendered], settings: Settings) -> Products:
     """Inner products of per-example gradients of mean losses, all rows against all."""
     require_targets(rows)
     of = _resolve(model, settings)
-    sink: Store | Sketch = Sketch(settings.dims, seed=settings.seed, by_type=True)
+    sink: GradientStore | Sketch = Sketch(settings.dims, seed=settings.seed, by_type=True)
     capture = Capture(model, sink, of=of, rank=settings.rank, seed=settings.seed, min_coverage=settings.min_coverage)
     exact = capture.numel * len(rows) * 4 <= settings.exact_bytes
     if exact:
-        capture.sink = sink = Store()
+        capture.sink = sink = GradientStore()
     device, order = model_device(model), []
     loss_N = np.zeros(len(rows))
     with evaluating(model), torch.enable_grad(), capture:
@@ -216,7 +228,7 @@ def measure(model: torch.nn.Module, rows: Sequence[Rendered], settings: Settings
             order += index
     back = np.argsort(order)
     grams = {kind: sink.gram(kind).numpy()[np.ix_(back, back)] for kind in sink.kinds()}
-    return Measured(grams, loss_N, of, capture.coverage, None if exact else settings.dims)
+    return Products(grams, loss_N, of, capture.coverage, None if exact else settings.dims)
 
 
 def _resolve(model: torch.nn.Module, settings: Settings) -> Literal["trainable", "probe"]:
@@ -251,7 +263,7 @@ def _require_finite(loss_B: Floats, row_ids: Sequence[str]) -> None:
 
 
 def _when(
-    model: torch.nn.Module, rows: Sequence[Rendered], measured: Measured, settings: Settings, base_loss: Any
+    model: torch.nn.Module, rows: Sequence[Rendered], measured: Products, settings: Settings, base_loss: Any
 ) -> dict[str, Any]:
     """Whether this is the base or an early model: mean losses, `at` (`base`, `early`, `late`, `unknown`) and why."""
     now = float(measured.loss_N.mean())
@@ -333,7 +345,7 @@ def _raw(gram_N_N: Floats, sample: Sample, settings: Settings, rho: Estimate) ->
     return replace(read.rho, **gone), replace(read.n_eff, **gone)
 
 
-def _by_type(measured: Measured, sample: Sample, settings: Settings) -> dict[str, Any]:
+def _by_type(measured: Products, sample: Sample, settings: Settings) -> dict[str, Any]:
     made: dict[str, Any] = {}
     total = float(np.trace(measured.gram_N_N))
     for kind, gram_N_N in measured.by_type.items():
@@ -343,6 +355,13 @@ def _by_type(measured: Measured, sample: Sample, settings: Settings) -> dict[str
         read = align(unit(gram_N_N), sample, level=settings.level, thresholds=settings.thresholds)
         made[kind] = {e.name: e for e in read.estimates()} | {"share": float(np.trace(gram_N_N)) / total}
     return made
+
+
+def _matrix(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> Json:
+    """Mean cosines between families, each by the name it was given."""
+    name_of = dict(zip(sample.family_N.tolist(), (names[i] for i in sample.index_N)))
+    made = between_families(cosine_N_N, sample)
+    return made | {"families": [name_of[code].removeprefix("family ") for code in made["families"]]}
 
 
 def _by_family(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> tuple[dict[str, Any], ...]:
@@ -382,7 +401,7 @@ def _norms(gram_N_N: Floats, rows: Sequence[Rendered]) -> dict[str, Any]:
     }
 
 
-def _found_record(found: Found | None, sample: Sample) -> dict[str, Any] | None:
+def _found_record(found: FamiliesFound | None, sample: Sample) -> dict[str, Any] | None:
     if found is None:
         return None
     at = sample.index_N
@@ -394,7 +413,7 @@ def _found_record(found: Found | None, sample: Sample) -> dict[str, Any] | None:
     }
 
 
-def _settings_record(settings: Settings, measured: Measured) -> dict[str, Any]:
+def _settings_record(settings: Settings, measured: Products) -> dict[str, Any]:
     return {
         "of": measured.of,
         "rank": settings.rank if measured.of == "probe" else None,
@@ -423,7 +442,7 @@ def _sentences(
     sample: Sample,
     labelled: bool,
     loss: Json,
-    beside: tuple[Found | None, Json, Thresholds],
+    beside: tuple[FamiliesFound | None, Json, Thresholds],
 ) -> tuple[str, str, str]:
     """What the probe reads, its limits, and what would change it. `beside`: found families, agreement, thresholds."""
     found, agreement, thresholds = beside
@@ -464,7 +483,7 @@ def _sentences(
     )
 
 
-def _disagreeing(agreement: Json, found: Found | None) -> str:
+def _disagreeing(agreement: Json, found: FamiliesFound | None) -> str:
     """What it means that the number by families and the one without labels part; empty where they do not."""
     if not agreement.get("disagree"):
         return ""
@@ -473,7 +492,7 @@ def _disagreeing(agreement: Json, found: Found | None) -> str:
     return (
         f" The two numbers disagree: without the labels the gradients spread over {spread:,.0f} directions{groups}. "
         "The family labels may be wrong or miss relatives, or a few directions dominate: read the smaller number "
-        "until the labels are checked (`veritune probe families`)."
+        "until the labels are checked (`veritune probe gradients --families FILE`)."
     )
 
 
@@ -499,11 +518,11 @@ def _trust(n_eff: Estimate, n: int, thresholds: Thresholds) -> str:
         return said + "."
     return (
         said + f", so here {span['low']:,.0f} to {span['high']:,.0f} (a span seen, without a confidence "
-        "level). Two data sets whose spans overlap are not told apart."
+        "level). Two data sets whose spans overlap are not distinguished."
     )
 
 
-def _unlabelled_sentences(spread: Estimate, n: int, measured: str, found: Found | None) -> tuple[str, str, str]:
+def _unlabelled_sentences(spread: Estimate, n: int, measured: str, found: FamiliesFound | None) -> tuple[str, str, str]:
     if spread.value is None:
         said = f"How many directions the gradients span cannot be said: {spread.warnings[0]}."
     else:

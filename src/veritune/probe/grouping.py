@@ -16,6 +16,7 @@ from typing import Any
 
 from veritune.config.thresholds import DEFAULTS
 from veritune.data.families import FamilyResult, find_families
+from veritune.data.fields import TAKEN_OUT
 from veritune.errors import DataError
 from veritune.probe.gradients import Settings, discover_families
 from veritune.records import FORMAT_VERSION, Rendered, Row
@@ -89,13 +90,12 @@ def write_grouped(path: Path, rows: Sequence[Row], found: Grouped) -> None:
 
 
 def _record(row: Row, family: str) -> dict[str, Any]:
-    record: dict[str, Any] = {k: v for k, v in row.meta.items() if k not in ("id", "messages")}
+    record: dict[str, Any] = {k: v for k, v in row.meta.items() if k not in ("id", "messages", *TAKEN_OUT)}
     if COLUMN in record:
         record["family_before"] = record.pop(COLUMN)
     elif row.family is not None:
         record["family_before"] = row.family
-    turns = [{"role": m.role, "content": m.content} for m in row.messages]
-    return {"id": row.id, "messages": turns, **record, COLUMN: family}
+    return {"id": row.id, **row.to_chat(), **record, COLUMN: family}
 
 
 def _sentences(

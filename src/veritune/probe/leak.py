@@ -51,7 +51,7 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class Measured:
+class LeakLosses:
     """Mean loss per row id of the base, the honest and the leaky run; each row's zone in either split; its family."""
 
     condition: str
@@ -69,6 +69,10 @@ def leaky_zones(zone_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
     `held_out`. Validation rows stay, so that both runs choose their checkpoint on the same rows.
 
     Raises DataError when nothing is held out besides validation.
+
+    >>> zones = leaky_zones({"a": "seen", "b": "seen", "c": "stranger", "d": "validation"})
+    >>> sorted(zones.values()), zones["d"]
+    (['held_out', 'seen', 'seen', 'validation'], 'validation')
     """
     pool = sorted(row for row, zone in zone_of.items() if zone != "validation")
     n_seen = sum(zone == "seen" for zone in zone_of.values())
@@ -83,7 +87,7 @@ def leaky_zones(zone_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
     }
 
 
-def leak(m: Measured) -> Leak:
+def leak(m: LeakLosses) -> Leak:
     """Compare the two runs. Raises ScoreError for losses that are not finite, or no stranger that both hold out."""
     _check(m)
     ids = [r for r in m.honest if r in m.leaky and m.honest_zone[r] == "stranger" and m.leaky_zone[r] == HELD_OUT]
@@ -124,7 +128,7 @@ def leak(m: Measured) -> Leak:
     )
 
 
-def _check(m: Measured) -> None:
+def _check(m: LeakLosses) -> None:
     for name, losses in (("base", m.base), ("honest", m.honest), ("leaky", m.leaky)):
         bad = next((r for r, x in losses.items() if not np.isfinite(x)), None)
         if bad is not None:

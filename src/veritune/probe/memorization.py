@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,30 +26,17 @@ from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, mean_losses, model_device, require_targets
 from veritune.probe.carried import ZoneGain, share_interval, zone_gain
 from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
-from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+from veritune.records import (
+    FORMAT_VERSION,
+    Estimate,
+    Json,
+    Rendered,
+    ThreeZoneGap,
+)
+from veritune.records.probes import GapVerdict
 from veritune.stats.families import undrawn
 
-Verdict = Literal["generalises", "partly", "memorises", "cannot tell"]
 GAP_ZONES = ("seen", "sibling", "stranger")
-
-
-@dataclass(frozen=True)
-class ThreeZoneGap:
-    """The record. Gains are in the units given (nats per token for losses); shares are of the gain on seen rows.
-
-    `thresholds` are the numbers that chose the word.
-    """
-
-    zones: Json
-    carried: Mapping[str, Estimate]
-    verdict: Verdict
-    why: str
-    thresholds: Json
-    reading: str
-    limits: str
-    would_change: str
-    kind: str = "three_zone_gap"
-    format: int = FORMAT_VERSION
 
 
 def three_zone_gap(
@@ -67,6 +54,12 @@ def three_zone_gap(
     Scores that should rise are given as losses: the highest score less the score. Rows of other zones are ignored.
     Raises ScoreError for unequal lengths, values that are not finite or below `best`, or a zone without rows other
     than `sibling`, which a data set without siblings does not have.
+
+    >>> zones, families = ["seen"] * 40 + ["stranger"] * 40, [f"f{i}" for i in range(80)]
+    >>> before = [2.0 + 0.01 * (i % 7) for i in range(80)]
+    >>> after = [loss - (1.5 if zone == "seen" else 0.0) for loss, zone in zip(before, zones)]
+    >>> three_zone_gap(before, after, zones, families).verdict
+    'memorises'
     """
     arrays = base_N, gain_N, zone_N, _ = _arrays(before, after, zones, families, best)
     least = thresholds.families.for_interval
@@ -186,7 +179,7 @@ def _carried(name: str, gains: ZoneGains, level: float) -> Estimate:
 
 def _verdict(
     seen: Estimate, parts: Mapping[str, ZoneGain], stranger: Estimate, thresholds: Thresholds
-) -> tuple[Verdict, str]:
+) -> tuple[GapVerdict, str]:
     least, words = thresholds.families.for_interval, thresholds.zone_gap
     few = [z for z in ("seen", "stranger") if parts[z].n_families < least]
     if few:
@@ -237,7 +230,7 @@ def _zone_record(zone: str, base_N: Floats, gain_N: Floats, part: ZoneGain, leas
     }
 
 
-def _reading(verdict: Verdict, why: str, seen: Estimate, carried: Mapping[str, Estimate]) -> str:
+def _reading(verdict: GapVerdict, why: str, seen: Estimate, carried: Mapping[str, Estimate]) -> str:
     words = {
         "generalises": "It generalises",
         "partly": "It generalises in part",
@@ -278,7 +271,19 @@ def _limits(parts: Mapping[str, ZoneGain], best: float | None) -> str:
 
 
 def row_losses(model: torch.nn.Module, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[float]:
-    """Each row's mean NLL in nats per target token, in the order given. Under `model.disable_adapter()` the base's."""
+    """Each row's mean NLL in nats per target token, in the order given. Under `model.disable_adapter()` the base's.
+
+    Raises DataError for a row without a target.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from veritune.records import Rendered
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> config = LlamaConfig(vocab_size=8, **sizes)
+    >>> row = Rendered("r1", (1, 2, 3, 4), (-100, -100, 3, 4))
+    >>> losses = row_losses(LlamaForCausalLM(config), [row])
+    >>> len(losses), 1.5 < losses[0] < 3  # an untrained model: about log(8) = 2.08
+    (1, True)
+    """
     require_targets(rows)
     loss_N = np.zeros(len(rows))
     device = model_device(model)

@@ -20,12 +20,14 @@ from veritune.stats.centroids import MEASURES
 
 Uncertainty = Literal["items", "seeds", "exact"]
 METHODS = ("last_input_token", "response_mean")
+COUNTS = tuple(f"{name}_{way}" for name in ("m1", "icc") for way in ("rose", "fell"))
+"""Counts of cells: how many of a run's layers and methods a measure was shown to rise or fall in."""
 OPEN = {"layer": r"\d+", "part": r"[\w\-]+(?:\.[\w\-]+)*"}
 """Segments that the study does not close, and what they may hold."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pattern:
+class ProbeNames:
     """Quantities of one probe. `uncertainty` is where an interval comes from: the probe's items (and seeds, where there
     are several runs), several runs alone, or nowhere, because it is a count. `made_by` is the command that records it.
     """
@@ -37,51 +39,73 @@ class Pattern:
     choices: Mapping[str, tuple[str, ...]] | None = None
 
 
-PATTERNS: tuple[Pattern, ...] = (
-    Pattern("nll.{zone}.{any}", "items", "loss, nats per target token, on the rows of a zone"),
-    Pattern("final_loss.{arm}", "seeds", "training loss of the last step"),
-    Pattern("trainable_share.{arm}", "exact", "share of the parameters that train"),
-    Pattern("gap.carried.{held}.{arm}", "items", "share of the gain on seen rows that a zone shows"),
-    Pattern("gap.gain.{gap_zone}.{arm}", "items", "fall of the loss on a zone's rows"),
-    Pattern(
+PATTERNS: tuple[ProbeNames, ...] = (
+    ProbeNames("nll.{zone}.{any}", "items", "loss, nats per target token, on the rows of a zone"),
+    ProbeNames("final_loss.{arm}", "seeds", "training loss of the last step"),
+    ProbeNames("trainable_share.{arm}", "exact", "share of the parameters that train"),
+    ProbeNames("gap.carried.{held}.{arm}", "items", "share of the gain on seen rows that a zone shows"),
+    ProbeNames("gap.gain.{gap_zone}.{arm}", "items", "fall of the loss on a zone's rows"),
+    ProbeNames(
         "leak.{of}.{arm}",
         "items",
         "what a leaky split would have flattered, first seed",
         "leak",
         {"of": ("flattered", "elsewhere", "by_leak")},
     ),
-    Pattern("weights.relative_change.{part}.{arm}", "seeds", "norm of the change over the base's norm", "report"),
-    Pattern("weights.delta_norm.{part}.{arm}", "seeds", "norm of the change", "report"),
-    Pattern("gradients.share.{part}.{arm}", "seeds", "mean share of the squared gradient norm in training", "report"),
-    Pattern("gradients.update_ratio.{arm}", "seeds", "mean ratio of update to weight in training", "report"),
-    Pattern("{of}.{any}", "items", "gradients by family", "gradients", {"of": ("n_eff", "rho", "directions")}),
-    Pattern("geometry.{of}.{layer}.{method}.{arm}", "seeds", "after training", "geometry", {"of": MEASURES}),
-    Pattern(
+    ProbeNames("weights.relative_change.{part}.{arm}", "seeds", "norm of the change over the base's norm", "report"),
+    ProbeNames("weights.delta_norm.{part}.{arm}", "seeds", "norm of the change", "report"),
+    ProbeNames(
+        "weights.cells.{of}.{reference}.{arm}",
+        "seeds",
+        "modules that moved above 1.5 times, or below half, of the reference's norm with the same seed",
+        "report",
+        {"of": ("above", "below")},
+    ),
+    ProbeNames(
+        "gradients.per_parameter.{part}.{arm}",
+        "seeds",
+        "share of the squared gradient norm over the share of the trained parameters",
+        "report",
+    ),
+    ProbeNames(
+        "gradients.share.{part}.{arm}", "seeds", "mean share of the squared gradient norm in training", "report"
+    ),
+    ProbeNames("gradients.update_ratio.{arm}", "seeds", "mean ratio of update to weight in training", "report"),
+    ProbeNames("{of}.{any}", "items", "gradients by family", "gradients", {"of": ("n_eff", "rho", "directions")}),
+    ProbeNames("geometry.{of}.{layer}.{method}.{arm}", "seeds", "after training", "geometry", {"of": MEASURES}),
+    ProbeNames(
         "geometry.{of}.{layer}.{method}.{arm}",
         "items",
         "trained minus base, over personas",
         "geometry",
         {"of": tuple(f"{name}_change" for name in MEASURES)},
     ),
-    Pattern(
+    ProbeNames(
+        "geometry.cells.{of}.{arm}",
+        "seeds",
+        "layers and methods where a measure rose or fell by its corrected p, one family over all runs",
+        "geometry",
+        {"of": COUNTS},
+    ),
+    ProbeNames(
         "calibration.{of}.{any}",
         "items",
         "calibration of the arm's answers",
         "calibration",
         {"of": ("ece", "ece_debiased", "brier", "accuracy", "overconfidence")},
     ),
-    Pattern("calibration.brier_change.{arm}", "items", "Brier score after minus before", "calibration"),
-    Pattern("forgetting.rise.{arm}", "items", "rise of the loss on a regression set", "forgetting"),
-    Pattern("forgetting.share_worse.{arm}", "items", "share of its rows whose loss rose", "forgetting"),
-    Pattern(
+    ProbeNames("calibration.brier_change.{arm}", "items", "Brier score after minus before", "calibration"),
+    ProbeNames("forgetting.rise.{arm}", "items", "rise of the loss on a regression set", "forgetting"),
+    ProbeNames("forgetting.share_worse.{arm}", "items", "share of its rows whose loss rose", "forgetting"),
+    ProbeNames(
         "recall.{of}.{gap_zone}.{arm}",
         "items",
         "rows given back",
         "recall",
         {"of": ("matched", "exact", "beyond_base", "choice_change")},
     ),
-    Pattern("recall.contrast.{arm}", "items", "change in choices won, seen minus strangers", "recall"),
-    Pattern(
+    ProbeNames("recall.contrast.{arm}", "items", "change in choices won, seen minus strangers", "recall"),
+    ProbeNames(
         "tokens.fall.{of}.{arm}",
         "items",
         "fall of the loss per stranger token, by class of token",
@@ -91,13 +115,14 @@ PATTERNS: tuple[Pattern, ...] = (
 )
 
 
-def _choices(pattern: Pattern, study: Study) -> dict[str, tuple[str, ...]]:
+def _choices(pattern: ProbeNames, study: Study) -> dict[str, tuple[str, ...]]:
     """What the study's own segments of a pattern may be."""
     asked = {zone for spec in study.evals.values() for zone in spec.zones}
     both = {"seen", "stranger"} <= asked
     whole = [name for name, c in study.conditions.items() if c.data_fraction in (None, 1.0)]
     return {
         "any": (*study.conditions, BASELINE),
+        "reference": tuple(study.conditions),
         "arm": tuple(whole if pattern.made_by == "leak" else study.conditions),
         "zone": (*sorted(asked), "validation"),
         "held": tuple(zone for zone in ("sibling", "stranger") if zone in asked and both),
@@ -107,19 +132,24 @@ def _choices(pattern: Pattern, study: Study) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _segments(pattern: Pattern) -> list[str]:
+def _segments(pattern: ProbeNames) -> list[str]:
     return re.findall(r"\{(\w+)\}", pattern.name)
 
 
-def _matches(pattern: Pattern, name: str, study: Study) -> bool:
+def _matches(pattern: ProbeNames, name: str, study: Study) -> bool:
     choices, text = _choices(pattern, study), re.escape(pattern.name).replace(r"\{", "{").replace(r"\}", "}")
     for segment in _segments(pattern):
         allowed = OPEN.get(segment) or "|".join(map(re.escape, choices[segment])) or r"(?!)"
         text = text.replace("{" + segment + "}", f"(?:{allowed})")
-    return re.fullmatch(text, name) is not None
+    return re.fullmatch(text, name) is not None and not _beside_itself(pattern, name)
 
 
-def pattern_of(name: str, study: Study) -> Pattern | None:
+def _beside_itself(pattern: ProbeNames, name: str) -> bool:
+    """Whether a quantity of an arm beside a reference names one arm twice."""
+    return "{reference}.{arm}" in pattern.name and len(set(name.split(".")[-2:])) == 1
+
+
+def pattern_of(name: str, study: Study) -> ProbeNames | None:
     """The pattern that a name belongs to; None for a name that no probe of this study records."""
     return next((pattern for pattern in PATTERNS if _matches(pattern, name, study)), None)
 
@@ -134,10 +164,12 @@ def known_names(study: Study) -> list[str]:
     return sorted({name for pattern in PATTERNS for name in _names(pattern, study, {k: (f"<{k}>",) for k in OPEN})})
 
 
-def _names(pattern: Pattern, study: Study, opened: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+def _names(pattern: ProbeNames, study: Study, opened: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     choices, segments = {**_choices(pattern, study), **opened}, _segments(pattern)
     for values in itertools.product(*(choices[segment] for segment in segments)):
-        yield pattern.name.format(**dict(zip(segments, values)))
+        name = pattern.name.format(**dict(zip(segments, values)))
+        if not _beside_itself(pattern, name):
+            yield name
 
 
 def nearest(name: str, study: Study) -> str | None:

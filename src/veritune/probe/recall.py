@@ -26,7 +26,7 @@ from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device,
 from veritune.probe.clusters import Floats, codes, difference, ratio
 from veritune.probe.memorization import matched_spans, verbatim_recall
 from veritune.probe.study import Zoned
-from veritune.probe.subject import Subject
+from veritune.probe.subject import ProbeSubject
 from veritune.records import FORMAT_VERSION, Json, Rendered
 
 Kind = Literal["sibling", "stranger"]
@@ -108,7 +108,7 @@ def build_choices(
     if not made.row:
         raise DataError(
             f"no row can be asked: expected endings of at least {plan.min_length} tokens and another row in the zone.",
-            fix="Give more rows, or a lower --length.",
+            fix="Give more rows, or rows with longer answers.",
         )
     return Choices(
         tuple(made.candidates),
@@ -210,7 +210,7 @@ def forced_choice(choices: Choices, before_C: Floats, after_C: Floats) -> Forced
     )
 
 
-def recall_of(found: Subject, zoned: Zoned, plan: RecallPlan | None = None) -> dict[str, Any]:
+def recall_of(found: ProbeSubject, zoned: Zoned, plan: RecallPlan | None = None) -> dict[str, Any]:
     """Both ways of asking back, `forced_choice` and `verbatim`, of a trained model beside its base on these rows."""
     choices = build_choices(zoned.rendered, zoned.zones, zoned.families, plan)
     base = found.base()

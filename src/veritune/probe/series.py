@@ -16,10 +16,11 @@ from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
 from veritune.config.sweep import swept
 from veritune.errors import ModelError
-from veritune.probe.subject import is_adapter, refuse_other_base
+from veritune.probe.subject import refuse_other_base
 from veritune.probe.weights import WeightChange, WeightOptions, adapter_change, checkpoint_change
 from veritune.records import FORMAT_VERSION, Json, RunManifest, TrainingRecord
 from veritune.store import Store
+from veritune.train.adapters.foreign import holds_adapter, peft_folder
 from veritune.train.models import resolve
 
 AXES = ("step", "lr", "rows", "label")
@@ -55,7 +56,8 @@ class WeightSeries:
     """The record of a series, in the order of condition, learning rate, rows, seed and step. `missing` says which runs
     have no weights on disk, or none that can be compared, and why. `by_lr` and `by_rows` are the tables of learning
     rates and of doses: scored checkpoints that differ in the seed alone, with the mean, least and largest norm of the
-    change, and the mean validation loss beside it; empty where there is one rate, or one dose."""
+    change, and the mean validation loss beside it; empty where there is one rate, or one dose. `by_step` pools the
+    seeds of every checkpoint that is on disk, by arm and step; empty where there is one step."""
 
     lines: tuple[Moved, ...]
     missing: tuple[str, ...]
@@ -64,6 +66,7 @@ class WeightSeries:
     reading: str
     limits: str
     would_change: str
+    by_step: tuple[Json, ...] = ()
     kind: str = "weight_series"
     format: int = FORMAT_VERSION
 
@@ -75,7 +78,8 @@ def is_study(paths: Sequence[Path]) -> bool:
 
 def change_of(folder: Path, base: Path | None, options: WeightOptions | None = None) -> WeightChange:
     """Weight change of an adapter's folder or a full checkpoint's. Raises ModelError for a checkpoint without base."""
-    if is_adapter(folder):
+    if holds_adapter(folder):
+        folder = peft_folder(folder).folder
         if base is not None:
             refuse_other_base(folder, base)
         return adapter_change(folder, base, options)
@@ -183,6 +187,18 @@ def _over(lines: Sequence[Moved], axis: Literal["lr", "rows"]) -> tuple[Json, ..
     return tuple(_group(group) for _, group in sorted(groups.items(), key=lambda x: tuple(map(_sortable, x[0]))))
 
 
+def _over_steps(lines: Sequence[Moved]) -> tuple[Json, ...]:
+    """Every checkpoint on disk, seeds pooled: one line an arm, a rate, a dose and a step."""
+    groups: dict[Any, list[Moved]] = {}
+    for line in lines:
+        if line.step is not None and line.condition is not None:
+            groups.setdefault((line.condition, line.lr, line.rows, line.step), []).append(line)
+    if len({key[-1] for key in groups}) < 2:
+        return ()
+    ordered = sorted(groups.items(), key=lambda x: tuple(map(_sortable, x[0])))
+    return tuple({**_group(group), "arm": key[0], "step": key[-1]} for key, group in ordered)
+
+
 def _sortable(value: Any) -> tuple[bool, Any]:
     return (value is not None, value if value is not None else 0)
 
@@ -211,6 +227,7 @@ def _record(lines: Sequence[Moved], missing: Sequence[str]) -> WeightSeries:
         missing=tuple(missing),
         by_lr=_over(lines, "lr"),
         by_rows=_over(lines, "rows"),
+        by_step=_over_steps(lines),
         reading=said if len(lines) > 1 else f"The weights moved by {most.delta_norm:.3g} ({most.label}).",
         limits="How far weights move does not tell memorising from generalising; it follows rate, steps and rank."
         + gone,
@@ -240,16 +257,18 @@ def table(record: WeightSeries) -> str:
     for name, lines in (("by learning rate", record.by_lr), ("by rows trained on", record.by_rows)):
         if lines:
             text += ["", f"{name}, scored checkpoints:", *_columns(_group_rows(lines))]
+    if record.by_step:
+        text += ["", "by step, seeds pooled:", *_columns(_group_rows(record.by_step, "step"))]
     return "\n".join(text)
 
 
-def _group_rows(lines: Sequence[Json]) -> list[list[str]]:
-    rows = [["arm", "lr", "rows", "runs", "val. NLL", "moved", "least", "most"]]
+def _group_rows(lines: Sequence[Json], *more: str) -> list[list[str]]:
+    rows = [["arm", "lr", "rows", *more, "runs", "val. NLL", "moved", "least", "most"]]
     for x in lines:
         loss = "-" if x["validation_nll"] is None else f"{x['validation_nll']:.4f}"
         norms = [f"{x[k]:.3g}" for k in ("delta_norm", "least", "most")]
         rate, dose = ("-" if x[k] is None else f"{x[k]:g}" for k in ("lr", "rows"))
-        rows.append([str(x["arm"]), rate, dose, str(x["n_runs"]), loss, *norms])
+        rows.append([str(x["arm"]), rate, dose, *(str(x[key]) for key in more), str(x["n_runs"]), loss, *norms])
     return rows
 
 

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from veritune.config.thresholds import DEFAULTS, Thresholds
 from veritune.data.families import Edge, find_families
-from veritune.data.load import load_rows, require_clean
+from veritune.data.load import TrainOn, load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
 from veritune.probe.geometry import Prompts
 from veritune.probe.gradients import GradientProbe, Settings, probe_gradients
 from veritune.probe.grouping import Grouped, group_by_gradient
-from veritune.probe.memorization import ThreeZoneGap, row_losses, three_zone_gap
-from veritune.probe.subject import Subject, subject
+from veritune.probe.memorization import row_losses, three_zone_gap
+from veritune.probe.subject import ProbeSubject, subject
 from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
-from veritune.records import Rendered, Row
-from veritune.store import Store, hash_of, read_json, sha256_file, write_json
+from veritune.records import (
+    Rendered,
+    Row,
+    RowLoss,
+    RowLosses,
+    ThreeZoneGap,
+    ZoneGapRecord,
+)
+from veritune.store import Store, hash_of, sha256_file
 
 GAP = "three_zone.json"
 __all__ = [
-    "Subject",
+    "ProbeSubject",
     "Zoned",
     "gap_of",
     "geometry_of",
@@ -40,34 +47,35 @@ __all__ = [
 ]
 
 
-def zone_gap(store: Store, baseline: str, run_id: str, thresholds: Thresholds = DEFAULTS) -> dict[str, Any]:
+def zone_gap(store: Store, baseline: str, run_id: str, thresholds: Thresholds = DEFAULTS) -> ThreeZoneGap:
     """The three-zone gap of one run from the losses on disk, before (the baseline's) and after; written once.
 
     Raises ScoreError as `three_zone_gap` does.
     """
-    before = read_json(store.run(baseline) / "probes" / "nll.json")
-    after = read_json(store.run(run_id) / "probes" / "nll.json")
+    before = RowLosses.load(store.run(baseline) / "probes" / "nll.json")
+    after = RowLosses.load(store.run(run_id) / "probes" / "nll.json")
     path = store.run(run_id) / "probes" / GAP
     words = thresholds.model_dump(include={"zone_gap", "families"})
-    digest = hash_of([before["input_hash"], after["input_hash"], words])
-    if not store.is_done(path, digest):
-        found = three_zone_gap(*zoned_losses(before, after), thresholds=thresholds)
-        write_json(path, {"input_hash": digest, "gap": found})
-    record: dict[str, Any] = read_json(path)["gap"]
-    return record
+    digest = hash_of([before.input_hash, after.input_hash, words])
+    record = store.made(ZoneGapRecord, path, digest)
+    if record is None:
+        gap = three_zone_gap(*zoned_losses(before.rows, after.rows), thresholds=thresholds)
+        record = ZoneGapRecord(digest, gap)
+        record.save(path)
+    return record.gap
 
 
 def zoned_losses(
-    before: Mapping[str, Any], after: Mapping[str, Any]
+    before: Sequence[RowLoss], after: Sequence[RowLoss]
 ) -> tuple[list[float], list[float], list[str], list[str]]:
     """Loss per row before and after, zone and family, from two runs' `nll.json`; validation rows are left out."""
-    base = {row["row_id"]: row for row in before["rows"]}
-    rows = [row for row in after["rows"] if row["zone"] != "validation"]
+    base = {row.row_id: row for row in before}
+    rows = [row for row in after if row.zone != "validation"]
     return (
-        [base[row["row_id"]]["nll_sum"] / row["target_tokens"] for row in rows],
-        [row["nll_sum"] / row["target_tokens"] for row in rows],
-        [row["zone"] for row in rows],
-        [row["family"] for row in rows],
+        [base[row.row_id].nll for row in rows],
+        [row.nll for row in rows],
+        [row.zone for row in rows],
+        [row.family for row in rows],
     )
 
 
@@ -95,7 +103,7 @@ def read_zones(files: Mapping[str, str | Path], renderer: Renderer, **reading: A
     for zone, path in files.items():
         loaded = load_rows(path, **reading)
         require_clean(loaded)
-        rows += [Row(f"{zone}/{r.id}", r.messages, r.source, r.line, r.family, r.meta) for r in loaded.rows]
+        rows += [replace(row, id=f"{zone}/{row.id}") for row in loaded.rows]
         zones += [zone] * len(loaded.rows)
     rendered, problems = render_rows(rows, renderer)
     if problems:
@@ -150,10 +158,15 @@ def _refuse_leak(zones: Sequence[str], families: Sequence[str]) -> None:
 
 
 def gradients_of(
-    subject: Subject, data: str | Path, settings: Settings, *, family_field: str | None = None
+    subject: ProbeSubject,
+    data: str | Path,
+    settings: Settings,
+    *,
+    family_field: str | None = None,
+    train_on: TrainOn = "all",
 ) -> GradientProbe:
     """The gradient probe on the rows of a data file. Raises DataError for rows that cannot be used or rendered."""
-    loaded = require_clean(load_rows(data, family_field=family_field))
+    loaded = require_clean(load_rows(data, family_field=family_field, train_on=train_on))
     rendered, problems = render_rows(loaded.rows, subject.renderer)
     if problems:
         raise DataError(f"{problems[0].message} ({len(problems)} such rows).", fix="Shorten or drop them.")
@@ -161,10 +174,10 @@ def gradients_of(
     return probe_gradients(subject.trained(), rendered, families, settings=settings, base_loss=subject.base_loss())
 
 
-def gradient_families_of(subject: Subject, rows: Sequence[Row], threshold: float) -> Grouped:
+def gradient_families_of(subject: ProbeSubject, rows: Sequence[Row]) -> Grouped:
     """Families of rows by words, and joined further where their gradients agree; rows that are too long keep theirs."""
     rendered, _ = render_rows(rows, subject.renderer)
-    return group_by_gradient(subject.base(), rows, rendered, threshold=threshold)
+    return group_by_gradient(subject.base(), rows, rendered)
 
 
 def persona_prompts(model: str, personas: Path | None, questions: Path | None) -> tuple[Prompts, dict[str, str]]:
@@ -177,7 +190,7 @@ def persona_prompts(model: str, personas: Path | None, questions: Path | None) -
     return geometry.render_personas(subject(model).renderer.tokenizer, texts, asked), files
 
 
-def gap_of(found: Subject, zoned: Zoned) -> ThreeZoneGap:
+def gap_of(found: ProbeSubject, zoned: Zoned) -> ThreeZoneGap:
     """The three-zone gap of a model against its base on the rows given. Raises ModelError without an adapter."""
     if found.adapter is None:
         raise ModelError(
@@ -188,7 +201,7 @@ def gap_of(found: Subject, zoned: Zoned) -> ThreeZoneGap:
     return three_zone_gap(before, after, zoned.zones, zoned.families)
 
 
-def tokens_of(found: Subject, zoned: Zoned, zones: Sequence[str]) -> dict[str, TokenFall]:
+def tokens_of(found: ProbeSubject, zoned: Zoned, zones: Sequence[str]) -> dict[str, TokenFall]:
     """Where the loss fell on each of `zones`, tokens classed by the seen rows.
 
     Raises ModelError without an adapter.

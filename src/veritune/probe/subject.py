@@ -9,10 +9,9 @@ and numbers of a model that is half untrained look like any others.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,16 +22,18 @@ from veritune.config.thresholds import DEFAULTS
 from veritune.config.train import Model
 from veritune.data.render import Renderer
 from veritune.errors import ModelError, first_line
-from veritune.probe.weights import Tensors
 from veritune.records import Rendered
+from veritune.train.adapters.foreign import holds_adapter, peft_folder
 from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers, resolve
+from veritune.train.tensors import Tensors
+from veritune.untrusted import parse_json, read_bytes
 
 COMPARED = 6
 HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
-class Subject:
+class ProbeSubject:
     """A base, what was trained from it (an adapter's folder or a full checkpoint's; None: the base itself), and the
     tokenizer's renderer."""
 
@@ -73,21 +74,29 @@ class Subject:
 
 
 def subject(
-    model: str, adapter: str | Path | None = None, *, dtype: str = "bfloat16", max_length: int = 2048
-) -> Subject:
+    model: str,
+    adapter: str | Path | None = None,
+    *,
+    dtype: str = "bfloat16",
+    max_length: int = 2048,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> ProbeSubject:
     """Find a base model and what was trained from it, and look at their files whether they belong together.
 
     Raises ModelError, before a weight is loaded where files can tell.
     """
-    settings = Model.model_validate({"path": model, "dtype": dtype})
+    settings = Model.model_validate({"path": model, "dtype": dtype, "template_kwargs": template_kwargs or {}})
     ref = resolve(settings, Path())
-    if adapter:
-        refuse_other(Path(adapter), ref.path)
-    return Subject(ref, Path(adapter) if adapter else None, Renderer(load_tokenizer(ref), max_length))
+    trained = Path(adapter) if adapter else None
+    if trained is not None and holds_adapter(trained):
+        trained = peft_folder(trained).folder
+    if trained is not None:
+        refuse_other(trained, ref.path)
+    return ProbeSubject(ref, trained, Renderer(load_tokenizer(ref), max_length, template_kwargs=ref.template_kwargs))
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a PEFT adapter."""
+    """Whether the folder holds an adapter."""
     return (folder / "adapter_config.json").is_file()
 
 
@@ -266,7 +275,7 @@ def _spread(names: Sequence[str], n: int) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_bytes(path), finite=False)
     except (OSError, ValueError) as exc:
         raise ModelError(f"{path} cannot be read: {_first(exc)}.", fix="Restore the file.") from None
     if not isinstance(found, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from veritune.errors import ScoreError
@@ -15,8 +15,10 @@ ACROSS = ("type", "group")
 
 @dataclass(frozen=True)
 class TelemetrySummary:
-    """The record. `share` is each part's mean share of the squared gradient norm over the steps that were seen, and
-    `share_of_parameters` is not known from telemetry. Norms are before clipping; None where no step has one."""
+    """The record. `share` is each part's mean share of the squared gradient norm over the steps that were seen.
+    `per_parameter` is that share over the part's share of the trained parameters: 1 where a part has as much as its
+    size gives it; empty where the lines do not count parameters. Norms are before clipping; None where no step has one.
+    """
 
     n_steps: int
     n_seen: int
@@ -29,6 +31,7 @@ class TelemetrySummary:
     reading: str
     limits: str
     would_change: str
+    per_parameter: Json = field(default_factory=dict)
     kind: str = "telemetry"
     format: int = FORMAT_VERSION
 
@@ -49,6 +52,7 @@ def summarize(lines: Sequence[Mapping[str, Any]]) -> TelemetrySummary:
             part: sum(line["share"].get(axis, {}).get(part, 0.0) for line in seen) / len(seen)
             for part in dict.fromkeys(parts)
         }
+    per_parameter = _per_parameter(seen, share)
     norms = [line["grad_norm"]["total"] for line in seen if line.get("grad_norm")]
     factors = [line["clip"]["factor"] for line in seen if (line.get("clip") or {}).get("factor") is not None]
     return TelemetrySummary(
@@ -60,10 +64,32 @@ def summarize(lines: Sequence[Mapping[str, Any]]) -> TelemetrySummary:
         norm_last=norms[-1] if norms else None,
         update_ratio=_mean_ratio(seen),
         unavailable=dict(reasons),
-        reading=_reading(seen, share, norms, reasons),
+        reading=_reading(seen, share, norms, reasons) + _denser(per_parameter),
         limits="Where gradients are large is not what was learned; larger parts have larger norms by their size alone.",
-        would_change="The same by parameter count, or a run that trains one part alone and is scored on strangers.",
+        would_change="A run that trains one part alone and is scored on strangers.",
+        per_parameter=per_parameter,
     )
+
+
+def _per_parameter(seen: Sequence[Mapping[str, Any]], share: Mapping[str, Mapping[str, float]]) -> Json:
+    """Each part's share of the squared gradient over its share of the trained parameters."""
+    counts: Mapping[str, Mapping[str, int]] = next((line["parameters"] for line in seen if line.get("parameters")), {})
+    made: dict[str, dict[str, float]] = {}
+    for axis, parts in share.items():
+        own = counts.get(axis, {})
+        total = sum(own.values())
+        if total and all(own.get(part) for part in parts):
+            made[axis] = {part: value / (own[part] / total) for part, value in parts.items()}
+    return made
+
+
+def _denser(per_parameter: Json) -> str:
+    """The part with most gradient for its size."""
+    types = per_parameter.get("type") or {}
+    if len(types) < 2:
+        return ""
+    part, times = max(types.items(), key=lambda item: item[1])
+    return f" For its number of parameters {part} has most: {times:.1f} times its share."
 
 
 def _mean_ratio(seen: Sequence[Mapping[str, Any]]) -> float | None:

@@ -48,7 +48,15 @@ class TokenFall:
 
 
 def token_nlls(model: torch.nn.Module, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[Floats]:
-    """NLL in nats of each row's target tokens, in their order (a target in the first place is never scored)."""
+    """NLL in nats of each row's target tokens, in their order (a target in the first place is never scored).
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from veritune.records import Rendered
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    >>> config = LlamaConfig(vocab_size=8, **sizes)
+    >>> [nll_T.shape for nll_T in token_nlls(LlamaForCausalLM(config), [Rendered("r1", (1, 2, 3), (-100, 2, 3))])]
+    [(2,)]
+    """
     require_targets(rows)
     made: list[Floats] = [np.zeros(0)] * len(rows)
     device = model_device(model)

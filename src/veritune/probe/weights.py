@@ -10,22 +10,21 @@ not the model. The amount of change does not tell memorising from generalising: 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from veritune.config.thresholds import DEFAULTS, WeightThresholds
 from veritune.errors import ModelError
 from veritune.records import FORMAT_VERSION, Json
-from veritune.train.modules import layer_index, module_group, module_type, plain_name
+from veritune.train.adapters.reading import AdapterReading, other_shape, read_adapter
+from veritune.train.modules import layer_index, module_group, module_type
+from veritune.train.tensors import Tensors
 
-BLOCK_BYTES = 64 * 2**20
 SPECTRUM_BYTES = 512 * 2**20
 
 
@@ -54,7 +53,12 @@ class ModuleChange:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """The record of one comparison. Sums over modules are root sums of squares."""
+    """The record of one comparison. Sums over modules are root sums of squares.
+
+    >>> change = WeightChange("base", "tuned", "full", (), {}, {}, {}, {}, (), "It did not move.", "", "")
+    >>> change.reading
+    'It did not move.'
+    """
 
     before: str
     after: str
@@ -88,182 +92,98 @@ class WeightOptions:
 def adapter_change(
     adapter: str | Path, base: str | Path | None = None, options: WeightOptions | None = None
 ) -> WeightChange:
-    """Weight change of a saved LoRA, rsLoRA or DoRA adapter. Without `base` (a folder of safetensors) nothing is
-    relative. Raises ModelError for other adapter types, for a base the adapter does not fit, and quantised bases.
+    """Weight change that merging a saved LoRA makes, of any kind that `read_adapter` reads.
+
+    Without `base` (a folder of safetensors) nothing is relative. Raises ModelError for other adapter types, for a base
+    the adapter does not fit, and quantised bases.
+
+    >>> import json, pathlib, tempfile
+    >>> from safetensors.torch import save_file
+    >>> folder, name = pathlib.Path(tempfile.mkdtemp()), "base_model.model.model.layers.0.self_attn.q_proj"
+    >>> config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    >>> _ = (folder / "adapter_config.json").write_text(json.dumps(config))
+    >>> pair = {f"{name}.lora_A.weight": torch.tensor([[3.0, 4.0]]), f"{name}.lora_B.weight": torch.ones(2, 1)}
+    >>> save_file(pair, folder / "adapter_model.safetensors")
+    >>> round(adapter_change(folder).total["delta_norm"], 3)  # 2 * ||B A||, of rank 1
+    14.142
     """
     options = options or WeightOptions()
-    folder = Path(adapter)
-    config = _adapter_config(folder)
-    weights = Tensors(folder, "adapter_model.safetensors")
-    base_weights = Tensors(Path(base)) if base is not None else None
-    if base_weights is None and (config.get("use_dora") or options.intruders):
-        raise ModelError(
-            f"{folder}: this reading needs the base weights, none were given.", fix="Give the base model's folder."
-        )
-    modules, used = [], set()
-    for name in sorted(_lora_modules(weights)):
-        a, b, keys = _factors(weights, name)
-        used |= keys
-        modules.append(_lora_change(name, a, b, _scaling(config, name), weights, base_weights, options))
-        used |= {k for k in weights.names if k.startswith(name + ".lora_magnitude_vector")}
-    saved, notes = _saved_in_full(weights, used, base_weights, options)
-    if not modules and not saved:
-        raise ModelError(f"{folder}: no LoRA factors found in the adapter.", fix="Give the folder that PEFT saved.")
-    return _record(str(base) if base else "base not given", str(adapter), "adapter", (*modules, *saved), notes)
+    reading = read_adapter(adapter, base)
+    if base is None:
+        modules, notes = _without_base(reading, options)
+    else:
+        modules, notes = _on_base(reading, options)
+    if not modules:
+        raise ModelError(f"{adapter}: no LoRA factors found in the adapter.", fix="Give the folder that PEFT saved.")
+    notes = (*reading.notes, *notes)
+    if reading.missing:
+        notes = (*notes, f"{len(reading.missing)} adapted modules have no tensors, first {reading.missing[0]}")
+    return _record(str(base) if base else "base not given", str(adapter), "adapter", tuple(modules), notes)
 
 
-@dataclass(frozen=True)
-class ExpectedChange:
-    """What merging must do to one weight: `delta` in float64, shaped as the base stores it; `how` names the part.
-
-    `module` is the adapter's own name for it, `key` the base's. `merge` merges into any weight of that shape: DoRA
-    renormalises, so that what it adds the second time is not what it added the first.
-    """
-
-    module: str
-    key: str
-    weight: torch.Tensor
-    delta: torch.Tensor
-    how: Literal["lora", "dora", "saved in full"]
-    merge: Callable[[torch.Tensor], torch.Tensor]
-
-
-def expected_changes(adapter: str | Path, base: str | Path) -> Iterator[ExpectedChange]:
-    """For every weight that an adapter changes, what its merge must add, one weight in memory at a time.
-
-    LoRA: s B A with s = alpha/r, or alpha/sqrt(r) for rsLoRA; DoRA: the renormalised weight less the base's; a module
-    saved in full: its own values less the base's. Raises ModelError for other adapters and for another base.
-    """
-    folder = Path(adapter)
-    config, weights, base_weights = (
-        _adapter_config(folder),
-        Tensors(folder, "adapter_model.safetensors"),
-        Tensors(Path(base)),
-    )
-    used: set[str] = set()
-    for name in sorted(_lora_modules(weights)):
-        a, b, keys = _factors(weights, name)
-        magnitude = next((k for k in weights.names if k.startswith(name + ".lora_magnitude_vector")), None)
-        used |= keys | ({magnitude} if magnitude else set())
-        module = plain_name(name)
-        key = base_weights.key_of(module)
-        _fitting(base_weights, key, module, (b.shape[0], a.shape[1]))
-        assert key is not None
-        weight = base_weights.whole(key)
-        added = partial(
-            _dense_delta, name, product=_scaling(config, name) * (b @ a), weights=weights, magnitude=magnitude
-        )
-        merge = partial(_plus, added)
-        yield ExpectedChange(module, key, weight, added(weight), "lora" if magnitude is None else "dora", merge)
-    for saved in sorted(set(weights.names) - used):
-        name = saved.removeprefix("base_model.model.")
-        target = base_weights.key_of(plain_name(name)) or (name if name in base_weights.names else None)
-        if ".base_layer." in saved or target is None:
+def _on_base(reading: AdapterReading, options: WeightOptions) -> tuple[list[ModuleChange], tuple[str, ...]]:
+    """Plain LoRA by its factors, everything else by what merging makes of the base's weight."""
+    made, notes = [], []
+    for parameter in reading.steps:
+        steps = [make() for make in reading.steps[parameter]]
+        stored = reading.stored(parameter)
+        factors = steps[0].factors
+        if len(steps) == 1 and factors is not None and stored is not None and not options.intruders:
+            assert reading.base is not None
+            name = parameter.removesuffix(".weight")
+            shape = (factors[1].shape[0], factors[0].shape[1])
+            if sorted(shape) != sorted(reading.base.shape(stored)):
+                raise other_shape(name, shape, reading.base.shape(stored))
+            base_norm = reading.base.norm(stored)
+            _require_finite(f"{name} of the base", base_norm)
+            made.append(_factored(name, factors, reading.base.shape(stored), base_norm, options))
             continue
-        weight = base_weights.whole(target)
-        values = weights.whole(saved)
-        merge = partial(_instead, values)
-        yield ExpectedChange(plain_name(name), target, weight, values - weight, "saved in full", merge)
+        for change in reading.changed(parameter, steps):
+            weight, delta = change.weight, change.delta
+            if change.base_rows is not None:
+                notes.append(f"{len(weight) - change.base_rows} new rows of {change.module}: the base has none of them")
+                weight, delta = weight[: change.base_rows], delta[: change.base_rows]
+            made.append(_dense_change(change.key.removesuffix(".weight"), weight, delta, options))
+    return made, tuple(notes)
 
 
-def _plus(added: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
-    return weight + added(weight)
+def _without_base(reading: AdapterReading, options: WeightOptions) -> tuple[list[ModuleChange], tuple[str, ...]]:
+    """What can be said by the factors alone."""
+    if options.intruders:
+        raise _needs_base(reading)
+    made, unread = [], []
+    for parameter, makers in reading.steps.items():
+        steps = [make() for make in makers]
+        name, factors = parameter.removesuffix(".weight"), steps[-1].factors
+        if any(step.how not in ("lora", "carried base", "saved in full", "bias", "tokens") for step in steps):
+            raise _needs_base(reading)
+        if factors is None and steps[-1].how == "tokens":
+            unread.append(f"{name} ({steps[-1].how}) was not compared: no base was given")
+        if factors is None:  # the reader's notes name what is saved in full
+            continue
+        made.append(_factored(name, factors, (factors[1].shape[0], factors[0].shape[1]), None, options))
+    return made, tuple(unread)
 
 
-def _instead(values: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return values
+def _needs_base(reading: AdapterReading) -> ModelError:
+    return ModelError(
+        f"{reading.settings.folder}: this reading needs the base weights, none were given.",
+        fix="Give the base model's folder.",
+    )
 
 
-def _dense_delta(
-    name: str, weight: torch.Tensor, product: torch.Tensor, weights: Tensors, magnitude: str | None
-) -> torch.Tensor:
-    """s B A as the base stores the weight, renormalised where the adapter holds DoRA's magnitude."""
-    transposed = tuple(weight.shape) != tuple(product.shape)
-    delta = product.t() if transposed else product
-    if magnitude is None:
-        return delta
-    if transposed:
-        raise ModelError(f"{name}: DoRA on a transposed (Conv1D) weight is not read.", fix="Merge and compare.")
-    moved = weight + delta
-    size = weights.whole(magnitude).reshape(-1, 1)
-    renormalised: torch.Tensor = size * moved / torch.linalg.vector_norm(moved, dim=1, keepdim=True) - weight
-    return renormalised
-
-
-def _adapter_config(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    if not path.exists():
-        raise ModelError(f"{folder}: no adapter_config.json.", fix="Use checkpoint_change for a full checkpoint.")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    kind = config.get("peft_type")
-    if kind == "PROMPT_TUNING":
-        raise ModelError(f"{folder}: prompt tuning changes no weights; there is nothing to measure here.")
-    if kind != "LORA":
-        raise ModelError(
-            f"{folder}: weight change of {kind} adapters is not read without merging; LORA is.",
-            fix="Merge the adapter and compare the two checkpoints.",
-        )
-    return config
-
-
-def _lora_modules(weights: Tensors) -> set[str]:
-    marks = (".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B")
-    return {name.split(mark)[0] for name in weights.names for mark in marks if mark in name}
-
-
-def _factors(weights: Tensors, name: str) -> tuple[torch.Tensor, torch.Tensor, set[str]]:
-    """A [r, in] and B [out, r] in float64, and the keys they came from."""
-    found: dict[str, str] = {}
-    for key in weights.names:
-        for factor in ("A", "B"):
-            if key.startswith((f"{name}.lora_{factor}", f"{name}.lora_embedding_{factor}")):
-                found[factor] = key
-    if set(found) != {"A", "B"}:
-        raise ModelError(f"{name}: expected factors A and B, found {sorted(found)}: the adapter file is incomplete.")
-    return weights.whole(found["A"]), weights.whole(found["B"]), set(found.values())
-
-
-def _scaling(config: Mapping[str, Any], name: str) -> float:
-    module = plain_name(name)
-    rank = _pattern(config.get("rank_pattern"), module, config["r"])
-    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
-
-
-def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    for key, value in (patterns or {}).items():
-        if module == key or module.endswith("." + key):
-            return value
-    return default
-
-
-def _lora_change(  # noqa: PLR0913 - one call site, all of them needed
+def _factored(
     name: str,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale: float,
-    weights: Tensors,
-    base: Tensors | None,
+    factors: tuple[torch.Tensor, torch.Tensor, float],
+    shape: tuple[int, ...],
+    base_norm: float | None,
     options: WeightOptions,
 ) -> ModuleChange:
-    if not torch.isfinite(a).all() or not torch.isfinite(b).all():
-        raise ModelError(f"{name}: the adapter holds NaN or infinite values.", fix="Use an earlier checkpoint.")
-    module = plain_name(name)
-    key = None if base is None else base.key_of(module)
-    shape: tuple[int, ...] = (b.shape[0], a.shape[1])
-    if base is not None:
-        shape = _fitting(base, key, module, shape)
-    magnitude = next((k for k in weights.names if k.startswith(name + ".lora_magnitude_vector")), None)
-    if magnitude is None and not options.intruders:
-        squared = scale**2 * float(((a @ a.t()) * (b.t() @ b)).sum())
-        values = _lora_singular_values(a, b) * abs(scale) if options.spectrum else None
-        base_norm = base.norm(key) if base is not None and key is not None else None
-        _require_finite(f"{module} of the base", base_norm or 0.0)
-        return _module(module, shape, math.sqrt(max(squared, 0.0)), base_norm, values)
-    assert base is not None and key is not None
-    weight = base.whole(key)
-    delta = _dense_delta(name, weight, scale * (b @ a), weights, magnitude)
-    return _dense_change(module, weight, delta, options)
+    """One plain LoRA's change without forming B A."""
+    a, b, scale = factors
+    squared = scale**2 * float(((a @ a.t()) * (b.t() @ b)).sum())
+    values = _lora_singular_values(a, b) * abs(scale) if options.spectrum else None
+    return _module(name, shape, math.sqrt(max(squared, 0.0)), base_norm, values)
 
 
 def _lora_singular_values(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -273,39 +193,6 @@ def _lora_singular_values(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _fitting(base: Tensors, key: str | None, module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if key is None:
-        raise ModelError(
-            f"{module}: the base has no such weight: the adapter was made for another base.",
-            fix="Give the base that the adapter was trained on.",
-        )
-    found = base.shape(key)
-    if sorted(found) != sorted(shape):
-        raise ModelError(
-            f"{module}: the adapter fits a weight of shape {list(shape)}, the base has {list(found)}.",
-            fix="Give the base that the adapter was trained on.",
-        )
-    return found
-
-
-def _saved_in_full(
-    weights: Tensors, used: set[str], base: Tensors | None, options: WeightOptions
-) -> tuple[list[ModuleChange], tuple[str, ...]]:
-    """Modules that the adapter holds whole (modules_to_save), against the base's."""
-    made, notes = [], []
-    for key in sorted(set(weights.names) - used):
-        if ".base_layer." in key:
-            continue  # PEFT saves the base's own embedding beside its adapter
-        name = key.removeprefix("base_model.model.")
-        target = None if base is None else base.key_of(plain_name(name)) or base.tied(plain_name(name))
-        if base is None or target is None or not key.endswith("weight"):
-            notes.append(f"{name} is saved in full and was not compared" + (": no base was given" * (base is None)))
-            continue
-        _fitting(base, target, name, weights.shape(key))
-        made.append(_streamed(plain_name(name), base, target, weights, key, options))
-    return made, tuple(notes)
-
-
 # ---------------------------------------------------------------- checkpoints
 
 
@@ -313,6 +200,16 @@ def checkpoint_change(before: str | Path, after: str | Path, options: WeightOpti
     """Weight change between two folders of safetensors, streamed. Tensors that only one side has are named in `notes`.
 
     Raises ModelError when shapes differ, no tensor is shared or weights are quantised.
+
+    >>> import json, pathlib, tempfile
+    >>> from safetensors.torch import save_file
+    >>> folder, name = pathlib.Path(tempfile.mkdtemp()), "model.layers.0.self_attn.q_proj.weight"
+    >>> for side, value in (("before", 1.0), ("after", 2.0)):
+    ...     (folder / side).mkdir()
+    ...     _ = (folder / side / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    ...     save_file({name: torch.full((2, 2), value)}, folder / side / "model.safetensors")
+    >>> checkpoint_change(folder / "before", folder / "after").total["relative"]
+    1.0
     """
     options = options or WeightOptions(spectrum=False)
     old, new = Tensors(Path(before)), Tensors(Path(after))
@@ -405,6 +302,10 @@ def effective_rank(values: torch.Tensor) -> tuple[float | None, float | None]:
     """(exp entropy of squared singular values' shares, share of the largest); None for a zero matrix.
 
     Source: Roy & Vetterli 2007, EUSIPCO, with squared values, so that shares are shares of energy.
+
+    >>> rank, share = effective_rank(torch.tensor([3.0, 3.0, 0.0]))
+    >>> round(rank, 3), round(share, 3)
+    (2.0, 0.5)
     """
     energy = values.double().square()
     total = float(energy.sum())
@@ -471,104 +372,3 @@ def series(changes: Mapping[str, WeightChange]) -> list[dict[str, Any]]:
         {"label": label, **change.total, "by_type": {k: v["delta_norm"] for k, v in change.by_type.items()}}
         for label, change in changes.items()
     ]
-
-
-# ---------------------------------------------------------------- safetensors, streamed
-
-
-PACKED = (".absmax", ".SCB", ".qweight", ".qzeros", ".weight_packed", ".weight_scale", ".weight_scale_inv")
-
-
-def _is_packed(name: str, dtype: str) -> bool:
-    """Whether a tensor is part of quantised weights: by its name, or a matrix's 8-bit floating type."""
-    return ".quant_state" in name or name.endswith(PACKED) or dtype.startswith("F8")
-
-
-class Tensors:
-    """The tensors of a folder's safetensors files by name, read in row blocks of at most `BLOCK_BYTES`.
-
-    A file is opened for one tensor and closed again: pages of an open file stay mapped, and memory would follow the
-    model.
-    """
-
-    def __init__(self, folder: Path, only: str = "") -> None:
-        from safetensors import safe_open
-
-        paths = [folder / only] if only else sorted(folder.glob("*.safetensors"))
-        paths = [p for p in paths if p.exists()]
-        if not paths:
-            raise ModelError(f"{folder}: no safetensors weights found.", fix="Save the model with safetensors.")
-        self._path_of: dict[str, Path] = {}
-        self._shape_of: dict[str, tuple[int, ...]] = {}
-        self._dtype_of: dict[str, str] = {}
-        for path in paths:
-            with safe_open(str(path), framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    self._path_of[name] = path
-                    self._shape_of[name] = tuple(file.get_slice(name).get_shape())
-                    self._dtype_of[name] = file.get_slice(name).get_dtype()
-        self.names = tuple(self._path_of)
-        packed = [n for n in self.names if _is_packed(n, self._dtype_of[n])]
-        if packed:
-            raise ModelError(
-                f"{folder}: the weights are quantised ({packed[0]}).", fix="Compare with the unquantised base."
-            )
-
-    def key_of(self, module: str) -> str | None:
-        """The weight's own name for a module's: exact, else the only one that differs by a prefix."""
-        for key in (f"{module}.weight", module):
-            if key in self._path_of:
-                return key
-        ends = [
-            n for n in self.names if n.endswith(f".{module}.weight") or module.endswith("." + n.removesuffix(".weight"))
-        ]
-        return ends[0] if len(ends) == 1 else None
-
-    def tied(self, module: str) -> str | None:
-        """For a head that has no weight of its own here: the embedding's name, which it shares."""
-        if module.rsplit(".", 1)[-1] != "lm_head":
-            return None
-        found = [n for n in self.names if n.endswith(("embed_tokens.weight", "wte.weight"))]
-        return found[0] if len(found) == 1 else None
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shape_of[name]
-
-    def dtype(self, name: str) -> torch.dtype:
-        """The precision in which the tensor is stored."""
-        names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-        return names.get(self._dtype_of[name], torch.float32)
-
-    def whole(self, name: str) -> torch.Tensor:
-        from safetensors import safe_open
-
-        with safe_open(str(self._path_of[name]), framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-            return tensor.double()
-
-    def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """Row blocks in float64; each holds at most `BLOCK_BYTES` in that precision, one row at least."""
-        from safetensors import safe_open
-
-        shape = self.shape(name)
-        if not shape:
-            yield self.whole(name)
-            return
-        rows = max(1, BLOCK_BYTES // (8 * max(1, math.prod(shape[1:]))))
-        with safe_open(str(self._path_of[name]), framework="pt") as file:
-            part = file.get_slice(name)
-            for start in range(0, shape[0], rows):
-                block: torch.Tensor = part[start : start + rows]
-                yield block.double()
-
-    def head(self, name: str, elements: int = 4096) -> torch.Tensor:
-        """The first rows of a tensor in float64, about so many elements of it."""
-        from safetensors import safe_open
-
-        rows = max(1, elements // max(1, math.prod(self.shape(name)[1:])))
-        with safe_open(str(self._path_of[name]), framework="pt") as file:
-            part: torch.Tensor = file.get_slice(name)[:rows]
-            return part.double()
-
-    def norm(self, name: str) -> float:
-        return math.sqrt(sum(float(block.square().sum()) for block in self.blocks(name)))

@@ -1,4 +1,4 @@
-"""Records that stages hand each other, without a file of their own. Frozen, plain; no stage logic lives here.
+"""Records that stages hand each other; those that also lie on disk are read strictly. No stage logic lives here.
 
 A value that is unknown is `None` and carries a reason; it is never 0.
 """
@@ -6,14 +6,18 @@ A value that is unknown is `None` and carries a reason; it is never 0.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-FORMAT_VERSION: Literal[1] = 1
+from veritune.display import estimate_text, verdict_html
+from veritune.records.base import Line, RecordPart
 
 Zone = Literal["seen", "sibling", "stranger", "validation"]
 ZONES: tuple[Zone, ...] = ("seen", "sibling", "stranger", "validation")
+SCORE_ZONES: tuple[str, ...] = (*ZONES, "benchmark")
+"""Zones that scores can have: those of the training data, then items from a file of their own."""
 
 Json = Mapping[str, Any]
 
@@ -22,11 +26,81 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool. `arguments` is the JSON text of an object, keys in the order they came."""
+
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("id",)
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One chat turn. `role` is `system`, `user` or `assistant`."""
+    """One chat turn. `role` is `system`, `developer`, `user`, `assistant` or `tool`.
+
+    `reasoning` is what an assistant thought before `content` (`reasoning_content`, `reasoning` or `thinking` in files);
+    `weight` is 0 where an assistant's turn carries no loss, else None; `tool_call_id` and `name` belong to `tool`.
+    """
+
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("reasoning", "tool_calls", "tool_call_id", "name", "weight")
 
     role: str
     content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    weight: Literal[0] | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the loss falls on this turn."""
+        return self.role == "assistant" and self.weight is None
+
+    @property
+    def said(self) -> str:
+        """All that the turn says as one text: reasoning, content, and each call as `name({...})`."""
+        if self.reasoning is None and self.tool_calls is None:
+            return self.content
+        calls = [f"{call.name}({call.arguments})" for call in self.tool_calls or ()]
+        return "\n\n".join(part for part in (self.reasoning, self.content, *calls) if part)
+
+    def to_chat(self) -> dict[str, Any]:
+        """The turn as an OpenAI chat message, in files and to servers; keys that say nothing are left out."""
+        chat: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning is not None:
+            chat["reasoning_content"] = self.reasoning
+        if self.tool_calls is not None:
+            chat["tool_calls"] = [
+                {
+                    **({"id": call.id} if call.id is not None else {}),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        for key in ("tool_call_id", "name", "weight"):
+            if getattr(self, key) is not None:
+                chat[key] = getattr(self, key)
+        return chat
+
+    @classmethod
+    def from_chat(cls, chat: Mapping[str, Any]) -> Message:
+        """The turn that `to_chat` wrote; keys that are null count as absent (Parquet fills them in)."""
+        calls = chat.get("tool_calls")
+        return cls(
+            chat["role"],
+            chat["content"],
+            chat.get("reasoning_content"),
+            tuple(ToolCall(c["function"]["name"], c["function"]["arguments"], c.get("id")) for c in calls)
+            if calls
+            else None,
+            chat.get("tool_call_id"),
+            chat.get("name"),
+            0 if chat.get("weight") == 0 else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +108,11 @@ class Row:
     """One training or evaluation example, in the order it was read.
 
     `family` is the original's name when the data carries one, else None until `data.families` finds it.
-    `meta` holds every other column as it came; `line` is 1-based in `source`.
+    `meta` holds every other column as it came; `line` is 1-based in `source`. `tools` are the declared tools in the
+    form of OpenAI's API (`{"type": "function", "function": {...}}`), None where there are none.
     """
+
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("tools",)
 
     id: str
     messages: tuple[Message, ...]
@@ -43,6 +120,7 @@ class Row:
     line: int = 0
     family: str | None = None
     meta: Json = field(default_factory=dict)
+    tools: tuple[Json, ...] | None = None
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -51,30 +129,45 @@ class Row:
 
     @property
     def target(self) -> str | None:
-        """The last assistant turn's text, None when the row ends on another role."""
+        """What the last assistant turn says, calls included; None when the row ends on another role."""
         last = self.messages[-1] if self.messages else None
-        return last.content if last is not None and last.role == "assistant" else None
+        return last.said if last is not None and last.role == "assistant" else None
 
     def text(self, *roles: str) -> str:
-        """The contents of the named roles (all roles when none is named), joined by blank lines."""
-        return "\n\n".join(m.content for m in self.messages if not roles or m.role in roles)
+        """What the named roles say (all roles when none is named), joined by blank lines."""
+        return "\n\n".join(m.said for m in self.messages if not roles or m.role in roles)
+
+    def to_chat(self) -> dict[str, Any]:
+        """`messages`, and `tools` where there are some, as files hold them."""
+        tools = {"tools": list(self.tools)} if self.tools is not None else {}
+        return {"messages": [m.to_chat() for m in self.messages], **tools}
+
+
+def tools_text(tools: tuple[Json, ...] | None) -> str | None:
+    """Declared tools as one JSON text, keys in their order; None for None."""
+    return None if tools is None else json.dumps(list(tools), ensure_ascii=False)
+
+
+def tools_from(text: str | None) -> tuple[Json, ...] | None:
+    """What `tools_text` wrote."""
+    return None if text is None else tuple(json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)
 class Membership:
     """Why a row belongs to a family. `similarity` is in [0, 1], None for `column`, `exact` and `singleton`.
 
-    `embedding` and `gradient` come from the optional passes, `other` from a user's own.
+    `embedding` and `gradient` come from the optional passes, `other` from a user's own, `decided` from a person's word.
     """
 
     row_id: str
     family: str
-    evidence: Literal["column", "exact", "similarity", "singleton", "embedding", "gradient", "other"]
+    evidence: Literal["column", "exact", "similarity", "singleton", "embedding", "gradient", "other", "decided"]
     similarity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Line):
     """One thing an audit found. `severity`: `error` stops a study, `warning` is shown, `note` is counted."""
 
     check: str
@@ -105,7 +198,15 @@ class Rendered:
 
 
 @dataclass(frozen=True, slots=True)
-class MetricRow:
+class NamedValue(RecordPart):
+    """A number that the trainer logs: `grad_norm` before clipping, `learning_rate`; None where it has none."""
+
+    name: str
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow(Line):
     """One line of `metrics.jsonl`. The shape is fixed; a field that does not apply is None.
 
     `loss` is a mean NLL in nats per target token; `token_count` the target tokens it was taken over;
@@ -118,14 +219,14 @@ class MetricRow:
     step: int | None
     split: str | None
     loss: float | None
-    metric: Json | None
+    metric: NamedValue | None
     token_count: int | None
     cost: float | None
     checkpoint: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class Score(Line):
     """One run's outcome on one eval item.
 
     `value` is in the eval's own scale, None when there is none and `reason` says why (`extraction_failed`,
@@ -142,12 +243,22 @@ class Score:
     output: str | None = None
     parts: Json = field(default_factory=dict)
 
+    @property
+    def ended(self) -> str | None:
+        """Why the output ended: `stop_token` or `length`; None where that is not recorded."""
+        return self.parts.get("ended")
+
+    @property
+    def rules(self) -> Mapping[str, bool] | None:
+        """Which rules held, None for an eval without rules."""
+        return self.parts.get("rules")
+
 
 # ---------------------------------------------------------------- decisions
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+@dataclass(frozen=True, slots=True, repr=False)
+class Estimate(RecordPart):
     """A number with its interval, its n and its method. Units are those of the scores it came from.
 
     `low`/`high` bound the interval at `level`; both are None when none can be given and `warnings` says why.
@@ -173,9 +284,12 @@ class Estimate:
     warnings: tuple[str, ...] = ()
     details: Json = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<Estimate {estimate_text(self)}>"
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Verdict(RecordPart):
     """What a declared claim came to, with the sentence that may be written and those that may not.
 
     `detectable` is the smallest difference this design detects with 80 % power, `needed_n` the items that settle the
@@ -200,9 +314,15 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     details: Json = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<Verdict {self.claim}: {self.status}{', exploratory' if self.exploratory else ''}: {self.sentence}>"
+
+    def _repr_html_(self) -> str:
+        return str(verdict_html(self))
+
 
 @dataclass(frozen=True, slots=True)
-class GateResult:
+class GateResult(RecordPart):
     """A check that stops what follows. `undecided` means the evidence is not there, and blocks like `failed`.
 
     `evidence` names files or places, `look` the command that shows more.

@@ -62,7 +62,8 @@ class RunManifest(Record):
 
     `method` and `train` are the study's own settings, as `study.yaml` names them. `steps` are the optimizer steps
     planned (None for the baseline), `seeds` those of each random generator, `git` is None outside a repository,
-    `exploratory` says that the run began before a freeze. `command` is what was typed, `host` the machine's name.
+    `exploratory` says that the run began before a freeze. `trained_elsewhere` marks adopted weights: their seeds, and
+    the rows that they saw, are not known here. `command` is what was typed, `host` the machine's name.
     """
 
     run_id: str
@@ -84,4 +85,6 @@ class RunManifest(Record):
     exploratory: bool
     command: str
     host: str
-    format: Literal[1]
+    trained_elsewhere: Literal[True] | None = None
+
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("trained_elsewhere",)

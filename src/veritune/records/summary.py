@@ -47,7 +47,8 @@ class ZoneScore(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class RunSummary(Record):
-    """What a finished run came to. `seed`, `lr` and `training` are None for the untouched baseline.
+    """What a finished run came to. `seed`, `lr` and `training` are None for the untouched baseline, `lr` also
+    for weights that were trained elsewhere.
 
     `failed` is why a selection run's setting is out. `nll` is by zone, `scores` by eval and zone. `exploratory` and
     `before_amendment` (the last amendment that the run came before) are marked when the contract changes.

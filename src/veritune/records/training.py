@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -51,12 +51,16 @@ class Trainable(RecordPart):
 class CheckpointCandidate(RecordPart):
     """A step that could be chosen, by its validation NLL (nats per target token).
 
-    `checkpoint` is its folder, relative to the study; None where it was not kept.
+    `checkpoint` is its folder, relative to the study; None where it was not kept. `by_source` is the same loss by where
+    the rows come from, there only where the data says so.
     """
 
     step: int
     validation_nll: float
     checkpoint: str | None
+    by_source: Mapping[str, float] | None = field(default=None, kw_only=True)
+
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("by_source",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +101,77 @@ class ServerTraining(RecordPart):
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptedRows(RecordPart):
+    """The rows that an adopted training is said to have seen, held against the study's zones.
+
+    `by_zone` counts them by the zone of the study's row with the same words; `unknown` are in no zone. `held_out` are
+    the study's validation, sibling and stranger rows among them; `near` held-out rows with a near-copy among them.
+    """
+
+    file: str
+    sha256: str
+    rows: int
+    by_zone: Mapping[str, int]
+    unknown: int
+    held_out: tuple[str, ...]
+    near: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere(RecordPart):
+    """A training that this study did not do: what was handed in, and what nobody here could check.
+
+    `form` is the shape that the weights came in, `files` maps every file that was handed in to its SHA-256, `told` is
+    what its trainer's own records say, `differs` where that is not what the study declares, `despite` the reason given
+    for adopting it although it trained on held-out rows.
+    """
+
+    form: str
+    files: Mapping[str, str]
+    told: Json
+    rows: AdoptedRows | None
+    differs: tuple[str, ...]
+    not_checked: tuple[str, ...]
+    despite: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingRecord(Record):
     """A finished training. Losses are in nats per target token, `train_s` seconds, `tokens` those the loss fell on.
 
     `rows_compared_with_contract` and `processes` are None where a server trained; `backend` is there only then.
+    `elsewhere` is there where the weights were adopted; what their trainer did not record is None then.
     """
 
     input_hash: str
-    steps: int
+    steps: int | None
     processes: int | None
     checkpoint: str | None
     best_step: int
     validation_nll: float
     candidates: tuple[CheckpointCandidate | ServerCandidate, ...]
-    final_loss: float
+    final_loss: float | None
     trainable: Trainable
     rows_compared_with_contract: int | None
-    train_s: float
-    tokens: int
+    train_s: float | None
+    tokens: int | None
     peak_memory: MemoryPeak
     backend: ServerTraining | None = None
+    elsewhere: Elsewhere | None = None
 
-    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("backend",)
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("backend", "elsewhere")
 
     @property
     def chosen(self) -> CheckpointCandidate:
         """The candidate whose weights are scored."""
         return next(c for c in self.candidates if c.step == self.best_step)
+
+    @property
+    def server_expiry(self) -> str | None:
+        """When the chosen weights are gone from the server that has them alone (ISO 8601); None where they are here."""
+        chosen = self.chosen
+        only_there = self.backend is not None and self.backend.exported is None and self.checkpoint is None
+        return chosen.expires if only_there and isinstance(chosen, ServerCandidate) else None
 
     def weights_in(self, root: Path) -> Path:
         """The chosen checkpoint's folder in the study at `root`. Raises StaleError where none was kept."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from io import StringIO
-from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -21,12 +19,10 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 PAINT = ("fill", "stroke")
 
 
-def inline_svg(figure: Any, name: str, label: str, colours: Mapping[str, str]) -> Markup:
-    """Draw `figure` as inline SVG. `colours` maps `#rrggbb` to its stand-in on the page; `label` is read aloud."""
-    stream = StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    # The text was written a line ago by matplotlib itself, so no foreign XML is parsed here.
-    root = ET.fromstring(stream.getvalue())
+def inline_svg(text: str, name: str, label: str, colours: Mapping[str, str]) -> Markup:
+    """matplotlib's SVG as inline SVG. `colours` maps `#rrggbb` to its stand-in on the page; `label` is read aloud."""
+    # The text was written a moment ago by matplotlib itself, so no foreign XML is parsed here.
+    root = ET.fromstring(text)
     _drop(root)
     _clean(root, name, colours)
     box = root.attrib["viewBox"]
@@ -51,12 +47,14 @@ def _clean(root: ET.Element, name: str, colours: Mapping[str, str]) -> None:
         element.attrib.clear()
         for key, value in old.items():
             if key == "style":
-                _restyle(element, value, colours)
+                _restyle(element, value, name, colours)
             elif key == "id":
                 if value in referred:
                     element.set("id", f"{name}-{value}")
             elif key == HREF:
                 element.set("href", f"#{name}-{value[1:]}")
+            elif key in PAINT:
+                element.set(key, colours.get(value, value))
             elif key == "clip-path":
                 element.set(key, value.replace("url(#", f"url(#{name}-"))
             elif not (key == "transform" and value.startswith("rotate(-0 ")):
@@ -73,13 +71,13 @@ def _short(match: re.Match[str]) -> str:
     return "0" if text == "-0" else text
 
 
-def _restyle(element: ET.Element, style: str, colours: Mapping[str, str]) -> None:
+def _restyle(element: ET.Element, style: str, name: str, colours: Mapping[str, str]) -> None:
     for part in style.split(";"):
         key, _, value = (piece.strip() for piece in part.partition(":"))
         if not key or key == "font-family" or key == "font":
             continue
-        if key in PAINT:
-            value = colours.get(value, value)
+        if key in PAINT:  # a colour, or a hatching by its id
+            value = colours.get(value, value).replace("url(#", f"url(#{name}-")
         element.set(key, value)
     if element.tag == f"{SVG}text" and "fill" not in element.attrib:
         element.set("fill", colours["#000000"])

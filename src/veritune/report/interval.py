@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from veritune.config.claim import SHARE_KINDS, Claim
 from veritune.decide.wording import number, signed
-
-Json = Mapping[str, Any]
+from veritune.records import (
+    Estimate,
+    Json,
+    JsonValue,
+    Verdict,
+)
 
 WIDTH, LEFT, RIGHT = 380.0, 14.0, 366.0
 
@@ -43,17 +47,15 @@ TWO_SIDED = ("differ", "equivalent")
 DOWNWARD = ("not_worse", "no_regression")
 
 
-def plot(verdict: Json, claim: Json) -> Plot | None:
+def plot(verdict: Verdict, claim: Claim | None) -> Plot | None:
     """The drawing for a verdict's first estimate, None where there is no value. `claim` is the declared claim."""
-    first = next(iter(verdict.get("estimates") or ()), None)
-    if first is None or not _finite(first.get("value")):
+    first = next(iter(verdict.estimates), None)
+    if first is None or first.value is None:
         return None
-    kind = str(verdict.get("kind"))
-    value, bounds = first["value"], _pair(first.get("low"), first.get("high"))
-    details = verdict.get("details") or {}
-    both = details.get("simultaneous_interval") or ()
-    simultaneous = _pair(*both) if len(both) == 2 else None
-    declared = _declared(kind, verdict, claim)
+    kind, value, bounds = verdict.kind, first.value, _pair(first.low, first.high)
+    both = verdict.details.get("simultaneous_interval")
+    simultaneous = _pair(*map(_number, both)) if isinstance(both, list | tuple) and len(both) == 2 else None
+    declared = _declared(verdict, claim)
     with_zero = kind != "probe"
     shown = [value, *(bounds or ()), *(simultaneous or ()), *(x for x, _ in declared), *((0.0,) if with_zero else ())]
     scale = _Scale.over(shown)
@@ -74,20 +76,23 @@ def plot(verdict: Json, claim: Json) -> Plot | None:
 
 def _value(x: float, kind: str, value: float) -> Mark:
     """The number over the point, as the verdict's sentence writes it."""
-    text = number(value) if kind in ("generalises", "probe") else signed(value)
+    text = number(value) if kind in (*SHARE_KINDS, "probe") else signed(value)
     return Mark(min(max(x, LEFT + 22), RIGHT - 22), text.replace("-", "−"))
 
 
-def _declared(kind: str, verdict: Json, claim: Json) -> list[tuple[float, str]]:
+def _declared(verdict: Verdict, claim: Claim | None) -> list[tuple[float, str]]:
     """The declared limits of the claim's rule: margin, share or threshold, in ascending order."""
-    margin = verdict.get("margin")
-    if kind == "generalises":
-        share: Any = (verdict.get("details") or {}).get("share_declared", claim.get("share"))
-        return [(share, f"declared share {share:g}"), (1.0, "all of it")] if _finite(share) else [(1.0, "all of it")]
+    margin, kind = verdict.margin, verdict.kind
+    if kind in SHARE_KINDS:
+        share = number_of(verdict.details, "share_declared")
+        share = claim.share if share is None and claim is not None else share
+        return [(1.0, "all of it")] if share is None else [(share, f"declared share {share:g}"), (1.0, "all of it")]
     if kind == "probe":
-        threshold: Any = claim.get("threshold")
-        return [(threshold, f"threshold {claim.get('op') or ''} {threshold:g}")] if _finite(threshold) else []
-    if not isinstance(margin, int | float) or not _finite(margin):
+        threshold = claim.threshold if claim is not None else None
+        if claim is None or threshold is None:
+            return []
+        return [(float(threshold), f"threshold {claim.op or ''} {threshold:g}")]
+    if margin is None:
         return []
     if kind in TWO_SIDED:
         return [(-margin, f"−{margin:g}"), (margin, f"margin +{margin:g}")]
@@ -104,20 +109,19 @@ def _spread(lines: tuple[Mark, ...]) -> tuple[Mark, ...]:
     return tuple(Mark(m.x, m.label, a) for m, a in zip(lines, anchors))
 
 
-def _ends(kind: str, estimate: Json) -> tuple[str, str] | None:
+def _ends(kind: str, estimate: Estimate) -> tuple[str, str] | None:
     """What the two directions mean: which arm scores higher."""
-    details = estimate.get("details") or {}
-    arms = [(details.get(side) or {}).get("condition") for side in ("b", "a")]
-    if kind in ("generalises", "probe") or not all(arms):
+    arms = [mapping_of(estimate.details, side).get("condition") for side in ("b", "a")]
+    if kind in (*SHARE_KINDS, "probe") or not all(arms):
         return None
     return f"← {arms[0]} higher", f"{arms[1]} higher →"
 
 
-def _label(estimate: Json, declared: Sequence[tuple[float, str]]) -> str:
-    low, high = estimate.get("low"), estimate.get("high")
-    bounds = f", interval from {low:.4g} to {high:.4g}" if _finite(low) and _finite(high) else ", no interval"
+def _label(estimate: Estimate, declared: Sequence[tuple[float, str]]) -> str:
+    ends = _pair(estimate.low, estimate.high)
+    bounds = ", no interval" if ends is None else f", interval from {ends[0]:.4g} to {ends[1]:.4g}"
     limits = "".join(f", {text}" for _, text in declared)
-    return f"{estimate.get('name')}: {estimate['value']:.4g}{bounds}{limits}"
+    return f"{estimate.name}: {estimate.value:.4g}{bounds}{limits}"
 
 
 @dataclass(frozen=True)
@@ -150,9 +154,20 @@ def _tick(x: float, places: int) -> str:
     return "0" if float(text.replace("−", "-")) == 0 else text
 
 
-def _pair(low: Any, high: Any) -> tuple[float, float] | None:
-    return (low, high) if _finite(low) and _finite(high) else None
+def _pair(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
 
 
-def _finite(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+def _number(value: JsonValue) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def number_of(details: Json, key: str) -> float | None:
+    """A number in a free part of a record, which its class does not check; None where there is none."""
+    return _number(details.get(key))
+
+
+def mapping_of(details: Json, key: str) -> Json:
+    """An object in a free part of a record; empty where there is none."""
+    value = details.get(key)
+    return value if isinstance(value, Mapping) else {}

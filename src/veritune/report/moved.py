@@ -5,33 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from veritune.drawing import Drawing, from_zero, legend_above, log_axis, look_of, panels, save_as, style
 from veritune.errors import InputError
 from veritune.records import Json
-from veritune.report.figures import GRID, INK, MARKERS, SERIES, STYLE
-from veritune.store import atomic
 
-FORMATS = ("svg", "png", "pdf")
 AXES = {"step": "optimizer step", "lr": "learning rate", "rows": "rows trained on"}
 
 
 def draw_series(record: Json, path: Path, axis: str = "step") -> None:
-    """Draw the lines of a `weight_series` record against `step`, `lr` or `rows`.
+    """Draw the lines of a `weight_series` record against `step`, `lr` or `rows`, its CSV beside.
 
     Against lr and rows only checkpoints that are scored stand, where a study says which. Raises InputError for another
     kind of file, another axis, or an axis on which no line has a place.
     """
-    import matplotlib as mpl
-
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in FORMATS or axis not in AXES:
-        raise InputError(
-            f"expected a .svg, .png or .pdf file and an axis of {', '.join(AXES)}; found {path.name} and {axis}.",
-        )
+    if axis not in AXES:
+        raise InputError(f"expected an axis of {', '.join(AXES)}; found {axis}.", fix="--axis step")
     lines = [x for x in record["lines"] if x[axis] is not None and (axis == "step" or x["chosen"] is not False)]
     if not lines:
         raise InputError(f"no line of this series has a known {axis}.", fix="Choose another --axis.")
-    with mpl.rc_context(STYLE), atomic(path, "wb") as stream:
-        _figure(lines, axis).savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    with style():
+        save_as(_drawing(lines, axis, path.name), path)
 
 
 def _curve(line: Json, axis: str) -> str:
@@ -45,34 +38,33 @@ def _curve(line: Json, axis: str) -> str:
     return ", ".join(str(n) for n in named if n)
 
 
-def _figure(lines: list[Any], axis: str) -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, NullLocator
+def _drawing(lines: list[Any], axis: str, source: str) -> Drawing:
+    from matplotlib.ticker import MaxNLocator
 
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         curves.setdefault(_curve(line, axis), []).append((line[axis], line["delta_norm"]))
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for i, (name, points) in enumerate(curves.items()):
-        x, y = zip(*sorted(points))
-        axes.plot(
-            x,
-            y,
-            color=SERIES[i % len(SERIES)],
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=5,
-            linewidth=1.2,
-            label=name or "weights",
-        )
-    axes.set(xlabel=AXES[axis], ylabel="norm of the change", ylim=(0, None))
+    figure, grid = panels(1)
+    axes, entries = grid[0][0], []
+    for place, (name, points) in enumerate(curves.items()):
+        look = {**look_of(place), "markersize": 5, "linewidth": 1.2}
+        axes.plot(*zip(*sorted(points)), **look)
+        entries.append((name or "weights", look))
+    axes.set(xlabel=AXES[axis], ylabel="norm of the change")
     if axis == "lr":
-        rates = sorted({line["lr"] for line in lines})
-        axes.set_xscale("log")
-        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])  # a formatter of its own would write TeX
-        axes.xaxis.set_minor_locator(NullLocator())
+        log_axis(axes, [line["lr"] for line in lines])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=GRID)
-    axes.legend(fontsize=7, frameon=False, labelcolor=INK)
-    return figure
+    from_zero(axes)
+    legend_above(figure, entries, columns=1 if max(map(len, curves)) > 30 else 2)
+    return Drawing(
+        name="weight_series",
+        title="How far the weights moved",
+        caption="A mark is a checkpoint.",
+        figure=figure,
+        header=("line", axis, "delta_norm"),
+        table=[(name, x, y) for name, points in curves.items() for x, y in sorted(points)],
+        sources=(source,),
+        made_by=f"{__name__}.draw_series",
+        n=f"{len(lines)} checkpoints",
+    )

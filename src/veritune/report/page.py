@@ -7,9 +7,12 @@ own sheet. All text from records goes through jinja2's escaping.
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,12 +23,18 @@ from markupsafe import Markup
 
 from veritune.config.study import Study
 from veritune.decide.wording import number, signed
-from veritune.report import views
-from veritune.report.figures import SERIES, Drawn, draw_all
+from veritune.drawing import SERIES
+from veritune.evaluate.means import zone_mean
+from veritune.report import outputs, views
+from veritune.report.caveats import caveat_facts
+from veritune.report.figures import Drawn, draw_all
 from veritune.report.probes import blocks
 from veritune.report.read import Records, read_records
-from veritune.store import Store, write_text
+from veritune.report.summary import summary, weaknesses
+from veritune.store import OUTPUT_PAGE, Store, hash_of, remove, sha256_text, write_text
 
+ALL_RUNS = "runs.csv"
+GROUPS = ("zones", "scores", "plan", "training", "gradients", "probes")
 UNKNOWN = Markup('<span class="unknown">not recorded</span>')
 # Characters that change how text is read without being seen: controls, and those that turn its direction round.
 UNSEEN = re.compile(
@@ -36,38 +45,109 @@ UNSEEN = re.compile(
 def write_report(store: Store, study: Study) -> Path:
     """Draw `report.html` and `figures/` from the study folder's records; the page's path.
 
-    A record that is missing or damaged is named on the page. Raises StoreError where the folder cannot be written.
+    Where there are many outputs they stand on pages in `report.outputs/`. A record that is missing or damaged is named
+    on the page. Raises StoreError where the folder cannot be written.
     """
     records = read_records(store, study)
-    write_text(store.report_file, render(records, draw_all(store, records)))
+    drawn = draw_all(store, records)
+    if len(records.every_run) > len(records.runs):
+        write_text(store.figures / ALL_RUNS, runs_table(records))
+    beside = None if outputs.fits_inline(records) else _write_outputs(store, records)
+    write_text(store.report_file, render(records, drawn, beside))
+    _remove_stale(store, set(beside.pages if beside is not None else ()))
     return store.report_file
 
 
-def render(records: Records, drawn: Sequence[Drawn]) -> str:
-    """The page's text. The same records and drawings give the same text."""
+@dataclass(frozen=True)
+class Beside:
+    """The pages beside the report: what it shows of them, and the SHA-256 of each by name."""
+
+    evals: Sequence[outputs.AllOutputs]
+    pages: Mapping[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """One hash over all pages, so that whoever keeps the report's hash has kept theirs."""
+        return hash_of(self.pages)
+
+
+def _write_outputs(store: Store, records: Records) -> Beside:
+    """Write every output and every list of differences into pages beside the report."""
+    layout, pages = outputs.Layout(records), {}
+    css, policy = _sheet()
+    template = environment().get_template("beside.html.j2")
+    shared = {"css": css, "policy": policy, "records": records, "study": records.study, "series": _series(records)}
+    for page in layout.pages():
+        text = str(template.render(page=page, **shared)).encode("utf-8", "replace").decode()
+        write_text(store.outputs / page.name, text)
+        pages[page.name] = sha256_text(text)
+    return Beside(layout.views, pages)
+
+
+def _remove_stale(store: Store, names: set[str]) -> None:
+    """Remove pages of ours that these records no longer give, and the folder where nothing is left in it."""
+    for path in sorted(store.outputs.glob("*.html")):
+        if OUTPUT_PAGE.fullmatch(path.name) and path.name not in names:
+            remove(path)
+    if store.outputs.is_dir() and not any(store.outputs.iterdir()):
+        store.outputs.rmdir()
+
+
+def runs_table(records: Records) -> str:
+    """Every run's scores and losses as CSV, a line for each zone: what stands beside a page that draws some of them."""
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(("run_id", "condition", "seed", "what", "zone", "value", "n"))
+    for run in records.every_run:
+        named = (run.run_id, run.condition, run.seed)
+        for name, by_zone in (run.summary.scores if run.summary is not None else {}).items():
+            table.writerows((*named, name, zone, score.mean, score.scored) for zone, score in by_zone.items())
+        table.writerows((*named, "nll", zone, loss.nll, loss.target_tokens) for zone, loss in run.losses.items())
+    return stream.getvalue()
+
+
+def _sheet() -> tuple[Markup, str]:
+    """The style sheet, and the content policy that allows it alone."""
     css = Markup(files("veritune.report").joinpath("templates/report.css").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    return css, f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
+
+def _series(records: Records) -> dict[str, str]:
+    """The class that colours each condition."""
+    return {name: f"s{i % len(SERIES) + 1}" for i, name in enumerate(records.study.conditions)}
+
+
+def render(records: Records, drawn: Sequence[Drawn], beside: Beside | None = None) -> str:
+    """The page's text. The same records and drawings give the same text. Without `beside` it holds all outputs."""
+    css, policy = _sheet()
+    claims = views.claims(records)
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
             css=css,
-            policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+            policy=policy,
             records=records,
+            all_runs=f"figures/{ALL_RUNS}" if len(records.every_run) > len(records.runs) else None,
             study=records.study,
-            claims=views.claims(records),
+            claims=claims,
+            summary=summary(records, claims),
+            **caveat_facts(records),
             scores=views.scores(records),
             losses=views.losses(records),
             gaps=views.gaps(records),
             probes=blocks(records),
             conditions=views.conditions(records),
             training=views.training(records),
-            samples=views.samples(records),
+            samples=outputs.samples(records),
+            beside=beside,
+            all_outputs=beside.evals if beside is not None else outputs.inline(records),
             data=views.data(records),
             timeline=views.timeline(records),
             reproduction=views.reproduction(records),
-            figures={group: [d for d in drawn if d.group == group] for group in ("zones", "training", "gradients")},
-            series={name: f"s{i % len(SERIES) + 1}" for i, name in enumerate(records.study.conditions)},
+            figures={group: [d for d in drawn if d.group == group] for group in GROUPS},
+            series=_series(records),
         )
     )
     return str(page).encode("utf-8", "replace").decode()
@@ -89,6 +169,7 @@ def environment() -> Any:
     environment.filters |= {
         "count": lambda x: _known(x, lambda v: f"{v:,}"),
         "fixed": _fixed,
+        "mean_of_all": lambda cell: mean.value if (mean := zone_mean(cell)) is not None else None,
         "number": lambda x: _known(x, number),
         "signed": lambda x: _known(x, signed),
         "percent": lambda x: _known(x, lambda v: f"{100 * v:.3g} %"),
@@ -98,6 +179,7 @@ def environment() -> Any:
         "grouped": _grouped,
         "href": lambda path: "./" + quote(str(path), safe="/"),
         "get": views.get,
+        "weaknesses": weaknesses,
     }
     return environment
 

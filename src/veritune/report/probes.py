@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veritune.records import to_json
+from veritune.report.curve import curve_table
 from veritune.report.geometry import geometry_table
 from veritune.report.read import Records
 
 NAMES = {
     "three_zone_gap": "Policy or samples",
+    "curve": "Checkpoints along the run",
     "leak": "What a leaky split would have flattered",
     "forced_choice": "Recall: forced choice",
     "verbatim_recall": "Recall: word for word",
@@ -20,17 +23,21 @@ NAMES = {
     "telemetry": "Where the gradient fell",
     "weights": "How far the weights moved",
     "weight_series": "How far the weights moved, step by step",
+    "weight_cells": "How far modules moved beside a reference arm",
+    "attribution": "Training families behind outputs (experimental)",
     "geometry": "Representation geometry",
     "geometry_grid": "Representation geometry",
+    "geometry_cells": "Geometry over checkpoints, seeds and conditions",
     "forgetting": "Forgetting",
     "calibration": "Calibration",
     "none": "Not measured",
 }
 ORDER = tuple(NAMES)
+TABLES = {"geometry_grid": geometry_table, "curve": curve_table}
 
 
 @dataclass(frozen=True)
-class Block:
+class ProbeBlock:
     """One probe's sentences. `subject` says which run or file it speaks of, `source` is its path in the study; `table`
     holds every cell of a record that has many, as plain text."""
 
@@ -44,25 +51,25 @@ class Block:
     table: str | None = None
 
 
-def blocks(records: Records) -> list[Block]:
+def blocks(records: Records) -> list[ProbeBlock]:
     """Every probe record of the study, by probe and then by run."""
     found = [*_gaps(records), *_others(records)]
     return sorted(found, key=lambda b: ORDER.index(b.kind) if b.kind in ORDER else len(ORDER))
 
 
-def _gaps(records: Records) -> Iterator[Block]:
+def _gaps(records: Records) -> Iterator[ProbeBlock]:
     for run in records.runs:
-        if run.gap and run.gap.get("reading"):
-            yield _block(run.gap, run.label, run.path("probes/three_zone.json"), "three_zone_gap")
+        if run.gap is not None:
+            yield _block(to_json(run.gap), run.label, run.path("probes/three_zone.json"), "three_zone_gap")
 
 
-def _others(records: Records) -> Iterator[Block]:
+def _others(records: Records) -> Iterator[ProbeBlock]:
     labels = {run.run_id: run.label for run in records.runs}
     for path, record in records.probes:
         yield from _readings(record, labels.get(str(record.get("run")), ""), path)
 
 
-def _readings(record: Any, subject: str, path: str, name: str = "") -> Iterator[Block]:
+def _readings(record: Any, subject: str, path: str, name: str = "") -> Iterator[ProbeBlock]:
     """The record itself, or those it holds under names (`record`, `base`, `trained`, `runs`, ...) and in lists."""
     if isinstance(record, list):
         for inner in record:
@@ -80,24 +87,25 @@ def _readings(record: Any, subject: str, path: str, name: str = "") -> Iterator[
         yield from _readings(inner, subject, path, "" if key == "record" else key)
 
 
-def _block(record: Any, subject: str, path: str, kind: str) -> Block:
+def _block(record: Any, subject: str, path: str, kind: str) -> ProbeBlock:
     kind = str(record.get("kind") or kind)
     named = NAMES.get(kind, kind.replace("_", " "))
     limits, change = (record[k] if isinstance(record.get(k), str) else None for k in ("limits", "would_change"))
-    return Block(named, kind, subject, record["reading"], limits, change, path, _cells(record, kind))
+    return ProbeBlock(named, kind, subject, record["reading"], limits, change, path, _cells(record, kind))
 
 
 def _cells(record: Any, kind: str) -> str | None:
-    """The table of a geometry record; None for other kinds, and for one of another version, which has no such cells."""
-    if kind != "geometry_grid":
+    """The table of a geometry or curve record; None for other kinds, and for one of another version without cells."""
+    draw = TABLES.get(kind)
+    if draw is None:
         return None
     try:
-        return geometry_table(record)
+        return draw(record)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return None
 
 
-def markdown(study: str, found: Sequence[Block]) -> str:
+def markdown(study: str, found: Sequence[ProbeBlock]) -> str:
     """The blocks as Markdown, for a pull request or a notebook."""
     lines = [f"# What the probes of {study} say", ""]
     for block in found:

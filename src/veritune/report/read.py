@@ -6,29 +6,145 @@ what is there and what is not.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from veritune import contract
+from veritune import arrow, contract
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.errors import VerituneError
-from veritune.records import RunManifest, RunSummary, TrainingRecord, ZoneLoss, ZoneScore
-from veritune.report import shapes
-from veritune.report.shapes import fit
+from veritune.files import benchmark_name
+from veritune.ledger import Entry
+from veritune.records import (
+    Contract,
+    DataFacts,
+    DataManifest,
+    Evidence,
+    Finding,
+    Json,
+    LiveProbe,
+    MetricRow,
+    Record,
+    RenderAudit,
+    RunManifest,
+    RunPlan,
+    RunSummary,
+    Score,
+    ScoreStamp,
+    Selection,
+    ShapeTimings,
+    SplitAudit,
+    StudyVerdicts,
+    ThreeZoneGap,
+    TrainingRecord,
+    Verdict,
+    ZoneGapRecord,
+    ZoneLoss,
+    ZoneScore,
+)
+from veritune.records.base import parse
 from veritune.store import Store, read_json, read_jsonl
 
-Json = Mapping[str, Any]
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 MOST_NAMED = 12
+MOST_DRAWN = 120
+"""Runs that the page draws; of more, as many of each arm, and all of them stand in figures/runs.csv. A run takes 6 kB
+of the page, its figures included."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """What figures and lists take of a score; None of `value`, `zone`, `family` as in `records.Score`."""
+
+    item_id: str
+    value: float | None
+    zone: str | None
+    family: str | None
+
+
+@dataclass(frozen=True)
+class Items:
+    """Ids, zones and families of the items of a score file, in its order; the runs of one eval share them."""
+
+    ids: tuple[str, ...] = ()
+    zones: tuple[str | None, ...] = ()
+    families: tuple[str | None, ...] = ()
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where in the file the first score of each item stands."""
+        found: dict[str, int] = {}
+        for number, item_id in enumerate(self.ids):
+            found.setdefault(item_id, number)
+        return found
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """One run's scores on one eval: values in memory, 16 bytes a score, texts read from the file when they are drawn.
+
+    `values` holds NaN where a score has none; `offsets` says at which byte of the file each line begins.
+    """
+
+    path: Path
+    items: Items = Items()
+    values: array[float] = field(default_factory=lambda: array("d"))
+    offsets: array[int] = field(default_factory=lambda: array("Q"))
+
+    def __iter__(self) -> Iterator[ScoreRow]:
+        """Each score, in the order of the file; none where the file is damaged, which the reader has named."""
+        for number, value in enumerate(self.values):
+            named = self.items.ids[number], self.items.zones[number], self.items.families[number]
+            yield ScoreRow(named[0], None if math.isnan(value) else value, *named[1:])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def read(self, item_ids: Iterable[str]) -> dict[str, Score]:
+        """The first score of each of these items, with its text."""
+        found: dict[str, Score] = {}
+        with self.path.open("rb") as stream:
+            for item_id in item_ids:
+                place = self.items.places.get(item_id)
+                if place is not None:
+                    stream.seek(self.offsets[place])
+                    line = stream.readline().rstrip(b"\n")
+                    found[item_id] = parse(Score, line, f"{self.path} line {place + 1}")
+        return found
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """The rows of a data version, taken from the file by id when they are drawn."""
+
+    path: Path | None
+
+    def pick(self, ids: Collection[str]) -> dict[str, Json]:
+        """The rows with these ids; none where the file is missing or damaged, which the reader has named."""
+        if self.path is None or not ids:
+            return {}
+        return {row["id"]: row for row in arrow.parquet_pick(self.path, "id", ids)}
+
+
+@dataclass(frozen=True)
+class ShareStep:
+    """How the squared gradient norm of one optimizer step divides among module types."""
+
+    step: int
+    by_type: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's records. `seed` is None for the baseline; `scores` are by eval, in the order of the file."""
+    """One run's records. `seed` is None for the baseline; `scores` are by eval, read when they are drawn."""
 
     run_id: str
     condition: str
@@ -36,11 +152,11 @@ class Run:
     manifest: RunManifest
     summary: RunSummary | None = None
     training: TrainingRecord | None = None
-    metrics: Sequence[Json] = ()
-    telemetry: Sequence[Json] = ()
-    scores: Mapping[str, Sequence[Json]] = field(default_factory=dict)
-    decoding: Mapping[str, Json] = field(default_factory=dict)
-    gap: Json | None = None
+    metrics: Sequence[MetricRow] = ()
+    shares: Sequence[ShareStep] = ()
+    scores: Mapping[str, ScoreFile] = field(default_factory=dict)
+    stamps: Mapping[str, ScoreStamp] = field(default_factory=dict)
+    gap: ThreeZoneGap | None = None
 
     @property
     def is_baseline(self) -> bool:
@@ -70,42 +186,50 @@ class Records:
     """A study folder for drawing. `problems` name what could not be read and what does not fit together."""
 
     study: Study
-    verdict: Json | None
-    contract: Json | None
+    verdict: StudyVerdicts | None
+    contract: Contract | None
     runs: tuple[Run, ...]
+    every_run: tuple[Run, ...]
     strays: tuple[str, ...]
-    data: Json | None
-    rows: Mapping[str, Json]
-    render: Json | None
-    split: Json | None
-    findings: Sequence[Json]
-    live: Mapping[str, Json]
-    selection: Json | None
-    events: Sequence[Json]
+    data: DataManifest | None
+    rows: RowFile
+    render: RenderAudit | None
+    split: SplitAudit | None
+    findings: Sequence[Finding]
+    live: Mapping[str, LiveProbe]
+    selection: Selection | None
+    events: Sequence[Entry]
     problems: tuple[str, ...]
     probes: Sequence[tuple[str, Json]] = ()
+    benchmarks: Mapping[str, RowFile] = field(default_factory=dict)
+    plan: RunPlan | None = None
+    shapes: ShapeTimings | None = None
+    serving: Evidence | None = None
 
     @property
-    def terms(self) -> Json:
-        """The contract's last entry, empty when there is none."""
-        entries = (self.contract or {}).get("entries") or [{}]
-        found: Json = entries[-1]
-        return found
+    def contract_hash(self) -> str | None:
+        """Hash of the contract's last entry, None when nothing is frozen."""
+        return self.contract.last.hash if self.contract is not None else None
 
     @property
-    def facts(self) -> Json:
+    def facts(self) -> DataFacts | None:
         """Facts that the contract froze, else those of the data manifest, else none."""
-        frozen = (self.terms.get("terms") or {}).get("facts")
-        found: Json = frozen or (self.data or {}).get("facts") or {}
-        return found
+        if self.contract is not None:
+            return self.contract.facts
+        return self.data.facts if self.data is not None else None
 
     @property
-    def verdicts(self) -> Sequence[Json]:
-        found: Sequence[Json] = (self.verdict or {}).get("verdicts") or []
-        return found
+    def verdicts(self) -> Sequence[Verdict]:
+        return self.verdict.verdicts if self.verdict is not None else ()
+
+    def items_path(self, name: str) -> str:
+        """Where the items of an eval lie: with the data's rows, or in a file of a benchmark."""
+        frozen = ((self.facts.benchmarks if self.facts is not None else None) or {}).get(name)
+        return self.data_path(benchmark_name(name, frozen.items_sha256) if frozen else "rows.parquet")
 
     def data_path(self, name: str) -> str:
-        return f"data/{self.facts.get('data_version') or (self.data or {}).get('version')}/{name}"
+        version = self.facts.data_version if self.facts is not None else None
+        return f"data/{version}/{name}"
 
 
 class _Reader:
@@ -114,6 +238,25 @@ class _Reader:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.problems: list[str] = []
+        self.items: dict[str, Items] = {}
+
+    def scores(self, path: Path) -> ScoreFile:
+        """A score file, each line checked once. Raises FormatError for the first that is no score."""
+        ids, zones, families = [], [], []
+        values, offsets, at = array("d"), array("Q"), 0
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                score = parse(Score, line.rstrip(b"\n"), f"{path} line {number}")
+                ids.append(sys.intern(score.item_id))
+                zones.append(sys.intern(score.zone) if score.zone is not None else None)
+                families.append(sys.intern(score.family) if score.family is not None else None)
+                values.append(math.nan if score.value is None else score.value)
+                offsets.append(at)
+                at += len(line)
+        items = Items(tuple(ids), tuple(zones), tuple(families))
+        if self.items.get(path.stem) != items:
+            self.items[path.stem] = items
+        return ScoreFile(path, self.items[path.stem], values, offsets)
 
     def maybe(self, path: Path, read: Callable[[Path], T], otherwise: T) -> T:
         if not path.exists():
@@ -122,94 +265,114 @@ class _Reader:
             return read(path)
         except (VerituneError, OSError, ValueError) as exc:
             text = exc.message if isinstance(exc, VerituneError) else str(exc)
-        except (KeyError, TypeError, AttributeError):
-            text = f"{path} has an unexpected shape"
         # Messages name the full path; a report that travels should not.
         self.problems.append(text.replace(f"{self.store.root}/", ""))
         return otherwise
 
-    def json(self, path: Path, shape: Any) -> Json | None:
-        found: Json | None = fit(self.maybe(path, read_json, None), shape, self.store.relative(path), self.problems)
-        return found
-
-    def jsonl(self, path: Path, shape: Any, read: Callable[[Path], Any] = read_jsonl) -> Sequence[Json]:
-        found: Sequence[Json] = fit(self.maybe(path, read, []), [shape], self.store.relative(path), self.problems)
-        return found
+    def record(self, kind: type[R], path: Path) -> R | None:
+        """The file as its class reads it; None where it is absent or damaged."""
+        return self.maybe(path, kind.load, None)
 
 
 def read_records(store: Store, study: Study) -> Records:
     """Read the whole study folder. Never raises for a missing or damaged record."""
     reader = _Reader(store)
-    kept = reader.json(store.contract_file, shapes.CONTRACT)
-    if kept is not None:
-        reader.maybe(store.contract_file, lambda _: contract.read(store), None)
-    verdict = reader.json(store.verdict_file, shapes.VERDICT)
-    found = [_run(reader, path.parent) for path in sorted(store.runs.glob("*/manifest.json"))]
-    planned = _planned(store, study, kept)
-    runs = sorted((r for r in found if r and (not planned or r.run_id in planned)), key=_order(study))
-    trials = ("select", "shape")  # their choice is in selection.json and shapes.json
-    strays = tuple(
-        r.run_id for r in found if r and planned and r.run_id not in planned and r.manifest.phase not in trials
-    )
-    folder = _data_folder(store, kept)
+    frozen = reader.maybe(store.contract_file, lambda _: contract.read(store), None)
+    verdict = reader.record(StudyVerdicts, store.verdict_file)
+    there = [run for path in sorted(store.runs.glob("*/manifest.json")) if (run := _listed(reader, path))]
+    counted = frozenset(verdict.runs) if verdict is not None else frozenset(r.run_id for r in there if _is_scored(r))
+    runs = sorted((r for r in there if r.run_id in counted), key=_order(study))
+    folder = _data_folder(store, frozen)
     records = Records(
         study=study,
         verdict=verdict,
-        contract=kept,
-        runs=tuple(runs),
-        strays=strays,
-        data=reader.json(folder / "manifest.json", shapes.DATA) if folder else None,
-        rows=reader.maybe(folder / "rows.parquet", _rows, {}) if folder else {},
-        render=reader.json(store.audit("render.json"), shapes.RENDER),
-        split=reader.json(store.audit("split.json"), shapes.SPLIT),
-        findings=reader.jsonl(store.audit("findings.jsonl"), shapes.FINDING),
-        selection=reader.json(store.root / "selection.json", shapes.SELECTION),
-        live={n: r for n in study.conditions if (r := reader.json(store.audit(f"live-{n}.json"), shapes.LIVE))},
-        events=reader.jsonl(store.events_file, shapes.EVENT),
+        contract=frozen,
+        runs=tuple(_run(reader, run) for run in _drawn(runs)),
+        every_run=tuple(runs),
+        strays=tuple(r.run_id for r in there if r.run_id not in counted and _is_scored(r)),
+        data=reader.record(DataManifest, folder / "manifest.json") if folder else None,
+        rows=RowFile(reader.maybe(folder / "rows.parquet", _rows, None) if folder else None),
+        render=reader.record(RenderAudit, store.audit("render.json")),
+        split=reader.record(SplitAudit, store.audit("split.json")),
+        findings=reader.maybe(store.audit("findings.jsonl"), Finding.load_all, []),
+        selection=reader.record(Selection, store.root / "selection.json"),
+        live={n: r for n in study.conditions if (r := reader.record(LiveProbe, store.audit(f"live-{n}.json")))},
+        events=reader.maybe(store.events_file, _events, []),
         problems=(),
         probes=_probes(reader),
+        plan=reader.record(RunPlan, store.root / "plan.json"),
+        shapes=reader.record(ShapeTimings, store.root / "shapes.json"),
+        serving=reader.record(Evidence, store.release("serving.json")),
     )
-    return _with_problems(records, reader.problems, planned)
+    benchmarks = (records.facts.benchmarks if records.facts is not None else None) or {}
+    asked = {name: store.root / records.items_path(name) for name in benchmarks}
+    records = replace(records, benchmarks={n: RowFile(reader.maybe(p, _rows, None)) for n, p in asked.items()})
+    return _with_problems(records, reader.problems, counted)
 
 
-def _with_problems(records: Records, problems: Sequence[str], planned: Sequence[str]) -> Records:
-    from dataclasses import replace
+def _is_scored(run: Run) -> bool:
+    """Whether a run is one that is compared; what the others chose is in `selection.json` and `shapes.json`."""
+    return run.manifest.phase in (BASELINE, "main")
 
+
+def _with_problems(records: Records, problems: Sequence[str], counted: Collection[str]) -> Records:
     named = list(problems[:MOST_NAMED])
     if len(problems) > MOST_NAMED:
         named.append(f"and {len(problems) - MOST_NAMED} more of the kind")
-    frozen, decided = records.terms.get("hash"), (records.verdict or {}).get("contract")
+    frozen, decided = records.contract_hash, records.verdict.contract if records.verdict is not None else None
     if frozen and decided and frozen != decided:
         named.append(
             f"verdict.json was decided under contract {decided[:12]}, the folder now holds contract {frozen[:12]}"
         )
-    absent = [run_id for run_id in planned if run_id not in {r.run_id for r in records.runs}]
+    on_disk = {r.run_id for r in records.every_run}
+    absent = sorted(run_id for run_id in counted if run_id not in on_disk)
     if absent:
-        named.append(f"runs that the contract plans and that are not on disk: {', '.join(absent)}")
+        more = f" and {len(absent) - MOST_NAMED} more" if len(absent) > MOST_NAMED else ""
+        listed = ", ".join(absent[:MOST_NAMED])
+        named.append(f"runs that verdict.json was decided on and that are not on disk: {listed}{more}")
     return replace(records, problems=tuple(named))
 
 
-def _run(reader: _Reader, folder: Path) -> Run | None:
-    manifest = reader.maybe(folder / "manifest.json", RunManifest.load, None)
+def _listed(reader: _Reader, path: Path) -> Run | None:
+    """A run's manifest, summary and stamps: what a table of many runs shows, and what its runs are compared by."""
+    manifest = reader.record(RunManifest, path)
     if manifest is None:
         return None
+    seed = None if manifest.condition == BASELINE else manifest.seed
+    summary = reader.record(RunSummary, path.parent / "summary.json")
+    named = [file for file in sorted((path.parent / "scores").glob("*.json")) if "." not in file.stem]
+    stamps = {file.stem: stamp for file in named if (stamp := reader.record(ScoreStamp, file))}
+    return Run(path.parent.name, manifest.condition, seed, manifest, summary, stamps=stamps)
+
+
+def _drawn(runs: Sequence[Run]) -> list[Run]:
+    """The runs that the page draws: all where they are few, else as many of each arm, in the order of their seeds."""
+    if len(runs) <= MOST_DRAWN:
+        return list(runs)
+    each = max(MOST_DRAWN // len({run.condition for run in runs}), 1)
+    seen: Counter[str] = Counter()
+    kept = []
+    for run in runs:
+        seen[run.condition] += 1
+        if seen[run.condition] <= each:
+            kept.append(run)
+    return kept
+
+
+def _run(reader: _Reader, listed: Run) -> Run:
+    """The run with everything that is drawn of it."""
+    folder, summary = reader.store.run(listed.run_id), listed.summary
     # Scores of an earlier eval contract are kept as <eval>.<hash>.jsonl; an eval's name holds no full stop.
     scores = sorted(path for path in (folder / "scores").glob("*.jsonl") if "." not in path.stem)
-    stamps = {path.stem: reader.json(path.with_suffix(".json"), shapes.STAMP) for path in scores}
-    summary = reader.maybe(folder / "summary.json", RunSummary.load, None)
-    training = reader.maybe(folder / "training.json", TrainingRecord.load, None)
-    return Run(
-        run_id=folder.name,
-        condition=manifest.condition,
-        seed=None if manifest.condition == BASELINE else manifest.seed,
-        manifest=manifest,
-        summary=summary,
+    training = reader.record(TrainingRecord, folder / "training.json")
+    gap = reader.record(ZoneGapRecord, folder / "probes" / "three_zone.json")
+    return replace(
+        listed,
         training=training or (summary.training if summary is not None else None),
-        metrics=reader.jsonl(folder / "metrics.jsonl", shapes.METRIC),
-        telemetry=reader.jsonl(folder / "telemetry.jsonl", shapes.TELEMETRY, _telemetry),
-        scores={path.stem: reader.jsonl(path, shapes.SCORE) for path in scores},
-        decoding={name: stamp.get("decoding") or {} for name, stamp in stamps.items() if stamp},
-        gap=(reader.json(folder / "probes" / "three_zone.json", shapes.GAP) or {}).get("gap"),
+        metrics=reader.maybe(folder / "metrics.jsonl", MetricRow.load_all, []),
+        shares=reader.maybe(folder / "telemetry.jsonl", _shares, []),
+        scores={path.stem: reader.maybe(path, reader.scores, ScoreFile(path)) for path in scores},
+        gap=gap.gap if gap is not None else None,
     )
 
 
@@ -217,38 +380,23 @@ def _probes(reader: _Reader) -> list[tuple[str, Json]]:
     """Probe records that lie apart from the runs: by path, those of shadow runs left out."""
     folder = reader.store.root / "probes"
     paths = sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
-    found = [(reader.store.relative(path), reader.json(path, shapes.PROBE)) for path in paths]
-    return [(path, record) for path, record in found if record is not None]
+    records = [(reader.store.relative(path), reader.maybe(path, read_json, None)) for path in paths]
+    return [(path, record) for path, record in records if record is not None]
 
 
-def _telemetry(path: Path) -> list[Any]:
-    """Only what is drawn of each step: a record by layer is long, and a run has many steps."""
-    kept: list[Any] = []
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as exc:
-                raise ValueError(f"{path} line {number} is damaged: {exc}") from None
-            kept.append(
-                row
-                if not isinstance(row, dict)
-                else {k: row.get(k) for k in ("step", "status", "reason", "share", "grad_norm_at_step")}
-            )
-    return kept
+def _shares(path: Path) -> list[ShareStep]:
+    """Recorded shares by module type; a step whose gradients could not be seen is left out, not drawn as 0.
 
-
-def _planned(store: Store, study: Study, kept: Json | None) -> list[str]:
-    """Ids of the runs that the contract plans to score; empty when that cannot be told."""
-    from veritune.train.schedule import main_cells, plan_cells
-    from veritune.train.select import chosen
-
-    try:
-        facts = kept["entries"][-1]["terms"]["facts"] if kept else {}
-        cells = plan_cells(study, facts, chosen(store, study, facts)) if kept else []
-    except (KeyError, IndexError, TypeError, VerituneError):
-        return []
-    return [cell.run_id for cell in main_cells(cells)]
+    Only this is kept of a step: its record by layer is long, and a run has many steps.
+    """
+    steps = []
+    for number, row in enumerate(read_jsonl(path), start=1):
+        try:
+            if row["status"] == "ok":
+                steps.append(ShareStep(int(row["step"]), {k: float(v) for k, v in row["share"]["type"].items()}))
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise ValueError(f"{path} line {number} is no step of a run: {type(exc).__name__} {exc}") from exc
+    return steps
 
 
 def _order(study: Study) -> Callable[[Run], tuple[int, str, int, str]]:
@@ -261,23 +409,28 @@ def _order(study: Study) -> Callable[[Run], tuple[int, str, int, str]]:
     return key
 
 
-def _data_folder(store: Store, kept: Json | None) -> Path | None:
+def _data_folder(store: Store, frozen: Contract | None) -> Path | None:
     """The data version of the contract; without a contract, the only one there is."""
-    try:
-        version = str(kept["entries"][-1]["terms"]["facts"]["data_version"]) if kept else None
-    except (KeyError, IndexError, TypeError):
-        version = None
-    if version:
-        return store.data(version)
+    if frozen is not None:
+        return store.data(frozen.facts.data_version)
     there = sorted((store.root / "data").glob("*/manifest.json"))
     return there[0].parent if len(there) == 1 else None
 
 
-def _rows(path: Path) -> dict[str, Json]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _events(path: Path) -> list[Entry]:
+    """The timeline as it stands; its chain is for `verify`. Raises ValueError for a line that is no event."""
+    events = read_jsonl(path)
+    for number, event in enumerate(events, start=1):
+        if not (isinstance(event, dict) and isinstance(event.get("time"), str) and isinstance(event.get("event"), str)):
+            raise ValueError(f"{path} line {number} is not a valid event record")
+    return events
 
+
+def _rows(path: Path) -> Path:
+    """The path, once every row of the file was found to have an id. Raises ValueError where the file is damaged."""
     try:
-        return {row["id"]: row for row in pq.read_table(path).to_pylist()}
-    except pa.ArrowException as exc:
-        raise ValueError(f"{path} is damaged: {exc}") from None
+        for _ in arrow.parquet_column(path, "id"):
+            pass
+    except (KeyError, OSError, ValueError) as exc:
+        raise ValueError(f"{path} is damaged: {exc}") from exc
+    return path

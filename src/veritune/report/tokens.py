@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from veritune.probe.study import Subject
+from veritune.probe.study import ProbeSubject
 from veritune.probe.tokens import TokenFall, token_pieces
 from veritune.records import Json, to_json
 from veritune.report.page import environment
@@ -32,7 +32,7 @@ class TokenSection:
     pieces: Mapping[str, Sequence[str]]
 
 
-def draw_tokens(path: Path, records: Mapping[str, TokenFall], subject: Subject, rows: int) -> None:
+def draw_tokens(path: Path, records: Mapping[str, TokenFall], subject: ProbeSubject, rows: int) -> None:
     """Draw the first `rows` rows of each zone of a token probe into one HTML file."""
     sections = []
     for zone, whole in records.items():

@@ -41,6 +41,10 @@ def krippendorff_alpha(value_R_N: NDArray[np.float64], level: Level = "interval"
 
     Undefined (None) when no unit has two ratings or when all values are the same: agreement without variation cannot
     be told from a constant. Raises ScoreError for an unknown level.
+
+    >>> import numpy as np
+    >>> round(krippendorff_alpha(np.array([[1.0, 2, 3, 3], [1, 2, 3, 4]])).alpha, 2)
+    0.89
     """
     raters, units = value_R_N.shape
     rater_R, unit_R = np.nonzero(~np.isnan(value_R_N))

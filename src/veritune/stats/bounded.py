@@ -50,6 +50,10 @@ class BoundedMean(Spread):
 
     `units` is the number of independent items that the N differences are worth (N by default, fewer where items come
     in families): each item then weighs as a Gamma(units/N) variable and the unseen one as Gamma(1).
+
+    >>> low, high = BoundedMean(np.repeat([0.0, 0.001, 0.002], 4), bound=1.0).interval(0.95)
+    >>> f"[{low:.3f}, {high:.3f}]"
+    '[-0.264, 0.265]'
     """
 
     diff_N: Floats

@@ -51,7 +51,7 @@ _NO_VARIANCE = 1e-24
 """Share of the sum of squares below which a variance is rounding: sums of centred values err by about (1e-16)²."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Centroids:
     """One layer of one model. `gram_P_P`: inner products of states less their question's mean, over all questions."""
 
@@ -89,7 +89,11 @@ class Swapped:
 
 
 def m1(centroid_P_H: Floats) -> float | None:
-    """Mean cosine between different rows; None when a row is zero."""
+    """Mean cosine between different rows; None when a row is zero.
+
+    >>> round(m1(np.array([[1.0, 0], [1, 1], [0, 1]])), 2)
+    0.47
+    """
     norm_P = np.linalg.norm(centroid_P_H, axis=1)
     if not (norm_P > _EPS * max(1.0, float(norm_P.max()))).all():
         return None

@@ -81,7 +81,13 @@ class FamilyRule:
 
 
 def family_rule(size_G: Ints) -> FamilyRule:
-    """The rule for families of these sizes (items each, all above 0)."""
+    """The rule for families of these sizes (items each, all above 0).
+
+    >>> family_rule(np.array([5, 5, 5, 5, 5, 5])).method
+    'cr1'
+    >>> family_rule(np.array([40, 3, 3])).method
+    'withheld'
+    """
     families = len(size_G)
     effective = effective_families(size_G)
     largest = int(size_G.max()) if families else 0
@@ -106,7 +112,11 @@ def family_rule(size_G: Ints) -> FamilyRule:
 
 
 def effective_families(size_G: Ints) -> float:
-    """Bell–McCaffrey degrees of freedom of CR3 under independent items, plus 1. 1 for a single family."""
+    """Bell–McCaffrey degrees of freedom of CR3 under independent items, plus 1. 1 for a single family.
+
+    >>> round(effective_families(np.array([40] + [4] * 15)), 1)
+    4.4
+    """
     if len(size_G) < 2:
         return float(len(size_G))
     n = float(size_G.sum())
@@ -119,7 +129,11 @@ def effective_families(size_G: Ints) -> float:
 
 
 def undrawn(families: int, alpha: float = 0.025) -> float:
-    """The largest share of families that could be of a kind that none of these is: 1 − alpha^{1/G}."""
+    """The largest share of families that could be of a kind that none of these is: 1 − alpha^{1/G}.
+
+    >>> round(undrawn(20), 2)
+    0.17
+    """
     return 1.0 - float(alpha ** (1.0 / families))
 
 

@@ -74,6 +74,19 @@ def fillings(
     return found
 
 
+def corners(table: ScoreTable, scale: tuple[float, float]) -> list[tuple[str, ScoreTable]]:
+    """The table with its lost scores at the low end of the scale, at the high end, and at either in turn, by name; the
+    table alone where the machine lost nothing."""
+    table = _marked(table)
+    if not n_lost(table):
+        return [("as it is", table)]
+    ends = {"low": (scale[0],) * 2, "high": (scale[1],) * 2, "mixed": scale}
+    gone = table.machine_missing_S_N
+    assert gone is not None
+    turn_N = np.cumsum(gone.any(axis=0)) % 2
+    return [(name, fill(table, np.where(turn_N == 0, *two))) for name, two in ends.items()]
+
+
 def _values(table: ScoreTable, by_zone: Mapping[str, str], default: str, ends: tuple[float, float]) -> Floats:
     """The filling value of each item; `mixed` alternates over the items that lost a score."""
     gone_N: NDArray[np.bool_] = np.zeros(len(table.items), dtype=np.bool_)
@@ -131,11 +144,17 @@ def _all_lost(table: ScoreTable) -> ScoreTable:
 
 def could_change(a: ScoreTable, b: ScoreTable, answer: str, under: Iterable[str]) -> str:
     """Why `answer` may not stand, empty where every filling of the lost scores gives the same one."""
+    return could_change_any((a, b), answer, under)
+
+
+def could_change_any(tables: Sequence[ScoreTable], answer: str, under: Iterable[str]) -> str:
+    """`could_change` for any number of arms."""
     if all(other == answer for other in under):
         return ""
-    named = lost_text([*a.missing, *b.missing])
+    named = lost_text([count for table in tables for count in table.missing])
     if not named:
         return "scores are missing, and which end of the scale a failure is worth is not known"
     return (
-        f"{n_lost(a, b)} scores are missing for reasons that are not the model's ({named}), and could change the answer"
+        f"{n_lost(*tables)} scores are missing for reasons that are not the model's ({named}), and could change the "
+        "answer"
     )

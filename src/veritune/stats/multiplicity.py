@@ -22,6 +22,9 @@ def holm(p: Sequence[float], family_size: int | None = None) -> list[float]:
 
     `family_size` k may exceed the number of p given, for claims that were declared but could not be tested.
     Source: Holm 1979, Scand J Stat 6:65. The matching intervals are at level 1 − alpha/k.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
     """
     p_K = _checked(p)
     k = len(p_K) if family_size is None else family_size
@@ -66,6 +69,9 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     findings, for independent or positively dependent tests; not for confirmatory claims.
 
     Source: Benjamini & Hochberg 1995, J R Stat Soc B 57:289.
+
+    >>> benjamini_hochberg([0.01, 0.04, 0.03])
+    [0.03, 0.04, 0.04]
     """
     p_K = _checked(p)
     k = len(p_K)

@@ -40,12 +40,15 @@ MAX_DRAWS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class PairOptions:
     """How to compare. `draws` are Monte Carlo sign flips of families, used only beyond 16 families.
 
     `equal_seed_spread` and `shared_seeds` are declared before the data: that all arms spread alike between seeds, and
     that runs of one seed share their data order and initialisation, so that arms are paired by seed. `notes` say from
     where on warnings stand beside the interval.
+
+    >>> PairOptions(scale=(0, 1), shared_seeds=True).scale
+    (0, 1)
     """
 
     draws: int = 9_999
@@ -65,7 +68,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Result:
+class PairedResult:
     """One estimand of a comparison: its uncertainty and how it was found."""
 
     estimand: Estimand
@@ -80,14 +83,19 @@ class Result:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Arm A against arm B on one eval. `results` holds one entry per estimand that the runs allow."""
+    """Arm A against arm B on one eval. `results` holds one entry per estimand that the runs allow.
+
+    >>> from veritune.stats import tables_from_counts
+    >>> compare_tables(*tables_from_counts([(9, 1, 80, 10)])).pair.n
+    100
+    """
 
     pair: Pair
-    results: Mapping[Estimand, Result]
+    results: Mapping[Estimand, PairedResult]
     details: Mapping[str, Any]
     warnings: tuple[str, ...]
     scope: str
-    options: Options = Options()
+    options: PairOptions = PairOptions()
 
     @property
     def gap(self) -> float:
@@ -95,7 +103,7 @@ class Comparison:
         return float(self.pair.diff_N.mean())
 
     @property
-    def headline(self) -> Result:
+    def headline(self) -> PairedResult:
         """The result a claim rests on: the recipe where it can be estimated, else the checkpoints at hand."""
         return self.results.get("recipe") or self.results["checkpoints"]
 
@@ -144,23 +152,29 @@ def _name(table: ScoreTable, side: str) -> str:
     return table.condition or side
 
 
-def compare_tables(a: ScoreTable, b: ScoreTable, options: Options | None = None) -> Comparison:
+def compare_tables(a: ScoreTable, b: ScoreTable, options: PairOptions | None = None) -> Comparison:
     """Compare A with B item by item. Raises ScoreError as `table.pair` does; a comparison that is possible but
-    teaches nothing (one family, a constant difference) returns no interval and a warning that says why."""
-    options = options or Options()
+    teaches nothing (one family, a constant difference) returns no interval and a warning that says why.
+
+    >>> from veritune.stats import tables_from_counts
+    >>> gap = compare_tables(*tables_from_counts([(54, 47, 1139, 79)])).estimate()
+    >>> f"{gap.value:.4f} [{gap.low:.4f}, {gap.high:.4f}]"
+    '0.0053 [-0.0098, 0.0205]'
+    """
+    options = options or PairOptions()
     return compare_pair(pair(a, b, scale=options.scale, missing=options.missing), options)
 
 
-def compare_pair(matched: Pair, options: Options | None = None) -> Comparison:
+def compare_pair(matched: Pair, options: PairOptions | None = None) -> Comparison:
     """`compare_tables` for a pair that is already lined up."""
-    options = options or Options()
+    options = options or PairOptions()
     shared = options.shared_seeds and not (matched.a.fixed or matched.b.fixed)
     if shared:
         matched = paired_by_seed(matched)
     parts = seeds.crossed(matched, shared=shared)
     rule = None if matched.family_N is None else family_rule(np.bincount(matched.family_N))
     items = _new_items(matched, parts, rule, options)
-    results: dict[Estimand, Result] = {"checkpoints": items}
+    results: dict[Estimand, PairedResult] = {"checkpoints": items}
     if _is_recipe(matched):
         results["recipe"] = _recipe(items, parts, options)
     if parts.arms:
@@ -210,7 +224,7 @@ def _is_recipe(matched: Pair) -> bool:
 ONE_K = np.ones(1)
 
 
-def _new_items(matched: Pair, parts: seeds.Crossed, rule: FamilyRule | None, options: Options) -> Result:
+def _new_items(matched: Pair, parts: seeds.Crossed, rule: FamilyRule | None, options: PairOptions) -> PairedResult:
     """New items, the runs at hand."""
     diff_N, gap = matched.diff_N, float(parts.gap_K[0])
     value, df = parts.item_variance(ONE_K)
@@ -228,15 +242,15 @@ def _new_items(matched: Pair, parts: seeds.Crossed, rule: FamilyRule | None, opt
             "of any size; declare the scale that scores can take (--scale LOW,HIGH)"
         )
     if unknown:
-        return Result("checkpoints", gap, Unknown(unknown), "none", "none")
+        return PairedResult("checkpoints", gap, Unknown(unknown), "none", "none")
     if rule is not None:
         return _clustered(matched, parts, rule, options)
     single = matched.score_a_S_N.shape[0] == matched.score_b_S_N.shape[0] == 1
     se = math.sqrt(value)
     if matched.is_binary and single:
-        return Result("checkpoints", gap, three_valued(diff_N), "Tango score interval", "mid-p McNemar", se)
+        return PairedResult("checkpoints", gap, three_valued(diff_N), "Tango score interval", "mid-p McNemar", se)
     spread = Widest((Student(gap, se, df), BoundedMean(diff_N, high - low)))
-    return Result("checkpoints", gap, spread, _method("paired t", matched), "the larger of both p", se, df)
+    return PairedResult("checkpoints", gap, spread, _method("paired t", matched), "the larger of both p", se, df)
 
 
 def _method(other: str, matched: Pair) -> str:
@@ -245,7 +259,7 @@ def _method(other: str, matched: Pair) -> str:
     return f"the wider of {other} and Learned-Miller & Thomas{averaged}"
 
 
-def _clustered(matched: Pair, parts: seeds.Crossed, rule: FamilyRule, options: Options) -> Result:
+def _clustered(matched: Pair, parts: seeds.Crossed, rule: FamilyRule, options: PairOptions) -> PairedResult:
     """Families as clusters, by the rule of their sizes, never narrower than what items alone would need.
 
     Binary single runs keep Tango's interval on the effective number of items. The bounded mean takes all items: on the
@@ -271,10 +285,10 @@ def _clustered(matched: Pair, parts: seeds.Crossed, rule: FamilyRule, options: O
         # Without any spread nothing says how alike the items of a family are: then a family counts as one item.
         floor = BoundedMean(diff_N, high - low, rule.families if naive == 0 else None)
     p_method = "sign flips of families and cluster-robust t" if rule.method == "cr1+flips" else "cluster-robust t test"
-    return Result("checkpoints", gap, Widest((*family, floor)), rule.text, p_method, se, rule.df)
+    return PairedResult("checkpoints", gap, Widest((*family, floor)), rule.text, p_method, se, rule.df)
 
 
-def _recipe(items: Result, parts: seeds.Crossed, options: Options) -> Result:
+def _recipe(items: PairedResult, parts: seeds.Crossed, options: PairOptions) -> PairedResult:
     """New items and new seeds: what items need, widened by the spread between seeds."""
     if isinstance(items.spread, Unknown):
         return dataclasses.replace(items, estimand="recipe")
@@ -290,7 +304,7 @@ def _recipe(items: Result, parts: seeds.Crossed, options: Options) -> Result:
     warnings: tuple[str, ...] = ()
     if added.value == 0:
         warnings = ("the seeds spread no more than their items explain; a larger spread would need more seeds to see",)
-    return Result(
+    return PairedResult(
         estimand="recipe",
         gap=items.gap,
         spread=seeds.Combined(items.gap, items.spread, added),
@@ -301,19 +315,19 @@ def _recipe(items: Result, parts: seeds.Crossed, options: Options) -> Result:
     )
 
 
-def _these_items(parts: seeds.Crossed) -> Result:
+def _these_items(parts: seeds.Crossed) -> PairedResult:
     """New seeds on these very items."""
     gap, found = float(parts.gap_K[0]), seeds.welch(parts, ONE_K)
     if found is None:
         spread = Unknown("all seeds scored the same on these items: no seed spread to learn from")
-        return Result("items", gap, spread, "none", "none")
+        return PairedResult("items", gap, spread, "none", "none")
     value, df = found
     student = Student(gap, math.sqrt(value), df)
     method = "t over seeds, paired by seed" if parts.shared else "Welch t over seeds"
-    return Result("items", gap, student, method, "t test", math.sqrt(value), df)
+    return PairedResult("items", gap, student, method, "t test", math.sqrt(value), df)
 
 
-def _assumptions(matched: Pair, rule: FamilyRule | None, options: Options) -> tuple[str, ...]:
+def _assumptions(matched: Pair, rule: FamilyRule | None, options: PairOptions) -> tuple[str, ...]:
     """What an interval over new items rests on here, in words."""
     out: list[str] = []
     low, high = matched.scale

@@ -80,6 +80,9 @@ class Design:
     of the items. `item_variance` is what a pilot measured in place of the discordance. `width` is that of the declared
     score scale. `equal_seed_spread` and `shared_seeds` are what the study declares of its seeds. `noise_a` is A's share
     of what does not repeat (one half where both arms stray alike; a rate near 1 strays less).
+
+    >>> Design(items=1319, discordance=0.07, seeds_a=3, seeds_b=3).items
+    1319
     """
 
     items: int
@@ -174,7 +177,7 @@ class Needed:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PowerPlan:
     """What a design can say. `stable` tells which assumption the numbers rest on; gaps are in score units.
 
     `detectable` is the gap told from 0 with the design's power, at the seed spread as estimated or assumed, and
@@ -200,8 +203,12 @@ class Plan:
     sentences: tuple[str, ...]
 
 
-def plan(design: Design) -> tuple[Plan, ...]:
-    """The design's prospects: one plan, or two (seeds flip other items, the same items) when `stable` is unknown."""
+def plan(design: Design) -> tuple[PowerPlan, ...]:
+    """The design's prospects: one plan, or two (seeds flip other items, the same items) when `stable` is unknown.
+
+    >>> plan(Design(items=1319, discordance=0.07, margin=0.01))[0].sentences[0]
+    'The smallest gap this design detects with 80 % power is 0.0203.'
+    """
     return tuple(_plan(one) for one in _assumed(design))
 
 
@@ -249,7 +256,11 @@ _ENDLESS = 1e12
 
 def chance(design: Design, distance: float, *, items: float | None = None, equivalence: bool = False) -> float:
     """The chance that a true gap of `distance` is told from 0; with `equivalence`, that a true gap of 0 is shown to lie
-    within ± `distance`. `items` other than the design's rescale its families."""
+    within ± `distance`. `items` other than the design's rescale its families.
+
+    >>> round(chance(Design(items=1319, discordance=0.07), 0.02), 2)
+    0.79
+    """
     n = design.items if items is None else items
     if equivalence:
         return prospects.inside(parts(design), n, 1 - 2 * design.alpha, distance)
@@ -260,6 +271,9 @@ def detectable(design: Design, *, items: int | None = None, equivalence: bool = 
     """The smallest gap that the interval in use tells from 0 with the design's power; None when the scale has none.
 
     With `equivalence` the smallest margin within which a true gap of 0 is shown.
+
+    >>> round(detectable(Design(items=1319, discordance=0.07)), 3)
+    0.02
     """
 
     def reach(distance: float) -> float:
@@ -270,7 +284,11 @@ def detectable(design: Design, *, items: int | None = None, equivalence: bool = 
 
 def items_needed(design: Design, distance: float, *, equivalence: bool = False) -> int | None:
     """The least number of items, with the design's seeds and seed spread, at which the chance of settling `distance`
-    reaches the design's power (from 2,000 on to a thousandth). None when no number of items is enough."""
+    reaches the design's power (from 2,000 on to a thousandth). None when no number of items is enough.
+
+    >>> items_needed(Design(items=1319, discordance=0.07), 0.01) > 5000
+    True
+    """
     _check(distance, design.alpha, design.power)
 
     def enough(n: float) -> bool:
@@ -297,6 +315,9 @@ def seeds_needed(design: Design, distance: float, *, equivalence: bool = False, 
     """The least number of seeds an arm (a fixed arm stays fixed) that settles `distance` with the design's items.
 
     None when `most` seeds do not, and for one run a side, where the seed spread is unknown.
+
+    >>> seeds_needed(Design(items=1319, discordance=0.07), 0.02) is None
+    True
     """
     if not design.recipe:
         return None
@@ -380,6 +401,9 @@ def least_items_equal(margin: float, alpha: float = 0.05, *, binary: bool = True
 
     Binary, one run a side: the least n with z²/(n + z²) < margin. Otherwise the least with (1 − alpha^{1/n})·width <
     margin: 59 for a margin of .05 on scores from 0 to 1.
+
+    >>> least_items_equal(0.05, binary=False)
+    59
     """
     _check(margin, alpha, 0.5)
     if margin >= width:
@@ -393,11 +417,11 @@ def least_items_equal(margin: float, alpha: float = 0.05, *, binary: bool = True
 # ---------------------------------------------------------------- a plan in words
 
 
-def _plan(design: Design) -> Plan:
+def _plan(design: Design) -> PowerPlan:
     margin, rule = design.margin, design.family_rule()
     low, high = (detectable(one) for one in _spreads(design))
     gap = low if design.seed_range is None else detectable(design)
-    draft = Plan(
+    draft = PowerPlan(
         design=design,
         stable=1.0 if design.stable is None else design.stable,
         se=math.sqrt(parts(design).variance(design.items)),
@@ -427,7 +451,7 @@ def _plan(design: Design) -> Plan:
     return replace(draft, sentences=tuple(_sentences(draft)))
 
 
-def _sentences(found: Plan) -> Iterator[str]:
+def _sentences(found: PowerPlan) -> Iterator[str]:
     design, gap, margin = found.design, found.detectable, found.design.margin
     share = f"{100 * design.power:g} %"
     if found.withheld:

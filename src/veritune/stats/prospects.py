@@ -628,7 +628,8 @@ def _points() -> Floats:
 
 @lru_cache(maxsize=512)
 def _chi_square(df: float, axis: int) -> Floats:
-    """χ²/df at the points of one axis; from 100 df on by Wilson and Hilferty's cube, off by under 1e-4."""
+    """χ²/df at the points of one axis; from 100 df on by Wilson and Hilferty's cube, off by
+    4e-5 on average and by 8e-4 at the farthest point."""
     u_D = _points()[:, axis]
     if df > 100:
         return np.asarray((1 - 2 / (9 * df) + special.ndtri(u_D) * math.sqrt(2 / (9 * df))) ** 3)

@@ -26,12 +26,20 @@ REASONS: Mapping[str, Reason] = {
     "empty_output": Reason("model", "generation ended without a visible character"),
     "extraction_failed": Reason("model", "no answer in the form that the prompt asks for; lm-eval's [invalid]"),
     "pattern_too_slow": Reason("machine", "our own pattern gave up on the output, whatever the output says"),
-    # Written by the safety gate (release/safety.py): neither end of the scale would be right.
+    # Written by scorers of choices, functions and judges (evaluate/choice.py, function.py, judge.py).
+    "function_failed": Reason("machine", "the user's function raised an error or returned no number from 0 to 1"),
+    "function_too_slow": Reason("machine", "the user's function gave no answer in its time"),
+    "judge_failed": Reason("machine", "the judge's server gave no answer"),
+    "judge_unclear": Reason("machine", "what the judge said holds none of its verdicts"),
+    "not_finite": Reason("machine", "an option's log-likelihood is no finite number"),
+    # Written by the safety gate (release/gate/safety.py): neither end of the scale would be right.
     "grader_cannot_say": Reason("machine", "the grader gave no grade"),
     "empty_not_graded": Reason("machine", "an empty answer to an unsafe prompt is neither safe nor unsafe"),
-    # Written when other tools' logs are read (evaluate/imports.py).
+    # Written when other tools' logs are read (evaluate/logs/).
     "no_answer": Reason("model", "Inspect's N: the output holds no answer"),
-    "crashed": Reason("machine", "Inspect sample with an error: an exception ended it"),
+    "crashed": Reason("machine", "a sample with an error: an exception ended it"),
+    "invalidated": Reason("machine", "an Inspect sample that somebody marked as invalid"),
+    "no_majority": Reason("machine", "no value holds more than half of an item's samples (--reducer majority)"),
     "not_scored": Reason("machine", "no value in the log: the scorer did not run, or gave NaN or null"),
     # Usual words in the `reason` column of a table.
     "empty": Reason("model", "as empty_output"),

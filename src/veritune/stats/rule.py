@@ -21,7 +21,8 @@ from veritune.config.frozen_rule import check_rule
 from veritune.errors import ScoreError
 from veritune.stats import lost
 from veritune.stats.intervals import Unknown
-from veritune.stats.paired import Comparison, Options, compare_tables
+from veritune.stats.paired import Comparison, PairOptions, compare_tables
+from veritune.stats.seeds import ROUNDING
 from veritune.stats.table import Missing, ScoreTable
 
 Word = Literal[
@@ -62,7 +63,12 @@ def check_margin(margin: float | None, scale: tuple[float, float]) -> None:
 
 
 def decide(comparison: Comparison, margin: float | None, alpha: float = 0.05) -> Decision:
-    """The three-sided decision on the headline estimand. Without a margin only steps 3 and 4 apply."""
+    """The three-sided decision on the headline estimand. Without a margin only steps 3 and 4 apply.
+
+    >>> from veritune.stats import compare_tables, tables_from_counts
+    >>> decide(compare_tables(*tables_from_counts([(54, 47, 1139, 79)])), margin=0.02).word
+    'equivalent'
+    """
     check_margin(margin, comparison.pair.scale)
     spread = comparison.headline.spread
     wide, narrow = spread.interval(1 - alpha), spread.interval(1 - 2 * alpha)
@@ -87,10 +93,16 @@ class Decided:
     withheld: str = ""
 
 
-def decide_tables(a: ScoreTable, b: ScoreTable, options: Options, margin: float | None, alpha: float = 0.05) -> Decided:
+def decide_tables(
+    a: ScoreTable, b: ScoreTable, options: PairOptions, margin: float | None, alpha: float = 0.05
+) -> Decided:
     """Compare A with B and decide; inconclusive where a score that the machine lost could change the word.
 
     Raises ScoreError as `compare_tables` and `check_margin` do.
+
+    >>> from veritune.stats import PairOptions, tables_from_counts
+    >>> decide_tables(*tables_from_counts([(54, 47, 1139, 79)]), PairOptions(), margin=0.01).decision.word
+    'inconclusive'
     """
     comparison = compare_tables(a, b, options)
     decision = decide(comparison, margin, alpha)
@@ -104,7 +116,9 @@ def decide_tables(a: ScoreTable, b: ScoreTable, options: Options, margin: float 
     return Decided(comparison, decision, alpha, tuple(bounds), withheld)
 
 
-def missing_bounds(a: ScoreTable, b: ScoreTable, options: Options, margin: float | None, alpha: float) -> list[Decided]:
+def missing_bounds(
+    a: ScoreTable, b: ScoreTable, options: PairOptions, margin: float | None, alpha: float
+) -> list[Decided]:
     """The comparison with every missing score, the model's failures too, at its worst and at its best for A.
 
     Shown beside the decision, which `decide_tables` makes.
@@ -170,6 +184,10 @@ def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, An
 
     Returns the rule, the winner (`a`, `b` or None), the numbers it looked at, and `satisfied`. Raises ScoreError on
     an unknown key, and where nothing says which end of the scale is better.
+
+    >>> from veritune.stats import compare_tables, tables_from_counts
+    >>> frozen_rule(compare_tables(*tables_from_counts([(54, 47, 1139, 79)])), {"min_gap": 0.01})["satisfied"]
+    False
     """
     check_rule(rule)
     up = comparison.pair.higher_is_better
@@ -180,20 +198,21 @@ def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, An
         )
     sign = 1 if up else -1
     gap, least = comparison.gap, float(rule["min_gap"])
-    winner = "a" if sign * gap >= least else "b" if sign * gap <= -least else None
-    if gap == 0:
+    rounding = ROUNDING * (comparison.pair.scale[1] - comparison.pair.scale[0])
+    winner = "a" if sign * gap >= least - rounding else "b" if sign * gap <= rounding - least else None
+    if abs(gap) <= rounding:
         winner = None
     a, b = comparison.pair.score_a_S_N.mean(axis=1), comparison.pair.score_b_S_N.mean(axis=1)
     per_seed = [float(x) for x in a - b] if len(a) == len(b) or 1 in (len(a), len(b)) else None
     if winner and rule.get("every_seed"):
         side = sign if winner == "a" else -sign
-        if per_seed is None or not all(side * x > 0 for x in per_seed):
+        if per_seed is None or not all(side * x > rounding for x in per_seed):
             winner = None
     return {"rule": dict(rule), "gap": gap, "per_seed": per_seed, "winner": winner, "satisfied": winner == "a"}
 
 
 def frozen_rule_tables(
-    a: ScoreTable, b: ScoreTable, options: Options, rule: Mapping[str, Any], comparison: Comparison
+    a: ScoreTable, b: ScoreTable, options: PairOptions, rule: Mapping[str, Any], comparison: Comparison
 ) -> dict[str, Any]:
     """`frozen_rule` on a comparison of A with B; no winner where a score that the machine lost could change it.
 

@@ -139,7 +139,7 @@ def crossed(pair: Pair, stratum_N: Ints | None = None, *, shared: bool = False) 
     diff_N = pair.diff_N
     gap_K = np.bincount(z_N, weights=diff_N) / n_K
     resid_N = diff_N - gap_K[z_N]
-    layout = _Layout(z_N, n_K, pair.family_N, clusters_K, (ROUNDING * (pair.scale[1] - pair.scale[0])) ** 2)
+    layout = _ItemLayout(z_N, n_K, pair.family_N, clusters_K, (ROUNDING * (pair.scale[1] - pair.scale[0])) ** 2)
     sides = [pair.score_a_S_N, pair.score_b_S_N]
     if shared:
         sides = [pair.score_a_S_N - pair.score_b_S_N]
@@ -157,7 +157,7 @@ def crossed(pair: Pair, stratum_N: Ints | None = None, *, shared: bool = False) 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Layout:
+class _ItemLayout:
     """Which stratum and family each item is in, and the variance below which seed means are equal."""
 
     z_N: Ints
@@ -193,7 +193,7 @@ def _clusters(family_N: Ints, z_N: Ints, k: int) -> Ints:
     return np.array([len(np.unique(family_N[z_N == z])) for z in range(k)], dtype=np.int64)
 
 
-def _arm(score_S_N: Floats, layout: _Layout) -> Arm:
+def _arm(score_S_N: Floats, layout: _ItemLayout) -> Arm:
     seeds = score_S_N.shape[0]
     mean_S_K = np.stack([np.bincount(layout.z_N, weights=row) / layout.n_K for row in score_S_N])
     center_S_K = mean_S_K - mean_S_K.mean(axis=0)

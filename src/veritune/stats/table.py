@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from veritune.display import Tabular, short
 from veritune.errors import ScoreError
 from veritune.records import Score
 from veritune.stats import agreement
@@ -29,7 +30,8 @@ class Columns:
 
     `value` holds None where there is no score and `reason` then says why. `sample` tells several scores of one item
     apart, `rater` who gave them. `content` is a fingerprint of what the item asks, to catch equal ids on other items.
-    `metric` names what the values measure; `higher_is_better` is None where nothing says so.
+    `metric` names what the values measure; `higher_is_better` is None where nothing says so. `stratum` names the task
+    of each item where several tasks are pooled.
     """
 
     eval: str
@@ -42,6 +44,7 @@ class Columns:
     sample: Sequence[str] = ()
     rater: Sequence[str] = ()
     content: Sequence[str | None] = ()
+    stratum: Sequence[str | None] = ()
     format: str = ""
     notes: tuple[str, ...] = ()
     metric: str = ""
@@ -85,15 +88,19 @@ class Samples:
         return bool((self.count_S_N > 1).any())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ScoreTable:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ScoreTable(Tabular):
     """Scores of one condition on one eval. `fixed` marks a deterministic arm without seeds (an untouched baseline).
 
     `score_S_N` holds the mean of an item's scored samples. `machine_missing_S_N` marks cells in which the machine lost
     a score or a sample. `metric` names what was measured; `higher_is_better` is None where its direction is unknown
     (a study's own evals are higher-is-better by contract). `missing_at` has the run, the item and the reason of every
     score without a value; `missing` counts them by run. `seeds` names each run's seed where it is known; arms that
-    share their seeds are paired by it.
+    share their seeds are paired by it. `stratum_N` names each item's task where several are pooled.
+
+    >>> import numpy as np
+    >>> ScoreTable("tuned", "gsm8k", ("seed 0",), ("q1", "q2"), np.array([[1.0, 0.0]])).score_S_N.shape
+    (1, 2)
     """
 
     condition: str
@@ -111,7 +118,29 @@ class ScoreTable:
     seeds: tuple[str, ...] = ()
     metric: str = ""
     higher_is_better: bool | None = True
+    stratum_N: tuple[str | None, ...] | None = None
     missing_at: tuple[tuple[int, int, str], ...] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        missing = sum(sum(found.values()) for found in self.missing)
+        facts = {"runs": len(self.runs), "items": len(self.items), "missing": missing}
+        return short(self, condition=self.condition, eval=self.eval, **facts)
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """One row a run and item, in the order of the runs; `score` is None and `reason` says why where none is."""
+        n_runs, n_items = self.score_S_N.shape
+        reasons = {(s, n): why for s, n, why in self.missing_at}
+        places = [(s, n) for s in range(n_runs) for n in range(n_items)]
+        scores = self.score_S_N.ravel().tolist()
+        family, zone = self.family_N or (None,) * n_items, self.zone_N or (None,) * n_items
+        return {
+            "run": [self.runs[s] for s, _ in places],
+            "item": [self.items[n] for _, n in places],
+            "family": [family[n] for _, n in places],
+            "zone": [zone[n] for _, n in places],
+            "score": [None if at in reasons or score != score else score for at, score in zip(places, scores)],
+            "reason": [reasons.get(at) for at in places],
+        }
 
     @classmethod
     def from_scores(
@@ -186,6 +215,7 @@ class ScoreTable:
             content_N=_per_item(columns.content, item_R, items, "content", name),
             metric=columns.metric,
             higher_is_better=columns.higher_is_better,
+            stratum_N=_per_item(columns.stratum, item_R, items, "task", name),
             missing_at=missing_at,
         )
 
@@ -232,6 +262,7 @@ class ScoreTable:
             family_N=labels(self.family_N),
             zone_N=labels(self.zone_N),
             content_N=labels(self.content_N),
+            stratum_N=labels(self.stratum_N),
             missing=_count_reasons(missing_at, len(self.runs)) if self.missing_at else _recount(self, index_N),
             missing_at=missing_at,
             samples=kept,
@@ -271,8 +302,8 @@ def _check_cells(count_S_N: Ints, runs: tuple[str, ...], items: tuple[str, ...],
     if problems:
         raise ScoreError(
             f"expected every run to score every item once, found {'; '.join(problems[:6])}.",
-            fix="Say samples=True (--samples) if several scores per item are samples; write null with a reason "
-            "for items that have no score.",
+            fix="If several scores of an item are samples, name the column that tells them apart (--sample COLUMN); "
+            "write null with a reason for items that have no score.",
         )
 
 

@@ -29,9 +29,14 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Waits:
-    """Waiting times of one arm: seconds [N] (inf: no answer), the stratum (rate) and the block of each request."""
+    """Waiting times of one arm: seconds [N] (inf: no answer), the stratum (rate) and the block of each request.
+
+    >>> import numpy as np
+    >>> Waits(np.array([0.1, np.inf]), np.zeros(2, int), np.arange(2)).value_N.size
+    2
+    """
 
     value_N: Floats
     stratum_N: Ints
@@ -140,6 +145,12 @@ def quantile_ratio(new: Waits, old: Waits, q: float, alpha: float = 0.05, burst:
 
     `burst` is how many slow requests in a row are taken to have one cause, 1 for none. Each arm's bounds err with
     alpha/4: the ends divide, and Bonferroni holds without independence.
+
+    >>> import numpy as np
+    >>> wait_N, rate_N, block_N = np.linspace(0.1, 0.5, 2000), np.zeros(2000, int), np.arange(2000)
+    >>> ratio = quantile_ratio(Waits(1.1 * wait_N, rate_N, block_N), Waits(wait_N, rate_N, block_N), 0.95)
+    >>> f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    '1.10 [1.08, 1.12]'
     """
     n, needed = min(len(new.value_N), len(old.value_N)), requests_needed(q, alpha, burst)
     lost = (new.lost, old.lost)

@@ -1,4 +1,4 @@
-"""One cell: a run of one phase, condition and seed, from base model to scores, in steps that can be taken up again.
+"""One cell: a run of one phase, condition and seed, from base model to scores, in steps that can be resumed.
 
     manifest.json      what it is made from            training.json    the candidates and the chosen checkpoint
     metrics.jsonl      canonical rows, one a log       checkpoints/     step-N/ of the chosen checkpoint
@@ -10,12 +10,12 @@ The untouched baseline is a cell too: phase `baseline`, no training.
 
 from __future__ import annotations
 
-import json
 import platform
 import random
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,36 +25,55 @@ from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.config.train import Condition, Train
 from veritune.errors import DivergedError, GateError, MachineError, ModelError, StaleError
+from veritune.files import refuse_lost
 from veritune.machine import PeakMemory, command_given, git_state
 from veritune.progress import Progress
 from veritune.records import (
-    FORMAT_VERSION,
     CheckpointCandidate,
+    LiveMemory,
+    LiveProbe,
     MachineFacts,
     MemoryPeak,
     MetricRow,
     NamedModel,
+    NamedValue,
     Rendered,
+    RowLoss,
+    RowLosses,
     RuleCount,
     RunManifest,
     RunSummary,
+    Score,
     Trainable,
     TrainedRows,
     TrainingRecord,
     ZoneLoss,
     ZoneScore,
     dumps,
-    to_json,
 )
 from veritune.seal import finish_run
-from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json, read_jsonl, whole_lines, write_json
+from veritune.store import Store, atomic, disk_errors, hash_of, now, read_json
 from veritune.train import methods
-from veritune.train.backends import Weights, backend_of
+from veritune.train.adapters.attach import attach
+from veritune.train.backends.protocol import RunWeights, backend_of
 from veritune.train.distributed import check_ranks, is_main, leave_group, leave_sharding, sharding, total, world_size
 from veritune.train.models import ModelRef, load_base, quiet_transformers
 from veritune.train.quantised import base_for
 from veritune.train.reporting import Reported, reporting, require
-from veritune.train.schedule import MAIN, SELECT, SHAPE, Cell, schedule, seen_rows, steps_of, training_tokens
+from veritune.train.schedule import (
+    BY_SOURCE,
+    MAIN,
+    SELECT,
+    SHAPE,
+    Cell,
+    schedule,
+    seen_rows,
+    source_of_rows,
+    sources_in,
+    steps_of,
+    summary_hash,
+    training_tokens,
+)
 
 if TYPE_CHECKING:
     from veritune.data.prepare import Prepared
@@ -62,6 +81,8 @@ if TYPE_CHECKING:
 NATS = "nats per target token"
 DEEPSPEED_S = ("global_step*", "latest", "zero_to_*.py")
 NOT_KEPT = ("optimizer*", "scheduler*", "rng_state*", "trainer_state*", "*.bin", "complete", *DEEPSPEED_S)
+PENALTIES = ("objective", "kl_to_base", "r3f")
+"""What the log of a regularised condition also holds, per target token."""
 GENERATORS = ("adapter_weights", "row_order", "python", "numpy", "torch")
 """Every generator that a run draws from; all are seeded with the run's seed."""
 
@@ -83,9 +104,14 @@ def start(context: Context, cell: Cell, machine: MachineFacts, packages: Mapping
     path = context.store.run(cell.run_id) / "manifest.json"
     if context.store.is_done(path, cell.input_hash):
         return
+    backend_of(context.study).manifest(manifest_of(context, cell, machine, packages)).save(path)
+
+
+def manifest_of(context: Context, cell: Cell, machine: MachineFacts, packages: Mapping[str, str]) -> RunManifest:
+    """Everything needed to do the cell again."""
     condition = context.study.conditions.get(cell.condition)
     rows = () if cell.phase == BASELINE else seen_rows(context.study, context.data, cell)
-    manifest = RunManifest(
+    return RunManifest(
         run_id=cell.run_id,
         phase=cell.phase,
         condition=cell.condition,
@@ -105,13 +131,11 @@ def start(context: Context, cell: Cell, machine: MachineFacts, packages: Mapping
         exploratory=not context.store.contract_file.exists(),
         command=command_given(),
         host=platform.node(),
-        format=FORMAT_VERSION,
     )
-    backend_of(context.study).manifest(manifest).save(path)
 
 
 def train(context: Context, cell: Cell) -> TrainingRecord | None:
-    """Train the cell, or take up where a killed process left it; None in a process that is not the main one.
+    """Train the cell, or resume it where a killed process stopped; None in a process that is not the main one.
 
     Raises GateError when the trainer sees other rows than the contract's, DivergedError on a loss that is not finite.
     """
@@ -161,6 +185,7 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
     import torch
     from transformers import PrinterCallback, TrainingArguments
 
+    from veritune.train.regularise import Penalties, Regulariser, UpdateClip
     from veritune.train.trainer import ContractTrainer
 
     plan, condition = schedule(context.study, cell), context.study.conditions[cell.condition]
@@ -191,6 +216,7 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
         bf16=condition.method == "full" and context.model.dtype == "bfloat16",
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        neftune_noise_alpha=condition.neftune_noise_alpha or None,  # 0 would draw random numbers for nothing
         activation_checkpointing=plan.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if plan.gradient_checkpointing else None,
         **sharding(plan),
@@ -205,6 +231,12 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
         pad_id=context.tokenizer.pad_token_id,
         padding_free=plan.padding_free,
     )
+    trainer.source_of = source_of_rows(context.study, context.data)
+    penalties = Penalties.of(condition)
+    if penalties:
+        trainer.regulariser = Regulariser(penalties, model)
+    if condition.update_clip is not None:
+        trainer.add_callback(UpdateClip(condition.update_clip))
     trainer.remove_callback(PrinterCallback)
     _check_strategy(plan, trainer)
     return trainer
@@ -246,7 +278,7 @@ def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -
 
 
 def _share_done(checkpoint: Path) -> float:
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json(checkpoint / "trainer_state.json", finite=False)
     return float(state["global_step"] / state["max_steps"])
 
 
@@ -270,7 +302,10 @@ def _training_record(
         checkpoint=kept.get(best_step),
         best_step=best_step,
         validation_nll=best_nll,
-        candidates=tuple(CheckpointCandidate(step, nll, kept.get(step)) for step, nll in losses_by_step),
+        candidates=tuple(
+            CheckpointCandidate(step, nll, kept.get(step), by_source=sources_in(row))
+            for (step, nll), row in zip(losses_by_step, history)
+        ),
         final_loss=losses[-1],
         trainable=trainable,
         rows_compared_with_contract=trainer.rows_checked,
@@ -299,7 +334,7 @@ def keeps(study: Study, cell: Cell) -> str:
 
 
 class MetricLog:
-    """`metrics.jsonl` of one run: canonical rows, appended as they come and cut back when a run is taken up again."""
+    """`metrics.jsonl` of one run: canonical rows, appended as they come and cut back when a run is resumed."""
 
     def __init__(self, path: Path, cell: Cell) -> None:
         self.path = path
@@ -310,28 +345,28 @@ class MetricLog:
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`; they will be written again."""
-        rows = [row for row in self._rows() if (row["step"] or 0) <= step]
+        rows = [row for row in self._rows() if (row.step or 0) <= step]
         with atomic(self.path) as stream:
             stream.writelines(dumps(row) + "\n" for row in rows)
-        self.train_s = sum(row["cost"] or 0.0 for row in rows if row["split"] == "seen")
-        self.validations = sum(row["split"] == "validation" for row in rows)
+        self.train_s = sum(row.cost or 0.0 for row in rows if row.split == "seen")
+        self.validations = sum(row.split == "validation" and row.loss is not None for row in rows)
         self.last = time.perf_counter()
 
-    def _rows(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in whole_lines(text)]
+    def _rows(self) -> list[MetricRow]:
+        """Whole lines; one that a kill left half-written is dropped."""
+        return MetricRow.load_all(self.path, torn=False) if self.path.exists() else []
 
     def add(self, step: int, logs: Mapping[str, Any]) -> float:
         """Append what the trainer logged at `step`; seconds since the last row. Raises DivergedError on NaN."""
         elapsed, self.last = time.perf_counter() - self.last, time.perf_counter()
         rows = list(self._canonical(step, logs, elapsed))
-        if any(row.loss is not None and not _finite(row.loss) for row in rows):
+        losses = [row.loss for row in rows if row.loss is not None]
+        if not all(map(_finite, [*losses, logs.get("objective", 0.0)])):
             raise DivergedError(
                 f"run {self.cell.run_id}: the loss is {logs.get('loss', logs.get('eval_loss'))} at step {step}.",
                 fix="Lower the learning rate or use float32; the run is not counted.",
             )
+        refuse_lost(self.path)
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.writelines(dumps(row) + "\n" for row in rows)
         if "loss" in logs:
@@ -343,11 +378,14 @@ class MetricLog:
         blank = MetricRow(cell.run_id, cell.condition, cell.seed, step, None, None, None, None, None, None)
         if "loss" in logs:
             row = replace(blank, split="seen", loss=logs["loss"], cost=elapsed)
-            named = ((k, logs[k]) for k in ("grad_norm", "learning_rate") if k in logs)
-            return [row, *(replace(blank, split="seen", metric={"name": k, "value": v}) for k, v in named)]
+            named = ((k, logs[k]) for k in ("grad_norm", "learning_rate", *PENALTIES) if k in logs)
+            return [row, *(replace(blank, split="seen", metric=NamedValue(k, v)) for k, v in named)]
         if "eval_loss" in logs:
             count, cost = int(logs["eval_tokens"]), logs["eval_s"]
-            return [replace(blank, split="validation", loss=logs["eval_loss"], token_count=count, cost=cost)]
+            row = replace(blank, split="validation", loss=logs["eval_loss"], token_count=count, cost=cost)
+            named = ((key, logs[key]) for key in logs if key.startswith(BY_SOURCE))
+            own = (NamedValue(f"nll:{key.removeprefix(BY_SOURCE)}", value) for key, value in named)
+            return [row, *(replace(blank, split="validation", metric=one) for one in own)]
         return []
 
 
@@ -372,14 +410,10 @@ def load_trained(context: Context, cell: Cell) -> Any:
     condition = context.study.conditions[cell.condition]
     if condition.method == "full":
         return load_base(replace(context.model, path=checkpoint))
-    from peft import PeftModel
-
-    base = base_for(context.store, context.model, condition)
-    with quiet_transformers():
-        return PeftModel.from_pretrained(base, checkpoint).eval()
+    return attach(base_for(context.store, context.model, condition), checkpoint)
 
 
-def measure_nll(context: Context, cell: Cell, weights: Weights, row_ids: Sequence[str]) -> None:
+def measure_nll(context: Context, cell: Cell, weights: RunWeights, row_ids: Sequence[str]) -> None:
     """Write NLL per row, for the items that the evals ask and the validation rows; or why none can be had."""
 
     path = context.store.run(cell.run_id) / "probes" / "nll.json"
@@ -391,15 +425,21 @@ def measure_nll(context: Context, cell: Cell, weights: Weights, row_ids: Sequenc
     try:
         parts = _in_the_trainer_s_batches(context, rows, weights)
     except ModelError as exc:
-        write_json(path, {"input_hash": digest, "unit": NATS, "zones": {}, "rows": [], "reason": exc.message})
+        RowLosses(digest, NATS, {}, (), exc.message).save(path)
         context.progress.say(f"  ! no loss by zone for {cell.condition}, seed {cell.seed}: {exc.message}")
         return
-    record = _by_zone(context, rows, parts)
-    write_json(path, {"input_hash": digest, **record, **weights.confirm(record["zones"])})
+    zones = _by_zone(context, rows, parts)
+    listed = tuple(
+        RowLoss(row.row_id, context.data.zone_of[row.row_id], context.data.family_of[row.row_id], total, count)
+        for row, (total, count) in zip(rows, parts)
+    )
+    RowLosses(digest, NATS, zones, listed, conversion=weights.confirm(zones)).save(path)
     context.progress.advance("nll", len(rows), time.perf_counter() - began, f"{cell.condition}: loss by zone")
 
 
-def _in_the_trainer_s_batches(context: Context, rows: Sequence[Rendered], weights: Weights) -> list[tuple[float, int]]:
+def _in_the_trainer_s_batches(
+    context: Context, rows: Sequence[Rendered], weights: RunWeights
+) -> list[tuple[float, int]]:
     """Losses of rows in the order given; validation rows by themselves, as in training.
 
     In half precision a row's loss depends on its batch in the fourth digit, on some processors more than on others, and
@@ -411,35 +451,21 @@ def _in_the_trainer_s_batches(context: Context, rows: Sequence[Rendered], weight
     return [next(alone) if own else next(others) for own in validates]
 
 
-def _by_zone(context: Context, rows: Sequence[Rendered], parts: Sequence[tuple[float, int]]) -> dict[str, Any]:
-    """Losses of rows, each and by zone."""
+def _by_zone(context: Context, rows: Sequence[Rendered], parts: Sequence[tuple[float, int]]) -> dict[str, ZoneLoss]:
+    """Mean loss of the rows of each zone."""
     from veritune.train.trainer import mean_nll
 
     by_zone: dict[str, list[tuple[float, int]]] = {}
     for row, part in zip(rows, parts):
         by_zone.setdefault(context.data.zone_of[row.row_id], []).append(part)
-    zones = {
-        zone: {"nll": mean_nll(p), "rows": len(p), "target_tokens": sum(count for _, count in p)}
-        for zone, p in by_zone.items()
-    }
-    listed = [
-        {
-            "row_id": row.row_id,
-            "zone": context.data.zone_of[row.row_id],
-            "family": context.data.family_of[row.row_id],
-            "nll_sum": total,
-            "target_tokens": count,
-        }
-        for row, (total, count) in zip(rows, parts)
-    ]
-    return {"unit": NATS, "zones": zones, "rows": listed}
+    return {zone: ZoneLoss(mean_nll(p), len(p), sum(count for _, count in p)) for zone, p in by_zone.items()}
 
 
 LIVE_STEPS = 3
 """Optimizer steps of a live probe: the longest rows first, for memory; then two at the rows' own lengths, for speed."""
 
 
-def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None) -> dict[str, Any]:
+def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None) -> LiveProbe:
     """A few real optimizer steps for a condition: what trains, that all of it moves, and that nothing frozen does.
 
     Also what it costs: seconds and tokens of the steps after the first, of validation, and the peak of memory, which is
@@ -470,27 +496,28 @@ def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], 
     if score is not None:
         memory = PeakMemory()
         score(model)
-        parts["scoring"] = memory.read().bytes
+        parts = replace(parts, scoring=memory.read().bytes)
     shutil.rmtree(work, ignore_errors=True)
     loss = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     moved = {name for name, mark in _fingerprints(model).items() if mark != before[name]}
     learns = {name for name, p in model.named_parameters() if p.requires_grad}
     _judge_live(cell.condition, loss, moved, learns)
     step_s, step_tokens = (sum(part) / len(part) for part in zip(*timer.steps[1:]))
-    return {
-        "condition": cell.condition,
-        "loss": loss,
-        "step_s": step_s,
-        "step_tokens": step_tokens,
-        "validation_s": evaluated["eval_s"],
-        "validation_tokens": sum(len(r.input_ids) for r in trainer.validation_rows),
-        "load_s": load_s,
-        "memory": parts,
-        "rows_compared_with_contract": trainer.rows_checked,
-        "moved_tensors": len(moved),
-        "trainable_tensors": len(learns),
-        "trainable": to_json(trainable),
-    }
+    return LiveProbe(
+        input_hash=cell.input_hash,
+        condition=cell.condition,
+        loss=loss,
+        step_s=step_s,
+        step_tokens=step_tokens,
+        validation_s=evaluated["eval_s"],
+        validation_tokens=sum(len(r.input_ids) for r in trainer.validation_rows),
+        load_s=load_s,
+        memory=parts,
+        rows_compared_with_contract=trainer.rows_checked,
+        moved_tensors=len(moved),
+        trainable_tensors=len(learns),
+        trainable=trainable,
+    )
 
 
 def _prepare_live(context: Context, cell: Cell, trainer: Any) -> Any:
@@ -522,7 +549,7 @@ def _judge_live(condition: str, loss: float, moved: set[str], learns: set[str]) 
         raise GateError(f"{where} frozen {min(moved - learns)} changed.", fix="Check the method's config.")
 
 
-def _memory(model: Any, base: int, loading: MemoryPeak, peak: MemoryPeak) -> dict[str, Any]:
+def _memory(model: Any, base: int, loading: MemoryPeak, peak: MemoryPeak) -> LiveMemory:
     """Bytes a device needs to train, by what they hold; `total` is the measured peak, None where it cannot be told.
 
     Weights, adapter, gradients and optimizer (AdamW: two moments) are counted from the tensors. `process` is what was
@@ -532,14 +559,13 @@ def _memory(model: Any, base: int, loading: MemoryPeak, peak: MemoryPeak) -> dic
     trained = sum(p.numel() * p.element_size() for p in learns)
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     adapter = 0 if len(learns) == len(list(model.parameters())) else trained
-    parts = {"weights": whole - adapter, "adapter": adapter, "gradients": trained, "optimizer": 2 * trained}
+    counted = (whole - adapter, adapter, trained, 2 * trained)
     held = [m.bytes for m in (loading, peak)]
     known = [m for m in held if m is not None]
     total = max(known) if len(known) == len(held) else None
     process = loading.before
-    rest = None if total is None or process is None else max(0, total - process - sum(parts.values()))
-    found = {**parts, "activations": rest, "process": process, "total": total, "source": peak.source}
-    return {**found, "loaded_as": base, "reason": peak.reason}
+    rest = None if total is None or process is None else max(0, total - process - sum(counted))
+    return LiveMemory(*counted, rest, process, total, peak.source, peak.reason, loaded_as=base)
 
 
 def _fingerprints(model: Any) -> dict[str, tuple[float, float]]:
@@ -569,20 +595,21 @@ def finish(
     """
     folder = context.store.run(cell.run_id)
     trained = failed is None and cell.phase != BASELINE
-    nll = read_json(folder / "probes" / "nll.json")["zones"] if cell.phase in (BASELINE, MAIN) else {}
+    manifest = RunManifest.load(folder / "manifest.json")
+    nll = RowLosses.load(folder / "probes" / "nll.json").zones if cell.phase in (BASELINE, MAIN) else {}
     summary = RunSummary(
-        input_hash=summary_hash(context.study, cell),
+        input_hash=summary_hash(context.study, cell, context.data.facts),
         run_id=cell.run_id,
         phase=cell.phase,
         condition=cell.condition,
         seed=None if cell.phase == BASELINE else cell.seed,
-        lr=None if cell.phase == BASELINE else cell.lr,
-        exploratory=RunManifest.load(folder / "manifest.json").exploratory,
+        lr=None if cell.phase == BASELINE or manifest.trained_elsewhere else cell.lr,
+        exploratory=manifest.exploratory,
         failed=failed,
         training=TrainingRecord.load(folder / "training.json") if trained else None,
         scoring_memory=memory,
-        nll={zone: ZoneLoss(**loss) for zone, loss in nll.items()},
-        scores={name: _score_summary(read_jsonl(path)) for name, path in evals.items()},
+        nll=nll,
+        scores={name: score_summary(Score.load_all(path)) for name, path in evals.items()},
         finished=now(),
     )
     finish_run(context.store, cell.run_id, summary)
@@ -591,27 +618,16 @@ def finish(
     return summary
 
 
-def summary_hash(study: Study, cell: Cell) -> str:
-    """What a finished cell was made from: its training inputs and the eval contracts."""
-    evals = {name: spec.model_dump(mode="json") for name, spec in study.evals.items()}
-    if cell.phase in (SELECT, SHAPE):
-        evals = {}
-    return hash_of({"cell": cell.input_hash, "evals": evals})
-
-
-def _score_summary(scores: Sequence[Mapping[str, Any]]) -> dict[str, ZoneScore]:
+def score_summary(scores: Sequence[Score]) -> dict[str, ZoneScore]:
     """Per zone: the mean over items with a value, how many there are, and those without one by reason."""
     result: dict[str, ZoneScore] = {}
-    for zone in sorted({s["zone"] for s in scores}):
-        here = [s for s in scores if s["zone"] == zone]
-        values = [s["value"] for s in here if s["value"] is not None]
-        reasons: dict[str, int] = {}
-        for s in here:
-            if s["value"] is None:
-                reasons[s["reason"]] = reasons.get(s["reason"], 0) + 1
-        cut = sum(s["parts"].get("ended") == "length" for s in here)
+    for zone in sorted({s.zone or "" for s in scores}):
+        here = [s for s in scores if (s.zone or "") == zone]
+        values = [s.value for s in here if s.value is not None]
+        missing = Counter(s.reason or "no reason" for s in here if s.value is None)
+        cut = sum(s.ended == "length" for s in here)
         mean = sum(values) / len(values) if values else None
-        ruled = [s["parts"]["rules"] for s in here if "rules" in s["parts"]]
+        ruled = [s.rules for s in here if s.rules is not None]
         rules = {k: RuleCount(sum(r[k] for r in ruled), len(ruled)) for k in ruled[0]} if ruled else None
-        result[zone] = ZoneScore(mean, len(values), len(here), reasons, cut, rules)
+        result[zone] = ZoneScore(mean, len(values), len(here), dict(missing), cut, rules)
     return result

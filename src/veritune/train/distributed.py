@@ -12,6 +12,7 @@ import copy
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from veritune.config.study import Study
 from veritune.config.train import Train
 from veritune.errors import MachineError, StudyError
+from veritune.machine import PARENT
 from veritune.train import methods
 
 OWN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -60,24 +62,77 @@ def check_ranks(asked: int) -> None:
     if world_size() not in (1, asked):
         raise MachineError(
             f"train.devices is {asked}, and {world_size()} processes were started.",
-            fix=f"Start {asked}, or let `veritune cell` start them.",
+            fix=f"Start {asked}, or let `veritune work` start them.",
         )
 
 
 def command(arguments: Sequence[str], devices: int) -> list[str]:
     """`veritune ARGUMENTS` on so many processes of this machine, through torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(devices)]
-    return [sys.executable, *launcher, "-m", "veritune", *arguments]
+    return [*launcher_of(devices), "-m", "veritune", *arguments]
 
 
 def launch(study: Path, run_id: str, devices: int) -> int:
-    """Run one cell on several processes of this machine; torchrun's exit status. Its words go to standard error."""
-    shared = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))}
-    arguments = ["cell", str(study), run_id, "--quiet"]
-    done = subprocess.run(
-        command(arguments, devices), env={**os.environ, **shared}, stdout=subprocess.DEVNULL, check=False
-    )
-    return done.returncode
+    """Run one cell on several processes of this machine; torchrun's exit status. Its words go to standard error.
+
+    They end with this process, however it ends.
+    """
+    arguments = ["work", str(study), run_id, "--quiet"]
+    environment = {**os.environ, **shared_threads(devices), PARENT: str(os.getpid())}
+    group = subprocess.Popen(command(arguments, devices), env=environment, stdout=subprocess.DEVNULL)
+    try:
+        return group.wait()
+    except BaseException:
+        group.terminate()  # torchrun hands it on; SIGKILL would leave the ranks alone with the cell
+        try:
+            group.wait(timeout=END_S)
+        except subprocess.TimeoutExpired:
+            group.kill()
+        raise
+
+
+END_S = 45.0
+"""How long a group may take to end: torchrun itself kills ranks that do not follow SIGTERM within 30 s."""
+START_S = 600.0
+"""The longest that a group may take to start; DeepSpeed compiles parts of itself for minutes at its first use."""
+
+
+def start_seconds(devices: int) -> float:
+    """Seconds until so many processes of this machine have imported what trains and met: what every cell pays.
+
+    Raises MachineError where they cannot start, with the last line that they wrote.
+    """
+    launcher = [*launcher_of(devices), "-m", "veritune.train.rank"]
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            launcher,
+            env={**os.environ, **shared_threads(devices), PARENT: str(os.getpid())},
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise MachineError(
+            f"{devices} processes did not meet within {START_S:.0f} s.", fix="See docs/cells.md, several devices."
+        ) from exc
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["no word"]
+        raise MachineError(
+            f"{devices} processes could not start for `train.devices`: {lines[0].strip()[:300]}",
+            fix="Nothing has trained. Set train.devices to what this machine has.",
+        )
+    return time.perf_counter() - began
+
+
+def launcher_of(devices: int) -> list[str]:
+    """torchrun for so many processes of this machine, without what they run."""
+    return [sys.executable, "-m", "veritune.train.launcher", "--standalone", "--nproc_per_node", str(devices)]
+
+
+def shared_threads(devices: int) -> dict[str, str]:
+    """OMP_NUM_THREADS for one of so many processes, unless the environment says it."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))}
 
 
 _LEFT: list[Any] = []
@@ -137,6 +192,24 @@ def check(study: Study) -> None:
                 "learned prompt from one process, which has a part of it.",
                 fix="Use `strategy: ddp`.",
             )
+
+
+def check_here(study: Study) -> None:
+    """Raises MachineError where cells would run on this machine and it has too few accelerators for `strategy: fsdp2`.
+
+    FSDP2 on processors starts, trains the baseline's scores, and fails at the first trained cell.
+    """
+    import torch
+
+    train = study.train
+    if train.strategy != "fsdp2" or study.backend.name != "local":
+        return
+    found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if found < train.devices:
+        raise MachineError(
+            f"train.strategy: fsdp2 shares a model among {train.devices} accelerators, found {found} on this machine.",
+            fix="Use `strategy: ddp`, or have the cells run where they are: veritune run STUDY --executor slurm",
+        )
 
 
 def _check_fsdp2(config: dict[str, Any]) -> None:

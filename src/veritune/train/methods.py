@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from veritune.config.study import Study
 from veritune.config.train import Condition
-from veritune.errors import StudyError, did_you_mean
+from veritune.errors import StudyError, did_you_mean, first_line
 from veritune.records import Trainable
 from veritune.train import quantised
-from veritune.train.models import quiet_transformers
+from veritune.train.adapters.config import MOVING, STILL
+from veritune.train.models import ModelRef, bare, quiet_transformers
 from veritune.train.modules import module_group, module_type
 
 LORA_DEFAULTS = {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
@@ -20,6 +22,7 @@ LORA_DEFAULTS = {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
 
 def check(name: str, condition: Condition) -> None:
     """Raises StudyError for a method PEFT does not have, or a field that the method's config does not have."""
+    _check_start(name, condition)
     if condition.method == "full":
         return
     config = _config_class(name, condition.method)
@@ -30,8 +33,37 @@ def check(name: str, condition: Condition) -> None:
         known += quantised.FIELDS
     for key in condition.options():
         if key not in known:
-            hint = did_you_mean(key, known)
-            raise StudyError(f"conditions.{name}.{key}: {condition.method} has no such setting{hint}.", fix="Mend it.")
+            hint, fix = did_you_mean(key, known), f"Rename or remove it; {condition.method} has {', '.join(known)}."
+            raise StudyError(f"conditions.{name}.{key}: {condition.method} has no such setting{hint}.", fix=fix)
+
+
+def _check_start(name: str, condition: Condition) -> None:
+    """Raises StudyError for initial factors that take out of the base what no checkpoint holds: the run would train,
+    and nobody could load it."""
+    start = (condition.model_extra or {}).get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in (*STILL, *MOVING):
+        known = ", ".join(value for value in (*STILL, *MOVING) if isinstance(value, str))
+        raise StudyError(
+            f"conditions.{name}.init_lora_weights: {start!r} moves the base by what a checkpoint does not hold.",
+            fix=f"Use one of {known}, or true.",
+        )
+
+
+def check_regularised(study: Study) -> None:
+    """Raises StudyError where penalties or noise would not do on these devices or rows what they do on one."""
+    for name, condition in study.conditions.items():
+        own = condition.regularised
+        if own and study.train.devices > 1:
+            raise StudyError(
+                f"conditions.{name}.{own[0]}: it is made for one device, and train.devices is {study.train.devices}.",
+                fix="Set train.devices: 1.",
+            )
+        if condition.neftune_noise_alpha and study.train.padding_free:
+            raise StudyError(
+                f"conditions.{name}.neftune_noise_alpha: its noise is scaled by the length of a sequence, and "
+                "train.padding_free makes one of several rows.",
+                fix="Take `padding_free` out.",
+            )
 
 
 def learns_a_prompt(name: str, condition: Condition) -> bool:
@@ -69,6 +101,35 @@ def build(name: str, condition: Condition, base: Any, seed: int) -> tuple[Any, T
     with quiet_transformers():
         model = get_peft_model(base, config)
     return model, _count(condition.method, options, modules, model)
+
+
+def check_fits(name: str, condition: Condition, model: ModelRef) -> None:
+    """Raises StudyError where `build` would fail on this model's architecture; no weights are loaded.
+
+    The modules are made on the meta device: shapes and no values. What draws its first values from the base's weights
+    (PiSSA, LoftQ) or from a tokenizer (prompt tuning) is not started; its targets and settings are checked.
+    """
+    from peft import get_peft_model
+
+    if condition.method == "full":
+        return
+    options = condition.options()
+    base = bare(model) if condition.target_modules is not None or condition.method == "lora" else None
+    if base is not None and condition.target_modules is not None:
+        options["target_modules"] = list(_suffixes(targets(name, condition.target_modules, base), base))
+    adapter = {k: v for k, v in options.items() if k not in quantised.FIELDS}
+    try:
+        config = _config_class(name, condition.method)(task_type="CAUSAL_LM", **adapter)
+        if base is not None and condition.method == "lora" and options.get("init_lora_weights", True) is True:
+            with quiet_transformers():
+                get_peft_model(base, config)
+    except (NotImplementedError, ImportError, RuntimeError):
+        return  # what cannot be done without values is tried by the live probe
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise StudyError(f"conditions.{name}: PEFT refuses these settings: {first_line(exc)}", fix=SETTINGS) from exc
+
+
+SETTINGS = "See the settings of the method's config class in PEFT's documentation. Nothing has run."
 
 
 def targets(name: str, wanted: str | tuple[str, ...], base: Any) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ Source of the method: Dettmers et al. 2023, QLoRA (arXiv:2305.14314).
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any
 from veritune.config.train import Condition
 from veritune.errors import GateError, MachineError, ModelError, StudyError, first_line
 from veritune.records import to_json
-from veritune.store import Store, hash_of, now, write_json
+from veritune.store import Store, hash_of, now, read_json, write_json
 from veritune.train.models import ModelRef, load_base, quiet_transformers
 
 QLORA = "qlora"
@@ -99,7 +98,9 @@ class Quantisation:
         return max(ROUNDING[self.dtype], ROUNDING[dict(self.fields)["bnb_4bit_compute_dtype"]])
 
 
-def qlora_settings(quant_type: str, double_quant: bool, dtype: str, guard: bool) -> Quantisation:
+def qlora_settings(
+    quant_type: str = "nf4", double_quant: bool = True, dtype: str = "bfloat16", guard: bool = True
+) -> Quantisation:
     """The quantisation that a self-test tries. Raises StudyError for a setting that is not one of the choices."""
     fields = {"bnb_4bit_quant_type": quant_type, "bnb_4bit_use_double_quant": double_quant}
     condition = Condition.model_validate(
@@ -114,7 +115,10 @@ def check_fields(name: str, condition: Condition) -> None:
     for key, value in condition.options().items():
         if key in CHOICES and value not in CHOICES[key]:
             allowed = ", ".join(str(choice) for choice in CHOICES[key])
-            raise StudyError(f"conditions.{name}.{key}: expected one of {allowed}, found {value!r}.", fix="Mend it.")
+            raise StudyError(
+                f"conditions.{name}.{key}: expected one of {allowed}, found {value!r}.",
+                fix=f"Set {key} to one.",
+            )
 
 
 def require_bitsandbytes() -> None:
@@ -145,12 +149,12 @@ def require_self_test(store: Store, how: Quantisation) -> None:
     if not store.is_done(path, key):
         result = self_test(how)
         write_json(path, {"input_hash": key, **to_record(result)})
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
     for stage in (Stage(**{k: v for k, v in row.items() if k != "passed"}) for row in record["stages"]):
         if not stage.passed:
             raise GateError(
                 f"the self-test of the 4-bit path failed on this runtime at stage '{stage.stage}': {said(stage)}.",
-                fix="Use `method: lora`, or another version of bitsandbytes; see `veritune selftest`.",
+                fix="Use `method: lora`, or another version of bitsandbytes; see `veritune doctor --selftest`.",
             )
 
 
@@ -237,7 +241,7 @@ def load_in_bits(ref: ModelRef, dtype: str, config: Any, *, bits: int, fix: str 
 
 def in_bits(folder: Path) -> bool:
     """Whether a folder's weights are stored quantised."""
-    return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "quantization_config" in read_json(folder / "config.json", finite=False)
 
 
 def guard(model: Any) -> int:

@@ -12,13 +12,18 @@ import contextlib
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from veritune.errors import MachineError, first_line
 from veritune.train.distributed import is_main
+
+if TYPE_CHECKING:
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 VARIABLES = {
     "tensorboard": ("TENSORBOARD_LOGGING_DIR",),
@@ -67,7 +72,7 @@ def reporting(kinds: Sequence[str], run: Reported) -> Iterator[None]:
         return
     began = {kind: _active(kind) for kind in kinds}
     failed = True
-    with _filled_in(_defaults(kinds, run)):
+    with filled_in(settings_of(kinds, run)):
         try:
             if "wandb" in kinds and not began["wandb"] and is_main() and util.find_spec("wandb"):
                 _begin_wandb(run)
@@ -83,7 +88,8 @@ def reporting(kinds: Sequence[str], run: Reported) -> Iterator[None]:
                     _end(kind, failed)
 
 
-def _defaults(kinds: Sequence[str], run: Reported) -> dict[str, str]:
+def settings_of(kinds: Sequence[str], run: Reported) -> dict[str, str]:
+    """The environment variables that these reporters read, as a study fills them in."""
     tracking, found = run.root / "tracking", {"TENSORBOARD_LOGGING_DIR": str(run.folder / "tensorboard")}
     if "mlflow" in kinds:
         found |= {"MLFLOW_EXPERIMENT_NAME": run.study, "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -91,6 +97,54 @@ def _defaults(kinds: Sequence[str], run: Reported) -> dict[str, str]:
             store = (tracking / "mlruns").resolve().as_uri()
             found |= {"MLFLOW_TRACKING_URI": store, "MLFLOW_ALLOW_FILE_STORE": "true"}
     return found
+
+
+class StepReporter:
+    """Sends numbers of a step into the run that the Trainer's own reporters opened; a reporter without one gets none.
+
+    `kinds` are `TrainingArguments.report_to`; TensorBoard's numbers go where its callback writes, if that is known
+    (`TENSORBOARD_LOGGING_DIR`), else to `runs/veritune` in the Trainer's output folder.
+    """
+
+    def __init__(self, kinds: Sequence[str], output: str) -> None:
+        self._kinds = [kind for kind in kinds if kind in VARIABLES]
+        self._folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or os.path.join(output, "runs", "veritune")
+        self._board: EventFileWriter | None = None
+
+    def send(self, numbers: Mapping[str, float], step: int) -> None:
+        """Send numbers by name, under the step that the Trainer counts."""
+        for kind in self._kinds:
+            if kind == "tensorboard" and util.find_spec("tensorboard") is not None:
+                self._board = self._board or event_writer(self._folder)
+                write_scalars(self._board, numbers, step)
+            elif kind == "mlflow" and _active(kind):
+                sys.modules["mlflow"].log_metrics(dict(numbers), step=step)
+            elif kind == "wandb" and _active(kind):
+                sys.modules["wandb"].log({**numbers, "train/global_step": step})
+            elif kind == "trackio" and _open_trackio() is not None:
+                sys.modules["trackio"].log({**numbers, "train/global_step": step})
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds back."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def event_writer(folder: str) -> EventFileWriter:
+    """TensorBoard's writer of one event file in this folder."""
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    return EventFileWriter(folder)
+
+
+def write_scalars(writer: EventFileWriter, numbers: Mapping[str, float], step: int) -> None:
+    """Numbers by name as one event."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()]
+    writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
 
 def _begin_wandb(run: Reported) -> None:
@@ -109,7 +163,7 @@ def _begin_wandb(run: Reported) -> None:
 
 
 def _kept_id(work: Path) -> str:
-    """W&B's id of the run: one as long as the work folder lives, so that a run taken up goes on in the same curves."""
+    """W&B's id of the run: one as long as the work folder lives, so that a resumed run goes on in the same curves."""
     path = work / "wandb-id"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
@@ -118,7 +172,7 @@ def _kept_id(work: Path) -> str:
 
 
 @contextlib.contextmanager
-def _filled_in(values: Mapping[str, str]) -> Iterator[None]:
+def filled_in(values: Mapping[str, str]) -> Iterator[None]:
     """Environment variables that are not set, set while the block runs."""
     new = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(new)
@@ -157,5 +211,12 @@ def _end(kind: str, failed: bool) -> None:
         module.finish(exit_code=int(failed))
     elif kind == "mlflow" and module.active_run() is not None:
         module.end_run("FAILED" if failed else "FINISHED")
-    elif kind == "trackio" and failed and module.context_vars.current_run.get() is not None:
+    elif kind == "trackio" and failed and _open_trackio() is not None:
         module.finish()
+
+
+def _open_trackio() -> object | None:
+    """Trackio's open run."""
+    module = sys.modules.get("trackio")
+    found: object | None = module.context_vars.current_run.get() if module is not None else None
+    return found

@@ -8,21 +8,28 @@ selection, the last two exist only once it is recorded: the selected rates are p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from veritune.config.fields import BASELINE
+from veritune.canonical import dumps, joined
+from veritune.config.fields import BASELINE, MAIN_SET
 from veritune.config.study import Study
 from veritune.config.train import Train
-from veritune.records import Rendered
+from veritune.data.prepare import SET_COLUMN
+from veritune.errors import StudyError
+from veritune.records import DataFacts, Facts, Rendered, Row
 from veritune.store import hash_of, sha256_text
 
 if TYPE_CHECKING:
     from veritune.data.prepare import Prepared
 
 SELECT, SHAPE, MAIN = "select", "shape", "main"
+BY_SOURCE = "eval_loss:"
+"""What the log calls the validation NLL of one source, its name behind."""
+NO_SOURCE = "no source"
+"""What rows without a value in `data.source_field` are counted under."""
 SHAPE_STEPS = 4
 """Optimizer steps for timing a batch shape of the same effective batch; its loss is that of the declared shape."""
 
@@ -43,13 +50,14 @@ class Cell:
     shape: tuple[int, int] | None = None
 
 
-def plan_cells(study: Study, facts: Mapping[str, Any], chosen: Mapping[str, float] | None = None) -> list[Cell]:
+def plan_cells(study: Study, facts: Facts, chosen: Mapping[str, float] | None = None) -> list[Cell]:
     """All cells of a study in the order in which they run; seeds outermost, so that an early look is a balanced one.
 
     `chosen` are the selected learning rates by condition, None while the study's selection is not recorded.
     """
-    shared = {"model": facts["model"], "rendered": facts["rendered_sha256"], "version": facts["data_version"]}
-    base_hash = hash_of({**shared, "phase": BASELINE})
+    own = {"model": facts.model, "rendered": facts.rendered_sha256, "version": facts.data_version}
+    base_hash = hash_of({**own, "phase": BASELINE})
+    shared = _Texts({key: dumps(value) for key, value in own.items()})
     cells = [Cell(f"{BASELINE}-{base_hash[:8]}", BASELINE, BASELINE, 0, 0.0, base_hash)]
     selection = study.selection
     if selection is not None:
@@ -68,26 +76,60 @@ def plan_cells(study: Study, facts: Mapping[str, Any], chosen: Mapping[str, floa
     return cells
 
 
-def _cell(study: Study, shared: Mapping[str, Any], cell: Cell) -> Cell:
+class _Texts:
+    """The canonical text of what many cells share, made once: a study of 10,000 has a few hundred different texts."""
+
+    def __init__(self, shared: Mapping[str, str]) -> None:
+        self.shared = shared
+        self.of: dict[tuple[object, ...], dict[str, str]] = {}
+
+    def arm(self, study: Study, cell: Cell) -> dict[str, str]:
+        """Everything that the cell's hash is made from but its seed, by key."""
+        key = (cell.phase, cell.condition, cell.lr, cell.shape)
+        if key not in self.of:
+            parts: dict[str, Any] = {
+                "condition": study.conditions[cell.condition].model_dump(mode="json", exclude_none=True),
+                "train": schedule(study, cell).model_dump(mode="json"),
+                "lr": cell.lr,
+                "phase": cell.phase,
+            }
+            share = fraction(study, cell)
+            if share < 1:  # which rows they are hangs on the split's seed alone; rows and families are in the version
+                parts |= {"data_fraction": share, "split_seed": study.split.seed}
+            if isinstance(study.conditions[cell.condition].data, dict):
+                parts |= {"split_seed": study.split.seed}
+            self.of[key] = {**self.shared, **{name: dumps(value) for name, value in parts.items()}}
+        return self.of[key]
+
+
+def _cell(study: Study, texts: _Texts, cell: Cell) -> Cell:
     """The cell with its hash and its id."""
-    parts: dict[str, Any] = {
-        **shared,
-        "condition": study.conditions[cell.condition].model_dump(mode="json", exclude_none=True),
-        "train": schedule(study, cell).model_dump(mode="json"),
-        "seed": cell.seed,
-        "lr": cell.lr,
-        "phase": cell.phase,
-    }
-    share = fraction(study, cell)
-    if share < 1:  # which rows they are hangs on the split's seed alone; rows and families are in the version
-        parts |= {"data_fraction": share, "split_seed": study.split.seed}
-    digest = hash_of(parts)
+    digest = sha256_text(joined({**texts.arm(study, cell), "seed": dumps(cell.seed)}))
     middle = {
         SELECT: f"select-{cell.condition}-lr{cell.lr:g}-s{cell.seed}",
         SHAPE: f"shape-{cell.condition}-{'x'.join(map(str, cell.shape or ()))}-s{cell.seed}",
         MAIN: f"{cell.condition}-s{cell.seed}",
     }[cell.phase]
     return Cell(f"{middle}-{digest[:8]}", cell.phase, cell.condition, cell.seed, cell.lr, digest, cell.shape)
+
+
+def summary_hash(study: Study, cell: Cell, facts: DataFacts) -> str:
+    """What a finished cell was made from: its training inputs, the eval contracts and the items of benchmarks."""
+    return summary_hasher(study, facts)(cell)
+
+
+def summary_hasher(study: Study, facts: DataFacts) -> Callable[[Cell], str]:
+    """`summary_hash` for many cells of one study: what they share is written as text once."""
+    evals = {name: spec.model_dump(mode="json") for name, spec in study.evals.items()}
+    scored = {"evals": dumps(evals)}
+    scored |= {"items": dumps(facts.benchmarks)} if evals and facts.benchmarks else {}
+    scored |= {"scorers": dumps(facts.scorers)} if evals and facts.scorers else {}
+
+    def made_from(cell: Cell) -> str:
+        parts = {"evals": "{}"} if cell.phase in (SELECT, SHAPE) else scored
+        return sha256_text(joined({**parts, "cell": dumps(cell.input_hash)}))
+
+    return made_from
 
 
 def schedule(study: Study, cell: Cell) -> Train:
@@ -136,7 +178,39 @@ def fraction(study: Study, cell: Cell) -> float:
 def seen_rows(study: Study, data: Prepared, cell: Cell) -> tuple[Rendered, ...]:
     """The rows a cell trains on, in the order of the data file."""
     kept = kept_families(study, data, fraction(study, cell))
-    return tuple(row for row in data.zone("seen") if data.family_of[row.row_id] in kept)
+    rows = tuple(row for row in data.zone("seen") if data.family_of[row.row_id] in kept)
+    condition = study.conditions.get(cell.condition)
+    if condition is None or condition.data is None or not study.data.sets:
+        return rows
+    shares = {condition.data: 1.0} if isinstance(condition.data, str) else condition.data
+    return mixture(rows, shares, data, study.split.seed)
+
+
+def mixture(rows: Sequence[Rendered], shares: Mapping[str, float], data: Prepared, seed: int) -> tuple[Rendered, ...]:
+    """The most rows that have these shares of the named data sets, drawn in a seeded order of families, none twice.
+
+    Raises StudyError for a set without a trained row.
+    """
+    set_of = {row.id: set_name(row) for row in data.rows}
+    there = {name: [row for row in rows if set_of[row.row_id] == name] for name in shares}
+    for name, own in there.items():
+        if not own:
+            raise StudyError(
+                f"data set {name!r} has no row in the zone `seen`.", fix="Lower the held-out shares, or add rows."
+            )
+    if len(shares) == 1:
+        return tuple(there[next(iter(shares))])
+    total = min(len(own) / shares[name] for name, own in there.items())
+    taken: set[str] = set()
+    for name, own in there.items():
+        order = sorted(own, key=lambda r: (sha256_text(f"{seed}:{data.family_of[r.row_id]}"), r.row_id))
+        taken |= {row.row_id for row in order[: max(1, round(shares[name] * total))]}
+    return tuple(row for row in rows if row.row_id in taken)
+
+
+def set_name(row: Row) -> str:
+    """The data set that a row of a study came from."""
+    return str(row.meta.get(SET_COLUMN, MAIN_SET))
 
 
 def kept_families(study: Study, data: Prepared, share: float) -> frozenset[str]:
@@ -188,15 +262,63 @@ def training_tokens(study: Study, data: Prepared, cell: Cell) -> int:
     return round(per_epoch * train.num_train_epochs)
 
 
-def checkpoints_of(train: Train, steps: int, n_rows: int) -> int:
-    """Moments at which validation NLL is taken and a checkpoint written."""
-    if train.eval_steps is not None:
-        return steps // train.eval_steps + (steps % train.eval_steps > 0)
-    return max(
-        1, math.ceil(steps / optimizer_steps(train.model_copy(update={"max_steps": -1, "num_train_epochs": 1}), n_rows))
-    )
+def validation_steps(train: Train, steps: int, n_rows: int) -> list[int]:
+    """Steps after which validation NLL is taken and a checkpoint written: those listed in `eval_steps`, every so many,
+    else at epochs' ends; and the last one."""
+    if isinstance(train.eval_steps, tuple):
+        return sorted({*(step for step in train.eval_steps if step < steps), steps})
+    epoch = train.model_copy(update={"max_steps": -1, "num_train_epochs": 1})
+    every = train.eval_steps or optimizer_steps(epoch, n_rows)
+    return [*range(every, steps, every), steps]
+
+
+def check_cadence(study: Study, data: Prepared) -> None:
+    """Raises StudyError for a step of `eval_steps` that a condition's main runs do not reach."""
+    listed = study.train.eval_steps
+    if not isinstance(listed, tuple):
+        return
+    for name in study.conditions:
+        steps = steps_of(study, data, Cell("", MAIN, name, study.seeds[0], 0.0, ""))
+        if listed[-1] > steps:
+            raise StudyError(
+                f"train.eval_steps: step {listed[-1]} comes after the last step of condition {name}, {steps}.",
+                fix=f"List steps up to {steps}, or train longer. Nothing has trained.",
+            )
+
+
+def source_of_rows(study: Study, data: Prepared) -> dict[str, str]:
+    """Where every row comes from, by its id: the column `data.source_field`, else its data set; empty without either.
+
+    Raises StudyError where no validation row has a value in the column.
+    """
+    field = study.data.source_field
+    if field is None:
+        return {row.id: set_name(row) for row in data.rows} if study.data.sets else {}
+    found = {row.id: str(row.meta[field]) for row in data.rows if row.meta.get(field) is not None}
+    if not any(row.row_id in found for row in data.zone("validation")):
+        columns = ", ".join(sorted({key for row in data.rows for key in row.meta if key != SET_COLUMN})) or "none"
+        raise StudyError(f"data.source_field: no validation row has a value in {field!r}.", fix=f"Columns: {columns}.")
+    return {row.id: found.get(row.id, NO_SOURCE) for row in data.rows}
 
 
 def main_cells(cells: Sequence[Cell]) -> list[Cell]:
     """The cells that are scored: the baseline and the main runs."""
     return [cell for cell in cells if cell.phase in (BASELINE, MAIN)]
+
+
+def by_source(
+    rows: Sequence[Rendered], parts: Sequence[tuple[float, int]], source_of: Mapping[str, str]
+) -> dict[str, float]:
+    """NLL per target token of each source, as the log names it, from (sum, count) of rows; empty without sources."""
+    if not source_of:
+        return {}
+    found: dict[str, list[tuple[float, int]]] = {}
+    for row, part in zip(rows, parts, strict=True):
+        found.setdefault(source_of[row.row_id], []).append(part)
+    sums = {name: (sum(nats for nats, _ in own), sum(n for _, n in own)) for name, own in sorted(found.items())}
+    return {BY_SOURCE + name: nats / n for name, (nats, n) in sums.items() if n}
+
+
+def sources_in(logs: Mapping[str, float]) -> dict[str, float] | None:
+    """Validation NLL by source in one line of the log; None where rows have no source."""
+    return {key.removeprefix(BY_SOURCE): logs[key] for key in logs if key.startswith(BY_SOURCE)} or None

@@ -12,15 +12,26 @@ when its steps are faster, a larger effective batch only when its validation NLL
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
-from typing import Any
 
 from veritune.config.study import Study
 from veritune.errors import GateError, StaleError
-from veritune.records import RunSummary, TrainingRecord, to_json
+from veritune.records import (
+    ChosenRate,
+    ConditionShapes,
+    Facts,
+    MetricRow,
+    RateCandidate,
+    RunSummary,
+    Selection,
+    ShapeOffer,
+    ShapeTimings,
+    TimedShape,
+    TrainingRecord,
+)
 from veritune.seal import break_seal
-from veritune.store import Store, hash_of, now, read_json, read_jsonl, write_json
+from veritune.store import Store, hash_of, now
 from veritune.train.schedule import SELECT, SHAPE, Cell, effective_batch, plan_cells, schedule
 
 SELECTION = "selection.json"
@@ -28,23 +39,7 @@ SHAPES = "shapes.json"
 RULE = "lowest validation NLL; equal losses go to the smaller learning rate; a failed run is out"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One learning rate tried: its run's lowest validation NLL in nats per target token, None where it failed."""
-
-    lr: float
-    run_id: str
-    validation_nll: float | None
-    step: int | None
-    failed: str | None
-
-    @property
-    def eligible(self) -> bool:
-        """Whether the rate may win."""
-        return self.failed is None and self.validation_nll is not None
-
-
-def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str | None]:
+def choose(candidates: Sequence[RateCandidate]) -> tuple[RateCandidate, str | None]:
     """The winner and the edge of the grid it lies at: `low`, `high` or None.
 
     Raises GateError when no candidate is eligible.
@@ -59,21 +54,21 @@ def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str | None]:
     return winner, edge
 
 
-def record_selection(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+def record_selection(store: Store, study: Study, facts: Facts) -> Selection:
     """Choose every condition's rate from the finished selection runs and write `selection.json`; the record.
 
     Raises GateError when a run is missing, when one holds scores, or when no rate can be used.
     """
-    body = _selection(store, study, facts)
+    selection = _selection(store, study, facts, now())
     path = store.root / SELECTION
-    if not (path.exists() and _same(read_json(path), body)):
+    if not (path.exists() and _same(Selection.load(path), selection)):
         break_seal(store)
-        write_json(path, {**body, "time": now()})
-    store.log_once("selected", chosen={name: c["selected"] for name, c in body["conditions"].items()})
-    return body
+        selection.save(path)
+    store.log_once("selected", chosen=selection.rates)
+    return selection
 
 
-def chosen(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, float] | None:
+def chosen(store: Store, study: Study, facts: Facts) -> dict[str, float] | None:
     """The selected learning rates by condition; None without a selection, or while it is not recorded.
 
     Raises StaleError when the record is not what the selection runs on disk come to.
@@ -81,61 +76,49 @@ def chosen(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, fl
     path = store.root / SELECTION
     if study.selection is None or not path.exists():
         return None
-    record = read_json(path)
-    if record.get("input_hash") != _input_hash(study, facts):
-        return None  # of an earlier contract: it is made anew
+    record = store.made(Selection, path, _input_hash(study, facts))
+    if record is None:
+        return None  # of an earlier contract: it is made again
     if not all((store.run(cell.run_id) / "summary.json").exists() for cell in _cells(study, facts)):
         return None  # a run was taken away: it is made again
-    if not _same(record, _selection(store, study, facts)):
+    if not _same(record, _selection(store, study, facts, record.time)):
         raise StaleError(
             f"{path} is not what the selection runs come to: it or they were edited.",
             fix="Restore the files, or delete it and run again.",
         )
-    return {name: found["selected"] for name, found in record["conditions"].items()}
+    return record.rates
 
 
-def _same(record: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
-    return {k: v for k, v in record.items() if k != "time"} == body
+def _same(record: Selection, other: Selection) -> bool:
+    return replace(record, time="") == replace(other, time="")
 
 
-def _cells(study: Study, facts: Mapping[str, Any]) -> list[Cell]:
+def _cells(study: Study, facts: Facts) -> list[Cell]:
     return [cell for cell in plan_cells(study, facts) if cell.phase == SELECT]
 
 
-def _input_hash(study: Study, facts: Mapping[str, Any]) -> str:
+def _input_hash(study: Study, facts: Facts) -> str:
     return hash_of([cell.input_hash for cell in _cells(study, facts)])
 
 
-def _selection(store: Store, study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _selection(store: Store, study: Study, facts: Facts, time: str) -> Selection:
     """What the selection runs on disk come to."""
     assert study.selection is not None
-    conditions: dict[str, Any] = {}
+    conditions: dict[str, ChosenRate] = {}
     cells = _cells(study, facts)
     for name in study.conditions:
-        candidates = [_candidate(store, cell) for cell in cells if cell.condition == name]
+        candidates = tuple(_candidate(store, cell) for cell in cells if cell.condition == name)
         winner, edge = choose(candidates)
-        conditions[name] = {
-            "selected": winner.lr,
-            "edge": edge,
-            "candidates": [
-                {"lr": c.lr, "run_id": c.run_id, "validation_nll": c.validation_nll, "step": c.step, "failed": c.failed}
-                for c in candidates
-            ],
-        }
-    return {
-        "input_hash": _input_hash(study, facts),
-        "rule": RULE,
-        "seed": study.selection.seed,
-        "data_fraction": study.selection.data_fraction,
-        "conditions": conditions,
-    }
+        conditions[name] = ChosenRate(winner.lr, edge, candidates)
+    seed, fraction = study.selection.seed, study.selection.data_fraction
+    return Selection(_input_hash(study, facts), RULE, seed, fraction, conditions, time)
 
 
-def _candidate(store: Store, cell: Cell) -> Candidate:
+def _candidate(store: Store, cell: Cell) -> RateCandidate:
     summary = _summary(store, cell)
     training = summary.training
     nll, step = (training.validation_nll, training.best_step) if training is not None else (None, None)
-    return Candidate(cell.lr, cell.run_id, nll, step, summary.failed)
+    return RateCandidate(cell.lr, cell.run_id, nll, step, summary.failed)
 
 
 def _summary(store: Store, cell: Cell) -> RunSummary:
@@ -156,18 +139,18 @@ def _summary(store: Store, cell: Cell) -> RunSummary:
     return replace(summary, training=TrainingRecord.load(folder / "training.json"))
 
 
-def selection_lines(record: Mapping[str, Any]) -> list[str]:
+def selection_lines(record: Selection) -> list[str]:
     """One line a condition for the screen, with the flag where the winner lies at the grid's edge."""
     lines = []
-    for name, found in record["conditions"].items():
+    for name, choice in record.conditions.items():
         tried = ", ".join(
-            f"{c['lr']:g}: {'failed' if c['failed'] else format(c['validation_nll'], '.4f')}"
-            for c in found["candidates"]
+            f"{c.lr:g}: {'failed' if c.validation_nll is None else format(c.validation_nll, '.4f')}"
+            for c in choice.candidates
         )
-        lines.append(f"select   {name}: learning rate {found['selected']:g} (validation NLL {tried})")
-        if found["edge"]:
+        lines.append(f"select   {name}: learning rate {choice.selected:g} (validation NLL {tried})")
+        if choice.edge:
             lines.append(
-                f"  ! {found['selected']:g} is the {found['edge']} edge of the grid: the best rate may lie beyond it"
+                f"  ! {choice.selected:g} is the {choice.edge} edge of the grid: the best rate may lie beyond it"
             )
     return lines
 
@@ -175,9 +158,7 @@ def selection_lines(record: Mapping[str, Any]) -> list[str]:
 # ---------------------------------------------------------------- batch shapes
 
 
-def record_shapes(
-    store: Store, study: Study, facts: Mapping[str, Any], rates: Mapping[str, float]
-) -> dict[str, Any] | None:
+def record_shapes(store: Store, study: Study, facts: Facts, rates: Mapping[str, float]) -> ShapeTimings | None:
     """Compare the batch shapes tried with the declared one and write `shapes.json`; None when none was declared."""
     if study.selection is None or not study.selection.batch_shapes:
         return None
@@ -187,77 +168,81 @@ def record_shapes(
         own = next(c for c in cells if c.phase == SELECT and c.condition == name and c.lr == rates[name])
         declared = _shape(store, study, own)
         tried = [_shape(store, study, c) for c in cells if c.phase == SHAPE and c.condition == name]
-        conditions[name] = {"declared": declared, "tried": [{**t, **_offer(declared, t)} for t in tried]}
+        offered = tuple(replace(shape, offer=_offer(declared, shape)) for shape in tried)
+        conditions[name] = ConditionShapes(declared, offered)
     hashes = [c.input_hash for c in cells if c.phase in (SELECT, SHAPE)]
     digest, path = hash_of(hashes), store.root / SHAPES
-    if not store.is_done(path, digest):
+    timings = store.made(ShapeTimings, path, digest)
+    if timings is None:
+        timings = ShapeTimings(digest, conditions)
         break_seal(store)
-        write_json(path, {"input_hash": digest, "conditions": conditions})
-    return read_json(path)
+        timings.save(path)
+    return timings
 
 
-def _shape(store: Store, study: Study, cell: Cell) -> dict[str, Any]:
+def _shape(store: Store, study: Study, cell: Cell) -> TimedShape:
     """What one shape took: seconds an optimizer step (median without the first), seconds a row, peak memory, NLL."""
     train, summary = schedule(study, cell), _summary(store, cell)
     training = summary.training
     memory, nll = (training.peak_memory, training.validation_nll) if training is not None else (None, None)
     effective = effective_batch(train)
     path = store.run(cell.run_id) / "metrics.jsonl"
-    costs = [
-        r["cost"] for r in (read_jsonl(path) if path.exists() else []) if r["split"] == "seen" and r["loss"] is not None
-    ]
+    rows = MetricRow.load_all(path) if path.exists() else []
+    costs = [r.cost for r in rows if r.split == "seen" and r.loss is not None and r.cost is not None]
     step_s = median(costs[1:]) if len(costs) > 1 else None
     same = effective == effective_batch(study.train)
-    return {
-        "run_id": cell.run_id,
-        "rows_per_micro_batch": train.per_device_train_batch_size,
-        "micro_batches": train.gradient_accumulation_steps,
-        "effective": effective,
-        "step_s": step_s,
-        "row_s": None if step_s is None else step_s / effective,
-        "peak_memory": to_json(memory),
-        "validation_nll": None if same and cell.phase == SHAPE else nll,
-        "failed": summary.failed,
-    }
+    return TimedShape(
+        run_id=cell.run_id,
+        rows_per_micro_batch=train.per_device_train_batch_size,
+        micro_batches=train.gradient_accumulation_steps,
+        effective=effective,
+        step_s=step_s,
+        row_s=None if step_s is None else step_s / effective,
+        peak_memory=memory,
+        validation_nll=None if same and cell.phase == SHAPE else nll,
+        failed=summary.failed,
+    )
 
 
-def _offer(declared: Mapping[str, Any], tried: Mapping[str, Any]) -> dict[str, Any]:
+def _offer(declared: TimedShape, tried: TimedShape) -> ShapeOffer:
     """Whether a shape may be had, and why. The effective batch is part of the science; its shape is not."""
-    if tried["failed"]:
-        return {"offered": False, "why": f"it failed: {tried['failed']}"}
-    if tried["row_s"] is None or declared["row_s"] is None:
-        return {"offered": False, "why": "too few steps to time"}
-    faster = declared["row_s"] / tried["row_s"]
-    if tried["effective"] == declared["effective"]:
-        return {"offered": faster > 1, "why": f"the same effective batch at {faster:.2f} times the speed"}
-    if tried["effective"] < declared["effective"]:
-        return {"offered": False, "why": "a smaller effective batch is another schedule: declare it and select anew"}
-    worse = tried["validation_nll"] - declared["validation_nll"]
+    if tried.failed:
+        return ShapeOffer(False, f"it failed: {tried.failed}")
+    if tried.row_s is None or declared.row_s is None:
+        return ShapeOffer(False, "too few steps to time")
+    faster = declared.row_s / tried.row_s
+    if tried.effective == declared.effective:
+        return ShapeOffer(faster > 1, f"the same effective batch at {faster:.2f} times the speed")
+    if tried.effective < declared.effective:
+        return ShapeOffer(False, "a smaller effective batch is another schedule: declare it and select again")
+    if tried.validation_nll is None or declared.validation_nll is None:
+        return ShapeOffer(False, "its validation NLL is not recorded")
+    worse = tried.validation_nll - declared.validation_nll
     if worse > 0:
-        return {"offered": False, "why": f"its validation NLL is {worse:.4f} higher on as many rows"}
-    return {"offered": faster > 1, "why": f"its validation NLL is {-worse:.4f} lower, at {faster:.2f} times the speed"}
+        return ShapeOffer(False, f"its validation NLL is {worse:.4f} higher on as many rows")
+    return ShapeOffer(faster > 1, f"its validation NLL is {-worse:.4f} lower, at {faster:.2f} times the speed")
 
 
-def shape_lines(record: Mapping[str, Any]) -> list[str]:
+def shape_lines(timings: ShapeTimings) -> list[str]:
     """The declared shape and each that was tried, for the screen."""
-    lines = []
-    for name, found in record["conditions"].items():
-        for shape in (found["declared"], *found["tried"]):
-            lines.append(f"shape    {name}: {_shape_text(shape)}")
-    return lines
+    return [
+        f"shape    {name}: {_shape_text(shape)}"
+        for name, shapes in timings.conditions.items()
+        for shape in (shapes.declared, *shapes.tried)
+    ]
 
 
-def _shape_text(shape: Mapping[str, Any]) -> str:
-    memory = (shape["peak_memory"] or {}).get("bytes")
+def _shape_text(shape: TimedShape) -> str:
+    memory = shape.peak_memory.bytes if shape.peak_memory is not None else None
     parts = [
-        f"{shape['rows_per_micro_batch']} x {shape['micro_batches']}",
-        "not timed" if shape["step_s"] is None else f"{shape['step_s']:.3f} s a step",
+        f"{shape.rows_per_micro_batch} x {shape.micro_batches}",
+        "not timed" if shape.step_s is None else f"{shape.step_s:.3f} s a step",
         "memory not known" if memory is None else f"{memory / 1e9:.2f} GB at most",
     ]
-    if shape["validation_nll"] is not None:
-        parts.append(f"validation NLL {shape['validation_nll']:.4f}")
-    if "offered" in shape:
-        parts.append(f"{'offered' if shape['offered'] else 'not offered'}: {shape['why']}")
-    else:
+    if shape.validation_nll is not None:
+        parts.append(f"validation NLL {shape.validation_nll:.4f}")
+    if shape.offer is None:
         parts.append("declared")
+    else:
+        parts.append(f"{'offered' if shape.offer.offered else 'not offered'}: {shape.offer.why}")
     return ", ".join(parts)

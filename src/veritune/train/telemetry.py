@@ -10,7 +10,6 @@ factor was found. A step whose gradients cannot be seen (DeepSpeed, FSDP1) says 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,9 +21,12 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from veritune.errors import ModelError
+from veritune.errors import FormatError, ModelError
+from veritune.files import make_folder, refuse_lost, whole_lines
 from veritune.records import dumps
 from veritune.train.modules import FACTORS, GROUPS, TYPES, factor, layer_index, module_group, module_type
+from veritune.train.reporting import StepReporter
+from veritune.untrusted import parse_json, read_text
 
 EXACT_UPDATE_BYTES = 256 * 2**20
 """Trainable parameters up to this size are copied for an exact update norm; above it the norm is sampled."""
@@ -60,6 +62,12 @@ class _Layout:
             "factor": ([factor(n) for n in names], FACTORS),
         }
         return cls(names, tuple(p for _, p in named), {k: _axis(*v) for k, v in labels.items()})
+
+    @property
+    def counts(self) -> dict[str, dict[str, float]]:
+        """Trained parameters of each type and group."""
+        by_axis = self.by_axis(np.array([p.numel() for p in self.params], dtype=np.float64))
+        return {axis: {k: int(n) for k, n in by_axis[axis].items()} for axis in ("type", "group")}
 
     def by_axis(self, square_P: np.ndarray) -> dict[str, dict[str, float]]:
         """Squared norms per tensor [P] summed to squared norms per label, for every axis."""
@@ -140,7 +148,8 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
     update-to-weight ratio is estimated from 4,096 random elements per tensor instead of copies (`update.method`).
 
     A resumed run first drops the lines after the step it resumes from, so no step appears twice; a run that starts at
-    step 0 starts the file anew. On several processes only the main one writes. `overhead_s` is the time spent here.
+    step 0 starts the file again. On several processes only the main one writes. `overhead_s` is the time spent here.
+    The shares go to the Trainer's reporters too (`report_to`), as `gradient_share/<axis>/<label>`.
 
     Raises ModelError at the start of training when nothing trains.
     """
@@ -161,6 +170,7 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
         self._updates: _Updates | None = None
         self._seen: dict[str, Any] | None = None
         self._pending: dict[str, Any] | None = None
+        self._reporter: StepReporter | None = None
         self._main = True
 
     # ------------------------------------------------------------ the Trainer's events
@@ -171,6 +181,7 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
         self._main = bool(state.is_world_process_zero)
         if self._main:
             self._drop_lines_after(state.global_step)
+            self._reporter = StepReporter(getattr(args, "report_to", ()), str(getattr(args, "output_dir", "")))
         if args.world_size == 1 and args.max_grad_norm > 0 and not any(map(_is_dtensor, self._layout.params)):
             self._watch = _ClipWatch(self._layout)
 
@@ -198,12 +209,16 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
         norm = (logs or {}).get("grad_norm")
         if self._pending is not None and self._pending["step"] == state.global_step and norm is not None:
             _scale_record(self._pending, float(norm), "the trainer's grad_norm")
+        if "train_runtime" in (logs or {}):  # the last call before the reporters close their runs
+            self._write_pending()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._write_pending()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._write_pending()
+        if self._reporter is not None:
+            self._reporter.close()
         if self._watch is not None:
             self._watch.remove()
         self._forget()
@@ -258,6 +273,7 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
             "share": _shares(layout.by_axis(grad_P)),
             "weight_norm": _norms(layout, weight_P),
             "update": self._update_record(layout, update_P, weight_P),
+            "parameters": layout.counts,
             "n_tensors": len(grad_P),
             "n_without_gradient": int(seen["missing"]),
         }
@@ -302,7 +318,7 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
         self.records = [r for r in self.records if r["step"] <= step]
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         kept = [dumps(r) for r in read_telemetry(self.path) if r["step"] <= step] if self.path.exists() else []
         fresh = self.path.with_name(self.path.name + ".part")
         fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -312,22 +328,47 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
         record, self._pending = self._pending, None
         if record is None or not self._main:
             return
+        if self._reporter is not None and record.get("share"):
+            share = record["share"]
+            numbers = {f"gradient_share/{axis}/{label}": v for axis in share for label, v in share[axis].items()}
+            self._reporter.send(numbers, record["step"])
         if self.path is None:
             self.records.append(record)
             return
+        refuse_lost(self.path)
         with self.path.open("a", encoding="utf-8") as f:
             f.write(dumps(record) + "\n")
 
 
 def read_telemetry(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The whole lines of a telemetry file, in step order; a last line left half-written by a killed run is dropped."""
+    """The whole lines of a telemetry file, in step order; a last line left half-written by a killed run is dropped.
+
+    Raises FormatError for a file that is no text, and for a line before the last that is damaged, by its number.
+    """
     records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    try:
+        text = read_text(Path(path))
+    except ValueError as exc:
+        raise FormatError(f"{path}: expected text in UTF-8, found {exc}.") from exc
+    lines = whole_lines(text, torn=True)
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = parse_json(line)
+        except ValueError as exc:
+            if number == len(lines) and not text.endswith("\n"):
+                break  # torn by a kill
+            raise _damaged(path, number, str(exc)) from exc
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise _damaged(path, number, "expected an object with its `step`")
+        records.append(record)
     return records
+
+
+def _damaged(path: str | os.PathLike[str], number: int, why: str) -> FormatError:
+    return FormatError(
+        f"{os.fspath(path)} line {number} is damaged: {why}.",
+        fix="Restore the file from a copy, or delete the run's folder so that the run is made again.",
+    )
 
 
 def unavailable_because(args: Any, optimizer: Any, sharded: bool) -> str | None:

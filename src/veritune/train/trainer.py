@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,8 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 
 from veritune.errors import GateError
 from veritune.records import Rendered
+from veritune.train.regularise import Regulariser
+from veritune.train.schedule import by_source
 
 IGNORE = -100
 COMPLETE = "complete"
@@ -51,7 +53,7 @@ def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tens
 def join(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """The rows of a batch one after another in one sequence, without padding: shapes (1, sum of T) and (B,).
 
-    `position_ids` begin anew with every row. Models that build their attention mask from them, with no `attention_mask`
+    `position_ids` restart with every row. Models that build their attention mask from them, with no `attention_mask`
     given, let no row see another (`check_joined` looks). A row's first token is no target: nothing of it predicts that.
     """
     ids = [i for row in rows for i in row["input_ids"]]
@@ -104,6 +106,14 @@ def target_nll(
     cut afterwards; virtual tokens that a prompt method puts in front are skipped. Where the targets are is settled
     before the model runs: on an accelerator that waits for what is queued.
     """
+    logits_N_V, target_N, row_N = target_logits(model, ids_B_T, mask_B_T, labels_B_T, position_ids)
+    return F.cross_entropy(logits_N_V.float(), target_N, reduction="none"), row_N
+
+
+def target_logits(
+    model: Any, ids_B_T: Any, mask_B_T: Any, labels_B_T: Any, position_ids: Any = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (N, V) that predict the target tokens, these tokens (N,), and the batch row of each (N,)."""
     captured: list[bool] = []
     row_N, before_N = (labels_B_T[:, 1:] != IGNORE).nonzero(as_tuple=True)
 
@@ -127,7 +137,7 @@ def target_nll(
         if handle is not None:
             handle.remove()
     logits_N_V = logits[0] if captured else predicting(logits)
-    return F.cross_entropy(logits_N_V.float(), labels_B_T[row_N, before_N + 1], reduction="none"), row_N
+    return logits_N_V, labels_B_T[row_N, before_N + 1], row_N
 
 
 def _plain(model: Any) -> Any:
@@ -231,6 +241,9 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         pad_id: int,
         padding_free: bool = False,
     ) -> None:
+        self.source_of: Mapping[str, str] = {}
+        self.regulariser: Regulariser | None = None
+        self._targets = 0
         self.contract_rows = rows
         self.validation_rows = validation
         self.pad_id = pad_id
@@ -271,10 +284,31 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         self.rows_checked += rows
         self.tokens_seen += tokens
         ids_B_T, mask_B_T = inputs["input_ids"], inputs.get("attention_mask")
-        nll_N, _ = target_nll(model, ids_B_T, mask_B_T, inputs["labels"], inputs.get("position_ids"))
-        count = num_items_in_batch if num_items_in_batch is not None else nll_N.numel()
-        loss = nll_N.sum() / count * self.args.world_size  # DDP averages gradients over processes; the loss is a sum
+
+        def logits_of(one: Any) -> torch.Tensor:
+            return target_logits(one, ids_B_T, mask_B_T, inputs["labels"], inputs.get("position_ids"))[0]
+
+        if self.regulariser is None:
+            nll_N, _ = target_nll(model, ids_B_T, mask_B_T, inputs["labels"], inputs.get("position_ids"))
+            total, n_targets = nll_N.sum(), nll_N.numel()
+        else:
+            places = (ids_B_T, mask_B_T, inputs["labels"], inputs.get("position_ids"))
+            logits_N_V, target_N, _ = target_logits(model, *places)
+            nll = F.cross_entropy(logits_N_V.float(), target_N, reduction="sum")
+            total, n_targets = self.regulariser.add(model, logits_N_V, logits_of, nll), target_N.numel()
+            self._targets += n_targets
+        count = num_items_in_batch if num_items_in_batch is not None else n_targets
+        loss = total / count * self.args.world_size  # DDP averages gradients over processes; the loss is a sum
         return (loss, {}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """With penalties `loss` stays the NLL per target token; `objective` is what was minimised."""
+        if self.regulariser is not None and "loss" in logs and self._targets:
+            parts = self.regulariser.means(self._targets)
+            logs = {**logs, "objective": logs["loss"], **parts, "loss": parts["nll"]}
+            del logs["nll"]
+            self._targets = 0
+        super().log(logs, *args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """On several processes: the batches of one process, of which each takes its share."""
@@ -323,10 +357,11 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         return sum(index >= 0 for index in indices), sum(len(ids) for ids, _, _ in given)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
-        """Validation NLL per target token, logged as `eval_loss`."""
+        """Validation NLL per target token, logged as `eval_loss`; that of each source as `eval_loss:SOURCE`."""
         started = time.perf_counter()
         parts = row_nll(self.model, self.validation_rows, self.pad_id)
         metrics = {"eval_loss": mean_nll(parts), "eval_tokens": float(sum(n for _, n in parts))}
+        metrics |= by_source(self.validation_rows, parts, self.source_of)
         metrics["eval_s"] = time.perf_counter() - started
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -338,14 +373,16 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
 
 
 class Cadence(TrainerCallback):  # type: ignore[misc]
-    """Validation NLL and a checkpoint every `every` optimizer steps (None: once an epoch) and at the last step."""
+    """Validation NLL and a checkpoint every `every` optimizer steps, or after the steps it lists (None: once an epoch),
+    and at the last step."""
 
-    def __init__(self, every: int | None) -> None:
+    def __init__(self, every: int | tuple[int, ...] | None) -> None:
         self.every = every
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
-        every = self.every
-        if state.global_step >= state.max_steps or (every is not None and state.global_step % every == 0):
+        step, every = state.global_step, self.every
+        due = step in every if isinstance(every, tuple) else every is not None and step % every == 0
+        if due or step >= state.max_steps:
             control.should_evaluate = control.should_save = True
 
     def on_epoch_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
@@ -423,7 +460,7 @@ class Retention(TrainerCallback):  # type: ignore[misc]
             step = int(folder.name.rsplit("-", 1)[-1])
             if step >= state.global_step:
                 continue
-            (folder / COMPLETE).unlink(missing_ok=True)  # first: half a checkpoint must not be taken up
+            (folder / COMPLETE).unlink(missing_ok=True)  # first: half a checkpoint must not be resumed
             if not self.keep_all and step != best:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue

@@ -7,9 +7,9 @@ from typing import Any
 
 from veritune.ledger import Ledger
 from veritune.records import GateResult, to_json
-from veritune.release.evidence import Subject, weights_digest
-from veritune.release.gates import GATES_FILE, GateRecord
-from veritune.release.parts import MANIFEST, SIGNATURE, json_of, walk
+from veritune.release.bundle.parts import MANIFEST, SIGNATURE, json_of, walk
+from veritune.release.gate.evidence import Subject, weights_digest
+from veritune.release.gate.gates import GATES_FILE, GateRecord
 from veritune.store import Store, hash_of, read_json, sha256_file, write_json
 
 

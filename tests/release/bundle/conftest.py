@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from veritune.release.bundle import BundleSource, make_bundle
+from veritune.release.bundle.build import BundleSource, make_bundle
 
 _spec = importlib.util.spec_from_file_location("bundles", Path(__file__).with_name("bundles.py"))
 assert _spec and _spec.loader

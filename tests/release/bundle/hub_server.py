@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
                 for o in json.loads(content)["objects"]
             ]
             return self.answer({"transfer": "basic", "objects": objects})
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/(.+)", path)
+        found = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)/(preupload|commit|branch)/(.+)", path)
         if not found or found[1] not in self.server.repos:
             return self.missing("RepoNotFound")
         repo, verb, revision = self.server.repos[found[1]], found[2], found[3]
@@ -150,8 +150,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.route()
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        found = re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
+        file = re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         name = (found or file or [None, None])[1]
         repo = self.server.repos.get(str(name))
         if repo is None:

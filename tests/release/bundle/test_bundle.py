@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from veritune.errors import GateError, InputError, ModelError, StaleError
-from veritune.release import golden
-from veritune.release.bundle import BundleSource, make_bundle
-from veritune.release.card import plain
-from veritune.release.verify import read_manifest, verify_bundle
+from veritune.records import BundledWeights, RunSummary
+from veritune.release.bundle.build import BundleSource, make_bundle
+from veritune.release.bundle.card import plain
+from veritune.release.bundle.verify import read_manifest, verify_bundle
+from veritune.release.parity import golden
 from veritune.train.models import quiet_transformers
 
 _spec = importlib.util.spec_from_file_location("bundles", Path(__file__).with_name("bundles.py"))
@@ -47,7 +49,7 @@ def test_the_same_inputs_give_the_same_bytes_and_no_secret_of_the_environment(
 
 
 def test_a_bundle_holds_every_part(made: Path) -> None:
-    names = set(read_manifest(made)["files"])
+    names = set(read_manifest(made).files)
     wanted = {"adapter/adapter_model.safetensors", "tokenizer/chat_template.jinja", "tokenizer/tokenizer.json"}
     wanted |= {"generation_config.json", "golden.json", "README.md", "sbom.cdx.json", "licences.json", "datasheet.md"}
     wanted |= {f"evidence/{n}" for n in ("contract.lock.json", "verdict.json", "seal.json", "release/gates.jsonl")}
@@ -74,18 +76,20 @@ def test_the_card_has_valid_metadata_and_says_what_is_unknown(made: Path) -> Non
     from huggingface_hub import ModelCard
 
     card = ModelCard.load(made / "README.md")
-    assert card.data.to_dict() == {
-        "library_name": "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["veritune", "lora"],
-    }
+    metadata = card.data.to_dict()
+    (index,) = metadata.pop("model-index")
+    assert metadata == {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["veritune", "lora"]}
+    shown = {result["dataset"]["split"]: result["metrics"][0]["value"] for result in index["results"]}
+    summary = RunSummary.load(next((made / "evidence" / "runs").glob("all_layer-s0-*")) / "summary.json")
+    assert index["name"] == "tiny all_layer" and set(shown) == set(summary.scores["style"])
+    assert shown == {zone: pytest.approx(found.mean, abs=5e-4) for zone, found in summary.scores["style"].items()}
     assert "This release: not stated" in card.text
 
 
 def test_a_number_that_the_records_do_not_carry_stops_the_bundle(
     gated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from veritune.release import card
+    from veritune.release.bundle import card
 
     real = card.card_sections
     monkeypatch.setattr(card, "card_sections", lambda *a: real(*a) + "\n\nall_layer scores 0.777 on stranger items.")
@@ -103,7 +107,7 @@ def test_a_hostile_study_cannot_put_markup_into_its_card(
 ) -> None:
     from markdown_it import MarkdownIt
 
-    from veritune.release import card
+    from veritune.release.bundle import card
     from veritune.store import Store
 
     real = card.card_sections
@@ -111,7 +115,7 @@ def test_a_hostile_study_cannot_put_markup_into_its_card(
     monkeypatch.setattr(card, "card_sections", lambda *a: real(*a) + evil)
     monkeypatch.setattr(card, "NOT_FOR_CARDS", (*card.NOT_FOR_CARDS, "number.", "speech.", "caption.", "card."))
     licences = {"release": None, "base": None, "data": None}
-    text = card.model_card(Store(gated), {**read_manifest(made), "name": evil}, licences)
+    text = card.model_card(Store(gated), replace(read_manifest(made), name=evil), licences)
     html = MarkdownIt("commonmark", {"html": True}).render(text.split("---\n", 2)[2])
     assert not any(tag in html for tag in ("<script", "<img", "<i>", "<b>"))
 
@@ -133,7 +137,7 @@ def test_an_adapter_of_no_run_is_refused_and_a_copy_of_one_is_taken(gated: Path,
     (adapter,) = (gated / "runs" / run_of(gated, "all_layer")).glob("checkpoints/step-*")
     shutil.copytree(adapter, tmp_path / "copy")
     found = make_bundle(BundleSource(gated, adapter=tmp_path / "copy", prompts=1), tmp_path / "out")
-    assert read_manifest(found.folder)["run_id"] == run_of(gated, "all_layer")
+    assert read_manifest(found.folder).run_id == run_of(gated, "all_layer")
     assert found.gate == "passed"
     spoiled = tmp_path / "copy" / "adapter_config.json"
     spoiled.write_text(spoiled.read_text().replace('"lora_alpha": 16.0', '"lora_alpha": 32.0'))
@@ -170,7 +174,7 @@ def test_a_base_that_brings_code_is_refused(
 
 
 def test_nothing_is_written_over(gated: Path, made: Path) -> None:
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="already exists"):
         make_bundle(BundleSource(gated, run_of(gated, "all_layer")), made)
 
 
@@ -213,7 +217,7 @@ def test_merged_weights_are_served_and_belong(gated: Path, tiny_model: Path, tmp
         BundleSource(gated, run_of(gated, "all_layer"), merged=tmp_path / "merged", prompts=2), tmp_path / "o"
     )
     manifest = read_manifest(found.folder)
-    assert manifest["weights"] == {"kind": "merged", "serves": "model"}
+    assert manifest.weights == BundledWeights("merged", "model")
     assert found.gate == "expired", "a gate record of the adapter says nothing about merged weights"
     assert golden.reproduce(found.folder, manifest).findings == ()
     path = found.folder / "model" / "model.safetensors"

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from veritune.errors import FormatError, InputError
-from veritune.release.parts import collisions, kind_problem, name_problem, tensors
-from veritune.release.sign import sign
-from veritune.release.verify import is_bundle, read_manifest, verify_bundle
+from veritune.release.bundle.parts import collisions, kind_problem, name_problem, tensors
+from veritune.release.bundle.sign import sign
+from veritune.release.bundle.verify import is_bundle, read_manifest, verify_bundle
 from veritune.store import hash_of, read_json, write_json
 
 _spec = importlib.util.spec_from_file_location("bundles", Path(__file__).with_name("bundles.py"))
@@ -159,7 +159,7 @@ def swap_adapter(bundle: Path, other: Path) -> None:
 
 
 def base_hash(bundle: Path, other: Path) -> None:
-    edit_json(bundle / "base.json", lambda b: b["files"].update({"model.safetensors": "0" * 64}))
+    edit_json(bundle / "base.json", lambda b: b["base"]["files"].update({"model.safetensors": "0" * 64}))
 
 
 def base_shapes(bundle: Path, other: Path) -> None:
@@ -229,7 +229,7 @@ def test_parts_that_do_not_belong_are_found_though_the_manifest_fits(
 
 
 def test_a_run_that_the_contract_does_not_plan_is_found(bundle: Path) -> None:
-    run = read_manifest(bundle)["run_id"]
+    run = read_manifest(bundle).run_id
     edit_json(bundle / f"evidence/runs/{run}/manifest.json", lambda m: m.update(input_hash="0" * 64))
     repack(bundle)
     assert "run" in [c for c, _ in checks(bundle)]

@@ -16,7 +16,7 @@ import numpy as np
 
 from veritune.data.near.arrays import I64, U8, U32, U64
 from veritune.data.text import ASCII_FOR, SEPARATOR, SURROGATE, prepare
-from veritune.errors import DataError
+from veritune.errors import DataError, MachineError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -221,8 +221,10 @@ def _replace_in_place(data: U8) -> None:
 
 def _arrow_buffers(text: pl.Series) -> tuple[U8, I64]:
     """Bytes and offsets of a polars string column; a null is an empty row."""
-    import pyarrow as pa  # half a second, as polars
-
+    try:
+        import pyarrow as pa  # half a second, as polars
+    except ImportError as exc:
+        raise MachineError("a polars frame is read through pyarrow.", fix="pip install 'veritune[arrow]'") from exc
     array = text.fill_null("").to_arrow()
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()

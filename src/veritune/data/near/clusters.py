@@ -1,8 +1,9 @@
 """Clusters: connected components of similar rows, each cut to the members that are similar to its centre.
 
-Chains (a like b, b like c, a unlike c) would otherwise glue strangers together.
+Chains (a like b, b like c, a unlike c) would otherwise glue strangers together. A component that must be cut is cut so
+that its strongest pairs stay whole: a shared template may not take a row away from its own original.
 
-N rows · U distinct texts · M rows that have company · G clusters
+N rows · U distinct texts · M rows that have company · G clusters · K members of one component · C centres
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 _CENTRES = 4  # members tried as the centre of a cluster
 _SAMPLE = 24  # members each of them is compared with
+_ALL_PAIRS = 400  # members of a component up to which a cut looks at all pairs of them (80,000: .05 s)
+_CLEARLY = 1.25  # a member moves to a centre that is this much more similar (bench/audit/run.py: 1 splits families)
+_AT_ONCE = 500_000  # of them in one call
+_MOST_PAIRS = 4_000_000  # pairs of member and centre that are compared in a larger component (2 s)
 
 
 class Limits(Protocol):
@@ -95,13 +100,86 @@ def clusters(sweep: Sweep, first_U: I64, sketch: S, engine: Engine[S], limits: L
 
 
 def _around_centres(engine: Engine[S], sketch: S, root_U: I64, limits: Limits) -> tuple[I64, I64, F64, int, int]:
-    """Every cluster as members around a centre; members out of its reach are clustered again among themselves.
+    """Every cluster as members around a centre; a component with members out of its centre's reach is cut.
 
     Returns members, their centres and similarities, how many clusters were cut and how many members were cut off.
     """
-    row_U = np.arange(len(root_U))
+    member_M, group_M = _grouped(root_U)
+    if not len(member_M):
+        return member_M, member_M, np.zeros(0), 0, 0
+    centre_M, score_M = _centres(engine, sketch, member_M, group_M)
+    far_M = score_M < limits.radius * limits.threshold
+    cut_M = np.isin(group_M, group_M[far_M])
+    parts = [(member_M[~cut_M], centre_M[~cut_M], score_M[~cut_M])]
+    cut_G = np.unique(group_M[cut_M])
+    for begin, end in zip(np.searchsorted(group_M, cut_G), np.searchsorted(group_M, cut_G, side="right")):
+        row_K = member_M[begin:end]
+        cut = _strongest_first if len(row_K) <= _ALL_PAIRS else _by_rounds
+        parts.append(cut(engine, sketch, row_K, limits))
+    member, centre, score = (np.concatenate(columns) for columns in zip(*parts))
+    return member, centre, score, len(np.unique(group_M[far_M])), int(np.count_nonzero(far_M))
+
+
+def _strongest_first(engine: Engine[S], sketch: S, row_K: I64, limits: Limits) -> tuple[I64, I64, F64]:
+    """A component cut by joining its pairs from the strongest down, so that a row goes with its closest sibling first.
+
+    Two groups join when one member is similar to all of both (`radius * threshold`), or when they are so on average;
+    a pair that only a template holds together is neither. Members that end alone are left out.
+    """
+    n = len(row_K)
+    left, right = np.triu_indices(n, 1)
+    score = engine.similarity(sketch, row_K[left], row_K[right])
+    score_KK = np.eye(n)
+    score_KK[left, right] = score_KK[right, left] = score
+    strong = np.flatnonzero(score >= limits.threshold)
+    strong = strong[np.argsort(-score[strong], kind="stable")]
+    groups = {i: np.array([i]) for i in range(n)}
+    group_of = list(range(n))
+    refused: set[tuple[int, int]] = set()
+    for i, j in zip(left[strong].tolist(), right[strong].tolist()):
+        a, b = sorted((group_of[i], group_of[j]))
+        if a == b or (a, b) in refused:
+            continue
+        if _apart(score_KK, groups[a], groups[b], limits):
+            refused.add((a, b))
+            continue
+        moved = groups.pop(b)
+        groups[a] = np.concatenate((groups[a], moved))
+        for k in moved.tolist():
+            group_of[k] = a
+        refused = {pair for pair in refused if a not in pair and b not in pair}
+    return _centred(score_KK, row_K, [np.sort(g) for g in groups.values() if len(g) > 1])
+
+
+def _apart(score_KK: F64, left: I64, right: I64, limits: Limits) -> bool:
+    """Whether two groups stay apart: no member is similar to all of both, and on average they are not similar."""
+    low = limits.radius * limits.threshold
+    if score_KK[np.ix_(left, right)].mean() >= low:
+        return False
+    both = np.concatenate((left, right))
+    return bool(score_KK[np.ix_(both, both)].min(axis=1).max() < low)
+
+
+def _centred(score_KK: F64, row_K: I64, groups: list[I64]) -> tuple[I64, I64, F64]:
+    """Each group around the member to which the others are most similar in all."""
+    member, centre, score = [row_K[:0]], [row_K[:0]], [np.zeros(0)]
+    for group in groups:
+        inside = score_KK[np.ix_(group, group)]
+        covering = np.flatnonzero(inside.min(axis=1) == inside.min(axis=1).max())
+        best = int(covering[np.argmax(inside[covering].sum(axis=1))])
+        own = inside[best].copy()
+        own[best] = np.delete(own, best).max()
+        member.append(row_K[group])
+        centre.append(np.full(len(group), row_K[group[best]]))
+        score.append(own)
+    return np.concatenate(member), np.concatenate(centre), np.concatenate(score)
+
+
+def _by_rounds(engine: Engine[S], sketch: S, row_K: I64, limits: Limits) -> tuple[I64, I64, F64]:
+    """A large component cut around a centre, the rest clustered again among itself, then each member to its closest."""
+    row_U = row_K
+    root_U = engine.near_components(sketch.take(row_U), limits.threshold)
     rounds: list[tuple[I64, I64, F64]] = [(row_U[:0], row_U[:0], np.zeros(0))]
-    n_recut = n_recut_rows = 0
     while len(row_U):
         member_M, group_M = _grouped(root_U)
         if not len(member_M):
@@ -109,12 +187,42 @@ def _around_centres(engine: Engine[S], sketch: S, root_U: I64, limits: Limits) -
         centre_M, score_M = _centres(engine, sketch, row_U[member_M], group_M)
         near = score_M >= limits.radius * limits.threshold
         rounds.append((row_U[member_M[near]], centre_M[near], score_M[near]))
-        n_recut += len(np.unique(group_M[~near]))
-        n_recut_rows += int(np.count_nonzero(~near))
         row_U = np.sort(row_U[member_M[~near]])
         root_U = engine.near_components(sketch.take(row_U), limits.threshold) if len(row_U) else row_U
     member, centre, score = (np.concatenate(columns) for columns in zip(*rounds))
-    return member, centre, score, n_recut, n_recut_rows
+    return _to_closest(engine, sketch, (member, centre, score), np.setdiff1d(row_K, member), limits)
+
+
+def _to_closest(
+    engine: Engine[S], sketch: S, found: tuple[I64, I64, F64], alone: I64, limits: Limits
+) -> tuple[I64, I64, F64]:
+    """Members moved to the centre, or the row left alone, that they are most similar to; centres stay.
+
+    Beyond `_MOST_PAIRS` the centres of the smallest clusters are not tried.
+    """
+    member, centre, score = found
+    own, size = np.unique(centre, return_counts=True)
+    tried = np.concatenate((own[np.argsort(-size, kind="stable")], alone))
+    tried = tried[: max(1, _MOST_PAIRS // max(1, len(member)))]
+    free = np.flatnonzero(~np.isin(member, own))
+    best, best_score = centre.copy(), score.copy()
+    at_once = max(1, _AT_ONCE // max(1, len(free)))
+    for begin in range(0, len(tried), at_once):
+        some_C = tried[begin : begin + at_once]
+        pairs = engine.similarity(sketch, np.repeat(some_C, len(free)), np.tile(member[free], len(some_C)))
+        score_CF = pairs.reshape(len(some_C), len(free))
+        score_CF[np.isin(some_C, alone)[:, None] & (score_CF < limits.threshold)] = 0.0  # no edge of its own
+        top = score_CF.argmax(axis=0) if len(free) else free
+        better = score_CF[top, np.arange(len(free))] > _CLEARLY * best_score[free]
+        best[free[better]] = some_C[top[better]]
+        best_score[free[better]] = score_CF[top, np.arange(len(free))][better]
+    joined = np.intersect1d(alone, best)
+    nearest = [float(best_score[best == c].max()) for c in joined.tolist()]
+    return (
+        np.concatenate((member, joined)),
+        np.concatenate((best, joined)),
+        np.concatenate((best_score, np.array(nearest))),
+    )
 
 
 def _grouped(root_U: I64) -> tuple[I64, I64]:

@@ -17,14 +17,14 @@ from veritune.errors import MachineError, first_line
 if TYPE_CHECKING:
     from veritune.data.near.arrays import F64, I64
     from veritune.data.near.bytes import TextBuffer
-    from veritune.data.near.overlap import Comparison, OverlapRule
+    from veritune.data.near.overlap import OverlapRule, RowsBesideEntries
     from veritune.data.near.sweep import Sweep
 
 Executor = Literal["local", "ray"]
 S = TypeVar("S", bound=RowSketches)
 
 
-class Place(Protocol):
+class EnginePlace(Protocol):
     """Where the work is done: `threads` 0 means all cores; `ray_address` None a local cluster."""
 
     @property
@@ -50,7 +50,7 @@ class Engine(Protocol[S]):
     def similarity(self, sketch: S, left_P: I64, right_P: I64) -> F64:
         """Similarity of pairs of rows: `join.similarity`."""
 
-    def compare(self, rows: TextBuffer, entries: TextBuffer, rule: OverlapRule) -> Comparison:
+    def compare(self, rows: TextBuffer, entries: TextBuffer, rule: OverlapRule) -> RowsBesideEntries:
         """How much of which entry each row holds: `overlap.compare`."""
 
     def standing(self, rows: TextBuffer, texts: list[str]) -> tuple[I64, I64, I64]:
@@ -58,7 +58,7 @@ class Engine(Protocol[S]):
 
 
 @contextmanager
-def running(place: Place) -> Iterator[Engine[Any]]:
+def running(place: EnginePlace) -> Iterator[Engine[Any]]:
     """The engine, while the block runs.
 
     Raises MachineError where numba cannot be imported: no slower engine takes its place.
@@ -82,7 +82,7 @@ def _require_numba() -> None:
         reason = first_line(error)
         raise MachineError(
             f"families and contamination need numba, which cannot be imported: {reason}.",
-            fix="pip install 'veritune[audit]'",
+            fix="pip install 'numba>=0.65'",
         ) from error
 
 

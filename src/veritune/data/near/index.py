@@ -167,7 +167,7 @@ def sample(rows: TextBuffer) -> tuple[TextBuffer, int]:
     order = np.argsort(key_N, kind="stable")
     tied = np.append(False, key_N[order][1:] == key_N[order][:-1])
     tied[:-1] |= tied[1:]
-    again = order[tied]  # what five spots do not tell apart is told apart by all of its bytes
+    again = order[tied]  # what five spots do not distinguish is told apart by all of its bytes
     whole_N = np.zeros(len(rows), np.uint64)
     whole_N[again] = [_whole(rows, i) for i in again.tolist()]
     order[tied] = again[np.lexsort((whole_N[again], key_N[again]))]
@@ -198,7 +198,7 @@ def scoring(index: Index, df_V: I64, df_G: I64, n_rows: int, review: float, min_
     """Weights and candidate lists.
 
     An entry with fewer than `min_features` features, or fewer than half as many that are not in about every row (a
-    template's items, told apart by a number), is left to exact matching.
+    template's items, distinguished by a number), is left to exact matching.
     Per entry the heaviest features up to `COVERED` of its weight are listed; a row that reaches `review` must then
     hold listed features of at least `review - (1 - COVERED)`, so no pair is lost by looking only at those.
     """
@@ -225,7 +225,7 @@ def scoring(index: Index, df_V: I64, df_G: I64, n_rows: int, review: float, min_
 def faint(index: Index, weight_V: I64, min_features: int) -> Bool:
     """Entries of `min_features` features or more of which not half as many weigh anything, shape [E].
 
-    Their words are in about every row: a template's items, told apart by a number, or an item that many rows hold.
+    Their words are in about every row: a template's items, distinguished by a number, or an item that many rows hold.
     """
     size_E = np.diff(index.offset_E1)
     entry_F = np.repeat(np.arange(len(index)), size_E)

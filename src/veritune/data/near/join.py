@@ -66,7 +66,7 @@ _SPREAD = np.uint64(SPREAD)
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class BucketWeights:
     """Document-frequency buckets: `lut[df]` is the bucket, `weight[bucket]` its idf squared, scaled to an integer."""
 
     lut: U8
@@ -82,20 +82,20 @@ class Sketches:
     count_N: I32
     mass_N: I64
     bits_N_B: U64
-    weights: Weights
+    weights: BucketWeights
 
     def take(self, row: I64) -> Sketches:
         """The sketches of some rows."""
         return Sketches(self.id_N_K[row], self.count_N[row], self.mass_N[row], self.bits_N_B[row], self.weights)
 
 
-def weights_for(n_rows: int) -> Weights:
+def weights_for(n_rows: int) -> BucketWeights:
     """Buckets whose limits grow geometrically from 1 to the number of rows; weight ln²(N'/df), N' = 1.5 max(N, 64)."""
     n = max(n_rows, _MIN_ROWS)
     limit = np.array([1] + [max(2, math.ceil(n ** (j / BUCKETS))) for j in range(1, BUCKETS)], np.int64)
     lut = (np.searchsorted(limit, np.arange(n_rows + 1), side="right") - 1).clip(0).astype(np.uint8)
     weight = np.rint(_WEIGHT_SCALE * np.log(_SLACK * n / limit) ** 2).astype(np.int64)
-    return Weights(lut, weight, int(np.searchsorted(limit, RARE_DF, side="left")))
+    return BucketWeights(lut, weight, int(np.searchsorted(limit, RARE_DF, side="left")))
 
 
 def table_bits(n_rows: int) -> int:
@@ -103,7 +103,7 @@ def table_bits(n_rows: int) -> int:
     return min(26, max(16, math.ceil(math.log2(max(4 * n_rows, 1)))))
 
 
-def bucket_table(df_C: U32, weights: Weights) -> U8:
+def bucket_table(df_C: U32, weights: BucketWeights) -> U8:
     """The bucket of every counter; two features on one counter can count more than every row."""
     return np.asarray(weights.lut[np.minimum(df_C, len(weights.lut) - 1)], np.uint8)
 
@@ -250,7 +250,7 @@ def _one_id_a_bit(id_N_K: U32, count_N: I32, mass_N: I64, weight: I64, bounds: t
 
 
 def sketches(
-    sweep: Sweep, row_N: I64, min_features: int, *, threads: int = 1, given: tuple[Weights, U8] | None = None
+    sweep: Sweep, row_N: I64, min_features: int, *, threads: int = 1, given: tuple[BucketWeights, U8] | None = None
 ) -> Sketches:
     """Sketches of N rows of a sweep; a row with fewer than `min_features` features gets an empty one.
 

@@ -11,7 +11,7 @@ from veritune.data.near import join, overlap
 from veritune.data.near.arrays import F64, I64
 from veritune.data.near.bytes import TextBuffer
 from veritune.data.near.join import Sketches
-from veritune.data.near.overlap import Comparison, OverlapRule
+from veritune.data.near.overlap import OverlapRule, RowsBesideEntries
 from veritune.data.near.sweep import Sweep, sweep
 
 
@@ -37,7 +37,7 @@ class LocalEngine:
         """As `join.similarity`."""
         return join.similarity(sketch, left_P, right_P, threads=self.threads)
 
-    def compare(self, rows: TextBuffer, entries: TextBuffer, rule: OverlapRule) -> Comparison:
+    def compare(self, rows: TextBuffer, entries: TextBuffer, rule: OverlapRule) -> RowsBesideEntries:
         """As `overlap.compare`."""
         score = partial(overlap.score, threads=self.threads)
         return overlap.compare(rows, entries, rule, score, threads=self.threads)

@@ -51,7 +51,7 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RowsBesideEntries:
     """Rows beside entries: the index over the entries, which of them only exact matching can find, and the pairs."""
 
     index: Index
@@ -376,13 +376,13 @@ def compare(
     score_rows: Callable[[TextBuffer, Index, Scoring], Overlap],
     *,
     threads: int = 1,
-) -> Comparison:
+) -> RowsBesideEntries:
     """Both passes, the second by `score_rows`: `score` on this machine, or what a cluster does in its place."""
     index = build(entries, rule.ngram)
     sampled, stride = sample(rows)
     df_V, df_G = (df * stride for df in count(sampled, index, threads=threads))
     weights = scoring(index, df_V, df_G, len(rows), rule.review, rule.min_features)
-    return Comparison(index, faint(index, weights.weight_V, rule.min_features), score_rows(rows, index, weights))
+    return RowsBesideEntries(index, faint(index, weights.weight_V, rule.min_features), score_rows(rows, index, weights))
 
 
 def standing(rows: TextBuffer, texts: list[str]) -> tuple[I64, I64, I64]:

@@ -28,8 +28,8 @@ from veritune.data.near.bytes import TextBuffer
 from veritune.data.near.clusters import components
 from veritune.data.near.engine import available_cores
 from veritune.data.near.index import Index, Scoring
-from veritune.data.near.join import Sketches, Weights
-from veritune.data.near.overlap import Comparison, Overlap, OverlapRule
+from veritune.data.near.join import BucketWeights, Sketches
+from veritune.data.near.overlap import Overlap, OverlapRule, RowsBesideEntries
 from veritune.data.near.sweep import Sweep, join_sweeps, sweep
 from veritune.errors import MachineError, first_line
 
@@ -110,7 +110,7 @@ def _rows_of(sketch: Sketches) -> int:
     return len(sketch.count_N)
 
 
-def _sketch_block(sweep: Sweep, row_N: I64, bucket_C: U8, weights: Weights, least: int) -> Sketches:
+def _sketch_block(sweep: Sweep, row_N: I64, bucket_C: U8, weights: BucketWeights, least: int) -> Sketches:
     return join.sketches(sweep, row_N, least, given=(weights, bucket_C))
 
 
@@ -361,7 +361,7 @@ class RayEngine:
             score_P[mine] = self.ray.get(score)
         return score_P
 
-    def compare(self, rows: TextBuffer, entries: TextBuffer, rule: OverlapRule) -> Comparison:
+    def compare(self, rows: TextBuffer, entries: TextBuffer, rule: OverlapRule) -> RowsBesideEntries:
         """As `overlap.compare`, the first pass here."""
         return overlap.compare(rows, entries, rule, self._score, threads=available_cores())
 

@@ -1,0 +1,58 @@
+"""What is printed is text: a name or an id from a stranger's file moves no cursor, hides no line and changes no title.
+
+`plain_streams` puts a filter before stdout and stderr. Control characters (C0, C1, DEL; not newline and tab) and the
+bidirectional overrides come out as `\\u001b`, which is also how JSON spells them, so that `--json` stays JSON. What a
+stream cannot encode comes out the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """The text with every control character, bidirectional override and half surrogate pair spelled out."""
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class PlainStream:
+    """A text stream that writes `plain` text. `control` is for our own sequences: redrawing a line of progress."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # a test's stream may have no such method
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+
+    def write(self, text: str) -> int:
+        """Write the text, its control characters spelled out; the number of characters that were given."""
+        self._stream.write(plain(text))
+        return len(text)
+
+    def control(self, text: str) -> None:
+        """Write a sequence of our own as it is."""
+        self._stream.write(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """Write each text."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def plain_streams() -> Iterator[None]:
+    """Filter stdout and stderr until the block ends; a stream that is closed stays so."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (s if s is None else PlainStream(s) for s in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

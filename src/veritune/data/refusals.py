@@ -1,0 +1,160 @@
+"""Records that are refused by name: fields that cannot be honoured, preference sets, and records without turns.
+
+Every refusal names the way out that this record has; an option is named only where it works on the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from veritune.data.columns import Mapped, Shape, suggestion
+from veritune.data.fields import (
+    BESIDE_TURNS,
+    LABEL_COLUMNS,
+    MESSAGE_COLUMNS,
+    PREFERENCE_PAIRS,
+    PROMPTS,
+    ROW_FIELDS,
+    TOKEN_COLUMNS,
+    TRAIN_ON_INPUT,
+)
+from veritune.data.sources.raw import Reject, show
+from veritune.data.tools import is_empty
+
+_REFUSED_IN_ROWS = tuple(f.name for f in ROW_FIELDS.values() if f.fate == "refused" and f.name not in BESIDE_TURNS)
+_WORSE = {worse for _, worse in PREFERENCE_PAIRS} | {"chosen", "preferred_output"}
+_WATCHED = frozenset((*_REFUSED_IN_ROWS, *LABEL_COLUMNS))
+
+
+def refuse_fields(value: Mapping[str, Any], shape: Shape, mapping: Mapped) -> None:
+    """Raises Reject for a row's field that changes what is trained on and that is not honoured here."""
+    if _WATCHED.isdisjoint(value):
+        return
+    taken = {*shape.columns, *mapping.ignore}
+    for name in _REFUSED_IN_ROWS:
+        if name in taken or is_empty(value.get(name)):
+            continue
+        if name in TRAIN_ON_INPUT and not flag(value[name]):
+            continue
+        if name in _WORSE:
+            if mapping.shape is None:
+                raise preference(value)
+            continue
+        what = f"{name}: {ROW_FIELDS[name].what}; --columns ignore={name} leaves it out"
+        raise Reject("refused_field", what, name, f"rows without {name}", show(value[name]))
+    for name in LABEL_COLUMNS:
+        if name in value and name not in taken and says_of_answer(name, value[name]) is False:
+            what = (
+                f"{name} is false: in this preference set (KTO) it marks a rejected answer, which is not trained on; "
+                f"audit FILE --drop good.jsonl writes the others, --columns ignore={name} trains on all"
+            )
+            raise Reject("preference", what, name, f"{name} true", show(value[name]))
+
+
+def is_preference(value: Mapping[str, Any]) -> bool:
+    """Whether a record holds a better and a worse answer."""
+    return any(not is_empty(value.get(a)) and not is_empty(value.get(b)) for a, b in PREFERENCE_PAIRS)
+
+
+def labelled(value: Mapping[str, Any], ignore: frozenset[str]) -> str | None:
+    """The column that says of one answer whether it is a good one (KTO); None where there is none."""
+    names = (n for n in LABEL_COLUMNS if n in value and n not in ignore)
+    return next((n for n in names if says_of_answer(n, value[n]) is not None), None)
+
+
+def says_of_answer(name: str, value: Any) -> bool | None:
+    """What a label says of the answer beside it. `label` may be a class, so that 0 and 1 say nothing there."""
+    number = number_label(value) if name == "kto_tag" else None
+    return flag(value) if number is None else bool(number)
+
+
+def preference(value: Mapping[str, Any]) -> Reject:
+    """The refusal of a preference pair, with the option that trains on the better answer, where one does."""
+    there = [p for p in PREFERENCE_PAIRS if not is_empty(value.get(p[0])) and not is_empty(value.get(p[1]))]
+    half = [p for p in PREFERENCE_PAIRS if not is_empty(value.get(p[1])) or not is_empty(value.get(p[0]))]
+    good, bad = (there or half)[0]
+    option = _better_alone(value, good)
+    way = f"--columns {option} trains on the better one alone" if option else _by_hand(value, good)
+    what = f"this is a preference set ({good}, {bad}): two answers of which one is better; {way}"
+    return Reject("preference", what, good, "one answer", f"{good} and {bad}")
+
+
+def _better_alone(value: Mapping[str, Any], good: str) -> str | None:
+    """The mapping that takes the better answer of this record; None where no mapping can."""
+    held = value.get(good)
+    turns = _messages(held)
+    if turns and any(_speaker(turn) in ("user", "human") for turn in turns):
+        return f"messages={good}"
+    prompt = next(
+        (n for n in PROMPTS if n != good and (isinstance(value.get(n), str) or _messages(value.get(n)))), None
+    )
+    return f"user={prompt},assistant={good}" if prompt and (turns or isinstance(held, str)) else None
+
+
+def _by_hand(value: Mapping[str, Any], good: str) -> str:
+    held = value.get(good)
+    turns = next((n for n in MESSAGE_COLUMNS if n != good and _messages(value.get(n))), None)
+    if turns is not None:
+        return f"--columns messages={turns} trains on {turns} alone"
+    if isinstance(held, str):
+        return f"{good} holds a whole conversation as one text: write it as a list of messages"
+    prompt = next((n for n in PROMPTS if isinstance(value.get(n), Mapping)), None)
+    return f"write the turns of {f'{prompt} and {good}' if prompt else good} as one list of messages"
+
+
+def _messages(held: Any) -> list[Mapping[str, Any]]:
+    """A list of messages, empty for anything else."""
+    held = held.tolist() if hasattr(held, "tolist") else held
+    said = isinstance(held, list) and held and all(isinstance(t, Mapping) and _speaker(t) for t in held)
+    return list(held) if said else []
+
+
+def _speaker(turn: Mapping[str, Any]) -> str:
+    return str(turn.get("role") or turn.get("from") or "").casefold()
+
+
+def nothing_found(value: Mapping[str, Any]) -> Reject:
+    """The refusal of a record without turns, by its right name where its columns are known."""
+    if is_preference(value):
+        return preference(value)
+    found = "columns " + (", ".join(map(str, value)) or "none")
+    expected = "messages, prompt and completion, or a mapping"
+    if isinstance(value.get("completions"), list | tuple):
+        what = "no turns: completions holds several answers, or steps of one, and nothing says which to train on"
+        return Reject("missing_messages", f"{what}; write one of them as completion", "completions", expected, found)
+    for name in BESIDE_TURNS:
+        if not is_empty(value.get(name)) and (name not in TOKEN_COLUMNS or _are_tokens(value[name])):
+            what = f"no turns: {name} holds {ROW_FIELDS[name].what}"
+            return Reject("missing_messages", what, "messages", expected, found)
+    what = f"no turns: none of the known columns is there; {suggestion(value)}"
+    return Reject("missing_messages", what, "messages", "messages, prompt and completion, or a column mapping", found)
+
+
+def _are_tokens(held: Any) -> bool:
+    """Whether a value is what a tokenizer or a mask leaves behind: a list of numbers, or Tinker's object of one."""
+    held = held.tolist() if hasattr(held, "tolist") else held
+    if isinstance(held, list | tuple):
+        return bool(held) and all(isinstance(n, int | float) and not isinstance(n, bool) for n in held[:100])
+    return isinstance(held, Mapping)
+
+
+# ---------------------------------------------------------------- yes, no, 0 and 1
+
+
+def flag(value: Any) -> bool | None:
+    """A yes or no as JSON, CSV and numpy write it; None for anything else."""
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
+
+
+def number_label(value: Any) -> int | None:
+    """0 or 1 as JSON, CSV and numpy write them; None for anything else, a yes or no too."""
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, str):
+        return {"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(value.strip())
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value in (0, 1) else None

@@ -1,0 +1,93 @@
+"""Readers of JSON: one object a line, an array, or an object with one list in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from veritune.data.sources.files import open_bytes
+from veritune.data.sources.raw import Raw, problem, show, surrogate_path
+from veritune.untrusted import MAX_DEPTH, refuse_depth
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read_jsonl(file: Path, name: str, stem: str) -> Iterator[Raw]:
+    """One record a line."""
+    offset = 0
+    with open_bytes(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if number == 1:
+                _refuse_utf16(line)
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield _parsed(Raw(name, number, stem=stem), line, offset)
+            offset += len(line)
+
+
+def _parsed(raw: Raw, line: bytes, offset: int) -> Raw:
+    """One line of JSON, which begins `offset` bytes into the file."""
+    expected = "one JSON object"
+    try:
+        value = json.loads(line.decode("utf-8").rstrip(), parse_constant=_no_constant)
+        if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
+            refuse_depth(value)
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{line[error.start]:02x} at offset {offset + error.start} of the file"
+        return problem(raw, "not_utf8", f"not UTF-8: {found}", expected="UTF-8 text", found=found)
+    except RecursionError:
+        message = "nested too deeply to read"
+        return problem(raw, "broken_json", message, expected=expected, found="deep nesting")
+    except json.JSONDecodeError as error:
+        message = f"broken JSON at column {error.colno}: {error.msg}"
+        return problem(raw, "broken_json", message, expected=expected, found=show(line))
+    except ValueError as error:
+        return problem(raw, "broken_json", f"broken JSON: {error}", expected=expected, found=show(line))
+    return _unless_surrogate(replace(raw, value=value)) if _SURROGATE.search(line) else replace(raw, value=value)
+
+
+def _unless_surrogate(raw: Raw) -> Raw:
+    """`raw`, or the finding that half a surrogate pair sits in it: no file and no tokenizer can hold that."""
+    where = surrogate_path(raw.value)
+    if where is None:
+        return raw
+    message, found = f"{where} holds half a surrogate pair", f"half a surrogate pair in {where}"
+    return problem(raw, "surrogate", message, expected="valid Unicode", found=found, field=where)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON; write null where a value is missing")
+
+
+def _refuse_utf16(head: bytes) -> None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16, not UTF-8; save it as UTF-8")
+
+
+def read_json(file: Path, name: str, stem: str) -> Iterator[Raw]:
+    """An array, an object with one list in it, or JSON lines under another name."""
+    with open_bytes(file) as stream:
+        head = stream.readline().removeprefix(b"\xef\xbb\xbf").strip()
+        _refuse_utf16(head)
+        if not head.startswith(b"[") and head.endswith(b"}"):
+            yield from read_jsonl(file, name, stem)
+            return
+        whole = head + stream.read()
+    try:
+        value = json.loads(whole.decode("utf-8"), parse_constant=_no_constant)
+        refuse_depth(value)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte 0x{whole[error.start]:02x} at offset {error.start}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply to read") from None
+    lists = [v for v in value.values() if isinstance(v, list)] if isinstance(value, dict) else [value]
+    if len(lists) != 1 or not isinstance(lists[0], list):
+        raise ValueError(f"expected an array of records, found {type(value).__name__}")
+    surrogates = bool(_SURROGATE.search(whole))
+    for number, item in enumerate(lists[0], start=1):
+        raw = Raw(name, number, item, stem=stem)
+        yield _unless_surrogate(raw) if surrogates else raw

@@ -1,0 +1,469 @@
+"""Every quantity that a study's probes have recorded, by the name that a claim may give, with its interval.
+
+Read are the losses and summaries of the runs, and each probe record in `probes/` that says which run it speaks of: by
+the folder it lies in (`probes/<run_id>/`), by its `run`, or by the path of the adapter in its `label`. One reader a
+kind of record; a quantity over several runs is their mean (`decide.recorded.over_runs`), and only where every run of
+its arm has a record: a probe of the one seed that looks best must not stand for the arm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from veritune.config.fields import BASELINE
+from veritune.config.study import Study
+from veritune.config.thresholds import DEFAULTS, Thresholds
+from veritune.decide.recorded import (
+    LEVEL,
+    ByLevel,
+    Recorded,
+    Widened,
+    from_estimate,
+    log_student_of,
+    missing,
+    number,
+    over_runs,
+)
+from veritune.errors import ScoreError, VerituneError
+from veritune.probe.clusters import codes, ratio
+from veritune.probe.names import arm_of, pattern_of
+from veritune.probe.norms import beyond
+from veritune.records import (
+    Estimate,
+    RowLoss,
+    RowLosses,
+    RunSummary,
+)
+from veritune.stats.centroids import MEASURES
+from veritune.stats.intervals import Spread, t_quantile
+from veritune.store import Store, read_json
+
+Json = Mapping[str, Any]
+Named = Iterator[tuple[str, Recorded]]
+"""(name without the arm, quantity)"""
+
+BY_HAND = "nothing in {path} ties it to the run's weights: it was placed by hand, or before runs were named in it"
+CHOSEN = "validation rows chose the checkpoint, so their loss reads low"
+APART = "the zones differ too much in difficulty: the gain of one at their common base loss would be extrapolated"
+CELLS = "cells share weights and personas, so only the spread between seeds gives it an interval"
+PERSONAS = "it speaks of these personas and questions: no interval over them is recorded"
+
+
+@dataclass(frozen=True)
+class _DoneRun:
+    """A finished run: its arm, its summary and, where it was measured, the loss of every row."""
+
+    run_id: str
+    arm: str
+    summary: RunSummary
+    losses: tuple[RowLoss, ...]
+
+
+def recorded_quantities(store: Store, run_ids: Sequence[str], thresholds: Thresholds = DEFAULTS) -> dict[str, Recorded]:
+    """All quantities of these runs by name. A quantity that some run lacks has no value and says which.
+
+    Raises ScoreError for a record that is damaged, naming its file.
+    """
+    made, damaged = _quantities(store, run_ids, thresholds)
+    if damaged:
+        raise ScoreError(f"{damaged[0]} ({len(damaged)} damaged files).", fix="Make the record again, or remove it.")
+    return made
+
+
+def _quantities(store: Store, run_ids: Sequence[str], thresholds: Thresholds) -> tuple[dict[str, Recorded], list[str]]:
+    """The quantities, and what is wrong with the files that cannot be read."""
+    runs = [_run(store, run_id) for run_id in run_ids]
+    damaged: list[str] = []
+    parts: dict[str, dict[str, Recorded]] = {}
+    sources: dict[tuple[str, str], str] = {}
+    doubled: dict[str, str] = {}
+    for run, source, stem, found in _every(store, runs, thresholds, damaged):
+        name = f"{stem}.{run.arm}"
+        if run.run_id in parts.setdefault(name, {}):
+            doubled[name] = f"run {run.run_id} has two records of it, {sources[name, run.run_id]} and {source}"
+        parts[name][run.run_id], sources[name, run.run_id] = found, source
+    made = {name: _over_its_runs(name, found, runs) for name, found in parts.items()}
+    made |= {name: missing(name, f"{why}: keep one of them in probes/") for name, why in doubled.items()}
+    return made, damaged
+
+
+def claimed_quantities(store: Store, run_ids: Sequence[str], study: Study) -> dict[str, Recorded]:
+    """The quantities that the study's claims name; one that is not recorded says which command makes it."""
+    names = {claim.probe for claim in study.claims if claim.probe is not None}
+    if not names:
+        return {}
+    there, damaged = _quantities(store, run_ids, study.thresholds)
+    return {name: _with_remedy(name, there.get(name), study, damaged) for name in sorted(names)}
+
+
+def _with_remedy(name: str, found: Recorded | None, study: Study, damaged: Sequence[str]) -> Recorded:
+    pattern = pattern_of(name, study)
+    command = _command(pattern.made_by if pattern is not None else "run", arm_of(name))
+    if found is None:
+        why = f" ({'; '.join(damaged)})" if damaged else ""
+        return missing(name, f"it is not recorded{why}; make it: {command}, then decide again: veritune run STUDY")
+    if found.estimate.value is None:
+        return replace(found, lacks=f"{found.lacks}; {command} makes it")
+    if found.spread is None and not found.exact and not found.over_items:
+        few = (found.estimate.n_seeds or 1) < 2
+        return replace(found, remedy="declare several `seeds`: their spread gives the interval" if few else "")
+    return found
+
+
+def _command(probe: str, arm: str) -> str:
+    """How a probe is made. STUDY is the study's folder, RUN the id of each run of the arm."""
+    adapter, out = "STUDY/runs/RUN/checkpoints/STEP", "STUDY/probes/RUN/forgetting.json"
+    ways = {
+        "run": "veritune run STUDY",
+        "leak": f"veritune probe leak STUDY --condition {arm}",
+        "report": "veritune report STUDY --probes",
+        "forgetting": f"veritune probe forgetting --model BASE --adapter {adapter} --data ROWS --out {out}",
+    }
+    return ways.get(probe, f"veritune report STUDY --make {probe}")
+
+
+def _run(store: Store, run_id: str) -> _DoneRun:
+    folder = store.run(run_id)
+    summary = RunSummary.load(folder / "summary.json")
+    losses = folder / "probes" / "nll.json"
+    return _DoneRun(run_id, summary.condition, summary, RowLosses.load(losses).rows if losses.exists() else ())
+
+
+def _over_its_runs(name: str, parts: Mapping[str, Recorded], runs: Sequence[_DoneRun]) -> Recorded:
+    arm = arm_of(name)
+    all_of_it = [run.run_id for run in runs if run.arm == arm]
+    one_run = name.startswith("leak.")  # trained beside the first seed alone
+    absent = [run_id for run_id in all_of_it if run_id not in parts]
+    if absent and not one_run:
+        return missing(name, f"{len(absent)} of {len(all_of_it)} runs have no record of it (first {absent[0]})")
+    many = len(parts) > 1
+    scope = "the base model" if arm == BASELINE else f"the recipe {arm}" if many else f"this adapter of {arm}"
+    return over_runs(name, parts, scope)
+
+
+def _every(
+    store: Store, runs: Sequence[_DoneRun], thresholds: Thresholds, damaged: list[str]
+) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
+    """(run, file, name without the arm, quantity) of everything that is recorded; `damaged` takes what cannot be."""
+    base = next((run for run in runs if run.arm == BASELINE), None)
+    for run in runs:
+        where = f"runs/{run.run_id}"
+        for stem, found in (*_summary(run), *_losses(run, thresholds), *_gap(base, run, thresholds)):
+            yield run, where, stem, found
+    yield from _weight_counts(store, runs)
+    for path in sorted([*store.root.glob("probes/*.json"), *store.root.glob("probes/*/*.json")]):
+        try:
+            yield from list(_of_file(path, store.relative(path), {run.run_id: run for run in runs}))
+        except (KeyError, TypeError, AttributeError, ValueError, VerituneError) as exc:
+            why = exc.message if isinstance(exc, VerituneError) else f"{type(exc).__name__} at {exc}"
+            damaged.append(f"{store.relative(path)} is damaged: {why}")
+
+
+def _weight_counts(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
+    """How many modules of a run moved beyond the rule's ratio to another arm's run of the same seed."""
+    norms: dict[str, dict[str, tuple[float, str, int | None]]] = {}
+    for run in runs:
+        path = store.root / "probes" / run.run_id / "weights.json"
+        with contextlib.suppress(KeyError, TypeError, ValueError, VerituneError):  # its own reader names the damage
+            modules = read_json(path)["record"]["modules"] if path.exists() else ()
+            found = {m["name"]: (float(m["delta_norm"]), str(m["type"]), m["layer"]) for m in modules}
+            norms |= {run.run_id: found} if found else {}
+    measured = [run for run in runs if run.run_id in norms]
+    for run, other in itertools.permutations(measured, 2):
+        if run.arm == other.arm or run.summary.seed != other.summary.seed:
+            continue
+        shared, above, below = beyond(norms[run.run_id], norms[other.run_id])
+        if shared:
+            yield run, f"probes/{run.run_id}/weights.json", f"weights.cells.above.{other.arm}", number("above", above)
+            yield run, f"probes/{run.run_id}/weights.json", f"weights.cells.below.{other.arm}", number("below", below)
+
+
+# ---------------------------------------------------------------- what every run records
+
+
+def _summary(run: _DoneRun) -> Named:
+    training = run.summary.training
+    if training is None:
+        return
+    trainable = training.trainable
+    if training.final_loss is not None:  # an adopted run's trainer may not have told it
+        yield "final_loss", number("final_loss", training.final_loss)
+    yield "trainable_share", number("trainable_share", trainable.n_trainable / trainable.n_total, exact=True)
+
+
+def _losses(run: _DoneRun, thresholds: Thresholds) -> Named:
+    """Loss per target token of each zone, over rows and by family."""
+    for zone in dict.fromkeys(row.zone for row in run.losses):
+        here = [row for row in run.losses if row.zone == zone]
+        sums_N = np.array([row.nll_sum for row in here], float)
+        tokens_N = np.array([row.target_tokens for row in here], float)
+        family_N = codes([row.family for row in here])
+        least = thresholds.families.for_interval
+        again = functools.partial(ratio, f"nll on {zone} rows", sums_N, tokens_N, family_N, least=least)
+        found = again()
+        if zone == "validation":
+            found = replace(found, warnings=(*found.warnings, CHOSEN))
+        yield f"nll.{zone}", from_estimate(found, _remade(again))
+
+
+def _gap(base: _DoneRun | None, run: _DoneRun, thresholds: Thresholds) -> Named:
+    """The zone gap from the losses on disk, whose interval is made again at each level that is asked for."""
+    zones = {row.zone for row in run.losses}
+    if base is None or run.arm == BASELINE or not {"seen", "stranger"} <= zones or not base.losses:
+        return
+    from veritune.probe.memorization import zone_gains
+    from veritune.probe.study import zoned_losses
+
+    losses, least = zoned_losses(base.losses, run.losses), thresholds.families.for_interval
+    try:
+        gains = zone_gains(*losses, least=least)
+    except ScoreError as exc:  # a loss that is not finite
+        for zone in sorted(zones & {"sibling", "stranger"}):
+            yield f"gap.carried.{zone}", missing(f"gap.carried.{zone}", exc.message)
+        return
+    before_N, after_N, zone_N, family_N = *map(np.asarray, losses[:3]), codes(losses[3])
+    for zone, part in gains.parts.items():
+        here_N = zone_N == zone
+        gain_N = (before_N - after_N)[here_N]
+        again = functools.partial(
+            ratio, f"gain on {zone} rows", gain_N, np.ones(len(gain_N)), family_N[here_N], least=least
+        )
+        yield f"gap.gain.{zone}", from_estimate(again(), _remade(again))
+        if zone != "seen":
+            carried = gains.carried(zone)
+            if not (part.overlaps and gains.parts["seen"].overlaps):
+                carried = replace(carried, low=None, high=None, warnings=(*carried.warnings, APART))
+            yield f"gap.carried.{zone}", from_estimate(carried, _remade(functools.partial(gains.carried, zone)))
+
+
+def _remade(again: Callable[..., Estimate]) -> Spread:
+    """The interval of an estimate that is made again, from the rows, at each level that is asked for."""
+
+    @functools.cache
+    def at(level: float) -> tuple[float, float]:
+        found = again(level=level)
+        bounded = found.low is not None and found.high is not None
+        return (float(found.low or 0), float(found.high or 0)) if bounded else (-math.inf, math.inf)
+
+    return ByLevel(at)
+
+
+# ---------------------------------------------------------------- records in probes/
+
+
+def _of_file(path: Path, shown: str, runs: Mapping[str, _DoneRun]) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
+    record = read_json(path)
+    for kind, inner, label in _known_records(record):
+        run = _run_of(record, inner, label, path, runs)
+        if run is None:
+            continue
+        tied = "input_hash" in record and (kind != "leak" or "honest" in record)
+        for stem, quantity in READERS[kind](inner):
+            yield run, shown, stem, quantity if tied else _noted(quantity, BY_HAND.format(path=shown))
+
+
+def _known_records(tree: object, label: str = "") -> Iterator[tuple[str, Json, str]]:
+    """(kind, record, label) of every record that a reader knows; the base's own, beside a trained one, are left out."""
+    if isinstance(tree, list):
+        for inner in tree:
+            yield from _known_records(inner, label)
+    if not isinstance(tree, dict):
+        return
+    label = str(tree.get("label") or label)
+    if tree.get("kind") in READERS:
+        yield str(tree["kind"]), tree, label
+        return
+    for key, inner in tree.items():
+        if key == "brier_change" and isinstance(inner, dict):
+            yield key, inner, label
+        elif key != "base":
+            yield from _known_records(inner, label)
+
+
+def _run_of(record: Json, inner: Json, label: str, path: Path, runs: Mapping[str, _DoneRun]) -> _DoneRun | None:
+    """The run that a record speaks of; None for a shadow run's, another study's, or one that does not say."""
+    if inner.get("kind") == "leak":
+        beside = [r for r in runs.values() if (r.arm, r.summary.seed) == (inner["condition"], inner["seed"])]
+        return next((r for r in beside if record.get("honest", r.run_id) == r.run_id), None)
+    for named in (record.get("run"), path.parent.name, *Path(label).parts):
+        if named in runs:
+            return runs[str(named)]
+    return None
+
+
+def _noted(found: Recorded, note: str) -> Recorded:
+    return replace(found, estimate=replace(found.estimate, warnings=(*found.estimate.warnings, note)))
+
+
+def _estimate(record: Json) -> Estimate:
+    """An estimate as it was written. Keys that this version does not know are left out."""
+    known = {f.name for f in dataclasses.fields(Estimate)}
+    found = Estimate(**{key: value for key, value in record.items() if key in known})
+    notes = (*found.warnings, *((found.scope,) if found.scope else ()))  # what the interval leaves out
+    return replace(found, warnings=tuple(notes), scope="")
+
+
+def _t(record: Json) -> Recorded:
+    return from_estimate(_estimate(record))
+
+
+def _leak(record: Json) -> Named:
+    for of in ("flattered", "elsewhere", "by_leak"):
+        yield f"leak.{of}", _t(record[of])
+
+
+def _weights(record: Json) -> Named:
+    parts = {"total": record["total"], **record["by_group"], **record["by_type"]}
+    parts |= {f"layer{k}" if k.isdigit() else k: v for k, v in record["by_layer"].items()}
+    parts |= {module["name"]: module for module in record["modules"]}
+    for part, found in parts.items():
+        yield f"weights.delta_norm.{part}", number(part, found["delta_norm"])
+        if found["relative"] is not None:
+            yield f"weights.relative_change.{part}", number(part, found["relative"])
+
+
+def _telemetry(record: Json) -> Named:
+    for part, share in {**record["share"]["group"], **record["share"]["type"]}.items():
+        yield f"gradients.share.{part}", number(part, share)
+    own = record.get("per_parameter") or {}
+    for part, times in {**own.get("group", {}), **own.get("type", {})}.items():
+        yield f"gradients.per_parameter.{part}", number(part, times)
+    if record["update_ratio"] is not None:
+        yield "gradients.update_ratio", number("update_ratio", record["update_ratio"])
+
+
+def _gradients(record: Json) -> Named:
+    named = {e["name"]: _estimate(e) for e in record["estimates"]}
+    yield "rho", from_estimate(named["rho"])
+    yield "n_eff", from_estimate(named["n_eff"], _n_eff_spread(named["rho"], named["n_eff"]))
+    yield "directions", from_estimate(named["directions"], log_student_of(named["directions"]))
+
+
+def _n_eff_spread(rho: Estimate, n_eff: Estimate) -> Spread | None:
+    """n_eff = n/(1 + g·ρ), ρ in [0, 1]: its interval from ρ's at any level; None where the record does not give g."""
+    spread, n = from_estimate(rho).spread, n_eff.details.get("n_rows")
+    if spread is None or n is None:
+        return None
+    pairs = [(rho.value, n_eff.value), (rho.low, n_eff.high), (rho.high, n_eff.low)]
+    growth = [(n / y - 1) / x for x, y in pairs if x is not None and y is not None and 0 < x < 1 and y > 0]
+    if not growth or not np.allclose(growth, growth[0], rtol=1e-6):
+        return None
+
+    def at(level: float) -> tuple[float, float]:
+        ends = spread.interval(level)
+        if not all(map(math.isfinite, ends)):
+            return ends
+        low, high = (n / (1 + growth[0] * min(max(end, 0.0), 1.0)) for end in ends)
+        return high, low
+
+    return ByLevel(at)
+
+
+def _geometry(record: Json) -> Named:
+    for line in record["layers"]:
+        where = f"{line['layer']}.{record['method']}"
+        for name in MEASURES:
+            found = line[name]
+            if found["trained"] is not None:
+                yield f"geometry.{name}.{where}", _noted(number(name, found["trained"]), PERSONAS)
+            if found["change"] is not None:
+                yield f"geometry.{name}_change.{where}", from_estimate(_change(name, found, record["n_personas"]))
+
+
+def _change(name: str, found: Json, personas: int) -> Estimate:
+    """The change of a measure with its jackknife: t with one df less than personas, so half the width gives its se."""
+    made = Estimate(
+        f"change of {name}",
+        found["change"],
+        found["low"],
+        found["high"],
+        LEVEL,
+        personas,
+        "jackknife over personas",
+        p=found["p"],
+        warnings=("one of many layers and measures: one picked after the run is exploratory",),
+    )
+    if made.low is None or made.high is None:
+        return replace(made, warnings=(found["reason"] or "the jackknife over personas has no value", *made.warnings))
+    df = personas - 1.0
+    return replace(made, se=(made.high - made.low) / 2 / t_quantile(0.5 + LEVEL / 2, df), df=df)
+
+
+def _grid(record: Json) -> Named:
+    for inner in record["methods"].values():
+        yield from _geometry(inner)
+    alpha, least = (record["thresholds"][key] for key in ("alpha", "small_change"))
+    lines = [line for inner in record["methods"].values() for line in inner["layers"]]
+    for name in ("m1", "icc"):
+        known = [line[name] for line in lines if line[name]["change"] is not None]
+        shown = [x["change"] for x in known if x["p_adjusted"] < alpha and abs(x["change"]) >= least]
+        for way, n in (("rose", sum(x > 0 for x in shown)), ("fell", sum(x < 0 for x in shown))):
+            yield f"geometry.cells.{name}_{way}", _noted(number(name, n), f"of {len(lines)} cells a run; {CELLS}")
+
+
+def _calibration(record: Json) -> Named:
+    for of in ("brier", "accuracy", "overconfidence"):
+        yield f"calibration.{of}", _t(record[of])
+    for of in ("ece", "ece_debiased"):  # t with an offset for the bias, cut at 0 and 1
+        found = _estimate(record[of])
+        spread = None
+        if found.low is not None and found.high is not None and found.se and found.df:
+            spread = Widened((found.level, found.low, found.high), found.se, found.df)
+        yield f"calibration.{of}", from_estimate(found, spread)
+
+
+def _brier_change(record: Json) -> Named:
+    yield "calibration.brier_change", _t(record)
+
+
+def _forgetting(record: Json) -> Named:
+    yield "forgetting.rise", _t(record["rise"])
+    yield "forgetting.share_worse", _t(record["share_worse"])
+
+
+def _forced_choice(record: Json) -> Named:
+    yield "recall.contrast", _t(record["contrast"]["estimate"])
+    for zone, found in record["zones"].items():
+        if found["stranger"]["n_rows"]:
+            yield f"recall.choice_change.{zone}", _t(found["stranger"]["change"])
+
+
+def _verbatim(record: Json) -> Named:
+    for zone, found in record["zones"].items():
+        if not found["n_rows"]:
+            continue
+        yield f"recall.matched.{zone}", _t(found["trained"]["matched"])
+        yield f"recall.exact.{zone}", _t(found["trained"]["exact"])
+        yield f"recall.beyond_base.{zone}", _t(found["beyond_base"])
+
+
+def _tokens(record: Json) -> Named:
+    for of, found in {"total": record["total"], **record["by_class"]}.items():
+        if found["n_tokens"]:
+            yield f"tokens.fall.{of}", _t(found["fall"])
+
+
+READERS: Mapping[str, Callable[[Json], Named]] = {
+    "leak": _leak,
+    "weights": _weights,
+    "telemetry": _telemetry,
+    "gradients": _gradients,
+    "geometry": _geometry,
+    "geometry_grid": _grid,
+    "calibration": _calibration,
+    "brier_change": _brier_change,
+    "forgetting": _forgetting,
+    "forced_choice": _forced_choice,
+    "verbatim_recall": _verbatim,
+    "token_fall": _tokens,
+}

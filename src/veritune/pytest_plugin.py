@@ -1,0 +1,103 @@
+"""Veritune's checks as pytest items: every line of a file `*.veritune` is a command, and its exit status the outcome.
+
+    # checks.veritune: run in this folder, a command a line
+    audit data/train.jsonl --eval data/exam.jsonl --fail-on contamination,duplicates
+    compare tuned=runs/tuned.jsonl base=runs/base.jsonl --fail-unless not_worse --margin 0.02
+    gate study --condition all_layer
+    lint README.md --study study
+
+pytest finds this module by its entry point; it imports nothing of the library, and runs `python -m veritune` for each
+line, so that a check reads the same in a pipeline and in a terminal. The fixture `veritune` does that in a test.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SUFFIX = ".veritune"
+
+
+class CheckFailed(Exception):
+    """A command that ended with another status than 0; the text is what it printed."""
+
+
+class CheckItem(pytest.Item):
+    """One line of a file of checks."""
+
+    command: tuple[str, ...] = ()
+
+    def runtest(self) -> None:
+        """Run the command in the file's folder. Raises CheckFailed where it does not pass."""
+        done = run_command(self.command, self.path.parent)
+        if done.returncode:
+            what = "does not pass" if done.returncode == 2 else f"ended with status {done.returncode}"
+            raise CheckFailed(f"veritune {shlex.join(self.command)} {what}\n\n{done.stdout}{done.stderr}".rstrip())
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
+        """What the command printed, without a traceback."""
+        if isinstance(excinfo.value, CheckFailed):
+            return str(excinfo.value)
+        return str(super().repr_failure(excinfo))
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """The file and the line's text."""
+        return self.path, None, self.name
+
+
+class CheckFile(pytest.File):
+    """A file of checks."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """An item for each line that is no comment. Raises CollectError for a line that is no command line."""
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                words = shlex.split(line, comments=True)
+            except ValueError as exc:
+                raise self.CollectError(f"{self.path}:{number}: {exc}: {line}") from exc
+            if not words:
+                continue
+            item = CheckItem.from_parent(self, name=f"line {number} [{shlex.join(words)}]")
+            item.command = tuple(words)
+            yield item
+
+
+def run_command(words: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:
+    """`veritune WORDS` in a folder, with its output as text."""
+    command = [sys.executable, "-m", "veritune", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+class Checker:
+    """The fixture `veritune`: call it with a command's words.
+
+    >>> Checker(Path()).folder.is_dir()
+    True
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *words: str | Path) -> str:
+        """Run the command in the test's folder and return its output. Fails the test where it does not pass."""
+        done = run_command(tuple(map(str, words)), self.folder)
+        if done.returncode:
+            said = f"veritune {shlex.join(map(str, words))}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
+            pytest.fail(said, pytrace=False)
+        return done.stdout
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect `*.veritune`."""
+    return CheckFile.from_parent(parent, path=file_path) if file_path.suffix == SUFFIX else None
+
+
+@pytest.fixture
+def veritune(request: pytest.FixtureRequest) -> Checker:
+    """Runs a command of Veritune in the test file's folder and fails the test where it does not pass."""
+    return Checker(request.path.parent)

@@ -1,0 +1,39 @@
+"""`runs/<run_id>/scores/<eval>.json`: the stamp of the scores in `<eval>.jsonl` beside it (lines: `Score`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from veritune.records.base import Record, RecordPart
+
+
+@dataclass(frozen=True, slots=True)
+class AskedOfServer(RecordPart):
+    """The sampling settings that a server was sent; temperature 0 asks for greedy decoding."""
+
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingNotes(RecordPart):
+    """How the outputs were made. Where a server answers, `batch_size` is None and `backend` and `asked` are given."""
+
+    greedy: bool
+    max_new_tokens: int
+    batch_size: int | None
+    backend: str | None = None
+    asked: AskedOfServer | None = None
+
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("backend", "asked")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreStamp(Record):
+    """What one eval's scores of one run were made from, and the SHA-256 of their file; `items` counts them."""
+
+    input_hash: str
+    sha256: str
+    items: int
+    decoding: DecodingNotes

@@ -1,0 +1,1 @@
+"""Where bundles go: channels, model hubs, and the way back."""

@@ -1,0 +1,24 @@
+"""A curve's record as a plain-text table: one line a checkpoint. It computes nothing."""
+
+from __future__ import annotations
+
+from veritune.records import Json
+from veritune.report.geometry import columns
+
+COLUMNS = (("gain", "gain", "{:.4f}"), ("share", "of the best gain", "{:.0%}"), ("carried", "carried", "{:.0%}"),
+           ("m1_change", "M1", "{:+.4f}"), ("icc_change", "ICC", "{:+.4f}"))  # fmt: skip
+
+
+def curve_table(record: Json) -> str:
+    """Every checkpoint of a `curve` record; what was measured on none has no column. Raises KeyError or TypeError for a
+    record of another shape."""
+    points = record["points"]
+    sources = sorted({name for p in points for name in p["by_source"] or {}})
+    shown = [column for column in COLUMNS if any(p[column[0]] is not None for p in points)]
+    rows = [["step", "validation NLL", *(head for _, head, _ in shown), *sources]]
+    for p in points:
+        values = [form.format(p[key]) if p[key] is not None else "-" for key, _, form in shown]
+        own = [f"{(p['by_source'] or {})[name]:.4f}" if name in (p["by_source"] or {}) else "-" for name in sources]
+        mark = " *" if p["step"] == record["chosen"] else ""
+        rows.append([f"{p['step']}{mark}", f"{p['validation_nll']:.4f}", *values, *own])
+    return "\n".join([*columns(rows), "* the checkpoint that is scored: the lowest validation NLL"])

@@ -1,0 +1,1 @@
+"""Where a cell's steps are taken: this process, or a training service."""

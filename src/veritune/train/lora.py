@@ -1,0 +1,61 @@
+"""Plain LoRA on linear layers, added to the weights while answers are made: three products less a layer and token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from veritune.errors import ModelError
+
+
+@contextmanager
+def added(model: Any) -> Iterator[None]:
+    """Answer with W + s·B·A in place of W and the adapter beside it, while the block runs.
+
+    Afterwards the very tensors of before are back: nothing is subtracted, so nothing is left behind. A model without
+    an adapter stays as it is. Raises ModelError for adapters whose layers are no plain LoRA on linear layers.
+    """
+    layers = _plain_layers(model)
+    if not layers:
+        yield
+        return
+    kept = []
+    try:
+        for layer in layers:
+            weight = layer.get_base_layer().weight
+            kept.append((weight, weight.data))
+            (name,) = layer.active_adapters
+            weight.data = weight.data + layer.get_delta_weight(name).to(weight.dtype)
+        with model.disable_adapter():
+            yield
+    finally:
+        for weight, data in kept:
+            weight.data = data
+
+
+def _plain_layers(model: Any) -> list[Any]:
+    from peft import PeftModel
+    from peft.tuners.lora import Linear, LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(model, PeftModel):
+        return []
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    odd = [layer for layer in layers if not _is_plain(layer, Linear)]
+    if odd or not layers:
+        kind = type(odd[0]).__name__ if odd else "virtual tokens"
+        raise ModelError(
+            f"`merged: true` answers with an adapter added to the weights, and this one is {kind}.",
+            fix="Take `merged` out of the eval; plain LoRA on linear layers can be added.",
+        )
+    assert all(isinstance(layer, LoraLayer) for layer in layers)
+    return layers
+
+
+def _is_plain(layer: Any, linear: type[Any]) -> bool:
+    """Whether the layer's update is a matrix of its weight's shape and nothing else: no DoRA, bias or variant."""
+    if type(layer) != linear or len(layer.active_adapters) != 1:  # noqa: E721  `is` narrows to object
+        return False
+    (name,) = layer.active_adapters
+    return not layer.lora_variant.get(name) and not layer.lora_bias.get(name)

@@ -1,0 +1,1 @@
+"""The pages: each takes the desk and a request, and answers."""

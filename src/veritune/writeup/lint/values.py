@@ -1,0 +1,116 @@
+"""A number with the words round it, and whether a recorded value may be printed as that number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from veritune.writeup.facts import Fact, words
+from veritune.writeup.lint.numbers import PrintedNumber
+
+ROUNDED = re.compile(
+    r"\b(?:(under|below|less than|fewer than|at most|up to|no more than|almost|nearly)|over|above|more than|at least|"
+    r"exceeds)\s[*_~≈]{0,2}$",
+    re.IGNORECASE,
+)
+NEAR_BOUND = 0.1
+"""How far, as a share of it, a value may lie from the rounded bound that words give: `just under 15 %` of 14.7."""
+PER_UNIT = {"ms": 1e3, "µs": 1e6, "us": 1e6, "min": 1 / 60, "minutes": 1 / 60, "h": 1 / 3600, "hours": 1 / 3600}
+
+
+@dataclass(frozen=True, slots=True)
+class NumberPlace:
+    """A number and the words round it. `near` are the row and column of a cell, or the clause; `ambient` what stands
+    farther off: caption, headings, the sentence before. `row` and `column` are a cell's own, `extra` the row's other
+    texts; `alone` says that nothing else stands in its cell, `hundred` that it is the spread of a number above 1, and
+    may be in percent with it."""
+
+    number: PrintedNumber
+    start: int
+    near: frozenset[str]
+    ambient: frozenset[str]
+    text: str
+    at: int
+    row: frozenset[str] | None = None
+    column: frozenset[str] | None = None
+    extra: frozenset[str] = frozenset()
+    percent: bool = False
+    alone: bool = False
+    hundred: bool = False
+
+
+def has_value(place: NumberPlace, fact: Fact, own: frozenset[str]) -> bool:
+    """Whether a fact's value is what was printed."""
+    number = place.number
+    if number.form == "ratio":
+        return bool({"speed", "ratio", "factor", "times", "x"} & set(words(fact.name))) and number.holds(fact.value)
+    number = replace(number, relation=said_bound(place) or number.relation)
+    return any(holds(number, fact.value, f) for f in factors(place, fact, own))
+
+
+def said_bound(place: NumberPlace) -> str:
+    """`~<` or `~>` where words right before a number make it a rounded bound: `just under 15 %`, `more than 50`."""
+    if place.at < 0 or place.number.form:
+        return ""
+    digits = re.sub(r"\D", "", place.number.text).strip("0")
+    if len(digits) > 1 and not (len(digits) == 2 and digits.endswith("5")):
+        return ""  # `up to 5,002` is no round number
+    found = ROUNDED.search(place.text[max(0, place.at - 24) : place.at])
+    return "" if found is None else "~<" if found.group(1) else "~>"
+
+
+def holds(number: PrintedNumber, value: float, factor: float) -> bool:
+    """Whether a value times `factor`, rounded to the printed precision, is what was printed, or keeps its bound."""
+    if number.whole is not None and value == number.whole:
+        return True
+    shown = value * factor
+    if number.relation in ("<", "≤"):
+        return shown <= number.value
+    if number.relation in (">", "≥"):
+        return shown >= number.value
+    slack = 1e-9 * max(1.0, abs(shown))
+    if number.relation in ("~<", "~>"):
+        least, most = (1 - NEAR_BOUND, 1.0) if number.relation == "~<" else (1.0, 1 + NEAR_BOUND)
+        return least * number.value - slack <= shown <= most * number.value + number.half + slack
+    if number.signed and number.value < 0 and shown > 0:
+        return False
+    return abs(abs(shown) - abs(number.value)) <= number.half + slack
+
+
+def factors(place: NumberPlace, fact: Fact, own: frozenset[str]) -> Iterator[float]:
+    """By what a recorded value may be multiplied to be printed like this."""
+    number, value = place.number, abs(fact.value)
+    percent = bool(number.percent) or place.percent
+    says_percent = fact.percent or bool({"percent", "pct", "percentage"} & set(words(fact.name)))
+    if percent:
+        if value <= 1 and not says_percent:
+            yield 100.0
+        if value > 1 or says_percent or value == 0:
+            yield 1.0
+        return
+    if number.form == "share":
+        yield 1.0
+        if value > 1:
+            yield 0.01
+        return
+    yield 1.0
+    yield from _of_another_unit(place, value, fact.percent, own)
+
+
+def _of_another_unit(place: NumberPlace, value: float, says_percent: bool, own: frozenset[str]) -> Iterator[float]:
+    """Factors of a magnitude, of a percentage printed without its sign, and of another unit of time."""
+    number = place.number
+    if number.scale != 1.0:
+        yield number.scale
+    if place.hundred and value <= 1:
+        yield 100.0
+    if not number.integer and own & (place.near | place.ambient):
+        if value <= 1 < abs(number.value) <= 100 and number.decimals:
+            yield 100.0
+        if value > 1 >= abs(number.value) and says_percent:
+            yield 0.01
+    if place.at >= 0:
+        unit = re.match(r"\s?([a-zµ]{1,8})\b", place.text[place.at + len(number.text) :])
+        if unit and unit.group(1) in PER_UNIT:
+            yield PER_UNIT[unit.group(1)]
