@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -422,3 +423,37 @@ def test_a_crowded_line_is_linted(piece: str, records: CheckedRecords) -> None:
     text = (piece * 4_000)[:4_000]
     report = lint_text(text, records, load_rules(), records.root / "x.md")
     assert not report.clean
+
+
+DIGITS, WITH_E = "268651723666", "12345678e102"
+"""The first twelve signs of two SHA-256 as they may come: no letter at all, and what reads as a power of ten."""
+
+
+@pytest.fixture(scope="module")
+def of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study two of whose hashes print as numbers."""
+    root: Path = tmp_path_factory.mktemp("digits")
+    facts = lint_study.facts()
+    rest = "0" * 52
+    facts = replace(facts, data_sha256=DIGITS + rest, data_version=DIGITS, template_sha256=WITH_E + rest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lint_study, "facts", lambda: facts)
+        folder: Path = lint_study.build(root)
+    return folder
+
+
+def test_a_hash_without_a_letter_is_no_number(of_digits: Path) -> None:
+    page = of_digits / "WRITEUP.md"
+    text = writeup(of_digits, page)
+    assert DIGITS in text and WITH_E in text
+    report, code = lint_command([page], of_digits)
+    assert code == 0, render_text(report)
+    assert not [r.text for r in report.readings if r.text in (DIGITS, WITH_E)]
+
+
+@pytest.mark.parametrize(
+    ("word", "known"), [("268651723667", False), ("2686517", True), ("268651", False), ("268651723666001", False)]
+)
+def test_only_digits_that_begin_a_hash_are_one(of_digits: Path, word: str, known: bool) -> None:
+    rules = said(f"The stranger score was {word} in the end.", read_records(Store(of_digits)))
+    assert ([r for r in rules if r.startswith("number.")] == []) == known, rules

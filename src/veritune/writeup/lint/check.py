@@ -187,10 +187,16 @@ class _Check:
     def _sentence(self, sentence: Sentence, outer: Sequence[Around]) -> Passage:
         text = sentence.text
         mentions = tuple(self.lexicon.mentions(text))
-        numbers = _percent_lists(text, [n for n in scan(text) if not self._ignored(text, n)])
+        numbers = self._numbers(text)
         seeds = {m.end for m in mentions if m.dimension == "seed"}
         kept = tuple(n for n in numbers if n.end not in seeds or self._no_seed(n))
         return Passage(text, sentence.start, kept, mentions, tuple(kind_words(text)), tuple(outer))
+
+    def _numbers(self, text: str) -> list[PrintedNumber]:
+        """The numbers of a text that may be claims, without the digits of the study's hashes."""
+        hashes = structure.hash_spans(text, self.records)
+        free = [n for n in scan(text) if not any(start <= n.start < end for start, end in hashes)]
+        return _percent_lists(text, [n for n in free if not self._ignored(text, n)])
 
     def _no_seed(self, number: PrintedNumber) -> bool:
         """A seed that the study does not have is a number to report; one that it has is a name."""
@@ -232,7 +238,7 @@ class _Check:
     def _cell(self, cell: TableCell, outer: Sequence[Around], head: str) -> Passage:
         text = cell.text
         mentions = tuple(self.lexicon.mentions(text, bare=True))
-        numbers = _percent_lists(text, [n for n in scan(text) if not self._ignored(text, n)])
+        numbers = self._numbers(text)
         seeds = {m.end for m in mentions if m.dimension == "seed"}
         kept = tuple(n for n in numbers if n.end not in seeds or self._no_seed(n))
         return Passage(text, cell.start, kept, mentions, tuple(kind_words(text)), tuple(outer), _in_percent(head), True)

@@ -404,6 +404,16 @@ def _placeholders(document: Document) -> Iterator[Raised]:
 HEX = re.compile(r"(?<![\w])[0-9a-f]{7,64}(?![\w])")
 
 
+def recorded_as(word: str, records: CheckedRecords) -> set[str]:
+    """The names of the recorded hashes that begin with `word`, which may have no letter: one in 281 prefixes of 12."""
+    return {name for digest, name in records.hashes.items() if digest.startswith(word)}
+
+
+def hash_spans(text: str, records: CheckedRecords) -> list[tuple[int, int]]:
+    """Where a text prints a hash of the study: its digits are no numbers."""
+    return [m.span() for m in HEX.finditer(text) if recorded_as(m.group(), records)]
+
+
 def _hashes(document: Document, records: CheckedRecords) -> Iterator[Raised]:
     """Hashes in prose, card and front matter are hashes of this study, and not of an older contract."""
     if records.verdict_contract and records.verdict_contract != records.contract:
@@ -416,9 +426,9 @@ def _hashes(document: Document, records: CheckedRecords) -> Iterator[Raised]:
     for start, text in pieces:
         for match in HEX.finditer(text):
             word = match.group()
-            if word.isdigit() or word.isalpha():
-                continue
-            names = {name for digest, name in records.hashes.items() if digest.startswith(word)}
+            names = recorded_as(word, records)
+            if not names and (word.isdigit() or word.isalpha()):
+                continue  # a number or a word
             if any(not n.startswith("old") for n in names):
                 continue
             if names:
