@@ -24,7 +24,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import yaml
+from hypothesis import settings
 from tally import Tally
+
+settings.register_profile("the same examples on every run", derandomize=True, database=None)
+settings.load_profile(os.environ.get("VERITUNE_HYPOTHESIS", "the same examples on every run"))
 
 REPO = Path(__file__).resolve().parent.parent
 CHATML = (
