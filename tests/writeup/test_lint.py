@@ -457,3 +457,14 @@ def test_a_hash_without_a_letter_is_no_number(of_digits: Path) -> None:
 def test_only_digits_that_begin_a_hash_are_one(of_digits: Path, word: str, known: bool) -> None:
     rules = said(f"The stranger score was {word} in the end.", read_records(Store(of_digits)))
     assert ([r for r in rules if r.startswith("number.")] == []) == known, rules
+
+
+def test_a_page_in_a_study_folder_is_held_against_that_study(of_digits: Path, tmp_path: Path) -> None:
+    page = of_digits / "beside.md"
+    page.write_text("# Page\n\nall_layer scored 0.999 on stranger items of house_style.\n", encoding="utf-8")
+    report, code = lint_command([page], None)
+    assert code == 2 and isinstance(report, LintReport) and report.study == "harbor-style"
+    assert "number.mismatch" in {f.rule for f in report.findings}, report.findings
+    (tmp_path / "far.md").write_text("all_layer scored 0.999.\n", encoding="utf-8")
+    with pytest.raises(InputError, match="expected records"):
+        lint_command([page, tmp_path / "far.md"], None)

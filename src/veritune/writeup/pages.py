@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,6 +50,12 @@ def read_page(path: Path) -> Page:
             f"{path} is not a notebook: the source of a cell is not text.", fix="Save it as a Jupyter notebook."
         )
     return Page("notebook", text)
+
+
+def study_beside(pages: Sequence[Path]) -> Path | None:
+    """The study folder that all pages lie in, which they are held against when no records are named."""
+    folders = {page.resolve().parent for page in pages}
+    return next((f for f in folders if len(folders) == 1 and (f / "contract.lock.json").is_file()), None)
 
 
 def prose_of(path: Path) -> str:

@@ -27,7 +27,7 @@ from veritune.writeup.lint.rules import LintFinding, LintReport, NumberFate, Rul
 from veritune.writeup.lint.scope import Around, Passage
 from veritune.writeup.lint.speech import FORBIDDEN_SECTIONS, QUOTED, Speech
 from veritune.writeup.lint.words import KindWord, Lexicon, kind_words
-from veritune.writeup.pages import prose_of
+from veritune.writeup.pages import prose_of, study_beside
 from veritune.writeup.quantities import CheckedRecords, read_records
 from veritune.writeup.references import Values
 
@@ -64,13 +64,15 @@ def lint_command(
 ) -> tuple[LintReport | list[LintReport], int]:  # fmt: skip
     """What `veritune lint` does: the report of each page, and 0 when all are clean, else 2.
 
-    Record files may stand among the pages behind `--records`. Raises InputError without a page, or without anything
-    to hold it against.
+    Record files may stand among the pages behind `--records`; with neither, pages are held against the study whose
+    folder they lie in. Raises InputError without a page, or without anything to hold it against.
     """
     files = [*records, *(p for p in given if records and p.suffix.lower() in SUFFIXES)]
     pages = [p for p in given if p not in files]
     if not pages:
         raise InputError("expected a write-up, found none.", fix="veritune lint PAGE.md --records results.json")
+    if study is None and not files:
+        study = study_beside(pages)
     if study is None and not files and profile is None:
         raise InputError(
             "expected records to hold the write-up against.",
