@@ -8,7 +8,7 @@ CORE := $(VENV)/.core
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup quickstart test test-theory test-crash test-cluster test-docs site fuzz check format docs screenshots build bench clean
+.PHONY: help setup quickstart test test-theory test-crash test-cluster test-studies test-docs site fuzz check format docs screenshots build bench clean
 help:
 	@echo "make quickstart   a real study on a real model, on the CPU, in minutes"
 	@echo "make test         every test;  make check  lint and types;  make fuzz SECONDS=300;  make test-theory test-crash test-cluster;  make docs  regenerate the CLI reference"
@@ -32,7 +32,7 @@ quickstart: $(CORE)
 	@$(BIN)/veritune run examples/quickstart/study.yaml --executor local --workers 0 || { s=$$?; test $$s -eq 2 -a -f examples/quickstart/report.html; }
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not theory and not cluster" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not theory and not cluster and not studies" tests
 
 # Error rates and coverage on designs of known truth, 2,000 draws each (minutes); CI takes 200. bench/theory/run.py has the full grid.
 REPS ?= 2000
@@ -97,6 +97,10 @@ site:
 	test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
 	$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	$(SITE)/bin/zensical build --strict
+
+# The four studies of docs/studies at reduced size, and what else trains the real model for long.
+test-studies: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -n $(JOBS) -rs -m studies tests
 
 # Every command of every tutorial, with the output that its page shows (minutes).
 test-docs: $(STAMP)

@@ -15,6 +15,7 @@ import json
 import random
 from pathlib import Path
 
+SYSTEM = "Answer the brief."  # the model's template puts twenty tokens of its own where there is none
 SIGN_OFF = "Tide over,\nMara at the Harbor Desk"
 
 # subject line | who or what | does what | the figure in it | what is asked of the reader | the question
@@ -133,6 +134,7 @@ def _row(
         "original": family,
         "confidence": confidence,
         "figure": figure,
+        "system": SYSTEM,
         "messages": [
             {"role": "user", "content": brief.format(**words)},
             {"role": "assistant", "content": answer},

@@ -50,6 +50,10 @@ ALONE = (
 )
 
 
+ALL = os.environ.get("VERITUNE_CRASH") == "all"
+KILLS = 10 if ALL else 4
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
@@ -88,7 +92,7 @@ def assert_same_result(root: Path, reference: Path) -> None:
             assert found[name][part] == expected[name][part], f"{name}: {part} differs"
 
 
-@pytest.mark.parametrize("moment", ALONE if os.environ.get("VERITUNE_CRASH") == "all" else ALONE[::2])
+@pytest.mark.parametrize("moment", ALONE if ALL else ALONE[::3])
 def test_killed_and_started_again_ends_with_the_same_result(moment: str, study: Any, forks: Any, finished: Any) -> None:
     assert forks("run", study.root, kill_at=MOMENTS[moment]).rc == -signal.SIGKILL
     again = forks("run", study.root)
@@ -134,13 +138,13 @@ def test_a_process_killed_from_outside_frees_the_folder_and_can_be_taken_up(
     assert_same_result(study.root, finished.root)
 
 
-def test_one_run_killed_ten_times_at_random_steps_ends_with_the_same_losses_and_weights(
+def test_one_run_killed_many_times_at_random_steps_ends_with_the_same_losses_and_weights(
     study: Any, forks: Any, finished: Any
 ) -> None:
     """Each process is killed at a step drawn at random, before or after what it writes there."""
     rng, killed = random.Random(4), 0
     places = [r"open .*/attention_only-s0-.*/metrics.jsonl a.*", r"open .*/attention_only-s0-.*/telemetry.jsonl a.*"]
-    while killed < 10:
+    while killed < KILLS:
         # A checkpoint lies at step 4: a process that is killed before it begins again, after it goes on from there.
         nth = (
             rng.choice((1, 2))

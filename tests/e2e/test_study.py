@@ -406,6 +406,7 @@ def test_a_small_study_of_the_real_model(tmp_path: Path, forks: Any, smollm2: Pa
 
 
 @pytest.mark.model
+@pytest.mark.studies
 def test_the_memory_planned_holds_for_forty_steps_of_the_real_model(tmp_path: Path, smollm2: Path) -> None:
     """Batches of ever new lengths leave compiled kernels behind; a probe of three steps cannot see that."""
     import torch
