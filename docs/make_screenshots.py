@@ -60,8 +60,8 @@ def pages(page: Any, url: str) -> dict[str, str]:
         tabs = page.eval_on_selector_all(".bar li a", "found => found.map(a => a.getAttribute('href'))")
         for tab in tabs[1:-1]:
             found[f"{name}-{tab.removeprefix(place).strip('/') or 'study'}"] = tab
-        if page.locator("main a.chip[href^='/p/']").count():
-            found[f"{name}-samples-one-side"] = page.locator("main a.chip[href^='/p/']").first.get_attribute("href")
+        if page.locator("main a.chip[href*='/samples?']").count():
+            found[f"{name}-samples-one-side"] = page.locator("main a.chip[href*='/samples?']").first.get_attribute("href")
         packs = page.goto(f"{url}{place}/audit") and page.locator("a[href*='/review?']")
         if packs.count():
             found[f"{name}-review"] = packs.first.get_attribute("href") + "&reviewer=ada"
