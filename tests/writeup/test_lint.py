@@ -468,3 +468,58 @@ def test_a_page_in_a_study_folder_is_held_against_that_study(of_digits: Path, tm
     (tmp_path / "far.md").write_text("all_layer scored 0.999.\n", encoding="utf-8")
     with pytest.raises(InputError, match="expected records"):
         lint_command([page, tmp_path / "far.md"], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("We used three seeds per arm.", []),
+        ("We used two seeds per arm.", ["number.count"]),
+        ("Each arm was trained with 4 seeds.", ["number.count"]),
+        ("The data were split with seed 3.", []),
+        ("We report seed 5 alone.", ["number.unbound"]),
+    ],
+)
+def test_a_count_of_seeds_is_no_seed(text: str, found: list[str], records: CheckedRecords) -> None:
+    """The study has three seeds, 0 to 2, and its split has seed 3: `two seeds` once bound to a name."""
+    assert [r for r in said(text, records) if r.startswith("number.")] == found
+
+
+def test_a_split_seed_is_no_count(of_digits: Path) -> None:
+    """Four is the split's seed here, and no study has four seeds."""
+    records = read_records(Store(of_digits))
+    split = [replace(q, value=4) if q.name == "split.seed" else q for q in records.quantities]
+    records = replace(records, quantities=tuple(split))
+    assert said("Each arm was trained with 4 seeds.", records) == ["number.count"]
+
+
+@pytest.mark.parametrize(
+    ("text", "turned"),
+    [
+        ("The baseline gets 7 points less than all-layer, so all-layer is better than the baseline.", False),
+        ("All-layer gets 7 points more than the baseline, so the baseline is better than all-layer.", True),
+        ("Unlike all-layer, the baseline scores lower.", False),
+        ("Unlike the baseline, all-layer scores lower.", True),
+        ("All-layer and the baseline differ on strangers, and all-layer is worse than the baseline.", True),
+        ("All-layer and the baseline learn, one better than the other.", False),
+    ],
+)
+def test_a_comparative_speaks_of_the_arm_beside_it(text: str, turned: bool, records: CheckedRecords) -> None:
+    assert ("speech.direction" in said(f"On house_style: {text}", records)) == turned
+
+
+def test_two_arms_of_an_earlier_sentence_accuse_no_contrast(records: CheckedRecords) -> None:
+    share = records.by_name["share.carries_to_strangers"].value
+    text = (
+        f"Attention-only is 7 points below all-layer. Of the seen gain {100 * share:.1f} % carries over to strangers."
+    )
+    assert "number.scope" not in said(text, records)
+
+
+def test_what_is_recorded_is_never_called_unrecorded(records: CheckedRecords) -> None:
+    low, high = (records.by_name[f"score.house_style.stranger.all_layer.{end}"].value for end in ("min", "max"))
+    text = f"Both seeds agree: {low:.3f} and {high:.3f}. The gap was {low:.3f}."
+    report = lint_text(text, records, load_rules(), records.root / "x.md")
+    numbers = [f for f in report.findings if f.rule.startswith("number.")]
+    assert [f.rule for f in numbers[:2]] == ["number.ambiguous"] * 2
+    assert all("no record has" not in f.message for f in numbers), numbers

@@ -126,7 +126,7 @@ class Binder:
         named = self._certain(passage, number, scoped)
         if delta is not None or (elsewhere is not None and (elsewhere.rule != "number.ambiguous" or not named)):
             return delta or elsewhere or Binding(number)
-        return self._wrong(number, named, kinds) if named else self._absent(number, scoped)
+        return self._wrong(number, named, kinds) if named else self._absent(passage, number, scoped)
 
     def _certain(self, passage: Passage, number: PrintedNumber, scoped: Sequence[Quantity]) -> list[Quantity]:
         """What the words name beyond doubt: a word of the clause or cell says what is measured, and all that it may be
@@ -165,19 +165,34 @@ class Binder:
         named = kinds_of(words)
         return all(q.kind in named for q in scoped)
 
-    @staticmethod
-    def _absent(number: PrintedNumber, scoped: Sequence[Quantity]) -> Binding:
-        """No record has the value, and the words do not name one record: nobody is accused."""
+    def _absent(self, passage: Passage | None, number: PrintedNumber, scoped: Sequence[Quantity]) -> Binding:
+        """No record that the words name has the value, and they do not name one record: nobody is accused.
+
+        Where the sentence has no word for what is measured and some record has the value, the words fit none.
+        """
         few = list(dict.fromkeys(q.name for q in scoped if not q.name.startswith(("gap(", "ratio(", "spread("))))
         known = ", ".join(f"{n} is {shown(next(q for q in scoped if q.name == n), number)}" for n in few[:2])
         words = f"; the words fit {known}" if 0 < len(few) <= 2 else ""
+        other = self._match(passage, number, self._recorded(number)) if passage is not None else None
+        if passage is not None and other is not None and not kinds_of(passage.kinds) & MEASURES - {"table"}:
+            return Binding(
+                number, "number.ambiguous", f"{other.name} has this value; the words here do not name it", other
+            )
+        message = (
+            "no record has this value" if other is None else f"{other.name} has this value, the words name another"
+        )
         return Binding(
             number,
             "number.unbound",
-            f"no record has this value{words}",
+            f"{message}{words}",
             suggestion="Name its condition, zone and measure, write it as a reference {{ name }}, or mark it "
             "<!--v:none--> when it is no claim.",
         )
+
+    def _recorded(self, number: PrintedNumber) -> list[Quantity]:
+        """Records that a number of these digits may stand for by more than chance: three of them and a decimal."""
+        digits = len(re.sub(r"\D", "", number.text).lstrip("0"))
+        return [q for q in self.now if q.kind in MEASURES - {"rule"}] if digits > 2 and not number.integer else []
 
     def _match(self, passage: Passage, number: PrintedNumber, among: Iterable[Quantity]) -> Quantity | None:
         for q in among:
@@ -219,12 +234,27 @@ class Binder:
         said = self._says_kind(passage, number, [found])
         said = said or (len(here) == 1 and self._says_kind(passage, number, [found], near=False))
         arms = self._allowed(passage, number, "condition")
+        if not self._contradicted(passage, number, found):
+            said = False
         if not said or (found.scope.against is None and found.scope.condition is not None and arms is None):
             message = f"{found.name} has this value; the words here do not name it"
             return Binding(number, "number.ambiguous", message, found)
         return Binding(
             number, "number.scope", f"this is {found.name} ({found.scope.text()}), the words say {meant}", found
         )
+
+    def _contradicted(self, passage: Passage, number: PrintedNumber, q: Quantity) -> bool:
+        """Whether the words exclude a contrast beyond doubt.
+
+        Arms of the sentence or cell itself do, and the only arm that the nearest level around it names. Two arms of an
+        earlier sentence leave open what this one is about.
+        """
+        if q.scope.against is None or passage.table:
+            return True
+        levels, _, around = self._pair_words(passage, number)
+        own = any(levels)
+        nearest = next((v for v in around if v), frozenset())
+        return own or len(nearest) < 2 or nearest == {q.scope.condition, q.scope.against}
 
     def _meant(self, passage: Passage, number: PrintedNumber) -> str:
         parts = []
@@ -264,7 +294,7 @@ class Binder:
 
     def _wrong(self, number: PrintedNumber, scoped: Sequence[Quantity], kinds: frozenset[str]) -> Binding:
         if not scoped:
-            return self._absent(number, scoped)
+            return self._absent(None, number, scoped)
         factor = 100.0 if number.percent else 1.0
         scoped = [q for q in scoped if q.kind != "ci"] or scoped  # one number alone is no interval
         nearest = min(scoped, key=lambda q: abs(abs(q.value) * (factor if q.rate else 1.0) - abs(number.value)))

@@ -125,6 +125,22 @@ def kinds_at(passage: Passage, number: PrintedNumber) -> frozenset[str]:
     return base
 
 
+WHEN = re.compile(
+    r"\b(?:after|at|by|within|until|from|to|than|first|last|every)\s(?:the\s|about\s|only\s)?$", re.IGNORECASE
+)
+"""Words before a number of steps that make it a moment of a run and no length of it."""
+
+
+def _counted(kinds: frozenset[str], noun: str, before: str) -> frozenset[str]:
+    """Kinds of a count without the names that look like one: `3 seeds` is no split seed of 3, `trained for 20 steps` no
+    checkpoint at step 20 of 40."""
+    if "seeds" in kinds:
+        return kinds - {"seed", "split_seed"}
+    if noun.lower() == "steps" and not WHEN.search(before):
+        return kinds - {"step"}
+    return kinds
+
+
 def _touched(passage: Passage, number: PrintedNumber) -> frozenset[str]:
     """The kind of the counted noun right after an integer, or of the name right before a number."""
     text = passage.text
@@ -136,6 +152,7 @@ def _touched(passage: Passage, number: PrintedNumber) -> frozenset[str]:
         limit = number.end + (stop.start() if stop else 60)
         near = [k for k in passage.kinds if number.end <= k.start < min(limit, reach + 30)]
         kinds = kinds_of(near) & COUNTS
+        kinds = _counted(kinds, text[near[0].start : near[0].end] if near else "", text[: number.start])
         if kinds and near[0].start - number.end <= 45:
             return kinds | ({"per_family"} if "per family" in text[number.end : number.end + 40] else set())
     tail = [k for k in passage.kinds if 0 <= number.start - k.end <= 12]
@@ -147,7 +164,7 @@ def _touched(passage: Passage, number: PrintedNumber) -> frozenset[str]:
         if "gap" in last:
             last = frozenset()
         if last & NAMED_FIRST:
-            return last
+            return last - {"seeds"} if {"seed", "split_seed"} & last else last  # `seed 2` is a name, no count of seeds
     if re.search(r"±\s?$", text[max(0, number.start - 3) : number.start]):
         return frozenset({"margin", "se"})
     unit = re.match(r"\s?(s|sec|seconds?|min|minutes?|h|hours?)\b", text[number.end : number.end + 10])

@@ -358,9 +358,9 @@ class Speech:
             return
         if denied(text, word.start(), word.end()):
             return
-        subject = next((m for m in arms if not COMPARED.search(text[max(0, m.start - 40) : m.start])), arms[0])
-        behind = [m for m in arms if m.end <= word.start()]
-        subject = subject if len(behind) != 1 or subject in behind else behind[0]
+        subject = _compared_subject(text, arms, word)
+        if subject is None:
+            return
         other = next(m.value for m in arms if m.value != subject.value)
         gaps = [a - b for a, b in self._means(str(subject.value), str(other), mentions)]
         sign = 1 if up else -1
@@ -386,6 +386,30 @@ class Speech:
                 other: Quantity | None = self.scores.get(f"score.{s.eval}.{s.zone}.{b}")
                 if other is not None:
                     yield q.value, other.value
+
+
+PART = re.compile(r"[,;:(]|\b(?:so|and|but|or|while|whereas|because|since|although|where)\b", re.IGNORECASE)
+"""Where a part of a sentence begins, with a subject of its own."""
+SET_APART = re.compile(r"\b(?:unlike|not|with|without|beside)\s(?:the\s)?$", re.IGNORECASE)
+
+
+def _compared_subject(text: str, arms: list[Mention], word: re.Match[str]) -> Mention | None:
+    """The arm that a comparative speaks of: the one of its own part of the sentence, else the only one before it.
+
+    `A gets .8, 8 points less than B, so B is better than A` is about B. None where the words leave it open.
+    """
+
+    def free(m: Mention) -> bool:
+        before = text[max(0, m.start - 40) : m.start]
+        return not COMPARED.search(before) and not SET_APART.search(before)
+
+    ahead = [m for m in arms if m.end <= word.start() and free(m)]
+    begin = max((p.end() for p in PART.finditer(text, 0, word.start())), default=0)
+    own = [m for m in ahead if m.start >= begin]
+    for among in (own, ahead):
+        if among:
+            return among[0] if len({m.value for m in among}) == 1 else None
+    return next((m for m in arms if free(m)), arms[0])
 
 
 def _equivalent(verdict: Mapping[str, Any]) -> bool:
