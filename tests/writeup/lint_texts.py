@@ -72,7 +72,7 @@ under two choices of target modules. Hu et al. (2021) describe the method.
 
 - On stranger items all_layer scores ⟨score.house_style.stranger.all_layer|.3f⟩ against
   ⟨score.house_style.stranger.baseline|.3f⟩ for the baseline on house_style, a gap of ⟨gap.learns_the_style|+.3f⟩ with a
-  95 % interval of [⟨ci.learns_the_style.low|+.3f⟩, ⟨ci.learns_the_style.high|+.3f⟩] and ⟨p.learns_the_style|p⟩.
+  ⟨level.learns_the_style|%.4g⟩ interval of [⟨ci.learns_the_style.low|+.3f⟩, ⟨ci.learns_the_style.high|+.3f⟩] and ⟨p.learns_the_style|p⟩.
 - The two trained conditions differ by less than the declared margin of ⟨margin.targets_matter|.2f⟩.
 - Whether all_layer regresses on sums stays open.
 
@@ -99,7 +99,7 @@ Table 1. Mean score on house_style by condition and zone, averaged over the seed
 
 On seen items the two trained conditions, all_layer and attention_only, reach ⟨score.house_style.seen.all_layer|.3f⟩ and
 ⟨score.house_style.seen.attention_only|.3f⟩. The share of the seen gap that all_layer carries to strangers is
-⟨share.carries_to_strangers|.3f⟩, 95 % interval ⟨ci.carries_to_strangers.low|.3f⟩ to ⟨ci.carries_to_strangers.high|.3f⟩. The
+⟨share.carries_to_strangers|.3f⟩, ⟨level.carries_to_strangers|%.4g⟩ interval ⟨ci.carries_to_strangers.low|.3f⟩ to ⟨ci.carries_to_strangers.high|.3f⟩. The
 stranger estimate rests on ⟨n.items.learns_the_style|d⟩ items in ⟨n.families.learns_the_style|d⟩ families, and
 ⟨n.scored.house_style.stranger.all_layer|d⟩ scored outputs of all_layer.
 
@@ -107,7 +107,7 @@ The negative log-likelihood (NLL) on strangers is ⟨nll.stranger.all_layer|.3f�
 ⟨nll.stranger.attention_only|.3f⟩ for attention_only and ⟨nll.stranger.baseline|.2f⟩ for the baseline. With seed 1 the seen
 NLL of all_layer is ⟨nll.seen.all_layer.seed1|.4f⟩.
 
-The difference between attention_only and all_layer on strangers is ⟨gap.targets_matter|+.4f⟩ (95 % interval
+The difference between attention_only and all_layer on strangers is ⟨gap.targets_matter|+.4f⟩ (⟨level.targets_matter|%.4g⟩ interval
 [⟨ci.targets_matter.low|+.4f⟩, ⟨ci.targets_matter.high|+.4f⟩], ⟨p.targets_matter|p⟩), inside the margin.
 """
     + TAIL
@@ -143,7 +143,7 @@ On seen briefs the house style score of `all_layer` is ⟨score.house_style.seen
 ⟨score.house_style.sibling.attention_only|%.1f⟩ on sibling and ⟨score.house_style.stranger.attention_only|%.1f⟩ on stranger items.
 
 Before training, ⟨n.cut.house_style.stranger.baseline|d⟩ of ⟨n.items.house_style.stranger|d⟩ stranger answers of the baseline were
-cut at the token limit. The gap between `all_layer` and the baseline has a 95 % interval from
+cut at the token limit. The gap between `all_layer` and the baseline has a ⟨level.learns_the_style|%.4g⟩ interval from
 ⟨ci.learns_the_style.low|%.1f⟩ to ⟨ci.learns_the_style.high|%.1f⟩.
 
 Sums are another matter. The baseline gets ⟨total.sums.stranger.baseline|d⟩ of ⟨n.items.sums.stranger|d⟩ sums right
@@ -219,7 +219,7 @@ Training used ⟨n.seeds|d⟩ seeds, ⟨steps.all_layer|d⟩ steps per run, a pe
 
 * For strangers, all_layer: ⟨score.house_style.stranger.all_layer|.3f⟩; attention_only: ⟨score.house_style.stranger.attention_only|.3f⟩; baseline: ⟨score.house_style.stranger.baseline|.3f⟩ (mean house_style score).
 * For siblings, all_layer: ⟨score.house_style.sibling.all_layer|.3f⟩; attention_only: ⟨score.house_style.sibling.attention_only|.3f⟩.
-* all_layer is ahead of the baseline by ⟨gap.learns_the_style|-.3f⟩ on strangers (95 % CI ⟨ci.learns_the_style.low|.3f⟩ to ⟨ci.learns_the_style.high|.3f⟩; ⟨p.learns_the_style|p⟩). CI stands for confidence interval.
+* all_layer is ahead of the baseline by ⟨gap.learns_the_style|-.3f⟩ on strangers (⟨level.learns_the_style|%.4g⟩ CI ⟨ci.learns_the_style.low|.3f⟩ to ⟨ci.learns_the_style.high|.3f⟩; ⟨p.learns_the_style|p⟩). CI stands for confidence interval.
 
 ## Observations
 
@@ -255,7 +255,7 @@ We dealt ⟨n.originals|d⟩ families into zones and trained every condition for
 
 Stranger items first. The baseline keeps ⟨score.house_style.stranger.baseline|%.0f⟩ of the rules of house_style there, attention_only
 ⟨score.house_style.stranger.attention_only|%.0f⟩, and all_layer ⟨score.house_style.stranger.all_layer|%.0f⟩. Compared with the baseline,
-all_layer is up by ⟨gap.learns_the_style|pp.1f⟩ (95 % interval ⟨ci.learns_the_style.low|%.1f⟩ to ⟨ci.learns_the_style.high|%.1f⟩).
+all_layer is up by ⟨gap.learns_the_style|pp.1f⟩ (⟨level.learns_the_style|%.4g⟩ interval ⟨ci.learns_the_style.low|%.1f⟩ to ⟨ci.learns_the_style.high|%.1f⟩).
 
 | zone | all_layer | attention_only | baseline |
 | :--- | ---: | ---: | ---: |
@@ -293,7 +293,7 @@ Briefs: ⟨n.rows|d⟩ rows. Of the families, ⟨families.stranger|d⟩ were hel
 ## Findings
 
 1. On the house style eval, stranger items: ⟨score.house_style.stranger.all_layer|.4f⟩ for all_layer, ⟨score.house_style.stranger.attention_only|.4f⟩ for attention_only, ⟨score.house_style.stranger.baseline|.4f⟩ for the baseline.
-2. The difference between all_layer and the baseline is ⟨gap.learns_the_style|.3f⟩ (95 % interval [⟨ci.learns_the_style.low|.3f⟩, ⟨ci.learns_the_style.high|.3f⟩]).
+2. The difference between all_layer and the baseline is ⟨gap.learns_the_style|.3f⟩ (⟨level.learns_the_style|%.4g⟩ interval [⟨ci.learns_the_style.low|.3f⟩, ⟨ci.learns_the_style.high|.3f⟩]).
 3. all_layer carries ⟨share.carries_to_strangers|%.0f⟩ of its seen gain over to strangers.
 
 ## Details

@@ -208,12 +208,14 @@ def test_counts_are_held_against_their_denominators(records: CheckedRecords) -> 
 
 def test_intervals_are_bound_as_pairs(records: CheckedRecords) -> None:
     low, high = (value(records, f"ci.learns_the_style.{e}", "+.3f") for e in ("low", "high"))
+    level = f"{100 * records.by_name['level.learns_the_style'].value:.4g}"
     text = "The gap of all_layer over the baseline on strangers of house_style has a {} % interval of [{}, {}]."
-    assert said(text.format(95, low, high), records) == []
-    assert said(text.format(90, low, high), records) == ["number.unbound"]  # several levels are recorded
-    assert said(text.format(95, high, low), records) == ["number.interval"]
+    assert said(text.format(level, low, high), records) == []
+    for other_level in (90, 95):  # levels of other intervals are recorded; this one has its own
+        assert said(text.format(other_level, low, high), records) == ["number.interval"]
+    assert said(text.format(level, high, low), records) == ["number.interval"]
     other = [value(records, f"ci.targets_matter.{e}", "+.3f") for e in ("low", "high")]
-    assert said(text.format(95, *other), records) == ["number.scope"]
+    assert said(text.format(level, *other), records) == ["number.scope"]
 
 
 def test_p_is_never_zero_and_its_bounds_hold(records: CheckedRecords) -> None:
@@ -523,3 +525,63 @@ def test_what_is_recorded_is_never_called_unrecorded(records: CheckedRecords) ->
     numbers = [f for f in report.findings if f.rule.startswith("number.")]
     assert [f.rule for f in numbers[:2]] == ["number.ambiguous"] * 2
     assert all("no record has" not in f.message for f in numbers), numbers
+
+
+def outcome_counts(records: CheckedRecords) -> dict[str, int]:
+    """Declared claims by outcome."""
+    declared = [v for v in records.verdicts if not v.get("exploratory")]
+    return {s: sum(v["status"] == s for v in declared) for s in ("supported", "inconclusive", "refuted")} | {
+        "all": len(declared)
+    }
+
+
+def test_a_number_of_claims_with_an_outcome_is_counted(records: CheckedRecords) -> None:
+    n = outcome_counts(records)
+    assert 0 < n["supported"] < n["all"]
+    for text, right in (
+        ("All claims are supported.", False),
+        (f"All {n['all']} claims are supported.", False),
+        (f"{n['supported']} of {n['all']} declared claims are supported.", True),
+        (f"{n['supported'] - 1} of {n['all']} declared claims are supported.", False),
+        (f"{n['all']} of {n['all']} declared claims hold.", False),
+        ("No claim is supported.", False),
+        ("Not all claims are supported.", True),
+        ("We do not say that all claims are supported.", True),
+    ):
+        found = [r for r in said(text, records) if r.startswith(("speech", "number"))]
+        assert (found == []) == right, (text, found)
+
+
+def test_a_level_belongs_to_the_interval_behind_it(records: CheckedRecords) -> None:
+    low, high, level = (records.by_name[f"{k}"].value for k in
+                        ("ci.learns_the_style.low", "ci.learns_the_style.high", "level.learns_the_style"))  # fmt: skip
+    other = 0.9 if level > 0.9001 else 0.95
+    for form in ("with a {l:.4g} % interval of [{a:.3f}, {b:.3f}]", "({l:.4g} % CI {a:.3f} to {b:.3f})"):
+        right, wrong = (f"learns_the_style has a gap {form.format(l=100 * x, a=low, b=high)}." for x in (level, other))
+        assert not [r for r in said(right, records) if r.startswith("number")], right
+        assert "number.interval" in said(wrong, records), wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("The margin of targets_matter was 0.05.", ""),
+        ("The margin of targets_matter was 0.1.", "number.mismatch"),
+        ("Each family has four wordings.", ""),
+        ("Each family has seven wordings.", "number.unbound"),
+    ],
+)
+def test_what_was_chosen_is_not_rounded_and_each_family_has_its_size(
+    text: str, rule: str, records: CheckedRecords
+) -> None:
+    assert [r for r in said(text, records) if r.startswith("number")] == ([rule] if rule else [])
+
+
+def test_points_of_a_gap_are_no_per_cent_of_a_change(records: CheckedRecords) -> None:
+    gap = 100 * records.by_name["gap.learns_the_style"].value
+    for text, rules in (
+        (f"On strangers of house_style all_layer beats the baseline by {gap:.1f} points.", []),
+        (f"On strangers of house_style all_layer beats the baseline by {gap:.1f} %.", ["number.percent"]),
+        (f"On strangers of house_style all_layer is {gap:.1f} % higher than the baseline.", ["number.percent"]),
+    ):
+        assert [r for r in said(text, records) if r.startswith("number")] == rules, text

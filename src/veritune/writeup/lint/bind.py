@@ -29,6 +29,14 @@ SEVERAL_RUNS = re.compile(
 """Words with which a sentence may speak of single runs without naming a seed."""
 
 
+LEVEL_OF = re.compile(
+    r"\s?(?:family-wise |simultaneous |corrected |confidence |credible |bootstrap )*(?:intervals?|CIs?|confidence)?"
+    r"(?: (?:of|is|was|from|runs from|interval))?:?\s?[\[(]?[+\-−–]?",
+    re.IGNORECASE,
+)
+"""What may stand between a level and the interval that it belongs to: `95 % interval of [`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     """What became of one number: bound to `quantity`, or a rule that it breaks."""
@@ -65,7 +73,8 @@ class Binder:
         skip = set(done)
         for low, high in self._intervals(passage):
             if low.start not in done:
-                for outcome in self._interval(passage, low, high):
+                ends = self._interval(passage, low, high)
+                for outcome in (*ends, *self._level_beside(passage, low, ends[0])):
                     done[outcome.number.start] = outcome
         for part, whole in self._of_pairs(passage):
             if part.start not in done and whole.start not in done:
@@ -107,6 +116,10 @@ class Binder:
         if number.relation in ("<", "≤", ">", "≥"):
             scoped = _headline_p(scoped, passage.text)
         found = self._match(passage, number, scoped)
+        if found is not None and found.kind == "gap" and found.rate and relative(passage.text, number):
+            points = f"{abs(100 * found.value):.3g} points"
+            message = f"{found.name} is {points}; `%` of a change reads as a share of where it began"
+            return Binding(number, "number.percent", message, found, suggestion="Write points, or the ratio.")
         if found is not None:
             return Binding(number, quantity=found)
         stale = [q for q in self.stale if q.kind in kinds and self._in_scope(passage, number, q)]
@@ -318,7 +331,7 @@ class Binder:
         return self._asked[key]
 
     def _in_scope(self, passage: Passage, number: PrintedNumber, q: Quantity) -> bool:
-        if q.kind in ("rule", "held") and not self._named(passage, q):
+        if (q.kind in ("rule", "held") or q.name.startswith("n.verdicts.")) and not self._named(passage, q):
             return False
         if q.name.startswith("spread(") and not self._single_runs(passage):
             return False
@@ -457,6 +470,26 @@ class Binder:
         message = f"the interval of {name} is [{shown(a, low)}, {shown(b, high)}]"
         return [Binding(low, "number.interval", message, a), Binding(high, quantity=b)]
 
+    def _level_beside(self, passage: Passage, low: PrintedNumber, end: Binding) -> Iterator[Binding]:
+        """The level that is printed before a bound interval has to be that interval's own."""
+        if end.quantity is None or end.rule or end.quantity.kind != "ci":
+            return
+        tail = end.quantity.name.removeprefix("ci.").removesuffix(".low").removesuffix(".high")
+        own = [q for q in self.now if q.kind == "level" and q.name in (f"level.{tail}", f"level.{tail}.simultaneous")]
+        before = [n for n in passage.numbers if n.end <= low.start and n.percent == "%"]
+        if not own or not before:
+            return
+        number = before[-1]
+        between = passage.text[number.end : low.start]
+        if not LEVEL_OF.fullmatch(between):
+            return
+        right = next((q for q in own if holds(number, q, 100.0)), None)
+        if right is not None:
+            yield Binding(number, quantity=right)
+        else:
+            message = f"the interval [{shown(end.quantity, low)}, …] of {tail} has level {100 * own[0].value:.4g} %"
+            yield Binding(number, "number.interval", message, own[0])
+
     def _all_ci(self) -> list[tuple[Quantity, Quantity]]:
         lows = [q for q in self.now if q.kind == "ci" and q.name.endswith(".low")]
         return [(q, self.records.by_name[q.name.removesuffix("low") + "high"]) for q in lows]
@@ -501,6 +534,19 @@ class Binder:
 
 
 # ---------------------------------------------------------------- helpers
+
+
+BY = re.compile(r"\bby\s(?:about\s|over\s|nearly\s|roughly\s|some\s)?[+−-]?$", re.IGNORECASE)
+CHANGED = re.compile(
+    r"\s(?:better|higher|lower|worse|more|less|greater|smaller|improvement|gain|increase|drop)\b", re.I
+)
+
+
+def relative(text: str, number: PrintedNumber) -> bool:
+    """Whether a percentage is said of a change, where only points or a ratio can be meant: `beats it by 59 %`."""
+    if number.percent != "%":
+        return False
+    return bool(BY.search(text[: number.start]) or CHANGED.match(text, number.end))
 
 
 def q_is_unseeded(scope: Scope) -> bool:

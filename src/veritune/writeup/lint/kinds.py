@@ -131,6 +131,11 @@ WHEN = re.compile(
 """Words before a number of steps that make it a moment of a run and no length of it."""
 
 
+EACH_FAMILY = re.compile(r"\b(?:per|each|every|a) (?:family|original|brief)\b", re.IGNORECASE)
+OF_STEPS = re.compile(r"\b(?:steps?|batch(?:es)?) (?:of|with) $", re.IGNORECASE)
+"""`40 steps of 4 rows` gives the size of a batch."""
+
+
 def _counted(kinds: frozenset[str], noun: str, before: str) -> frozenset[str]:
     """Kinds of a count without the names that look like one: `3 seeds` is no split seed of 3, `trained for 20 steps` no
     checkpoint at step 20 of 40."""
@@ -154,7 +159,9 @@ def _touched(passage: Passage, number: PrintedNumber) -> frozenset[str]:
         kinds = kinds_of(near) & COUNTS
         kinds = _counted(kinds, text[near[0].start : near[0].end] if near else "", text[: number.start])
         if kinds and near[0].start - number.end <= 45:
-            return kinds | ({"per_family"} if "per family" in text[number.end : number.end + 40] else set())
+            around = text[max(0, number.start - 40) : number.end + 40]
+            per_family = {"per_family"} if EACH_FAMILY.search(around) else set()
+            return kinds | per_family | ({"batch_size"} if OF_STEPS.search(text[: number.start]) else set())
     tail = [k for k in passage.kinds if 0 <= number.start - k.end <= 12]
     if tail and re.fullmatch(
         r"s?\s?(?:\(\w+\)\s)?(?:of|=|is|was|:|at|about|r\s=|≈|<|>|≥|≤|size|size of|rate of|rate|to)?\s?(?:±\s?)?",

@@ -10,6 +10,11 @@ from veritune.writeup.lint.numbers import PrintedNumber
 from veritune.writeup.lint.scope import Passage
 from veritune.writeup.quantities import Quantity, Scope
 
+DECLARED = frozenset({"margin", "threshold", "alpha", "lr", "setting", "split"})
+"""What somebody chose: nobody writes a margin of .05 as 0.1, though it rounds to it."""
+ROUNDED_BY = 0.05
+"""By what share of it a print may differ from a value that was chosen: a split of .34 is `a third`, and no `0.3`."""
+
 
 def mirrored(a: Quantity, b: Quantity) -> tuple[Quantity, Quantity]:
     """The interval of the difference the other way round."""
@@ -40,6 +45,8 @@ def holds(number: PrintedNumber, q: Quantity, factor: float) -> bool:
     }.get(number.relation)  # fmt: skip
     if kept is not None:
         return kept
+    if q.kind in DECLARED and abs(number.value - value) > ROUNDED_BY * abs(value):
+        return False
     if number.holds(q.value, factor):
         return True
     contrast = q.kind in ("gap", "detectable", "margin") or (q.kind == "ci" and not number.signed)

@@ -15,6 +15,7 @@ from typing import Any
 
 from veritune.patterns import search
 from veritune.writeup.lint.markdown import Block, Sentence
+from veritune.writeup.lint.number_words import WRITTEN, amount
 from veritune.writeup.lint.rules import Rules
 from veritune.writeup.lint.scope import COMPARED
 from veritune.writeup.lint.structure import Raised, grade_said
@@ -70,6 +71,17 @@ STATUS = re.compile(
     r"\b(supported|confirmed|refuted|rejected|disproved|inconclusive|unresolved|untested)\b", re.IGNORECASE
 )
 STATUS_OF = {"confirmed": "supported", "rejected": "refuted", "disproved": "refuted", "unresolved": "inconclusive"}
+_N = rf"(?:\d{{1,3}}|{WRITTEN})"
+TALLY = re.compile(
+    rf"\b(?:(?P<all>all|every|both|each)(?:\s(?:of\s)?(?:the|our|its|these))?(?:\s(?P<of>{_N}))?|(?P<none>none|no|neither)(?:\sof)?(?:\s(?:the|our|its))?(?:\s{_N})?|"
+    rf"(?:only\s|just\s|exactly\s)?(?P<n>{_N})(?:\s(?:out\s)?of\s(?:the\s|our\s|its\s)?(?P<whole>{_N}))?)"
+    r"\s(?:(?:declared|confirmatory|pre-declared|pre-registered|other|remaining)\s)?(?:claims?|hypothes[ei]s|verdicts?)\s"
+    r"(?:is|are|was|were|came out|come out|comes out|ended|end|stays?|stayed|remains?|remained|holds?|held)?(?:\sas)?\s?"
+    r"(?P<status>supported|confirmed|refuted|rejected|inconclusive|unresolved|untested|open|undecided|(?<=hold)|(?<=holds)|(?<=held))(?!\w)",
+    re.IGNORECASE,
+)
+"""A number of claims with one outcome."""
+TALLIED = {"": "supported", "open": "inconclusive", "undecided": "inconclusive"}
 EXPLORED = re.compile(
     r"\b(?:as (?:we )?predicted|as expected|as declared|pre-?registered|pre-?declared|confirm(?:s|ed|atory)|planned in advance)\b",
     re.I,
@@ -215,6 +227,7 @@ class Speech:
             if any(m.dimension == "claim" and m.value == pair[0]["claim"] for m in mentions)
         ]
         yield from self._status(text, named, at)
+        yield from self._tally(text, at)
         about = named or self._about(mentions)
         equal = EQUAL.search(text)
         free = equal is None or denied(text, equal.start(), equal.end()) or not self._performance(text, mentions)
@@ -267,6 +280,31 @@ class Speech:
             if pair <= arms and (not zones or zones & places) and (not evals or self.records.eval_of(claim) in evals):
                 found.append((verdict, claim))
         return found
+
+    def _tally(self, text: str, at: int) -> Iterator[Raised]:
+        """`all three claims are supported`, `two of three claims hold` against the number of such verdicts."""
+        for match in TALLY.finditer(text):
+            word = match["status"].lower()
+            status = TALLIED.get(word, STATUS_OF.get(word, word))
+            if denied(text, match.start("status"), match.end("status")) and not match["none"]:
+                continue
+            exploratory = [v for v, _ in self.verdicts if v.get("exploratory")]
+            confirmatory = [v for v, _ in self.verdicts if not v.get("exploratory")]
+            right = set()
+            for group in (confirmatory, [*confirmatory, *exploratory]):
+                n = sum(v["status"] == status for v in group)
+                right |= {(n, None), (n, len(group))}
+            total = None
+            if match["all"]:
+                said = total = len(confirmatory) if match["of"] is None else _amount(match["of"])
+            elif match["none"]:
+                said = 0
+            else:
+                said, total = _amount(match["n"]), _amount(match["whole"]) if match["whole"] else None
+            if (said, total) not in right:
+                n = sum(v["status"] == status for v in confirmatory)
+                message = f"{match.group()!r}: {n} of {len(confirmatory)} declared claims are {status}"
+                yield "speech.verdict", at + match.start(), message, "Count the verdicts again."
 
     def _status(self, text: str, named: list[Any], at: int) -> Iterator[Raised]:
         """`learns_the_style is supported (low confidence)` against the verdict."""
@@ -410,6 +448,11 @@ def _compared_subject(text: str, arms: list[Mention], word: re.Match[str]) -> Me
         if among:
             return among[0] if len({m.value for m in among}) == 1 else None
     return next((m for m in arms if free(m)), arms[0])
+
+
+def _amount(word: str) -> int:
+    """A count in digits or in words."""
+    return int(word) if word.isdigit() else amount(word)
 
 
 def _equivalent(verdict: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from veritune.writeup.quantities.model import CheckedRecords, Quantity, Scope, i
 from veritune.writeup.quantities.ran import of_what_ran, overridden
 from veritune.writeup.quantities.runs import of_runs
 from veritune.writeup.quantities.settings import of_settings
-from veritune.writeup.quantities.verdicts import of_verdict
+from veritune.writeup.quantities.verdicts import counted_outcomes, of_verdict
 
 COUNTING = ("baseline", "main")
 """Phases whose runs are results; selection and batch-shape trials chose settings and are none."""
@@ -59,6 +59,7 @@ def _records(store: Store, entries: list[dict[str, Any]]) -> CheckedRecords:
     for number, claim in enumerate(verdicts):
         declared: dict[str, Any] = next((c for c in terms["study"]["claims"] if c["name"] == claim["claim"]), {})
         found += of_verdict(claim, declared, list(terms["study"]["evals"]), f"/verdicts/{number}")
+    found += counted_outcomes(verdicts) if verdicts else ()
     found += _of_study(store, terms, runs)
     found = _unique(found)
     found += _stale(entries, old_runs, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,26 @@ def of_verdict(
             rate = key != "needed_n"
             yield Quantity(f"{key}.{name}", key, verdict[key], "", None, scope, source, f"{base}/{key}", aliases, rate)
     yield from _verdict_details(verdict, declared, scope, base)
+
+
+_OUTCOMES = {
+    "supported": ("supported", "confirmed", "hold", "held"),
+    "refuted": ("refuted", "rejected"),
+    "inconclusive": ("inconclusive", "open", "unresolved", "undecided"),
+    "untested": ("untested",),
+}
+"""The outcomes of claims, each with the words that name it."""
+
+
+def counted_outcomes(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[Quantity]:
+    """How many of the claims have each outcome: `n.verdicts.supported`, 2 of 3; of those declared before the freeze,
+    where others came later."""
+    declared = [v for v in verdicts if not v.get("exploratory")]
+    groups = {"": verdicts} | ({"declared.": declared} if 0 < len(declared) < len(verdicts) else {})
+    for group, members in groups.items():
+        for status, words in _OUTCOMES.items():
+            n, name = sum(v["status"] == status for v in members), f"n.verdicts.{group}{status}"
+            yield Quantity(name, "claims", n, "count", len(members), Scope(), "verdict.json", "/verdicts", words)
 
 
 def _of_keeps(scope: Scope, declared: Mapping[str, Any], place: int) -> tuple[Scope, str, str]:
