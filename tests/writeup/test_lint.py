@@ -585,3 +585,34 @@ def test_points_of_a_gap_are_no_per_cent_of_a_change(records: CheckedRecords) ->
         (f"On strangers of house_style all_layer is {gap:.1f} % higher than the baseline.", ["number.percent"]),
     ):
         assert [r for r in said(text, records) if r.startswith("number")] == rules, text
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("all_layer was trained with seeds 0, 1 and 2.", True),
+        ("all_layer was trained with seeds 1, 2 and 3.", False),
+        ("The interval of learns_the_style excludes zero.", True),
+        ("The interval of learns_the_style does not exclude 0.", False),
+        ("The interval of targets_matter excludes 0.", False),
+        ("On strangers of house_style all_layer scores above 0.88.", True),
+        ("On strangers of house_style all_layer scores above 0.9.", False),
+    ],
+)
+def test_names_of_seeds_zeros_of_intervals_and_bounds_are_checked(
+    text: str, right: bool, records: CheckedRecords
+) -> None:
+    """A score of .887 rounds to 0.9, and is not above it."""
+    assert ([r for r in said(text, records) if r.startswith(("number", "speech"))] == []) == right
+
+
+def test_the_lower_end_is_not_the_upper_one(records: CheckedRecords) -> None:
+    low, high = (value(records, f"ci.learns_the_style.{end}", "+.3f") for end in ("low", "high"))
+    for word, end, right in (
+        ("lower", low, True),
+        ("lower", high, False),
+        ("upper", high, True),
+        ("upper", low, False),
+    ):
+        found = said(f"The {word} end of the interval of learns_the_style is {end}.", records)
+        assert ([r for r in found if r.startswith("number")] == []) == right, (word, end, found)

@@ -278,6 +278,8 @@ class Binder:
         return ", ".join(parts) or "the mean over seeds"
 
     def _percent(self, number: PrintedNumber, scoped: Sequence[Quantity]) -> Binding | None:
+        if number.relation in ("<", "≤", ">", "≥"):
+            return None  # any value keeps a bound of another unit
         other = 1.0 if number.percent else 100.0
         for q in scoped:
             if q.value and number.value and holds(number, q, other):
@@ -334,6 +336,8 @@ class Binder:
         if (q.kind in ("rule", "held") or q.name.startswith("n.verdicts.")) and not self._named(passage, q):
             return False
         if q.name.startswith("spread(") and not self._single_runs(passage):
+            return False
+        if q.kind == "ci" and (end := end_said(passage.text[: number.start])) and not q.name.endswith(end):
             return False
         scope = q.scope if q.kind not in ("level", "power", "margin", "alpha") else replace(q.scope, zone=None)
         if scope.against is not None:
@@ -534,6 +538,32 @@ class Binder:
 
 
 # ---------------------------------------------------------------- helpers
+
+
+END = re.compile(r"\b(?:(lower|bottom)|(upper|top))\s(?:end|bound|limit)s?\b[^.;\d]{0,60}$", re.IGNORECASE)
+
+
+def end_said(before: str) -> str:
+    """`.low` or `.high` where the words before a number speak of one end of an interval."""
+    found = END.search(before)
+    return "" if found is None else ".low" if found.group(1) else ".high"
+
+
+BOUND = re.compile(
+    r"(?:(\b(?:above|more than|greater than|higher than|exceeds?|exceeding|at least|no less than))|"
+    r"(\b(?:below|under|less than|lower than|fewer than|at most|no more than|up to)))\s$",
+    re.IGNORECASE,
+)
+
+
+def with_bound(text: str, number: PrintedNumber) -> PrintedNumber:
+    """`above 0.9` as a bound that the recorded value has to keep, and not as a value that rounds to it."""
+    found = BOUND.search(text, max(0, number.start - 16), number.start)
+    if found is None or number.relation or number.integer or number.form or number.signed:
+        return number
+    words = found.group().strip().lower()
+    near = "=" if words in ("at least", "no less than", "at most", "no more than", "up to") else ""
+    return replace(number, relation={">": ">", ">=": "≥", "<": "<", "<=": "≤"}[(">" if found.group(1) else "<") + near])
 
 
 BY = re.compile(r"\bby\s(?:about\s|over\s|nearly\s|roughly\s|some\s)?[+−-]?$", re.IGNORECASE)

@@ -15,7 +15,7 @@ from veritune.writeup.facts import SUFFIXES, Fact, read_facts
 from veritune.writeup.fill import Filler
 from veritune.writeup.held_verdicts import read_verdicts
 from veritune.writeup.lint import structure
-from veritune.writeup.lint.bind import Binder, Binding
+from veritune.writeup.lint.bind import Binder, Binding, with_bound
 from veritune.writeup.lint.clean import check_page, profile_findings, with_profile
 from veritune.writeup.lint.filled import FilledSpan, filled_spans
 from veritune.writeup.lint.free import check as check_facts
@@ -197,7 +197,8 @@ class _Check:
     def _numbers(self, text: str) -> list[PrintedNumber]:
         """The numbers of a text that may be claims, without the digits of the study's hashes."""
         hashes = structure.hash_spans(text, self.records)
-        free = [n for n in scan(text) if not any(start <= n.start < end for start, end in hashes)]
+        numbers = [with_bound(text, n) for n in scan(text)]
+        free = [n for n in numbers if not any(start <= n.start < end for start, end in hashes)]
         return _percent_lists(text, [n for n in free if not self._ignored(text, n)])
 
     def _no_seed(self, number: PrintedNumber) -> bool:

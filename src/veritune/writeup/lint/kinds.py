@@ -149,6 +149,8 @@ def _counted(kinds: frozenset[str], noun: str, before: str) -> frozenset[str]:
 def _touched(passage: Passage, number: PrintedNumber) -> frozenset[str]:
     """The kind of the counted noun right after an integer, or of the name right before a number."""
     text = passage.text
+    if any(m.end == number.end for m in passage.of("seed")):
+        return frozenset({"seed"})  # `seeds 0 and 1` lists names
     noun = re.match(r"[\s-](?:(?:of\sthe|of)\s)?(?:[\w\-`]+\s){0,3}?[\w\-]+", text[number.end : number.end + 60])
     if number.integer and noun:
         reach = number.end + noun.end()

@@ -115,6 +115,8 @@ NO_CLAIM = tuple(
         ("ordinal", r"\b\d+(?:st|nd|rd|th)\b"),
         ("range of the scale", r"\b0\s?(?:to|–|-|\.\.|and)\s?1\b(?!\.\d)"),
         ("number of a post", r"^\s*\d{1,2}/(?=\s|$)"),
+        ("zero of an interval", r"\b(?:holds?|includes?|including|contains?|containing|excludes?|excluding|covers?|cross(?:es)?|spans?|misses)\s0\b(?![.,]\d)"),
+        ("zones", r"\b(?:all|both|the|these)\s(?:two|three|four|[2-5])\szones\b"),
         ("levels", r"\b\d{1,2}-bit\b|\b\d-D\b|\b2\s?×\s?2\b|\b2x2\b"),
     )
 )  # fmt: skip

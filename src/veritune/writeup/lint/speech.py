@@ -71,6 +71,11 @@ STATUS = re.compile(
     r"\b(supported|confirmed|refuted|rejected|disproved|inconclusive|unresolved|untested)\b", re.IGNORECASE
 )
 STATUS_OF = {"confirmed": "supported", "rejected": "refuted", "disproved": "refuted", "unresolved": "inconclusive"}
+ZERO = re.compile(
+    r"\b(?:interval|CI)s?\b[^.;]{0,60}?\b(?:(?P<out>excludes?|excluding|misses|lies (?:above|below)|is (?:above|below))|"
+    r"(?:holds?|includes?|including|contains?|covers?|cross(?:es)?|spans?))\s(?:0|zero)\b(?![.,]\d)",
+    re.IGNORECASE,
+)
 _N = rf"(?:\d{{1,3}}|{WRITTEN})"
 TALLY = re.compile(
     rf"\b(?:(?P<all>all|every|both|each)(?:\s(?:of\s)?(?:the|our|its|these))?(?:\s(?P<of>{_N}))?|(?P<none>none|no|neither)(?:\sof)?(?:\s(?:the|our|its))?(?:\s{_N})?|"
@@ -229,6 +234,7 @@ class Speech:
         yield from self._status(text, named, at)
         yield from self._tally(text, at)
         about = named or self._about(mentions)
+        yield from self._zero(text, about, at)
         equal = EQUAL.search(text)
         free = equal is None or denied(text, equal.start(), equal.end()) or not self._performance(text, mentions)
         if equal and not free and not any(_equivalent(v) for v, _ in about):
@@ -305,6 +311,22 @@ class Speech:
                 n = sum(v["status"] == status for v in confirmatory)
                 message = f"{match.group()!r}: {n} of {len(confirmatory)} declared claims are {status}"
                 yield "speech.verdict", at + match.start(), message, "Count the verdicts again."
+
+    def _zero(self, text: str, about: list[Any], at: int) -> Iterator[Raised]:
+        """`the interval excludes 0` against the interval of the only verdict that the sentence is about."""
+        match = ZERO.search(text)
+        if match is None or len(about) != 1:
+            return
+        verdict = about[0][0]
+        if verdict["kind"] in ("generalises", "keeps", "probe") or not verdict["estimates"]:
+            return
+        low, high = (verdict["estimates"][0][end] for end in ("low", "high"))
+        if low is None or high is None:
+            return
+        out = bool(match["out"]) != denied(text, match.start(), match.end())
+        if out != (low > 0 or high < 0):
+            message = f"the interval of {verdict['claim']} is [{low:.3f}, {high:.3f}]"
+            yield "speech.verdict", at + match.start(), message, "Say whether it holds 0."
 
     def _status(self, text: str, named: list[Any], at: int) -> Iterator[Raised]:
         """`learns_the_style is supported (low confidence)` against the verdict."""

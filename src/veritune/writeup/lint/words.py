@@ -131,7 +131,7 @@ KINDS: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = tuple(
         ("gap", r"gaps?\b|difference|delta|Δ|gains?\b|gained|improve|ahead|behind|higher|lower|better|worse|"
             r"advantage|trails?\b|lead\b|leads\b|rises?\b|rose\b|lift|drop|points\b|increase|decrease|outscore|beats?\b|exceed|above\b|below\b"),
         ("score rule right", r"scor(?:e|es|ed|ing)\b|rates?\b|mean\b|averag|accura|reach|share of|percent of|rules? (?:hold|kept|that hold)|keeps?\b|kept\b|"
-            r"follows?\b|result|got\b|gets\b|at\b|manag|solved?\b|correct|right\b|pass"),
+            r"follows?\b|result|got\b|gets\b|at\b(?!\s(?:least|most|all)\b)|manag|solved?\b|correct|right\b|pass"),
         ("share", r"carr(?:y|ies|ied)|share\b|transfer|fraction of (?:the|its)|retain"),
         ("p", r"p\s?[=<>≤≥]|p[\s-]values?\b"),
         ("ci level", r"interval|\bCI\b|confidence|\bCIs\b|from .{1,12} to|between"),
