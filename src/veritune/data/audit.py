@@ -45,6 +45,7 @@ from veritune.records import (
 from veritune.store import write_json, write_jsonl, write_text
 
 if TYPE_CHECKING:
+    from veritune.data.datasheet import DrawVersions
     from veritune.data.parity import RenderStats
 
 WHOLE_FILES = ("unreadable", "empty_file")  # each of these files is named on the screen
@@ -517,12 +518,19 @@ def _without_reasons(report: AuditReport, rows: list[Row], reasons: Sequence[str
 
 
 def write_report(
-    report: AuditReport, folder: str | Path, *, seed: int = 0, pack_size: int = 20, sample: int = 50
+    report: AuditReport,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    pack_size: int = 20,
+    sample: int = 50,
+    draw: DrawVersions | None = None,
 ) -> tuple[Path, ...]:
     """Everything as files in `folder`: report.json, findings, families, hits, the review packs and the datasheet.
 
     `pack_size`: rows of every reason in the review pack. `sample`: rows that no check flags, drawn under `seed` into a
-    pack of their own, so that a reader can say how many faults the checks miss.
+    pack of their own, so that a reader can say how many faults the checks miss. `draw` draws the lineage beside the
+    datasheet.
     """
     from veritune.data.datasheet import write_datasheet
 
@@ -542,7 +550,7 @@ def write_report(
     write_pack(pack, out / "review" / "pack.jsonl")
     unflagged = make_sample(report.rows, report.findings, n=sample, seed=seed)
     write_pack(unflagged, out / "review" / "unflagged.jsonl")
-    sheet = write_datasheet(report, out)
+    sheet = write_datasheet(report, out, draw)
     write_text(out / "report.txt", render_text(report))
     names = [
         "report.json",

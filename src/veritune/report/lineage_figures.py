@@ -75,7 +75,8 @@ def _arrow(axes: Any, parent: tuple[float, float], child: tuple[float, float]) -
         beside = x + WIDE_IN + GAP_IN / 2
         start, end = (u + 0.85 * WIDE_IN, v - GAP_IN / 2), (u + 0.85 * WIDE_IN, v)
         corners = ((x + WIDE_IN, y + TALL_IN / 2), (beside, y + TALL_IN / 2), (beside, start[1]), start)
-        axes.plot([p[0] for p in corners], [p[1] for p in corners], color=MUTED, linewidth=1.0)
+        xs, ys = [p[0] for p in corners], [p[1] for p in corners]
+        axes.plot(xs, ys, color=MUTED, linewidth=1.0, clip_on=False)
     axes.annotate("", end, start, annotation_clip=False, arrowprops=look)
 
 
@@ -121,7 +122,8 @@ def _generations(versions: Sequence[Version]) -> dict[str, int]:
     return found
 
 
-def write_lineage(versions: Sequence[Version], folder: Path, out: Path) -> None:
-    """The figure (.svg, .png, .pdf) with its CSV and provenance; `folder` holds the ledger that it is drawn from."""
+def write_lineage(versions: Sequence[Version], out: Path, data: str | Path) -> None:
+    """The figure (.svg, .png, .pdf) with its CSV and provenance; the ledger lies in `data`, or beside it if a file."""
+    root = Path(data)
     with style():
-        save_as(lineage(versions, out.stem), out, folder)
+        save_as(lineage(versions, out.stem), out, root if root.is_dir() else root.parent)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -358,6 +359,7 @@ def _datasheet(plan: _Plan, out: Path) -> dict[str, Any]:
     """Audit the frozen data again and write its datasheet. Raises StaleError when the data is not the contract's."""
     from veritune.data.audit import AuditConfig, audit_data
     from veritune.data.datasheet import write_datasheet
+    from veritune.report.lineage_figures import write_lineage
 
     data = plan.study.data
     config = AuditConfig(data.columns, data.family_field, data.id_field, near_duplicates=data.near_duplicates)
@@ -368,7 +370,8 @@ def _datasheet(plan: _Plan, out: Path) -> dict[str, Any]:
             "other data.",
             fix="Restore the data file.",
         )
-    write_datasheet(replace(found, source=data.path), out)
+    draw = partial(write_lineage, data=plan.store.root / data.path)
+    write_datasheet(replace(found, source=data.path), out, draw)
     return read_json(out / "datasheet.json")
 
 
