@@ -308,3 +308,13 @@ def test_a_damaged_ledger_is_an_error(tmp_path: Path) -> None:
     ledger.write_text(ledger.read_text("utf-8")[:-20] + "\n", "utf-8")
     with pytest.raises(FormatError, match=f"{LEDGER} line 2 is damaged"):
         require_usable(raw)
+
+
+def test_a_copy_of_a_version_keeps_where_it_came_from(tmp_path: Path) -> None:
+    """An audit that drops nothing writes the same bytes again: the arrow from the raw file must not get lost."""
+    raw = first_version(tmp_path)
+    first = write_version(rows(6), tmp_path / "clean.jsonl", parents=[raw], rejects={"leak": 4}, how="audit")
+    copy = write_version(rows(6), tmp_path / "again.jsonl", parents=[tmp_path / "clean.jsonl"])
+    assert copy.sha256 == first.sha256 and copy.file == "again.jsonl"
+    assert (copy.parents, copy.rejects, copy.how) == (first.parents, {"leak": 4}, "audit")
+    assert write_version(rows(6), tmp_path / "again.jsonl", parents=[tmp_path / "clean.jsonl"]) == copy

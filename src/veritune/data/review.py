@@ -372,10 +372,18 @@ def lineage(folder: str | Path) -> tuple[Version, ...]:
             fields = {k: v for k, v in record.items() if k not in ("event", *CHAIN)}
             known = versions.get(sha)
             made = Version(**{**fields, "parents": tuple(fields["parents"])})
-            versions[sha] = replace(made, retired=known.retired, successor=known.successor) if known else made
+            versions[sha] = _copied(made, known) if known else made
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}:{number} is damaged: {error!r}.", fix="Restore it from a copy.") from error
     return tuple(versions.values())
+
+
+def _copied(made: Version, known: Version) -> Version:
+    """The version under its new file name, retired as before; a copy of itself alone keeps where it came from."""
+    made = replace(made, retired=known.retired, successor=known.successor)
+    if set(made.parents) != {made.sha256}:
+        return made
+    return replace(made, parents=known.parents, rejects=known.rejects, how=known.how)
 
 
 def rows_hash(rows: Sequence[Row]) -> str | None:
