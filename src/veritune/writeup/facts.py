@@ -3,6 +3,7 @@
     results.json   {"all_layer": {"accuracy": 0.91}}       all_layer.accuracy = 0.91
     metrics.jsonl  {"step": 10, "split": "test", ...}      a name from the row's own words: test.step 10.loss
     table.csv      model,gsm8k                             a name from the row's text columns and the column
+    mlruns/0/RUN   metrics/eval_loss: 17000 1.2 10         step 10.eval_loss; the folder or one file under metrics/
 
 A list has a length (`n.<path>`); rows with a text or yes/no column have counts and shares by its value; a numeric
 column of several rows has its mean, least and greatest value. Every fact says where it comes from.
@@ -24,6 +25,7 @@ from pathlib import Path
 import yaml
 
 from veritune.errors import InputError
+from veritune.train.mlflow_files import metric_rows, run_of
 from veritune.untrusted import parse_json, parse_yaml
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml")
@@ -227,6 +229,11 @@ def needed_words(fact: Fact, page: frozenset[str] = frozenset()) -> frozenset[st
     return found
 
 
+def is_record(path: Path) -> bool:
+    """Whether a path names a record file: by its ending, or by its place in an MLflow run."""
+    return path.suffix.lower() in SUFFIXES or run_of(path) is not None
+
+
 def read_facts(paths: Iterable[Path]) -> list[Fact]:
     """The facts of some record files, in order. Raises InputError for a file that is missing, damaged or of another
     kind, and for more numbers than one text can be checked against."""
@@ -254,7 +261,9 @@ def _distinct(facts: Iterable[Fact]) -> Iterator[Fact]:
 
 
 def held_in(path: Path) -> object:
-    """What a record file holds; rows of JSONL and of tables as a list. Raises InputError as `read_facts` does."""
+    """What a record file holds; rows of JSONL, tables and MLflow runs as a list. Raises InputError as `read_facts`."""
+    if run_of(path) is not None:
+        return metric_rows(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: expected a record file ({', '.join(SUFFIXES)}), found {suffix or 'no ending'}.")
