@@ -149,7 +149,7 @@ def schedule(study: Study, cell: Cell) -> Train:
     return train.model_copy(update=changes)
 
 
-def _shaped(shape: tuple[int, int], train: Train, max_steps: int) -> dict[str, Any]:
+def _shaped(shape: tuple[int, int], train: Train, max_steps: int) -> Mapping[str, int | None]:
     """A shape of the declared effective batch is only timed; a larger one trains on as many rows in fewer steps."""
     micro, accumulation = shape
     declared, batch = effective_batch(train), micro * accumulation * train.devices

@@ -11,11 +11,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import InputError, ModelError
 from veritune.records import Json, Rendered
+
+if TYPE_CHECKING:
+    from veritune.train.events import TrainRow
 
 """Floor in nats below which differences are not told from arithmetic itself."""
 
@@ -93,7 +96,9 @@ def target_logits(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size:
     with torch.no_grad():
         for start in range(0, len(rows), batch_size):
             chunk = rows[start : start + batch_size]
-            items = [{"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(chunk)]
+            items: list[TrainRow] = [
+                {"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(chunk)
+            ]
             batch = {k: v.to(device) for k, v in collate(items, pad_id).items()}
             logits_B_T_V = model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
