@@ -45,6 +45,8 @@ from veritune.records import (
 from veritune.store import write_json, write_jsonl, write_text
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from veritune.data.datasheet import DrawVersions
     from veritune.data.parity import RenderStats
 
@@ -202,7 +204,7 @@ def audit_data(
     data: Any,
     *,
     evals: Mapping[str, EvalSource] | Sequence[EvalSource] = (),
-    tokenizer: Any = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
     edges: Callable[[Sequence[Row]], Iterable[Edge]] | None = None,
     config: AuditConfig | None = None,
 ) -> AuditReport:
@@ -231,7 +233,7 @@ def audit_data(
 def _audit(
     data: Any,
     evals: Mapping[str, EvalSource] | Sequence[EvalSource],
-    tokenizer: Any,
+    tokenizer: str | PreTrainedTokenizerBase | None,
     edges: Callable[[Sequence[Row]], Iterable[Edge]] | None,
     config: AuditConfig,
 ) -> AuditReport:
@@ -415,7 +417,7 @@ def _judge_split(
 
 
 def _rendering(
-    rows: Sequence[Row], tokenizer: Any, config: AuditConfig
+    rows: Sequence[Row], tokenizer: str | PreTrainedTokenizerBase | None, config: AuditConfig
 ) -> tuple[list[Finding], RenderStats | None, Mapping[str, Any] | None]:
     if tokenizer is None:
         return [], None, None
@@ -436,7 +438,7 @@ def _rendering(
     return [*stats.problems, *parity], stats, facts
 
 
-def load_tokenizer(tokenizer: Any) -> Any:
+def load_tokenizer(tokenizer: str | PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or hub id; an object is handed back as it is. Raises ModelError."""
     if not isinstance(tokenizer, str | Path):
         return tokenizer

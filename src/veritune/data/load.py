@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from veritune.data.columns import Shape, family_column, find_shape, mapped, parse_columns
 from veritune.data.fields import REASONING_KEYS, SYSTEM_COLUMNS
@@ -77,6 +77,16 @@ class Loaded:
 
 
 # ---------------------------------------------------------------- the entrances
+
+
+class LoadOptions(TypedDict, total=False):
+    """What `load_rows` takes by name."""
+
+    columns: Mapping[str, str] | None
+    family_field: str | None
+    id_field: str | None
+    require_target: bool
+    train_on: TrainOn
 
 
 def load_rows(

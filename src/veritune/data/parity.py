@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from veritune.data.template import Stops, stops_of, twin_templates
 from veritune.data.unfit import Unfit
 from veritune.errors import DataError
 from veritune.records import Finding, Message, Rendered, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ALL = "(all)"
 
@@ -323,7 +326,7 @@ def check_parity(
     return [*findings, *quirks], facts
 
 
-def stop_findings(ends: Collection[int], stops: Stops, tokenizer: Any) -> list[Finding]:
+def stop_findings(ends: Collection[int], stops: Stops, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     """An error where trained answers end on a token that generation does not stop on: it would run on."""
     if set(ends) <= set(stops.ids):
         return []

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.data import template as templates
 from veritune.data.fields import REASONING_KEYS
@@ -21,6 +21,9 @@ from veritune.data.unfit import FIX, SAME_EVERYWHERE, Unfit, as_field, finding_o
 from veritune.data.written import first_fault, reasoning_and_content
 from veritune.errors import DataError, ModelError, VerituneError
 from veritune.records import Finding, Json, Message, Rendered, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Tools = tuple[Json, ...] | None
 
@@ -75,7 +78,12 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: Any, max_length: int, *, template_kwargs: Mapping[str, Any] | None = None, check: bool = True
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        template_kwargs: Mapping[str, Any] | None = None,
+        check: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = int(max_length)

@@ -12,12 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.data.fields import REASONING_KEYS
 from veritune.errors import ModelError, did_you_mean
 from veritune.records import Message, tools_text
 from veritune.untrusted import parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
@@ -33,7 +36,7 @@ _OURS = {
 }
 
 
-def template_of(tokenizer: Any) -> str:
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The chat template. Raises ModelError for a slow tokenizer and for one without a template."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
@@ -52,7 +55,7 @@ def template_of(tokenizer: Any) -> str:
     return str(template)
 
 
-def tool_template_of(tokenizer: Any, template: str) -> str:
+def tool_template_of(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """The template that renders rows with tools: the one named `tool_use` where a tokenizer has several."""
     named = tokenizer.chat_template
     return str(named.get("tool_use", template)) if isinstance(named, Mapping) else template
@@ -116,7 +119,7 @@ def template_identity(template: str, tool_template: str, kwargs: Mapping[str, An
     return whole if not kwargs else whole + "\n" + json.dumps(kwargs, sort_keys=True, default=str)
 
 
-def tokenizer_identity(tokenizer: Any) -> str:
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """The tokenizer's whole definition, less truncation and padding, which callers switch on and off."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts.pop("truncation", None)
@@ -190,7 +193,7 @@ class Stops:
     source: str
 
 
-def stops_of(tokenizer: Any, folder: str | Path | None = None) -> Stops:
+def stops_of(tokenizer: PreTrainedTokenizerBase, folder: str | Path | None = None) -> Stops:
     """What generation stops on, as transformers finds it: generation_config.json, else config.json, else the tokenizer.
 
     `folder` defaults to where the tokenizer was loaded from. Raises ModelError where a file cannot be read.
@@ -220,7 +223,7 @@ def _eos_of(path: Path) -> tuple[int, ...]:
     return tuple(sorted(set(ids)))
 
 
-def twin_templates(tokenizer: Any) -> tuple[str, ...]:
+def twin_templates(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Files of the tokenizer's folder that hold a chat template other than the one in use, which is named first."""
     place = Path(getattr(tokenizer, "name_or_path", "") or "")
     if not place.is_dir():

@@ -12,12 +12,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.data.tables import table_rows, text_of
 from veritune.errors import DataError, ScoreError
 from veritune.records import Message, Rendered, Row
 from veritune.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Normalise = Literal["none", "length"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -262,7 +265,11 @@ def _place(answer: Any, options: Sequence[str], where: str) -> int:
 
 
 def judge_choices(
-    model: Any, renderer: Any, questions: Sequence[Question], normalise: Normalise = "none", batch_size: int = 8
+    model: PreTrainedModel,
+    renderer: Any,
+    questions: Sequence[Question],
+    normalise: Normalise = "none",
+    batch_size: int = 8,
 ) -> Judged:
     """Each option scored as the assistant's whole answer, its end token included; the likeliest is the model's.
 
@@ -291,7 +298,7 @@ def judge_choices(
     )
 
 
-def sequence_logprobs(model: Any, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[float]:
+def sequence_logprobs(model: PreTrainedModel, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[float]:
     """Summed log-probability in nats of each row's labelled tokens, in the order given."""
     import torch
 
@@ -309,7 +316,11 @@ def sequence_logprobs(model: Any, rows: Sequence[Rendered], *, batch_size: int =
 
 
 def answer_token_losses(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], outputs: Sequence[Any], batch_size: int = 8
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    outputs: Sequence[Any],
+    batch_size: int = 8,
 ) -> list[list[tuple[str, float]]]:
     """Each token of each answer (`generate.Output`) as text, with its NLL in nats given all before it.
 
@@ -339,7 +350,11 @@ def answer_token_losses(
 
 
 def answer_confidences(
-    model: Any, prompts: Sequence[Sequence[int]], outputs: Sequence[Any], end_ids: Sequence[int], batch_size: int = 8
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    outputs: Sequence[Any],
+    end_ids: Sequence[int],
+    batch_size: int = 8,
 ) -> list[float | None]:
     """Probability of each whole answer (`generate.Output`) given its prompt's ids, its end token included.
 

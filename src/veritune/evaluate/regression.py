@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.config.evals import Eval
 from veritune.data.render import Renderer
@@ -26,6 +26,9 @@ from veritune.probe.clusters import codes, ratio
 from veritune.probe.forgetting import Forgetting, forgetting
 from veritune.probe.study import ProbeSubject, Zoned, read_zones
 from veritune.records import Estimate, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "regression"
 
@@ -72,7 +75,7 @@ def forgetting_of(
     return record, (scores[0], scores[1]) if scores else None
 
 
-def judge_answers(model: Any, renderer: Renderer, zoned: Zoned, key: AnswerKey) -> Judged:
+def judge_answers(model: PreTrainedModel, renderer: Renderer, zoned: Zoned, key: AnswerKey) -> Judged:
     """Greedy answers, whether each is right, and how probable it was. An answer that cannot be extracted is missing."""
     answered = _answered("", model, renderer, zoned, key)
     ends = stop_tokens(model, renderer.tokenizer)
@@ -87,7 +90,7 @@ def judge_answers(model: Any, renderer: Renderer, zoned: Zoned, key: AnswerKey) 
 
 
 def _answered(
-    run: str, model: Any, renderer: Renderer, zoned: Zoned, key: AnswerKey
+    run: str, model: PreTrainedModel, renderer: Renderer, zoned: Zoned, key: AnswerKey
 ) -> list[tuple[Score, tuple[int, ...], Output]]:
     """(score, prompt ids, output) of every row."""
     tasks.check_items(NAME, key.spec, zoned.rows)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from veritune.probe.attribution import Attribution, Ranking, RowFamilies, Verified
     from veritune.probe.attribution_check import Tried
     from veritune.probe.gradients import Products
+    from veritune.train.backends.protocol import RunWeights
 
 FOLDER = "probes/attribution"
 MOST_ROWS = 4000
@@ -389,7 +390,7 @@ def _losses_without(case: _Case, seed: int, families: Sequence[str]) -> list[flo
     return losses
 
 
-def _target_losses(case: _Case, weights: Any) -> list[float]:
+def _target_losses(case: _Case, weights: RunWeights) -> list[float]:
     """Mean loss of each output, nats per token."""
     return [total / count for total, count in weights.nll([t.row for t in case.targets])]
 

@@ -61,7 +61,10 @@ from veritune.train.schedule import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from veritune.evaluate.generate import Decoding
+    from veritune.train.backends.protocol import RunWeights
 
 PLAN = "plan.json"
 PLANS = "plans"
@@ -272,7 +275,7 @@ def _answering(ready: Ready) -> Callable[[Any], None]:
     """Has a model read the longest prompts and answer with one token, a batch of each eval."""
     from veritune.evaluate.generate import Decoding, generate
 
-    def score(model: Any) -> None:
+    def score(model: PreTrainedModel) -> None:
         for name, spec in ready.study.evals.items():
             prompts = _longest_prompts(ready, name)
             generate(model, ready.tokenizer, prompts, Decoding(1, spec.batch_size), keep_going=True)
@@ -325,7 +328,7 @@ def answer_probe(ready: Ready) -> AnswerProbe:
 
 
 def _token_times(
-    weights: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding
+    weights: RunWeights, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], decoding: Decoding
 ) -> tuple[float, float]:
     """Seconds to the first token of one batch, prompts read, and from one token to the next: the median of them.
 

@@ -19,13 +19,16 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from veritune.errors import MachineError, ModelError
 from veritune.train.modules import layer_index, module_group, module_type, plain_name
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 MAX_PIECE_BYTES = 2 * 2**30
 MANY_TURNS = 8
@@ -248,7 +251,7 @@ class Capture:
             raise
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: BaseException | type[BaseException] | TracebackType | None) -> None:
         while self._undo:
             self._undo.pop()()
 
@@ -284,7 +287,7 @@ class Capture:
         original = module.forward
         projection: dict[tuple[int, torch.device], torch.Tensor] = {}
 
-        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def forward(x: torch.Tensor, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
             y = original(x, *args, **kwargs)
             key = (x.shape[-1], x.device)
             if key not in projection:

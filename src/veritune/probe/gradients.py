@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ from veritune.probe.effective import (
     worth,
 )
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,7 @@ def _untouched(model: torch.nn.Module) -> bool:
     return bool(factors) and not any(bool(p.detach().any()) for p in factors)
 
 
-def _plain_losses(model: Any, rows: Sequence[Rendered], batch_size: int) -> Floats:
+def _plain_losses(model: PreTrainedModel, rows: Sequence[Rendered], batch_size: int) -> Floats:
     """The adapter's base model's mean losses [N]."""
     loss_N, device = np.zeros(len(rows)), model_device(model)
     adapter = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

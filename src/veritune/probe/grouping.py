@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS
 from veritune.data.families import FamilyResult, find_families
@@ -21,6 +21,9 @@ from veritune.errors import DataError
 from veritune.probe.gradients import Settings, discover_families
 from veritune.records import FORMAT_VERSION, Rendered, Row
 from veritune.store import write_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COLUMN = "family"
 
@@ -43,7 +46,7 @@ class Grouped:
 
 
 def group_by_gradient(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     rendered: Sequence[Rendered],
     *,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
 from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CLASSES = ("template", "shared", "family", "prompt", "novel")
 POSITIONS = ((0, 1), (1, 4), (4, 16), (16, 64), (64, None))
@@ -286,7 +289,7 @@ def _check(
             raise ScoreError(f"row {bad}: the NLLs '{name}' are not finite.", fix="Use another checkpoint.")
 
 
-def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text that each token adds; joined they are the row's text. A character of several tokens goes to the last.
 
     A tail of tokens is decoded with and without the newest, so that spaces and byte-level characters come out right.

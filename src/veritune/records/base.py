@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="RecordPart")
 JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 """What a JSON reader returns."""
+JsonLike = str | int | float | bool | None | Sequence["JsonLike"] | Mapping[str, "JsonLike"]
+"""What a JSON writer takes. A list of texts is one of these; it is no `JsonValue`, into which a number may be put."""
 FORMAT_VERSION: Literal[2] = 2
 """Of all files of a study. It counts up whenever files of the version before cannot be read any more."""
 SHOWN = 60  # characters of a wrong value in a message

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -36,6 +36,9 @@ from veritune.report import plan_figures, probe_figures, score_figures
 from veritune.report._svg import inline_svg
 from veritune.report.read import Records, Run
 from veritune.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PARTS = {
     "q": "#0b4f8a",
@@ -376,7 +379,7 @@ def gradient_shares(records: Records, condition: str) -> Drawing | None:
     )
 
 
-def _name_bands(axes: Any, names: Sequence[str], middle: tuple[int, Mapping[str, float]]) -> None:
+def _name_bands(axes: Axes, names: Sequence[str], middle: tuple[int, Mapping[str, float]]) -> None:
     """Write each band's name into it, where it is thick enough: shades alone do not tell parts apart in grey."""
     step, share = middle
     low = 0.0

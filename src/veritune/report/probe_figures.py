@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.drawing import (
     MUTED,
@@ -18,6 +18,9 @@ from veritune.drawing import (
 )
 from veritune.records import Json
 from veritune.report.read import Records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ON_DARK, ON_LIGHT = "#fefefe", "#111111"
 MOST_NAMED = 16
@@ -84,7 +87,7 @@ def alignment_matrix(record: Json, path: str, stem: str) -> Drawing | None:
     )
 
 
-def _draw_cells(figure: Any, axes: Any, cosine: Any) -> None:
+def _draw_cells(figure: Any, axes: Axes, cosine: Any) -> None:
     """Shade every pair, lighter for a larger cosine, with its number where there is room, else with a scale.
 
     Shades are drawn as shapes: a page that loads nothing shows no embedded image. Numbers keep their colour on a dark

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.claim import SHARE_KINDS, Claim
 from veritune.config.fields import BASELINE
@@ -14,6 +14,7 @@ from veritune.drawing import (
     MUTED,
     WIDTH_IN,
     Drawing,
+    Look,
     from_zero,
     legend_above,
     log_axis,
@@ -25,6 +26,9 @@ from veritune.drawing import (
 from veritune.evaluate.means import FAILED, zone_mean
 from veritune.records import SCORE_ZONES
 from veritune.report.read import Records, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_PANELS = 12
 """Seeds that a figure of small multiples shows; its table has all."""
@@ -109,7 +113,7 @@ def _counts(means: Means) -> str:
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
 
 
-def _arm_row(axes: Any, records: Records, at: tuple[int, str, str], found: Means) -> Iterator[tuple[Any, ...]]:
+def _arm_row(axes: Axes, records: Records, at: tuple[int, str, str], found: Means) -> Iterator[tuple[Any, ...]]:
     """Draw one condition in one zone; its rows of the table: each seed, then mean, min, max and range."""
     y, zone, arm = at
     values = [value for _, _, value, _, _ in found]
@@ -118,7 +122,7 @@ def _arm_row(axes: Any, records: Records, at: tuple[int, str, str], found: Means
     look = look_of(_place(records, arm))
     axes.plot([min(values), max(values)], [y, y], color=look["color"], linewidth=1.2)
     axes.plot([fmean(values)] * 2, [y - 0.24, y + 0.24], color=INK, linewidth=1.6)
-    marks = {
+    marks: Look = {
         "linestyle": "none",
         "markersize": 6,
         "markeredgewidth": 0,
@@ -285,7 +289,7 @@ def _dose(
     )
 
 
-def _dose_axis(axes: Any, key: str, doses: Sequence[float]) -> None:
+def _dose_axis(axes: Axes, key: str, doses: Sequence[float]) -> None:
     axes.set_xlabel(key.replace("_", " "))
     if key == "learning_rate" or (min(doses) > 0 and max(doses) / min(doses) >= 8):
         log_axis(axes, doses)

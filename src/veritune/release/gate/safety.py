@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -41,6 +41,9 @@ from veritune.release.gate.noninferior import Bar, Noninferior, Status, not_wors
 from veritune.store import Store, read_jsonl, write_jsonl
 from veritune.train.models import BUILTIN
 from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPTS = Path(__file__).with_name("prompts")
 STARTER = PROMPTS / "starter.yaml"
@@ -275,7 +278,11 @@ def _load(found: Any, arm: str, asking: Asking, whole: bool) -> Any:
 
 
 def _answers(
-    model: Any, tokenizer: Any, ids: Sequence[Sequence[int]], chosen: PromptSet, how: tuple[str, Asking, Grader | None]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[Sequence[int]],
+    chosen: PromptSet,
+    how: tuple[str, Asking, Grader | None],
 ) -> list[Mapping[str, Any]]:
     from veritune.evaluate.generate import Decoding, generate
 

@@ -19,13 +19,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import InputError, MachineError, ModelError, first_line
 from veritune.records import Finding
 from veritune.release.parity.merge import MergePart
 from veritune.store import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EXACT = ("F32", "F16", "BF16")
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -376,7 +379,7 @@ def _template(found: str | None, right: str | None) -> list[Finding]:
     return [_error("gguf.template", message)]
 
 
-def _tokens(file: GgufFile, tokenizer: Any) -> list[Finding]:
+def _tokens(file: GgufFile, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     tokens = file.fields.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         return [_error("gguf.vocabulary", "the file has no vocabulary")]

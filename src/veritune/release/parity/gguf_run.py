@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import MergeThresholds
 from veritune.errors import MachineError, ModelError
@@ -27,6 +27,9 @@ from veritune.release.parity.merge_outputs import (
     target_logits,
     with_ties,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RUNTIME = "llama_cpp"
 FIX = "pip install llama-cpp-python (it compiles llama.cpp), or serve it and use veritune serve-parity --url."
@@ -72,7 +75,9 @@ class LlamaCpp:
         self.model.eval(list(ids))
         return torch.from_numpy(np.array(self.model.scores[: len(ids)], dtype=np.float32))
 
-    def answer(self, prompt: Sequence[int], stops: Sequence[int], max_new_tokens: int, tokenizer: Any) -> Any:
+    def answer(
+        self, prompt: Sequence[int], stops: Sequence[int], max_new_tokens: int, tokenizer: PreTrainedTokenizerBase
+    ) -> Any:
         """The greedy answer, as `veritune.evaluate.generate` gives it."""
         from veritune.evaluate.generate import Output
 
@@ -89,7 +94,9 @@ class LlamaCpp:
         return Output(tokenizer.decode(kept, skip_special_tokens=True), tuple(kept), ended)  # type: ignore[arg-type]
 
 
-def run_file(file: MergePart, path: Path, merged: Any, rows: Sequence[Rendered], options: MergeOptions) -> MergePart:
+def run_file(
+    file: MergePart, path: Path, merged: PreTrainedModel, rows: Sequence[Rendered], options: MergeOptions
+) -> MergePart:
     """The file's outputs added to what `check_file` found. `merged` is the merged model's `ModelRef`.
 
     Where they cannot be had the part is undecided, and says why; a part that failed stays so.
@@ -137,7 +144,7 @@ def _line(d: AnswerDivergence) -> str:
 
 
 def _measure(
-    path: Path, merged: Any, rows: Sequence[Rendered], options: MergeOptions
+    path: Path, merged: PreTrainedModel, rows: Sequence[Rendered], options: MergeOptions
 ) -> tuple[dict[str, Any], tuple[AnswerDivergence, ...]]:
     """KL, loss and greedy answers of the file against the merged model in float32, and what the precision makes."""
     import torch
@@ -180,7 +187,7 @@ def _measure(
     return numbers, with_ties(told, ties)
 
 
-def answers_of_file(path: Path, merged: Callable[[], Any], tokenizer: Any) -> Any:
+def answers_of_file(path: Path, merged: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Any:
     """The file as an answerer for `merge_scores`; the merged model says which tokens stop an answer."""
     from veritune.evaluate.generate import stop_tokens
 

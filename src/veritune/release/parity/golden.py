@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.train import Model
 from veritune.data.render import Renderer, first_difference
@@ -36,6 +36,9 @@ from veritune.train.models import (
     weight_hashes,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 GOLDEN = "golden.json"
 PROMPTS, MAX_TOKENS = 8, 64
 ALONE = 1  # prompts in a batch
@@ -52,8 +55,8 @@ class Reproduced:
 
 
 def record(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_new_tokens: int,
     template_kwargs: Mapping[str, Any] | None = None,
@@ -80,7 +83,7 @@ def record(
     return {"decoding": shape, **variables, "recorded_with": _circumstances(model), "items": items}
 
 
-def _circumstances(model: Any) -> dict[str, Any]:
+def _circumstances(model: PreTrainedModel) -> dict[str, Any]:
     machine = describe_machine()
     kept = {"system": machine.system, "machine": machine.machine, "accelerators": list(machine.accelerators)}
     versions = package_versions()

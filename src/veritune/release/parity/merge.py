@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import ModelError, first_line
@@ -30,6 +30,9 @@ from veritune.train.adapters.attach import attach, untie
 from veritune.train.adapters.reading import AdapterReading, read_adapter
 from veritune.train.models import load_base, load_tokenizer, quiet_transformers
 from veritune.train.tensors import Tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # ---------------------------------------------------------------- weights
 
@@ -332,7 +335,7 @@ def _meaning(status: str, errors: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def merge_adapter(base: Any, adapter: Path, out: Path) -> Path:
+def merge_adapter(base: PreTrainedModel, adapter: Path, out: Path) -> Path:
     """Merge an adapter into a loaded base and save it as safetensors; the folder.
 
     Tied embeddings of which the adapter changes one are untied first: one tensor cannot hold both.
@@ -353,7 +356,9 @@ def merge_adapter(base: Any, adapter: Path, out: Path) -> Path:
     return out
 
 
-def parity(base: Any, adapter: Path, merged: Path, rows: Sequence[Rendered], options: MergeOptions) -> MergeParity:
+def parity(
+    base: PreTrainedModel, adapter: Path, merged: Path, rows: Sequence[Rendered], options: MergeOptions
+) -> MergeParity:
     """Compare an adapter on its base (a `ModelRef`) with a merged folder: weights first, then outputs on `rows`.
 
     Outputs are compared even where the weights are wrong: how wrong the answers are is part of the finding.

@@ -18,6 +18,9 @@ from veritune.errors import InputError, ModelError
 from veritune.records import Json, Rendered
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from veritune.train.events import TrainRow
 
 """Floor in nats below which differences are not told from arithmetic itself."""
@@ -86,7 +89,9 @@ class Outputs:
     kl_adapter: float | None = None
 
 
-def target_logits(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: int) -> Iterator[Any]:
+def target_logits(
+    model: PreTrainedModel, rows: Sequence[Rendered], pad_id: int, batch_size: int
+) -> Iterator[torch.Tensor]:
     """For each row, its logits at the positions that predict a target, float32 [N, V] on the CPU."""
     import torch
 
@@ -108,7 +113,7 @@ def target_logits(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size:
                 yield logits_B_T_V[b, where].float().cpu()
 
 
-def kl_per_position(left_N_V: Any, right_N_V: Any) -> Any:
+def kl_per_position(left_N_V: Any, right_N_V: Any) -> torch.Tensor:
     """KL(left || right) in nats per position [N], in float64."""
     import torch.nn.functional as F
 
@@ -127,7 +132,7 @@ def row_losses(logits: Sequence[Any], rows: Sequence[Rendered]) -> list[float]:
     return out
 
 
-def rerounded(model: Any, names: Sequence[str], seed: int) -> Any:
+def rerounded(model: PreTrainedModel, names: Sequence[str], seed: int) -> PreTrainedModel:
     """The model with each named weight moved to a neighbour in its precision with chance 1/12, in place.
 
     The mean square of that error is ulp^2/12, that of rounding once.
@@ -148,7 +153,12 @@ def rerounded(model: Any, names: Sequence[str], seed: int) -> Any:
 
 
 def compare_outputs(
-    adapted: Any, merged: Any, touched: Sequence[str], rows: Sequence[Rendered], tokenizer: Any, options: MergeOptions
+    adapted: PreTrainedModel,
+    merged: PreTrainedModel,
+    touched: Sequence[str],
+    rows: Sequence[Rendered],
+    tokenizer: PreTrainedTokenizerBase,
+    options: MergeOptions,
 ) -> Outputs:
     """Adapter and merged model on the same rows. `touched` names the merged model's weights that the merge changed.
 
@@ -213,7 +223,7 @@ def compare_outputs(
     )  # fmt: skip
 
 
-def _effect(adapted: Any, rows: Sequence[Rendered], pad: int, batch_size: int) -> float | None:
+def _effect(adapted: PreTrainedModel, rows: Sequence[Rendered], pad: int, batch_size: int) -> float | None:
     """Mean KL between a model with its adapter and without; None where it has none to switch off."""
     import torch
 
@@ -227,7 +237,11 @@ def _effect(adapted: Any, rows: Sequence[Rendered], pad: int, batch_size: int) -
 
 
 def _floor(
-    merged: Any, touched: Sequence[str], rows: Sequence[Rendered], kept: Sequence[Any], how: tuple[int, MergeOptions]
+    merged: PreTrainedModel,
+    touched: Sequence[str],
+    rows: Sequence[Rendered],
+    kept: Sequence[Any],
+    how: tuple[int, MergeOptions],
 ) -> tuple[list[float], float]:
     """Mean KL of each draw of re-rounded weights against `kept`, the logits without; and the largest logit difference
     of a draw, as the median over the draws, so that more draws do not call more a tie."""
@@ -265,7 +279,11 @@ def paired_change(change: Sequence[float]) -> dict[str, Any]:
 
 
 def differing_answers(
-    adapted: Any, merged: Any, rows: Sequence[Rendered], tokenizer: Any, options: MergeOptions
+    adapted: PreTrainedModel,
+    merged: PreTrainedModel,
+    rows: Sequence[Rendered],
+    tokenizer: PreTrainedTokenizerBase,
+    options: MergeOptions,
 ) -> list[AnswerDivergence]:
     """The rows whose greedy answers differ, each with its first difference."""
     from veritune.evaluate.generate import Decoding, generate
@@ -287,7 +305,11 @@ def prompt_of(row: Rendered) -> tuple[int, ...]:
 
 
 def first_divergence(
-    model: Any, row: Rendered, prompt: tuple[int, ...], two: tuple[Any, Any], tokenizer: Any
+    model: PreTrainedModel,
+    row: Rendered,
+    prompt: tuple[int, ...],
+    two: tuple[Any, Any],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> AnswerDivergence:
     """Where two greedy answers (`Output`s) to one prompt part, and how sure `model` was there; `tie` comes later."""
     import torch

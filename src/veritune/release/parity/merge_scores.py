@@ -18,6 +18,8 @@ from veritune.records import Row, Score
 from veritune.release.parity.merge import MergePart
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from veritune.evaluate.scorers import Scorer
 
 Answer = Callable[[Sequence[Sequence[int]], int, int], list[Any]]
@@ -47,7 +49,7 @@ class ScoredTask:
         tasks.check_items(self.name, self.spec, self.rows)
 
 
-def answers_of(make: Callable[[], Any], tokenizer: Any) -> Answer:
+def answers_of(make: Callable[[], Any], tokenizer: PreTrainedTokenizerBase) -> Answer:
     """A model, loaded when it is asked and let go afterwards."""
     from veritune.evaluate.generate import Decoding, generate
 

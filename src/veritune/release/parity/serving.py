@@ -22,10 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.errors import InputError, MachineError, ModelError
 from veritune.records import Message, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 START_S = 180.0
 """A server that has not answered after this long is given up."""
@@ -340,8 +343,8 @@ def _parting(said: str, want: str) -> str:
 
 
 def expected_answers(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     max_tokens: int,
     template_kwargs: Mapping[str, Any] | None = None,

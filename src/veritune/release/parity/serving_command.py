@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.errors import DataError, InputError, StaleError
 from veritune.machine import package_versions
@@ -25,6 +25,9 @@ from veritune.release.parity.load import (
 )
 from veritune.release.parity.serving import COMMANDS, Server, ServingParity, compare, expected_answers, judged, served
 from veritune.store import Store, read_json, sha256_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 BENDING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
@@ -173,7 +176,7 @@ def _reference(asked: ServingRequest) -> Any:
     return ref
 
 
-def _as_contract(model: Any, ref: Any, reference: Any) -> tuple[Any, Any]:
+def _as_contract(model: PreTrainedModel, ref: Any, reference: Any) -> tuple[Any, Any]:
     """The served weights with the reference's tokenizer, template and stop tokens; their own without a reference."""
     from transformers import AutoConfig, GenerationConfig
 
