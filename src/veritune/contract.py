@@ -26,6 +26,7 @@ from veritune.records import (
     ContractEntry,
     Facts,
     Json,
+    JsonLike,
     JsonValue,
     Standing,
     Terms,
@@ -42,7 +43,7 @@ OF_GATES = ("merge", "serving")
 """Sections of the thresholds that decide gates alone: changing one leaves every claim as it was declared."""
 
 
-def settings(study: Study) -> dict[str, Any]:
+def settings(study: Study) -> dict[str, JsonLike]:
     """The resolved settings that are frozen: all but housekeeping, and the backend where it is the local one.
 
     Settings that came later than the first contracts are left out at their defaults, so that those stay as they are.
@@ -216,7 +217,7 @@ def exploratory_claims(contract: Contract) -> set[str]:
     return {c.name for c in study.claims if declared.get(c.name) != _decides(study, facts, c)}
 
 
-def _decides(study: Study, facts: Facts, claim: Claim) -> Json:
+def _decides(study: Study, facts: Facts, claim: Claim) -> Mapping[str, JsonLike]:
     """Everything that a claim's outcome depends on: package versions are no part of it, the code that judges is."""
     shared = study.model_dump(include={"model", "backend", "data", "split", "train", "seeds", "selection"})
     judging = {part: facts.code[part] for part in ("evaluate", "decide")}
@@ -283,7 +284,7 @@ def _refuse_lost(store: Store) -> None:
         )
 
 
-def _body(frozen: Terms, reason: str, changes: Sequence[str], beside: _Beside) -> Json:
+def _body(frozen: Terms, reason: str, changes: Sequence[str], beside: _Beside) -> Mapping[str, JsonLike]:
     return {"time": now(), "reason": reason, "changes": list(changes), "terms": frozen, **to_json(beside)}
 
 

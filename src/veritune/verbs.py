@@ -16,6 +16,7 @@ from veritune.config.load import load_study
 from veritune.errors import InputError, StaleError, StudyError
 from veritune.records import (
     Finding,
+    JsonLike,
     StudyVerdicts,
     Verdict,
 )
@@ -215,7 +216,7 @@ def _wrapped(text: str) -> list[str]:
 # ---------------------------------------------------------------- status
 
 
-def status(study: str | Path) -> dict[str, Any]:
+def status(study: str | Path) -> dict[str, JsonLike]:
     """How a study stands: cells with their state, the holder of the folder, the last event. Reads, never writes."""
     store = Store.of(study)
     if not store.study_file.exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ValidationError
 from veritune.config.study import Study
 from veritune.errors import StudyError, did_you_mean
 from veritune.untrusted import MAX_YAML_BYTES, parse_json, parse_yaml, read_bytes
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 
 def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Study:
@@ -44,7 +47,7 @@ def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Stud
     return parse_study(raw, where=str(file))
 
 
-def frozen_flags(folder: Path) -> dict[str, Any]:
+def frozen_flags(folder: Path) -> dict[str, JsonLike]:
     """Settings that were given as flags when the study in `folder` was frozen or amended; none without a contract."""
     try:
         record = parse_json(read_bytes(folder / "contract.lock.json"))
@@ -53,7 +56,7 @@ def frozen_flags(folder: Path) -> dict[str, Any]:
         return {}  # a damaged contract is named where its chain is recomputed
 
 
-def parse_flags(texts: Sequence[str]) -> dict[str, Any]:
+def parse_flags(texts: Sequence[str]) -> dict[str, JsonLike]:
     """`["train.max_steps=20"]` as `{"train.max_steps": 20}`; values are YAML. Raises StudyError."""
     found: dict[str, Any] = {}
     for text in texts:
@@ -173,6 +176,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, JsonLike]:
     """JSON Schema of a study file, for editors."""
     return Study.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}

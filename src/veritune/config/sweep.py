@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from veritune.config.fields import as_number
 from veritune.config.train import Condition
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 SHORT = {
     "learning_rate": "lr",
@@ -18,8 +21,10 @@ SHORT = {
     "target_modules": "",
 }
 
+T = TypeVar("T")
 
-def expand_sweep(raw: dict[str, Any]) -> dict[str, Any]:
+
+def expand_sweep(raw: dict[str, Any]) -> dict[str, JsonLike]:
     """Settings with every condition once for each point of `sweep`, named `NAME-r4-data0p25`.
 
     Settings that are expanded already stay as they are. Raises ValueError for a bad grid or a field written twice.
@@ -61,7 +66,7 @@ def swept(
     return found
 
 
-def _in_order(grid: Mapping[str, Any]) -> dict[str, Any]:
+def _in_order(grid: Mapping[str, T]) -> dict[str, T]:
     """The grid in the order of a condition's fields: a contract sorts its keys, and names may not depend on that."""
     place = {name: i for i, name in enumerate(Condition.model_fields)}
     return {key: grid[key] for key in sorted(grid, key=lambda key: (place.get(key, len(place)), key))}

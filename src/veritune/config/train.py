@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from veritune.config.fields import Int, Part, Real, Section
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 
 class Model(Section):
@@ -191,7 +194,7 @@ class Condition(Section):
         names = ("kl_to_base", "r3f", "neftune_noise_alpha", "update_clip")
         return tuple(name for name in names if getattr(self, name))
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, JsonLike]:
         """The method's own config fields as PEFT takes them, without `method` and the schedule's."""
         known = {k: getattr(self, k) for k in ("target_modules", "r", "lora_alpha", "lora_dropout")}
         return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})

@@ -38,6 +38,7 @@ from veritune.errors import DataError, ExitCode, ModelError, first_line
 from veritune.records import (
     Finding,
     GateResult,
+    JsonLike,
     Row,
     SplitCounts,
     to_json,
@@ -147,7 +148,7 @@ class AuditReport:
     def _repr_html_(self) -> str:
         return str(Markup("<pre>{}</pre>").format(render_text(self)))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonLike]:
         """As `record`."""
         return self.record()
 
@@ -165,7 +166,7 @@ class AuditReport:
             return ()
         return lineage(self.file if self.file.is_dir() else self.file.parent)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, JsonLike]:
         """The report as plain JSON values, findings included."""
         return {
             "source": self.source,
@@ -191,7 +192,7 @@ class AuditReport:
         }
 
 
-def _reading(config: AuditConfig) -> dict[str, Any]:
+def _reading(config: AuditConfig) -> dict[str, JsonLike]:
     """How the file was read, so that others find the same rows under the same ids."""
     names = ("columns", "eval_columns", "family_field", "id_field", "train_on")
     return {name: to_json(getattr(config, name)) for name in names}
@@ -539,9 +540,9 @@ def write_report(
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     record = report.record()
-    findings = record.pop("findings")
+    del record["findings"]
     write_json(out / "report.json", record)
-    write_jsonl(out / "findings.jsonl", findings)
+    write_jsonl(out / "findings.jsonl", report.findings)
     write_jsonl(out / "families.jsonl", report.families.memberships)
     if report.families.joins:
         write_jsonl(out / "joins.jsonl", _joins(report.families))
@@ -567,7 +568,7 @@ def write_report(
     return (*(out / name for name in names), *sheet)
 
 
-def _joins(families: FamilyResult) -> list[dict[str, Any]]:
+def _joins(families: FamilyResult) -> list[dict[str, JsonLike]]:
     """The pairs of rows by which embeddings or gradients joined two families, strongest first."""
     ids = families.row_ids
     ordered = sorted(families.joins, key=lambda e: (-(e[2] or 0.0), e[0], e[1]))

@@ -24,7 +24,7 @@ from veritune.data.turns import check_turns
 from veritune.data.wholeness import cites_missing_text, cut_sign, cut_words
 from veritune.errors import DataError
 from veritune.patterns import compiled, limited
-from veritune.records import Finding, Row
+from veritune.records import Finding, JsonLike, Row
 from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
 
 Check = Callable[[Row], "str | Finding | Iterable[str | Finding] | None"]
@@ -151,7 +151,7 @@ def _once(findings: Iterable[Finding]) -> Iterator[Finding]:
 _RANK = {"error": 0, "warning": 1, "note": 2}
 
 
-def _counted(findings: Iterable[Finding], rows: Sequence[Row]) -> dict[str, Any]:
+def _counted(findings: Iterable[Finding], rows: Sequence[Row]) -> dict[str, JsonLike]:
     source = {row.id: stratum_of(row, "source") for row in rows}
     flagged: dict[str, set[str]] = defaultdict(set)
     severity: dict[str, str] = {}

@@ -6,7 +6,7 @@ Every refusal names the way out that this record has; an option is named only wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.data.columns import Mapped, Shape, suggestion
 from veritune.data.fields import (
@@ -21,6 +21,9 @@ from veritune.data.fields import (
 )
 from veritune.data.sources.raw import Reject, show
 from veritune.data.tools import is_empty
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 _REFUSED_IN_ROWS = tuple(f.name for f in ROW_FIELDS.values() if f.fate == "refused" and f.name not in BESIDE_TURNS)
 _WORSE = {worse for _, worse in PREFERENCE_PAIRS} | {"chosen", "preferred_output"}
@@ -103,7 +106,7 @@ def _by_hand(value: Mapping[str, Any], good: str) -> str:
     return f"write the turns of {f'{prompt} and {good}' if prompt else good} as one list of messages"
 
 
-def _messages(held: Any) -> list[Mapping[str, Any]]:
+def _messages(held: Any) -> list[Mapping[str, JsonLike]]:
     """A list of messages, empty for anything else."""
     held = held.tolist() if hasattr(held, "tolist") else held
     said = isinstance(held, list) and held and all(isinstance(t, Mapping) and _speaker(t) for t in held)

@@ -20,7 +20,7 @@ from veritune.data.fields import REASONING_KEYS
 from veritune.data.unfit import FIX, SAME_EVERYWHERE, Unfit, as_field, finding_of, otherwise, unfit_of
 from veritune.data.written import first_fault, reasoning_and_content
 from veritune.errors import DataError, ModelError, VerituneError
-from veritune.records import Finding, Json, Message, Rendered, Row
+from veritune.records import Finding, Json, JsonLike, Message, Rendered, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -203,7 +203,7 @@ class Renderer:
             ) from error
         return str(text)
 
-    def _turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def _turns(self, messages: Sequence[Message]) -> list[dict[str, JsonLike]]:
         return [templates.template_turn(m, self.template + self.tool_template) for m in messages]
 
     # ------------------------------------------------------------ what the template knows and writes

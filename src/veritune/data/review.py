@@ -30,7 +30,7 @@ from veritune.data.split import stratum_of
 from veritune.data.turns import messages_from
 from veritune.errors import DataError
 from veritune.ledger import CHAIN, Entry, Ledger
-from veritune.records import Finding, Message, Row, dumps, to_json
+from veritune.records import Finding, JsonLike, Message, Row, dumps, to_json
 from veritune.store import atomic, remove_left, sha256_file, whole_lines, write_text
 from veritune.untrusted import parse_json
 
@@ -508,7 +508,7 @@ def _jsonable(value: Any) -> Any:
         return None if isinstance(value, float) else str(value)
 
 
-def _event(version: Version) -> dict[str, Any]:
+def _event(version: Version) -> dict[str, JsonLike]:
     fields = {k: v for k, v in to_json(version).items() if k not in ("retired", "successor")}
     return {"event": "version", **fields, "created": version.created or _now()}
 

@@ -22,6 +22,7 @@ from veritune.errors import DataError
 from veritune.records import (
     ZONES,
     Finding,
+    JsonLike,
     Row,
     SplitCounts,
     Zone,
@@ -322,7 +323,7 @@ def _order(seed: int, name: str) -> bytes:
 
 def _counts(
     rows: Sequence[Row], family_of: Mapping[str, str], zone_of: Mapping[str, Zone], stratify: str | None
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     counts: dict[str, Any] = {}
     for zone in ZONES:
         inside = [row for row in rows if zone_of[row.id] == zone]

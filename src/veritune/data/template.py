@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.data.fields import REASONING_KEYS
 from veritune.errors import ModelError, did_you_mean
-from veritune.records import Message, tools_text
+from veritune.records import JsonLike, Message, tools_text
 from veritune.untrusted import parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def sha256_text(text: str) -> str:
 # ---------------------------------------------------------------- messages as templates take them
 
 
-def template_turn(message: Message, template: str) -> dict[str, Any]:
+def template_turn(message: Message, template: str) -> dict[str, JsonLike]:
     """A message as a template expects it: arguments as objects, reasoning under the key that the template reads.
 
     A developer's turn is called system where the template does not know the role.

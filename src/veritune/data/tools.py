@@ -13,7 +13,7 @@ from typing import Any
 
 from veritune.data.fields import TOOL_COLUMNS
 from veritune.data.sources.raw import Reject, has_surrogate, show
-from veritune.records import Json, Message, ToolCall
+from veritune.records import Json, JsonLike, Message, ToolCall
 
 
 def is_empty(value: Any) -> bool:
@@ -67,7 +67,7 @@ def _listed(value: Any, column: str) -> list[Any]:
     return list(value)
 
 
-def _tool(tool: Any, where: str, typed: bool) -> Json:
+def _tool(tool: Any, where: str, typed: bool) -> Mapping[str, JsonLike]:
     if isinstance(tool, str):
         tool = _json(tool, where, "bad_tools", f"{where} is a text that is no JSON object")
     if typed:
@@ -137,7 +137,7 @@ def _whole(text: str, where: str) -> str:
 def _json(text: str, where: str, check: str, message: str) -> Any:
     """Strict JSON: an object that names a key twice, or NaN, would lose something."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, JsonLike]:
         if len({key for key, _ in pairs}) < len(pairs):
             raise ValueError("a key stands twice in one object")
         return dict(pairs)

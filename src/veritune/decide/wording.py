@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.fields import BASELINE, BENCHMARK
 from veritune.config.thresholds import DEFAULTS, GradeThresholds
-from veritune.records import Estimate, Verdict
+from veritune.records import Estimate, JsonLike, Verdict
 
 if TYPE_CHECKING:
     from veritune.config.claim import Claim
@@ -418,7 +418,7 @@ def confidence(
     evidence: Mapping[str, Any],
     limits: GradeThresholds = DEFAULTS.grade,
     beside: Sequence[Comparison] = (),
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """The grade of a settled verdict and the named evidence behind it, each `good`, `weak` or `poor` with why.
 
     seeds        good from `limits.seeds_good` runs on every trained arm, weak from `seeds_weak`, poor below

@@ -25,7 +25,7 @@ from veritune.evaluate.generate import Decoding, Output, generate, stop_tokens
 from veritune.probe.clusters import codes, ratio
 from veritune.probe.forgetting import Forgetting, forgetting
 from veritune.probe.study import ProbeSubject, Zoned, read_zones
-from veritune.records import Estimate, Score
+from veritune.records import Estimate, JsonLike, Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,7 +103,9 @@ def _answered(
     return made
 
 
-def calibration_of(subject: ProbeSubject, judge: Callable[[Any], Judged], bins: int | None = None) -> dict[str, Any]:
+def calibration_of(
+    subject: ProbeSubject, judge: Callable[[Any], Judged], bins: int | None = None
+) -> dict[str, JsonLike]:
     """Calibration of the trained model beside its base, or of the base alone where nothing was trained.
 
     `judge` is given each loaded model, one at a time.
@@ -120,7 +122,7 @@ def asked_calibration(
     key: AnswerKey | None,
     family_field: str | None,
     metric: Literal["acc", "acc_norm"],
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """Calibration of a model that is asked here: on short answers with a key, on multiple choice without one.
 
     `metric` is how options are scored: `acc_norm` divides an option's log-likelihood by its number of tokens.
@@ -134,7 +136,7 @@ def asked_calibration(
     return calibration_of(subject, lambda loaded: judge_choices(loaded, subject.renderer, questions, normalise))
 
 
-def calibration_record(after: Judged, before: Judged | None = None, bins: int | None = None) -> dict[str, Any]:
+def calibration_record(after: Judged, before: Judged | None = None, bins: int | None = None) -> dict[str, JsonLike]:
     """Calibration of `after`, and with `before` (the base, same items) its own and the paired change in Brier score."""
     record: dict[str, Any] = {}
     if before is not None:

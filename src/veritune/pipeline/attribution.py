@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from veritune.errors import InputError, did_you_mean
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.progress import Progress
-from veritune.records import CheckpointCandidate, Json, Rendered, Score, TrainingRecord, to_json
+from veritune.records import CheckpointCandidate, Rendered, Score, TrainingRecord, to_json
 from veritune.report.attribution import nats
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, read_json, write_json
@@ -280,7 +280,16 @@ def _seconds_a_token(case: _Case) -> float | None:
     return spent / tokens if spent and tokens else None
 
 
-def _cost(case: _Case, seeds: int) -> Json:
+class VerifyCost(TypedDict):
+    """What retraining takes: its seeds, trainings, tokens, and seconds where the run's own speed is known."""
+
+    trainings: int
+    seeds: list[int]
+    tokens: int
+    seconds: float | None
+
+
+def _cost(case: _Case, seeds: int) -> VerifyCost:
     """What `--verify` takes, before it is paid for: trainings, tokens, seconds at the run's own speed."""
     absent = [s for s in _seeds(case, seeds) if not _whole_is_here(case, s)]
     trainings = 3 * seeds + len(absent)

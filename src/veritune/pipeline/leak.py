@@ -18,7 +18,7 @@ from veritune.errors import InputError
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.progress import Progress
-from veritune.records import RowLosses
+from veritune.records import JsonLike, RowLosses
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, read_json, write_json
 from veritune.train.schedule import MAIN
@@ -29,7 +29,7 @@ LEAK = "leak"
 
 def leak_command(
     study: str | Path, conditions: Sequence[str] = (), progress: Progress | None = None
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, JsonLike]]:
     """The leak record of each condition (all, unless named) at the study's first seed; what is on disk is not redone.
 
     Raises InputError for a condition that is not there or has not been run.
@@ -77,7 +77,7 @@ def _split(ready: Ready, honest: Any) -> tuple[dict[str, str], str, list[str]]:
     return zones, hash_of({"cell": honest.input_hash, "leaky_seen": seen}), seen
 
 
-def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str, Any]:
+def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str, JsonLike]:
     """The leak record of one condition, made where it is not on disk. `planned`: the plan has counted its tokens.
 
     Raises InputError when the study's own runs are missing, or the condition trains on a part of the rows.

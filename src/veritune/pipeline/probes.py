@@ -306,7 +306,7 @@ def _one_family(ready: Ready, runs: Sequence[Cell]) -> None:
             write_json(path, made)
 
 
-def _recall(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> dict[str, JsonLike]:
+def _recall(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Mapping[str, JsonLike]:
     from veritune.probe.recall import recall_of
 
     return recall_of(found, _zoned(ready, "seen", "sibling", "stranger"))

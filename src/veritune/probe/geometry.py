@@ -28,7 +28,7 @@ import torch
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ModelError, ScoreError, first_line
 from veritune.probe.batches import evaluating, model_device
-from veritune.records import FORMAT_VERSION, Json, JsonValue, to_json
+from veritune.records import FORMAT_VERSION, Json, JsonLike, JsonValue, to_json
 from veritune.stats.centroids import Centroids, changes, m1_parts
 from veritune.untrusted import parse_yaml, read_text
 
@@ -232,7 +232,7 @@ def geometry(base: States, trained: States, prompts: Prompts, *, level: float = 
     return read_alone(made)
 
 
-def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> dict[str, Any]:
+def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> dict[str, JsonLike]:
     energy_H = np.square(base.centroid_P_H).sum(0)
     whole = float(energy_H.sum())
     drift, arrangement = m1_parts(base.centroid_P_H, trained.centroid_P_H) or (None, None)

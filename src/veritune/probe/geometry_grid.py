@@ -34,7 +34,7 @@ from typing import Any
 from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.errors import ScoreError
 from veritune.probe.geometry import Geometry
-from veritune.records import FORMAT_VERSION, Json, RunManifest, to_json
+from veritune.records import FORMAT_VERSION, Json, JsonLike, RunManifest, to_json
 from veritune.stats.centroids import COSINES, MEASURES, NAMES, adjusted, cells_needed, floor_of
 
 RATIOS = ("m1", "m1_around_reference", "icc")
@@ -126,7 +126,7 @@ def _copied(found: Geometry) -> Geometry:
     return replace(found, layers=layers)
 
 
-def _correct(found: Sequence[Geometry], thresholds: GeometryThresholds) -> Json:
+def _correct(found: Sequence[Geometry], thresholds: GeometryThresholds) -> Mapping[str, JsonLike]:
     """Set `p_adjusted` in every cell of every record. Returns what the family of tests was."""
     cells = {name: [_measure(line, name) for g in found for line in g.layers] for name in MEASURES}
     known = {name: [c for c in of if c.get("p") is not None] for name, of in cells.items()}
@@ -338,7 +338,7 @@ def _before_correction(found: Geometry, family: Json, thresholds: GeometryThresh
 
 def against_reference(
     run: Geometry, reference: Geometry, thresholds: GeometryThresholds = DEFAULTS.geometry
-) -> list[dict[str, Any]]:
+) -> list[dict[str, JsonLike]]:
     """Per layer and measure in `RATIOS`, the run's change over a reference run's: below `culprit_below` the reference's
     method is the culprit, above `worse_above` the run is markedly worse, between them the change is generic.
 
@@ -354,7 +354,7 @@ def against_reference(
     ]
 
 
-def _ratio(layer: int, name: str, a: Json, b: Json, thresholds: GeometryThresholds) -> dict[str, Any]:
+def _ratio(layer: int, name: str, a: Json, b: Json, thresholds: GeometryThresholds) -> dict[str, JsonLike]:
     line: dict[str, Any] = {"layer": layer, "measure": name, "ratio": None, "verdict": "withheld"}
     if a.get("change") is None or b.get("change") is None:
         return line | {"reason": a.get("reason") or b.get("reason") or "not measured"}

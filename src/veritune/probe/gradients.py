@@ -39,7 +39,7 @@ from veritune.probe.effective import (
     unit,
     worth,
 )
-from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike, Rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -267,7 +267,7 @@ def _require_finite(loss_B: Floats, row_ids: Sequence[str]) -> None:
 
 def _when(
     model: torch.nn.Module, rows: Sequence[Rendered], measured: Products, settings: Settings, base_loss: Any
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """Whether this is the base or an early model: mean losses, `at` (`base`, `early`, `late`, `unknown`) and why."""
     now = float(measured.loss_N.mean())
     if callable(base_loss):
@@ -348,7 +348,7 @@ def _raw(gram_N_N: Floats, sample: Sample, settings: Settings, rho: Estimate) ->
     return replace(read.rho, **gone), replace(read.n_eff, **gone)
 
 
-def _by_type(measured: Products, sample: Sample, settings: Settings) -> dict[str, Any]:
+def _by_type(measured: Products, sample: Sample, settings: Settings) -> dict[str, JsonLike]:
     made: dict[str, Any] = {}
     total = float(np.trace(measured.gram_N_N))
     for kind, gram_N_N in measured.by_type.items():
@@ -360,21 +360,21 @@ def _by_type(measured: Products, sample: Sample, settings: Settings) -> dict[str
     return made
 
 
-def _matrix(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> Json:
+def _matrix(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> Mapping[str, JsonLike]:
     """Mean cosines between families, each by the name it was given."""
     name_of = dict(zip(sample.family_N.tolist(), (names[i] for i in sample.index_N)))
     made = between_families(cosine_N_N, sample)
     return made | {"families": [name_of[code].removeprefix("family ") for code in made["families"]]}
 
 
-def _by_family(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> tuple[dict[str, Any], ...]:
+def _by_family(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> tuple[dict[str, JsonLike], ...]:
     name_of = {int(code): names[i].removeprefix("family ") for code, i in zip(sample.family_N, sample.index_N)}
     return tuple(f | {"family": name_of[f["family"]]} for f in by_family(cosine_N_N, sample))
 
 
 def _by_source(
     cosine_N_N: Floats, sample: Sample, names: Sequence[str], sources: Sequence[str] | None, settings: Settings
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     made: dict[str, Any] = {}
     for source in dict.fromkeys(sources or ()):
         keep = np.array([s == source for s in sources or ()])
@@ -388,7 +388,7 @@ def _by_source(
     return made
 
 
-def _norms(gram_N_N: Floats, rows: Sequence[Rendered]) -> dict[str, Any]:
+def _norms(gram_N_N: Floats, rows: Sequence[Rendered]) -> dict[str, JsonLike]:
     """Gradient norms of the measured rows and their rank correlation with the number of target tokens."""
     from scipy.stats import spearmanr
 
@@ -404,7 +404,7 @@ def _norms(gram_N_N: Floats, rows: Sequence[Rendered]) -> dict[str, Any]:
     }
 
 
-def _found_record(found: FamiliesFound | None, sample: Sample) -> dict[str, Any] | None:
+def _found_record(found: FamiliesFound | None, sample: Sample) -> dict[str, JsonLike] | None:
     if found is None:
         return None
     at = sample.index_N
@@ -416,7 +416,7 @@ def _found_record(found: FamiliesFound | None, sample: Sample) -> dict[str, Any]
     }
 
 
-def _settings_record(settings: Settings, measured: Products) -> dict[str, Any]:
+def _settings_record(settings: Settings, measured: Products) -> dict[str, JsonLike]:
     return {
         "of": measured.of,
         "rank": settings.rank if measured.of == "probe" else None,
@@ -430,7 +430,7 @@ def _settings_record(settings: Settings, measured: Products) -> dict[str, Any]:
     }
 
 
-def _coverage_record(coverage: Coverage) -> dict[str, Any]:
+def _coverage_record(coverage: Coverage) -> dict[str, JsonLike]:
     return {
         "captured": coverage.captured,
         "of": coverage.trainable,

@@ -19,7 +19,7 @@ from veritune.data.families import FamilyResult, find_families
 from veritune.data.fields import TAKEN_OUT
 from veritune.errors import DataError
 from veritune.probe.gradients import Settings, discover_families
-from veritune.records import FORMAT_VERSION, Rendered, Row
+from veritune.records import FORMAT_VERSION, JsonLike, Rendered, Row
 from veritune.store import write_jsonl
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def write_grouped(path: Path, rows: Sequence[Row], found: Grouped) -> None:
     write_jsonl(path, [_record(row, name) for row, name in zip(rows, found.family_of)])
 
 
-def _record(row: Row, family: str) -> dict[str, Any]:
+def _record(row: Row, family: str) -> dict[str, JsonLike]:
     record: dict[str, Any] = {k: v for k, v in row.meta.items() if k not in ("id", "messages", *TAKEN_OUT)}
     if COLUMN in record:
         record["family_before"] = record.pop(COLUMN)

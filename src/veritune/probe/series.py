@@ -18,7 +18,7 @@ from veritune.config.sweep import swept
 from veritune.errors import ModelError
 from veritune.probe.subject import refuse_other_base
 from veritune.probe.weights import WeightChange, WeightOptions, adapter_change, checkpoint_change
-from veritune.records import FORMAT_VERSION, Json, RunManifest, TrainingRecord
+from veritune.records import FORMAT_VERSION, Json, JsonLike, RunManifest, TrainingRecord
 from veritune.store import Store
 from veritune.train.adapters.foreign import holds_adapter, peft_folder
 from veritune.train.models import resolve
@@ -128,7 +128,7 @@ def study_series(study: str | Path) -> WeightSeries:
     return _record(lines, missing)
 
 
-def _of_step(training: TrainingRecord | None, step: int | None) -> dict[str, Any]:
+def _of_step(training: TrainingRecord | None, step: int | None) -> dict[str, JsonLike]:
     """Whether the step is the scored one, and its loss on validation rows."""
     if training is None:
         return {"step": step, "chosen": None, "validation_nll": None}
@@ -136,7 +136,7 @@ def _of_step(training: TrainingRecord | None, step: int | None) -> dict[str, Any
     return {"step": step, "chosen": step == training.best_step, "validation_nll": losses[0] if losses else None}
 
 
-def _facts(manifest: RunManifest, arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+def _facts(manifest: RunManifest, arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, JsonLike]:
     arm, point = arms.get(manifest.condition, (manifest.condition, {}))
     return {
         "condition": manifest.condition,
@@ -203,7 +203,7 @@ def _sortable(value: Any) -> tuple[bool, Any]:
     return (value is not None, value if value is not None else 0)
 
 
-def _group(group: Sequence[Moved]) -> Json:
+def _group(group: Sequence[Moved]) -> Mapping[str, JsonLike]:
     norms = [line.delta_norm for line in group]
     losses = [line.validation_nll for line in group if line.validation_nll is not None]
     return {

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from veritune.config.thresholds import DEFAULTS, Thresholds
 from veritune.data.families import Edge, find_families
-from veritune.data.load import TrainOn, load_rows, require_clean
+from veritune.data.load import LoadOptions, TrainOn, load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
-from veritune.probe.geometry import Prompts
+from veritune.probe.geometry import Geometry, Method, Prompts, States
 from veritune.probe.gradients import GradientProbe, Settings, probe_gradients
 from veritune.probe.grouping import Grouped, group_by_gradient
 from veritune.probe.memorization import row_losses, three_zone_gap
@@ -31,8 +31,6 @@ from veritune.store import Store, hash_of, sha256_file
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from veritune.data.load import LoadOptions
-    from veritune.probe.geometry import Geometry, Method, Prompts, States
 
 T = TypeVar("T")
 

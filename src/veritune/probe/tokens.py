@@ -23,7 +23,7 @@ from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
 from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
-from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike, Rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -189,7 +189,7 @@ class _Flat:
     def fall_K(self) -> Floats:
         return self.before_K - self.after_K
 
-    def summary(self, mask_K: Any, name: str) -> dict[str, Any]:
+    def summary(self, mask_K: Any, name: str) -> dict[str, JsonLike]:
         n = int(mask_K.sum())
         if not n:
             return {"n_tokens": 0, "reason": "no such token"}
@@ -218,7 +218,7 @@ def _share(fall_K: Floats, whole: float) -> float | None:
     return float(fall_K.sum() / whole) if whole > 0 else None
 
 
-def _row(row: Rendered, before: Floats, after: Floats, kinds: Sequence[str]) -> dict[str, Any]:
+def _row(row: Rendered, before: Floats, after: Floats, kinds: Sequence[str]) -> dict[str, JsonLike]:
     """One row for the page that colours tokens: ids and, per scored token, its place, losses and class."""
     return {
         "row_id": row.row_id,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from veritune.records import Caveat, DecodingNotes, RunManifest
 from veritune.report.read import Records, Run
@@ -65,7 +65,15 @@ def standing_caveats(records: Records) -> list[Caveat]:
     return [*found, *_unhashed(records)]
 
 
-def caveat_facts(records: Records) -> dict[str, Any]:
+class CaveatFacts(TypedDict):
+    """What the section of standing caveats shows."""
+
+    caveats: list[Caveat]
+    no_caveat: list[str]
+    caveat_sources: list[str]
+
+
+def caveat_facts(records: Records) -> CaveatFacts:
     """What the section of standing caveats shows: sentences, what was compared where there is none, and the sources."""
     caveats, n = standing_caveats(records), len(records.every_run)
     none = f"The {n} compared runs recorded no difference in: {', '.join(LOOKED_AT)}."

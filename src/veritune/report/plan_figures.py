@@ -17,7 +17,7 @@ from veritune.drawing import (
     shortened,
     tidy,
 )
-from veritune.records import ConditionShapes, TimedShape, TokenSpread, Trainable
+from veritune.records import ConditionShapes, JsonLike, TimedShape, TokenSpread, Trainable
 from veritune.report.read import Records
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def all_of(records: Records) -> Iterator[Drawing]:
             yield found
 
 
-def _look(records: Records, condition: str) -> dict[str, Any]:
+def _look(records: Records, condition: str) -> dict[str, JsonLike]:
     names = list(records.study.conditions)
     return look_of(names.index(condition) if condition in names else None)
 

@@ -112,7 +112,7 @@ def claims(records: Records) -> list[ClaimCard]:
 
 
 def _card(verdict: Verdict, claim: Claim | None) -> ClaimCard:
-    estimates = verdict.estimates
+    estimates, evidence = verdict.estimates, verdict.confidence.get("evidence")
     return ClaimCard(
         name=verdict.claim,
         status=verdict.status,
@@ -127,7 +127,7 @@ def _card(verdict: Verdict, claim: Claim | None) -> ClaimCard:
         estimates=[EstimateLine(e, _p(e), _is_gap(verdict, i)) for i, e in enumerate(estimates)],
         may_not=verdict.may_not,
         warnings=list(dict.fromkeys([*verdict.warnings, *(w for e in estimates for w in e.warnings)])),
-        evidence=list(mapping_of(verdict.confidence, "evidence").items()),
+        evidence=list(evidence.items()) if isinstance(evidence, Mapping) else [],
         runs=list(_runs_of(estimates))[:MOST_SOURCES],
     )
 

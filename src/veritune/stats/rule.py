@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.config.frozen_rule import check_rule
 from veritune.errors import ScoreError
@@ -24,6 +24,9 @@ from veritune.stats.intervals import Unknown
 from veritune.stats.paired import Comparison, PairOptions, compare_tables
 from veritune.stats.seeds import ROUNDING
 from veritune.stats.table import Missing, ScoreTable
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 Word = Literal[
     "better by the margin",
@@ -178,7 +181,7 @@ def _word(
     return "inconclusive", f"the {level} holds 0" + ("" if margin is None else f" and the {inner} leaves the margin")
 
 
-def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, Any]:
+def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, JsonLike]:
     """A study's own rule, applied to the letter. Keys: `min_gap` (A wins only with a mean gap of at least this in its
     favour, B with at least this in its own), `every_seed` (true: and each paired run has the winner's sign).
 
@@ -213,7 +216,7 @@ def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, An
 
 def frozen_rule_tables(
     a: ScoreTable, b: ScoreTable, options: PairOptions, rule: Mapping[str, Any], comparison: Comparison
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """`frozen_rule` on a comparison of A with B; no winner where a score that the machine lost could change it.
 
     `withheld` in the result says why, empty where lost scores change nothing.

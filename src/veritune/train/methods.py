@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from veritune.config.study import Study
 from veritune.config.train import Condition
 from veritune.errors import StudyError, did_you_mean, first_line
-from veritune.records import Trainable
+from veritune.records import JsonLike, Trainable
 from veritune.train import quantised
 from veritune.train.adapters.config import MOVING, STILL
 from veritune.train.models import ModelRef, bare, quiet_transformers
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
     from transformers import PreTrainedModel
 
-LORA_DEFAULTS = {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
+LORA_DEFAULTS: dict[str, JsonLike] = {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
 
 
 def check(name: str, condition: Condition) -> None:

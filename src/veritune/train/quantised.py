@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.train import Condition
 from veritune.errors import GateError, MachineError, ModelError, StudyError, first_line
-from veritune.records import to_json
+from veritune.records import JsonLike, to_json
 from veritune.store import Store, hash_of, now, read_json, write_json
 from veritune.train.models import ModelRef, load_base, quiet_transformers
 
@@ -172,7 +172,7 @@ def said(stage: Stage) -> str:
     return f"{stage.measured} differs by {stage.difference:.2g}, allowed {stage.threshold:.2g}"
 
 
-def to_record(result: SelfTest) -> dict[str, Any]:
+def to_record(result: SelfTest) -> dict[str, JsonLike]:
     """The outcome as plain JSON, with each stage's verdict."""
     record: dict[str, Any] = to_json(result)
     record["stages"] = [{**to_json(stage), "passed": stage.passed} for stage in result.stages]
@@ -180,7 +180,7 @@ def to_record(result: SelfTest) -> dict[str, Any]:
     return record
 
 
-def runtime(how: Quantisation) -> dict[str, Any]:
+def runtime(how: Quantisation) -> dict[str, JsonLike]:
     """Everything the outcome can depend on: package versions, processor and its flags, device, settings."""
     import torch
 

@@ -11,19 +11,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from veritune.canonical import dumps, joined
 from veritune.config.fields import BASELINE, MAIN_SET
 from veritune.config.study import Study
 from veritune.config.train import Train
-from veritune.data.prepare import SET_COLUMN
+from veritune.data.prepare import SET_COLUMN, Prepared
 from veritune.errors import StudyError
 from veritune.records import DataFacts, Facts, Rendered, Row
 from veritune.store import hash_of, sha256_text
-
-if TYPE_CHECKING:
-    from veritune.data.prepare import Prepared
 
 SELECT, SHAPE, MAIN = "select", "shape", "main"
 BY_SOURCE = "eval_loss:"

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.errors import ScoreError
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
 from veritune.evaluate.logs.values import choose, fingerprint, load_json, named_eval, row_labels
 from veritune.stats.table import Columns
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 _PASS = "pass"
 
@@ -62,10 +65,10 @@ def _read(path: Path, reading: Reading) -> Columns:
     )
 
 
-def _old(task: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _old(task: Mapping[str, Any]) -> list[dict[str, JsonLike]]:
     """The solutions of a task as versions before 0.2 wrote them: lists of [status, details] by kind of test."""
     status: dict[str, Sequence[Any]] = {kind: task.get(kind) or () for kind in ("base", "plus")}
-    found = []
+    found: list[dict[str, JsonLike]] = []
     for i, base in enumerate(status["base"]):
         plus = status["plus"][i] if i < len(status["plus"]) else None
         found.append({"base_status": _old_status(base), "plus_status": _old_status(plus)})

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune import zstd
 from veritune.errors import ScoreError
@@ -21,6 +21,9 @@ from veritune.evaluate.logs.reducers import reduce_samples
 from veritune.evaluate.logs.values import choose, fingerprint, is_nan, load_json, named_eval, number, row_labels
 from veritune.stats.table import Columns
 from veritune.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 _GRADES = {"C": 1.0, "I": 0.0, "P": 0.5}
 
@@ -183,7 +186,7 @@ def _load(path: Path) -> _Log:
     )
 
 
-def _lost_epochs(samples: Sequence[Mapping[str, Any]], epochs: Any) -> list[Mapping[str, Any]]:
+def _lost_epochs(samples: Sequence[Mapping[str, Any]], epochs: Any) -> list[Mapping[str, JsonLike]]:
     """The epochs that the log's settings promise of a sample and that it does not hold, as samples without a score."""
     if not isinstance(epochs, int) or epochs < 2:
         return []

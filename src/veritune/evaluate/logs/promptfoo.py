@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
 from veritune.evaluate.logs.values import choose, fingerprint, lines, load_json, named_eval, objects, row_labels, scored
 from veritune.stats.table import Columns
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 _ERROR = 2
 """promptfoo's failureReason of a test that an error ended; 1 is a failed assertion, 0 none."""
@@ -102,7 +105,7 @@ def _prompt(row: Row) -> str:
     return " ".join(str(label or row.get("promptIdx") or "").split())[:60]
 
 
-def _metadata(holder: Any) -> dict[str, Any]:
+def _metadata(holder: Any) -> dict[str, JsonLike]:
     found = holder.get("metadata") if isinstance(holder, Mapping) else None
     return dict(found) if isinstance(found, Mapping) else {}
 
@@ -116,7 +119,7 @@ def _metrics(rows: Sequence[Row]) -> Iterator[str]:
         yield from _named(row)
 
 
-def _named(row: Row) -> Mapping[str, Any]:
+def _named(row: Row) -> Mapping[str, JsonLike]:
     named = row.get("namedScores")
     return named if isinstance(named, Mapping) else {}
 

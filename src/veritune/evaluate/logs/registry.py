@@ -29,7 +29,7 @@ from veritune.evaluate.logs.aggregates import refuse_aggregate
 from veritune.evaluate.logs.options import LogFormat, Reading
 from veritune.evaluate.logs.reducers import reduce_samples
 from veritune.evaluate.logs.values import EXPECTED, MISSHAPEN, load_json
-from veritune.records import Score
+from veritune.records import JsonLike, Score
 from veritune.stats.table import Columns
 from veritune.untrusted import parse_json
 
@@ -143,7 +143,7 @@ def sniff(path: Path) -> str:
     return _sniff_document(path, load_json(path)) if first is None else _sniff_line(path, first)
 
 
-def _first_line(text: str) -> dict[str, Any] | None:
+def _first_line(text: str) -> dict[str, JsonLike] | None:
     """The object on the first line, None when the object goes on over several lines."""
     try:
         value = parse_json(text.split("\n", 1)[0], finite=False)

@@ -22,6 +22,7 @@ from veritune.ledger import CHAIN, Entry, Ledger
 from veritune.records import (
     GateRecord,
     GateResult,
+    JsonLike,
     Waiver,
     to_json,
 )
@@ -95,7 +96,7 @@ def _evidence_hashes(case: Case, gates: Sequence[GateResult]) -> dict[str, str]:
     return {name: sha256_file(path) for name in names if (path := case.store.root / name).is_file()}
 
 
-def _essence(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _essence(entry: Mapping[str, Any]) -> dict[str, JsonLike]:
     """An entry without when it was made and where it stands in the chain."""
     return {k: v for k, v in entry.items() if k not in ("created", "previous", "hash")}
 

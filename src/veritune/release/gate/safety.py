@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from veritune.config.release import SafetyGate
 from veritune.errors import FormatError, InputError
 from veritune.patterns import compiled, search
-from veritune.records import Message, Row, Score, to_json
+from veritune.records import JsonLike, Message, Row, Score, to_json
 from veritune.release.gate.candidate import Case
 from veritune.release.gate.checks import usable
 from veritune.release.gate.evidence import Evidence, Subject, input_hashes, input_path, subject_of, write_evidence
@@ -283,7 +283,7 @@ def _answers(
     ids: Sequence[Sequence[int]],
     chosen: PromptSet,
     how: tuple[str, Asking, Grader | None],
-) -> list[Mapping[str, Any]]:
+) -> list[Mapping[str, JsonLike]]:
     from veritune.evaluate.generate import Decoding, generate
 
     arm, asking, grader = how
@@ -436,14 +436,14 @@ def _grader_file(spec: str | None) -> tuple[Path, ...]:
     return (Path(file),) if file else ()
 
 
-def read_graded(store: Store, record: Evidence) -> list[dict[str, Any]]:
+def read_graded(store: Store, record: Evidence) -> list[dict[str, JsonLike]]:
     """The graded answers that a record names. Raises FormatError where it names none."""
     if ANSWERS not in record.outputs:
         raise FormatError("the safety record names no graded answers.", fix="Run `veritune safety` again.")
     return read_jsonl(input_path(store, ANSWERS))
 
 
-def recorded_answers(case: Case) -> list[dict[str, Any]]:
+def recorded_answers(case: Case) -> list[dict[str, JsonLike]]:
     """The graded answers of the case's own safety record. Raises InputError where there is none for these weights."""
     record = usable(case, "safety")
     if isinstance(record, str):

@@ -21,6 +21,7 @@ from veritune.records import (
     BundledBase,
     BundleManifest,
     Finding,
+    JsonLike,
     Message,
     Row,
 )
@@ -60,7 +61,7 @@ def record(
     rows: Sequence[Row],
     max_new_tokens: int,
     template_kwargs: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """Answer each row's prompt greedily, alone, and keep the token ids. `template_kwargs` are the study's."""
     renderer = Renderer(tokenizer, 1 << 30, template_kwargs=template_kwargs)
     decoding = Decoding(min(max_new_tokens, MAX_TOKENS), ALONE)
@@ -83,7 +84,7 @@ def record(
     return {"decoding": shape, **variables, "recorded_with": _circumstances(model), "items": items}
 
 
-def _circumstances(model: PreTrainedModel) -> dict[str, Any]:
+def _circumstances(model: PreTrainedModel) -> dict[str, JsonLike]:
     machine = describe_machine()
     kept = {"system": machine.system, "machine": machine.machine, "accelerators": list(machine.accelerators)}
     versions = package_versions()

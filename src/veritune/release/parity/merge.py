@@ -19,11 +19,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import ModelError, first_line
-from veritune.records import Finding, Json, Rendered
+from veritune.records import Finding, Json, JsonLike, Rendered
 from veritune.release.parity.merge_others import Stored, Ties, named_ends, other_weights
 from veritune.release.parity.merge_outputs import MergeOptions, Outputs, compare_outputs
 from veritune.train.adapters.attach import attach, untie
@@ -237,7 +237,7 @@ class MergeParity:
     parts: tuple[MergePart, ...] = ()
     thresholds: Json = field(default_factory=dict)
 
-    def numbers(self) -> dict[str, Any]:
+    def numbers(self) -> dict[str, JsonLike]:
         """What the evidence record holds."""
         readings: dict[str, int] = {}
         for module in self.modules:
@@ -319,7 +319,15 @@ def joined(found: MergeParity, parts: Sequence[MergePart]) -> MergeParity:
     )
 
 
-def _meaning(status: str, errors: Sequence[Finding]) -> dict[str, Any]:
+class Meaning(TypedDict):
+    """The sentences of a merge parity: what it says, of what it speaks, and what would change it."""
+
+    reading: str
+    limits: str
+    would_change: str
+
+
+def _meaning(status: str, errors: Sequence[Finding]) -> Meaning:
     reading = {
         "passed": "The merged model says what the adapter said, up to rounding.",
         "failed": "The merged model is not the adapter on its base"

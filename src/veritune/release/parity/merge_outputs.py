@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import InputError, ModelError
-from veritune.records import Json, Rendered
+from veritune.records import Json, JsonLike, Rendered
 
 if TYPE_CHECKING:
     import torch
@@ -265,7 +265,7 @@ def _floor(
     return means, median(largest)
 
 
-def paired_change(change: Sequence[float]) -> dict[str, Any]:
+def paired_change(change: Sequence[float]) -> dict[str, JsonLike]:
     """Mean over rows of the merged model's loss less the adapter's, in nats per token, with a t interval."""
     from veritune.stats.intervals import t_quantile
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.errors import InputError, MachineError, ModelError
-from veritune.records import Message, Row
+from veritune.records import JsonLike, Message, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -265,7 +265,7 @@ def ask(server: Server, messages: Sequence[Message], max_tokens: int, *, plain: 
         raise ModelError(f"{server.url} gave no answer: {type(exc).__name__} {str(exc)[:160]}") from None
 
 
-def chat_template_kwargs(server: Server) -> dict[str, Any]:
+def chat_template_kwargs(server: Server) -> dict[str, JsonLike]:
     """The template's variables as vLLM, SGLang and transformers take them in a request, where there are some."""
     return {"chat_template_kwargs": dict(server.template_kwargs)} if server.template_kwargs else {}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.errors import DataError, InputError, StaleError
 from veritune.machine import package_versions
-from veritune.records import Json, Row, to_json
+from veritune.records import Json, JsonLike, Row, to_json
 from veritune.release.parity.load import (
     SAMPLES,
     Load,
@@ -192,7 +192,7 @@ def _as_contract(model: PreTrainedModel, ref: Any, reference: Any) -> tuple[Any,
     return model, load_tokenizer(reference)
 
 
-def _shipped(folder: Path) -> dict[str, Any]:
+def _shipped(folder: Path) -> dict[str, JsonLike]:
     path = folder / "generation_config.json"
     found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

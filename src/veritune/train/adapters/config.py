@@ -12,7 +12,7 @@ from pathlib import Path
 
 from veritune.errors import ModelError, first_line
 from veritune.patterns import compiled
-from veritune.records import Json
+from veritune.records import Json, JsonLike
 from veritune.untrusted import parse_json, read_bytes
 
 CONFIG = "adapter_config.json"
@@ -103,7 +103,7 @@ class LoraSettings:
     raw: Json
 
 
-def read_config(folder: Path) -> Json:
+def read_config(folder: Path) -> Mapping[str, JsonLike]:
     """The JSON of adapter_config.json. Raises ModelError when there is none, or no object in it."""
     path = folder / CONFIG
     if not path.exists():

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from veritune.errors import DivergedError, GateError, MachineError, ModelError
-from veritune.records import Rendered
+from veritune.records import JsonLike, Rendered
 from veritune.store import read_json, sha256_file, write_json
 from veritune.train.modules import GROUPS, factor, module_group
 
@@ -444,7 +444,7 @@ def complete_config(folder: Path) -> list[str]:
     return done
 
 
-def inspect(folder: Path, asked: Sequence[str]) -> dict[str, Any]:
+def inspect(folder: Path, asked: Sequence[str]) -> dict[str, JsonLike]:
     """An exported adapter: files with hashes, modules, number of parameters, and where it differs from what was asked.
 
     A module counts as trained when its B, which starts at zero, is not zero; `parameters` are the scalars of its A and

@@ -19,7 +19,7 @@ from veritune.data.load import load_rows
 from veritune.data.review import row_sha256
 from veritune.data.stored import row_of
 from veritune.errors import InputError, VerituneError
-from veritune.records import FamilyDecision, Row
+from veritune.records import FamilyDecision, JsonLike, Row
 from veritune.store import now, read_json, read_jsonl, read_parquet, sha256_file
 from veritune.view.decisions import decide_family
 from veritune.view.diff import LONGEST, Piece, differences
@@ -195,13 +195,19 @@ def _family(
     rows: Sequence[Mapping[str, Any]],
     texts: Mapping[str, RowText],
     word: Mapping[frozenset[str], bool | None],
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """A family: its first row beside each further one, with the words that they do not share."""
     pairs = [_pair(rows[0], row, texts, word) for row in rows[1:MEMBERS]]
     kinds = list(dict.fromkeys(str(row.get("evidence") or "evidence that is not recorded") for row in rows))
     first = texts.get(row_id(rows[0]))
     head = " ".join(first.text[:200].split())[:60] if first is not None else ""
-    facts = {"name": name, "rows": rows, "evidence": kinds, "pairs": pairs, "head": f"“{head} …”" if head else ""}
+    facts: dict[str, JsonLike] = {
+        "name": name,
+        "rows": rows,
+        "evidence": kinds,
+        "pairs": pairs,
+        "head": f"“{head} …”" if head else "",
+    }
     return {**facts, "more": max(0, len(rows) - MEMBERS)}
 
 
@@ -215,7 +221,7 @@ def _pair(
     b: Mapping[str, Any],
     texts: Mapping[str, RowText],
     word: Mapping[frozenset[str], bool | None],
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     ids = (row_id(a), row_id(b))
     missing = "(the data file is not here, or has changed since the audit)"
     both = [texts[i].text[:LONGEST] if i in texts else missing for i in ids]

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from veritune.errors import InputError, did_you_mean
 from veritune.patterns import compiled
 from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 LEVELS = ("error", "note", "off")
 DEFAULTS = Path(__file__).parent.parent / "lint_rules.yaml"
@@ -119,7 +122,7 @@ def load_rules(path: Path | None = None) -> Rules:
 
 
 @lru_cache(maxsize=1)
-def _defaults() -> Mapping[str, Any]:
+def _defaults() -> Mapping[str, JsonLike]:
     return dict(yaml.safe_load(DEFAULTS.read_text(encoding="utf-8")))
 
 
@@ -150,7 +153,7 @@ def level_of(value: object) -> str:
     return {False: "off", True: "error"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-def _merge(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, JsonLike]:
     """Mappings are joined key by key, lists are added to."""
     out = dict(base)
     for key, value in given.items():

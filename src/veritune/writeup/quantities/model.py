@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from veritune.records import RunManifest, RunSummary
+from veritune.records import JsonLike, RunManifest, RunSummary
 
 BASELINE = "baseline"
 
@@ -88,7 +88,7 @@ class CheckedRecords:
     def seeds(self) -> tuple[int, ...]:
         return tuple(self.terms["study"]["seeds"])
 
-    def claim(self, name: str) -> Mapping[str, Any]:
+    def claim(self, name: str) -> Mapping[str, JsonLike]:
         """A claim as it was declared."""
         return next((c for c in self.terms["study"]["claims"] if c["name"] == name), {})
 
