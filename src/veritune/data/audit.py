@@ -28,8 +28,15 @@ from veritune.data.family_decisions import NAME, AppliedDecisions, obey, read_fa
 from veritune.data.family_notes import family_notes
 from veritune.data.load import Loaded, TrainOn, load_rows, rows_from
 from veritune.data.near import Executor
-from veritune.data.quality import WEAK_CHECKS, QualityConfig, QualityResult, check_rows
-from veritune.data.quality import reasons as known_reasons
+from veritune.data.quality import (
+    WEAK_CHECKS,
+    QualityConfig,
+    QualityResult,
+    check_rows,
+)
+from veritune.data.quality import (
+    reasons as known_reasons,
+)
 from veritune.data.recipe import leave_out
 from veritune.data.review import Version, lineage, make_pack, make_sample, write_pack, write_version
 from veritune.data.split import judge_zones, stratum_of

@@ -27,7 +27,14 @@ from veritune.data.fields import REASONING_KEYS, SYSTEM_COLUMNS
 from veritune.data.refusals import labelled, nothing_found, number_label
 from veritune.data.sources.files import find_files, from_hub, hash_files, kind_of
 from veritune.data.sources.json_lines import read_json, read_jsonl
-from veritune.data.sources.raw import Raw, Reject, no_records, problem, show
+from veritune.data.sources.raw import (
+    Cell,
+    Raw,
+    Reject,
+    no_records,
+    problem,
+    show,
+)
 from veritune.data.sources.tables import is_typed, read_arrow, read_csv, read_parquet, records_of
 from veritune.data.tools import is_empty, undeclared
 from veritune.data.turns import TrainOn, check_turns, conversation
@@ -317,7 +324,7 @@ class _Maker:
         if first is not here:
             raise _used_twice(row_id, first, self.reading.id_field)
 
-    def _family(self, value: Mapping[str, Any]) -> str | None:
+    def _family(self, value: Mapping[str, Cell]) -> str | None:
         name = self.reading.family_field
         if name is None:
             return None
@@ -346,7 +353,7 @@ class _Notes:
 
     def count(
         self,
-        value: Mapping[str, Any],
+        value: Mapping[str, Cell],
         shape: Shape,
         used: frozenset[str],
         messages: tuple[Message, ...],
