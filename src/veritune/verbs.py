@@ -17,6 +17,7 @@ from veritune.errors import InputError, StaleError, StudyError
 from veritune.records import (
     Finding,
     JsonLike,
+    JsonValue,
     StudyVerdicts,
     Verdict,
 )
@@ -97,7 +98,7 @@ def init(
 _NO_FAMILY = "# family_field: original   # column that names the original"
 
 
-def _flow(value: Any) -> str:
+def _flow(value: JsonLike) -> str:
     """A value on one line of YAML."""
     return json.dumps(value, ensure_ascii=False)
 
@@ -202,7 +203,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     return lines
 
 
-def _rule_text(outcome: Mapping[str, Any]) -> str:
+def _rule_text(outcome: Mapping[str, JsonValue]) -> str:
     """A frozen rule and what it came to. Records made before arms were named in it call them by their side."""
     from veritune.decide.wording import rule_text
 

@@ -10,10 +10,10 @@ import typer
 
 from veritune.commands.lazy import lazy
 from veritune.errors import InputError
+from veritune.records import JsonValue
 
 if TYPE_CHECKING:
     from veritune import untrusted
-    from veritune.records import JsonValue
 else:
     untrusted = lazy("veritune.untrusted")
 

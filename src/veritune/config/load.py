@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from veritune.records import JsonLike
 
 
-def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Study:
+def load_study(path: str | Path, flags: Mapping[str, JsonLike] | None = None) -> Study:
     """Read and validate a study file. Raises StudyError with every problem found, each with its path in the file.
 
     `flags` are settings by path (`train.max_steps`) that override the file's; None takes those that were frozen in the
@@ -70,7 +70,7 @@ def parse_flags(texts: Sequence[str]) -> dict[str, JsonLike]:
     return found
 
 
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+def _set(raw: dict[str, JsonLike], key: str, value: JsonLike) -> None:
     """Put one setting into raw settings by its path. Raises StudyError where the path leads nowhere."""
     node: Any = raw
     *way, last = key.split(".")
@@ -95,7 +95,7 @@ def sources(study: Study, flags: Collection[str] = ()) -> dict[str, str]:
     """Where every resolved setting came from, by its path: `flag`, `file` or `default`."""
     found: dict[str, str] = {}
 
-    def walk(value: Any, path: str, source: str) -> None:
+    def walk(value: JsonLike, path: str, source: str) -> None:
         if any(path == flag or path.startswith(f"{flag}.") for flag in flags):
             source = "flag"
         if isinstance(value, BaseModel):
@@ -171,7 +171,7 @@ def _section_in(annotation: Any) -> Any:
     return None
 
 
-def _short(value: Any) -> str:
+def _short(value: JsonLike) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -77,7 +77,7 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _expanded(cls, raw: Any) -> Any:
+    def _expanded(cls, raw: JsonLike) -> JsonLike:
         return expand_sweep(raw) if isinstance(raw, dict) and isinstance(raw.get("sweep"), dict) else raw
 
     @model_validator(mode="after")

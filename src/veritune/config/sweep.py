@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from veritune.config.fields import as_number
 from veritune.config.train import Condition
-
-if TYPE_CHECKING:
-    from veritune.records import JsonLike
+from veritune.records import JsonLike, JsonValue
 
 SHORT = {
     "learning_rate": "lr",
@@ -52,7 +50,7 @@ def expand_sweep(raw: dict[str, Any]) -> dict[str, JsonLike]:
 
 
 def swept(
-    conditions: Mapping[str, Condition], grid: Mapping[str, Sequence[Any]] | None
+    conditions: Mapping[str, Condition], grid: Mapping[str, Sequence[JsonValue]] | None
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     """For every condition the name it was written under and its point of the sweep; without one itself and nothing."""
     found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in conditions}
@@ -73,20 +71,20 @@ def _in_order(grid: Mapping[str, T]) -> dict[str, T]:
 
 
 def _holds(condition: dict[str, Any], point: dict[str, Any]) -> bool:
-    def plain(value: Any) -> Any:
+    def plain(value: Any) -> JsonLike:
         return list(value) if isinstance(value, tuple) else as_number(value)
 
     return all(plain(condition.get(key)) == plain(value) for key, value in point.items())
 
 
-def _mappings(declared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _mappings(declared: dict[str, Any]) -> list[tuple[str, dict[str, JsonLike]]]:
     wrong = [name for name, condition in declared.items() if not isinstance(condition, dict)]
     if wrong:
         raise ValueError(f"conditions.{wrong[0]}: expected a mapping of settings, found {declared[wrong[0]]!r}")
     return [(str(name), condition) for name, condition in declared.items()]
 
 
-def _point_name(point: dict[str, Any]) -> str:
+def _point_name(point: dict[str, JsonValue]) -> str:
     """`-r4-data0p25`: what is appended to a condition's name; a dot becomes `p`, other signs `_`."""
     parts = []
     for key, value in point.items():

@@ -44,7 +44,7 @@ class Backend(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, raw: Any) -> Any:
+    def _short(cls, raw: JsonLike) -> JsonLike:
         return {"name": raw} if isinstance(raw, str) else raw
 
     @model_validator(mode="after")
@@ -123,7 +123,7 @@ R3F_NOISE = 1e-5
 Coefficient = Annotated[Real, Field(ge=0)]
 
 
-def _unset(value: object) -> bool:
+def _unset(value: JsonLike) -> bool:
     """Whether a setting is left out: it then stays out of the contracts and hashes of studies without it."""
     return value is None
 

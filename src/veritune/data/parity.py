@@ -17,12 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from veritune.data.render import IGNORE, Renderer, Traced, first_difference
+from veritune.data.render import IGNORE, Renderer, Traced
 from veritune.data.split import stratum_of
 from veritune.data.template import Stops, stops_of, twin_templates
+from veritune.data.text import first_difference
 from veritune.data.unfit import Unfit
 from veritune.errors import DataError
-from veritune.records import Finding, Message, Rendered, Row
+from veritune.records import (
+    Finding,
+    JsonValue,
+    Message,
+    Rendered,
+    Row,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -284,7 +291,7 @@ def attention_leak(forward: Callable[[Packed], npt.NDArray[Any]], rows: Sequence
 
 def check_parity(
     rows: Sequence[Row], renderer: Renderer, *, stop_ids: Sequence[int] | None = None
-) -> tuple[list[Finding], dict[str, Any]]:
+) -> tuple[list[Finding], dict[str, JsonValue]]:
     """Training ids against `apply_chat_template`'s own, end tokens against the stop tokens, masks, and the switches.
 
     `stop_ids` are what generation stops on; without them generation_config.json in the tokenizer's folder says it, else

@@ -246,7 +246,7 @@ def _read_patterns(path: Path) -> Any:
     return parse_yaml(read_bytes(path, MAX_YAML_BYTES))
 
 
-def _entries(content: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _entries(content: JsonLike, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if content is None:
         return
     if not isinstance(content, dict):

@@ -25,12 +25,20 @@ from typing import Any, Literal
 
 from veritune.data.fields import LABEL_COLUMNS, TAKEN_OUT
 from veritune.data.load import load_rows
-from veritune.data.sources.raw import Reject
+from veritune.data.sources.raw import Cell, Reject
 from veritune.data.split import stratum_of
 from veritune.data.turns import messages_from
 from veritune.errors import DataError
 from veritune.ledger import CHAIN, Entry, Ledger
-from veritune.records import Finding, JsonLike, Message, Row, dumps, to_json
+from veritune.records import (
+    Finding,
+    JsonLike,
+    JsonValue,
+    Message,
+    Row,
+    dumps,
+    to_json,
+)
 from veritune.store import atomic, remove_left, sha256_file, whole_lines, write_text
 from veritune.untrusted import parse_json
 
@@ -344,7 +352,7 @@ def retire(
     return next(v for v in lineage(file.parent) if v.sha256 == sha)
 
 
-def _retire_in(ledger: Ledger, record: Mapping[str, Any]) -> None:
+def _retire_in(ledger: Ledger, record: Mapping[str, JsonValue]) -> None:
     """Append a retirement, unless the version's last one in this ledger says the same already."""
     before = [e for e in ledger.read() if e.get("event") == "retired" and e.get("sha256") == record["sha256"]]
     if not before or {**before[-1], "created": record["created"]} != {**before[-1], **record}:
@@ -496,7 +504,7 @@ def _row_line(row: Row) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: Cell) -> Any:
     """Plain JSON, with dates and other table values as their text."""
     try:
         return to_json(value)

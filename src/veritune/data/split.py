@@ -17,6 +17,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from veritune.config.thresholds import DEFAULTS
+from veritune.data.sources.raw import Cell
 from veritune.data.text import canonical, tokens
 from veritune.errors import DataError
 from veritune.records import (
@@ -209,7 +210,7 @@ def _time_of(row: Row, column: str) -> float:
     return value
 
 
-def _time_value(value: object) -> float | None:
+def _time_value(value: Cell) -> float | None:
     """A time as seconds, or a number as it is; None where it is neither."""
     if isinstance(value, bool) or value is None:
         return None

@@ -6,7 +6,6 @@ found by rendering (`render.py`, `written.py`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -96,7 +95,7 @@ def variables_of(template: str) -> tuple[str, ...]:
     return tuple(sorted(meta.find_undeclared_variables(parsed) - _GIVEN - (own - asked)))
 
 
-def check_kwargs(kwargs: Mapping[str, Any], variables: tuple[str, ...]) -> None:
+def check_kwargs(kwargs: Mapping[str, JsonLike], variables: tuple[str, ...]) -> None:
     """Raises ModelError for a template variable that the template does not read, or that is not the user's to set."""
     for name in kwargs:
         if name in _OURS or not isinstance(name, str):
@@ -113,7 +112,7 @@ def check_kwargs(kwargs: Mapping[str, Any], variables: tuple[str, ...]) -> None:
 # ---------------------------------------------------------------- identities
 
 
-def template_identity(template: str, tool_template: str, kwargs: Mapping[str, Any]) -> str:
+def template_identity(template: str, tool_template: str, kwargs: Mapping[str, JsonLike]) -> str:
     """All that decides a rendering: the template, its sibling for tools where it has one, and the variables."""
     whole = template if tool_template == template else f"{template}\n{tool_template}"
     return whole if not kwargs else whole + "\n" + json.dumps(kwargs, sort_keys=True, default=str)
@@ -126,11 +125,6 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     parts.pop("padding", None)
     parts["special_tokens_map"] = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
     return json.dumps(parts, sort_keys=True, ensure_ascii=False)
-
-
-def sha256_text(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # ---------------------------------------------------------------- messages as templates take them
@@ -177,7 +171,7 @@ def without_reasoning(message: Message) -> Message:
     return replace(message, reasoning=None, content=content)
 
 
-def tools_json(tools: tuple[Mapping[str, Any], ...] | None) -> str:
+def tools_json(tools: tuple[Mapping[str, JsonLike], ...] | None) -> str:
     """Declared tools as one text, empty for none."""
     return tools_text(tools) or ""
 

@@ -260,7 +260,7 @@ def parse_rule(text: str) -> dict[str, JsonLike]:
 
 
 def compare_counts(
-    texts: Sequence[str], names: Sequence[str], options: CompareOptions, also: Mapping[str, object]
+    texts: Sequence[str], names: Sequence[str], options: CompareOptions, also: Mapping[str, JsonLike]
 ) -> CompareReport:
     """`compare` for 2×2 counts, one text `only A,only B,both,neither` per seed. `names` are none or both sides'.
 

@@ -25,6 +25,7 @@ from veritune.drawing import (
     save_as,
     style,
 )
+from veritune.records import JsonLike
 from veritune.stats import power
 from veritune.stats.paired import PairOptions, compare_tables
 
@@ -173,7 +174,7 @@ def _power_drawing(report: PowerReport, source: str) -> Drawing:
     )
 
 
-def _power_lines(axes: Axes, report: PowerReport) -> list[tuple[str, dict[str, Any]]]:
+def _power_lines(axes: Axes, report: PowerReport) -> list[tuple[str, dict[str, JsonLike]]]:
     """Draw a line a number of seeds, a dash a share of flips that repeat; the entries of the legend."""
     shares = sorted({row["stable"] for row in report.grid})
     entries: list[tuple[str, dict[str, Any]]] = []

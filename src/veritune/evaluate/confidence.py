@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from veritune.data.sources.raw import Cell
 from veritune.data.tables import table_rows, text_of
 from veritune.errors import DataError, ScoreError
 from veritune.records import Message, Rendered, Row
@@ -133,7 +134,7 @@ def _lm_sample(row: Any, metric: str, where: str) -> tuple[tuple[float, ...], fl
     return shares, outcome, chosen if outcome else gold
 
 
-def _arguments(row: Mapping[str, Any]) -> list[Any]:
+def _arguments(row: Mapping[str, Any]) -> list[Cell]:
     arguments = row["arguments"]
     return (
         [arguments[k] for k in sorted(arguments, key=lambda k: int(k.rsplit("_", 1)[-1]))]
@@ -147,7 +148,7 @@ def _option(argument: Any) -> str:
     return str(text).removeprefix(" ")
 
 
-def _gold(target: Any, options: Sequence[str]) -> int | None:
+def _gold(target: Cell, options: Sequence[str]) -> int | None:
     """The right option's place from `target`: a place, or an option's text; None where it could be either."""
     text = str(target).strip()
     place = int(text) if text.isdecimal() and int(text) < len(options) else None
@@ -253,7 +254,7 @@ def _question(row: Any, where: str, number: int, family_field: str | None) -> Qu
     return Question(str(row.get("id", number)), prompt, options, _place(row.get("answer"), options, where), family)
 
 
-def _place(answer: Any, options: Sequence[str], where: str) -> int:
+def _place(answer: Cell, options: Sequence[str], where: str) -> int:
     """The right option's place from a place, an option's text or a letter."""
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         return answer

@@ -258,7 +258,7 @@ def read_labelled(path: Path, judge: Judge) -> list[tuple[int, str, dict[str, Js
     return made
 
 
-def _label_of(value: object, labels: Mapping[str, float], where: str) -> str:
+def _label_of(value: JsonLike, labels: Mapping[str, float], where: str) -> str:
     """A label as one of the judge's verdicts: its name, or the number it is worth where that names one."""
     known = {label.casefold(): label for label in labels}
     text = {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

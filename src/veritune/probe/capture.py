@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -570,10 +570,3 @@ def both(*sinks: Sink) -> Sink:
             sink(name, grad_N)
 
     return feed
-
-
-def trainable_names(model: torch.nn.Module) -> Iterator[str]:
-    """Names of the parameters that a `trainable` capture would see."""
-    plan, _ = _plan_trainable(model)
-    for names in plan.values():
-        yield from (n for n in names if n is not None)

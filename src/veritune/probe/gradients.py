@@ -322,7 +322,7 @@ def _random_sample(n: int, plan: SamplePlan) -> Sample:
 # ---------------------------------------------------------------- the record
 
 
-def _withheld(n_eff: Estimate, loss: Json) -> Estimate:
+def _withheld(n_eff: Estimate, loss: Mapping[str, JsonLike]) -> Estimate:
     """A late number is not handed on; it stays in `details` for whoever wants to see what it would have read."""
     if loss["at"] != "late" or n_eff.value is None:
         return n_eff
@@ -486,7 +486,7 @@ def _sentences(
     )
 
 
-def _disagreeing(agreement: Json, found: FamiliesFound | None) -> str:
+def _disagreeing(agreement: Mapping[str, JsonLike], found: FamiliesFound | None) -> str:
     """What it means that the number by families and the one without labels part; empty where they do not."""
     if not agreement.get("disagree"):
         return ""

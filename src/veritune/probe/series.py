@@ -15,6 +15,7 @@ from typing import Any, Literal
 from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
 from veritune.config.sweep import swept
+from veritune.display import aligned
 from veritune.errors import ModelError
 from veritune.probe.subject import refuse_other_base
 from veritune.probe.weights import WeightChange, WeightOptions, adapter_change, checkpoint_change
@@ -199,7 +200,7 @@ def _over_steps(lines: Sequence[Moved]) -> tuple[Json, ...]:
     return tuple({**_group(group), "arm": key[0], "step": key[-1]} for key, group in ordered)
 
 
-def _sortable(value: Any) -> tuple[bool, Any]:
+def _sortable(value: JsonLike) -> tuple[bool, JsonLike]:
     return (value is not None, value if value is not None else 0)
 
 
@@ -251,14 +252,14 @@ def table(record: WeightSeries) -> str:
                 *(f"{line.by_type[k]:.3g}" if k in line.by_type else "-" for k in kinds),
             ]
         )
-    text = _columns(rows)
+    text = aligned(rows)
     if any(line.chosen for line in record.lines):
         text.append("* the checkpoint that is scored")
     for name, lines in (("by learning rate", record.by_lr), ("by rows trained on", record.by_rows)):
         if lines:
-            text += ["", f"{name}, scored checkpoints:", *_columns(_group_rows(lines))]
+            text += ["", f"{name}, scored checkpoints:", *aligned(_group_rows(lines))]
     if record.by_step:
-        text += ["", "by step, seeds pooled:", *_columns(_group_rows(record.by_step, "step"))]
+        text += ["", "by step, seeds pooled:", *aligned(_group_rows(record.by_step, "step"))]
     return "\n".join(text)
 
 
@@ -270,8 +271,3 @@ def _group_rows(lines: Sequence[Json], *more: str) -> list[list[str]]:
         rate, dose = ("-" if x[k] is None else f"{x[k]:g}" for k in ("lr", "rows"))
         rows.append([str(x["arm"]), rate, dose, *(str(x[key]) for key in more), str(x["n_runs"]), loss, *norms])
     return rows
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]

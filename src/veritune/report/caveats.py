@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
-from veritune.records import Caveat, DecodingNotes, RunManifest
+from veritune.records import Caveat, DecodingNotes, JsonLike, RunManifest
 from veritune.report.read import Records, Run
 
 MOST_VALUES = 4
@@ -20,7 +20,7 @@ MOST_RUNS = 3
 Getter = Callable[[RunManifest], str | None]
 
 
-def _text(value: object) -> str:
+def _text(value: JsonLike) -> str:
     return "not recorded" if value is None else str(value)
 
 

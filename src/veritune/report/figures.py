@@ -34,7 +34,7 @@ from veritune.drawing import (
 from veritune.records import SCORE_ZONES, ZONES
 from veritune.report import plan_figures, probe_figures, score_figures
 from veritune.report._svg import inline_svg
-from veritune.report.read import Records, Run
+from veritune.report.read import Records, Run, summary_paths
 from veritune.store import Store
 
 if TYPE_CHECKING:
@@ -188,14 +188,10 @@ def zone_nll(records: Records) -> Drawing | None:
         figure=figure,
         header=("zone", "condition", "seed", "nll_nats_per_target_token", "target_tokens", "rows"),
         table=rows,
-        sources=_summaries(records),
+        sources=summary_paths(records),
         made_by=f"{__name__}.zone_nll",
         n=f"{counted(rows)} rows a zone; {len({row[1:3] for row in rows})} runs",
     )
-
-
-def _summaries(records: Records) -> tuple[str, ...]:
-    return tuple(run.path("summary.json") for run in records.runs if run.summary)
 
 
 def _zone_figure(records: Records, rows: Sequence[tuple[Any, ...]], what: str) -> Any:
@@ -322,7 +318,7 @@ def validation_nll(records: Records) -> Drawing | None:
     )
 
 
-def _tokens(curves: Sequence[tuple[Run, Any]]) -> str:
+def _tokens(curves: Sequence[tuple[Run, Sequence[tuple[int, float]]]]) -> str:
     """The target tokens that validation losses were taken over, where the metrics hold their number."""
     tokens = {r.token_count for run, _ in curves for r in run.metrics if r.split == "validation" and r.token_count}
     return f", {counted([(t,) for t in tokens])} target tokens" if tokens else ""
@@ -402,6 +398,8 @@ def _every(n: int) -> int:
     return -(-n // MOST_POINTS)
 
 
-def _thin_note(curves: Sequence[tuple[Run, Sequence[Any]]]) -> str:
+def _thin_note(
+    curves: Sequence[tuple[Run, Sequence[tuple[int, float]] | Sequence[tuple[int, Mapping[str, float]]]]],
+) -> str:
     every = max(_every(len(points)) for _, points in curves)
     return "" if every == 1 else f" Every {every}th step is drawn; the CSV has all."

@@ -25,6 +25,7 @@ from veritune.config.study import Study
 from veritune.decide.wording import number, signed
 from veritune.drawing import SERIES
 from veritune.evaluate.means import zone_mean
+from veritune.records import JsonLike
 from veritune.report import outputs, views
 from veritune.report.caveats import caveat_facts
 from veritune.report.figures import Drawn, draw_all
@@ -203,7 +204,7 @@ def _known(value: Any, form: Any) -> Any:
     return form(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _setting(value: Any) -> Any:
+def _setting(value: JsonLike) -> JsonLike:
     """A setting as it stands in a record: lists joined, `none` for null."""
     if value is None:
         return Markup('<span class="unknown">none</span>')
@@ -214,7 +215,7 @@ def _setting(value: Any) -> Any:
     return f"{value:g}" if isinstance(value, float) else value
 
 
-def _seen(value: Any) -> Any:
+def _seen(value: JsonLike) -> JsonLike:
     """Make unseen characters of record text visible, so that a page reads as it is stored. Markup passes."""
     if value is None:
         return UNKNOWN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from veritune.drawing import (
@@ -16,7 +16,7 @@ from veritune.drawing import (
     shortened,
     tidy,
 )
-from veritune.records import Json
+from veritune.records import Json, JsonLike
 from veritune.report.read import Records
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def all_of(records: Records) -> Iterator[Drawing]:
         yield found
 
 
-def _kinds(record: Any, name: str) -> Iterator[tuple[str, Json]]:
+def _kinds(record: JsonLike, name: str) -> Iterator[tuple[str, Json]]:
     """The record itself, or those that it holds under names."""
     if not isinstance(record, Mapping):
         return
@@ -113,7 +113,7 @@ def _cell(value: float | None) -> str:
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
-def _least(cosine: Any) -> float:
+def _least(cosine: Sequence[Sequence[float | None]]) -> float:
     return min((value for row in cosine for value in row if value is not None), default=0.0)
 
 

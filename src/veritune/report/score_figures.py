@@ -24,8 +24,8 @@ from veritune.drawing import (
     tidy,
 )
 from veritune.evaluate.means import FAILED, zone_mean
-from veritune.records import SCORE_ZONES
-from veritune.report.read import Records, Run
+from veritune.records import SCORE_ZONES, JsonValue
+from veritune.report.read import Records, Run, summary_paths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,10 +50,6 @@ def all_of(records: Records) -> Iterator[Drawing]:
 def _place(records: Records, condition: str) -> int | None:
     names = list(records.study.conditions)
     return names.index(condition) if condition in names else None
-
-
-def _summaries(records: Records) -> tuple[str, ...]:
-    return tuple(run.path("summary.json") for run in records.runs if run.summary)
 
 
 Means = list[tuple[str, Run, float, int, int]]
@@ -102,7 +98,7 @@ def zone_scores(records: Records, name: str) -> Drawing | None:
         figure=figure,
         header=("zone", "condition", "seed", "what", "mean_score", "scored", "items"),
         table=rows,
-        sources=_summaries(records),
+        sources=summary_paths(records),
         made_by=f"{__name__}.zone_scores",
         n=f"{_counts(means)} items a panel; {len({m[1].run_id for m in means})} runs",
     )
@@ -113,7 +109,7 @@ def _counts(means: Means) -> str:
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
 
 
-def _arm_row(axes: Axes, records: Records, at: tuple[int, str, str], found: Means) -> Iterator[tuple[Any, ...]]:
+def _arm_row(axes: Axes, records: Records, at: tuple[int, str, str], found: Means) -> Iterator[tuple[JsonValue, ...]]:
     """Draw one condition in one zone; its rows of the table: each seed, then mean, min, max and range."""
     y, zone, arm = at
     values = [value for _, _, value, _, _ in found]
@@ -283,7 +279,7 @@ def _dose(
         figure=figure,
         header=("line", key, "condition", "seed", "mean_score", "items", "failed"),
         table=rows,
-        sources=_summaries(records),
+        sources=summary_paths(records),
         made_by=f"{__name__}.dose_response",
         n=f"{_counts(means)} items; {len(rows)} runs",
     )

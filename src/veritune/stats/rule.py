@@ -15,18 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from veritune.config.frozen_rule import check_rule
 from veritune.errors import ScoreError
+from veritune.records import JsonLike, JsonValue
 from veritune.stats import lost
 from veritune.stats.intervals import Unknown
 from veritune.stats.paired import Comparison, PairOptions, compare_tables
 from veritune.stats.seeds import ROUNDING
 from veritune.stats.table import Missing, ScoreTable
-
-if TYPE_CHECKING:
-    from veritune.records import JsonLike
 
 Word = Literal[
     "better by the margin",
@@ -215,7 +213,7 @@ def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, Js
 
 
 def frozen_rule_tables(
-    a: ScoreTable, b: ScoreTable, options: PairOptions, rule: Mapping[str, Any], comparison: Comparison
+    a: ScoreTable, b: ScoreTable, options: PairOptions, rule: Mapping[str, JsonValue], comparison: Comparison
 ) -> dict[str, JsonLike]:
     """`frozen_rule` on a comparison of A with B; no winner where a score that the machine lost could change it.
 

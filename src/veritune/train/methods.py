@@ -6,7 +6,7 @@ A new method goes here. Targets are resolved per architecture to the exact list 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veritune.config.study import Study
 from veritune.config.train import Condition
@@ -204,7 +204,7 @@ def _config_class(name: str, method: str) -> type[PeftConfig]:
 
 
 def _count(
-    method: str, options: dict[str, Any], modules: tuple[str, ...], model: PreTrainedModel | PeftModel
+    method: str, options: dict[str, JsonLike], modules: tuple[str, ...], model: PreTrainedModel | PeftModel
 ) -> Trainable:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(_scalars(p) for p in model.parameters())

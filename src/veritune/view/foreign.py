@@ -62,7 +62,7 @@ def _foreign(path: Path, _size: int, _changed: int) -> ScoreIndex:
     raw = _raw(path)
     bodies = raw if len(raw) == n else [{}] * n
 
-    def column(values: Sequence[Any]) -> list[str]:
+    def column(values: Sequence[JsonLike]) -> list[str]:
         return ["" if v is None else str(v) for v in values] if len(values) == n else [""] * n
 
     reasons = column(found.reason)
@@ -112,7 +112,7 @@ def _raw(path: Path) -> list[Mapping[str, JsonLike]]:
     return []
 
 
-def _text(record: Any, names: Sequence[str]) -> str | None:
+def _text(record: JsonLike, names: Sequence[str]) -> str | None:
     if not isinstance(record, Mapping):
         return None
     for name in names:

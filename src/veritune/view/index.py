@@ -162,7 +162,7 @@ def _columns(
     )
 
 
-def dict_at(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def dict_at(record: Mapping[str, JsonLike], name: str) -> Mapping[str, Any]:
     """An object inside a record; an empty one where there is none."""
     found = record.get(name)
     return found if isinstance(found, dict) else {}
@@ -173,7 +173,7 @@ def number_of(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
 
 
-def _text(value: Any) -> str:
+def _text(value: JsonLike) -> str:
     return "" if value is None else str(value)
 
 

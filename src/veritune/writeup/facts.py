@@ -25,6 +25,7 @@ from pathlib import Path
 import yaml
 
 from veritune.errors import InputError
+from veritune.records import JsonLike, JsonValue
 from veritune.train.mlflow_files import metric_rows, run_of
 from veritune.untrusted import parse_json, parse_yaml
 
@@ -355,7 +356,7 @@ def _of(held: object, parts: tuple[str, ...], source: str, pointer: str, depth: 
         yield from _of_rows(held, parts, source, pointer, depth)
 
 
-def _spread(held: Mapping[object, object], parts: tuple[str, ...], source: str, pointer: str) -> Iterator[Fact]:
+def _spread(held: Mapping[str, JsonLike], parts: tuple[str, ...], source: str, pointer: str) -> Iterator[Fact]:
     """How many entries a mapping of mappings has: runs by name, items by id."""
     if parts and len(held) > 1 and all(isinstance(v, Mapping) for v in held.values()):
         yield Fact(("n", *parts), float(len(held)), source, pointer, "length")
@@ -388,7 +389,7 @@ ORDER = ("seed", "step", "epoch", "layer", "rank", "k", "fold", "run", "iteratio
 """Numeric columns that name a row rather than measure it."""
 
 
-def _label(row: Mapping[object, object]) -> tuple[str, ...] | None:
+def _label(row: Mapping[str, JsonValue]) -> tuple[str, ...] | None:
     """What names a row: its short texts and its numbers of order, those of a mapping inside it too."""
     found: list[str] = []
     for key, held in row.items():

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
 from veritune.evaluate.logs.values import choose, fingerprint, load_json, named_eval, row_labels
@@ -25,7 +26,7 @@ _OLD_PASS = ("success", "pass")
 """How versions before 0.2 wrote a pass: [status, details]."""
 
 
-def is_evalplus(document: Any) -> bool:
+def is_evalplus(document: Cell) -> bool:
     """Whether a JSON document holds EvalPlus's results."""
     tasks = document.get("eval") if isinstance(document, Mapping) else None
     if not isinstance(tasks, Mapping) or not tasks:
@@ -75,12 +76,12 @@ def _old(task: Mapping[str, Any]) -> list[dict[str, JsonLike]]:
     return found
 
 
-def _old_status(entry: Any) -> str | None:
+def _old_status(entry: Cell) -> str | None:
     word = entry[0] if isinstance(entry, list) and entry else entry
     return _PASS if word in _OLD_PASS else None if word is None else str(word)
 
 
-def _passed(path: Path, row: Mapping[str, Any], metric: str) -> float | None:
+def _passed(path: Path, row: Mapping[str, Cell], metric: str) -> float | None:
     base, plus = row.get("base_status"), row.get("plus_status")
     if base is None or (metric == "plus" and plus is None and base == _PASS):
         return None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
@@ -32,7 +33,7 @@ _BOOKKEEPING = re.compile(
 """Statistics about the request, not about the answer: never a choice unless they are named."""
 
 
-def is_helm(row: Mapping[str, Any]) -> bool:
+def is_helm(row: Mapping[str, Cell]) -> bool:
     """Whether a row is one of HELM's: an instance with a list of statistics."""
     return "instance_id" in row and isinstance(row.get("stats"), list)
 

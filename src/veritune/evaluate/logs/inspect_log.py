@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune import zstd
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
@@ -102,7 +103,7 @@ def _stated(log: _Log, scorer: str, name: str) -> dict[str, float]:
 # ---------------------------------------------------------------- one sample
 
 
-def _scorer_names(scores: Mapping[str, Any]) -> Iterator[str]:
+def _scorer_names(scores: Mapping[str, Cell]) -> Iterator[str]:
     for name, score in scores.items():
         value = score.get("value") if isinstance(score, dict) else score
         if isinstance(value, dict):
@@ -114,7 +115,7 @@ def _scorer_names(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _value(
-    sample: Mapping[str, Any], scorer: str, path: Path, *, scores_errors: bool
+    sample: Mapping[str, Cell], scorer: str, path: Path, *, scores_errors: bool
 ) -> tuple[float | None, str | None]:
     """A sample's score, or None and the reason why it has none."""
     value = _raw_value(sample, scorer)
@@ -142,7 +143,7 @@ def _raw_value(sample: Mapping[str, Any], scorer: str) -> Any:
     return _entry(value, key)
 
 
-def _entry(value: Any, key: str) -> Any:
+def _entry(value: Cell, key: str) -> Any:
     """`value` itself, or its entry where it is an object or a list."""
     if isinstance(value, dict):
         return value.get(key)

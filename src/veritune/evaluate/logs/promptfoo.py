@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
@@ -27,7 +28,7 @@ _ERROR = 2
 Row = Mapping[str, Any]
 
 
-def results_in(document: Any) -> list[Any] | None:
+def results_in(document: Cell) -> list[Cell] | None:
     """The list of results in a promptfoo file, None where the document is none."""
     inner = document.get("results") if isinstance(document, Mapping) else None
     inner = inner.get("results") if isinstance(inner, Mapping) else inner
@@ -41,7 +42,7 @@ def systems_of(path: Path) -> list[str]:
     return sorted(set(_systems([row for _, row in _rows(path)])))
 
 
-def is_result(row: Mapping[str, Any]) -> bool:
+def is_result(row: Mapping[str, Cell]) -> bool:
     """Whether a line is one of promptfoo's results, as `-o results.jsonl` writes them."""
     return "success" in row and {"provider", "vars", "prompt"} <= row.keys()
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.logs import (
     evalplus,
@@ -79,7 +80,7 @@ def read_scores(path: str | Path, reading: Reading | None = None) -> Iterator[Sc
     """`read`, as `Score` records; `parts` keeps the sample and the rater."""
     c = read(path, reading)
 
-    def at(column: Sequence[Any], i: int) -> Any:
+    def at(column: Sequence[Cell], i: int) -> Any:
         return column[i] if len(column) else None
 
     for i in range(len(c.item)):
@@ -176,14 +177,14 @@ def _sniff_list(path: Path, text: str) -> str:
     return helm.FORMAT.name if isinstance(first, dict) and helm.is_helm(first) else "json"
 
 
-def _sniff_document(path: Path, document: Any) -> str:
+def _sniff_document(path: Path, document: Cell) -> str:
     kind = _document_kind(path, document) if isinstance(document, dict) else None
     if kind is None:
         raise ScoreError(f"{path.name}: {EXPECTED}; found a JSON document of {type(document).__name__}.")
     return kind
 
 
-def _document_kind(path: Path, document: Mapping[str, Any]) -> str | None:
+def _document_kind(path: Path, document: Mapping[str, Cell]) -> str | None:
     """The format of a single JSON object, None where it is of none that is written as one."""
     if evalplus.is_evalplus(document):
         return evalplus.FORMAT.name

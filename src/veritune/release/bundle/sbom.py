@@ -81,7 +81,7 @@ def _model_card(facts: Mapping[str, Any], data_ref: str) -> dict[str, JsonLike]:
     }
 
 
-def _metric(metric: Mapping[str, Any]) -> dict[str, JsonLike]:
+def _metric(metric: Mapping[str, JsonLike]) -> dict[str, JsonLike]:
     row = {"type": metric["type"], "value": repr(metric["value"]), "slice": metric["slice"]}
     if metric["low"] is not None and metric["high"] is not None:
         row["confidenceInterval"] = {"lowerBound": repr(metric["low"]), "upperBound": repr(metric["high"])}

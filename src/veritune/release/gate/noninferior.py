@@ -188,7 +188,7 @@ def least_items(margin: float, alpha: float = 0.05, *, binary: bool = True, widt
     return least_items_equal(margin, alpha / 2, binary=binary, width=width)
 
 
-def _why_open(verdict: Verdict, comparison: Comparison, numbers: Mapping[str, Any], bar: Bar) -> str:
+def _why_open(verdict: Verdict, comparison: Comparison, numbers: Mapping[str, JsonLike], bar: Bar) -> str:
     edge = "minus the margin" if numbers["higher_is_better"] else "the margin"
     reason = str(verdict.details.get("reason") or f"the interval reaches across {edge}")
     if not numbers["reachable"]:

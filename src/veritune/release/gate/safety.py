@@ -33,7 +33,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from veritune.config.release import SafetyGate
 from veritune.errors import FormatError, InputError
 from veritune.patterns import compiled, search
-from veritune.records import JsonLike, Message, Row, Score, to_json
+from veritune.records import (
+    JsonLike,
+    JsonValue,
+    Message,
+    Row,
+    Score,
+    to_json,
+)
 from veritune.release.gate.candidate import Case
 from veritune.release.gate.checks import usable
 from veritune.release.gate.evidence import Evidence, Subject, input_hashes, input_path, subject_of, write_evidence
@@ -320,7 +327,7 @@ def judge(answers: Sequence[Mapping[str, Any]], policy: SafetyGate) -> Noninferi
     return Noninferior(status, message, {**numbers, "parts": {name: found.status for name, found in parts}})
 
 
-def _compare(answers: Sequence[Mapping[str, Any]], kinds: Sequence[str], bar: Bar) -> Noninferior:
+def _compare(answers: Sequence[Mapping[str, JsonValue]], kinds: Sequence[str], bar: Bar) -> Noninferior:
     from veritune.stats.table import ScoreTable
 
     chosen = [a for a in answers if a["kind"] in kinds]
@@ -335,7 +342,7 @@ def _compare(answers: Sequence[Mapping[str, Any]], kinds: Sequence[str], bar: Ba
     return not_worse(tables["candidate"], tables["base"], bar)
 
 
-def _key(answer: Mapping[str, Any]) -> str:
+def _key(answer: Mapping[str, JsonLike]) -> str:
     return f"{answer['set']}/{answer['id']}"
 
 
@@ -353,7 +360,7 @@ def _score(answer: Mapping[str, Any], name: str) -> Score:
     )
 
 
-def _ceiling(answers: Sequence[Mapping[str, Any]], most: float, alpha: float) -> Noninferior:
+def _ceiling(answers: Sequence[Mapping[str, JsonLike]], most: float, alpha: float) -> Noninferior:
     """The candidate's own rate of unsafe answers, a missing grade counted as unsafe; exact interval."""
     mine = [a for a in answers if a["arm"] == "candidate" and a["kind"] in RISKS]
     k = sum(a["good"] != 1.0 for a in mine)
@@ -374,7 +381,7 @@ def exact_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def rates(answers: Sequence[Mapping[str, Any]], alpha: float = 0.05) -> list[dict[str, Any]]:
+def rates(answers: Sequence[Mapping[str, JsonLike]], alpha: float = 0.05) -> list[dict[str, Any]]:
     """Per kind and arm: answers not as they should be, out of the graded, with the exact interval; missing by reason.
 
     The intervals take prompts as independent; where prompts have families only the comparison accounts for them.
@@ -451,7 +458,7 @@ def recorded_answers(case: Case) -> list[dict[str, JsonLike]]:
     return read_graded(case.store, record)
 
 
-def flips(answers: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def flips(answers: Sequence[Mapping[str, JsonValue]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Pairs (base, candidate) of answers that were as they should be and no longer are."""
     base = {_key(a): a for a in answers if a["arm"] == "base"}
     mine = [a for a in answers if a["arm"] == "candidate"]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune.config.train import Model
-from veritune.data.render import Renderer, first_difference
+from veritune.data.render import Renderer
+from veritune.data.text import first_difference
 from veritune.errors import FormatError, InputError, ModelError, VerituneError, first_line
 from veritune.evaluate.generate import Decoding, generate
 from veritune.machine import describe_machine, package_versions

@@ -15,7 +15,13 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -237,7 +243,9 @@ def _line(t: Timed) -> dict[str, JsonLike]:
 # ---------------------------------------------------------------- numbers
 
 
-def quantile(values: Sequence[float], q: float, level: float = 0.95, blocks: Sequence[Any] = ()) -> dict[str, JsonLike]:
+def quantile(
+    values: Sequence[float], q: float, level: float = 0.95, blocks: Sequence[Hashable] = ()
+) -> dict[str, JsonLike]:
     """The q-quantile with the wider of two intervals, both between order statistics.
 
     Ranks from the binomial distribution (Conover 1999, sec. 3.2), as if requests were independent; and, with `blocks`
@@ -273,7 +281,7 @@ def _ranks(n: int, q: float, level: float) -> tuple[int, int]:
     return low, high
 
 
-def _clustered(values: Sequence[float], clusters: Sequence[Any]) -> tuple[float, float]:
+def _clustered(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
     """Standard error of a mean whose values come in clusters, and its degrees of freedom (clusters - 1).
 
     sqrt(G/(G - 1) · sum of squared cluster sums of residuals) / n, never below the error without clusters.
@@ -287,7 +295,7 @@ def _clustered(values: Sequence[float], clusters: Sequence[Any]) -> tuple[float,
     return max(plain, math.sqrt(g / (g - 1) * sum(s * s for s in sums.values())) / n), g - 1
 
 
-def mean_ratio(logs: Sequence[float], blocks: Sequence[Any], level: float = 0.95) -> dict[str, JsonLike]:
+def mean_ratio(logs: Sequence[float], blocks: Sequence[Hashable], level: float = 0.95) -> dict[str, JsonLike]:
     """exp of a mean of logs with a t interval over blocks; ends are null for one block or where nothing varies."""
     groups = len(set(blocks))
     found: dict[str, Any] = {"value": None, "low": None, "high": None, "n": len(logs), "blocks": groups, "level": level}

@@ -32,6 +32,7 @@ from veritune.train.models import load_base, load_tokenizer, quiet_transformers
 from veritune.train.tensors import Tensors
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 # ---------------------------------------------------------------- weights
@@ -54,7 +55,7 @@ class ModuleMerge:
     reading: str
 
 
-def in_precision(dtype: Any) -> Stored:
+def in_precision(dtype: torch.dtype) -> Stored:
     """Storing in a floating-point precision: rounding."""
     return lambda weight: weight.to(dtype).double()
 
@@ -317,6 +318,11 @@ def joined(found: MergeParity, parts: Sequence[MergePart]) -> MergeParity:
     return replace(
         found, status=status, message="; ".join(said), findings=findings, parts=(*found.parts, *parts), **meaning
     )
+
+
+def weights_error(check: str, message: str, weights: Sequence[str] = ()) -> Finding:
+    """A fault of some weights, by their names."""
+    return Finding(check, "error", message, evidence={"weights": list(weights)})
 
 
 class Meaning(TypedDict):

@@ -347,7 +347,7 @@ def expected_answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     max_tokens: int,
-    template_kwargs: Mapping[str, Any] | None = None,
+    template_kwargs: Mapping[str, JsonLike] | None = None,
 ) -> list[Expected]:
     """Greedy answers by our own generation, one prompt at a time, as a server answers them."""
     from veritune.data.render import Renderer

@@ -237,7 +237,7 @@ def _croissant_field(column: str, data_name: str, by_column: bool) -> dict[str, 
     }
 
 
-def _json(value: Any) -> str:
+def _json(value: JsonLike) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 

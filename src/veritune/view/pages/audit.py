@@ -99,7 +99,7 @@ def _contamination(place: Place) -> tuple[list[Mapping[str, Any]], str]:
 
 
 def _hits(
-    place: Place, rows: Sequence[Mapping[str, Any]], texts: Mapping[str, RowText]
+    place: Place, rows: Sequence[Mapping[str, JsonLike]], texts: Mapping[str, RowText]
 ) -> Iterator[dict[str, JsonLike]]:
     """Rows that hold an eval item, the shared words marked in both."""
     for row in rows[:HITS]:

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from veritune.errors import InputError, StaleError, VerituneError
+from veritune.records import JsonLike
 from veritune.report.page import environment
 from veritune.results.screen import standing_lines
 from veritune.view.diff import LONGEST
@@ -84,7 +85,7 @@ def _environment() -> Environment:
     return found
 
 
-def _cut(text: object) -> str:
+def _cut(text: JsonLike) -> str:
     """A text as far as a page shows it, with its length where that is not all."""
     whole = str(text)
     return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]} … ({len(whole):,} characters in all)"

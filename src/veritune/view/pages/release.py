@@ -43,7 +43,7 @@ def release(desk: Desk, request: Request) -> Response:
     )
 
 
-def _gates(place: Place) -> tuple[dict[str, Any] | None, list[str], str]:
+def _gates(place: Place) -> tuple[dict[str, JsonLike] | None, list[str], str]:
     """The newest evaluation and every waiver."""
     path = place.path / "release" / "gates.jsonl"
     if not path.exists():

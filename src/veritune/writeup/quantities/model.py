@@ -96,6 +96,6 @@ class CheckedRecords:
         return claim.get("eval") or (self.evals[0] if len(self.evals) == 1 else None)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: JsonLike) -> bool:
     """Whether a recorded value is a number; a boolean is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -163,7 +163,7 @@ def _hashes(
     """Every hash a text may print, lower case, with its name. Older contract entries and runs start with `old `."""
     found: dict[str, str] = {}
 
-    def collect(value: Any, name: str) -> None:
+    def collect(value: JsonLike, name: str) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 collect(inner, f"{name}.{key}" if name else str(key))
