@@ -426,7 +426,7 @@ def _judge_split(
 
 def _rendering(
     rows: Sequence[Row], tokenizer: str | PreTrainedTokenizerBase | None, config: AuditConfig
-) -> tuple[list[Finding], RenderStats | None, Mapping[str, Any] | None]:
+) -> tuple[list[Finding], RenderStats | None, Mapping[str, JsonLike] | None]:
     if tokenizer is None:
         return [], None, None
     from veritune.data.parity import ALL, check_parity, render_stats

@@ -101,7 +101,7 @@ class QualityPattern:
             hit = self._search(message.content.lower()) if message.role in self.where else None
             if hit is not None:
                 found = hit[0].strip()[:120]
-                evidence = {"found": found, "turn": turn + 1, "role": message.role}
+                evidence: dict[str, JsonLike] = {"found": found, "turn": turn + 1, "role": message.role}
                 message_ = f"{self.says}: {found!r}"
                 yield _finding(row, self.reason, message_, self.severity, evidence)
                 return
@@ -193,7 +193,7 @@ def _run(name: str, check: Check, row: Row) -> Iterator[Finding]:
 
 
 def _finding(
-    row: Row, reason: str, message: str, severity: Severity = "warning", evidence: Mapping[str, Any] | None = None
+    row: Row, reason: str, message: str, severity: Severity = "warning", evidence: Mapping[str, JsonLike] | None = None
 ) -> Finding:
     return Finding(
         f"quality.{reason}", severity, message, row.id, row.source or None, row.line or None, None, evidence or {}
@@ -518,7 +518,7 @@ def _conflicts(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
         first = [row.id for row in same[:6]]
         for row in same if differ or len(texts) > 1 else ():
             others = [other for other in first if other != row.id][:5]
-            evidence = {"others": others, "n": len(same), "answer": answers[row.id]}
+            evidence: dict[str, JsonLike] = {"others": others, "n": len(same), "answer": answers[row.id]}
             if differ:
                 text = f"the same prompt has {len(same)} rows with different final answers"
                 yield _finding(row, "conflict", text, "warning", evidence)

@@ -400,7 +400,7 @@ def rows_hash(rows: Sequence[Row]) -> str | None:
     return hashlib.sha256(b"".join(each)).hexdigest() if each else None
 
 
-def _said(row: Row) -> list[object]:
+def _said(row: Row) -> list[JsonLike]:
     """The turns as [role, content]; a turn that says more (calls, reasoning, a weight) whole; tools last."""
     turns = [[m.role, m.content] if m == Message(m.role, m.content) else m.to_chat() for m in row.messages]
     return [*turns, *([list(row.tools)] if row.tools is not None else [])]
@@ -504,10 +504,11 @@ def _row_line(row: Row) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _jsonable(value: Cell) -> Any:
+def _jsonable(value: Cell) -> JsonValue:
     """Plain JSON, with dates and other table values as their text."""
     try:
-        return to_json(value)
+        plain: JsonValue = to_json(value)
+        return plain
     except (TypeError, ValueError):
         if isinstance(value, Mapping):
             return {str(k): _jsonable(v) for k, v in value.items()}

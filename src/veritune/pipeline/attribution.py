@@ -26,6 +26,9 @@ from veritune.store import Store, hash_of, read_json, write_json
 from veritune.train.schedule import MAIN, Cell, seen_rows, training_tokens
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    from transformers import PreTrainedModel
+
     from veritune.probe.attribution import Attribution, Ranking, RowFamilies, Verified
     from veritune.probe.attribution_check import Tried
     from veritune.probe.gradients import Products
@@ -239,7 +242,7 @@ def _measure(case: _Case, checkpoint: Path | None) -> Products:
     return measure(_model(case, checkpoint), rows, Settings())
 
 
-def _model(case: _Case, checkpoint: Path | None) -> Any:
+def _model(case: _Case, checkpoint: Path | None) -> PreTrainedModel:
     """The run's model at a checkpoint, its adapter trainable; None: as it started."""
     from veritune.train import methods
     from veritune.train.adapters.attach import attach
@@ -340,7 +343,11 @@ def _verify(
 
 
 def _tried(
-    case: _Case, seeds: tuple[int, ...], whole: Any, without: Mapping[str, Any], left_out: Mapping[str, Any]
+    case: _Case,
+    seeds: tuple[int, ...],
+    whole: npt.NDArray[np.float64],
+    without: Mapping[str, npt.NDArray[np.float64]],
+    left_out: Mapping[str, tuple[tuple[int, ...], ...]],
 ) -> Tried:
     from veritune.probe.attribution_check import Tried
 

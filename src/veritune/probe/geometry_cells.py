@@ -303,14 +303,14 @@ def _key(path: Path, row: Mapping[str, JsonValue], number: int) -> Key:
     return condition, seed, step, str(row.get("method") or "given"), layer
 
 
-def _whole(value: object, where: str) -> int | None:
+def _whole(value: JsonValue, where: str) -> int | None:
     number = _number(value, where, "a whole number")
     if number is not None and number != int(number):
         raise DataError(f"{where}: expected a whole number, found {value!r}.")
     return None if number is None else int(number)
 
 
-def _number(value: object, where: str, expected: str = "a finite number") -> float | None:
+def _number(value: JsonValue, where: str, expected: str = "a finite number") -> float | None:
     if value is None or value == "":
         return None
     try:

@@ -304,7 +304,9 @@ def _plain_losses(model: PreTrainedModel, rows: Sequence[Rendered], batch_size: 
     return loss_N
 
 
-def _check_lengths(rows: Sequence[Any], families: Sequence[Any] | None, sources: Sequence[Any] | None) -> None:
+def _check_lengths(
+    rows: Sequence[Rendered], families: Sequence[str | None] | None, sources: Sequence[str] | None
+) -> None:
     require_targets(rows)
     for name, values in (("families", families), ("sources", sources)):
         if values is not None and len(values) != len(rows):

@@ -345,7 +345,7 @@ def matched_spans(
     return spans
 
 
-def _span(hit_T: Any, row: Rendered, prefix_share: float, min_rest: int) -> tuple[int, int] | None:
+def _span(hit_T: npt.NDArray[np.bool_], row: Rendered, prefix_share: float, min_rest: int) -> tuple[int, int] | None:
     targets = [t for t, label in enumerate(row.labels) if label != IGNORE and t > 0]
     given = int(len(targets) * prefix_share)
     rest = targets[given:]

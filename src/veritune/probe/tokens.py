@@ -22,7 +22,7 @@ import torch
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
-from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
+from veritune.probe.clusters import SAME, Bools, Floats, Ints, codes, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike, Rendered
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class _Flat:
     def fall_K(self) -> Floats:
         return self.before_K - self.after_K
 
-    def summary(self, mask_K: Any, name: str) -> dict[str, JsonLike]:
+    def summary(self, mask_K: Bools, name: str) -> dict[str, JsonLike]:
         n = int(mask_K.sum())
         if not n:
             return {"n_tokens": 0, "reason": "no such token"}
@@ -206,7 +206,7 @@ class _Flat:
             )
         return made
 
-    def _per_token(self, fall_K: Floats, mask_K: Any, name: str) -> Estimate:
+    def _per_token(self, fall_K: Floats, mask_K: Bools, name: str) -> Estimate:
         rows, where_K = np.unique(self.row_K[mask_K], return_inverse=True)
         top_N = np.bincount(where_K, fall_K[mask_K]).astype(float)
         bottom_N = np.bincount(where_K).astype(float)

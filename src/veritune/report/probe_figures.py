@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veritune.drawing import (
     MUTED,
@@ -21,6 +21,7 @@ from veritune.report.read import Records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ON_DARK, ON_LIGHT = "#fefefe", "#111111"
 MOST_NAMED = 16
@@ -87,7 +88,7 @@ def alignment_matrix(record: Json, path: str, stem: str) -> Drawing | None:
     )
 
 
-def _draw_cells(figure: Any, axes: Axes, cosine: Any) -> None:
+def _draw_cells(figure: Figure, axes: Axes, cosine: Sequence[Sequence[float | None]]) -> None:
     """Shade every pair, lighter for a larger cosine, with its number where there is room, else with a scale.
 
     Shades are drawn as shapes: a page that loads nothing shows no embedded image. Numbers keep their colour on a dark

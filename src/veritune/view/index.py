@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from veritune.untrusted import parse_json
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from veritune.records import JsonLike
 
 VERSION = 2
@@ -80,7 +82,7 @@ class ScoreIndex:
         return sorted(hits)
 
     @staticmethod
-    def _line(stream: Any, offset: int) -> Mapping[str, JsonLike]:
+    def _line(stream: BinaryIO, offset: int) -> Mapping[str, JsonLike]:
         stream.seek(offset)
         record = parse_json(stream.readline(), finite=False)
         return record if isinstance(record, dict) else {}
@@ -168,7 +170,7 @@ def dict_at(record: Mapping[str, JsonLike], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def number_of(value: Any) -> float | None:
+def number_of(value: JsonLike) -> float | None:
     """A score as a number; None for what is none, NaN and infinity included."""
     return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
 

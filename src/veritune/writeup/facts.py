@@ -25,7 +25,7 @@ from pathlib import Path
 import yaml
 
 from veritune.errors import InputError
-from veritune.records import JsonLike, JsonValue
+from veritune.records import JsonValue
 from veritune.train.mlflow_files import metric_rows, run_of
 from veritune.untrusted import parse_json, parse_yaml
 
@@ -261,10 +261,10 @@ def _distinct(facts: Iterable[Fact]) -> Iterator[Fact]:
             yield fact
 
 
-def held_in(path: Path) -> object:
+def held_in(path: Path) -> JsonValue:
     """What a record file holds; rows of JSONL, tables and MLflow runs as a list. Raises InputError as `read_facts`."""
     if run_of(path) is not None:
-        return metric_rows(path)
+        return [{**row} for row in metric_rows(path)]
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: expected a record file ({', '.join(SUFFIXES)}), found {suffix or 'no ending'}.")
@@ -281,15 +281,16 @@ def held_in(path: Path) -> object:
             return _csv(text, path, "\t" if suffix == ".tsv" else None)
         if suffix in (".jsonl", ".ndjson"):
             return _jsonl(text, path)
-        return parse_json(text, finite=False) if suffix == ".json" else parse_yaml(text)
+        content: JsonValue = parse_json(text, finite=False) if suffix == ".json" else parse_yaml(text)
+        return content
     except (ValueError, yaml.YAMLError, RecursionError) as exc:
         raise InputError(
             f"{path} cannot be read as {suffix[1:]}: {' '.join(str(exc).split())[:160]}.", fix="Repair the file."
         ) from exc
 
 
-def _jsonl(text: str, path: Path) -> list[object]:
-    rows: list[object] = []
+def _jsonl(text: str, path: Path) -> list[JsonValue]:
+    rows: list[JsonValue] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -299,7 +300,7 @@ def _jsonl(text: str, path: Path) -> list[object]:
     return rows
 
 
-def _csv(text: str, path: Path, delimiter: str | None) -> list[object]:
+def _csv(text: str, path: Path, delimiter: str | None) -> list[JsonValue]:
     if delimiter is None:
         head = text.split("\n", 1)[0]
         delimiter = max((",", ";", "\t"), key=head.count)
@@ -314,13 +315,13 @@ def _csv(text: str, path: Path, delimiter: str | None) -> list[object]:
     return [{t: _cell(v, comma) for t, v in zip(titles, row)} for row in rows[1:] if any(v.strip() for v in row)]
 
 
-def _cell(text: str, comma: bool) -> object:
+def _cell(text: str, comma: bool) -> JsonValue:
     """A table's cell: with `;` between the cells a decimal comma is a decimal sign."""
     text = text.strip()
     return text.replace(",", ".") if comma and re.fullmatch(r"[-+]?\d+,\d+", text) else text
 
 
-def _number(held: object) -> tuple[float, bool] | None:
+def _number(held: JsonValue) -> tuple[float, bool] | None:
     """A number and whether it was written with a percent sign; None for anything else."""
     if isinstance(held, bool) or held is None:
         return None
@@ -341,7 +342,7 @@ def _number(held: object) -> tuple[float, bool] | None:
     return None
 
 
-def _of(held: object, parts: tuple[str, ...], source: str, pointer: str, depth: int) -> Iterator[Fact]:
+def _of(held: JsonValue, parts: tuple[str, ...], source: str, pointer: str, depth: int) -> Iterator[Fact]:
     """The facts of a value at a place of a file."""
     number = _number(held)
     if number is not None:
@@ -356,14 +357,14 @@ def _of(held: object, parts: tuple[str, ...], source: str, pointer: str, depth: 
         yield from _of_rows(held, parts, source, pointer, depth)
 
 
-def _spread(held: Mapping[str, JsonLike], parts: tuple[str, ...], source: str, pointer: str) -> Iterator[Fact]:
+def _spread(held: Mapping[str, JsonValue], parts: tuple[str, ...], source: str, pointer: str) -> Iterator[Fact]:
     """How many entries a mapping of mappings has: runs by name, items by id."""
     if parts and len(held) > 1 and all(isinstance(v, Mapping) for v in held.values()):
         yield Fact(("n", *parts), float(len(held)), source, pointer, "length")
 
 
 def _of_rows(
-    rows: Sequence[object], parts: tuple[str, ...], source: str, pointer: str, depth: int = 0
+    rows: Sequence[JsonValue], parts: tuple[str, ...], source: str, pointer: str, depth: int = 0
 ) -> Iterator[Fact]:
     """A list: its length, its rows by their own words, and what they come to."""
     yield Fact(("n", *(parts or (Path(source).stem, "rows"))), float(len(rows)), source, pointer, "length")
@@ -411,7 +412,7 @@ def _of_column(numbers: Sequence[float], parts: tuple[str, ...], source: str, po
 
 
 def _groups(
-    rows: Sequence[Mapping[object, object]], parts: tuple[str, ...], source: str, pointer: str
+    rows: Sequence[Mapping[str, JsonValue]], parts: tuple[str, ...], source: str, pointer: str
 ) -> Iterator[Fact]:
     """Counts and shares by the value of a text or yes/no column; means of numeric columns, whole and by group."""
     keys = list(dict.fromkeys(str(key) for row in rows for key in row))

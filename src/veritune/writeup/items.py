@@ -141,7 +141,7 @@ def read_items(store: Store, name: str) -> ScoredItems:
 # ---------------------------------------------------------------- Parquet
 
 
-def _columns(items: ScoredItems) -> dict[str, list[object]]:
+def _columns(items: ScoredItems) -> dict[str, list[JsonLike]]:
     pairs = [(run, score) for run in items.runs for score in run.scores]
     return {
         "study": [items.study.name for _ in pairs],

@@ -7,12 +7,15 @@ the sizes add up, and every value is the merged model's, bit for bit.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veritune.errors import ModelError
 from veritune.records import Finding
 from veritune.release.parity.merge import MergePart, weights_error
 from veritune.untrusted import parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from veritune.train.tensors import Tensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -129,7 +132,7 @@ def _same_tensors(folder: Path, merged: Path) -> list[Finding]:
     return found
 
 
-def _equal(old: Any, new: Any, name: str) -> bool:
+def _equal(old: Tensors, new: Tensors, name: str) -> bool:
     import torch
 
     dtype = new.dtype(name)

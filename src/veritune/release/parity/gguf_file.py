@@ -28,7 +28,10 @@ from veritune.release.parity.merge import MergePart, weights_error
 from veritune.store import read_json
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from veritune.train.tensors import Tensors
 
 EXACT = ("F32", "F16", "BF16")
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -147,7 +150,7 @@ class GgufFile:
         """A setting of the architecture, None where the file has none."""
         return self.fields.get(f"{self.architecture}.{key}")
 
-    def values(self, name: str) -> Any:
+    def values(self, name: str) -> torch.Tensor:
         """A tensor in float32, rows first. Raises ModelError where its type cannot be read."""
         import gguf
         import torch
@@ -234,7 +237,11 @@ _WORDS = {
 
 
 def _read(
-    file: GgufFile, name: str, where: tuple[str, Any, Any], config: PretrainedConfig, limits: MergeThresholds
+    file: GgufFile,
+    name: str,
+    where: tuple[str, Tensors, Tensors | None],
+    config: PretrainedConfig,
+    limits: MergeThresholds,
 ) -> TensorRead:
     """Compare one tensor; see `TensorRead`."""
     ours_name, ours, before = where
@@ -262,7 +269,7 @@ def _read(
     return TensorRead(name, kind, error, "other values" if known else "unknown layout")
 
 
-def _distance(found: Any, right: Any, kind: str) -> float:
+def _distance(found: torch.Tensor, right: torch.Tensor, kind: str) -> float:
     """|found - right| / |right|; for an unquantised type `right` is rounded to it first, so that equal is 0."""
     import torch
 
@@ -272,7 +279,7 @@ def _distance(found: Any, right: Any, kind: str) -> float:
     return float(torch.linalg.vector_norm(found - right)) / (size or 1.0)
 
 
-def _change(found: Any, right: Any, base: Any, limits: MergeThresholds) -> str:
+def _change(found: torch.Tensor, right: torch.Tensor, base: torch.Tensor, limits: MergeThresholds) -> str:
     """Whose change from the base is in `found`: regressed on the merged model's, with its standard error.
 
     `same` where the merged model changed nothing here, and where quantising leaves too much noise to tell.
@@ -302,7 +309,7 @@ def _heads(name: str, architecture: str, config: PretrainedConfig) -> int | None
     return None
 
 
-def interleave(weight: Any, heads: int) -> Any:
+def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of each head from halves (first half, second half) to pairs (one of each), as llama.cpp's rotary wants."""
     rows = weight.shape[0]
     halves = weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:])

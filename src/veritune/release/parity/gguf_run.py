@@ -29,7 +29,12 @@ from veritune.release.parity.merge_outputs import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from veritune.evaluate.generate import Output
+    from veritune.release.parity.merge_scores import Answer
+    from veritune.train.models import ModelRef
 
 RUNTIME = "llama_cpp"
 FIX = "pip install llama-cpp-python (it compiles llama.cpp), or serve it and use veritune serve-parity --url."
@@ -66,7 +71,7 @@ class LlamaCpp:
         except (ValueError, RuntimeError, AssertionError) as exc:
             raise ModelError(f"{self.path}: llama.cpp does not load it ({str(exc)[:120]}).") from None
 
-    def logits(self, ids: Sequence[int]) -> Any:
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits at every position, float32 [T, V]."""
         import numpy as np
         import torch
@@ -77,7 +82,7 @@ class LlamaCpp:
 
     def answer(
         self, prompt: Sequence[int], stops: Sequence[int], max_new_tokens: int, tokenizer: PreTrainedTokenizerBase
-    ) -> Any:
+    ) -> Output:
         """The greedy answer, as `veritune.evaluate.generate` gives it."""
         from veritune.evaluate.generate import Output
 
@@ -95,7 +100,7 @@ class LlamaCpp:
 
 
 def run_file(
-    file: MergePart, path: Path, merged: PreTrainedModel, rows: Sequence[Rendered], options: MergeOptions
+    file: MergePart, path: Path, merged: ModelRef, rows: Sequence[Rendered], options: MergeOptions
 ) -> MergePart:
     """The file's outputs added to what `check_file` found. `merged` is the merged model's `ModelRef`.
 
@@ -144,7 +149,7 @@ def _line(d: AnswerDivergence) -> str:
 
 
 def _measure(
-    path: Path, merged: PreTrainedModel, rows: Sequence[Rendered], options: MergeOptions
+    path: Path, merged: ModelRef, rows: Sequence[Rendered], options: MergeOptions
 ) -> tuple[dict[str, Any], tuple[AnswerDivergence, ...]]:
     """KL, loss and greedy answers of the file against the merged model in float32, and what the precision makes."""
     import torch
@@ -187,11 +192,11 @@ def _measure(
     return numbers, with_ties(told, ties)
 
 
-def answers_of_file(path: Path, merged: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Any:
+def answers_of_file(path: Path, merged: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Answer:
     """The file as an answerer for `merge_scores`; the merged model says which tokens stop an answer."""
     from veritune.evaluate.generate import stop_tokens
 
-    def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Any]:
+    def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Output]:
         stops = stop_tokens(merged(), tokenizer)
         runtime = LlamaCpp(path, max(len(p) for p in prompts) + most + 1)
         return [runtime.answer(prompt, stops, most, tokenizer) for prompt in prompts]
@@ -199,7 +204,7 @@ def answers_of_file(path: Path, merged: Callable[[], PreTrainedModel], tokenizer
     return ask
 
 
-def _targets(runtime: LlamaCpp, rows: Sequence[Rendered]) -> Iterator[Any]:
+def _targets(runtime: LlamaCpp, rows: Sequence[Rendered]) -> Iterator[torch.Tensor]:
     for row in rows:
         where = [t - 1 for t, label in enumerate(row.labels) if label != -100 and t > 0]
         yield runtime.logits(row.input_ids)[where]

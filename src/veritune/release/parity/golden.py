@@ -61,7 +61,7 @@ def record(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_new_tokens: int,
-    template_kwargs: Mapping[str, Any] | None = None,
+    template_kwargs: Mapping[str, JsonLike] | None = None,
 ) -> dict[str, JsonLike]:
     """Answer each row's prompt greedily, alone, and keep the token ids. `template_kwargs` are the study's."""
     renderer = Renderer(tokenizer, 1 << 30, template_kwargs=template_kwargs)
@@ -136,7 +136,9 @@ def _diverged(item: str, what: str, was: Sequence[int], now: Sequence[int]) -> F
 # ---------------------------------------------------------------- the released model
 
 
-def load_released(bundle: Path, manifest: BundleManifest, base: Path | None = None) -> tuple[Any, Any]:
+def load_released(
+    bundle: Path, manifest: BundleManifest, base: Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that the bundle releases, and its tokenizer. `trust_remote_code` is off whatever the bundle says."""
     dtype = manifest.base.dtype
     tokenizer = load_tokenizer(ModelRef(manifest.name, bundle / "tokenizer", dtype))

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import ModelError, first_line
@@ -28,7 +28,7 @@ from veritune.release.parity.merge_others import Stored, Ties, named_ends, other
 from veritune.release.parity.merge_outputs import MergeOptions, Outputs, compare_outputs
 from veritune.train.adapters.attach import attach, untie
 from veritune.train.adapters.reading import AdapterReading, read_adapter
-from veritune.train.models import load_base, load_tokenizer, quiet_transformers
+from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers
 from veritune.train.tensors import Tensors
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def in_precision(dtype: torch.dtype) -> Stored:
 
 
 def read_module(
-    found: Any,
-    weight: Any,
-    delta: Any,
-    stored: Any,
+    found: torch.Tensor,
+    weight: torch.Tensor,
+    delta: torch.Tensor,
+    stored: torch.dtype | Stored,
     merge: Stored | None = None,
     limits: MergeThresholds = DEFAULTS.merge,
 ) -> tuple[float, float, float, float, str]:
@@ -95,7 +95,9 @@ def read_module(
     return scale, asked, rest, rounding, _twice(reading, found, (weight, delta, keep, again), near)
 
 
-def _twice(reading: str, found: Any, how: tuple[Any, Any, Stored, Stored], near: float) -> str:
+def _twice(
+    reading: str, found: torch.Tensor, how: tuple[torch.Tensor, torch.Tensor, Stored, Stored], near: float
+) -> str:
     """Coarse storage and DoRA bend a doubled change; what twice would leave is compared, up to a share of `near`."""
     import torch
 
@@ -370,9 +372,7 @@ def merge_adapter(base: PreTrainedModel, adapter: Path, out: Path) -> Path:
     return out
 
 
-def parity(
-    base: PreTrainedModel, adapter: Path, merged: Path, rows: Sequence[Rendered], options: MergeOptions
-) -> MergeParity:
+def parity(base: ModelRef, adapter: Path, merged: Path, rows: Sequence[Rendered], options: MergeOptions) -> MergeParity:
     """Compare an adapter on its base (a `ModelRef`) with a merged folder: weights first, then outputs on `rows`.
 
     Outputs are compared even where the weights are wrong: how wrong the answers are is part of the finding.

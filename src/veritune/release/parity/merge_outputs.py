@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from veritune.evaluate.generate import Output
     from veritune.train.events import TrainRow
 
 """Floor in nats below which differences are not told from arithmetic itself."""
@@ -113,7 +114,7 @@ def target_logits(
                 yield logits_B_T_V[b, where].float().cpu()
 
 
-def kl_per_position(left_N_V: Any, right_N_V: Any) -> torch.Tensor:
+def kl_per_position(left_N_V: torch.Tensor, right_N_V: torch.Tensor) -> torch.Tensor:
     """KL(left || right) in nats per position [N], in float64."""
     import torch.nn.functional as F
 
@@ -121,7 +122,7 @@ def kl_per_position(left_N_V: Any, right_N_V: Any) -> torch.Tensor:
     return (a.exp() * (a - b)).sum(-1).clamp_min(0)
 
 
-def row_losses(logits: Sequence[Any], rows: Sequence[Rendered]) -> list[float]:
+def row_losses(logits: Sequence[torch.Tensor], rows: Sequence[Rendered]) -> list[float]:
     """Mean loss of each row in nats a token."""
     import torch
 
@@ -240,7 +241,7 @@ def _floor(
     merged: PreTrainedModel,
     touched: Sequence[str],
     rows: Sequence[Rendered],
-    kept: Sequence[Any],
+    kept: Sequence[torch.Tensor],
     how: tuple[int, MergeOptions],
 ) -> tuple[list[float], float]:
     """Mean KL of each draw of re-rounded weights against `kept`, the logits without; and the largest logit difference
@@ -308,7 +309,7 @@ def first_divergence(
     model: PreTrainedModel,
     row: Rendered,
     prompt: tuple[int, ...],
-    two: tuple[Any, Any],
+    two: tuple[Output, Output],
     tokenizer: PreTrainedTokenizerBase,
 ) -> AnswerDivergence:
     """Where two greedy answers (`Output`s) to one prompt part, and how sure `model` was there; `tie` comes later."""

@@ -27,7 +27,9 @@ from veritune.release.parity.serving import COMMANDS, Server, ServingParity, com
 from veritune.store import Store, read_json, sha256_file
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from veritune.train.models import ModelRef
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 BENDING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
@@ -148,7 +150,7 @@ def _tails(asked: ServingRequest, speed: Speed) -> dict[str, Json]:
     return {name: tail_numbers(ratio) for name, ratio in tails(sample_lines(speed), rule).items()}
 
 
-def _reference(asked: ServingRequest) -> Any:
+def _reference(asked: ServingRequest) -> ModelRef | None:
     """The model whose template, tokenizer and stop tokens count (a `ModelRef`); None where nobody named one.
 
     Raises StaleError when the study's base does not render as its contract says.
@@ -176,7 +178,9 @@ def _reference(asked: ServingRequest) -> Any:
     return ref
 
 
-def _as_contract(model: PreTrainedModel, ref: Any, reference: Any) -> tuple[Any, Any]:
+def _as_contract(
+    model: PreTrainedModel, ref: ModelRef, reference: ModelRef | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The served weights with the reference's tokenizer, template and stop tokens; their own without a reference."""
     from transformers import AutoConfig, GenerationConfig
 
