@@ -31,7 +31,7 @@ OPTIONAL = {
 """Packages of the extras: what each is for, and what brings it."""
 
 
-def doctor() -> dict[str, JsonLike]:
+def doctor() -> dict[str, Any]:
     """Versions, cores, memory, halves, optional parts, two short checks; `problems` is empty on a fit machine.
 
     A core without the training half is fit: the two checks are of that half.

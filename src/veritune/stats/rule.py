@@ -179,7 +179,7 @@ def _word(
     return "inconclusive", f"the {level} holds 0" + ("" if margin is None else f" and the {inner} leaves the margin")
 
 
-def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, JsonLike]:
+def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, Any]:
     """A study's own rule, applied to the letter. Keys: `min_gap` (A wins only with a mean gap of at least this in its
     favour, B with at least this in its own), `every_seed` (true: and each paired run has the winner's sign).
 

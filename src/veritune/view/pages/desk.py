@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import shlex
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -126,7 +126,7 @@ def failure(desk: Desk, status: int, message: str, fix: str = "") -> HTMLRespons
 
 def writing(
     desk: Desk, page: Callable[[Desk, Mapping[str, str], Request], Response]
-) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+) -> Callable[[Request], Awaitable[Response]]:
     """A handler for a form: its token is checked, and what it raises becomes a page."""
 
     async def handler(request: Request) -> Response:
