@@ -26,6 +26,7 @@ from veritune.records import (
     ContractEntry,
     Facts,
     Json,
+    JsonLike,
     JsonValue,
     Standing,
     Terms,
@@ -42,7 +43,7 @@ OF_GATES = ("merge", "serving")
 """Sections of the thresholds that decide gates alone: changing one leaves every claim as it was declared."""
 
 
-def settings(study: Study) -> dict[str, Any]:
+def settings(study: Study) -> dict[str, JsonLike]:
     """The resolved settings that are frozen: all but housekeeping, and the backend where it is the local one.
 
     Settings that came later than the first contracts are left out at their defaults, so that those stay as they are.
@@ -76,7 +77,7 @@ def unfrozen(study: Study, facts: Facts) -> Contract:
     return Contract((ContractEntry("", "not frozen", (), terms(study, facts), {}, {}, early, early, None, None),))
 
 
-def freeze(store: Store, study: Study, facts: Facts, flags: Mapping[str, Any] | None = None) -> Contract:
+def freeze(store: Store, study: Study, facts: Facts, flags: Mapping[str, JsonLike] | None = None) -> Contract:
     """Write the contract, or confirm the one that is there. Raises StaleError when the two differ.
 
     `flags` are the settings that were given beside the file. Results that are on disk already are listed: they, and
@@ -97,7 +98,9 @@ def freeze(store: Store, study: Study, facts: Facts, flags: Mapping[str, Any] | 
     return contract
 
 
-def amend(store: Store, study: Study, facts: Facts, reason: str, flags: Mapping[str, Any] | None = None) -> Contract:
+def amend(
+    store: Store, study: Study, facts: Facts, reason: str, flags: Mapping[str, JsonLike] | None = None
+) -> Contract:
     """Append the changed terms with a reason; without a change the contract as it is. Raises StoreError for no reason.
 
     Where there is no contract, it is frozen.
@@ -190,7 +193,7 @@ def recover(store: Store) -> bool:
     return False
 
 
-def _publish(store: Store, body: Mapping[str, Any], event: str, **facts: Any) -> None:
+def _publish(store: Store, body: Mapping[str, JsonLike], event: str, **facts: Any) -> None:
     """Stage an entry, announce it in the timeline, and put it in place: killed anywhere, `recover` knows which."""
     document = _document(store)
     entry = document.stage(body)
@@ -216,7 +219,7 @@ def exploratory_claims(contract: Contract) -> set[str]:
     return {c.name for c in study.claims if declared.get(c.name) != _decides(study, facts, c)}
 
 
-def _decides(study: Study, facts: Facts, claim: Claim) -> Json:
+def _decides(study: Study, facts: Facts, claim: Claim) -> Mapping[str, JsonLike]:
     """Everything that a claim's outcome depends on: package versions are no part of it, the code that judges is."""
     shared = study.model_dump(include={"model", "backend", "data", "split", "train", "seeds", "selection"})
     judging = {part: facts.code[part] for part in ("evaluate", "decide")}
@@ -261,7 +264,7 @@ class _Beside:
     made: tuple[str, ...]
 
 
-def _beside(store: Store, study: Study, flags: Json) -> _Beside:
+def _beside(store: Store, study: Study, flags: Mapping[str, JsonLike]) -> _Beside:
     return _Beside(
         sources={key: source for key, source in sources(study, flags).items() if _is_frozen(key, study)},
         flags=dict(flags),
@@ -283,11 +286,11 @@ def _refuse_lost(store: Store) -> None:
         )
 
 
-def _body(frozen: Terms, reason: str, changes: Sequence[str], beside: _Beside) -> Json:
+def _body(frozen: Terms, reason: str, changes: Sequence[str], beside: _Beside) -> Mapping[str, JsonLike]:
     return {"time": now(), "reason": reason, "changes": list(changes), "terms": frozen, **to_json(beside)}
 
 
-def differ(frozen: Any, found: Any, path: str = "") -> Iterator[str]:
+def differ(frozen: JsonLike, found: JsonLike, path: str = "") -> Iterator[str]:
     """Each difference as `path: frozen X, found Y`, depth first."""
     if isinstance(frozen, Mapping) and isinstance(found, Mapping):
         for key in sorted({*frozen, *found}):
@@ -299,7 +302,7 @@ def differ(frozen: Any, found: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: frozen {_short(frozen)}, found {_short(found)}"
 
 
-def _short(value: Any) -> str:
+def _short(value: JsonLike) -> str:
     text = repr(value)
     return text if len(text) <= 70 else text[:67] + "..."
 

@@ -147,3 +147,9 @@ def _cell(value: Any) -> Markup:
         return escape(f"{value:.6g}")
     text = str(value)
     return escape(text if len(text) <= LONGEST else text[:LONGEST] + " …")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines, every column as wide as its widest cell."""
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 INK, MUTED, GRID = "#000000", "#5b6066", "#d9d5cb"
 SERIES = ("#0067a8", "#c24e00", "#00785a", "#a1487f", "#7a6a00", "#3d3fa8")
 MARKERS = "osD^vP"
-DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+Dash = str | tuple[float, tuple[float, ...]]
+"""A line style of matplotlib: its name, or an offset and the lengths of dashes and gaps."""
+DASHES: tuple[Dash, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 WIDTH_IN, HEIGHT_IN = 5.2, 3.2
 KINDS = ("png", "pdf", "svg", "csv")
 STYLE: Any = {

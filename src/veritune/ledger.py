@@ -37,7 +37,7 @@ from veritune.files import (
     sync_folder,
     write_json,
 )
-from veritune.records import dumps, to_json
+from veritune.records import JsonLike, JsonValue, dumps, to_json
 
 Entry = dict[str, Any]
 CHAIN = ("previous", "hash")
@@ -48,7 +48,7 @@ TAIL = 1 << 16
 """Bytes read from the end of a ledger at a time to find its last line."""
 
 
-def link(body: Mapping[str, Any], previous: str | None) -> Entry:
+def link(body: Mapping[str, JsonLike], previous: str | None) -> Entry:
     """The entry that follows the one whose hash is `previous` (None: the first). `body` must not name chain keys."""
     taken = [key for key in CHAIN if key in body]
     if taken:
@@ -88,7 +88,7 @@ def follow_all(entries: Sequence[object], where: Callable[[int], str], previous:
     return checked
 
 
-def _digest(body: Mapping[str, Any]) -> str | None:
+def _digest(body: Mapping[str, JsonValue]) -> str | None:
     """The hash of an entry's body; None where it holds what no record holds (NaN, half a character, endless depth)."""
     try:
         return sha256_text(_canonical(body))
@@ -313,7 +313,7 @@ class LedgerDocument:
     it was announced: then it is published, else it is dropped.
     """
 
-    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, head: Mapping[str, JsonLike]) -> None:
         self.path = path
         self.head = dict(head)
         self.next = path.with_name(path.name + ".next")
@@ -331,7 +331,7 @@ class LedgerDocument:
         except (FormatError, StaleError):
             return None
 
-    def stage(self, body: Mapping[str, Any]) -> Entry:
+    def stage(self, body: Mapping[str, JsonLike]) -> Entry:
         """Write the document with one more entry beside the present one."""
         entries = self.read() if self.path.exists() else []
         entry = link(body, entries[-1]["hash"] if entries else None)

@@ -20,9 +20,13 @@ import threading
 from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from veritune.files import stamps
 from veritune.records import GitState, MachineFacts, MemoryPeak
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 RECORDED = (
     *("accelerate", "bitsandbytes", "deepspeed", "gguf", "numpy", "peft", "pydantic"),
@@ -162,7 +166,7 @@ def set_up_process() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells at import which kernels it did not find
 
 
-def _terminate(_signal: int, _frame: object) -> None:
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is cleaning up
     raise Terminated
 

@@ -39,7 +39,7 @@ class CheckItem(pytest.Item):
             what = "does not pass" if done.returncode == 2 else f"ended with status {done.returncode}"
             raise CheckFailed(f"veritune {shlex.join(self.command)} {what}\n\n{done.stdout}{done.stderr}".rstrip())
 
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: str | None = None) -> str:
         """What the command printed, without a traceback."""
         if isinstance(excinfo.value, CheckFailed):
             return str(excinfo.value)

@@ -28,7 +28,13 @@ from typing import Any
 from veritune import contract
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.ledger import Entry, Ledger
-from veritune.records import FORMAT_VERSION, Finding, RunSummary
+from veritune.records import (
+    FORMAT_VERSION,
+    Finding,
+    JsonLike,
+    JsonValue,
+    RunSummary,
+)
 from veritune.store import (
     OUTPUT_PAGE,
     Store,
@@ -88,7 +94,7 @@ def _known_runs(events: Iterable[Entry]) -> dict[str, _Run]:
     return runs
 
 
-def _hashes(value: object) -> dict[str, str]:
+def _hashes(value: JsonLike) -> dict[str, str]:
     """A mapping of names to hashes as it was recorded; empty where an event holds none."""
     return {str(k): v for k, v in value.items() if isinstance(v, str)} if isinstance(value, dict) else {}
 
@@ -211,7 +217,7 @@ def _seal_file(store: Store) -> Path:
     return store.root / "seal.json"
 
 
-def _present(store: Store, files: Mapping[str, str], timeline: Mapping[str, Any]) -> bool:
+def _present(store: Store, files: Mapping[str, str], timeline: Mapping[str, JsonLike]) -> bool:
     """Whether seal.json is there, whole, and says this."""
     if not _seal_file(store).exists():
         return False
@@ -219,7 +225,7 @@ def _present(store: Store, files: Mapping[str, str], timeline: Mapping[str, Any]
     return _is_whole(record) and record.get("files") == files and record.get("timeline") == timeline
 
 
-def _is_whole(record: Mapping[str, Any]) -> bool:
+def _is_whole(record: Mapping[str, JsonLike]) -> bool:
     try:
         return hash_of({k: v for k, v in record.items() if k != "hash"}) == record.get("hash")
     except (ValueError, TypeError, RecursionError):
@@ -360,7 +366,7 @@ def refuse_edited(store: Store) -> str | None:
     return None
 
 
-def _refuse_sealed(store: Store, record: Mapping[str, Any], digest: Digest) -> None:
+def _refuse_sealed(store: Store, record: Mapping[str, JsonLike], digest: Digest) -> None:
     """Raises StaleError where a sealed record of a run or a data version was edited or replaced by a link."""
     for name, expected in sorted(_sealed_files(store, record).items()):
         path = store.root / name
@@ -381,7 +387,7 @@ def _is_believed(name: str) -> bool:
     return name.startswith(("runs/", "data/", "audit/live-", "audit/judge")) or name in one or cached_probe
 
 
-def _sealed_files(store: Store, record: Mapping[str, Any]) -> dict[str, str]:
+def _sealed_files(store: Store, record: Mapping[str, JsonLike]) -> dict[str, str]:
     sealed = record.get("files", {})
     if not isinstance(sealed, dict) or not all(isinstance(v, str) for v in sealed.values()):
         raise FormatError(f"{_seal_file(store)} lists no files by hash.", fix="Restore the file from a copy.")
@@ -471,7 +477,9 @@ def _unsealed(state: Entry | None) -> Iterator[Finding]:
         yield _finding("seal.open", "seal.json", text)
 
 
-def _seal_findings(record: Mapping[str, Any], events: list[Entry] | None, expected: str | None) -> Iterator[Finding]:
+def _seal_findings(
+    record: Mapping[str, JsonValue], events: list[Entry] | None, expected: str | None
+) -> Iterator[Finding]:
     """Whether seal.json is the seal that the timeline records, and the one that somebody kept."""
     listed = _listed(record)
     if events is not None:

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from veritune.config.load import load_study
 from veritune.errors import InputError, StaleError, StudyError
 from veritune.records import (
     Finding,
+    JsonLike,
+    JsonValue,
     StudyVerdicts,
     Verdict,
 )
@@ -26,10 +28,9 @@ from veritune.seal import redrawing, seal_hash, verify
 from veritune.store import Store, atomic, disk_errors, write_text
 
 if TYPE_CHECKING:
-    from veritune.pipeline.watch import ListedCell
-
-if TYPE_CHECKING:
     from veritune.data.load import TrainOn
+    from veritune.ledger import Entry
+    from veritune.pipeline.watch import ListedCell
 
 MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
 
@@ -96,7 +97,7 @@ def init(
 _NO_FAMILY = "# family_field: original   # column that names the original"
 
 
-def _flow(value: Any) -> str:
+def _flow(value: JsonLike) -> str:
     """A value on one line of YAML."""
     return json.dumps(value, ensure_ascii=False)
 
@@ -201,7 +202,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     return lines
 
 
-def _rule_text(outcome: Mapping[str, Any]) -> str:
+def _rule_text(outcome: Mapping[str, JsonValue]) -> str:
     """A frozen rule and what it came to. Records made before arms were named in it call them by their side."""
     from veritune.decide.wording import rule_text
 
@@ -215,7 +216,22 @@ def _wrapped(text: str) -> list[str]:
 # ---------------------------------------------------------------- status
 
 
-def status(study: str | Path) -> dict[str, Any]:
+class StudyStatus(TypedDict):
+    """How a study stands, as `veritune status --json` prints it."""
+
+    study: str
+    folder: str
+    frozen: bool
+    held_by: str | None
+    held_runs: dict[str, str]
+    cells: list[ListedCell]
+    verdicts: dict[str, str]
+    frozen_rules: dict[str, str]
+    last_event: Entry | None
+    report: str | None
+
+
+def status(study: str | Path) -> StudyStatus:
     """How a study stands: cells with their state, the holder of the folder, the last event. Reads, never writes."""
     store = Store.of(study)
     if not store.study_file.exists():
@@ -255,7 +271,7 @@ def _frozen_rules(store: Store) -> dict[str, str]:
     return {claim: _rule_text(outcome) for claim, outcome in outcomes.items() if outcome}
 
 
-def status_text(found: Mapping[str, Any]) -> str:
+def status_text(found: StudyStatus) -> str:
     """`status` for the screen."""
     cells = [f"{run_id} by {holder}" for run_id, holder in found["held_runs"].items()]
     by = [f"running: {found['held_by']}"] if found["held_by"] else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from veritune.data.audit import AuditConfig, AuditReport, audit_data, write_clea
 from veritune.data.datasheet import OPEN_QUESTIONS, datasheet, recount
 from veritune.data.quality import QualityConfig
 from veritune.records import Row
+from veritune.report.lineage_figures import write_lineage
 
 
 @pytest.fixture
@@ -68,8 +70,20 @@ def test_names_cannot_break_the_table(report: AuditReport) -> None:
 
 def test_the_lineage_is_drawn_in_the_datasheet_of_the_next_version(report: AuditReport, tmp_path: Path) -> None:
     write_clean(report, tmp_path / "clean.jsonl")
-    markdown = datasheet(audit_data(tmp_path / "clean.jsonl")).markdown
+    clean = audit_data(tmp_path / "clean.jsonl")
+    markdown = datasheet(clean).markdown
     assert "└─ clean.jsonl [" in markdown and "Not checked: no eval was given." in markdown
+    assert "lineage.svg" not in markdown, "a picture is named only where there is one"
+    write_report(clean, tmp_path / "out", draw=partial(write_lineage, data=tmp_path))
+    assert "![Lineage](lineage.svg)" in (tmp_path / "out" / "datasheet.md").read_text("utf-8")
+    assert "clean.jsonl" in (tmp_path / "out" / "lineage.svg").read_text("utf-8")
+    assert (tmp_path / "out" / "lineage.provenance.json").exists() and (tmp_path / "out" / "lineage.csv").exists()
+
+
+def test_no_picture_is_drawn_without_earlier_versions(report: AuditReport, tmp_path: Path) -> None:
+    write_report(report, tmp_path / "out", draw=partial(write_lineage, data=tmp_path))
+    assert not list((tmp_path / "out").glob("lineage.*"))
+    assert "No earlier version is recorded." in (tmp_path / "out" / "datasheet.md").read_text("utf-8")
 
 
 def test_a_row_flagged_twice_by_one_check_is_one_row(report: AuditReport, tmp_path: Path) -> None:

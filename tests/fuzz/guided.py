@@ -56,6 +56,7 @@ def readers() -> dict[str, tuple[Reader, list[bytes]]]:
     from veritune.store import Store, sha256_file
     from veritune.train.adapters.reading import read_adapter
     from veritune.train.elsewhere import select_from_logs
+    from veritune.train.mlflow_files import metric_rows
     from veritune.train.telemetry import read_telemetry
     from veritune.view.foreign import index_any
     from veritune.writeup.facts import read_facts
@@ -103,6 +104,10 @@ def readers() -> dict[str, tuple[Reader, list[bytes]]]:
         path = folder / "x.safetensors"
         path.write_bytes(len(content).to_bytes(8, "little") + content + b"\0" * 4)
         known.survives(lambda: tensors(path))
+
+    def mlflow(path: Path) -> None:
+        (path.parents[1] / "meta.yaml").touch()
+        known.survives(lambda: metric_rows(path))
 
     text = known.text_of
     scores = [p.read_bytes() for p in known.SCORE_FILES if p.stat().st_size < 8000]
@@ -164,6 +169,7 @@ def readers() -> dict[str, tuple[Reader, list[bytes]]]:
         "adapter config": (file("adapter_config.json", lambda p: read_adapter(p.parent)),
                            [b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8}']),
         **of_strangers(file, scores),
+        "mlflow metric": (file("metrics/loss", mlflow), [b"1796128790673 1.4 10\n1796128790674 nan 20\n"]),
     }  # fmt: skip
 
 

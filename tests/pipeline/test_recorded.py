@@ -30,7 +30,7 @@ from veritune.pipeline.ready import make_ready
 from veritune.pipeline.recorded import READERS
 from veritune.probe.effective import align, choose, directions, unit
 from veritune.probe.memorization import three_zone_gap, zone_gains
-from veritune.probe.names import PATTERNS, ProbeNames, known_names, nearest, pattern_of
+from veritune.probe.names import OPEN, PATTERNS, ProbeNames, _names, nearest, pattern_of
 from veritune.probe.study import zoned_losses
 from veritune.progress import Progress
 from veritune.records import (
@@ -378,7 +378,8 @@ def test_a_wrong_name_is_refused_at_the_freeze_with_the_one_that_was_meant(
 
 def test_every_known_name_is_accepted(study: Any) -> None:
     parsed = load_study(study.root / "study.yaml")
-    for name in known_names(parsed):
+    opened = {part: (f"<{part}>",) for part in OPEN}
+    for name in {name for pattern in PATTERNS for name in _names(pattern, parsed, opened)}:
         assert pattern_of(name.replace("<layer>", "3").replace("<part>", "model.layers.0.q_proj"), parsed), name
         assert "<" in name or nearest(name, parsed) == name
 

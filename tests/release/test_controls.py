@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from veritune.commands.app import app
 from veritune.errors import InputError
-from veritune.release.gate.controls import Control, controls, load_controls, table_markdown
+from veritune.release.gate.controls import Control, controls, load_controls
 from veritune.release.gate.evidence import evidence_file, read_evidence, write_evidence
 from veritune.store import Store, read_json, write_json
 
@@ -67,6 +67,15 @@ def test_a_name_that_does_not_exist_would_be_noticed() -> None:
     assert not has_test("tests/nowhere.py")
     assert has_test("tests/release/test_controls.py::test_a_name_that_does_not_exist_would_be_noticed")
     assert "probe gap" in known_commands() and "probe nothing" not in known_commands()
+
+
+def table_markdown() -> str:
+    lines = ["| failure mode | what goes wrong | check | command | test that shows it failing |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for c in load_controls():
+        commands = ", ".join(f"`veritune {name}`" for name in c.commands)
+        lines.append(f"| {c.mode} | {c.wrong} | {c.check} | {commands} | `{c.test}` |")
+    return "\n".join(lines) + "\n"
 
 
 def test_the_page_shows_the_table_as_it_is() -> None:

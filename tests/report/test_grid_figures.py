@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -78,14 +79,14 @@ def test_a_version_stands_below_its_parents_and_a_retired_one_says_why(tmp_path:
         t.get_text(): t.get_position()[1] for t in drawing.figure.axes[0].texts if t.get_text().endswith(".jsonl")
     }
     assert height["a.jsonl"] == height["d.jsonl"] < height["b.jsonl"] < height["c.jsonl"]
-    write_lineage(made, tmp_path, tmp_path / "out.png")
+    write_lineage(made, tmp_path / "out.png", tmp_path)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert [r["retired"] for r in rows] == ["", "", "leak", ""] and rows[2]["parents"] == f"{'a' * 64} {'b' * 64}"
     record = provenance_of(tmp_path / "out.provenance.json")
     assert record is not None and set(record.sources) == {"_lineage.jsonl"}
     with pytest.raises(InputError, match=r"expected a \.svg, \.png or \.pdf file"):
-        write_lineage(made, tmp_path, tmp_path / "out.gif")
+        write_lineage(made, tmp_path / "out.gif", tmp_path)
 
 
 def test_a_ledger_that_runs_in_a_circle_is_drawn() -> None:
@@ -99,3 +100,20 @@ def test_many_versions_of_one_generation_stand_in_several_lines() -> None:
         drawing = lineage([version(letter) for letter in "abcdefghijkl"])
     places = {t.get_position() for t in drawing.figure.axes[0].texts if t.get_text().endswith(".jsonl")}
     assert len(places) == 12 and len({y for _, y in places}) == 3
+
+
+def test_nothing_that_a_name_smuggles_in_reaches_the_picture(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)</script>&\x1b[31m\u202e\n```$x$.jsonl'
+    made = [
+        version("a"),
+        Version("b" * 64, evil, 9, ("a" * 64, "b" * 64), {evil: 1}, retired=evil),
+        version("c", "ab"),
+        version("d", "e"),
+        version("e", "d"),
+    ]
+    write_lineage(made, tmp_path / "out.svg", tmp_path)
+    picture = ElementTree.fromstring((tmp_path / "out.svg").read_text("utf-8"))
+    text = "".join(picture.itertext())
+    assert "script" not in {e.tag.rpartition("}")[2] for e in picture.iter()}
+    assert "<script>alert(1)</script>" in text and "\x1b" not in text and "\u202e" not in text
+    assert all(f"{letter}.jsonl" in text for letter in "acde")

@@ -129,7 +129,7 @@ def test_a_step_is_scaled_to_the_declared_root_mean_square() -> None:
     with torch.no_grad():
         weight += torch.tensor([0.3, 0.4, 0.0, 0.0])  # RMS .25, five times what is allowed
         small += 0.01
-    clip.on_optimizer_step()
+    clip.on_optimizer_step(None, None, None)
     assert weight.detach().tolist() == pytest.approx([0.06, 0.08, 0.0, 0.0], abs=1e-7) and clip.clipped == 1
     assert small.detach().tolist() == pytest.approx([0.01] * 4)
 

@@ -159,7 +159,8 @@ def audit(
     screen = partial(audit_limits.screen_text, report, outcomes)
     shown.show(audit_limits.check_report(report, outcomes), record, screen)
     if out is not None:
-        audits.write_report(report, out, seed=seed, pack_size=pack_size, sample=sample)
+        draw = partial(lineage_figures.write_lineage, data=report.file) if report.file is not None else None
+        audits.write_report(report, out, seed=seed, pack_size=pack_size, sample=sample, draw=draw)
     if drop is not None:
         version = audits.write_clean(report, drop, reasons=drop_reason or (), keep_sources=keep_source or ())
         print(f"wrote {drop}: {version.rows:,} rows, version {version.short}")
@@ -304,5 +305,5 @@ def lineage(
     else:
         put(reviews.draw_lineage(versions) if versions else f"{data} has no data versions yet")
     if plot is not None and versions:
-        lineage_figures.write_lineage(versions, folder, plot)
+        lineage_figures.write_lineage(versions, plot, folder)
         print(f"wrote {plot}", file=sys.stderr)

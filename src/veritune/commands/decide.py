@@ -236,8 +236,8 @@ def select(
         list[str] | None,
         typer.Option(
             "--log",
-            help="A run's log: trainer_state.json, JSONL or CSV, or its folder; RATE=FILE states its learning rate; "
-            "repeat.",
+            help="A run's log: trainer_state.json, JSONL or CSV, or its folder, also MLflow's; RATE=FILE states its "
+            "learning rate; repeat.",
         ),
     ] = None,
     metric: Annotated[str | None, typer.Option(help="Column with the validation NLL; never a benchmark.")] = None,

@@ -100,7 +100,9 @@ def gate(
         exit_unless(record.status == "passed")
 
 
-def _refuse_mixture(modes: Mapping[str, object], belonging: Mapping[str, tuple[object, ...]], by: str) -> None:
+def _refuse_mixture(
+    modes: Mapping[str, str | bool | None], belonging: Mapping[str, tuple[str | list[Path] | None, ...]], by: str
+) -> None:
     """Raise InputError for two modes at once, or for an option of a mode that was not chosen."""
     chosen = [name for name, value in modes.items() if value is not None]
     if len(chosen) > 1:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from veritune.commands.lazy import lazy
 from veritune.errors import InputError
+from veritune.records import JsonValue
 
 if TYPE_CHECKING:
     from veritune import untrusted
@@ -47,7 +48,7 @@ class TrainOn(Enum):
     last = "last"
 
 
-def parse_template_kwargs(text: str | None) -> dict[str, Any]:
+def parse_template_kwargs(text: str | None) -> dict[str, JsonValue]:
     """`enable_thinking=false,effort=low` as variables of a template, values read as YAML. Raises InputError."""
     if text is None:
         return {}

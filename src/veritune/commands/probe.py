@@ -323,8 +323,8 @@ def forgetting(
     """Say what training cost on other tasks: loss, and scores, of a regression set before and after."""
     subject = probes.subject(model, adapter, template_kwargs=parse_template_kwargs(template_kwargs))
     key = before_after.AnswerKey.of(extract, expected, max_new_tokens or ANSWER_TOKENS)
-    reading = {"family_field": family_field, "train_on": train_on.value}
-    zoned = probes.read_zones({"regression": data}, subject.renderer, **reading)
+    files = {"regression": data}
+    zoned = probes.read_zones(files, subject.renderer, family_field=family_field, train_on=train_on.value)
     most = thresholds.DEFAULTS.forgetting.margin if margin is None else margin
     loss, scores = before_after.forgetting_of(subject, zoned, most, key)
     if scores is None:

@@ -34,7 +34,9 @@ PageArg = Annotated[
 ForStudy = Annotated[Path | None, typer.Option("--study", help="The study it speaks of: its file or folder.")]
 RecordsOption = Annotated[
     list[Path] | None,
-    typer.Option("--records", help="Records of any kind: JSON, JSONL, CSV, TSV, YAML. Further files may follow."),
+    typer.Option(
+        "--records", help="Records of any kind: JSON, JSONL, CSV, TSV, YAML, MLflow runs. Further files may follow."
+    ),
 ]
 
 

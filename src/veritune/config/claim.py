@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from veritune.config.fields import BASELINE, EvalZone, Name, Real, Section
 from veritune.config.frozen_rule import check_rule
 from veritune.errors import VerituneError
+from veritune.records import JsonLike
 
 ClaimKind = Literal[
     "improves", "better_by", "equivalent", "not_worse", "generalises", "no_regression", "probe", "differ", "keeps"
@@ -17,7 +18,7 @@ SHARE_KINDS = ("generalises", "keeps")
 """Kinds whose first estimate is a share of a gap."""
 
 
-def _unset(value: object) -> bool:
+def _unset(value: JsonLike) -> bool:
     """Whether a setting is left out: it then stays out of the contracts and hashes of studies without it."""
     return value is None
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from veritune.config.fields import BENCHMARK, EvalZone, Int, Name, Section, as_number
 from veritune.patterns import compiled
+from veritune.records import JsonLike
 
 QUESTION = "{question}"
 """What a `template` has in the place of an item's own last user turn."""
@@ -18,7 +19,7 @@ CHOICES = "{choices}"
 ITEM_SEED = 0
 
 
-def _unset(value: object) -> bool:
+def _unset(value: JsonLike) -> bool:
     """Whether a setting of a benchmark is left out: it then stays out of the contract of a study without one."""
     return value is None or value == ITEM_SEED
 
@@ -180,7 +181,7 @@ class Eval(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _zone_of_a_benchmark(cls, raw: object) -> object:
+    def _zone_of_a_benchmark(cls, raw: JsonLike) -> JsonLike:
         if not isinstance(raw, dict):
             return raw
         made = dict(raw)

@@ -8,20 +8,22 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from veritune.records import JsonLike
+
 BASELINE = "baseline"
 """Name of the arm that is always measured and never declared: the untouched model."""
 MAIN_SET = "main"
 """Name of the data set in `data.path`, beside those in `data.sets`."""
 
 
-def _no_boolean(value: object) -> object:
+def _no_boolean(value: JsonLike) -> JsonLike:
     """YAML 1.1 reads `no`, `off` and `yes` as booleans, which Python would take for 0 and 1."""
     if isinstance(value, bool):
         raise ValueError(f"expected a number, found a boolean ({'yes/on/true' if value else 'no/off/false'})")
     return value
 
 
-def as_number(value: object) -> object:
+def as_number(value: JsonLike) -> JsonLike:
     """YAML 1.1 reads `3e-4` as text; a person means a number."""
     _no_boolean(value)
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):

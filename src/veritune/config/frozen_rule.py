@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from veritune.errors import ScoreError
+from veritune.records import JsonLike
 
 RULE_KEYS = ("min_gap", "every_seed")
 
 
-def check_rule(rule: Mapping[str, Any]) -> None:
+def check_rule(rule: Mapping[str, JsonLike]) -> None:
     """Raises ScoreError for a frozen rule that is not understood: it must not pass."""
     unknown = sorted(set(rule) - set(RULE_KEYS))
     if unknown or "min_gap" not in rule:

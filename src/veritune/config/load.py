@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,8 +18,11 @@ from veritune.config.study import Study
 from veritune.errors import StudyError, did_you_mean
 from veritune.untrusted import MAX_YAML_BYTES, parse_json, parse_yaml, read_bytes
 
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
-def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Study:
+
+def load_study(path: str | Path, flags: Mapping[str, JsonLike] | None = None) -> Study:
     """Read and validate a study file. Raises StudyError with every problem found, each with its path in the file.
 
     `flags` are settings by path (`train.max_steps`) that override the file's; None takes those that were frozen in the
@@ -44,7 +47,7 @@ def load_study(path: str | Path, flags: Mapping[str, Any] | None = None) -> Stud
     return parse_study(raw, where=str(file))
 
 
-def frozen_flags(folder: Path) -> dict[str, Any]:
+def frozen_flags(folder: Path) -> dict[str, JsonLike]:
     """Settings that were given as flags when the study in `folder` was frozen or amended; none without a contract."""
     try:
         record = parse_json(read_bytes(folder / "contract.lock.json"))
@@ -53,7 +56,7 @@ def frozen_flags(folder: Path) -> dict[str, Any]:
         return {}  # a damaged contract is named where its chain is recomputed
 
 
-def parse_flags(texts: Sequence[str]) -> dict[str, Any]:
+def parse_flags(texts: Sequence[str]) -> dict[str, JsonLike]:
     """`["train.max_steps=20"]` as `{"train.max_steps": 20}`; values are YAML. Raises StudyError."""
     found: dict[str, Any] = {}
     for text in texts:
@@ -67,7 +70,7 @@ def parse_flags(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+def _set(raw: dict[str, JsonLike], key: str, value: JsonLike) -> None:
     """Put one setting into raw settings by its path. Raises StudyError where the path leads nowhere."""
     node: Any = raw
     *way, last = key.split(".")
@@ -92,7 +95,7 @@ def sources(study: Study, flags: Collection[str] = ()) -> dict[str, str]:
     """Where every resolved setting came from, by its path: `flag`, `file` or `default`."""
     found: dict[str, str] = {}
 
-    def walk(value: Any, path: str, source: str) -> None:
+    def walk(value: JsonLike, path: str, source: str) -> None:
         if any(path == flag or path.startswith(f"{flag}.") for flag in flags):
             source = "flag"
         if isinstance(value, BaseModel):
@@ -168,11 +171,11 @@ def _section_in(annotation: Any) -> Any:
     return None
 
 
-def _short(value: Any) -> str:
+def _short(value: JsonLike) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, JsonLike]:
     """JSON Schema of a study file, for editors."""
     return Study.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}

@@ -6,7 +6,7 @@ documented once, right beneath it; the same text goes into the JSON Schema that 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,9 @@ from veritune.config.sweep import expand_sweep
 from veritune.config.thresholds import Thresholds
 from veritune.config.train import Backend, Budget, Condition, Model, SelectionPlan, Train
 from veritune.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 
 class Probes(Section):
@@ -74,7 +77,7 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _expanded(cls, raw: Any) -> Any:
+    def _expanded(cls, raw: JsonLike) -> JsonLike:
         return expand_sweep(raw) if isinstance(raw, dict) and isinstance(raw.get("sweep"), dict) else raw
 
     @model_validator(mode="after")
@@ -231,7 +234,7 @@ class Study(Section):
             if value is not None and value not in known:
                 raise ValueError(f"release.{where}: {value!r} is none of {known}")
 
-    def differences(self) -> dict[str, dict[str, Any]]:
+    def differences(self) -> dict[str, dict[str, JsonLike]]:
         """What differs between conditions: for each such field, its value in every condition.
 
         A schedule's field that a condition leaves open has the study's value; a method's has PEFT's own default, None.

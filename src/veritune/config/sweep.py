@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from veritune.config.fields import as_number
 from veritune.config.train import Condition
+from veritune.records import JsonLike, JsonValue
 
 SHORT = {
     "learning_rate": "lr",
@@ -18,8 +19,10 @@ SHORT = {
     "target_modules": "",
 }
 
+T = TypeVar("T")
 
-def expand_sweep(raw: dict[str, Any]) -> dict[str, Any]:
+
+def expand_sweep(raw: dict[str, Any]) -> dict[str, JsonLike]:
     """Settings with every condition once for each point of `sweep`, named `NAME-r4-data0p25`.
 
     Settings that are expanded already stay as they are. Raises ValueError for a bad grid or a field written twice.
@@ -47,7 +50,7 @@ def expand_sweep(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def swept(
-    conditions: Mapping[str, Condition], grid: Mapping[str, Sequence[Any]] | None
+    conditions: Mapping[str, Condition], grid: Mapping[str, Sequence[JsonValue]] | None
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     """For every condition the name it was written under and its point of the sweep; without one itself and nothing."""
     found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in conditions}
@@ -61,27 +64,27 @@ def swept(
     return found
 
 
-def _in_order(grid: Mapping[str, Any]) -> dict[str, Any]:
+def _in_order(grid: Mapping[str, T]) -> dict[str, T]:
     """The grid in the order of a condition's fields: a contract sorts its keys, and names may not depend on that."""
     place = {name: i for i, name in enumerate(Condition.model_fields)}
     return {key: grid[key] for key in sorted(grid, key=lambda key: (place.get(key, len(place)), key))}
 
 
 def _holds(condition: dict[str, Any], point: dict[str, Any]) -> bool:
-    def plain(value: Any) -> Any:
+    def plain(value: Any) -> JsonLike:
         return list(value) if isinstance(value, tuple) else as_number(value)
 
     return all(plain(condition.get(key)) == plain(value) for key, value in point.items())
 
 
-def _mappings(declared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _mappings(declared: dict[str, Any]) -> list[tuple[str, dict[str, JsonLike]]]:
     wrong = [name for name, condition in declared.items() if not isinstance(condition, dict)]
     if wrong:
         raise ValueError(f"conditions.{wrong[0]}: expected a mapping of settings, found {declared[wrong[0]]!r}")
     return [(str(name), condition) for name, condition in declared.items()]
 
 
-def _point_name(point: dict[str, Any]) -> str:
+def _point_name(point: dict[str, JsonValue]) -> str:
     """`-r4-data0p25`: what is appended to a condition's name; a dot becomes `p`, other signs `_`."""
     parts = []
     for key, value in point.items():

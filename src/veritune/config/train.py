@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from veritune.config.fields import Int, Part, Real, Section
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 
 class Model(Section):
@@ -41,7 +44,7 @@ class Backend(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, raw: Any) -> Any:
+    def _short(cls, raw: JsonLike) -> JsonLike:
         return {"name": raw} if isinstance(raw, str) else raw
 
     @model_validator(mode="after")
@@ -120,7 +123,7 @@ R3F_NOISE = 1e-5
 Coefficient = Annotated[Real, Field(ge=0)]
 
 
-def _unset(value: object) -> bool:
+def _unset(value: JsonLike) -> bool:
     """Whether a setting is left out: it then stays out of the contracts and hashes of studies without it."""
     return value is None
 
@@ -191,7 +194,7 @@ class Condition(Section):
         names = ("kl_to_base", "r3f", "neftune_noise_alpha", "update_clip")
         return tuple(name for name in names if getattr(self, name))
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, JsonLike]:
         """The method's own config fields as PEFT takes them, without `method` and the schedule's."""
         known = {k: getattr(self, k) for k in ("target_modules", "r", "lora_alpha", "lora_dropout")}
         return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})

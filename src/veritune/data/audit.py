@@ -28,8 +28,15 @@ from veritune.data.family_decisions import NAME, AppliedDecisions, obey, read_fa
 from veritune.data.family_notes import family_notes
 from veritune.data.load import Loaded, TrainOn, load_rows, rows_from
 from veritune.data.near import Executor
-from veritune.data.quality import WEAK_CHECKS, QualityConfig, QualityResult, check_rows
-from veritune.data.quality import reasons as known_reasons
+from veritune.data.quality import (
+    WEAK_CHECKS,
+    QualityConfig,
+    QualityResult,
+    check_rows,
+)
+from veritune.data.quality import (
+    reasons as known_reasons,
+)
 from veritune.data.recipe import leave_out
 from veritune.data.review import Version, lineage, make_pack, make_sample, write_pack, write_version
 from veritune.data.split import judge_zones, stratum_of
@@ -38,6 +45,7 @@ from veritune.errors import DataError, ExitCode, ModelError, first_line
 from veritune.records import (
     Finding,
     GateResult,
+    JsonLike,
     Row,
     SplitCounts,
     to_json,
@@ -45,6 +53,9 @@ from veritune.records import (
 from veritune.store import write_json, write_jsonl, write_text
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from veritune.data.datasheet import DrawVersions
     from veritune.data.parity import RenderStats
 
 WHOLE_FILES = ("unreadable", "empty_file")  # each of these files is named on the screen
@@ -144,7 +155,7 @@ class AuditReport:
     def _repr_html_(self) -> str:
         return str(Markup("<pre>{}</pre>").format(render_text(self)))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonLike]:
         """As `record`."""
         return self.record()
 
@@ -162,7 +173,7 @@ class AuditReport:
             return ()
         return lineage(self.file if self.file.is_dir() else self.file.parent)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, JsonLike]:
         """The report as plain JSON values, findings included."""
         return {
             "source": self.source,
@@ -188,7 +199,7 @@ class AuditReport:
         }
 
 
-def _reading(config: AuditConfig) -> dict[str, Any]:
+def _reading(config: AuditConfig) -> dict[str, JsonLike]:
     """How the file was read, so that others find the same rows under the same ids."""
     names = ("columns", "eval_columns", "family_field", "id_field", "train_on")
     return {name: to_json(getattr(config, name)) for name in names}
@@ -201,7 +212,7 @@ def audit_data(
     data: Any,
     *,
     evals: Mapping[str, EvalSource] | Sequence[EvalSource] = (),
-    tokenizer: Any = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
     edges: Callable[[Sequence[Row]], Iterable[Edge]] | None = None,
     config: AuditConfig | None = None,
 ) -> AuditReport:
@@ -230,7 +241,7 @@ def audit_data(
 def _audit(
     data: Any,
     evals: Mapping[str, EvalSource] | Sequence[EvalSource],
-    tokenizer: Any,
+    tokenizer: str | PreTrainedTokenizerBase | None,
     edges: Callable[[Sequence[Row]], Iterable[Edge]] | None,
     config: AuditConfig,
 ) -> AuditReport:
@@ -414,8 +425,8 @@ def _judge_split(
 
 
 def _rendering(
-    rows: Sequence[Row], tokenizer: Any, config: AuditConfig
-) -> tuple[list[Finding], RenderStats | None, Mapping[str, Any] | None]:
+    rows: Sequence[Row], tokenizer: str | PreTrainedTokenizerBase | None, config: AuditConfig
+) -> tuple[list[Finding], RenderStats | None, Mapping[str, JsonLike] | None]:
     if tokenizer is None:
         return [], None, None
     from veritune.data.parity import ALL, check_parity, render_stats
@@ -435,7 +446,7 @@ def _rendering(
     return [*stats.problems, *parity], stats, facts
 
 
-def load_tokenizer(tokenizer: Any) -> Any:
+def load_tokenizer(tokenizer: str | PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or hub id; an object is handed back as it is. Raises ModelError."""
     if not isinstance(tokenizer, str | Path):
         return tokenizer
@@ -517,21 +528,28 @@ def _without_reasons(report: AuditReport, rows: list[Row], reasons: Sequence[str
 
 
 def write_report(
-    report: AuditReport, folder: str | Path, *, seed: int = 0, pack_size: int = 20, sample: int = 50
+    report: AuditReport,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    pack_size: int = 20,
+    sample: int = 50,
+    draw: DrawVersions | None = None,
 ) -> tuple[Path, ...]:
     """Everything as files in `folder`: report.json, findings, families, hits, the review packs and the datasheet.
 
     `pack_size`: rows of every reason in the review pack. `sample`: rows that no check flags, drawn under `seed` into a
-    pack of their own, so that a reader can say how many faults the checks miss.
+    pack of their own, so that a reader can say how many faults the checks miss. `draw` draws the lineage beside the
+    datasheet.
     """
     from veritune.data.datasheet import write_datasheet
 
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     record = report.record()
-    findings = record.pop("findings")
+    del record["findings"]
     write_json(out / "report.json", record)
-    write_jsonl(out / "findings.jsonl", findings)
+    write_jsonl(out / "findings.jsonl", report.findings)
     write_jsonl(out / "families.jsonl", report.families.memberships)
     if report.families.joins:
         write_jsonl(out / "joins.jsonl", _joins(report.families))
@@ -542,7 +560,7 @@ def write_report(
     write_pack(pack, out / "review" / "pack.jsonl")
     unflagged = make_sample(report.rows, report.findings, n=sample, seed=seed)
     write_pack(unflagged, out / "review" / "unflagged.jsonl")
-    sheet = write_datasheet(report, out)
+    sheet = write_datasheet(report, out, draw)
     write_text(out / "report.txt", render_text(report))
     names = [
         "report.json",
@@ -557,7 +575,7 @@ def write_report(
     return (*(out / name for name in names), *sheet)
 
 
-def _joins(families: FamilyResult) -> list[dict[str, Any]]:
+def _joins(families: FamilyResult) -> list[dict[str, JsonLike]]:
     """The pairs of rows by which embeddings or gradients joined two families, strongest first."""
     ids = families.row_ids
     ordered = sorted(families.joins, key=lambda e: (-(e[2] or 0.0), e[0], e[1]))

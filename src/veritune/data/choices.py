@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from veritune.config.evals import CHOICES, QUESTION, Eval
 from veritune.data.render import IGNORE, Renderer
+from veritune.data.sources.raw import Cell
 from veritune.errors import GateError, StudyError
 from veritune.records import Message, Rendered, Row
 
@@ -69,7 +70,7 @@ def _listed(where: str, spec: Eval, row: Row) -> tuple[tuple[str, ...], tuple[st
     return tuple(map(str, found)), labels
 
 
-def _right(where: str, answer: object, texts: Sequence[str], labels: Sequence[str]) -> int:
+def _right(where: str, answer: Cell, texts: Sequence[str], labels: Sequence[str]) -> int:
     """The right option's place. A whole number is a place from 0, unless the options have labels of that kind."""
     if isinstance(answer, int) and not isinstance(answer, bool) and str(answer) not in labels:
         if 0 <= answer < len(texts):

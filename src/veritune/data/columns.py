@@ -11,7 +11,6 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from veritune.data.fields import (
     ANSWERS,
@@ -22,7 +21,7 @@ from veritune.data.fields import (
     PROMPTS,
     SYSTEM_COLUMNS,
 )
-from veritune.data.sources.raw import Reject
+from veritune.data.sources.raw import Cell, Reject, native
 from veritune.errors import DataError, InputError, did_you_mean
 from veritune.records import Row
 
@@ -159,7 +158,7 @@ def columns_of(source: str) -> tuple[str, ...]:
     return tuple(name for _, name in _parts(source) if name is not None)
 
 
-def filled(source: str, value: Mapping[str, Any]) -> Any:
+def filled(source: str, value: Mapping[str, Cell]) -> Cell:
     """A column's value as it is, or a template with its columns filled in. Raises Reject for a missing value.
 
     Numbers are written as Python writes them, lists and objects as JSON.
@@ -178,9 +177,8 @@ def filled(source: str, value: Mapping[str, Any]) -> Any:
     return "".join(out)
 
 
-def _written(held: Any) -> str:
-    if hasattr(held, "tolist"):
-        held = held.tolist()
+def _written(held: Cell) -> str:
+    held = native(held)
     return json.dumps(held, ensure_ascii=False, default=str) if isinstance(held, list | dict | bool) else str(held)
 
 
@@ -188,7 +186,7 @@ def _written(held: Any) -> str:
 
 
 def find_shape(
-    value: Mapping[str, Any], *, need_target: bool = True, ignore: frozenset[str] = frozenset()
+    value: Mapping[str, Cell], *, need_target: bool = True, ignore: frozenset[str] = frozenset()
 ) -> Shape | None:
     """The columns of a record that hold its turns, None when none of the known names is there."""
     for name in MESSAGE_COLUMNS:
@@ -212,7 +210,7 @@ def find_shape(
     return None
 
 
-def suggestion(value: Mapping[str, Any]) -> str:
+def suggestion(value: Mapping[str, Cell]) -> str:
     """The option that would map a record's columns, with names taken from it; else what a mapping needs."""
     listed = next((str(name) for name, held in value.items() if _are_messages(held)), None)
     texts = [str(n) for n, held in value.items() if n not in _NO_TURNS and isinstance(held, str) and held.strip()]
@@ -224,7 +222,7 @@ def suggestion(value: Mapping[str, Any]) -> str:
     user = user or (others.pop(0) if len(others) > 1 else None)
     named = [n for n in others if any(a in n.casefold() for a in ANSWERS) and not _REFERENCE.match(n.casefold())]
     answer = next((folded[name] for name in ANSWERS if folded.get(name) in others), None)
-    answer = answer or max(named, key=lambda name: len(value[name]), default=others[-1] if others else None)
+    answer = answer or max(named, key=lambda name: len(str(value[name])), default=others[-1] if others else None)
     if user is None or answer is None:
         return "map a column with questions and one with answers: --columns user=QUESTION,assistant=ANSWER"
     system = next((f"system={folded[name]}," for name in SYSTEM_COLUMNS if name in folded), "")
@@ -235,7 +233,7 @@ def suggestion(value: Mapping[str, Any]) -> str:
     return f"say where they stand, for example --columns {system}user={user},assistant={answer}"
 
 
-def _are_messages(held: Any) -> bool:
+def _are_messages(held: Cell) -> bool:
     """Whether a value is a list of messages under some other name."""
     if not isinstance(held, list) or not held or not all(isinstance(turn, Mapping) for turn in held):
         return False

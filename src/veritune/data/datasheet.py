@@ -8,13 +8,12 @@ Gebru et al., Datasheets for Datasets (2021).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veritune.data.lineage_svg import lineage_svg
-from veritune.data.review import draw_lineage
+from veritune.data.review import Version, draw_lineage
 from veritune.data.split import stratum_of
 from veritune.records import to_json
 from veritune.store import read_jsonl, write_json, write_text
@@ -29,6 +28,11 @@ OPEN_QUESTIONS = (
     "What should it not be used for?",
     "Who keeps it up, and where are errors reported?",
 )
+
+
+PICTURE = "lineage.svg"
+DrawVersions = Callable[[Sequence[Version], Path], None]
+"""Draws versions into a file; `veritune.report.lineage_figures` has one, the folder of their ledger bound to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,8 @@ class Datasheet:
     record: Mapping[str, Any]
 
 
-def datasheet(report: AuditReport) -> Datasheet:
-    """The datasheet of an audited dataset."""
+def datasheet(report: AuditReport, picture: str | None = None) -> Datasheet:
+    """The datasheet of an audited dataset. `picture` is the file beside it that shows the lineage; None without one."""
     numbers = _numbers(report)
     sources = Counter(stratum_of(row, "source") for row in report.rows)
     licences = _licences(report)
@@ -79,16 +83,17 @@ def datasheet(report: AuditReport) -> Datasheet:
         "lineage": to_json(report.versions),
         "open_questions": dict.fromkeys(OPEN_QUESTIONS),
     }
-    return Datasheet(_markdown(report, numbers, sources, licences), record)
+    return Datasheet(_markdown(report, numbers, sources, licences, picture), record)
 
 
-def write_datasheet(report: AuditReport, folder: str | Path) -> tuple[Path, Path]:
-    """Write datasheet.md and datasheet.json into `folder`, and lineage.svg where versions are known; their paths."""
-    sheet = datasheet(report)
+def write_datasheet(report: AuditReport, folder: str | Path, draw: DrawVersions | None = None) -> tuple[Path, Path]:
+    """Write datasheet.md and datasheet.json into `folder`; `draw` adds lineage.svg where versions are known."""
+    versions = report.versions if draw is not None else ()
+    sheet = datasheet(report, PICTURE if versions else None)
     md, js = Path(folder) / "datasheet.md", Path(folder) / "datasheet.json"
     write_text(md, sheet.markdown)
-    if report.versions:
-        write_text(Path(folder) / "lineage.svg", lineage_svg(report.versions))
+    if draw is not None and versions:
+        draw(versions, Path(folder) / PICTURE)
     write_json(js, sheet.record)
     return md, js
 
@@ -132,7 +137,11 @@ def _licences(report: AuditReport) -> dict[str, int] | None:
 
 
 def _markdown(
-    report: AuditReport, numbers: Sequence[SheetNumber], sources: Mapping[str, int], licences: Mapping[str, int] | None
+    report: AuditReport,
+    numbers: Sequence[SheetNumber],
+    sources: Mapping[str, int],
+    licences: Mapping[str, int] | None,
+    picture: str | None,
 ) -> str:
     s = report.families.summary
     lines = [
@@ -165,8 +174,9 @@ def _markdown(
         [f"- {_cell(name)}: {n:,} rows" for name, n in licences.items()] if licences else ["No row names a licence."]
     )
     drawn = draw_lineage(report.versions)
-    picture = ["![Lineage](lineage.svg)", "", "~~~text", drawn, "~~~"]
-    lines += ["", "## Lineage", "", *(picture if drawn else ["No earlier version is recorded."]), ""]
+    image = [f"![Lineage]({picture})", ""] if picture is not None else []
+    tree = ["~~~text", drawn, "~~~"] if drawn else ["No earlier version is recorded."]
+    lines += ["", "## Lineage", "", *image, *tree, ""]
     lines += ["## For the owner to answer", "", *(f"- {question} *Not stated.*" for question in OPEN_QUESTIONS), ""]
     return "\n".join(lines)
 

@@ -20,14 +20,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from veritune.data.columns import Shape, family_column, find_shape, mapped, parse_columns
 from veritune.data.fields import REASONING_KEYS, SYSTEM_COLUMNS
 from veritune.data.refusals import labelled, nothing_found, number_label
 from veritune.data.sources.files import find_files, from_hub, hash_files, kind_of
 from veritune.data.sources.json_lines import read_json, read_jsonl
-from veritune.data.sources.raw import Raw, Reject, no_records, problem, show
+from veritune.data.sources.raw import (
+    Cell,
+    Raw,
+    Reject,
+    no_records,
+    problem,
+    show,
+)
 from veritune.data.sources.tables import is_typed, read_arrow, read_csv, read_parquet, records_of
 from veritune.data.tools import is_empty, undeclared
 from veritune.data.turns import TrainOn, check_turns, conversation
@@ -77,6 +84,16 @@ class Loaded:
 
 
 # ---------------------------------------------------------------- the entrances
+
+
+class LoadOptions(TypedDict, total=False):
+    """What `load_rows` takes by name."""
+
+    columns: Mapping[str, str] | None
+    family_field: str | None
+    id_field: str | None
+    require_target: bool
+    train_on: TrainOn
 
 
 def load_rows(
@@ -307,7 +324,7 @@ class _Maker:
         if first is not here:
             raise _used_twice(row_id, first, self.reading.id_field)
 
-    def _family(self, value: Mapping[str, Any]) -> str | None:
+    def _family(self, value: Mapping[str, Cell]) -> str | None:
         name = self.reading.family_field
         if name is None:
             return None
@@ -336,7 +353,7 @@ class _Notes:
 
     def count(
         self,
-        value: Mapping[str, Any],
+        value: Mapping[str, Cell],
         shape: Shape,
         used: frozenset[str],
         messages: tuple[Message, ...],

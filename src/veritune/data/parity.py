@@ -12,17 +12,27 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from veritune.data.render import IGNORE, Renderer, Traced, first_difference
+from veritune.data.render import IGNORE, Renderer, Traced
 from veritune.data.split import stratum_of
 from veritune.data.template import Stops, stops_of, twin_templates
+from veritune.data.text import first_difference
 from veritune.data.unfit import Unfit
 from veritune.errors import DataError
-from veritune.records import Finding, Message, Rendered, Row
+from veritune.records import (
+    Finding,
+    JsonValue,
+    Message,
+    Rendered,
+    Row,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ALL = "(all)"
 
@@ -281,7 +291,7 @@ def attention_leak(forward: Callable[[Packed], npt.NDArray[Any]], rows: Sequence
 
 def check_parity(
     rows: Sequence[Row], renderer: Renderer, *, stop_ids: Sequence[int] | None = None
-) -> tuple[list[Finding], dict[str, Any]]:
+) -> tuple[list[Finding], dict[str, JsonValue]]:
     """Training ids against `apply_chat_template`'s own, end tokens against the stop tokens, masks, and the switches.
 
     `stop_ids` are what generation stops on; without them generation_config.json in the tokenizer's folder says it, else
@@ -323,7 +333,7 @@ def check_parity(
     return [*findings, *quirks], facts
 
 
-def stop_findings(ends: Collection[int], stops: Stops, tokenizer: Any) -> list[Finding]:
+def stop_findings(ends: Collection[int], stops: Stops, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     """An error where trained answers end on a token that generation does not stop on: it would run on."""
     if set(ends) <= set(stops.ids):
         return []

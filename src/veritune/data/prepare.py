@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.fields import BENCHMARK, MAIN_SET
 from veritune.config.study import Study
@@ -45,6 +45,9 @@ from veritune.records import (
 )
 from veritune.store import Store, hash_of, now, read_parquet, write_parquet
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 SET_COLUMN = "veritune_set"  # column of a row's data set, where the study has several
 
 
@@ -79,7 +82,7 @@ class Prepared:
         return tuple(self.rendered[row.id] for row in self.rows if self.zone_of[row.id] == zone)
 
 
-def prepare(store: Store, study: Study, tokenizer: Any) -> Prepared:
+def prepare(store: Store, study: Study, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """Load, group, split and render the study's data, and write the records. Raises DataError or GateError."""
     loaded, set_hashes = _load(store, study)
     families, decided = _families(store, study, loaded.rows)

@@ -24,7 +24,7 @@ from veritune.data.turns import check_turns
 from veritune.data.wholeness import cites_missing_text, cut_sign, cut_words
 from veritune.errors import DataError
 from veritune.patterns import compiled, limited
-from veritune.records import Finding, Row
+from veritune.records import Finding, JsonLike, Row
 from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
 
 Check = Callable[[Row], "str | Finding | Iterable[str | Finding] | None"]
@@ -101,7 +101,7 @@ class QualityPattern:
             hit = self._search(message.content.lower()) if message.role in self.where else None
             if hit is not None:
                 found = hit[0].strip()[:120]
-                evidence = {"found": found, "turn": turn + 1, "role": message.role}
+                evidence: dict[str, JsonLike] = {"found": found, "turn": turn + 1, "role": message.role}
                 message_ = f"{self.says}: {found!r}"
                 yield _finding(row, self.reason, message_, self.severity, evidence)
                 return
@@ -151,7 +151,7 @@ def _once(findings: Iterable[Finding]) -> Iterator[Finding]:
 _RANK = {"error": 0, "warning": 1, "note": 2}
 
 
-def _counted(findings: Iterable[Finding], rows: Sequence[Row]) -> dict[str, Any]:
+def _counted(findings: Iterable[Finding], rows: Sequence[Row]) -> dict[str, JsonLike]:
     source = {row.id: stratum_of(row, "source") for row in rows}
     flagged: dict[str, set[str]] = defaultdict(set)
     severity: dict[str, str] = {}
@@ -193,7 +193,7 @@ def _run(name: str, check: Check, row: Row) -> Iterator[Finding]:
 
 
 def _finding(
-    row: Row, reason: str, message: str, severity: Severity = "warning", evidence: Mapping[str, Any] | None = None
+    row: Row, reason: str, message: str, severity: Severity = "warning", evidence: Mapping[str, JsonLike] | None = None
 ) -> Finding:
     return Finding(
         f"quality.{reason}", severity, message, row.id, row.source or None, row.line or None, None, evidence or {}
@@ -246,7 +246,7 @@ def _read_patterns(path: Path) -> Any:
     return parse_yaml(read_bytes(path, MAX_YAML_BYTES))
 
 
-def _entries(content: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _entries(content: JsonLike, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if content is None:
         return
     if not isinstance(content, dict):
@@ -518,7 +518,7 @@ def _conflicts(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
         first = [row.id for row in same[:6]]
         for row in same if differ or len(texts) > 1 else ():
             others = [other for other in first if other != row.id][:5]
-            evidence = {"others": others, "n": len(same), "answer": answers[row.id]}
+            evidence: dict[str, JsonLike] = {"others": others, "n": len(same), "answer": answers[row.id]}
             if differ:
                 text = f"the same prompt has {len(same)} rows with different final answers"
                 yield _finding(row, "conflict", text, "warning", evidence)

@@ -6,7 +6,7 @@ Every refusal names the way out that this record has; an option is named only wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veritune.data.columns import Mapped, Shape, suggestion
 from veritune.data.fields import (
@@ -19,15 +19,18 @@ from veritune.data.fields import (
     TOKEN_COLUMNS,
     TRAIN_ON_INPUT,
 )
-from veritune.data.sources.raw import Reject, show
+from veritune.data.sources.raw import Cell, Reject, native, show
 from veritune.data.tools import is_empty
+
+if TYPE_CHECKING:
+    pass
 
 _REFUSED_IN_ROWS = tuple(f.name for f in ROW_FIELDS.values() if f.fate == "refused" and f.name not in BESIDE_TURNS)
 _WORSE = {worse for _, worse in PREFERENCE_PAIRS} | {"chosen", "preferred_output"}
 _WATCHED = frozenset((*_REFUSED_IN_ROWS, *LABEL_COLUMNS))
 
 
-def refuse_fields(value: Mapping[str, Any], shape: Shape, mapping: Mapped) -> None:
+def refuse_fields(value: Mapping[str, Cell], shape: Shape, mapping: Mapped) -> None:
     """Raises Reject for a row's field that changes what is trained on and that is not honoured here."""
     if _WATCHED.isdisjoint(value):
         return
@@ -52,24 +55,24 @@ def refuse_fields(value: Mapping[str, Any], shape: Shape, mapping: Mapped) -> No
             raise Reject("preference", what, name, f"{name} true", show(value[name]))
 
 
-def is_preference(value: Mapping[str, Any]) -> bool:
+def is_preference(value: Mapping[str, Cell]) -> bool:
     """Whether a record holds a better and a worse answer."""
     return any(not is_empty(value.get(a)) and not is_empty(value.get(b)) for a, b in PREFERENCE_PAIRS)
 
 
-def labelled(value: Mapping[str, Any], ignore: frozenset[str]) -> str | None:
+def labelled(value: Mapping[str, Cell], ignore: frozenset[str]) -> str | None:
     """The column that says of one answer whether it is a good one (KTO); None where there is none."""
     names = (n for n in LABEL_COLUMNS if n in value and n not in ignore)
     return next((n for n in names if says_of_answer(n, value[n]) is not None), None)
 
 
-def says_of_answer(name: str, value: Any) -> bool | None:
+def says_of_answer(name: str, value: Cell) -> bool | None:
     """What a label says of the answer beside it. `label` may be a class, so that 0 and 1 say nothing there."""
     number = number_label(value) if name == "kto_tag" else None
     return flag(value) if number is None else bool(number)
 
 
-def preference(value: Mapping[str, Any]) -> Reject:
+def preference(value: Mapping[str, Cell]) -> Reject:
     """The refusal of a preference pair, with the option that trains on the better answer, where one does."""
     there = [p for p in PREFERENCE_PAIRS if not is_empty(value.get(p[0])) and not is_empty(value.get(p[1]))]
     half = [p for p in PREFERENCE_PAIRS if not is_empty(value.get(p[1])) or not is_empty(value.get(p[0]))]
@@ -80,7 +83,7 @@ def preference(value: Mapping[str, Any]) -> Reject:
     return Reject("preference", what, good, "one answer", f"{good} and {bad}")
 
 
-def _better_alone(value: Mapping[str, Any], good: str) -> str | None:
+def _better_alone(value: Mapping[str, Cell], good: str) -> str | None:
     """The mapping that takes the better answer of this record; None where no mapping can."""
     held = value.get(good)
     turns = _messages(held)
@@ -92,7 +95,7 @@ def _better_alone(value: Mapping[str, Any], good: str) -> str | None:
     return f"user={prompt},assistant={good}" if prompt and (turns or isinstance(held, str)) else None
 
 
-def _by_hand(value: Mapping[str, Any], good: str) -> str:
+def _by_hand(value: Mapping[str, Cell], good: str) -> str:
     held = value.get(good)
     turns = next((n for n in MESSAGE_COLUMNS if n != good and _messages(value.get(n))), None)
     if turns is not None:
@@ -103,18 +106,18 @@ def _by_hand(value: Mapping[str, Any], good: str) -> str:
     return f"write the turns of {f'{prompt} and {good}' if prompt else good} as one list of messages"
 
 
-def _messages(held: Any) -> list[Mapping[str, Any]]:
+def _messages(held: Cell) -> list[Mapping[str, Cell]]:
     """A list of messages, empty for anything else."""
-    held = held.tolist() if hasattr(held, "tolist") else held
-    said = isinstance(held, list) and held and all(isinstance(t, Mapping) and _speaker(t) for t in held)
-    return list(held) if said else []
+    held = native(held)
+    turns = [t for t in held if isinstance(t, Mapping) and _speaker(t)] if isinstance(held, list) else []
+    return turns if isinstance(held, list) and len(turns) == len(held) else []
 
 
-def _speaker(turn: Mapping[str, Any]) -> str:
+def _speaker(turn: Mapping[str, Cell]) -> str:
     return str(turn.get("role") or turn.get("from") or "").casefold()
 
 
-def nothing_found(value: Mapping[str, Any]) -> Reject:
+def nothing_found(value: Mapping[str, Cell]) -> Reject:
     """The refusal of a record without turns, by its right name where its columns are known."""
     if is_preference(value):
         return preference(value)
@@ -131,9 +134,9 @@ def nothing_found(value: Mapping[str, Any]) -> Reject:
     return Reject("missing_messages", what, "messages", "messages, prompt and completion, or a column mapping", found)
 
 
-def _are_tokens(held: Any) -> bool:
+def _are_tokens(held: Cell) -> bool:
     """Whether a value is what a tokenizer or a mask leaves behind: a list of numbers, or Tinker's object of one."""
-    held = held.tolist() if hasattr(held, "tolist") else held
+    held = native(held)
     if isinstance(held, list | tuple):
         return bool(held) and all(isinstance(n, int | float) and not isinstance(n, bool) for n in held[:100])
     return isinstance(held, Mapping)
@@ -142,19 +145,17 @@ def _are_tokens(held: Any) -> bool:
 # ---------------------------------------------------------------- yes, no, 0 and 1
 
 
-def flag(value: Any) -> bool | None:
+def flag(value: Cell) -> bool | None:
     """A yes or no as JSON, CSV and numpy write it; None for anything else."""
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        value = value.item()
+    value = native(value)
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.strip().lower())
     return value if isinstance(value, bool) else None
 
 
-def number_label(value: Any) -> int | None:
+def number_label(value: Cell) -> int | None:
     """0 or 1 as JSON, CSV and numpy write them; None for anything else, a yes or no too."""
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        value = value.item()
+    value = native(value)
     if isinstance(value, str):
         return {"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(value.strip())
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value in (0, 1) else None

@@ -13,14 +13,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.data import template as templates
 from veritune.data.fields import REASONING_KEYS
+from veritune.data.text import first_difference
 from veritune.data.unfit import FIX, SAME_EVERYWHERE, Unfit, as_field, finding_of, otherwise, unfit_of
 from veritune.data.written import first_fault, reasoning_and_content
 from veritune.errors import DataError, ModelError, VerituneError
-from veritune.records import Finding, Json, Message, Rendered, Row
+from veritune.files import sha256_text
+from veritune.records import Finding, Json, JsonLike, Message, Rendered, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Tools = tuple[Json, ...] | None
 
@@ -75,7 +80,12 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: Any, max_length: int, *, template_kwargs: Mapping[str, Any] | None = None, check: bool = True
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        template_kwargs: Mapping[str, JsonLike] | None = None,
+        check: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = int(max_length)
@@ -87,8 +97,8 @@ class Renderer:
         )
         templates.check_kwargs(self.template_kwargs, self.variables)
         identity = templates.template_identity(self.template, self.tool_template, self.template_kwargs)
-        self.template_sha256 = templates.sha256_text(identity)
-        self.tokenizer_sha256 = templates.sha256_text(templates.tokenizer_identity(tokenizer))
+        self.template_sha256 = sha256_text(identity)
+        self.tokenizer_sha256 = sha256_text(templates.tokenizer_identity(tokenizer))
         special = {t for t in tokenizer.all_special_tokens if t}
         special |= {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
         longest_first = sorted(special, key=len, reverse=True)
@@ -195,7 +205,7 @@ class Renderer:
             ) from error
         return str(text)
 
-    def _turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def _turns(self, messages: Sequence[Message]) -> list[dict[str, JsonLike]]:
         return [templates.template_turn(m, self.template + self.tool_template) for m in messages]
 
     # ------------------------------------------------------------ what the template knows and writes
@@ -470,8 +480,3 @@ def render_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[tuple[Rendered
         else:
             done.append(result)
     return tuple(done), tuple(problems)
-
-
-def first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Index of the first place where two sequences differ, the shorter one's length when one begins the other."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -25,12 +25,20 @@ from typing import Any, Literal
 
 from veritune.data.fields import LABEL_COLUMNS, TAKEN_OUT
 from veritune.data.load import load_rows
-from veritune.data.sources.raw import Reject
+from veritune.data.sources.raw import Cell, Reject
 from veritune.data.split import stratum_of
 from veritune.data.turns import messages_from
 from veritune.errors import DataError
 from veritune.ledger import CHAIN, Entry, Ledger
-from veritune.records import Finding, Message, Row, dumps, to_json
+from veritune.records import (
+    Finding,
+    JsonLike,
+    JsonValue,
+    Message,
+    Row,
+    dumps,
+    to_json,
+)
 from veritune.store import atomic, remove_left, sha256_file, whole_lines, write_text
 from veritune.untrusted import parse_json
 
@@ -344,7 +352,7 @@ def retire(
     return next(v for v in lineage(file.parent) if v.sha256 == sha)
 
 
-def _retire_in(ledger: Ledger, record: Mapping[str, Any]) -> None:
+def _retire_in(ledger: Ledger, record: Mapping[str, JsonValue]) -> None:
     """Append a retirement, unless the version's last one in this ledger says the same already."""
     before = [e for e in ledger.read() if e.get("event") == "retired" and e.get("sha256") == record["sha256"]]
     if not before or {**before[-1], "created": record["created"]} != {**before[-1], **record}:
@@ -372,10 +380,18 @@ def lineage(folder: str | Path) -> tuple[Version, ...]:
             fields = {k: v for k, v in record.items() if k not in ("event", *CHAIN)}
             known = versions.get(sha)
             made = Version(**{**fields, "parents": tuple(fields["parents"])})
-            versions[sha] = replace(made, retired=known.retired, successor=known.successor) if known else made
+            versions[sha] = _copied(made, known) if known else made
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}:{number} is damaged: {error!r}.", fix="Restore it from a copy.") from error
     return tuple(versions.values())
+
+
+def _copied(made: Version, known: Version) -> Version:
+    """The version under its new file name, retired as before; a copy of itself alone keeps where it came from."""
+    made = replace(made, retired=known.retired, successor=known.successor)
+    if set(made.parents) != {made.sha256}:
+        return made
+    return replace(made, parents=known.parents, rejects=known.rejects, how=known.how)
 
 
 def rows_hash(rows: Sequence[Row]) -> str | None:
@@ -384,7 +400,7 @@ def rows_hash(rows: Sequence[Row]) -> str | None:
     return hashlib.sha256(b"".join(each)).hexdigest() if each else None
 
 
-def _said(row: Row) -> list[object]:
+def _said(row: Row) -> list[JsonLike]:
     """The turns as [role, content]; a turn that says more (calls, reasoning, a weight) whole; tools last."""
     turns = [[m.role, m.content] if m == Message(m.role, m.content) else m.to_chat() for m in row.messages]
     return [*turns, *([list(row.tools)] if row.tools is not None else [])]
@@ -488,10 +504,11 @@ def _row_line(row: Row) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: Cell) -> JsonValue:
     """Plain JSON, with dates and other table values as their text."""
     try:
-        return to_json(value)
+        plain: JsonValue = to_json(value)
+        return plain
     except (TypeError, ValueError):
         if isinstance(value, Mapping):
             return {str(k): _jsonable(v) for k, v in value.items()}
@@ -500,7 +517,7 @@ def _jsonable(value: Any) -> Any:
         return None if isinstance(value, float) else str(value)
 
 
-def _event(version: Version) -> dict[str, Any]:
+def _event(version: Version) -> dict[str, JsonLike]:
     fields = {k: v for k, v in to_json(version).items() if k not in ("retired", "successor")}
     return {"event": "version", **fields, "created": version.created or _now()}
 

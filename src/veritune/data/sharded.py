@@ -45,7 +45,7 @@ from veritune.data.near.ray import session
 from veritune.data.near.sweep import sweep
 from veritune.errors import ExitCode, InputError, MachineError, VerituneError, first_line
 from veritune.files import make_folder, sha256_text, write_json, write_parquet, write_text
-from veritune.records import Finding, GateResult, to_json
+from veritune.records import Finding, GateResult, JsonLike, to_json
 
 KINDS = ("id", "text", "problem")
 KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("line", "<i8")])
@@ -146,7 +146,7 @@ class ShardedAudit:
         wrong = unread or self.met["id"].groups or any(shard.errors for shard in self.shards)
         return int(ExitCode.USER if wrong else ExitCode.FINE)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, JsonLike]:
         """The report as plain JSON values."""
         return {
             "source": self.source,

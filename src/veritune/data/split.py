@@ -17,11 +17,13 @@ from itertools import combinations
 from typing import Any, Literal
 
 from veritune.config.thresholds import DEFAULTS
+from veritune.data.sources.raw import Cell
 from veritune.data.text import canonical, tokens
 from veritune.errors import DataError
 from veritune.records import (
     ZONES,
     Finding,
+    JsonLike,
     Row,
     SplitCounts,
     Zone,
@@ -208,7 +210,7 @@ def _time_of(row: Row, column: str) -> float:
     return value
 
 
-def _time_value(value: object) -> float | None:
+def _time_value(value: Cell) -> float | None:
     """A time as seconds, or a number as it is; None where it is neither."""
     if isinstance(value, bool) or value is None:
         return None
@@ -322,7 +324,7 @@ def _order(seed: int, name: str) -> bytes:
 
 def _counts(
     rows: Sequence[Row], family_of: Mapping[str, str], zone_of: Mapping[str, Zone], stratify: str | None
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     counts: dict[str, Any] = {}
     for zone in ZONES:
         inside = [row for row in rows if zone_of[row.id] == zone]

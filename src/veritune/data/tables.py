@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.errors import ScoreError
 from veritune.store import read_jsonl
 from veritune.untrusted import parse_json, read_text
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 
 def _parsed(path: Path, text: str) -> Any:
@@ -27,7 +30,7 @@ def text_of(path: Path) -> str:
         raise ScoreError(f"{path.name}: expected text in UTF-8, found {exc}.", fix="Save it as UTF-8.") from None
 
 
-def table_rows(path: Path) -> list[dict[str, Any]]:
+def table_rows(path: Path) -> list[dict[str, JsonLike]]:
     """The rows of a JSON, JSONL or CSV file with named columns. Raises ScoreError."""
 
     text = text_of(path)

@@ -6,18 +6,20 @@ found by rendering (`render.py`, `written.py`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.data.fields import REASONING_KEYS
 from veritune.errors import ModelError, did_you_mean
-from veritune.records import Message, tools_text
+from veritune.records import JsonLike, Message, tools_text
 from veritune.untrusted import parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
@@ -33,7 +35,7 @@ _OURS = {
 }
 
 
-def template_of(tokenizer: Any) -> str:
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The chat template. Raises ModelError for a slow tokenizer and for one without a template."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
@@ -52,7 +54,7 @@ def template_of(tokenizer: Any) -> str:
     return str(template)
 
 
-def tool_template_of(tokenizer: Any, template: str) -> str:
+def tool_template_of(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """The template that renders rows with tools: the one named `tool_use` where a tokenizer has several."""
     named = tokenizer.chat_template
     return str(named.get("tool_use", template)) if isinstance(named, Mapping) else template
@@ -93,7 +95,7 @@ def variables_of(template: str) -> tuple[str, ...]:
     return tuple(sorted(meta.find_undeclared_variables(parsed) - _GIVEN - (own - asked)))
 
 
-def check_kwargs(kwargs: Mapping[str, Any], variables: tuple[str, ...]) -> None:
+def check_kwargs(kwargs: Mapping[str, JsonLike], variables: tuple[str, ...]) -> None:
     """Raises ModelError for a template variable that the template does not read, or that is not the user's to set."""
     for name in kwargs:
         if name in _OURS or not isinstance(name, str):
@@ -110,13 +112,13 @@ def check_kwargs(kwargs: Mapping[str, Any], variables: tuple[str, ...]) -> None:
 # ---------------------------------------------------------------- identities
 
 
-def template_identity(template: str, tool_template: str, kwargs: Mapping[str, Any]) -> str:
+def template_identity(template: str, tool_template: str, kwargs: Mapping[str, JsonLike]) -> str:
     """All that decides a rendering: the template, its sibling for tools where it has one, and the variables."""
     whole = template if tool_template == template else f"{template}\n{tool_template}"
     return whole if not kwargs else whole + "\n" + json.dumps(kwargs, sort_keys=True, default=str)
 
 
-def tokenizer_identity(tokenizer: Any) -> str:
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """The tokenizer's whole definition, less truncation and padding, which callers switch on and off."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts.pop("truncation", None)
@@ -125,15 +127,10 @@ def tokenizer_identity(tokenizer: Any) -> str:
     return json.dumps(parts, sort_keys=True, ensure_ascii=False)
 
 
-def sha256_text(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 # ---------------------------------------------------------------- messages as templates take them
 
 
-def template_turn(message: Message, template: str) -> dict[str, Any]:
+def template_turn(message: Message, template: str) -> dict[str, JsonLike]:
     """A message as a template expects it: arguments as objects, reasoning under the key that the template reads.
 
     A developer's turn is called system where the template does not know the role.
@@ -174,7 +171,7 @@ def without_reasoning(message: Message) -> Message:
     return replace(message, reasoning=None, content=content)
 
 
-def tools_json(tools: tuple[Mapping[str, Any], ...] | None) -> str:
+def tools_json(tools: tuple[Mapping[str, JsonLike], ...] | None) -> str:
     """Declared tools as one text, empty for none."""
     return tools_text(tools) or ""
 
@@ -190,7 +187,7 @@ class Stops:
     source: str
 
 
-def stops_of(tokenizer: Any, folder: str | Path | None = None) -> Stops:
+def stops_of(tokenizer: PreTrainedTokenizerBase, folder: str | Path | None = None) -> Stops:
     """What generation stops on, as transformers finds it: generation_config.json, else config.json, else the tokenizer.
 
     `folder` defaults to where the tokenizer was loaded from. Raises ModelError where a file cannot be read.
@@ -220,7 +217,7 @@ def _eos_of(path: Path) -> tuple[int, ...]:
     return tuple(sorted(set(ids)))
 
 
-def twin_templates(tokenizer: Any) -> tuple[str, ...]:
+def twin_templates(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Files of the tokenizer's folder that hold a chat template other than the one in use, which is named first."""
     place = Path(getattr(tokenizer, "name_or_path", "") or "")
     if not place.is_dir():

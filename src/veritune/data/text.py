@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 CUT = "\x1f"  # ends a token and is not part of the text: the kernels skip every control character in the hash
 SEPARATOR = "\n\n"  # between a row's problem and its target
@@ -123,3 +124,8 @@ def written(text: str, first: int, n: int) -> str:
     prepared = prepare(text).decode("utf-8").lower()
     places = [match.span() for match in _TOKEN.finditer(prepared)][first : first + n]
     return " ".join(prepared[places[0][0] : places[-1][1]].replace(CUT, "").split()) if places else ""
+
+
+def first_difference(a: Sequence[str] | Sequence[int], b: Sequence[str] | Sequence[int]) -> int:
+    """Index of the first place where two sequences differ, the shorter one's length when one begins the other."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NoReturn
 
 from veritune.data.fields import TOOL_COLUMNS
-from veritune.data.sources.raw import Reject, has_surrogate, show
-from veritune.records import Json, Message, ToolCall
+from veritune.data.sources.raw import Cell, Reject, has_surrogate, native, show
+from veritune.records import (
+    Json,
+    JsonLike,
+    JsonValue,
+    Message,
+    ToolCall,
+)
 
 
-def is_empty(value: Any) -> bool:
+def is_empty(value: Cell) -> bool:
     """Whether a field says nothing: null, an empty text, list or object."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = native(value)
     return (
         value is None
         or (isinstance(value, str) and not value.strip())
@@ -27,7 +32,7 @@ def is_empty(value: Any) -> bool:
     )
 
 
-def without_nulls(value: Any) -> Any:
+def without_nulls(value: Cell) -> Cell:
     """A value of a typed table without the keys that the table filled with null."""
     if isinstance(value, Mapping):
         return {k: without_nulls(v) for k, v in value.items() if v is not None}
@@ -35,7 +40,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def tools_of(
-    value: Mapping[str, Any], named: str | None, ignore: frozenset[str], *, typed: bool
+    value: Mapping[str, Cell], named: str | None, ignore: frozenset[str], *, typed: bool
 ) -> tuple[str | None, tuple[Json, ...] | None]:
     """(the column that declares tools, the tools); None where a record declares none. Raises Reject."""
     if named is not None and named not in value:
@@ -54,9 +59,8 @@ def tools_of(
     return (columns[0] if columns else None), None
 
 
-def _listed(value: Any, column: str) -> list[Any]:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+def _listed(value: Cell, column: str) -> list[Cell]:
+    value = native(value)
     if isinstance(value, str):
         value = _json(value, column, "bad_tools", f"{column} holds a text that is no JSON list of tools")
     if isinstance(value, Mapping):
@@ -67,14 +71,14 @@ def _listed(value: Any, column: str) -> list[Any]:
     return list(value)
 
 
-def _tool(tool: Any, where: str, typed: bool) -> Json:
+def _tool(tool: Cell, where: str, typed: bool) -> dict[str, Cell]:
     if isinstance(tool, str):
         tool = _json(tool, where, "bad_tools", f"{where} is a text that is no JSON object")
     if typed:
         tool = without_nulls(tool)
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    if isinstance(function, Mapping) and isinstance(function.get("parameters"), str):
-        parsed = _json(function["parameters"], where, "bad_tools", f"{where}.parameters is no JSON object")
+    if isinstance(function, Mapping) and isinstance(held := function.get("parameters"), str):
+        parsed = _json(held, where, "bad_tools", f"{where}.parameters is no JSON object")
         function = {**function, "parameters": parsed}
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         what = f"{where} is no tool: it has no name; --columns ignore={where.split('[')[0]} leaves it out"
@@ -86,10 +90,9 @@ def _tool(tool: Any, where: str, typed: bool) -> Json:
     return {"type": "function", "function": inner}
 
 
-def calls_of(value: Any, where: str, *, typed: bool) -> tuple[ToolCall, ...]:
+def calls_of(value: Cell, where: str, *, typed: bool) -> tuple[ToolCall, ...]:
     """Calls from `tool_calls`, `function_call` or a ShareGPT turn: a list, one object, or the JSON text of either."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = native(value)
     if isinstance(value, str):
         value = _json(value, where, "tool_call", f"{where} is a text that is no JSON")
     listed = [value] if isinstance(value, Mapping) else value
@@ -98,7 +101,7 @@ def calls_of(value: Any, where: str, *, typed: bool) -> tuple[ToolCall, ...]:
     return tuple(_call(call, f"{where}[{i}]", typed) for i, call in enumerate(listed))
 
 
-def _call(call: Any, where: str, typed: bool) -> ToolCall:
+def _call(call: Cell, where: str, typed: bool) -> ToolCall:
     if isinstance(call, str):
         call = _json(call, where, "tool_call", f"{where} is a text that is no JSON object")
     function = call.get("function") or call if isinstance(call, Mapping) else None
@@ -112,7 +115,7 @@ def _call(call: Any, where: str, typed: bool) -> ToolCall:
     return ToolCall(_whole(name, where), _arguments(arguments, f"{where}.arguments", typed), call_id or None)
 
 
-def _arguments(value: Any, where: str, typed: bool) -> str:
+def _arguments(value: Cell, where: str, typed: bool) -> str:
     if isinstance(value, str) and value.strip():
         value = _json(value, where, "tool_arguments", f"{where} is a text that is no JSON object")
     elif is_empty(value):
@@ -134,22 +137,23 @@ def _whole(text: str, where: str) -> str:
     return text
 
 
-def _json(text: str, where: str, check: str, message: str) -> Any:
+def _json(text: str, where: str, check: str, message: str) -> JsonValue:
     """Strict JSON: an object that names a key twice, or NaN, would lose something."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonLike]:
         if len({key for key, _ in pairs}) < len(pairs):
             raise ValueError("a key stands twice in one object")
         return dict(pairs)
 
-    def refuse(name: str) -> Any:
+    def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
     try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+        value: JsonValue = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         reason = str(error) or "nested too deeply"
         raise Reject(check, f"{message}: {reason}", where, "JSON", show(text)) from None
+    return value
 
 
 def undeclared(messages: Sequence[Message], tools: Sequence[Json] | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from veritune.data.columns import Mapped, Shape, columns_of, filled, is_template
 from veritune.data.fields import (
@@ -25,7 +25,7 @@ from veritune.data.fields import (
     TOOL_COLUMNS,
 )
 from veritune.data.refusals import refuse_fields
-from veritune.data.sources.raw import Reject, has_surrogate, show
+from veritune.data.sources.raw import Cell, Reject, has_surrogate, native, show
 from veritune.data.tools import calls_of, is_empty, tools_of
 from veritune.records import Json, Message, ToolCall
 
@@ -56,7 +56,7 @@ class Conversation:
 
 
 def conversation(
-    value: Mapping[str, Any],
+    value: Mapping[str, Cell],
     shape: Shape,
     mapping: Mapped,
     *,
@@ -98,7 +98,7 @@ def conversation(
     return Conversation(tuple(turns), tools, frozenset(used), loose, tuple(unmapped))
 
 
-def messages_from(value: Any, column: str) -> tuple[Message, ...]:
+def messages_from(value: Cell, column: str) -> tuple[Message, ...]:
     """A list of message objects as turns; their order is not looked at. Raises Reject."""
     return tuple(_TurnReader(Counter(), typed=False).listed(value, column, "user"))
 
@@ -119,7 +119,7 @@ class _TurnReader:
     loose: Counter[str]
     typed: bool
 
-    def turns_of(self, value: Mapping[str, Any], shape: Shape, need_target: bool) -> list[Message]:
+    def turns_of(self, value: Mapping[str, Cell], shape: Shape, need_target: bool) -> list[Message]:
         _refuse_missing(value, shape, need_target)
         if shape.messages is not None:
             return self.listed(value[shape.messages], shape.messages, "user")
@@ -144,7 +144,7 @@ class _TurnReader:
             turns[-1] = replace(turns[-1], reasoning=reasoning)
         return turns
 
-    def listed(self, value: Any, column: str, default: str) -> list[Message]:
+    def listed(self, value: Cell, column: str, default: str) -> list[Message]:
         """A list of message objects; a JSON text of one (CSV) is taken too."""
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
@@ -152,8 +152,7 @@ class _TurnReader:
             except (ValueError, RecursionError) as error:
                 message = f"{column} holds a text that is no JSON list"
                 raise Reject("bad_messages", message, column, "a list of messages", show(error)) from None
-        if hasattr(value, "tolist"):
-            value = value.tolist()
+        value = native(value)
         if not isinstance(value, list | tuple) or not value:
             what = "null" if value is None else show(value)
             raise Reject("missing_messages", f"{column} holds no messages", column, "a list of messages", what)
@@ -167,10 +166,9 @@ class _TurnReader:
             turns.append(turn)
         return turns
 
-    def history(self, value: Any, shape: Shape) -> list[Message]:
+    def history(self, value: Cell, shape: Shape) -> list[Message]:
         """Alpaca's `history`: [question, answer] pairs before the row's own question."""
-        if hasattr(value, "tolist"):
-            value = value.tolist()
+        value = native(value)
         if isinstance(value, str):
             try:
                 value = json.loads(value)
@@ -183,7 +181,7 @@ class _TurnReader:
         if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
             return self.listed(value, "history", "user")
         for i, pair in enumerate(value if isinstance(value, list | tuple) else ()):
-            pair = pair.tolist() if hasattr(pair, "tolist") else pair
+            pair = native(pair)
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 turns = []
                 break
@@ -196,11 +194,12 @@ class _TurnReader:
             raise Reject("bad_history", what, "history", "[[question, answer], ...]", show(value))
         return turns
 
-    def _turn(self, item: Any, where: str) -> Message:
+    def _turn(self, item: Cell, where: str) -> Message:
         if not isinstance(item, Mapping):
             raise Reject("bad_message", f"{where} is no message", where, "an object with role and content", show(item))
         if item.keys() == _PLAIN and item["role"] in _USUAL and isinstance(item["content"], str):
-            return Message(sys.intern(item["role"]), text_of(item["content"], f"{where}.content", item["role"]))
+            spoken = sys.intern(str(item["role"]))
+            return Message(spoken, text_of(item["content"], f"{where}.content", spoken))
         name = item.get("role") if item.get("role") is not None else item.get("from")
         role = _role(name)
         content = item["content"] if item.get("content") is not None else item.get("value")
@@ -234,7 +233,7 @@ class _TurnReader:
             _weight(item, role, where),
         )
 
-    def _calls(self, item: Mapping[str, Any], role: str, where: str) -> tuple[ToolCall, ...] | None:
+    def _calls(self, item: Mapping[str, Cell], role: str, where: str) -> tuple[ToolCall, ...] | None:
         given = [key for key in ("tool_calls", "function_call") if not is_empty(item.get(key))]
         if not given:
             return None
@@ -245,7 +244,7 @@ class _TurnReader:
             raise Reject("tool_call", f"{where} has tool_calls and function_call", field_, "one of the two", "both")
         return calls_of(item[given[0]], field_, typed=self.typed)
 
-    def _reasoning(self, item: Mapping[str, Any], role: str, where: str) -> str | None:
+    def _reasoning(self, item: Mapping[str, Cell], role: str, where: str) -> str | None:
         given = [key for key in REASONING_KEYS if not is_empty(item.get(key))]
         if not given or role != "assistant":
             self.loose.update(given)
@@ -257,7 +256,7 @@ class _TurnReader:
             raise Reject("reasoning", what, field_, "one text", show(item[given[0]]))
         return text_of(item[given[0]], field_, role)
 
-    def _count_loose(self, item: Mapping[str, Any], role: str, where: str) -> None:
+    def _count_loose(self, item: Mapping[str, Cell], role: str, where: str) -> None:
         for key in _REFUSED_IN_MESSAGES:
             if not is_empty(item.get(key)) and item[key] is not False:
                 what = f"{where}.{key}: {MESSAGE_FIELDS[key].what}"
@@ -267,11 +266,11 @@ class _TurnReader:
         self.loose.update(str(k) for k, v in item.items() if k not in known and not is_empty(v))
 
 
-def _is_call(item: Mapping[str, Any]) -> bool:
+def _is_call(item: Mapping[str, Cell]) -> bool:
     return _role(item.get("role") if item.get("role") is not None else item.get("from")) in CALL_ROLES
 
 
-def _role(name: Any) -> Any:
+def _role(name: Cell) -> Cell:
     """A speaker's name as one of our roles where it is one, in any case; else as it stands."""
     if not isinstance(name, str) or name in ROLES or name in CALL_ROLES:
         return name
@@ -279,7 +278,7 @@ def _role(name: Any) -> Any:
     return plain if plain in ROLES or plain in CALL_ROLES else ROLE_ALIASES.get(plain, name)
 
 
-def _refuse_missing(value: Mapping[str, Any], shape: Shape, need_target: bool) -> None:
+def _refuse_missing(value: Mapping[str, Cell], shape: Shape, need_target: bool) -> None:
     missing = [column for column in shape.columns if column not in value]
     if not need_target:
         spoken = Shape(turns=tuple(t for t in shape.turns if t[0] not in ("assistant", "reasoning")))
@@ -289,7 +288,7 @@ def _refuse_missing(value: Mapping[str, Any], shape: Shape, need_target: bool) -
         raise Reject("column_missing", f"no column {missing[0]!r}", missing[0], f"column {missing[0]!r}", found)
 
 
-def _aside(value: Mapping[str, Any], shape: Shape, mapping: Mapped) -> list[tuple[str, str]]:
+def _aside(value: Mapping[str, Cell], shape: Shape, mapping: Mapped) -> list[tuple[str, str]]:
     """Reasoning and passages that stand beside the turns and in none of them, each with the way to train on it."""
     found = []
     for name in _ASIDE:
@@ -327,7 +326,7 @@ def _after_system(turns: list[Message], earlier: list[Message]) -> list[Message]
     return [*turns[:at], *earlier, *turns[at:]]
 
 
-def _short_text(item: Mapping[str, Any], key: str, where: str) -> str | None:
+def _short_text(item: Mapping[str, Cell], key: str, where: str) -> str | None:
     value = item.get(key)
     if is_empty(value):
         return None
@@ -336,7 +335,7 @@ def _short_text(item: Mapping[str, Any], key: str, where: str) -> str | None:
     return value
 
 
-def _weight(item: Mapping[str, Any], role: str, where: str) -> Literal[0] | None:
+def _weight(item: Mapping[str, Cell], role: str, where: str) -> Literal[0] | None:
     """0 where a flag takes the loss off an assistant's turn. Raises Reject for a share, or loss on another role."""
     flags: dict[str, bool] = {}
     for key in LOSS_KEYS:
@@ -360,10 +359,9 @@ def _weight(item: Mapping[str, Any], role: str, where: str) -> Literal[0] | None
 # ---------------------------------------------------------------- contents
 
 
-def text_of(content: Any, where: str, role: str) -> str:
+def text_of(content: Cell, where: str, role: str) -> str:
     """Text, or text parts joined; a tool's object becomes its JSON text; anything else is refused by name."""
-    if hasattr(content, "tolist"):
-        content = content.tolist()
+    content = native(content)
     if role == "tool" and _is_object(content):
         content = json.dumps(content, ensure_ascii=False, default=str)
     if isinstance(content, str):
@@ -385,7 +383,7 @@ def text_of(content: Any, where: str, role: str) -> str:
     return text
 
 
-def _is_object(content: Any) -> bool:
+def _is_object(content: Cell) -> bool:
     """Whether a tool's content is JSON of its own rather than a text or a list of parts."""
     if isinstance(content, Mapping):
         return True
@@ -394,11 +392,11 @@ def _is_object(content: Any) -> bool:
     )
 
 
-def _is_thinking(part: Any) -> bool:
+def _is_thinking(part: Cell) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "thinking" and isinstance(part.get("thinking"), str)
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: Cell, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
@@ -411,7 +409,7 @@ def _part(part: Any, where: str) -> str:
     raise _part_refused(kind, where)
 
 
-def _part_refused(kind: Any, where: str) -> Reject:
+def _part_refused(kind: Cell, where: str) -> Reject:
     message = f"{where} is a part of type {kind!r}: only text parts can be rendered"
     return Reject("unsupported_part", message, where, "a part of type 'text'", f"type {kind!r}")
 

@@ -11,9 +11,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from veritune.records import Message
+from veritune.data.text import first_difference
+from veritune.records import JsonValue, Message
 
 Render = Callable[[Sequence[Message]], str]
 
@@ -87,7 +87,7 @@ def _marked(message: Message, marks: _Marks) -> Message:
     return replace(message, content=content, reasoning=reasoning, tool_calls=calls)
 
 
-def _marked_value(value: Any, marks: _Marks) -> Any:
+def _marked_value(value: JsonValue, marks: _Marks) -> JsonValue:
     if isinstance(value, str) and value.strip():
         return marks.put(value, "an argument", may_escape=True)
     if isinstance(value, dict):
@@ -170,11 +170,6 @@ def _stands(forms: Sequence[str], text: str, others: str) -> bool:
     return any(len(form) >= 12 and text.count(form) > others.count(form) for form in forms)
 
 
-def _same(a: str, b: str) -> int:
-    """How many characters two texts begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-
 def _parting(rendered: str, mark: str, original: str, text: str) -> tuple[str, str]:
     """(what should stand, what stands) from the first character at which the rendering leaves the turn's text."""
     at = rendered.casefold().find(mark.casefold())
@@ -183,7 +178,7 @@ def _parting(rendered: str, mark: str, original: str, text: str) -> tuple[str, s
     elif not text.startswith(rendered[:at]):
         return original[:40], text[:40]
     want, there = original.strip(), text[at:].lstrip()
-    same = _same(want, there)
+    same = first_difference(want, there)
     begin = max(0, same - 10)
     return want[begin : begin + 40], there[begin : begin + 40]
 

@@ -50,7 +50,7 @@ from veritune.decide.keeps import judge_keeps
 from veritune.decide.quantities import judge_probe
 from veritune.decide.shares import judge_share
 from veritune.errors import ScoreError
-from veritune.records import Estimate, Verdict
+from veritune.records import Estimate, JsonLike, Verdict
 from veritune.stats import lost, multiplicity, power, rule
 from veritune.stats.intervals import Unknown, smallest_alpha
 from veritune.stats.paired import Comparison, compare_tables
@@ -264,7 +264,7 @@ def _disagreement(claim: Claim, comparison: Comparison, alpha: float) -> str:
     return f"the interval excludes 0 but a test beside it does not (p = {comparison.headline.spread.p():.2g})"
 
 
-def _bound(claim: Claim, comparison: Comparison, alpha: float) -> dict[str, Any]:
+def _bound(claim: Claim, comparison: Comparison, alpha: float) -> dict[str, JsonLike]:
     way = Tested(claim, _ways(claim, comparison)).way(alpha)
     estimate = comparison.estimate(_level(alpha, way))
     status = way.status if way else "inconclusive"
@@ -382,7 +382,7 @@ def _verdict(t: Tested, share: _Share, context: ClaimContext) -> Verdict:
     )
 
 
-def _settling(settling: power.Settling) -> dict[str, Any]:
+def _settling(settling: power.Settling) -> dict[str, JsonLike]:
     """Counts as [at the lower end, at the upper end] of the seed spread's 80 % range; None where none is enough."""
     out: dict[str, Any] = {"to_settle": settling.text, "needed_items": [settling.items.low, settling.items.high]}
     return out if settling.seeds is None else {**out, "needed_seeds": [settling.seeds.low, settling.seeds.high]}
@@ -394,7 +394,7 @@ def _withheld(comparison: Comparison | None) -> str:
     return spread.reason if isinstance(spread, Unknown) else ""
 
 
-def _correction(t: Tested, share: _Share) -> dict[str, Any]:
+def _correction(t: Tested, share: _Share) -> dict[str, JsonLike]:
     """How the claim's p was corrected, and the alpha at which it was decided."""
     if share.p is None:
         return {}

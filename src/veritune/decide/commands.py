@@ -21,7 +21,7 @@ from veritune.display import Tabular, short
 from veritune.errors import ScoreError
 from veritune.evaluate.logs import Reading, systems_in
 from veritune.evaluate.logs.aggregates import refuse_aggregates
-from veritune.records import Estimate, Score
+from veritune.records import Estimate, JsonLike, Score
 from veritune.stats import lost, power, rule
 from veritune.stats.paired import PairOptions, compare_tables
 from veritune.stats.reasons import unknown_reasons
@@ -238,7 +238,7 @@ def compare_many(
     return _compare_pairs([(arm, other) for arm in tables if arm is not other], options, notes)
 
 
-def parse_rule(text: str) -> dict[str, Any]:
+def parse_rule(text: str) -> dict[str, JsonLike]:
     """A frozen rule from `min_gap=0.01` or `min_gap=0.01,every_seed`. Raises ScoreError for anything else."""
     terms: dict[str, Any] = {}
     for part in text.split(","):
@@ -260,7 +260,7 @@ def parse_rule(text: str) -> dict[str, Any]:
 
 
 def compare_counts(
-    texts: Sequence[str], names: Sequence[str], options: CompareOptions, also: Mapping[str, object]
+    texts: Sequence[str], names: Sequence[str], options: CompareOptions, also: Mapping[str, JsonLike]
 ) -> CompareReport:
     """`compare` for 2×2 counts, one text `only A,only B,both,neither` per seed. `names` are none or both sides'.
 
@@ -425,7 +425,7 @@ def _chance_again(decided: Decided) -> float | None:
     return power.chance_again(comparison, abs(comparison.gap) - edge, alpha=decided.alpha)
 
 
-def _details(a: ScoreTable, b: ScoreTable, decided: Decided, inner: PairOptions) -> dict[str, Any]:
+def _details(a: ScoreTable, b: ScoreTable, decided: Decided, inner: PairOptions) -> dict[str, JsonLike]:
     """The comparison's own details, with what missing scores could make of it: all of them, and those lost."""
     details = dict(decided.comparison.details)
     if a.n_missing or b.n_missing:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.decide import wording
 from veritune.decide.commands import CompareOptions
@@ -17,6 +17,7 @@ from veritune.drawing import (
     INK,
     MUTED,
     Drawing,
+    Look,
     from_zero,
     legend_above,
     log_axis,
@@ -27,6 +28,9 @@ from veritune.drawing import (
 )
 from veritune.stats import power
 from veritune.stats.paired import PairOptions, compare_tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +174,10 @@ def _power_drawing(report: PowerReport, source: str) -> Drawing:
     )
 
 
-def _power_lines(axes: Any, report: PowerReport) -> list[tuple[str, dict[str, Any]]]:
+def _power_lines(axes: Axes, report: PowerReport) -> list[tuple[str, Look]]:
     """Draw a line a number of seeds, a dash a share of flips that repeat; the entries of the legend."""
     shares = sorted({row["stable"] for row in report.grid})
-    entries: list[tuple[str, dict[str, Any]]] = []
+    entries: list[tuple[str, Look]] = []
     for stable, dash in zip(shares, DASHES):
         for place, s in enumerate(sorted({row["seeds"] for row in report.grid})):
             rows = [r for r in report.grid if r["seeds"] == s and (r["stable"] == stable or s == 1)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.fields import BASELINE, BENCHMARK
 from veritune.config.thresholds import DEFAULTS, GradeThresholds
-from veritune.records import Estimate, Verdict
+from veritune.records import Estimate, JsonLike, Verdict
 
 if TYPE_CHECKING:
     from veritune.config.claim import Claim
@@ -408,18 +408,17 @@ def _probe_may_not(claim: Claim, verdict: Verdict) -> tuple[str, ...]:
 # ---------------------------------------------------------------- confidence
 
 
-GRADES = """high: every item of evidence is good; moderate: none is poor and at most two are weak; low: otherwise;
-none: the claim is not settled."""
-
-
 def confidence(
     verdict: Verdict,
     comparison: Comparison | None,
-    evidence: Mapping[str, Any],
+    evidence: Mapping[str, JsonLike],
     limits: GradeThresholds = DEFAULTS.grade,
     beside: Sequence[Comparison] = (),
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """The grade of a settled verdict and the named evidence behind it, each `good`, `weak` or `poor` with why.
+
+    high: every item of evidence is good; moderate: none is poor and at most two are weak; low: otherwise; none: the
+    claim is not settled.
 
     seeds        good from `limits.seeds_good` runs on every trained arm, weak from `seeds_weak`, poor below
     units        independent families (else items): good from `units_good`, weak from `units_weak`, poor below

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -111,7 +110,9 @@ def _counted(n: int, noun: str) -> str:
 
 
 def _arrays(
-    confidence_N: Sequence[float | None], correct_N: Sequence[Any], family_N: Sequence[str | None] | None
+    confidence_N: Sequence[float | None],
+    correct_N: Sequence[float | bool | None],
+    family_N: Sequence[str | None] | None,
 ) -> tuple[Floats, Floats, Ints, int]:
     families = family_N if family_N is not None else [None] * len(confidence_N)
     if not len(confidence_N) == len(correct_N) == len(families):

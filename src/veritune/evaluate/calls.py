@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from veritune.records import Row
+from veritune.records import JsonLike, Row
 
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
@@ -48,7 +48,7 @@ def calls_in(text: str) -> list[FoundCall]:
     return found
 
 
-def _call_of(value: Any) -> FoundCall | None:
+def _call_of(value: JsonLike) -> FoundCall | None:
     inner = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         return None
@@ -88,5 +88,5 @@ def _take(call: FoundCall, meant: list[FoundCall]) -> bool:
     return False
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: JsonLike) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -12,12 +12,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from veritune.data.sources.raw import Cell
 from veritune.data.tables import table_rows, text_of
 from veritune.errors import DataError, ScoreError
 from veritune.records import Message, Rendered, Row
 from veritune.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Normalise = Literal["none", "length"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -130,7 +134,7 @@ def _lm_sample(row: Any, metric: str, where: str) -> tuple[tuple[float, ...], fl
     return shares, outcome, chosen if outcome else gold
 
 
-def _arguments(row: Mapping[str, Any]) -> list[Any]:
+def _arguments(row: Mapping[str, Any]) -> list[Cell]:
     arguments = row["arguments"]
     return (
         [arguments[k] for k in sorted(arguments, key=lambda k: int(k.rsplit("_", 1)[-1]))]
@@ -144,7 +148,7 @@ def _option(argument: Any) -> str:
     return str(text).removeprefix(" ")
 
 
-def _gold(target: Any, options: Sequence[str]) -> int | None:
+def _gold(target: Cell, options: Sequence[str]) -> int | None:
     """The right option's place from `target`: a place, or an option's text; None where it could be either."""
     text = str(target).strip()
     place = int(text) if text.isdecimal() and int(text) < len(options) else None
@@ -250,7 +254,7 @@ def _question(row: Any, where: str, number: int, family_field: str | None) -> Qu
     return Question(str(row.get("id", number)), prompt, options, _place(row.get("answer"), options, where), family)
 
 
-def _place(answer: Any, options: Sequence[str], where: str) -> int:
+def _place(answer: Cell, options: Sequence[str], where: str) -> int:
     """The right option's place from a place, an option's text or a letter."""
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         return answer
@@ -262,7 +266,11 @@ def _place(answer: Any, options: Sequence[str], where: str) -> int:
 
 
 def judge_choices(
-    model: Any, renderer: Any, questions: Sequence[Question], normalise: Normalise = "none", batch_size: int = 8
+    model: PreTrainedModel,
+    renderer: Any,
+    questions: Sequence[Question],
+    normalise: Normalise = "none",
+    batch_size: int = 8,
 ) -> Judged:
     """Each option scored as the assistant's whole answer, its end token included; the likeliest is the model's.
 
@@ -291,7 +299,7 @@ def judge_choices(
     )
 
 
-def sequence_logprobs(model: Any, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[float]:
+def sequence_logprobs(model: PreTrainedModel, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[float]:
     """Summed log-probability in nats of each row's labelled tokens, in the order given."""
     import torch
 
@@ -309,7 +317,11 @@ def sequence_logprobs(model: Any, rows: Sequence[Rendered], *, batch_size: int =
 
 
 def answer_token_losses(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], outputs: Sequence[Any], batch_size: int = 8
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    outputs: Sequence[Any],
+    batch_size: int = 8,
 ) -> list[list[tuple[str, float]]]:
     """Each token of each answer (`generate.Output`) as text, with its NLL in nats given all before it.
 
@@ -339,7 +351,11 @@ def answer_token_losses(
 
 
 def answer_confidences(
-    model: Any, prompts: Sequence[Sequence[int]], outputs: Sequence[Any], end_ids: Sequence[int], batch_size: int = 8
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    outputs: Sequence[Any],
+    end_ids: Sequence[int],
+    batch_size: int = 8,
 ) -> list[float | None]:
     """Probability of each whole answer (`generate.Output`) given its prompt's ids, its end token included.
 

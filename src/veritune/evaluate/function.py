@@ -14,16 +14,16 @@ import importlib.util
 import math
 import numbers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
 from veritune.data.scorer_files import file_of
 from veritune.errors import StudyError, first_line
 from veritune.patterns import PatternTooSlow, limited
-from veritune.records import Json, Row
+from veritune.records import Json, JsonLike, Row
 
-Scored = tuple[float | None, str | None, dict[str, object]]
+Scored = tuple[float | None, str | None, dict[str, "JsonLike"]]
 SECONDS = 30.0
 """Processor seconds that a function may take on one output."""
 
@@ -56,7 +56,7 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def item_of(row: Row) -> Json:
+def item_of(row: Row) -> Mapping[str, JsonLike]:
     """What a function is told of an item; a copy, so that it may change it."""
     asked = next((m.content for m in reversed(row.prompt) if m.role == "user"), "")
     return {**copy.deepcopy(dict(row.meta)), "id": row.id, "question": asked, "target": row.target}

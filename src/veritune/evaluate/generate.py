@@ -6,9 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from veritune.train.lora import added
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from veritune.train.backends.protocol import RunWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Decoding:
     """Whether a LoRA is added to the weights while answers are made."""
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end an answer: the generation config's and the tokenizer's end tokens, sorted."""
     configured = model.generation_config.eos_token_id
     ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
@@ -38,8 +43,8 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def generate(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     on_batch: Callable[[int, float], None] | None = None,
@@ -68,8 +73,8 @@ def generate(
 
 
 def answers(
-    weights: Any,
-    tokenizer: Any,
+    weights: RunWeights,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     on_batch: Callable[[int, float], None] | None = None,
@@ -91,7 +96,13 @@ def answers(
     return [replace(o, ended="stop_token") if why == "stop" else o for o, (_, why) in zip(found, given)]
 
 
-def _batch(model: Any, tokenizer: Any, prompts: list[Sequence[int]], max_new_tokens: int, least: int) -> list[Output]:
+def _batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Sequence[int]],
+    max_new_tokens: int,
+    least: int,
+) -> list[Output]:
     import torch
     from transformers import GenerationConfig
 
@@ -117,7 +128,7 @@ def _batch(model: Any, tokenizer: Any, prompts: list[Sequence[int]], max_new_tok
     return [_output(row[width:], stops, tokenizer) for row in out_B_T.tolist()]
 
 
-def cache_bytes(model: Any, decoding: Decoding) -> int:
+def cache_bytes(model: PreTrainedModel, decoding: Decoding) -> int:
     """Bytes by which the key-value cache of one full batch grows from its prompts to answers of full length.
 
     Measured on two short inputs; where layers keep a window only, it is an upper bound. 0 for a model without a cache.
@@ -137,7 +148,7 @@ def cache_bytes(model: Any, decoding: Decoding) -> int:
 
 
 @contextmanager
-def _bare_generation_config(model: Any) -> Iterator[None]:
+def _bare_generation_config(model: PreTrainedModel) -> Iterator[None]:
     """Without the settings that ship with a model while the block runs.
 
     `generate` fills what a config leaves open from the model's own, so that a shipped repetition penalty, say, would
@@ -154,7 +165,7 @@ def _bare_generation_config(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _one_head(model: Any) -> Iterator[None]:
+def _one_head(model: PreTrainedModel) -> Iterator[None]:
     """The output embedding is multiplied once for the whole batch while the block runs.
 
     It is given the last position of every prompt, a view with gaps. torch multiplies such a view by weights that do not
@@ -173,7 +184,7 @@ def _one_head(model: Any) -> Iterator[None]:
         handle.remove()
 
 
-def _output(ids: list[int], stops: list[int], tokenizer: Any) -> Output:
+def _output(ids: list[int], stops: list[int], tokenizer: PreTrainedTokenizerBase) -> Output:
     end = next((k for k, token in enumerate(ids) if token in stops), None)
     kept = tuple(ids[:end])
     text = tokenizer.decode(kept, skip_special_tokens=True)

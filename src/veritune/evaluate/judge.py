@@ -30,7 +30,7 @@ from veritune.data.tables import table_rows
 from veritune.errors import DataError, ModelError, StudyError, first_line
 from veritune.evaluate.function import item_of
 from veritune.patterns import PatternTooSlow, compiled, limited
-from veritune.records import Disagreement, Json, JudgeAgreement, JudgeAnswer, Row, Score
+from veritune.records import Disagreement, Json, JsonLike, JudgeAgreement, JudgeAnswer, Row, Score
 from veritune.store import hash_of, sha256_file
 from veritune.untrusted import parse_json
 
@@ -78,13 +78,13 @@ class Judge:
         value, reason, parts = self.verdict(self.values(row, text))
         return Score("", name, row.id, value, reason=reason, output=text, parts={"judge": self.model, **parts})
 
-    def values(self, row: Row, text: str) -> dict[str, object]:
+    def values(self, row: Row, text: str) -> dict[str, JsonLike]:
         """What the prompt's names stand for, of one item and its output."""
         item = item_of(row)
         expected = item.get(self.expected) if self.expected else item["target"]
         return {**item, "expected": expected, "output": text}
 
-    def verdict(self, values: Mapping[str, object]) -> tuple[float | None, str | None, dict[str, object]]:
+    def verdict(self, values: Mapping[str, JsonLike]) -> tuple[float | None, str | None, dict[str, JsonLike]]:
         """(value, reason, what stands beside it) of one filled prompt."""
         asked = self.prompt.format_map({key: "" if v is None else v for key, v in values.items()})
         try:
@@ -241,7 +241,7 @@ def _reading(
     return f"{said}: no confirmatory claim may rest on it (the interval of kappa reaches below {least:g})."
 
 
-def read_labelled(path: Path, judge: Judge) -> list[tuple[int, str, dict[str, object]]]:
+def read_labelled(path: Path, judge: Judge) -> list[tuple[int, str, dict[str, JsonLike]]]:
     """(line, label, what the prompt's names stand for) of every labelled output. Raises DataError naming the line."""
     if not path.is_file():
         raise DataError(f"agreement: no file at {path}.", fix="Give JSONL or CSV with columns `output` and `label`.")
@@ -258,7 +258,7 @@ def read_labelled(path: Path, judge: Judge) -> list[tuple[int, str, dict[str, ob
     return made
 
 
-def _label_of(value: object, labels: Mapping[str, float], where: str) -> str:
+def _label_of(value: JsonLike, labels: Mapping[str, float], where: str) -> str:
     """A label as one of the judge's verdicts: its name, or the number it is worth where that names one."""
     known = {label.casefold(): label for label in labels}
     text = {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)

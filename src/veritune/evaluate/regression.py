@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.config.evals import Eval
 from veritune.data.render import Renderer
@@ -25,7 +25,10 @@ from veritune.evaluate.generate import Decoding, Output, generate, stop_tokens
 from veritune.probe.clusters import codes, ratio
 from veritune.probe.forgetting import Forgetting, forgetting
 from veritune.probe.study import ProbeSubject, Zoned, read_zones
-from veritune.records import Estimate, Score
+from veritune.records import Estimate, JsonLike, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "regression"
 
@@ -72,7 +75,7 @@ def forgetting_of(
     return record, (scores[0], scores[1]) if scores else None
 
 
-def judge_answers(model: Any, renderer: Renderer, zoned: Zoned, key: AnswerKey) -> Judged:
+def judge_answers(model: PreTrainedModel, renderer: Renderer, zoned: Zoned, key: AnswerKey) -> Judged:
     """Greedy answers, whether each is right, and how probable it was. An answer that cannot be extracted is missing."""
     answered = _answered("", model, renderer, zoned, key)
     ends = stop_tokens(model, renderer.tokenizer)
@@ -87,7 +90,7 @@ def judge_answers(model: Any, renderer: Renderer, zoned: Zoned, key: AnswerKey) 
 
 
 def _answered(
-    run: str, model: Any, renderer: Renderer, zoned: Zoned, key: AnswerKey
+    run: str, model: PreTrainedModel, renderer: Renderer, zoned: Zoned, key: AnswerKey
 ) -> list[tuple[Score, tuple[int, ...], Output]]:
     """(score, prompt ids, output) of every row."""
     tasks.check_items(NAME, key.spec, zoned.rows)
@@ -100,7 +103,9 @@ def _answered(
     return made
 
 
-def calibration_of(subject: ProbeSubject, judge: Callable[[Any], Judged], bins: int | None = None) -> dict[str, Any]:
+def calibration_of(
+    subject: ProbeSubject, judge: Callable[[Any], Judged], bins: int | None = None
+) -> dict[str, JsonLike]:
     """Calibration of the trained model beside its base, or of the base alone where nothing was trained.
 
     `judge` is given each loaded model, one at a time.
@@ -117,7 +122,7 @@ def asked_calibration(
     key: AnswerKey | None,
     family_field: str | None,
     metric: Literal["acc", "acc_norm"],
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """Calibration of a model that is asked here: on short answers with a key, on multiple choice without one.
 
     `metric` is how options are scored: `acc_norm` divides an option's log-likelihood by its number of tokens.
@@ -131,7 +136,7 @@ def asked_calibration(
     return calibration_of(subject, lambda loaded: judge_choices(loaded, subject.renderer, questions, normalise))
 
 
-def calibration_record(after: Judged, before: Judged | None = None, bins: int | None = None) -> dict[str, Any]:
+def calibration_record(after: Judged, before: Judged | None = None, bins: int | None = None) -> dict[str, JsonLike]:
     """Calibration of `after`, and with `before` (the base, same items) its own and the paired change in Brier score."""
     record: dict[str, Any] = {}
     if before is not None:

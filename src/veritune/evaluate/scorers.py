@@ -10,11 +10,11 @@ from veritune.errors import MachineError, StudyError
 from veritune.evaluate import judge, tasks
 from veritune.evaluate.function import call, load_function
 from veritune.evaluate.generate import Output
-from veritune.records import Row, Score
+from veritune.records import JsonLike, Row, Score
 from veritune.stats.reasons import is_models
 
 Scorer = Callable[[Row, Output], Score]
-Verdict = tuple[float | None, str | None, dict[str, object]]
+Verdict = tuple[float | None, str | None, dict[str, JsonLike]]
 """A value, or the reason why there is none, and what stands beside it in the scores."""
 JUDGED = Path("audit/judge")
 """Where a study keeps what its judges said."""
@@ -36,7 +36,7 @@ def scorer_of(name: str, spec: Eval, root: Path) -> Scorer:
 
 
 def _of_text(name: str, row: Row, output: Output, score: Callable[[str], Verdict]) -> Score:
-    ended: dict[str, object] = {"ended": output.ended, "n_tokens": len(output.token_ids)}
+    ended: dict[str, JsonLike] = {"ended": output.ended, "n_tokens": len(output.token_ids)}
     if not output.text.strip():
         return Score("", name, row.id, None, reason="empty_output", output=output.text, parts=ended)
     value, reason, parts = score(output.text)

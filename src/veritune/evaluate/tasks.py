@@ -18,7 +18,7 @@ from veritune.errors import StudyError
 from veritune.evaluate.calls import calls_hold
 from veritune.evaluate.generate import Output
 from veritune.patterns import PatternTooSlow, limited
-from veritune.records import Row, Score
+from veritune.records import JsonLike, Row, Score
 
 
 def items(spec: Eval, rows: Sequence[Row], zone_of: Mapping[str, str], family_of: Mapping[str, str]) -> list[Row]:
@@ -122,7 +122,7 @@ def _rules(spec: Eval, row: Row, text: str) -> Scored:
     )
 
 
-def holds(rule: Rule, meta: Mapping[str, Any], text: str) -> tuple[bool, Any]:
+def holds(rule: Rule, meta: Mapping[str, JsonLike], text: str) -> tuple[bool, JsonLike]:
     """Whether the rule holds for this text, and what was found. Raises PatternTooSlow."""
     flags = re.IGNORECASE if rule.ignore_case else 0
     if rule.pattern is not None:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -19,16 +19,20 @@ from veritune.errors import InputError, did_you_mean
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.progress import Progress
-from veritune.records import CheckpointCandidate, Json, Rendered, Score, TrainingRecord, to_json
+from veritune.records import CheckpointCandidate, Rendered, Score, TrainingRecord, to_json
 from veritune.report.attribution import nats
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, read_json, write_json
 from veritune.train.schedule import MAIN, Cell, seen_rows, training_tokens
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    from transformers import PreTrainedModel
+
     from veritune.probe.attribution import Attribution, Ranking, RowFamilies, Verified
     from veritune.probe.attribution_check import Tried
     from veritune.probe.gradients import Products
+    from veritune.train.backends.protocol import RunWeights
 
 FOLDER = "probes/attribution"
 MOST_ROWS = 4000
@@ -238,7 +242,7 @@ def _measure(case: _Case, checkpoint: Path | None) -> Products:
     return measure(_model(case, checkpoint), rows, Settings())
 
 
-def _model(case: _Case, checkpoint: Path | None) -> Any:
+def _model(case: _Case, checkpoint: Path | None) -> PreTrainedModel:
     """The run's model at a checkpoint, its adapter trainable; None: as it started."""
     from veritune.train import methods
     from veritune.train.adapters.attach import attach
@@ -279,7 +283,16 @@ def _seconds_a_token(case: _Case) -> float | None:
     return spent / tokens if spent and tokens else None
 
 
-def _cost(case: _Case, seeds: int) -> Json:
+class VerifyCost(TypedDict):
+    """What retraining takes: its seeds, trainings, tokens, and seconds where the run's own speed is known."""
+
+    trainings: int
+    seeds: list[int]
+    tokens: int
+    seconds: float | None
+
+
+def _cost(case: _Case, seeds: int) -> VerifyCost:
     """What `--verify` takes, before it is paid for: trainings, tokens, seconds at the run's own speed."""
     absent = [s for s in _seeds(case, seeds) if not _whole_is_here(case, s)]
     trainings = 3 * seeds + len(absent)
@@ -330,7 +343,11 @@ def _verify(
 
 
 def _tried(
-    case: _Case, seeds: tuple[int, ...], whole: Any, without: Mapping[str, Any], left_out: Mapping[str, Any]
+    case: _Case,
+    seeds: tuple[int, ...],
+    whole: npt.NDArray[np.float64],
+    without: Mapping[str, npt.NDArray[np.float64]],
+    left_out: Mapping[str, tuple[tuple[int, ...], ...]],
 ) -> Tried:
     from veritune.probe.attribution_check import Tried
 
@@ -389,7 +406,7 @@ def _losses_without(case: _Case, seed: int, families: Sequence[str]) -> list[flo
     return losses
 
 
-def _target_losses(case: _Case, weights: Any) -> list[float]:
+def _target_losses(case: _Case, weights: RunWeights) -> list[float]:
     """Mean loss of each output, nats per token."""
     return [total / count for total, count in weights.nll([t.row for t in case.targets])]
 

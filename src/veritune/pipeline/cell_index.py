@@ -12,11 +12,15 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from veritune.files import sha256_text
 from veritune.machine import package_stamp
 from veritune.train.models import cache_dir
 from veritune.train.schedule import Cell
+
+if TYPE_CHECKING:
+    from veritune.records import JsonValue
 
 MADE_FROM = ("study.yaml", "contract.lock.json", "selection.json", "shapes.json")
 """Files of a study that its list of cells follows from."""
@@ -84,7 +88,7 @@ class CellIndex:
             partial.replace(self.path)
 
 
-def _cell(row: list[object]) -> Cell:
+def _cell(row: list[JsonValue]) -> Cell:
     run_id, phase, condition, seed, lr, input_hash, shape, _ = row
     pair = tuple(shape) if isinstance(shape, list) else None
     return Cell(str(run_id), str(phase), str(condition), seed, lr, str(input_hash), pair)  # type: ignore[arg-type]

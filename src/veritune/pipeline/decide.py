@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veritune import contract
 from veritune.config.fields import BASELINE
@@ -32,6 +32,9 @@ from veritune.seal import break_seal
 from veritune.stats.paired import PairOptions
 from veritune.stats.table import ScoreTable
 from veritune.store import Store, hash_of
+
+if TYPE_CHECKING:
+    from veritune.config.claim import Claim
 
 
 def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Contract) -> list[Verdict]:
@@ -92,10 +95,10 @@ def standings(store: Store, run_ids: Sequence[str], kept: Contract) -> dict[str,
     return found
 
 
-def _marked(verdict: Verdict, claim: Any, worth: Mapping[str, tuple[str, Standing]]) -> Verdict:
+def _marked(verdict: Verdict, claim: Claim, worth: Mapping[str, tuple[str, Standing]]) -> Verdict:
     """The verdict with what its runs are worth said on it."""
     sides = [side for side in (claim.condition, claim.against, claim.reference) if side is not None]
-    if claim.kind == "probe":
+    if claim.kind == "probe" and claim.probe is not None:
         sides = [arm_of(claim.probe), BASELINE]
     here = {run_id: w for run_id, (condition, w) in worth.items() if condition in sides}
     early = [run_id for run_id, w in here.items() if w.exploratory]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from veritune import contract
 from veritune.config.fields import BASELINE
@@ -239,7 +238,7 @@ class _Runner:
 
     # -- cells ------------------------------------------------------------------------------------------------
 
-    def _cells(self, ready: Ready, cells: Sequence[Any]) -> None:
+    def _cells(self, ready: Ready, cells: Sequence[Cell]) -> None:
         """Run what is not done yet, here or where the executor says."""
         labels = {cell.run_id: f"[{number}/{len(cells)}]" for number, cell in enumerate(cells, start=1)}
         if self.executor is None:
@@ -255,7 +254,7 @@ class _Runner:
         else:
             release(self.executor, self.store.root)
 
-    def _hand_out(self, ready: Ready, cells: Sequence[Any], labels: Mapping[str, str]) -> None:
+    def _hand_out(self, ready: Ready, cells: Sequence[Cell], labels: Mapping[str, str]) -> None:
         """Run cells on the executor. Raises MachineError when some failed, LockedError when others hold some."""
         assert self.executor is not None
         named = {cell.run_id: cell for cell in cells}
@@ -290,7 +289,7 @@ class _Runner:
             return replace(plan, memory_bytes=round(1.2 * held))
         return plan
 
-    def _cell(self, ready: Ready, cell: Any, label: str) -> None:
+    def _cell(self, ready: Ready, cell: Cell, label: str) -> None:
         what = _what(cell)
         if is_done(ready, cell):
             self.skipped += 1
@@ -316,7 +315,7 @@ class _Runner:
             parts.append(f"{name} " + ", ".join(f"{zone} {_mean_text(cell)}" for zone, cell in zones.items()))
         self.progress.say(f"{label:<44} " + "; ".join(parts))
 
-    def _zone_gaps(self, cells: Sequence[Any]) -> None:
+    def _zone_gaps(self, cells: Sequence[Cell]) -> None:
         """Policy or samples: how much of each run's gain in loss carries to siblings and strangers."""
         from veritune.probe.study import zone_gap
 
@@ -374,10 +373,12 @@ def _refuse_unfinished(ended: Sequence[Ended]) -> None:
         )
 
 
-def _what(cell: Any) -> str:
+def _what(cell: Cell) -> str:
     what = "baseline, untouched" if cell.phase == BASELINE else f"{cell.condition}, seed {cell.seed}"
     what += f", rate {cell.lr:g}" if cell.phase == SELECT else ""
-    return what + (f", shape {cell.shape[0]} x {cell.shape[1]}" if cell.phase == SHAPE else "")
+    return what + (
+        f", shape {cell.shape[0]} x {cell.shape[1]}" if cell.phase == SHAPE and cell.shape is not None else ""
+    )
 
 
 def _mean_text(cell: ZoneScore) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from veritune import contract
 from veritune.config.load import frozen_flags
@@ -15,11 +14,7 @@ from veritune.pipeline.plan import items_by_eval
 from veritune.pipeline.ready import Ready, make_ready
 from veritune.pipeline.watch import study_at
 from veritune.progress import Progress
-from veritune.records import (
-    Contract,
-    Facts,
-    RunSummary,
-)
+from veritune.records import Contract, Facts, JsonLike, RunSummary
 from veritune.seal import break_seal, mark_summaries, refuse_edited, resealing
 from veritune.store import Store
 
@@ -43,7 +38,9 @@ class Frozen:
     limits: tuple[str, ...] = ()
 
 
-def freeze(study_file: str | Path, flags: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Frozen:
+def freeze(
+    study_file: str | Path, flags: Mapping[str, JsonLike] | None = None, progress: Progress | None = None
+) -> Frozen:
     """Check a study, hash all it is made from and write its contract; a frozen study is confirmed.
 
     `flags` override the file's settings; they stay in the contract and need not be given again. Without any, a frozen
@@ -61,7 +58,7 @@ def freeze(study_file: str | Path, flags: Mapping[str, Any] | None = None, progr
 
 
 def amend(
-    study_file: str | Path, reason: str, flags: Mapping[str, Any] | None = None, progress: Progress | None = None
+    study_file: str | Path, reason: str, flags: Mapping[str, JsonLike] | None = None, progress: Progress | None = None
 ) -> Frozen:
     """Record that the study changed, with the reason. Every result that is there is marked as made before it.
 

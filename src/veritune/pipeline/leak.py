@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
@@ -18,10 +18,13 @@ from veritune.errors import InputError
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.progress import Progress
-from veritune.records import RowLosses
+from veritune.records import JsonLike, RowLosses
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, read_json, write_json
-from veritune.train.schedule import MAIN
+from veritune.train.schedule import MAIN, Cell
+
+if TYPE_CHECKING:
+    from veritune.probe.leak import LeakLosses
 
 FOLDER = "probes/leak"
 LEAK = "leak"
@@ -29,7 +32,7 @@ LEAK = "leak"
 
 def leak_command(
     study: str | Path, conditions: Sequence[str] = (), progress: Progress | None = None
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, JsonLike]]:
     """The leak record of each condition (all, unless named) at the study's first seed; what is on disk is not redone.
 
     Raises InputError for a condition that is not there or has not been run.
@@ -58,7 +61,7 @@ def leak_is_done(ready: Ready, condition: str) -> bool:
     return honest is not None and ready.store.is_done(_path(ready, condition), _split(ready, honest)[1])
 
 
-def _honest(ready: Ready, condition: str) -> Any:
+def _honest(ready: Ready, condition: str) -> Cell | None:
     """The condition's main cell at the first seed; None while its learning rate is not chosen."""
     first = ready.study.seeds[0]
     return next((c for c in cells_of(ready) if (c.phase, c.condition, c.seed) == (MAIN, condition, first)), None)
@@ -68,7 +71,7 @@ def _path(ready: Ready, condition: str) -> Path:
     return ready.store.root / FOLDER / f"{condition}.json"
 
 
-def _split(ready: Ready, honest: Any) -> tuple[dict[str, str], str, list[str]]:
+def _split(ready: Ready, honest: Cell) -> tuple[dict[str, str], str, list[str]]:
     """The leaky zones, the hash of what the shadow run is made from, and the rows it trains on."""
     from veritune.probe.leak import leaky_zones
 
@@ -77,7 +80,7 @@ def _split(ready: Ready, honest: Any) -> tuple[dict[str, str], str, list[str]]:
     return zones, hash_of({"cell": honest.input_hash, "leaky_seen": seen}), seen
 
 
-def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str, Any]:
+def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str, JsonLike]:
     """The leak record of one condition, made where it is not on disk. `planned`: the plan has counted its tokens.
 
     Raises InputError when the study's own runs are missing, or the condition trains on a part of the rows.
@@ -93,6 +96,7 @@ def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str,
             raise InputError(f"{what} has not been run.", fix=f"Run the study first: veritune run {ready.store.root}")
     if not any(ready.data.zone_of[row] == "stranger" for row in ready.nll_rows):
         raise InputError("no stranger row is measured.", fix="Give an eval the zone `stranger`.")
+    assert honest is not None
     zones, digest, seen = _split(ready, honest)
     path = _path(ready, condition)
     if not ready.store.is_done(path, digest):
@@ -110,7 +114,7 @@ def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str,
     return found
 
 
-def _train(ready: Ready, shadow: Any, zones: Mapping[str, str], planned: bool) -> dict[str, float]:
+def _train(ready: Ready, shadow: Cell, zones: Mapping[str, str], planned: bool) -> dict[str, float]:
     """Train the shadow run as its condition is trained; its loss on every row."""
     from veritune.train import cells
     from veritune.train.schedule import training_tokens
@@ -132,7 +136,7 @@ def _losses(store: Store, run_id: str) -> dict[str, float]:
     return {row.row_id: row.nll for row in rows}
 
 
-def _measured(ready: Ready, cells: Sequence[Any], leaky: Mapping[str, float], zones: Mapping[str, str]) -> Any:
+def _measured(ready: Ready, cells: Sequence[Cell], leaky: Mapping[str, float], zones: Mapping[str, str]) -> LeakLosses:
     from veritune.probe.leak import LeakLosses
 
     base, honest = (_losses(ready.store, cell.run_id) for cell in cells)

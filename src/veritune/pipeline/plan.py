@@ -32,6 +32,7 @@ from veritune.records import (
     CellSeconds,
     EarlierPlan,
     EvalTiming,
+    JsonLike,
     LiveProbe,
     PlanComparison,
     PlannedCell,
@@ -61,7 +62,10 @@ from veritune.train.schedule import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from veritune.evaluate.generate import Decoding
+    from veritune.train.backends.protocol import RunWeights
 
 PLAN = "plan.json"
 PLANS = "plans"
@@ -268,11 +272,11 @@ def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, LiveProbe]:
     return probes
 
 
-def _answering(ready: Ready) -> Callable[[Any], None]:
+def _answering(ready: Ready) -> Callable[[PreTrainedModel], None]:
     """Has a model read the longest prompts and answer with one token, a batch of each eval."""
     from veritune.evaluate.generate import Decoding, generate
 
-    def score(model: Any) -> None:
+    def score(model: PreTrainedModel) -> None:
         for name, spec in ready.study.evals.items():
             prompts = _longest_prompts(ready, name)
             generate(model, ready.tokenizer, prompts, Decoding(1, spec.batch_size), keep_going=True)
@@ -325,7 +329,7 @@ def answer_probe(ready: Ready) -> AnswerProbe:
 
 
 def _token_times(
-    weights: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding
+    weights: RunWeights, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], decoding: Decoding
 ) -> tuple[float, float]:
     """Seconds to the first token of one batch, prompts read, and from one token to the next: the median of them.
 
@@ -624,7 +628,7 @@ def run_lines(plan: RunPlan, rows: Sequence[PlannedCell]) -> list[str]:
     ]
 
 
-def plan_text(plan: RunPlan, differences: Mapping[str, Mapping[str, Any]]) -> str:
+def plan_text(plan: RunPlan, differences: Mapping[str, Mapping[str, JsonLike]]) -> str:
     """`veritune plan` for the screen."""
     data, total = plan.data, plan.total
     rows = ", ".join(f"{n} {zone}" for zone, n in data.rows.items())
@@ -697,7 +701,7 @@ def _memory_lines(name: str, probe: LiveProbe) -> list[str]:
     ]
 
 
-def differences_lines(differences: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def differences_lines(differences: Mapping[str, Mapping[str, JsonLike]]) -> list[str]:
     """What differs between conditions, one line a setting."""
     if not differences:
         return ["differ    the conditions differ in nothing"]
@@ -707,7 +711,7 @@ def differences_lines(differences: Mapping[str, Mapping[str, Any]]) -> list[str]
     ]
 
 
-def _plain(value: Any) -> str:
+def _plain(value: JsonLike) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     return "not set" if value is None else str(value)

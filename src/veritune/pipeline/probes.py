@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
@@ -22,7 +22,7 @@ from veritune.pipeline.cell import cells_of, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.probe.curve import Costs, Curve, read_curve
 from veritune.progress import Progress
-from veritune.records import RowLosses, TrainingRecord, to_json
+from veritune.records import JsonLike, RowLosses, TrainingRecord, to_json
 from veritune.report.page import write_report
 from veritune.report.probes import ProbeBlock, blocks
 from veritune.report.read import read_records
@@ -31,9 +31,21 @@ from veritune.store import Store, hash_of, read_json, sha256_file, write_json
 from veritune.train.schedule import Cell
 
 if TYPE_CHECKING:
-    from veritune.probe.subject import ProbeSubject
+    from transformers import PreTrainedModel
 
-Make = Callable[[Ready, "ProbeSubject", "TrainingRecord | None"], Any]
+    from veritune.data.render import Renderer
+    from veritune.probe.geometry_grid import Grid
+    from veritune.probe.gradients import GradientProbe
+    from veritune.probe.study import Zoned
+    from veritune.probe.subject import ProbeSubject
+    from veritune.probe.telemetry import TelemetrySummary
+    from veritune.probe.tokens import TokenFall
+    from veritune.probe.weights import WeightChange
+
+    Measured = Curve | WeightChange | TelemetrySummary | GradientProbe | Grid | TokenFall
+    Made = Measured | Mapping[str, JsonLike]
+
+Make = Callable[[Ready, "ProbeSubject", "TrainingRecord | None"], "Made"]
 """Makes a record of a cell's model; the run's training record is None for the untouched model."""
 
 
@@ -69,7 +81,7 @@ def probe_report(study: str | Path, progress: Progress | None = None, make: Sequ
 
 
 def _write(
-    ready: Ready, cell: Any, probes: Iterator[tuple[str, str, Callable[[], Any]]], *, quiet: bool = False
+    ready: Ready, cell: Cell, probes: Iterator[tuple[str, str, Callable[[], Made]]], *, quiet: bool = False
 ) -> None:
     """Write the records that are not there yet, or were made from something else."""
     for name, digest, make in probes:
@@ -82,7 +94,7 @@ def _write(
             write_json(path, record)
 
 
-def _made(make: Callable[[], Any]) -> Any:
+def _made(make: Callable[[], Made]) -> Made:
     """The record, or in its place what keeps it from being made: a page of probes must not fail on one of them."""
     try:
         return make()
@@ -95,7 +107,7 @@ def _made(make: Callable[[], Any]) -> Any:
         }
 
 
-def _cheap(ready: Ready, cell: Any, losses: Mapping[str, float]) -> Iterator[tuple[str, str, Any]]:
+def _cheap(ready: Ready, cell: Cell, losses: Mapping[str, float]) -> Iterator[tuple[str, str, Callable[[], Made]]]:
     """(name, hash of what it is made from, how) of the probes that need no run of the model."""
     folder = ready.store.run(cell.run_id)
     training = TrainingRecord.load(folder / "training.json")
@@ -160,7 +172,7 @@ def _measured_curve(ready: Ready, found: ProbeSubject, training: TrainingRecord 
     return read_curve(training.candidates, training.best_step, base, costs, ready.study.thresholds.curve)
 
 
-def _costs_of(ready: Ready, model: Any) -> Costs:
+def _costs_of(ready: Ready, model: PreTrainedModel) -> Costs:
     """Losses by zone on the rows that evals ask, and M1 and ICC as means over all layers but the embeddings."""
     from veritune.probe import geometry as g
     from veritune.stats.centroids import icc, m1
@@ -180,7 +192,7 @@ def _costs_of(ready: Ready, model: Any) -> Costs:
     return Costs(zones, *means)
 
 
-def _weights(ready: Ready, cell: Any, checkpoint: Path) -> Any:
+def _weights(ready: Ready, cell: Cell, checkpoint: Path) -> WeightChange:
     from veritune.probe.weights import WeightOptions, adapter_change, checkpoint_change
 
     if ready.study.conditions[cell.condition].method == "full":
@@ -190,7 +202,7 @@ def _weights(ready: Ready, cell: Any, checkpoint: Path) -> Any:
     return replace(change, before=ready.model.name, after=ready.store.relative(checkpoint))
 
 
-def _telemetry(path: Path) -> Any:
+def _telemetry(path: Path) -> TelemetrySummary:
     from veritune.probe.telemetry import summarize
     from veritune.train.telemetry import read_telemetry
 
@@ -200,7 +212,7 @@ def _telemetry(path: Path) -> Any:
 # ---------------------------------------------------------------- probes that run the model
 
 
-def _on_the_model(ready: Ready, cell: Any, names: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+def _on_the_model(ready: Ready, cell: Cell, names: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Made]]]:
     """(name, hash of what it is made from, how) of the probes asked for; the untouched model has only some of them."""
     of_base = cell.phase == BASELINE
     training = None if of_base else TrainingRecord.load(ready.store.run(cell.run_id) / "training.json")
@@ -212,11 +224,11 @@ def _on_the_model(ready: Ready, cell: Any, names: Sequence[str]) -> Iterator[tup
             yield name, hash_of({**facts, "probe": name}), partial(_make_one, make, ready, training)
 
 
-def _make_one(make: Make, ready: Ready, training: TrainingRecord | None) -> Any:
+def _make_one(make: Make, ready: Ready, training: TrainingRecord | None) -> Made:
     return make(ready, _subject(ready, training), training)
 
 
-def _subject(ready: Ready, training: TrainingRecord | None) -> Any:
+def _subject(ready: Ready, training: TrainingRecord | None) -> ProbeSubject:
     """A cell's model for probing. Raises InputError where its weights are not on this disk."""
     from veritune.probe.subject import ProbeSubject
 
@@ -229,14 +241,14 @@ def _subject(ready: Ready, training: TrainingRecord | None) -> Any:
     return ProbeSubject(ready.model, adapter, _renderer(ready))
 
 
-def _renderer(ready: Ready) -> Any:
+def _renderer(ready: Ready) -> Renderer:
     from veritune.data.render import Renderer
 
     settings = ready.study
     return Renderer(ready.tokenizer, settings.train.max_length, template_kwargs=settings.model.template_kwargs)
 
 
-def _zoned(ready: Ready, *zones: str) -> Any:
+def _zoned(ready: Ready, *zones: str) -> Zoned:
     """The study's rows of some zones, as the probes of files take them."""
     from veritune.probe.study import Zoned
 
@@ -250,14 +262,14 @@ def _zoned(ready: Ready, *zones: str) -> Any:
     )
 
 
-def _gradients(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Any:
+def _gradients(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> GradientProbe:
     from veritune.probe.gradients import probe_gradients
 
     seen = _zoned(ready, "seen")
     return probe_gradients(found.base(), seen.rendered, seen.families, base_loss="self")
 
 
-def _geometry(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Any:
+def _geometry(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Grid:
     from veritune.probe import geometry as g
     from veritune.probe.geometry_grid import build_grids, run_of
 
@@ -294,19 +306,19 @@ def _one_family(ready: Ready, runs: Sequence[Cell]) -> None:
             write_json(path, made)
 
 
-def _recall(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Any:
+def _recall(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Mapping[str, JsonLike]:
     from veritune.probe.recall import recall_of
 
     return recall_of(found, _zoned(ready, "seen", "sibling", "stranger"))
 
 
-def _tokens(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Any:
+def _tokens(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> TokenFall:
     from veritune.probe.study import tokens_of
 
     return tokens_of(found, _zoned(ready, "seen", "stranger"), ("stranger",))["stranger"]
 
 
-def _calibration(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Any:
+def _calibration(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> dict[str, JsonLike]:
     from veritune.evaluate.regression import AnswerKey, calibration_record, judge_answers
 
     spec = next((spec for spec in ready.study.evals.values() if spec.kind == "match"), None)

@@ -40,6 +40,8 @@ from veritune.probe.names import arm_of, pattern_of
 from veritune.probe.norms import beyond
 from veritune.records import (
     Estimate,
+    JsonLike,
+    JsonValue,
     RowLoss,
     RowLosses,
     RunSummary,
@@ -272,7 +274,7 @@ def _of_file(path: Path, shown: str, runs: Mapping[str, _DoneRun]) -> Iterator[t
             yield run, shown, stem, quantity if tied else _noted(quantity, BY_HAND.format(path=shown))
 
 
-def _known_records(tree: object, label: str = "") -> Iterator[tuple[str, Json, str]]:
+def _known_records(tree: JsonLike, label: str = "") -> Iterator[tuple[str, Json, str]]:
     """(kind, record, label) of every record that a reader knows; the base's own, beside a trained one, are left out."""
     if isinstance(tree, list):
         for inner in tree:
@@ -290,7 +292,9 @@ def _known_records(tree: object, label: str = "") -> Iterator[tuple[str, Json, s
             yield from _known_records(inner, label)
 
 
-def _run_of(record: Json, inner: Json, label: str, path: Path, runs: Mapping[str, _DoneRun]) -> _DoneRun | None:
+def _run_of(
+    record: Mapping[str, JsonLike], inner: Mapping[str, JsonLike], label: str, path: Path, runs: Mapping[str, _DoneRun]
+) -> _DoneRun | None:
     """The run that a record speaks of; None for a shadow run's, another study's, or one that does not say."""
     if inner.get("kind") == "leak":
         beside = [r for r in runs.values() if (r.arm, r.summary.seed) == (inner["condition"], inner["seed"])]
@@ -422,7 +426,7 @@ def _calibration(record: Json) -> Named:
         yield f"calibration.{of}", from_estimate(found, spread)
 
 
-def _brier_change(record: Json) -> Named:
+def _brier_change(record: Mapping[str, JsonValue]) -> Named:
     yield "calibration.brier_change", _t(record)
 
 

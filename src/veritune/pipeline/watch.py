@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veritune import contract
 from veritune.config.load import load_study
@@ -25,6 +25,7 @@ from veritune.pipeline.tries import lost_tries, name_try, read_tries
 from veritune.progress import Progress, clock
 from veritune.records import (
     FailedRun,
+    JsonLike,
     MetricRow,
     RunManifest,
     RunSummary,
@@ -43,7 +44,7 @@ STALLED_LEAST_S = 120.0
 TAIL = 65_536  # bytes read from the end of a metrics file: some hundred lines
 
 
-def study_at(path: str | Path, flags: Mapping[str, Any] | None = None) -> tuple[Store, Study]:
+def study_at(path: str | Path, flags: Mapping[str, JsonLike] | None = None) -> tuple[Store, Study]:
     """The study in a folder or file. Raises StudyError when it has another name than study.yaml, or is not valid.
 
     `flags` override the file's settings; None takes those that the contract holds.

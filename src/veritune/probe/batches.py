@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from veritune.errors import DataError
 from veritune.records import Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 IGNORE = -100
 
@@ -63,7 +66,7 @@ def require_targets(rows: Sequence[Rendered]) -> None:
         )
 
 
-def token_losses(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL in nats of every target token and which positions those are, both [N, T - 1] (position t predicts t + 1)."""
     logits_N_T_V = model(input_ids=batch.ids_N_T, attention_mask=batch.mask_N_T, use_cache=False).logits
     logits_N_T_V = logits_N_T_V[:, -batch.ids_N_T.shape[1] :]  # virtual tokens of a prompt method come first
@@ -75,7 +78,7 @@ def token_losses(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return loss.view(target.shape), target != IGNORE
 
 
-def mean_losses(model: Any, batch: Batch) -> torch.Tensor:
+def mean_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Each row's mean NLL over its own target tokens [N], in nats."""
     loss_N_T, scored_N_T = token_losses(model, batch)
     mean_N: torch.Tensor = loss_N_T.sum(1) / scored_N_T.sum(1).clamp(min=1)

@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from veritune.errors import MachineError, ModelError
 from veritune.train.modules import layer_index, module_group, module_type, plain_name
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 MAX_PIECE_BYTES = 2 * 2**30
 MANY_TURNS = 8
@@ -248,7 +251,7 @@ class Capture:
             raise
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: BaseException | type[BaseException] | TracebackType | None) -> None:
         while self._undo:
             self._undo.pop()()
 
@@ -284,7 +287,7 @@ class Capture:
         original = module.forward
         projection: dict[tuple[int, torch.device], torch.Tensor] = {}
 
-        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def forward(x: torch.Tensor, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
             y = original(x, *args, **kwargs)
             key = (x.shape[-1], x.device)
             if key not in projection:
@@ -567,10 +570,3 @@ def both(*sinks: Sink) -> Sink:
             sink(name, grad_N)
 
     return feed
-
-
-def trainable_names(model: torch.nn.Module) -> Iterator[str]:
-    """Names of the parameters that a `trainable` capture would see."""
-    plan, _ = _plan_trainable(model)
-    for names in plan.values():
-        yield from (n for n in names if n is not None)

@@ -7,7 +7,7 @@ with sign flips of whole families, CR3, or none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from veritune.config.thresholds import DEFAULTS
-from veritune.records import Estimate, Json
+from veritune.records import Estimate, JsonLike
 from veritune.stats.bounded import combination_below
 from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, family_sums, sign_flips
 from veritune.stats.intervals import Spread, Student, Unknown, Widest
@@ -187,7 +187,7 @@ def difference(
     return replace(blank, low=low, high=high, df=float(min(families) - 1), details=rungs)
 
 
-def ladder(interval: Callable[[float], tuple[float, float]]) -> Json:
+def ladder(interval: Callable[[float], tuple[float, float]]) -> Mapping[str, JsonLike]:
     """`intervals` at several levels, for an estimate whose se and df do not give them; a claim reads the one it needs.
 
     Levels without a bound are left out.

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from veritune.config.thresholds import DEFAULTS, GradientThresholds, Thresholds
 from veritune.errors import DataError
-from veritune.records import Estimate
+from veritune.records import Estimate, JsonLike
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -337,7 +337,7 @@ def _n_eff(rho: Estimate, sample: Sample) -> Estimate:
     return replace(made, low=effective_n(rho.high, sample.size_F), high=effective_n(rho.low, sample.size_F))
 
 
-def disagreement(n_eff: Estimate, spread: Estimate, factor: float) -> dict[str, Any]:
+def disagreement(n_eff: Estimate, spread: Estimate, factor: float) -> dict[str, JsonLike]:
     """Whether n_eff by families is more than `factor` times `directions`, beyond both intervals.
 
     Directions need no labels: far fewer of them say that rows of different families are alike, so that labels miss
@@ -354,7 +354,7 @@ def disagreement(n_eff: Estimate, spread: Estimate, factor: float) -> dict[str, 
     return made | {"disagree": ratio > factor and low > high, "ratio": ratio, "reason": None}
 
 
-def worth(n_eff: Estimate, n_rows: int, thresholds: Thresholds = DEFAULTS) -> dict[str, Any]:
+def worth(n_eff: Estimate, n_rows: int, thresholds: Thresholds = DEFAULTS) -> dict[str, JsonLike]:
     """What training may show the rows to be worth: n_eff's interval, each end moved by what calibration runs showed
     (`gradients.worth_low`, `worth_high`), within 1..n_rows.
 
@@ -363,7 +363,10 @@ def worth(n_eff: Estimate, n_rows: int, thresholds: Thresholds = DEFAULTS) -> di
     confidence level. `low` and `high` are None with `reason` where n_eff has no interval.
     """
     smallest, largest = thresholds.gradients.worth_low, thresholds.gradients.worth_high
-    seen = {"n_eff_over_worth": (smallest, largest), "what": "span seen in calibration runs, not a confidence interval"}
+    seen: dict[str, JsonLike] = {
+        "n_eff_over_worth": (smallest, largest),
+        "what": "span seen in calibration runs, not a confidence interval",
+    }
     if n_eff.low is None or n_eff.high is None:
         return {"low": None, "high": None, "reason": "n_eff has no interval", **seen}
     low, high = n_eff.low / largest, n_eff.high / smallest

@@ -18,7 +18,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,12 @@ import torch
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ModelError, ScoreError, first_line
 from veritune.probe.batches import evaluating, model_device
-from veritune.records import FORMAT_VERSION, Json, to_json
+from veritune.records import FORMAT_VERSION, Json, JsonLike, JsonValue, to_json
 from veritune.stats.centroids import Centroids, changes, m1_parts
 from veritune.untrusted import parse_yaml, read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["last_input_token", "response_mean"]
@@ -116,7 +120,9 @@ class Geometry:
     format: int = FORMAT_VERSION
 
 
-def render_personas(tokenizer: Any, personas: Mapping[str, str], questions: Sequence[str]) -> Prompts:
+def render_personas(
+    tokenizer: PreTrainedTokenizerBase, personas: Mapping[str, str], questions: Sequence[str]
+) -> Prompts:
     """Prompts through the tokenizer's chat template: system text, question, generation prompt."""
     least = DEFAULTS.geometry.min_personas
     if len(personas) < least or len(questions) < 2:
@@ -165,7 +171,7 @@ def states(
     return States(sums / n_questions, reference / n_questions, gram, n_questions, method, prompts.hash)
 
 
-def _hidden(model: Any, rows: Sequence[tuple[int, ...]], method: Method, max_new_tokens: int) -> Floats:
+def _hidden(model: PreTrainedModel, rows: Sequence[tuple[int, ...]], method: Method, max_new_tokens: int) -> Floats:
     """One state per row and layer [L, N, H], float64. Left padding puts every last token in the last column."""
     width = max(len(r) for r in rows)
     ids_N_T = torch.tensor([[0] * (width - len(r)) + list(r) for r in rows]).to(model_device(model))
@@ -226,7 +232,7 @@ def geometry(base: States, trained: States, prompts: Prompts, *, level: float = 
     return read_alone(made)
 
 
-def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> dict[str, Any]:
+def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> dict[str, JsonLike]:
     energy_H = np.square(base.centroid_P_H).sum(0)
     whole = float(energy_H.sum())
     drift, arrangement = m1_parts(base.centroid_P_H, trained.centroid_P_H) or (None, None)
@@ -239,37 +245,38 @@ def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> dic
     return made | {name: to_json(change) for name, change in changes(base, trained, level).items()}
 
 
-def read_personas(path: Any) -> dict[str, str]:
+def read_personas(path: str | Path) -> dict[str, str]:
     """A YAML or JSON file that maps names to system texts. Raises DataError for another shape."""
     found = _read_yaml(path)
-    if not isinstance(found, dict) or not all(isinstance(v, str) and v.strip() for v in found.values()):
+    texts = {str(k): v for k, v in found.items() if isinstance(v, str) and v.strip()} if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or len(texts) < len(found):
         raise DataError(f"{path}: expected a mapping from a persona's name to its text.", fix="name: You are ...")
-    return {str(k): v for k, v in found.items()}
+    return texts
 
 
-def read_questions(path: Any) -> list[str]:
+def read_questions(path: str | Path) -> list[str]:
     """A YAML or JSON list of questions, or a text file with one a line. Raises DataError for another shape."""
     if str(path).endswith((".yaml", ".yml", ".json")):
         found = _read_yaml(path)
     else:
         found = [line.strip() for line in _text_of(path).splitlines() if line.strip()]
-    if not isinstance(found, list) or not all(isinstance(q, str) and q.strip() for q in found):
+    questions = [q for q in found if isinstance(q, str) and q.strip()] if isinstance(found, list) else []
+    if not isinstance(found, list) or len(questions) < len(found):
         raise DataError(f"{path}: expected a list of questions.", fix="One question a line in a .txt file.")
-    return list(found)
+    return questions
 
 
-def _read_yaml(path: Any) -> Any:
+def _read_yaml(path: str | Path) -> JsonValue:
     import yaml
 
     try:
-        return parse_yaml(_text_of(path))
+        content: JsonValue = parse_yaml(_text_of(path))
     except (yaml.YAMLError, ValueError) as exc:
         raise DataError(f"{path} is no YAML or JSON: {first_line(exc)}.") from None
+    return content
 
 
-def _text_of(path: Any) -> str:
-    from pathlib import Path
-
+def _text_of(path: str | Path) -> str:
     try:
         return read_text(Path(path))
     except (OSError, ValueError) as exc:

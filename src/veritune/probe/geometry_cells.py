@@ -32,7 +32,7 @@ from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.data.tables import table_rows
 from veritune.errors import DataError, ScoreError
 from veritune.probe.geometry_grid import Grid
-from veritune.records import FORMAT_VERSION, Json
+from veritune.records import FORMAT_VERSION, Json, JsonValue
 from veritune.stats.centroids import adjusted, cells_needed, floor_of, m1, permutation_p
 from veritune.stats.intervals import t_quantile
 from veritune.untrusted import parse_json
@@ -291,7 +291,7 @@ Key = tuple[str, int | None, int | None, str, int]
 """Condition, seed, step, method, layer."""
 
 
-def _key(path: Path, row: Json, number: int) -> Key:
+def _key(path: Path, row: Mapping[str, JsonValue], number: int) -> Key:
     where = f"{path.name}, row {number}"
     condition = str(row.get("condition") or "").strip()
     if not condition:
@@ -303,14 +303,14 @@ def _key(path: Path, row: Json, number: int) -> Key:
     return condition, seed, step, str(row.get("method") or "given"), layer
 
 
-def _whole(value: object, where: str) -> int | None:
+def _whole(value: JsonValue, where: str) -> int | None:
     number = _number(value, where, "a whole number")
     if number is not None and number != int(number):
         raise DataError(f"{where}: expected a whole number, found {value!r}.")
     return None if number is None else int(number)
 
 
-def _number(value: object, where: str, expected: str = "a finite number") -> float | None:
+def _number(value: JsonValue, where: str, expected: str = "a finite number") -> float | None:
     if value is None or value == "":
         return None
     try:
@@ -356,7 +356,7 @@ def _from_centroids(path: Path, rows: Sequence[Json]) -> list[GridCell]:
     return made
 
 
-def _entry(value: object, where: str) -> float:
+def _entry(value: JsonValue, where: str) -> float:
     """One number of a centroid. One that is missing is no 0: raises DataError."""
     number = _number(value, where)
     if number is None:
@@ -364,12 +364,13 @@ def _entry(value: object, where: str) -> float:
     return number
 
 
-def _listed(value: object, where: str) -> object:
+def _listed(value: JsonValue, where: str) -> JsonValue:
     """A centroid as JSONL gives it, or as the text of a list in a CSV. Raises DataError."""
     if not isinstance(value, str):
         return value
     try:
-        return parse_json(value)
+        parsed: JsonValue = parse_json(value)
+        return parsed
     except ValueError as exc:
         raise DataError(f"{where}: the centroid is no list of numbers: {exc}.") from None
 

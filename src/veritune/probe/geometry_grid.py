@@ -34,7 +34,14 @@ from typing import Any
 from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.errors import ScoreError
 from veritune.probe.geometry import Geometry
-from veritune.records import FORMAT_VERSION, Json, RunManifest, to_json
+from veritune.records import (
+    FORMAT_VERSION,
+    Json,
+    JsonLike,
+    JsonValue,
+    RunManifest,
+    to_json,
+)
 from veritune.stats.centroids import COSINES, MEASURES, NAMES, adjusted, cells_needed, floor_of
 
 RATIOS = ("m1", "m1_around_reference", "icc")
@@ -126,7 +133,7 @@ def _copied(found: Geometry) -> Geometry:
     return replace(found, layers=layers)
 
 
-def _correct(found: Sequence[Geometry], thresholds: GeometryThresholds) -> Json:
+def _correct(found: Sequence[Geometry], thresholds: GeometryThresholds) -> Mapping[str, JsonLike]:
     """Set `p_adjusted` in every cell of every record. Returns what the family of tests was."""
     cells = {name: [_measure(line, name) for g in found for line in g.layers] for name in MEASURES}
     known = {name: [c for c in of if c.get("p") is not None] for name, of in cells.items()}
@@ -143,7 +150,7 @@ def _correct(found: Sequence[Geometry], thresholds: GeometryThresholds) -> Json:
     }
 
 
-def _measure(line: Json, name: str) -> dict[str, Any]:
+def _measure(line: Mapping[str, JsonLike], name: str) -> dict[str, Any]:
     cell = line.get(name)
     return cell if isinstance(cell, dict) else {}
 
@@ -206,7 +213,7 @@ def _spread(separation: int, m1: int) -> tuple[str, str]:
     return word, f"{against} distinct against what all states share, not against the scatter of single states"
 
 
-def _went(line: Json, name: str) -> str:
+def _went(line: Mapping[str, JsonLike], name: str) -> str:
     cell = _measure(line, name)
     if name == "common_drift":
         return f"{cell['change']:.2g} of the base's separation"
@@ -215,7 +222,7 @@ def _went(line: Json, name: str) -> str:
     return f"{cell['base']:.3f} to {cell['trained']:.3f}"
 
 
-def _still(line: Json, name: str) -> str:
+def _still(line: Mapping[str, JsonLike], name: str) -> str:
     cell = _measure(line, name)
     if cell.get("change") is None:
         return f"{NAMES[name]} is unknown ({cell.get('reason') or 'not measured'})"
@@ -233,7 +240,7 @@ def _read(found: Geometry, family: Json, thresholds: GeometryThresholds) -> Geom
     return replace(found, reading=_sentence(found, family, thresholds))
 
 
-def _sentence(found: Geometry, family: Json, thresholds: GeometryThresholds) -> str:
+def _sentence(found: Geometry, family: Mapping[str, JsonValue], thresholds: GeometryThresholds) -> str:
     n = len(found.layers)
     by_name = {name: [x for x in found.layers if _moved(x, name, thresholds)] for name in MEASURES}
     moved = sum(any(_moved(x, name, thresholds) for name in MEASURES) for x in found.layers)
@@ -338,7 +345,7 @@ def _before_correction(found: Geometry, family: Json, thresholds: GeometryThresh
 
 def against_reference(
     run: Geometry, reference: Geometry, thresholds: GeometryThresholds = DEFAULTS.geometry
-) -> list[dict[str, Any]]:
+) -> list[dict[str, JsonLike]]:
     """Per layer and measure in `RATIOS`, the run's change over a reference run's: below `culprit_below` the reference's
     method is the culprit, above `worse_above` the run is markedly worse, between them the change is generic.
 
@@ -354,7 +361,7 @@ def against_reference(
     ]
 
 
-def _ratio(layer: int, name: str, a: Json, b: Json, thresholds: GeometryThresholds) -> dict[str, Any]:
+def _ratio(layer: int, name: str, a: Json, b: Json, thresholds: GeometryThresholds) -> dict[str, JsonLike]:
     line: dict[str, Any] = {"layer": layer, "measure": name, "ratio": None, "verdict": "withheld"}
     if a.get("change") is None or b.get("change") is None:
         return line | {"reason": a.get("reason") or b.get("reason") or "not measured"}

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,10 @@ from veritune.probe.effective import (
     unit,
     worth,
 )
-from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike, Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,7 @@ def _require_finite(loss_B: Floats, row_ids: Sequence[str]) -> None:
 
 def _when(
     model: torch.nn.Module, rows: Sequence[Rendered], measured: Products, settings: Settings, base_loss: Any
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """Whether this is the base or an early model: mean losses, `at` (`base`, `early`, `late`, `unknown`) and why."""
     now = float(measured.loss_N.mean())
     if callable(base_loss):
@@ -291,7 +294,7 @@ def _untouched(model: torch.nn.Module) -> bool:
     return bool(factors) and not any(bool(p.detach().any()) for p in factors)
 
 
-def _plain_losses(model: Any, rows: Sequence[Rendered], batch_size: int) -> Floats:
+def _plain_losses(model: PreTrainedModel, rows: Sequence[Rendered], batch_size: int) -> Floats:
     """The adapter's base model's mean losses [N]."""
     loss_N, device = np.zeros(len(rows)), model_device(model)
     adapter = model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
@@ -301,7 +304,9 @@ def _plain_losses(model: Any, rows: Sequence[Rendered], batch_size: int) -> Floa
     return loss_N
 
 
-def _check_lengths(rows: Sequence[Any], families: Sequence[Any] | None, sources: Sequence[Any] | None) -> None:
+def _check_lengths(
+    rows: Sequence[Rendered], families: Sequence[str | None] | None, sources: Sequence[str] | None
+) -> None:
     require_targets(rows)
     for name, values in (("families", families), ("sources", sources)):
         if values is not None and len(values) != len(rows):
@@ -319,7 +324,7 @@ def _random_sample(n: int, plan: SamplePlan) -> Sample:
 # ---------------------------------------------------------------- the record
 
 
-def _withheld(n_eff: Estimate, loss: Json) -> Estimate:
+def _withheld(n_eff: Estimate, loss: Mapping[str, JsonLike]) -> Estimate:
     """A late number is not handed on; it stays in `details` for whoever wants to see what it would have read."""
     if loss["at"] != "late" or n_eff.value is None:
         return n_eff
@@ -345,7 +350,7 @@ def _raw(gram_N_N: Floats, sample: Sample, settings: Settings, rho: Estimate) ->
     return replace(read.rho, **gone), replace(read.n_eff, **gone)
 
 
-def _by_type(measured: Products, sample: Sample, settings: Settings) -> dict[str, Any]:
+def _by_type(measured: Products, sample: Sample, settings: Settings) -> dict[str, JsonLike]:
     made: dict[str, Any] = {}
     total = float(np.trace(measured.gram_N_N))
     for kind, gram_N_N in measured.by_type.items():
@@ -357,21 +362,21 @@ def _by_type(measured: Products, sample: Sample, settings: Settings) -> dict[str
     return made
 
 
-def _matrix(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> Json:
+def _matrix(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> Mapping[str, JsonLike]:
     """Mean cosines between families, each by the name it was given."""
     name_of = dict(zip(sample.family_N.tolist(), (names[i] for i in sample.index_N)))
     made = between_families(cosine_N_N, sample)
     return made | {"families": [name_of[code].removeprefix("family ") for code in made["families"]]}
 
 
-def _by_family(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> tuple[dict[str, Any], ...]:
+def _by_family(cosine_N_N: Floats, sample: Sample, names: Sequence[str]) -> tuple[dict[str, JsonLike], ...]:
     name_of = {int(code): names[i].removeprefix("family ") for code, i in zip(sample.family_N, sample.index_N)}
     return tuple(f | {"family": name_of[f["family"]]} for f in by_family(cosine_N_N, sample))
 
 
 def _by_source(
     cosine_N_N: Floats, sample: Sample, names: Sequence[str], sources: Sequence[str] | None, settings: Settings
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     made: dict[str, Any] = {}
     for source in dict.fromkeys(sources or ()):
         keep = np.array([s == source for s in sources or ()])
@@ -385,7 +390,7 @@ def _by_source(
     return made
 
 
-def _norms(gram_N_N: Floats, rows: Sequence[Rendered]) -> dict[str, Any]:
+def _norms(gram_N_N: Floats, rows: Sequence[Rendered]) -> dict[str, JsonLike]:
     """Gradient norms of the measured rows and their rank correlation with the number of target tokens."""
     from scipy.stats import spearmanr
 
@@ -401,7 +406,7 @@ def _norms(gram_N_N: Floats, rows: Sequence[Rendered]) -> dict[str, Any]:
     }
 
 
-def _found_record(found: FamiliesFound | None, sample: Sample) -> dict[str, Any] | None:
+def _found_record(found: FamiliesFound | None, sample: Sample) -> dict[str, JsonLike] | None:
     if found is None:
         return None
     at = sample.index_N
@@ -413,7 +418,7 @@ def _found_record(found: FamiliesFound | None, sample: Sample) -> dict[str, Any]
     }
 
 
-def _settings_record(settings: Settings, measured: Products) -> dict[str, Any]:
+def _settings_record(settings: Settings, measured: Products) -> dict[str, JsonLike]:
     return {
         "of": measured.of,
         "rank": settings.rank if measured.of == "probe" else None,
@@ -427,7 +432,7 @@ def _settings_record(settings: Settings, measured: Products) -> dict[str, Any]:
     }
 
 
-def _coverage_record(coverage: Coverage) -> dict[str, Any]:
+def _coverage_record(coverage: Coverage) -> dict[str, JsonLike]:
     return {
         "captured": coverage.captured,
         "of": coverage.trainable,
@@ -483,7 +488,7 @@ def _sentences(
     )
 
 
-def _disagreeing(agreement: Json, found: FamiliesFound | None) -> str:
+def _disagreeing(agreement: Mapping[str, JsonLike], found: FamiliesFound | None) -> str:
     """What it means that the number by families and the one without labels part; empty where they do not."""
     if not agreement.get("disagree"):
         return ""

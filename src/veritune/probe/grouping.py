@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS
 from veritune.data.families import FamilyResult, find_families
 from veritune.data.fields import TAKEN_OUT
 from veritune.errors import DataError
 from veritune.probe.gradients import Settings, discover_families
-from veritune.records import FORMAT_VERSION, Rendered, Row
+from veritune.records import FORMAT_VERSION, JsonLike, Rendered, Row
 from veritune.store import write_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COLUMN = "family"
 
@@ -43,7 +46,7 @@ class Grouped:
 
 
 def group_by_gradient(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Row],
     rendered: Sequence[Rendered],
     *,
@@ -89,7 +92,7 @@ def write_grouped(path: Path, rows: Sequence[Row], found: Grouped) -> None:
     write_jsonl(path, [_record(row, name) for row, name in zip(rows, found.family_of)])
 
 
-def _record(row: Row, family: str) -> dict[str, Any]:
+def _record(row: Row, family: str) -> dict[str, JsonLike]:
     record: dict[str, Any] = {k: v for k, v in row.meta.items() if k not in ("id", "messages", *TAKEN_OUT)}
     if COLUMN in record:
         record["family_before"] = record.pop(COLUMN)

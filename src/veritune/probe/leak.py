@@ -20,7 +20,7 @@ import numpy as np
 
 from veritune.errors import DataError, ScoreError
 from veritune.probe.clusters import Floats, codes, difference, ratio
-from veritune.records import FORMAT_VERSION, Estimate, Json
+from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike
 
 HELD_OUT = "held_out"
 
@@ -139,7 +139,9 @@ def _mean(name: str, value_N: Floats, families: list[str]) -> Estimate:
     return ratio(name, value_N, np.ones(len(value_N)), codes(families))
 
 
-def _reported(losses: Mapping[str, float], zone_of: Mapping[str, str], held: str, family: Mapping[str, str]) -> Json:
+def _reported(
+    losses: Mapping[str, float], zone_of: Mapping[str, str], held: str, family: Mapping[str, str]
+) -> Mapping[str, JsonLike]:
     """What this split's author would print: loss on trained rows, on held-out rows, and the gap between them."""
     rows = [r for r in losses if zone_of[r] in ("seen", held)]
     value_N = np.array([losses[r] for r in rows])

@@ -30,6 +30,7 @@ from veritune.records import (
     FORMAT_VERSION,
     Estimate,
     Json,
+    JsonLike,
     Rendered,
     ThreeZoneGap,
 )
@@ -217,7 +218,7 @@ def _open(low: float, high: float, whole: float) -> str:
     )
 
 
-def _zone_record(zone: str, base_N: Floats, gain_N: Floats, part: ZoneGain, least: int) -> dict[str, Any]:
+def _zone_record(zone: str, base_N: Floats, gain_N: Floats, part: ZoneGain, least: int) -> dict[str, JsonLike]:
     """What the record holds of one zone, from its own rows."""
     return {
         "n_rows": part.n,
@@ -344,7 +345,7 @@ def matched_spans(
     return spans
 
 
-def _span(hit_T: Any, row: Rendered, prefix_share: float, min_rest: int) -> tuple[int, int] | None:
+def _span(hit_T: npt.NDArray[np.bool_], row: Rendered, prefix_share: float, min_rest: int) -> tuple[int, int] | None:
     targets = [t for t, label in enumerate(row.labels) if label != IGNORE and t > 0]
     given = int(len(targets) * prefix_share)
     rest = targets[given:]
@@ -402,7 +403,7 @@ def verbatim_recall(
     )
 
 
-def _against_base(spans: Sequence[tuple[Any, Any, int]], family_N: Ints) -> dict[str, Any]:
+def _against_base(spans: Sequence[tuple[Any, Any, int]], family_N: Ints) -> dict[str, JsonLike]:
     """How much of what is given back the base gives back anyway. `spans`: base's, trained's, the row's place."""
     base_N = np.array([b[0] for b, _, _ in spans], float)
     trained_N = np.array([t[0] for _, t, _ in spans], float)
@@ -420,7 +421,7 @@ def _against_base(spans: Sequence[tuple[Any, Any, int]], family_N: Ints) -> dict
     }
 
 
-def _recalled(spans: Sequence[tuple[int, int] | None], family_N: Ints) -> dict[str, Any]:
+def _recalled(spans: Sequence[tuple[int, int] | None], family_N: Ints) -> dict[str, JsonLike]:
     known = [s for s in spans if s is not None]
     hit_N = np.array([s[0] for s in known], float)
     asked_N = np.array([s[1] for s in known], float)

@@ -159,11 +159,6 @@ def arm_of(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def known_names(study: Study) -> list[str]:
-    """Every name of the study; a layer and a part stand as `<layer>` and `<part>`."""
-    return sorted({name for pattern in PATTERNS for name in _names(pattern, study, {k: (f"<{k}>",) for k in OPEN})})
-
-
 def _names(pattern: ProbeNames, study: Study, opened: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     choices, segments = {**_choices(pattern, study), **opened}, _segments(pattern)
     for values in itertools.product(*(choices[segment] for segment in segments)):

@@ -24,10 +24,10 @@ import torch
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
 from veritune.probe.clusters import Floats, codes, difference, ratio
-from veritune.probe.memorization import matched_spans, verbatim_recall
+from veritune.probe.memorization import Recall, matched_spans, verbatim_recall
 from veritune.probe.study import Zoned
 from veritune.probe.subject import ProbeSubject
-from veritune.records import FORMAT_VERSION, Json, Rendered
+from veritune.records import FORMAT_VERSION, Json, JsonLike, Rendered
 
 Kind = Literal["sibling", "stranger"]
 KINDS: tuple[Kind, ...] = ("sibling", "stranger")
@@ -210,7 +210,7 @@ def forced_choice(choices: Choices, before_C: Floats, after_C: Floats) -> Forced
     )
 
 
-def recall_of(found: ProbeSubject, zoned: Zoned, plan: RecallPlan | None = None) -> dict[str, Any]:
+def recall_of(found: ProbeSubject, zoned: Zoned, plan: RecallPlan | None = None) -> dict[str, ForcedChoice | Recall]:
     """Both ways of asking back, `forced_choice` and `verbatim`, of a trained model beside its base on these rows."""
     choices = build_choices(zoned.rendered, zoned.zones, zoned.families, plan)
     base = found.base()
@@ -235,7 +235,7 @@ def _won_by_row(choices: Choices, score_C: Floats) -> dict[tuple[int, Kind], tup
 
 def _zone(
     choices: Choices, rows: Sequence[int], kind: Kind, base: Mapping[Any, Any], trained: Mapping[Any, Any]
-) -> Json:
+) -> Mapping[str, JsonLike]:
     if not rows:
         return {"n_rows": 0, "reason": f"no row has an ending of a {kind} in its zone"}
     family_N = codes([choices.families[i] for i in rows])
@@ -251,7 +251,7 @@ def _zone(
     }
 
 
-def _contrast(choices: Choices, base: Mapping[Any, Any], trained: Mapping[Any, Any]) -> Json:
+def _contrast(choices: Choices, base: Mapping[Any, Any], trained: Mapping[Any, Any]) -> Mapping[str, JsonLike]:
     kind: Kind = "stranger"
     rows = [i for i, k in base if k == kind and choices.zones[i] in ("seen", "stranger")]
     change_N = np.array([trained[i, kind][0] - base[i, kind][0] for i in rows])

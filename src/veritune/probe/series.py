@@ -15,10 +15,11 @@ from typing import Any, Literal
 from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
 from veritune.config.sweep import swept
+from veritune.display import aligned
 from veritune.errors import ModelError
 from veritune.probe.subject import refuse_other_base
 from veritune.probe.weights import WeightChange, WeightOptions, adapter_change, checkpoint_change
-from veritune.records import FORMAT_VERSION, Json, RunManifest, TrainingRecord
+from veritune.records import FORMAT_VERSION, Json, JsonLike, RunManifest, TrainingRecord
 from veritune.store import Store
 from veritune.train.adapters.foreign import holds_adapter, peft_folder
 from veritune.train.models import resolve
@@ -128,7 +129,7 @@ def study_series(study: str | Path) -> WeightSeries:
     return _record(lines, missing)
 
 
-def _of_step(training: TrainingRecord | None, step: int | None) -> dict[str, Any]:
+def _of_step(training: TrainingRecord | None, step: int | None) -> dict[str, JsonLike]:
     """Whether the step is the scored one, and its loss on validation rows."""
     if training is None:
         return {"step": step, "chosen": None, "validation_nll": None}
@@ -136,7 +137,7 @@ def _of_step(training: TrainingRecord | None, step: int | None) -> dict[str, Any
     return {"step": step, "chosen": step == training.best_step, "validation_nll": losses[0] if losses else None}
 
 
-def _facts(manifest: RunManifest, arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+def _facts(manifest: RunManifest, arms: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, JsonLike]:
     arm, point = arms.get(manifest.condition, (manifest.condition, {}))
     return {
         "condition": manifest.condition,
@@ -199,11 +200,11 @@ def _over_steps(lines: Sequence[Moved]) -> tuple[Json, ...]:
     return tuple({**_group(group), "arm": key[0], "step": key[-1]} for key, group in ordered)
 
 
-def _sortable(value: Any) -> tuple[bool, Any]:
+def _sortable(value: JsonLike) -> tuple[bool, JsonLike]:
     return (value is not None, value if value is not None else 0)
 
 
-def _group(group: Sequence[Moved]) -> Json:
+def _group(group: Sequence[Moved]) -> Mapping[str, JsonLike]:
     norms = [line.delta_norm for line in group]
     losses = [line.validation_nll for line in group if line.validation_nll is not None]
     return {
@@ -251,14 +252,14 @@ def table(record: WeightSeries) -> str:
                 *(f"{line.by_type[k]:.3g}" if k in line.by_type else "-" for k in kinds),
             ]
         )
-    text = _columns(rows)
+    text = aligned(rows)
     if any(line.chosen for line in record.lines):
         text.append("* the checkpoint that is scored")
     for name, lines in (("by learning rate", record.by_lr), ("by rows trained on", record.by_rows)):
         if lines:
-            text += ["", f"{name}, scored checkpoints:", *_columns(_group_rows(lines))]
+            text += ["", f"{name}, scored checkpoints:", *aligned(_group_rows(lines))]
     if record.by_step:
-        text += ["", "by step, seeds pooled:", *_columns(_group_rows(record.by_step, "step"))]
+        text += ["", "by step, seeds pooled:", *aligned(_group_rows(record.by_step, "step"))]
     return "\n".join(text)
 
 
@@ -270,8 +271,3 @@ def _group_rows(lines: Sequence[Json], *more: str) -> list[list[str]]:
         rate, dose = ("-" if x[k] is None else f"{x[k]:g}" for k in ("lr", "rows"))
         rows.append([str(x["arm"]), rate, dose, *(str(x[key]) for key in more), str(x["n_runs"]), loss, *norms])
     return rows
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]

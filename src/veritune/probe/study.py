@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from veritune.config.thresholds import DEFAULTS, Thresholds
 from veritune.data.families import Edge, find_families
-from veritune.data.load import TrainOn, load_rows, require_clean
+from veritune.data.load import LoadOptions, TrainOn, load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
-from veritune.probe.geometry import Prompts
+from veritune.probe.geometry import Geometry, Method, Prompts, States
 from veritune.probe.gradients import GradientProbe, Settings, probe_gradients
 from veritune.probe.grouping import Grouped, group_by_gradient
 from veritune.probe.memorization import row_losses, three_zone_gap
@@ -27,6 +27,12 @@ from veritune.records import (
     ZoneGapRecord,
 )
 from veritune.store import Store, hash_of, sha256_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+T = TypeVar("T")
 
 GAP = "three_zone.json"
 __all__ = [
@@ -92,7 +98,7 @@ class Zoned:
     families: tuple[str, ...]
 
 
-def read_zones(files: Mapping[str, str | Path], renderer: Renderer, **reading: Any) -> Zoned:
+def read_zones(files: Mapping[str, str | Path], renderer: Renderer, **reading: Unpack[LoadOptions]) -> Zoned:
     """Rows of each zone's file. Families are found over all files together.
 
     `reading` are settings of `load_rows`. Raises DataError for unusable rows, and when a family that is trained on
@@ -123,7 +129,7 @@ def thin(zoned: Zoned, rows: int) -> Zoned:
             kept.append(i)
     kept.sort()
 
-    def pick(values: Sequence[Any]) -> tuple[Any, ...]:
+    def pick(values: Sequence[T]) -> tuple[T, ...]:
         return tuple(values[i] for i in kept)
 
     return Zoned(pick(zoned.rows), pick(zoned.rendered), pick(zoned.zones), pick(zoned.families))
@@ -224,16 +230,16 @@ def tokens_of(found: ProbeSubject, zoned: Zoned, zones: Sequence[str]) -> dict[s
 
 
 def geometry_of(
-    model: str, adapters: Sequence[Path], prompts: Any, methods: Sequence[Any], max_new_tokens: int = 32
-) -> list[dict[str, Any]]:
+    model: str, adapters: Sequence[Path], prompts: Prompts, methods: Sequence[Method], max_new_tokens: int = 32
+) -> list[dict[str, Geometry]]:
     """The geometry of each adapter against the base, by method. One model is held at a time."""
     from veritune.probe.geometry import geometry, states
 
-    def read(loaded: Any) -> dict[str, Any]:
+    def read(loaded: PreTrainedModel) -> dict[Method, States]:
         return {m: states(loaded, prompts, method=m, max_new_tokens=max_new_tokens) for m in methods}
 
     base = read(subject(model).base())
-    made = []
+    made: list[dict[str, Geometry]] = []
     for adapter in adapters:
         after = read(subject(model, adapter).trained())
         made.append({m: geometry(base[m], after[m], prompts) for m in methods})

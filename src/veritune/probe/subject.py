@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -22,11 +22,14 @@ from veritune.config.thresholds import DEFAULTS
 from veritune.config.train import Model
 from veritune.data.render import Renderer
 from veritune.errors import ModelError, first_line
-from veritune.records import Rendered
+from veritune.records import JsonValue, Rendered
 from veritune.train.adapters.foreign import holds_adapter, peft_folder
 from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers, resolve
 from veritune.train.tensors import Tensors
 from veritune.untrusted import parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COMPARED = 6
 HEAD = "lm_head.weight"
@@ -46,7 +49,7 @@ class ProbeSubject:
         """Whether what was trained is a full checkpoint."""
         return self.adapter is not None and not is_adapter(self.adapter)
 
-    def base(self) -> Any:
+    def base(self) -> PreTrainedModel:
         """The base model. Raises ModelError when it cannot be loaded or, quantised, cannot be run here."""
         return _loaded(self.ref)
 
@@ -60,7 +63,7 @@ class ProbeSubject:
             return None
         return lambda rows: sum(row_losses(self.base(), rows)) / len(rows)
 
-    def trained(self) -> Any:
+    def trained(self) -> PreTrainedModel:
         """The base with its adapter, or the full checkpoint.
 
         Raises ModelError when it was made from another base, is quantised where the base is not, or is neither.
@@ -79,7 +82,7 @@ def subject(
     *,
     dtype: str = "bfloat16",
     max_length: int = 2048,
-    template_kwargs: Mapping[str, Any] | None = None,
+    template_kwargs: Mapping[str, JsonValue] | None = None,
 ) -> ProbeSubject:
     """Find a base model and what was trained from it, and look at their files whether they belong together.
 
@@ -109,7 +112,7 @@ def quantisation(folder: Path) -> str | None:
     return None if not isinstance(found, dict) else str(found.get("quant_method") or "method not named")
 
 
-def _loaded(ref: ModelRef) -> Any:
+def _loaded(ref: ModelRef) -> PreTrainedModel:
     method = quantisation(ref.path)
     if method is None:
         return load_base(ref)
@@ -125,7 +128,7 @@ def _loaded(ref: ModelRef) -> Any:
     return model
 
 
-def _with_adapter(base: Any, folder: Path, ref: ModelRef) -> Any:
+def _with_adapter(base: PreTrainedModel, folder: Path, ref: ModelRef) -> PreTrainedModel:
     from peft import PeftModel
 
     try:
@@ -140,7 +143,7 @@ def _with_adapter(base: Any, folder: Path, ref: ModelRef) -> Any:
     return model
 
 
-def _refuse_partly_loaded(model: Any, folder: Path, ref: ModelRef) -> None:
+def _refuse_partly_loaded(model: PreTrainedModel, folder: Path, ref: ModelRef) -> None:
     """PEFT drops weights for modules that the base lacks, and leaves modules that the file lacks as they were drawn."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
@@ -273,7 +276,7 @@ def _spread(names: Sequence[str], n: int) -> list[str]:
     return [names[round(i * (len(names) - 1) / (n - 1))] for i in range(n)]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, JsonValue]:
     try:
         found = parse_json(read_bytes(path), finite=False)
     except (OSError, ValueError) as exc:

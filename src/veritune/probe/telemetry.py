@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from veritune.errors import ScoreError
-from veritune.records import FORMAT_VERSION, Json
+from veritune.records import FORMAT_VERSION, Json, JsonLike
 
 ACROSS = ("type", "group")
 
@@ -71,7 +71,9 @@ def summarize(lines: Sequence[Mapping[str, Any]]) -> TelemetrySummary:
     )
 
 
-def _per_parameter(seen: Sequence[Mapping[str, Any]], share: Mapping[str, Mapping[str, float]]) -> Json:
+def _per_parameter(
+    seen: Sequence[Mapping[str, Any]], share: Mapping[str, Mapping[str, float]]
+) -> Mapping[str, JsonLike]:
     """Each part's share of the squared gradient over its share of the trained parameters."""
     counts: Mapping[str, Mapping[str, int]] = next((line["parameters"] for line in seen if line.get("parameters")), {})
     made: dict[str, dict[str, float]] = {}

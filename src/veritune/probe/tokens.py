@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,8 +22,11 @@ import torch
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
-from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
-from veritune.records import FORMAT_VERSION, Estimate, Json, Rendered
+from veritune.probe.clusters import SAME, Bools, Floats, Ints, codes, ratio
+from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike, Rendered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CLASSES = ("template", "shared", "family", "prompt", "novel")
 POSITIONS = ((0, 1), (1, 4), (4, 16), (16, 64), (64, None))
@@ -186,7 +189,7 @@ class _Flat:
     def fall_K(self) -> Floats:
         return self.before_K - self.after_K
 
-    def summary(self, mask_K: Any, name: str) -> dict[str, Any]:
+    def summary(self, mask_K: Bools, name: str) -> dict[str, JsonLike]:
         n = int(mask_K.sum())
         if not n:
             return {"n_tokens": 0, "reason": "no such token"}
@@ -203,7 +206,7 @@ class _Flat:
             )
         return made
 
-    def _per_token(self, fall_K: Floats, mask_K: Any, name: str) -> Estimate:
+    def _per_token(self, fall_K: Floats, mask_K: Bools, name: str) -> Estimate:
         rows, where_K = np.unique(self.row_K[mask_K], return_inverse=True)
         top_N = np.bincount(where_K, fall_K[mask_K]).astype(float)
         bottom_N = np.bincount(where_K).astype(float)
@@ -215,7 +218,7 @@ def _share(fall_K: Floats, whole: float) -> float | None:
     return float(fall_K.sum() / whole) if whole > 0 else None
 
 
-def _row(row: Rendered, before: Floats, after: Floats, kinds: Sequence[str]) -> dict[str, Any]:
+def _row(row: Rendered, before: Floats, after: Floats, kinds: Sequence[str]) -> dict[str, JsonLike]:
     """One row for the page that colours tokens: ids and, per scored token, its place, losses and class."""
     return {
         "row_id": row.row_id,
@@ -286,7 +289,7 @@ def _check(
             raise ScoreError(f"row {bad}: the NLLs '{name}' are not finite.", fix="Use another checkpoint.")
 
 
-def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text that each token adds; joined they are the row's text. A character of several tokens goes to the last.
 
     A tail of tokens is decoded with and without the newest, so that spaces and byte-level characters come out right.

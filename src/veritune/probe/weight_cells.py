@@ -22,7 +22,7 @@ from veritune.errors import ModelError, did_you_mean
 from veritune.probe.norms import Norms, beyond
 from veritune.probe.series import change_of
 from veritune.probe.weights import ModuleChange
-from veritune.records import FORMAT_VERSION, Json, RunManifest, TrainingRecord
+from veritune.records import FORMAT_VERSION, Json, JsonLike, RunManifest, TrainingRecord
 from veritune.stats.intervals import Student
 from veritune.stats.multiplicity import benjamini_hochberg
 from veritune.store import Store
@@ -178,7 +178,7 @@ def _verdict(cell: WeightCell, alpha: float) -> str:
 def _count(
     cells: Sequence[WeightCell], moved: Mapping[tuple[str, int], Norms], condition: str, reference: str,
     thresholds: GeometryThresholds,
-) -> Json:  # fmt: skip
+) -> Mapping[str, JsonLike]:  # fmt: skip
     mine = [c for c in cells if c.condition == condition]
     by_seed = {
         str(s): dict(zip(("cells", "above", "below"), beyond(norms, moved[reference, s], thresholds)))

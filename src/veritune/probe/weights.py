@@ -14,13 +14,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from veritune.config.thresholds import DEFAULTS, WeightThresholds
 from veritune.errors import ModelError
-from veritune.records import FORMAT_VERSION, Json
+from veritune.records import FORMAT_VERSION, Json, JsonLike
 from veritune.train.adapters.reading import AdapterReading, other_shape, read_adapter
 from veritune.train.modules import layer_index, module_group, module_type
 from veritune.train.tensors import Tensors
@@ -354,7 +353,7 @@ def _still(notes: tuple[str, ...]) -> str:
     return "The weights did not move at all."
 
 
-def _sum(modules: tuple[ModuleChange, ...] | list[ModuleChange]) -> dict[str, Any]:
+def _sum(modules: tuple[ModuleChange, ...] | list[ModuleChange]) -> dict[str, JsonLike]:
     delta = math.sqrt(sum(m.delta_norm**2 for m in modules))
     known = [m.base_norm for m in modules if m.base_norm is not None]
     base = math.sqrt(sum(b * b for b in known)) if len(known) == len(modules) and modules else None
@@ -366,7 +365,7 @@ def _sum(modules: tuple[ModuleChange, ...] | list[ModuleChange]) -> dict[str, An
     }
 
 
-def series(changes: Mapping[str, WeightChange]) -> list[dict[str, Any]]:
+def series(changes: Mapping[str, WeightChange]) -> list[dict[str, JsonLike]]:
     """One line per labelled change (a step, an LR, a dose) with total and per-type norms: for a table or one plot."""
     return [
         {"label": label, **change.total, "by_type": {k: v["delta_norm"] for k, v in change.by_type.items()}}

@@ -18,7 +18,7 @@ from veritune.records.audit import (
     TokenLengths,
     ZonePair,
 )
-from veritune.records.base import FORMAT_VERSION, JsonValue, Line, Record, RecordPart
+from veritune.records.base import FORMAT_VERSION, JsonLike, JsonValue, Line, Record, RecordPart
 from veritune.records.bundle import BaseRecord, BundledBase, BundledData, BundledWeights, BundleManifest, PackedFile
 from veritune.records.common import (
     SCORE_ZONES,
@@ -165,6 +165,7 @@ __all__ = [
     "GateResult",
     "GitState",
     "Json",
+    "JsonLike",
     "JsonValue",
     "Line",
     "LiveMemory",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from veritune.canonical import dumps
 from veritune.display import Displayed
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="RecordPart")
 JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 """What a JSON reader returns."""
+
+
+class DataclassLike(Protocol):
+    """An object of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+JsonLike = str | int | float | bool | None | Sequence["JsonLike"] | Mapping[str, "JsonLike"] | DataclassLike
+"""What our JSON writer takes (`canonical.to_json`), records among it. A list of texts is one of these; it is no
+`JsonValue`, into which a number may be put."""
 FORMAT_VERSION: Literal[2] = 2
 """Of all files of a study. It counts up whenever files of the version before cannot be read any more."""
 SHOWN = 60  # characters of a wrong value in a message

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
-from veritune.records import Caveat, DecodingNotes, RunManifest
+from veritune.records import Caveat, DecodingNotes, JsonLike, RunManifest
 from veritune.report.read import Records, Run
 
 MOST_VALUES = 4
@@ -20,7 +20,7 @@ MOST_RUNS = 3
 Getter = Callable[[RunManifest], str | None]
 
 
-def _text(value: object) -> str:
+def _text(value: JsonLike) -> str:
     return "not recorded" if value is None else str(value)
 
 
@@ -65,7 +65,15 @@ def standing_caveats(records: Records) -> list[Caveat]:
     return [*found, *_unhashed(records)]
 
 
-def caveat_facts(records: Records) -> dict[str, Any]:
+class CaveatFacts(TypedDict):
+    """What the section of standing caveats shows."""
+
+    caveats: list[Caveat]
+    no_caveat: list[str]
+    caveat_sources: list[str]
+
+
+def caveat_facts(records: Records) -> CaveatFacts:
     """What the section of standing caveats shows: sentences, what was compared where there is none, and the sources."""
     caveats, n = standing_caveats(records), len(records.every_run)
     none = f"The {n} compared runs recorded no difference in: {', '.join(LOOKED_AT)}."

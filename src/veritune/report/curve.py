@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from veritune.display import aligned
 from veritune.records import Json
-from veritune.report.geometry import columns
 
 COLUMNS = (("gain", "gain", "{:.4f}"), ("share", "of the best gain", "{:.0%}"), ("carried", "carried", "{:.0%}"),
            ("m1_change", "M1", "{:+.4f}"), ("icc_change", "ICC", "{:+.4f}"))  # fmt: skip
@@ -21,4 +21,4 @@ def curve_table(record: Json) -> str:
         own = [f"{(p['by_source'] or {})[name]:.4f}" if name in (p["by_source"] or {}) else "-" for name in sources]
         mark = " *" if p["step"] == record["chosen"] else ""
         rows.append([f"{p['step']}{mark}", f"{p['validation_nll']:.4f}", *values, *own])
-    return "\n".join([*columns(rows), "* the checkpoint that is scored: the lowest validation NLL"])
+    return "\n".join([*aligned(rows), "* the checkpoint that is scored: the lowest validation NLL"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from markupsafe import Markup
 
@@ -22,7 +22,9 @@ from veritune.drawing import (
     MARKERS,
     MUTED,
     SERIES,
+    Dash,
     Drawing,
+    Look,
     from_zero,
     legend_above,
     panels,
@@ -34,8 +36,12 @@ from veritune.drawing import (
 from veritune.records import SCORE_ZONES, ZONES
 from veritune.report import plan_figures, probe_figures, score_figures
 from veritune.report._svg import inline_svg
-from veritune.report.read import Records, Run
+from veritune.report.read import Records, Run, summary_paths
 from veritune.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PARTS = {
     "q": "#0b4f8a",
@@ -65,6 +71,9 @@ def for_paper(svg: str) -> Markup:
     for colour, name in PAGE_COLOURS.items():
         svg = svg.replace(name, colour)
     return Markup(svg)
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,7 +151,7 @@ def marker_of(records: Records, condition: str) -> str:
     return MARKERS[names.index(condition) % len(MARKERS)] if condition in names else "_"
 
 
-def _axes(x_label: str | None = None) -> tuple[Any, Any]:
+def _axes(x_label: str | None = None) -> tuple[Figure, Axes]:
     """A figure of one panel, with steps across where there is an x label."""
     from matplotlib.ticker import MaxNLocator
 
@@ -185,24 +194,20 @@ def zone_nll(records: Records) -> Drawing | None:
         figure=figure,
         header=("zone", "condition", "seed", "nll_nats_per_target_token", "target_tokens", "rows"),
         table=rows,
-        sources=_summaries(records),
+        sources=summary_paths(records),
         made_by=f"{__name__}.zone_nll",
         n=f"{counted(rows)} rows a zone; {len({row[1:3] for row in rows})} runs",
     )
 
 
-def _summaries(records: Records) -> tuple[str, ...]:
-    return tuple(run.path("summary.json") for run in records.runs if run.summary)
-
-
-def _zone_figure(records: Records, rows: Sequence[tuple[Any, ...]], what: str) -> Any:
+def _zone_figure(records: Records, rows: Sequence[tuple[Any, ...]], what: str) -> Figure:
     """Dots at (zone, value). Conditions and seeds stand beside one another within a zone; the axis starts at 0."""
     figure, axes = _axes()
     zones = [z for z in SCORE_ZONES if any(row[0] == z for row in rows)]
     runs = list(dict.fromkeys((row[1], row[2]) for row in rows))
     arms = [run for run in runs if run[1] is not None]
     for zone, condition, seed, value, *_ in rows:
-        look = {"color": colour_of(records, condition), "marker": marker_of(records, condition)}
+        look: Look = {"color": colour_of(records, condition), "marker": marker_of(records, condition)}
         x = float(zones.index(zone))
         if seed is None:
             axes.plot([x - 0.36, x + 0.36], [value, value], color=look["color"], linewidth=2.2)
@@ -230,12 +235,12 @@ def _losses(run: Run, split: str) -> list[tuple[int, float]]:
     return [(r.step, r.loss) for r in run.metrics if r.split == split and r.loss is not None and r.step is not None]
 
 
-def _dash(records: Records, run: Run) -> Any:
+def _dash(records: Records, run: Run) -> Dash:
     seeds = list(records.study.seeds)
     return DASHES[seeds.index(run.seed) % len(DASHES)] if run.seed in seeds else DASHES[0]
 
 
-def _run_legend(records: Records, figure: Any, runs: Sequence[Run]) -> None:
+def _run_legend(records: Records, figure: Figure, runs: Sequence[Run]) -> None:
     entries: list[tuple[str, dict[str, Any]]] = [
         (c, {"color": colour_of(records, c), "marker": marker_of(records, c), "markersize": 4, "linewidth": 1.8})
         for c in _conditions(runs)
@@ -254,7 +259,7 @@ def train_loss(records: Records) -> Drawing | None:
     figure, axes = _axes("optimizer step")
     for run, points in curves:
         x, y = zip(*_thinned(points))
-        look = {"color": colour_of(records, run.condition), "marker": marker_of(records, run.condition)}
+        look: Look = {"color": colour_of(records, run.condition), "marker": marker_of(records, run.condition)}
         every = max(len(x) // 6, 1)
         axes.plot(x, y, linestyle=_dash(records, run), linewidth=1.3, markersize=4, markevery=every, **look)
     axes.set_ylabel("training loss, nats per token")
@@ -281,7 +286,7 @@ def validation_nll(records: Records) -> Drawing | None:
         return None
     figure, axes = _axes("optimizer step")
     for run, points in curves:
-        look = {"color": colour_of(records, run.condition), "linestyle": _dash(records, run)}
+        look: Look = {"color": colour_of(records, run.condition), "linestyle": _dash(records, run)}
         axes.plot(*zip(*points), marker=marker_of(records, run.condition), markersize=4, linewidth=1.3, **look)
         chosen = [point for point in points if run.training and point[0] == run.training.best_step]
         for x, y in chosen:
@@ -319,7 +324,7 @@ def validation_nll(records: Records) -> Drawing | None:
     )
 
 
-def _tokens(curves: Sequence[tuple[Run, Any]]) -> str:
+def _tokens(curves: Sequence[tuple[Run, Sequence[tuple[int, float]]]]) -> str:
     """The target tokens that validation losses were taken over, where the metrics hold their number."""
     tokens = {r.token_count for run, _ in curves for r in run.metrics if r.split == "validation" and r.token_count}
     return f", {counted([(t,) for t in tokens])} target tokens" if tokens else ""
@@ -376,7 +381,7 @@ def gradient_shares(records: Records, condition: str) -> Drawing | None:
     )
 
 
-def _name_bands(axes: Any, names: Sequence[str], middle: tuple[int, Mapping[str, float]]) -> None:
+def _name_bands(axes: Axes, names: Sequence[str], middle: tuple[int, Mapping[str, float]]) -> None:
     """Write each band's name into it, where it is thick enough: shades alone do not tell parts apart in grey."""
     step, share = middle
     low = 0.0
@@ -388,7 +393,7 @@ def _name_bands(axes: Any, names: Sequence[str], middle: tuple[int, Mapping[str,
         low += thick
 
 
-def _thinned(points: Sequence[Any]) -> list[Any]:
+def _thinned(points: Sequence[T]) -> list[T]:
     """At most MOST_POINTS of the points, evenly, with the first and the last."""
     every = _every(len(points))
     kept = list(points[::every])
@@ -399,6 +404,8 @@ def _every(n: int) -> int:
     return -(-n // MOST_POINTS)
 
 
-def _thin_note(curves: Sequence[tuple[Run, Sequence[Any]]]) -> str:
+def _thin_note(
+    curves: Sequence[tuple[Run, Sequence[tuple[int, float]] | Sequence[tuple[int, Mapping[str, float]]]]],
+) -> str:
     every = max(_every(len(points)) for _, points in curves)
     return "" if every == 1 else f" Every {every}th step is drawn; the CSV has all."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from veritune.display import aligned
 from veritune.records import Json
 from veritune.stats.centroids import MEASURES
 
@@ -19,7 +20,7 @@ def geometry_table(grid: Json) -> str:
         rows += [[str(x["layer"]), *(_cell(x, name) for name in MEASURES), x["reading"]] for x in found["layers"]]
         lines += [
             f"{method}: base to trained, corrected p in brackets",
-            *columns(rows),
+            *aligned(rows),
             *_missing(found["layers"]),
             "",
         ]
@@ -27,7 +28,7 @@ def geometry_table(grid: Json) -> str:
         if cells:
             ratios = [["layer", "measure", "over the reference", "verdict"]]
             ratios += [[str(c["layer"]), c["measure"], _over(c), _verdict(c)] for c in cells]
-            lines += [f"{method}: change over the reference's change", *columns(ratios), ""]
+            lines += [f"{method}: change over the reference's change", *aligned(ratios), ""]
     family = grid["family"]
     lines.append(
         f"p: swaps of each persona's two values, smallest {family['smallest_p']:.2g}; {family['correction']} "
@@ -69,9 +70,3 @@ def _over(cell: Json) -> str:
 def _verdict(cell: Json) -> str:
     more = cell.get("reason") or cell.get("note")
     return f"{cell['verdict']}: {more}" if more else str(cell["verdict"])
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows with every column as wide as its widest cell."""
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
+from veritune.display import aligned
 from veritune.probe.geometry_cells import CellGrid, GridCell
 from veritune.records import to_json
-from veritune.report.geometry import columns
 
 CSV_COLUMNS = (
     *("condition", "seed", "step", "method", "layer", "measure", "base", "trained", "change", "low", "high", "p"),
@@ -27,7 +27,7 @@ def cells_table(grid: CellGrid) -> str:
                 _over(c),
             ]
         )  # fmt: skip
-    return "\n".join(columns(rows))
+    return "\n".join(aligned(rows))
 
 
 def _plain(value: int | None) -> str:

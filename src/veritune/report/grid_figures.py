@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS
 from veritune.drawing import INK, Drawing, panels, save, save_as, shortened, style, svg_text
 from veritune.probe.geometry_cells import CellGrid, GridCell, moved
 from veritune.report.geometry_cells import CSV_COLUMNS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
 
 ON_DARK, ON_LIGHT = "#fefefe", "#111111"
 LETTERS = {"reference is the culprit": "C", "generic": "G", "worse": "W", "withheld": "?"}
@@ -59,7 +63,7 @@ def cell_grid(grid: CellGrid, name: str = "geometry") -> Drawing:
     )
 
 
-def _panel(axes: Any, cells: Sequence[GridCell], layers: Sequence[int], runs: Sequence[Run], most: float) -> Any:
+def _panel(axes: Axes, cells: Sequence[GridCell], layers: Sequence[int], runs: Sequence[Run], most: float) -> QuadMesh:
     """Shade one measure and method; a sign and a letter in each cell where there is room."""
     axes.grid(visible=False)
     by_place = {((c.condition, c.seed, c.step), c.layer): c for c in cells}

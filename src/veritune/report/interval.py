@@ -11,6 +11,7 @@ from veritune.decide.wording import number, signed
 from veritune.records import (
     Estimate,
     Json,
+    JsonLike,
     JsonValue,
     Verdict,
 )
@@ -167,7 +168,7 @@ def number_of(details: Json, key: str) -> float | None:
     return _number(details.get(key))
 
 
-def mapping_of(details: Json, key: str) -> Json:
+def mapping_of(details: Mapping[str, JsonLike], key: str) -> Mapping[str, JsonLike]:
     """An object in a free part of a record; empty where there is none."""
     value = details.get(key)
     return value if isinstance(value, Mapping) else {}

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veritune.data.review import Version, shown
 from veritune.drawing import INK, MUTED, Drawing, panels, save_as, shortened, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDE_IN, TALL_IN, GAP_IN = 2.9, 0.78, 0.42
 MOST_BESIDE = 5
@@ -52,7 +55,7 @@ def _row(v: Version) -> tuple[str | int | None, ...]:
     return v.sha256, v.file, v.rows, " ".join(v.parents), v.how, left_out, v.retired, v.successor, v.created
 
 
-def _box(axes: Any, version: Version, corner: tuple[float, float]) -> None:
+def _box(axes: Axes, version: Version, corner: tuple[float, float]) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     x, y = corner
@@ -65,7 +68,7 @@ def _box(axes: Any, version: Version, corner: tuple[float, float]) -> None:
         axes.text(x + 0.09, y + 0.15 + 0.165 * i, line, fontsize=7.5, va="center", color=INK, weight=weight)
 
 
-def _arrow(axes: Any, parent: tuple[float, float], child: tuple[float, float]) -> None:
+def _arrow(axes: Axes, parent: tuple[float, float], child: tuple[float, float]) -> None:
     """An arrow from the parent's foot to the child's head; past other generations it runs between the columns."""
     (x, y), (u, v) = parent, child
     look = {"arrowstyle": "-|>", "color": MUTED, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 1}
@@ -75,7 +78,8 @@ def _arrow(axes: Any, parent: tuple[float, float], child: tuple[float, float]) -
         beside = x + WIDE_IN + GAP_IN / 2
         start, end = (u + 0.85 * WIDE_IN, v - GAP_IN / 2), (u + 0.85 * WIDE_IN, v)
         corners = ((x + WIDE_IN, y + TALL_IN / 2), (beside, y + TALL_IN / 2), (beside, start[1]), start)
-        axes.plot([p[0] for p in corners], [p[1] for p in corners], color=MUTED, linewidth=1.0)
+        xs, ys = [p[0] for p in corners], [p[1] for p in corners]
+        axes.plot(xs, ys, color=MUTED, linewidth=1.0, clip_on=False)
     axes.annotate("", end, start, annotation_clip=False, arrowprops=look)
 
 
@@ -121,7 +125,8 @@ def _generations(versions: Sequence[Version]) -> dict[str, int]:
     return found
 
 
-def write_lineage(versions: Sequence[Version], folder: Path, out: Path) -> None:
-    """The figure (.svg, .png, .pdf) with its CSV and provenance; `folder` holds the ledger that it is drawn from."""
+def write_lineage(versions: Sequence[Version], out: Path, data: str | Path) -> None:
+    """The figure (.svg, .png, .pdf) with its CSV and provenance; the ledger lies in `data`, or beside it if a file."""
+    root = Path(data)
     with style():
-        save_as(lineage(versions, out.stem), out, folder)
+        save_as(lineage(versions, out.stem), out, root if root.is_dir() else root.parent)

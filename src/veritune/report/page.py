@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -25,6 +25,7 @@ from veritune.config.study import Study
 from veritune.decide.wording import number, signed
 from veritune.drawing import SERIES
 from veritune.evaluate.means import zone_mean
+from veritune.records import JsonLike
 from veritune.report import outputs, views
 from veritune.report.caveats import caveat_facts
 from veritune.report.figures import Drawn, draw_all
@@ -32,6 +33,11 @@ from veritune.report.probes import blocks
 from veritune.report.read import Records, read_records
 from veritune.report.summary import summary, weaknesses
 from veritune.store import OUTPUT_PAGE, Store, hash_of, remove, sha256_text, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jinja2 import Environment
 
 ALL_RUNS = "runs.csv"
 GROUPS = ("zones", "scores", "plan", "training", "gradients", "probes")
@@ -154,7 +160,7 @@ def render(records: Records, drawn: Sequence[Drawn], beside: Beside | None = Non
 
 
 @cache
-def environment() -> Any:
+def environment() -> Environment:
     """The templates with their filters: everything is escaped, undefined names are errors."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -184,7 +190,7 @@ def environment() -> Any:
     return environment
 
 
-def _fixed(value: Any, places: int = 3) -> Any:
+def _fixed(value: JsonLike, places: int = 3) -> JsonLike:
     return _known(value, lambda v: f"{v:.{places}f}")
 
 
@@ -197,13 +203,13 @@ def _grouped(paths: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(runs[0][1], []) if len(runs) == 1 else (file, runs) for file, runs in of_runs.items()]
 
 
-def _known(value: Any, form: Any) -> Any:
+def _known(value: JsonLike, form: Callable[[int | float], str]) -> JsonLike:
     if value is None:
         return UNKNOWN
     return form(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _setting(value: Any) -> Any:
+def _setting(value: JsonLike) -> JsonLike:
     """A setting as it stands in a record: lists joined, `none` for null."""
     if value is None:
         return Markup('<span class="unknown">none</span>')
@@ -214,7 +220,7 @@ def _setting(value: Any) -> Any:
     return f"{value:g}" if isinstance(value, float) else value
 
 
-def _seen(value: Any) -> Any:
+def _seen(value: JsonLike) -> JsonLike:
     """Make unseen characters of record text visible, so that a page reads as it is stored. Markup passes."""
     if value is None:
         return UNKNOWN

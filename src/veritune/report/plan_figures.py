@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veritune.drawing import (
     INK,
@@ -17,8 +17,18 @@ from veritune.drawing import (
     shortened,
     tidy,
 )
-from veritune.records import ConditionShapes, TimedShape, TokenSpread, Trainable
+from veritune.records import (
+    ConditionShapes,
+    JsonLike,
+    JsonValue,
+    TimedShape,
+    TokenSpread,
+    Trainable,
+)
 from veritune.report.read import Records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TOKEN_MARKS = {"mean": "D", "p50": "o", "p90": "s", "p95": "^", "max": "|"}
 SPREAD = ("mean", "p50", "p90", "p95", "max")
@@ -31,7 +41,7 @@ def all_of(records: Records) -> Iterator[Drawing]:
             yield found
 
 
-def _look(records: Records, condition: str) -> dict[str, Any]:
+def _look(records: Records, condition: str) -> dict[str, JsonLike]:
     names = list(records.study.conditions)
     return look_of(names.index(condition) if condition in names else None)
 
@@ -167,7 +177,7 @@ def size_and_tokens(records: Records) -> Drawing | None:
     )
 
 
-def _draw_sizes(axes: Any, records: Records, sizes: Mapping[str, Trainable]) -> Iterator[tuple[Any, ...]]:
+def _draw_sizes(axes: Axes, records: Records, sizes: Mapping[str, Trainable]) -> Iterator[tuple[JsonValue, ...]]:
     tidy(axes, "x")
     most = max(size.n_trainable for size in sizes.values())
     for y, (name, size) in enumerate(sizes.items()):
@@ -192,7 +202,7 @@ def _spreads(records: Records) -> dict[str, TokenSpread]:
     return found if all(spread.n and spread.max is not None for spread in found.values()) else {}
 
 
-def _draw_spreads(axes: Any, spreads: Mapping[str, TokenSpread]) -> Iterator[tuple[Any, ...]]:
+def _draw_spreads(axes: Axes, spreads: Mapping[str, TokenSpread]) -> Iterator[tuple[JsonValue, ...]]:
     tidy(axes, "x")
     for y, (part, spread) in enumerate(spreads.items()):
         values = _spread(spread)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from veritune.drawing import (
     MUTED,
@@ -16,8 +16,12 @@ from veritune.drawing import (
     shortened,
     tidy,
 )
-from veritune.records import Json
+from veritune.records import Json, JsonLike
 from veritune.report.read import Records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ON_DARK, ON_LIGHT = "#fefefe", "#111111"
 MOST_NAMED = 16
@@ -38,7 +42,7 @@ def all_of(records: Records) -> Iterator[Drawing]:
         yield found
 
 
-def _kinds(record: Any, name: str) -> Iterator[tuple[str, Json]]:
+def _kinds(record: JsonLike, name: str) -> Iterator[tuple[str, Json]]:
     """The record itself, or those that it holds under names."""
     if not isinstance(record, Mapping):
         return
@@ -84,7 +88,7 @@ def alignment_matrix(record: Json, path: str, stem: str) -> Drawing | None:
     )
 
 
-def _draw_cells(figure: Any, axes: Any, cosine: Any) -> None:
+def _draw_cells(figure: Figure, axes: Axes, cosine: Sequence[Sequence[float | None]]) -> None:
     """Shade every pair, lighter for a larger cosine, with its number where there is room, else with a scale.
 
     Shades are drawn as shapes: a page that loads nothing shows no embedded image. Numbers keep their colour on a dark
@@ -110,7 +114,7 @@ def _cell(value: float | None) -> str:
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
-def _least(cosine: Any) -> float:
+def _least(cosine: Sequence[Sequence[float | None]]) -> float:
     return min((value for row in cosine for value in row if value is not None), default=0.0)
 
 

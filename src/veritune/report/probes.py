@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from veritune.records import to_json
+from veritune.records import JsonLike, to_json
 from veritune.report.curve import curve_table
 from veritune.report.geometry import geometry_table
 from veritune.report.read import Records
@@ -69,7 +69,7 @@ def _others(records: Records) -> Iterator[ProbeBlock]:
         yield from _readings(record, labels.get(str(record.get("run")), ""), path)
 
 
-def _readings(record: Any, subject: str, path: str, name: str = "") -> Iterator[ProbeBlock]:
+def _readings(record: JsonLike, subject: str, path: str, name: str = "") -> Iterator[ProbeBlock]:
     """The record itself, or those it holds under names (`record`, `base`, `trained`, `runs`, ...) and in lists."""
     if isinstance(record, list):
         for inner in record:

@@ -434,3 +434,8 @@ def _rows(path: Path) -> Path:
     except (KeyError, OSError, ValueError) as exc:
         raise ValueError(f"{path} is damaged: {exc}") from exc
     return path
+
+
+def summary_paths(records: Records) -> tuple[str, ...]:
+    """The summaries of the runs that have one, as sources of a figure."""
+    return tuple(run.path("summary.json") for run in records.runs if run.summary)

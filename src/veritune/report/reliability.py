@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from veritune.drawing import save_as, style
 from veritune.errors import InputError
-from veritune.records import Json
+from veritune.records import JsonLike
 from veritune.report.probe_figures import reliability
 
 
-def draw_reliability(records: Json, path: Path) -> None:
+def draw_reliability(records: Mapping[str, JsonLike], path: Path) -> None:
     """Draw every `calibration` record of a mapping (`base`, `trained`, `model`) into one figure file, its CSV beside.
 
     Raises InputError for another kind of file or when there is no such record.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.claim import SHARE_KINDS, Claim
 from veritune.config.fields import BASELINE
@@ -14,6 +14,7 @@ from veritune.drawing import (
     MUTED,
     WIDTH_IN,
     Drawing,
+    Look,
     from_zero,
     legend_above,
     log_axis,
@@ -23,8 +24,11 @@ from veritune.drawing import (
     tidy,
 )
 from veritune.evaluate.means import FAILED, zone_mean
-from veritune.records import SCORE_ZONES
-from veritune.report.read import Records, Run
+from veritune.records import SCORE_ZONES, JsonValue
+from veritune.report.read import Records, Run, summary_paths
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_PANELS = 12
 """Seeds that a figure of small multiples shows; its table has all."""
@@ -46,10 +50,6 @@ def all_of(records: Records) -> Iterator[Drawing]:
 def _place(records: Records, condition: str) -> int | None:
     names = list(records.study.conditions)
     return names.index(condition) if condition in names else None
-
-
-def _summaries(records: Records) -> tuple[str, ...]:
-    return tuple(run.path("summary.json") for run in records.runs if run.summary)
 
 
 Means = list[tuple[str, Run, float, int, int]]
@@ -98,7 +98,7 @@ def zone_scores(records: Records, name: str) -> Drawing | None:
         figure=figure,
         header=("zone", "condition", "seed", "what", "mean_score", "scored", "items"),
         table=rows,
-        sources=_summaries(records),
+        sources=summary_paths(records),
         made_by=f"{__name__}.zone_scores",
         n=f"{_counts(means)} items a panel; {len({m[1].run_id for m in means})} runs",
     )
@@ -109,7 +109,7 @@ def _counts(means: Means) -> str:
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
 
 
-def _arm_row(axes: Any, records: Records, at: tuple[int, str, str], found: Means) -> Iterator[tuple[Any, ...]]:
+def _arm_row(axes: Axes, records: Records, at: tuple[int, str, str], found: Means) -> Iterator[tuple[JsonValue, ...]]:
     """Draw one condition in one zone; its rows of the table: each seed, then mean, min, max and range."""
     y, zone, arm = at
     values = [value for _, _, value, _, _ in found]
@@ -118,7 +118,7 @@ def _arm_row(axes: Any, records: Records, at: tuple[int, str, str], found: Means
     look = look_of(_place(records, arm))
     axes.plot([min(values), max(values)], [y, y], color=look["color"], linewidth=1.2)
     axes.plot([fmean(values)] * 2, [y - 0.24, y + 0.24], color=INK, linewidth=1.6)
-    marks = {
+    marks: Look = {
         "linestyle": "none",
         "markersize": 6,
         "markeredgewidth": 0,
@@ -279,13 +279,13 @@ def _dose(
         figure=figure,
         header=("line", key, "condition", "seed", "mean_score", "items", "failed"),
         table=rows,
-        sources=_summaries(records),
+        sources=summary_paths(records),
         made_by=f"{__name__}.dose_response",
         n=f"{_counts(means)} items; {len(rows)} runs",
     )
 
 
-def _dose_axis(axes: Any, key: str, doses: Sequence[float]) -> None:
+def _dose_axis(axes: Axes, key: str, doses: Sequence[float]) -> None:
     axes.set_xlabel(key.replace("_", " "))
     if key == "learning_rate" or (min(doses) > 0 and max(doses) / min(doses) >= 8):
         log_axis(axes, doses)

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from veritune.probe.study import ProbeSubject
 from veritune.probe.tokens import TokenFall, token_pieces
-from veritune.records import Json, to_json
+from veritune.records import Json, JsonLike, to_json
 from veritune.report.page import environment
 from veritune.store import write_text
 
@@ -67,7 +66,7 @@ def tokens_page(sections: Sequence[TokenSection], subject: str) -> str:
     return str(page).encode("utf-8", "replace").decode()
 
 
-def _tokens(row: Json, pieces: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+def _tokens(row: Json, pieces: Mapping[str, Sequence[str]]) -> Iterator[dict[str, JsonLike]]:
     """Each token of a row: its text, its colour step (`f3`: fell, `r2`: rose, ``: none), and what is read on it."""
     scored = {at: k for k, at in enumerate(row["at"])}
     for place, text in enumerate(pieces[row["row_id"]]):

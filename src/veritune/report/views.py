@@ -20,6 +20,8 @@ from veritune.records import (
     Estimate,
     Finding,
     Json,
+    JsonLike,
+    JsonValue,
     RenderAudit,
     RuleCount,
     ThreeZoneGap,
@@ -63,7 +65,7 @@ def get(record: Any, *path: str) -> Any:
 # ---------------------------------------------------------------- claims
 
 
-def text_of(details: Json, key: str) -> str | None:
+def text_of(details: Mapping[str, JsonLike], key: str) -> str | None:
     """A text in a free part of a record; None where there is none."""
     value = details.get(key)
     return value if isinstance(value, str) else None
@@ -112,7 +114,7 @@ def claims(records: Records) -> list[ClaimCard]:
 
 
 def _card(verdict: Verdict, claim: Claim | None) -> ClaimCard:
-    estimates = verdict.estimates
+    estimates, evidence = verdict.estimates, verdict.confidence.get("evidence")
     return ClaimCard(
         name=verdict.claim,
         status=verdict.status,
@@ -127,7 +129,7 @@ def _card(verdict: Verdict, claim: Claim | None) -> ClaimCard:
         estimates=[EstimateLine(e, _p(e), _is_gap(verdict, i)) for i, e in enumerate(estimates)],
         may_not=verdict.may_not,
         warnings=list(dict.fromkeys([*verdict.warnings, *(w for e in estimates for w in e.warnings)])),
-        evidence=list(mapping_of(verdict.confidence, "evidence").items()),
+        evidence=list(evidence.items()) if isinstance(evidence, Mapping) else [],
         runs=list(_runs_of(estimates))[:MOST_SOURCES],
     )
 
@@ -206,7 +208,7 @@ def _settles(verdict: Verdict) -> str:
     return _count(verdict.needed_n, "items") or "none given"
 
 
-def _rule_facts(details: Json) -> Iterator[Fact]:
+def _rule_facts(details: Mapping[str, JsonValue]) -> Iterator[Fact]:
     """A frozen rule and what it came to, where the claim has one."""
     outcome = mapping_of(details, "frozen_rule")
     if outcome:
@@ -215,7 +217,7 @@ def _rule_facts(details: Json) -> Iterator[Fact]:
         yield "frozen rule", result, terms
 
 
-def _p_facts(first: Estimate, details: Json) -> Iterator[Fact]:
+def _p_facts(first: Estimate, details: Mapping[str, JsonValue]) -> Iterator[Fact]:
     """The p of the claim with its correction; the p of the plain difference under a name of its own, where it differs:
     they test different hypotheses (`differs by more than 0.05`, `differs at all`)."""
     claimed, corrected = number_of(details, "p_before_correction"), number_of(details, "p_corrected")
@@ -539,7 +541,7 @@ def timeline(records: Records) -> list[EventView]:
     return [*events[:MOST_EVENTS], gap, *events[-MOST_EVENTS:]]
 
 
-def _flat(value: Any) -> str:
+def _flat(value: JsonLike) -> str:
     if value in (None, [], {}, ()):
         return "none"
     if isinstance(value, Mapping):

@@ -27,9 +27,6 @@ from veritune.report.read import read_records
 from veritune.seal import seal_hash, sealed_files, verify
 from veritune.store import Store, hash_of, sha256_file
 
-DELETABLE = ("data.missing", "file.missing")
-"""Findings of `verify` that a result may have: the data file, or a checkpoint, is not on this disk."""
-
 Standing = Literal["as added", "stale", "resealed", "broken", "missing", "not looked at"]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from veritune.config.thresholds import DEFAULTS, NoteThresholds
 from veritune.errors import ScoreError
-from veritune.records import Estimate
+from veritune.records import Estimate, JsonLike
 from veritune.stats import intervals, seeds
 from veritune.stats.bounded import BoundedMean
 from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, family_sums, sign_flips, undrawn
@@ -371,7 +371,7 @@ def two_by_two(a_N: Floats, b_N: Floats) -> dict[str, int]:
     return {"both": both, "only_a": only_a, "only_b": only_b, "neither": len(a_N) - both - only_a - only_b}
 
 
-def _details(matched: Pair, parts: seeds.Crossed, rule: FamilyRule | None) -> dict[str, Any]:
+def _details(matched: Pair, parts: seeds.Crossed, rule: FamilyRule | None) -> dict[str, JsonLike]:
     rows = {"a": (matched.a, matched.score_a_S_N), "b": (matched.b, matched.score_b_S_N)}
     details: dict[str, Any] = {
         side: {
@@ -406,7 +406,7 @@ def _details(matched: Pair, parts: seeds.Crossed, rule: FamilyRule | None) -> di
     return details
 
 
-def _sample_details(table: ScoreTable) -> dict[str, Any]:
+def _sample_details(table: ScoreTable) -> dict[str, JsonLike]:
     kept = table.samples
     assert kept is not None
     return {
@@ -419,12 +419,12 @@ def _sample_details(table: ScoreTable) -> dict[str, Any]:
     }
 
 
-def _tables(matched: Pair) -> list[dict[str, Any]]:
+def _tables(matched: Pair) -> list[dict[str, JsonLike]]:
     """One 2×2 table per run where the runs line up by position or one side is a single run."""
     a, b = matched.score_a_S_N, matched.score_b_S_N
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         return []
-    tables = []
+    tables: list[dict[str, JsonLike]] = []
     for s in range(max(len(a), len(b))):
         row_a, row_b = a[min(s, len(a) - 1)], b[min(s, len(b) - 1)]
         table = two_by_two(row_a, row_b)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
@@ -28,6 +28,9 @@ from veritune.stats import seeds as crossed_seeds
 from veritune.stats.families import FamilyRule, family_rule
 from veritune.stats.intervals import Unknown, normal_quantile
 from veritune.stats.paired import Comparison
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 MOST_SEEDS = 50
 """Seeds per arm up to which a plan looks for enough."""
@@ -521,12 +524,12 @@ def _span(needed: Needed, beyond: str) -> str:
     return f"{needed.low:,}" if needed.low == needed.high else f"{needed.low:,} to {needed.high:,}"
 
 
-def detectable_grid(design: Design, items: Sequence[int], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def detectable_grid(design: Design, items: Sequence[int], seeds: Sequence[int]) -> list[dict[str, JsonLike]]:
     """Figure data: one row per items × seeds (both arms; a fixed B stays fixed) with the detectable gap.
 
     The design's own seeds stand for both arms as they are, also where they differ.
     """
-    rows = []
+    rows: list[dict[str, JsonLike]] = []
     for s in seeds:
         own = s == design.seeds_a
         cell = design if own else replace(design, seeds_a=s, seeds_b=s if design.seeds_b else 0)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from veritune.config.frozen_rule import check_rule
 from veritune.errors import ScoreError
+from veritune.records import JsonLike, JsonValue
 from veritune.stats import lost
 from veritune.stats.intervals import Unknown
 from veritune.stats.paired import Comparison, PairOptions, compare_tables
@@ -212,8 +213,8 @@ def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, An
 
 
 def frozen_rule_tables(
-    a: ScoreTable, b: ScoreTable, options: PairOptions, rule: Mapping[str, Any], comparison: Comparison
-) -> dict[str, Any]:
+    a: ScoreTable, b: ScoreTable, options: PairOptions, rule: Mapping[str, JsonValue], comparison: Comparison
+) -> dict[str, JsonLike]:
     """`frozen_rule` on a comparison of A with B; no winner where a score that the machine lost could change it.
 
     `withheld` in the result says why, empty where lost scores change nothing.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from veritune.stats.reasons import NO_REASON, is_models
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +253,7 @@ class ScoreTable(Tabular):
             part(old.count_S_N), part(old.failed_S_N), part(old.lost_S_N), part(old.variance_S_N), raters=old.raters
         )
 
-        def labels(names: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        def labels(names: tuple[T, ...] | None) -> tuple[T, ...] | None:
             return None if names is None else tuple(names[i] for i in index_N)
 
         place = {int(i): k for k, i in enumerate(index_N)}

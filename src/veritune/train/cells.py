@@ -76,7 +76,10 @@ from veritune.train.schedule import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from veritune.data.prepare import Prepared
+    from veritune.train.trainer import ContractTrainer, StepTimer
 
 NATS = "nats per target token"
 DEEPSPEED_S = ("global_step*", "latest", "zero_to_*.py")
@@ -181,7 +184,9 @@ def train(context: Context, cell: Cell) -> TrainingRecord | None:
     return result
 
 
-def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: int | None = None) -> Any:
+def _trainer(
+    context: Context, cell: Cell, model: PreTrainedModel, work: Path, max_steps: int | None = None
+) -> ContractTrainer:
     import torch
     from transformers import PrinterCallback, TrainingArguments
 
@@ -242,7 +247,7 @@ def _trainer(context: Context, cell: Cell, model: Any, work: Path, max_steps: in
     return trainer
 
 
-def _check_strategy(plan: Train, trainer: Any) -> None:
+def _check_strategy(plan: Train, trainer: ContractTrainer) -> None:
     """Raises MachineError where accelerate set up something else than the study declares."""
     kind = trainer.accelerator.distributed_type.value.upper()
     expected = {"fsdp2": "FSDP", "deepspeed": "DEEPSPEED"}.get(plan.strategy)
@@ -253,13 +258,13 @@ def _check_strategy(plan: Train, trainer: Any) -> None:
         )
 
 
-def _add_callbacks(context: Context, cell: Cell, trainer: Any, log: MetricLog) -> None:
+def _add_callbacks(context: Context, cell: Cell, trainer: ContractTrainer, log: MetricLog) -> None:
     from veritune.train.telemetry import GradientTelemetry
     from veritune.train.trainer import Cadence, MarkComplete, OnLog, Retention
 
     tokens = training_tokens(context.study, context.data, cell)
 
-    def on_log(step: int, logs: dict[str, Any]) -> None:
+    def on_log(step: int, logs: Mapping[str, float]) -> None:
         if not is_main():
             return
         elapsed = log.add(step, logs)
@@ -283,7 +288,7 @@ def _share_done(checkpoint: Path) -> float:
 
 
 def _training_record(
-    context: Context, cell: Cell, trainer: Any, trainable: Trainable, log: MetricLog, memory: MemoryPeak
+    context: Context, cell: Cell, trainer: ContractTrainer, trainable: Trainable, log: MetricLog, memory: MemoryPeak
 ) -> TrainingRecord:
     """Choose the checkpoint with the lowest validation NLL (the earliest of equals), keep it, record all candidates."""
     folder = context.store.run(cell.run_id)
@@ -356,7 +361,7 @@ class MetricLog:
         """Whole lines; one that a kill left half-written is dropped."""
         return MetricRow.load_all(self.path, torn=False) if self.path.exists() else []
 
-    def add(self, step: int, logs: Mapping[str, Any]) -> float:
+    def add(self, step: int, logs: Mapping[str, float]) -> float:
         """Append what the trainer logged at `step`; seconds since the last row. Raises DivergedError on NaN."""
         elapsed, self.last = time.perf_counter() - self.last, time.perf_counter()
         rows = list(self._canonical(step, logs, elapsed))
@@ -373,7 +378,7 @@ class MetricLog:
             self.train_s += elapsed
         return elapsed
 
-    def _canonical(self, step: int, logs: Mapping[str, Any], elapsed: float) -> Sequence[MetricRow]:
+    def _canonical(self, step: int, logs: Mapping[str, float], elapsed: float) -> Sequence[MetricRow]:
         cell = self.cell
         blank = MetricRow(cell.run_id, cell.condition, cell.seed, step, None, None, None, None, None, None)
         if "loss" in logs:
@@ -396,7 +401,7 @@ def _finite(value: float) -> bool:
 # ---------------------------------------------------------------- after training
 
 
-def load_trained(context: Context, cell: Cell) -> Any:
+def load_trained(context: Context, cell: Cell) -> PreTrainedModel:
     """The cell's model as it is scored: the base alone, or with the chosen checkpoint's adapter or weights."""
     if cell.phase == BASELINE:
         return load_base(context.model)
@@ -465,7 +470,9 @@ LIVE_STEPS = 3
 """Optimizer steps of a live probe: the longest rows first, for memory; then two at the rows' own lengths, for speed."""
 
 
-def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None) -> LiveProbe:
+def live_probe(
+    context: Context, cell: Cell, work: Path, score: Callable[[PreTrainedModel], None] | None = None
+) -> LiveProbe:
     """A few real optimizer steps for a condition: what trains, that all of it moves, and that nothing frozen does.
 
     Also what it costs: seconds and tokens of the steps after the first, of validation, and the peak of memory, which is
@@ -520,7 +527,7 @@ def live_probe(context: Context, cell: Cell, work: Path, score: Callable[[Any], 
     )
 
 
-def _prepare_live(context: Context, cell: Cell, trainer: Any) -> Any:
+def _prepare_live(context: Context, cell: Cell, trainer: ContractTrainer) -> StepTimer:
     """Hand the trainer the longest rows for its first step and a fair draw for the others, unshuffled; its timer."""
     from veritune.train.trainer import NLL_BATCH, StepTimer
 
@@ -549,7 +556,7 @@ def _judge_live(condition: str, loss: float, moved: set[str], learns: set[str]) 
         raise GateError(f"{where} frozen {min(moved - learns)} changed.", fix="Check the method's config.")
 
 
-def _memory(model: Any, base: int, loading: MemoryPeak, peak: MemoryPeak) -> LiveMemory:
+def _memory(model: PreTrainedModel, base: int, loading: MemoryPeak, peak: MemoryPeak) -> LiveMemory:
     """Bytes a device needs to train, by what they hold; `total` is the measured peak, None where it cannot be told.
 
     Weights, adapter, gradients and optimizer (AdamW: two moments) are counted from the tensors. `process` is what was
@@ -568,7 +575,7 @@ def _memory(model: Any, base: int, loading: MemoryPeak, peak: MemoryPeak) -> Liv
     return LiveMemory(*counted, rest, process, total, peak.source, peak.reason, loaded_as=base)
 
 
-def _fingerprints(model: Any) -> dict[str, tuple[float, float]]:
+def _fingerprints(model: PreTrainedModel) -> dict[str, tuple[float, float]]:
     """Two float64 sums per parameter: enough to see any real change, and no copy of the model."""
     return {
         name: (float(p.detach().double().sum()), float(p.detach().double().square().sum()))

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from veritune.config.study import Study
 from veritune.config.train import Train
 from veritune.errors import MachineError, StudyError
 from veritune.machine import PARENT
+from veritune.records import JsonValue
 from veritune.train import methods
 
 OWN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -212,7 +213,7 @@ def check_here(study: Study) -> None:
         )
 
 
-def _check_fsdp2(config: dict[str, Any]) -> None:
+def _check_fsdp2(config: Mapping[str, JsonValue]) -> None:
     for written, value in config.items():
         key, where = written.removeprefix("fsdp_"), f"train.strategy_config.{written}:"
         if key == "activation_checkpointing":
@@ -236,7 +237,7 @@ def _check_fsdp2(config: dict[str, Any]) -> None:
             )
 
 
-def _check_deepspeed(config: dict[str, Any]) -> None:
+def _check_deepspeed(config: Mapping[str, JsonValue]) -> None:
     where = "train.strategy_config"
     zero = config.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
@@ -266,7 +267,7 @@ def _check_deepspeed(config: dict[str, Any]) -> None:
         )
 
 
-def sharding(plan: Train) -> dict[str, Any]:
+def sharding(plan: Train) -> dict[str, JsonValue]:
     """The Trainer's own arguments for a model in parts; none on one process (the live probe)."""
     if world_size() == 1 or plan.strategy == "ddp":
         return {}

@@ -2,6 +2,7 @@
 
     trainer_state.json         Hugging Face Trainer, TRL, Axolotl, Unsloth, LLaMA-Factory; or a folder that holds it
     JSONL                      one evaluation a line: Veritune's metrics.jsonl, Tinker's, LLaMA-Factory's trainer_log
+    MLflow's files             mlruns/EXPERIMENT/RUN, or one metric of it; the learning rate from its parameters
     CSV                        a table or an export of W&B: a step, a validation NLL, perhaps a learning rate and a run
 
 The rules are the study's (`train.select`): a run's checkpoint is the one of the lowest validation NLL, the earlier of
@@ -22,6 +23,7 @@ from typing import Any
 
 from veritune.errors import InputError, did_you_mean
 from veritune.records import RateCandidate
+from veritune.train.mlflow_files import is_run, metric_rows, rate_of, run_of
 from veritune.train.select import RULE, choose
 from veritune.untrusted import parse_json, read_bytes
 
@@ -156,7 +158,12 @@ def _runs_of(text: str, columns: LogColumns) -> list[LoggedRun]:
 
 
 def _file(path: Path) -> Path:
-    """The log itself; of a folder the trainer_state.json in it or in its newest checkpoint, else metrics.jsonl."""
+    """The log itself; of a folder the trainer_state.json in it or in its newest checkpoint, else metrics.jsonl.
+
+    An MLflow run stays a folder.
+    """
+    if is_run(path):
+        return path
     if not path.is_dir():
         if not path.is_file():
             raise InputError(f"{path}: expected a training log, found no file.")
@@ -168,12 +175,16 @@ def _file(path: Path) -> Path:
         if found.is_file():
             return found
     raise InputError(
-        f"{path}: expected trainer_state.json, trainer_log.jsonl or metrics.jsonl in the folder, found none."
+        f"{path}: expected trainer_state.json, trainer_log.jsonl, metrics.jsonl or an MLflow run in the folder, "
+        "found none."
     )
 
 
 def _rows(path: Path) -> list[Row]:
     """The log's rows, one a line or evaluation."""
+    if run_of(path) is not None:
+        rate = rate_of(path)
+        return [row if rate is None else {**row, RATE_NAMES[0]: rate} for row in metric_rows(path)]
     try:
         content = read_bytes(path)
         text = content.decode("utf-8-sig")

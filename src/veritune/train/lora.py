@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veritune.errors import ModelError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedModel
+
 
 @contextmanager
-def added(model: Any) -> Iterator[None]:
+def added(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Answer with W + s·B·A in place of W and the adapter beside it, while the block runs.
 
     Afterwards the very tensors of before are back: nothing is subtracted, so nothing is left behind. A model without
@@ -34,7 +39,7 @@ def added(model: Any) -> Iterator[None]:
             weight.data = data
 
 
-def _plain_layers(model: Any) -> list[Any]:
+def _plain_layers(model: PreTrainedModel | PeftModel) -> list[LoraLayer]:
     from peft import PeftModel
     from peft.tuners.lora import Linear, LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -53,7 +58,7 @@ def _plain_layers(model: Any) -> list[Any]:
     return layers
 
 
-def _is_plain(layer: Any, linear: type[Any]) -> bool:
+def _is_plain(layer: LoraLayer, linear: type[LoraLayer]) -> bool:
     """Whether the layer's update is a matrix of its weight's shape and nothing else: no DoRA, bias or variant."""
     if type(layer) != linear or len(layer.active_adapters) != 1:  # noqa: E721  `is` narrows to object
         return False

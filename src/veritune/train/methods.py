@@ -6,18 +6,23 @@ A new method goes here. Targets are resolved per architecture to the exact list 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veritune.config.study import Study
 from veritune.config.train import Condition
 from veritune.errors import StudyError, did_you_mean, first_line
-from veritune.records import Trainable
+from veritune.records import JsonLike, Trainable
 from veritune.train import quantised
 from veritune.train.adapters.config import MOVING, STILL
 from veritune.train.models import ModelRef, bare, quiet_transformers
 from veritune.train.modules import module_group, module_type
 
-LORA_DEFAULTS = {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch.nn import Parameter
+    from transformers import PreTrainedModel
+
+LORA_DEFAULTS: dict[str, JsonLike] = {"r": 8, "lora_alpha": 16.0, "lora_dropout": 0.0}
 
 
 def check(name: str, condition: Condition) -> None:
@@ -73,7 +78,9 @@ def learns_a_prompt(name: str, condition: Condition) -> bool:
     return condition.method != "full" and issubclass(_config_class(name, condition.method), PromptLearningConfig)
 
 
-def build(name: str, condition: Condition, base: Any, seed: int) -> tuple[Any, Trainable]:
+def build(
+    name: str, condition: Condition, base: PreTrainedModel, seed: int
+) -> tuple[PreTrainedModel | PeftModel, Trainable]:
     """The trainable model for one run and what it trains. Adapter weights are drawn from `seed`.
 
     Raises StudyError when the targets match no module of this architecture.
@@ -132,7 +139,7 @@ def check_fits(name: str, condition: Condition, model: ModelRef) -> None:
 SETTINGS = "See the settings of the method's config class in PEFT's documentation. Nothing has run."
 
 
-def targets(name: str, wanted: str | tuple[str, ...], base: Any) -> tuple[str, ...]:
+def targets(name: str, wanted: str | tuple[str, ...], base: PreTrainedModel) -> tuple[str, ...]:
     """Full names of the linear modules that `wanted` stands for in this architecture, in model order."""
     linear = _linear_names(base)
     if wanted in ("attention", "mlp"):
@@ -157,14 +164,14 @@ def targets(name: str, wanted: str | tuple[str, ...], base: Any) -> tuple[str, .
     return tuple(found)
 
 
-def _linear_names(base: Any) -> list[str]:
+def _linear_names(base: PreTrainedModel) -> list[str]:
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
     return [name for name, module in base.named_modules() if isinstance(module, Linear | Conv1D)]
 
 
-def _suffixes(modules: tuple[str, ...], base: Any) -> tuple[str, ...]:
+def _suffixes(modules: tuple[str, ...], base: PreTrainedModel) -> tuple[str, ...]:
     """The shortest name endings that match exactly `modules` and no other linear module."""
     linear, wanted = _linear_names(base), set(modules)
     endings: list[str] = []
@@ -179,11 +186,13 @@ def _suffixes(modules: tuple[str, ...], base: Any) -> tuple[str, ...]:
     return tuple(sorted(endings))
 
 
-def _config_class(name: str, method: str) -> Any:
+def _config_class(name: str, method: str) -> type[PeftConfig]:
     from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    known = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    known: dict[str, type[PeftConfig]] = {
+        kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    }
     known[quantised.QLORA] = known["lora"]
     if method not in known:
         hint = did_you_mean(method, [*known, "full"])
@@ -194,13 +203,15 @@ def _config_class(name: str, method: str) -> Any:
     return known[method]
 
 
-def _count(method: str, options: dict[str, Any], modules: tuple[str, ...], model: Any) -> Trainable:
+def _count(
+    method: str, options: dict[str, JsonLike], modules: tuple[str, ...], model: PreTrainedModel | PeftModel
+) -> Trainable:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(_scalars(p) for p in model.parameters())
     return Trainable.of(method, options, modules, trainable, total)
 
 
-def _scalars(parameter: Any) -> int:
+def _scalars(parameter: Parameter) -> int:
     """Number of scalars a parameter stands for; a 4-bit one holds two or more in each stored number."""
     state = getattr(parameter, "quant_state", None)
     return int(state.shape.numel()) if state is not None else int(parameter.numel())

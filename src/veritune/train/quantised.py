@@ -17,13 +17,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.train import Condition
 from veritune.errors import GateError, MachineError, ModelError, StudyError, first_line
-from veritune.records import to_json
+from veritune.records import JsonLike, to_json
 from veritune.store import Store, hash_of, now, read_json, write_json
 from veritune.train.models import ModelRef, load_base, quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+    from bitsandbytes.nn import Linear4bit
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
 QLORA = "qlora"
 FIELDS: dict[str, Any] = {
@@ -129,7 +136,7 @@ def require_bitsandbytes() -> None:
         )
 
 
-def base_for(store: Store, ref: ModelRef, condition: Condition) -> Any:
+def base_for(store: Store, ref: ModelRef, condition: Condition) -> PreTrainedModel:
     """The base model as `condition` trains and scores on it: in 4 bits for `qlora`, else as `load_base` gives it.
 
     For `qlora` the self-test runs first, once per runtime and study; its record lies in the study's audit folder.
@@ -165,7 +172,7 @@ def said(stage: Stage) -> str:
     return f"{stage.measured} differs by {stage.difference:.2g}, allowed {stage.threshold:.2g}"
 
 
-def to_record(result: SelfTest) -> dict[str, Any]:
+def to_record(result: SelfTest) -> dict[str, JsonLike]:
     """The outcome as plain JSON, with each stage's verdict."""
     record: dict[str, Any] = to_json(result)
     record["stages"] = [{**to_json(stage), "passed": stage.passed} for stage in result.stages]
@@ -173,7 +180,7 @@ def to_record(result: SelfTest) -> dict[str, Any]:
     return record
 
 
-def runtime(how: Quantisation) -> dict[str, Any]:
+def runtime(how: Quantisation) -> dict[str, JsonLike]:
     """Everything the outcome can depend on: package versions, processor and its flags, device, settings."""
     import torch
 
@@ -204,7 +211,7 @@ def cpu_flags() -> list[str] | None:
 # ---------------------------------------------------------------- loading
 
 
-def load_quantised(ref: ModelRef, how: Quantisation) -> Any:
+def load_quantised(ref: ModelRef, how: Quantisation) -> PreTrainedModel:
     """The base in 4 bits, in evaluation mode, guarded before its first forward. Raises ModelError, MachineError."""
     import torch
     from transformers import BitsAndBytesConfig
@@ -222,7 +229,7 @@ def load_quantised(ref: ModelRef, how: Quantisation) -> Any:
     return model.eval()
 
 
-def load_in_bits(ref: ModelRef, dtype: str, config: Any, *, bits: int, fix: str = "") -> Any:
+def load_in_bits(ref: ModelRef, dtype: str, config: BitsAndBytesConfig, *, bits: int, fix: str = "") -> PreTrainedModel:
     """The model by bitsandbytes' `config`, which a folder that is stored in bits has itself. Raises ModelError."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -244,7 +251,7 @@ def in_bits(folder: Path) -> bool:
     return "quantization_config" in read_json(folder / "config.json", finite=False)
 
 
-def guard(model: Any) -> int:
+def guard(model: PreTrainedModel | PeftModel) -> int:
     """Switch the repacking for AVX512-BF16 off in every 4-bit layer; how many layers there are.
 
     It must run before the first forward in evaluation mode: a repacked layer is not repaired.
@@ -255,7 +262,7 @@ def guard(model: Any) -> int:
     return len(layers)
 
 
-def linear4bit(model: Any) -> dict[str, Any]:
+def linear4bit(model: PreTrainedModel | PeftModel) -> dict[str, Linear4bit]:
     """The 4-bit layers by name, an adapter's wrapping left out of the name."""
     from bitsandbytes.nn import Linear4bit
 
@@ -266,11 +273,12 @@ def linear4bit(model: Any) -> dict[str, Any]:
     return found
 
 
-def dequantised(layer: Any) -> Any:
+def dequantised(layer: Linear4bit) -> torch.Tensor:
     """The values that a 4-bit layer stands for, float32, shape (out, in)."""
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    values: torch.Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    return values
 
 
 # ---------------------------------------------------------------- self-test
@@ -348,7 +356,7 @@ class _Walk:
         yield Stage("reload", "logits of the saved 4-bit model with its adapter", self._reload(), rounding)
         yield Stage("merge", "merged weights", self._merge(), REQUANTISED)
 
-    def _load(self, base: Any) -> Stage:
+    def _load(self, base: PreTrainedModel) -> Stage:
         """The largest distance of a value from what it was before, in units of its block's largest."""
         worst = 0.0
         for name, layer in linear4bit(base).items():
@@ -359,7 +367,7 @@ class _Walk:
         step = LARGEST_STEP[dict(self.how.fields)["bnb_4bit_quant_type"]] + 0.03
         return Stage("load", "worst value, in units of its block's largest", worst, step)
 
-    def _reference(self, base: Any) -> Any:
+    def _reference(self, base: PreTrainedModel) -> LlamaForCausalLM:
         """The float32 model that holds the values which the freshly loaded 4-bit model stands for."""
         from copy import deepcopy
 
@@ -387,7 +395,7 @@ class _Walk:
         _same_adapter(self.model, self.reference)  # each step is judged by itself
         return _relative(grads[0], grads[1])
 
-    def _logits(self, model: Any) -> float:
+    def _logits(self, model: PreTrainedModel | PeftModel) -> float:
         torch = _torch()
         with torch.no_grad():
             found = model.eval()(input_ids=self.ids.to(model.device)).logits.float().cpu()
@@ -406,7 +414,7 @@ class _Walk:
         weights = max(self._distance(name, layer) for name, layer in linear4bit(self.model).items())
         return max(weights, self._logits(self.model))
 
-    def _distance(self, name: str, layer: Any) -> float:
+    def _distance(self, name: str, layer: Linear4bit) -> float:
         module = self.reference.base_model.model.get_submodule(name)
         return _relative(dequantised(layer).cpu(), getattr(module, "base_layer", module).weight.detach())
 
@@ -432,13 +440,13 @@ class _Walk:
         )
 
 
-def _torch() -> Any:
+def _torch() -> ModuleType:
     import torch
 
     return torch
 
 
-def _small_model(folder: Path) -> Any:
+def _small_model(folder: Path) -> LlamaForCausalLM:
     """A random two-layer Llama, saved; its widths are multiples of every block size in use."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -462,7 +470,7 @@ def _small_model(folder: Path) -> Any:
     return model
 
 
-def _with_adapter(base: Any) -> Any:
+def _with_adapter(base: PreTrainedModel) -> PeftModel:
     """LoRA on every linear layer of the blocks, with a B that is not zero, so that all gradients speak."""
     from peft import LoraConfig, get_peft_model
 
@@ -471,7 +479,7 @@ def _with_adapter(base: Any) -> Any:
         return get_peft_model(base, config)
 
 
-def _same_adapter(model: Any, reference: Any) -> None:
+def _same_adapter(model: PeftModel, reference: PeftModel) -> None:
     """Copy the adapter of `model` into the reference."""
     torch = _torch()
     values: Mapping[str, Any] = dict(model.named_parameters())
@@ -481,5 +489,5 @@ def _same_adapter(model: Any, reference: Any) -> None:
                 p.copy_(values[name].detach().float().cpu())
 
 
-def _relative(found: Any, right: Any) -> float:
+def _relative(found: torch.Tensor, right: torch.Tensor) -> float:
     return float((found - right).norm() / right.norm())

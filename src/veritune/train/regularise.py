@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,12 @@ from transformers import TrainerCallback
 from veritune.config.train import R3F_NOISE, Condition
 from veritune.errors import GateError
 
-Logits = Callable[[Any], torch.Tensor]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+
+    from veritune.train.events import EventParts
+
+Logits = Callable[["PreTrainedModel"], torch.Tensor]
 """Logits [N, V] of a model at the target positions of the batch."""
 NOISE_KEPT = 0.5
 """The least share of embedding values that noise must change: below it, rounding has eaten the method."""
@@ -59,13 +64,15 @@ class Regulariser:
     """Adds penalties to a summed loss and keeps their sums for the log. `base` is the untouched model of a full
     fine-tuning; a PEFT model switches its adapter off instead."""
 
-    def __init__(self, penalties: Penalties, model: Any) -> None:
+    def __init__(self, penalties: Penalties, model: PreTrainedModel) -> None:
         self.penalties = penalties
         adapter = hasattr(model, "disable_adapter")
         self.base = None if adapter or not penalties.kl_to_base else _frozen_copy(model)
         self.sums: dict[str, float] = {}
 
-    def add(self, model: Any, logits_N_V: torch.Tensor, logits_of: Logits, nll: torch.Tensor) -> torch.Tensor:
+    def add(
+        self, model: PreTrainedModel, logits_N_V: torch.Tensor, logits_of: Logits, nll: torch.Tensor
+    ) -> torch.Tensor:
         """`nll` (summed over N) plus the weighted penalties, summed over N."""
         total, parts = nll, {"nll": nll}
         if self.penalties.kl_to_base > 0:
@@ -89,7 +96,7 @@ class Regulariser:
         return made
 
     @contextmanager
-    def _untouched(self, model: Any) -> Iterator[Any]:
+    def _untouched(self, model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         """The base while the block runs: no adapter, no dropout, no noise."""
         if self.base is not None:
             yield self.base
@@ -110,10 +117,10 @@ def kl(p_N_V: torch.Tensor, q_N_V: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def noisy_embeddings(model: Any, penalties: Penalties) -> Iterator[None]:
+def noisy_embeddings(model: PreTrainedModel, penalties: Penalties) -> Iterator[None]:
     """Noise on the input embeddings while the block runs. Raises GateError where rounding eats the noise."""
 
-    def add_noise(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
+    def add_noise(_module: torch.nn.Module, _args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
         drawn = torch.empty_like(out)
         noise = drawn.normal_(0, penalties.noise) if penalties.draw == "normal" else drawn.uniform_(-1, 1)
         noised = out + (noise if penalties.draw == "normal" else noise * penalties.noise)
@@ -133,7 +140,7 @@ def noisy_embeddings(model: Any, penalties: Penalties) -> Iterator[None]:
         handle.remove()
 
 
-def _frozen_copy(model: Any) -> Any:
+def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     made = copy.deepcopy(model).eval()
     made.requires_grad_(False)
     return made
@@ -147,17 +154,20 @@ class UpdateClip(TrainerCallback):  # type: ignore[misc]
         self.clipped = 0
         self._before: list[tuple[torch.nn.Parameter, torch.Tensor, float]] = []
 
-    def on_pre_optimizer_step(self, _args: Any, _state: Any, _control: Any, **kwargs: Any) -> None:
-        groups: list[Mapping[str, Any]] = kwargs["optimizer"].param_groups
+    def on_pre_optimizer_step(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **kwargs: Unpack[EventParts]
+    ) -> None:
         self._before = [
             (p, p.detach().clone(), float(group["lr"]))
-            for group in groups
+            for group in kwargs["optimizer"].param_groups
             for p in group["params"]
             if p.grad is not None
         ]
 
     @torch.no_grad()
-    def on_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_kwargs: Unpack[EventParts]
+    ) -> None:
         for parameter, before, rate in self._before:
             change = parameter - before
             rms = float(change.norm()) / math.sqrt(change.numel())

@@ -11,19 +11,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from veritune.canonical import dumps, joined
 from veritune.config.fields import BASELINE, MAIN_SET
 from veritune.config.study import Study
 from veritune.config.train import Train
-from veritune.data.prepare import SET_COLUMN
+from veritune.data.prepare import SET_COLUMN, Prepared
 from veritune.errors import StudyError
 from veritune.records import DataFacts, Facts, Rendered, Row
 from veritune.store import hash_of, sha256_text
-
-if TYPE_CHECKING:
-    from veritune.data.prepare import Prepared
 
 SELECT, SHAPE, MAIN = "select", "shape", "main"
 BY_SOURCE = "eval_loss:"
@@ -149,7 +146,7 @@ def schedule(study: Study, cell: Cell) -> Train:
     return train.model_copy(update=changes)
 
 
-def _shaped(shape: tuple[int, int], train: Train, max_steps: int) -> dict[str, Any]:
+def _shaped(shape: tuple[int, int], train: Train, max_steps: int) -> Mapping[str, int | None]:
     """A shape of the declared effective batch is only timed; a larger one trains on as many rows in fewer steps."""
     micro, accumulation = shape
     declared, batch = effective_batch(train), micro * accumulation * train.devices

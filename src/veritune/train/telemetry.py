@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, Unpack
 
 import numpy as np
 import torch
@@ -27,6 +27,13 @@ from veritune.records import dumps
 from veritune.train.modules import FACTORS, GROUPS, TYPES, factor, layer_index, module_group, module_type
 from veritune.train.reporting import StepReporter
 from veritune.untrusted import parse_json, read_text
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from torch.optim import Optimizer
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from veritune.train.events import EventParts
 
 EXACT_UPDATE_BYTES = 256 * 2**20
 """Trainable parameters up to this size are copied for an exact update norm; above it the norm is sampled."""
@@ -175,7 +182,9 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
 
     # ------------------------------------------------------------ the Trainer's events
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[EventParts]
+    ) -> None:
         self._forget()
         self._layout = _Layout.of(kwargs["model"])
         self._main = bool(state.is_world_process_zero)
@@ -185,37 +194,54 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
         if args.world_size == 1 and args.max_grad_norm > 0 and not any(map(_is_dtensor, self._layout.params)):
             self._watch = _ClipWatch(self._layout)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[EventParts]
+    ) -> None:
         start = time.perf_counter()
         self._write_pending()
         if (state.global_step + 1) % self.every == 0:
             self._seen = self._look(args, kwargs["model"], kwargs.get("optimizer"))
         self.overhead_s += time.perf_counter() - start
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[EventParts]
+    ) -> None:
         start = time.perf_counter()
         if self._seen is not None and self._updates is not None and "grad_P" in self._seen:
             self._seen["update_P"] = self._updates.square(_locals(self._trainable()))
         self.overhead_s += time.perf_counter() - start
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[EventParts]
+    ) -> None:
         start = time.perf_counter()
         if self._seen is not None:
             self._pending = self._record(args, state.global_step)
             self._seen = None
         self.overhead_s += time.perf_counter() - start
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Unpack[EventParts],
+    ) -> None:
         norm = (logs or {}).get("grad_norm")
         if self._pending is not None and self._pending["step"] == state.global_step and norm is not None:
             _scale_record(self._pending, float(norm), "the trainer's grad_norm")
         if "train_runtime" in (logs or {}):  # the last call before the reporters close their runs
             self._write_pending()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[EventParts]
+    ) -> None:
         self._write_pending()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Unpack[EventParts]
+    ) -> None:
         self._write_pending()
         if self._reporter is not None:
             self._reporter.close()
@@ -229,7 +255,9 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
         assert self._layout is not None
         return self._layout.params
 
-    def _look(self, args: Any, model: torch.nn.Module, optimizer: Any) -> dict[str, Any] | None:
+    def _look(
+        self, args: TrainingArguments, model: torch.nn.Module, optimizer: Optimizer | None
+    ) -> dict[str, Any] | None:
         """What is seen before the step: squared norms of gradients and weights [P], still on the device."""
         if self._updates is None:  # FSDP2 replaces parameters between on_train_begin and the first step
             self._layout = _Layout.of(model)
@@ -252,7 +280,7 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
         self._updates.keep(local)
         return seen
 
-    def _record(self, args: Any, step: int) -> dict[str, Any]:
+    def _record(self, args: TrainingArguments, step: int) -> dict[str, Any]:
         assert self._seen is not None and self._layout is not None
         seen, layout = self._seen, self._layout
         if "reason" in seen:
@@ -297,7 +325,7 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
             "ratio": {"total": total, **ratio},
         }
 
-    def _before_clipping(self, args: Any, at_step: float, grad_P: np.ndarray) -> tuple[float | None, str]:
+    def _before_clipping(self, args: TrainingArguments, at_step: float, grad_P: np.ndarray) -> tuple[float | None, str]:
         """The total norm before clipping and how it is known; None with the reason when it is not."""
         limit = float(args.max_grad_norm or 0)
         watched = self._watch.take() if self._watch is not None else {}
@@ -371,7 +399,7 @@ def _damaged(path: str | os.PathLike[str], number: int, why: str) -> FormatError
     )
 
 
-def unavailable_because(args: Any, optimizer: Any, sharded: bool) -> str | None:
+def unavailable_because(args: TrainingArguments, optimizer: Optimizer | None, sharded: bool) -> str | None:
     """Why gradients cannot be read at the optimizer step, None when they can."""
     kind = str(getattr(getattr(optimizer, "accelerator_state", None), "distributed_type", ""))
     if getattr(args, "deepspeed", None) or kind.endswith("DEEPSPEED"):
@@ -384,11 +412,11 @@ def unavailable_because(args: Any, optimizer: Any, sharded: bool) -> str | None:
 # ---------------------------------------------------------------- tensors
 
 
-def _is_dtensor(tensor: Any) -> bool:
+def _is_dtensor(tensor: torch.Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
 
 
-def _local(tensor: Any) -> torch.Tensor:
+def _local(tensor: torch.Tensor) -> torch.Tensor:
     local: torch.Tensor = tensor.to_local() if _is_dtensor(tensor) else tensor
     return local.detach()
 
@@ -427,7 +455,7 @@ def _sum_shards(square_K_P: torch.Tensor, params: Sequence[torch.nn.Parameter]) 
     return square_K_P
 
 
-def _unscaling(optimizer: Any) -> tuple[float, float]:
+def _unscaling(optimizer: Optimizer | None) -> tuple[float, float]:
     """What undoes fp16 loss scaling: for the gradients at the step, and for those the last backward left."""
     scaler = getattr(optimizer, "scaler", None)
     if scaler is None or not scaler.is_enabled():

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +29,22 @@ from veritune.records import Rendered
 from veritune.train.regularise import Regulariser
 from veritune.train.schedule import by_source
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader, Dataset, Sampler
+    from transformers import PreTrainedModel, TrainerControl
+
+    from veritune.train.events import EventParts, TrainRow
+
+    EvaluateOption = Dataset[TrainRow] | Sequence[TrainRow] | Sequence[str] | str | None
+
 IGNORE = -100
 COMPLETE = "complete"
 NLL_BATCH = 16
 """Rows of one batch whose loss is measured. A probe of memory takes as many: it can be more than a training step's."""
 
 
-def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[TrainRow], pad_id: int) -> dict[str, torch.Tensor]:
     """Right-padded batch: `input_ids`, `attention_mask`, `labels` and `row_index`, shapes (B, T) and (B,)."""
     width = max(len(row["input_ids"]) for row in rows)
     ids_B_T = torch.full((len(rows), width), pad_id, dtype=torch.long)
@@ -50,7 +59,7 @@ def collate(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tens
     return {"input_ids": ids_B_T, "attention_mask": mask_B_T, "labels": labels_B_T, "row_index": index_B}
 
 
-def join(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def join(rows: Sequence[TrainRow]) -> dict[str, torch.Tensor]:
     """The rows of a batch one after another in one sequence, without padding: shapes (1, sum of T) and (B,).
 
     `position_ids` restart with every row. Models that build their attention mask from them, with no `attention_mask`
@@ -68,7 +77,7 @@ def join(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def check_joined(model: Any, rows: Sequence[Rendered], pad_id: int) -> float:
+def check_joined(model: PreTrainedModel, rows: Sequence[Rendered], pad_id: int) -> float:
     """Largest difference between rows' NLL per target token (nats) when joined and when alone.
 
     Raises GateError when it is no rounding: the model's attention would let one row see another.
@@ -97,7 +106,11 @@ def check_joined(model: Any, rows: Sequence[Rendered], pad_id: int) -> float:
 
 
 def target_nll(
-    model: Any, ids_B_T: Any, mask_B_T: Any, labels_B_T: Any, position_ids: Any = None
+    model: PreTrainedModel,
+    ids_B_T: torch.Tensor,
+    mask_B_T: torch.Tensor | None,
+    labels_B_T: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL in nats of every target token, shape (N,), and the batch row each belongs to, shape (N,).
 
@@ -111,7 +124,11 @@ def target_nll(
 
 
 def target_logits(
-    model: Any, ids_B_T: Any, mask_B_T: Any, labels_B_T: Any, position_ids: Any = None
+    model: PreTrainedModel,
+    ids_B_T: torch.Tensor,
+    mask_B_T: torch.Tensor | None,
+    labels_B_T: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits (N, V) that predict the target tokens, these tokens (N,), and the batch row of each (N,)."""
     captured: list[bool] = []
@@ -121,7 +138,7 @@ def target_logits(
         virtual = values_B_T_X.shape[1] - labels_B_T.shape[1]
         return values_B_T_X[row_N, before_N + virtual]
 
-    def keep_targets(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def keep_targets(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden_B_T_H = args[0]
         if hidden_B_T_H.dim() != 3:
             return args
@@ -140,12 +157,12 @@ def target_logits(
     return logits_N_V, labels_B_T[row_N, before_N + 1], row_N
 
 
-def _plain(model: Any) -> Any:
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
     """The model inside DDP's wrapper."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
-def share_of(batch: list[dict[str, Any]], rank: int, world: int) -> list[dict[str, Any]]:
+def share_of(batch: list[TrainRow], rank: int, world: int) -> list[TrainRow]:
     """The rows of a batch that one of `world` processes takes: every `world`-th.
 
     A rank for which no row is left takes the first row with nothing to learn, so that every row of the contract counts
@@ -156,7 +173,9 @@ def share_of(batch: list[dict[str, Any]], rank: int, world: int) -> list[dict[st
 
 
 @torch.no_grad()
-def row_nll(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: int = NLL_BATCH) -> list[tuple[float, int]]:
+def row_nll(
+    model: PreTrainedModel, rows: Sequence[Rendered], pad_id: int, batch_size: int = NLL_BATCH
+) -> list[tuple[float, int]]:
     """For each row, its summed NLL in nats and its number of target tokens, in the order given.
 
     Rows are batched by length; the sums do not depend on the batching beyond rounding.
@@ -168,7 +187,9 @@ def row_nll(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: int =
     result: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
-        items = [{"input_ids": rows[i].input_ids, "labels": rows[i].labels, "row_index": i} for i in chunk]
+        items: list[TrainRow] = [
+            {"input_ids": rows[i].input_ids, "labels": rows[i].labels, "row_index": i} for i in chunk
+        ]
         batch = {k: v.to(device) for k, v in collate(items, pad_id).items()}
         nll_N, row_N = target_nll(model, batch["input_ids"], batch["attention_mask"], batch["labels"])
         sums = torch.zeros(len(chunk), dtype=torch.float64, device=device).index_add_(0, row_N, nll_N.double())
@@ -183,7 +204,7 @@ def mean_nll(parts: Sequence[tuple[float, int]]) -> float:
     return sum(total for total, _ in parts) / sum(count for _, count in parts)
 
 
-def _rows_of(inputs: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, ...], list[int]]]:
+def _rows_of(inputs: dict[str, torch.Tensor]) -> list[tuple[tuple[int, ...], tuple[int, ...], list[int]]]:
     """Ids, labels and the labels on padding of every row in a batch, padded or joined."""
     ids_B, labels_B = inputs["input_ids"].tolist(), inputs["labels"].tolist()
     if "position_ids" in inputs:
@@ -194,30 +215,30 @@ def _rows_of(inputs: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, .
     return [(tuple(i[:n]), tuple(ls[:n]), ls[n:]) for i, ls, n in zip(ids_B, labels_B, lengths)]
 
 
-def _dataset(rows: Sequence[Rendered]) -> list[dict[str, Any]]:
+def _dataset(rows: Sequence[Rendered]) -> list[TrainRow]:
     return [{"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(rows)]
 
 
 class _Compared:
     """The very tensors of a batch that was compared with the contract, as they were then."""
 
-    def __init__(self, inputs: dict[str, Any], counts: tuple[int, int]) -> None:
+    def __init__(self, inputs: dict[str, torch.Tensor], counts: tuple[int, int]) -> None:
         self.counts = counts
         self._tensors = {name: (tensor, _version(tensor)) for name, tensor in inputs.items()}
 
-    def still(self, inputs: dict[str, Any]) -> bool:
+    def still(self, inputs: dict[str, torch.Tensor]) -> bool:
         """Whether these are those tensors, and nothing was written into them. Reads no value."""
         same = (tensor is inputs.get(name) and _version(tensor) == v for name, (tensor, v) in self._tensors.items())
         return inputs.keys() == self._tensors.keys() and all(same)
 
 
-def _version(tensor: Any) -> int | None:
+def _version(tensor: torch.Tensor) -> int | None:
     """How often a tensor was written into; None for what is none."""
     return getattr(tensor, "_version", None)
 
 
 @contextmanager
-def _left_on_the_host(accelerator: Any) -> Iterator[None]:
+def _left_on_the_host(accelerator: Accelerator) -> Iterator[None]:
     """Data loaders made in the block leave their batches where the collator put them."""
     before, accelerator.device_placement = accelerator.device_placement, False
     try:
@@ -233,7 +254,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         args: TrainingArguments,
         *,
         rows: Sequence[Rendered],
@@ -259,12 +280,13 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         """Train on these rows, in this order, instead."""
         self.contract_rows, self.train_dataset, self.in_order = rows, _dataset(rows), True
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_train_sampler(self, *args: Sequence[TrainRow], **kwargs: Sequence[TrainRow]) -> Sampler[int] | None:
         if self.in_order:
             return torch.utils.data.SequentialSampler(self.train_dataset)
-        return super()._get_train_sampler(*args, **kwargs)
+        usual: Sampler[int] | None = super()._get_train_sampler(*args, **kwargs)
+        return usual
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch on the model's device, compared with the contract before it goes there: no wait for the device."""
         counts = self._check_parity(inputs) if "row_index" in inputs else None
         moved: dict[str, Any] = super()._prepare_inputs(inputs)
@@ -272,8 +294,12 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         return moved
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Summed NLL over the optimizer step's number of target tokens, so that accumulation changes nothing.
 
         What was compared and has not been touched since is not compared again.
@@ -285,7 +311,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         self.tokens_seen += tokens
         ids_B_T, mask_B_T = inputs["input_ids"], inputs.get("attention_mask")
 
-        def logits_of(one: Any) -> torch.Tensor:
+        def logits_of(one: PreTrainedModel) -> torch.Tensor:
             return target_logits(one, ids_B_T, mask_B_T, inputs["labels"], inputs.get("position_ids"))[0]
 
         if self.regulariser is None:
@@ -301,7 +327,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         loss = total / count * self.args.world_size  # DDP averages gradients over processes; the loss is a sum
         return (loss, {}) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, float], *args: float | None, **kwargs: float | None) -> None:
         """With penalties `loss` stays the NLL per target token; `objective` is what was minimised."""
         if self.regulariser is not None and "loss" in logs and self._targets:
             parts = self.regulariser.means(self._targets)
@@ -310,24 +336,25 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
             self._targets = 0
         super().log(logs, *args, **kwargs)
 
-    def get_train_dataloader(self) -> Any:
+    def get_train_dataloader(self) -> DataLoader[TrainRow]:
         """On several processes: the batches of one process, of which each takes its share."""
         world, rank = self.args.world_size, self.args.process_index
         if world == 1:
             with _left_on_the_host(self.accelerator):
-                return super().get_train_dataloader()
+                alone: DataLoader[TrainRow] = super().get_train_dataloader()
+                return alone
         from accelerate.data_loader import prepare_data_loader
 
         settings = self.accelerator.dataloader_config
-        loader: Any = torch.utils.data.DataLoader(
+        whole: Any = torch.utils.data.DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_size=self._train_batch_size * world,
             sampler=self._get_train_sampler(self.train_dataset),
             collate_fn=lambda batch: self.batched(share_of(batch, rank, world)),
             drop_last=self.args.dataloader_drop_last,
         )
-        return prepare_data_loader(
-            loader,
+        loader: DataLoader[TrainRow] = prepare_data_loader(
+            whole,
             device=self.accelerator.device,
             num_processes=1,
             process_index=0,
@@ -336,8 +363,9 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
             use_seedable_sampler=settings.use_seedable_sampler,
             data_seed=settings.data_seed,
         )
+        return loader
 
-    def _check_parity(self, inputs: dict[str, Any]) -> tuple[int, int]:
+    def _check_parity(self, inputs: dict[str, torch.Tensor]) -> tuple[int, int]:
         """How many rows and tokens a batch holds, all as in the contract. Raises GateError."""
         given = _rows_of(inputs)
         indices = inputs["row_index"].tolist()
@@ -356,7 +384,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
                 raise GateError(f"row {row.row_id}: the loss would fall on padding.", fix="Check the collator.")
         return sum(index >= 0 for index in indices), sum(len(ids) for ids, _, _ in given)
 
-    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *_args: EvaluateOption, **_kwargs: EvaluateOption) -> dict[str, float]:
         """Validation NLL per target token, logged as `eval_loss`; that of each source as `eval_loss:SOURCE`."""
         started = time.perf_counter()
         parts = row_nll(self.model, self.validation_rows, self.pad_id)
@@ -379,13 +407,17 @@ class Cadence(TrainerCallback):  # type: ignore[misc]
     def __init__(self, every: int | tuple[int, ...] | None) -> None:
         self.every = every
 
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+    def on_step_end(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Unpack[EventParts]
+    ) -> None:
         step, every = state.global_step, self.every
         due = step in every if isinstance(every, tuple) else every is not None and step % every == 0
         if due or step >= state.max_steps:
             control.should_evaluate = control.should_save = True
 
-    def on_epoch_end(self, _args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
+    def on_epoch_end(
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Unpack[EventParts]
+    ) -> None:
         if self.every is None and state.global_step < state.max_steps:
             control.should_evaluate = control.should_save = True
 
@@ -393,10 +425,17 @@ class Cadence(TrainerCallback):  # type: ignore[misc]
 class OnLog(TrainerCallback):  # type: ignore[misc]
     """Hands every logged row to `sink(step, logs)`."""
 
-    def __init__(self, sink: Callable[[int, dict[str, Any]], None]) -> None:
+    def __init__(self, sink: Callable[[int, dict[str, float]], None]) -> None:
         self.sink = sink
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any] | None = None, **_kwargs: Any) -> None:
+    def on_log(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_kwargs: Unpack[EventParts],
+    ) -> None:
         self.sink(state.global_step, logs or {})
 
 
@@ -408,11 +447,15 @@ class StepTimer(TrainerCallback):  # type: ignore[misc]
         self.steps: list[tuple[float, int]] = []
         self._began, self._tokens = 0.0, 0
 
-    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Unpack[EventParts]
+    ) -> None:
         _wait()
         self._began, self._tokens = time.perf_counter(), self.trainer.tokens_seen
 
-    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Unpack[EventParts]
+    ) -> None:
         _wait()
         self.steps.append((time.perf_counter() - self._began, self.trainer.tokens_seen - self._tokens))
 
@@ -430,7 +473,9 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
     def __init__(self, rows_checked: Callable[[], int]) -> None:
         self.rows_checked = rows_checked
 
-    def on_save(self, args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_kwargs: Unpack[EventParts]
+    ) -> None:
         if args.world_size > 1:
             torch.distributed.barrier()  # every rank's random state belongs to the checkpoint
         checked = self.rows_checked()
@@ -451,7 +496,9 @@ class Retention(TrainerCallback):  # type: ignore[misc]
         self.not_kept = not_kept
         self.keep_all = keep_all
 
-    def on_save(self, args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_kwargs: Unpack[EventParts]
+    ) -> None:
         if not state.is_world_process_zero:
             return
         candidates = [(row["eval_loss"], row["step"]) for row in state.log_history if "eval_loss" in row]

@@ -21,7 +21,7 @@ import numpy as np
 
 from veritune.data.family_decisions import contradiction, read_family_decisions
 from veritune.errors import InputError, StaleError
-from veritune.records import FamilyDecision, dumps
+from veritune.records import FamilyDecision, JsonLike, dumps
 from veritune.stats.agreement import Agreement, krippendorff_alpha
 from veritune.stats.intervals import t_quantile
 from veritune.store import write_text
@@ -154,7 +154,7 @@ def merged(pack: Path) -> Path:
     return out
 
 
-def _filled(row: Mapping[str, Any], reviewer: str, choice: Choice) -> dict[str, Any]:
+def _filled(row: Mapping[str, Any], reviewer: str, choice: Choice) -> dict[str, JsonLike]:
     facts: dict[str, Any] = {
         "decision": choice.decision,
         "why": choice.why or None,

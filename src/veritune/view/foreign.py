@@ -6,12 +6,15 @@ import csv
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from veritune.untrusted import parse_json, read_bytes
 from veritune.view.index import ScoreIndex, index_of
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 PROMPTS = ("prompt", "question", "input", "query", "problem", "instruction")
 OUTPUTS = ("output", "response", "completion", "generation", "prediction", "answer_text", "filtered_resps", "resps")
@@ -22,7 +25,7 @@ class ForeignIndex(ScoreIndex):
 
     records: Sequence[Mapping[str, Any]] = ()
 
-    def lines(self, places: Sequence[int]) -> list[Mapping[str, Any]]:
+    def lines(self, places: Sequence[int]) -> list[Mapping[str, JsonLike]]:
         """The records at these places, in the shape of our own."""
         return [self.records[i] for i in places]
 
@@ -59,7 +62,7 @@ def _foreign(path: Path, _size: int, _changed: int) -> ScoreIndex:
     raw = _raw(path)
     bodies = raw if len(raw) == n else [{}] * n
 
-    def column(values: Sequence[Any]) -> list[str]:
+    def column(values: Sequence[JsonLike]) -> list[str]:
         return ["" if v is None else str(v) for v in values] if len(values) == n else [""] * n
 
     reasons = column(found.reason)
@@ -89,7 +92,7 @@ def _foreign(path: Path, _size: int, _changed: int) -> ScoreIndex:
     return index
 
 
-def _raw(path: Path) -> list[Mapping[str, Any]]:
+def _raw(path: Path) -> list[Mapping[str, JsonLike]]:
     """The file's own records in their order, where it is of a kind that has one a score; else none."""
     try:
         if path.suffix == ".jsonl":
@@ -109,7 +112,7 @@ def _raw(path: Path) -> list[Mapping[str, Any]]:
     return []
 
 
-def _text(record: Any, names: Sequence[str]) -> str | None:
+def _text(record: JsonLike, names: Sequence[str]) -> str | None:
     if not isinstance(record, Mapping):
         return None
     for name in names:

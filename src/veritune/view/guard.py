@@ -13,10 +13,13 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import psutil
+
+if TYPE_CHECKING:
+    from starlette.types import Message
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -89,7 +92,7 @@ class Guard:
             return
         heads = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
 
-        async def sealed(message: MutableMapping[str, Any]) -> None:
+        async def sealed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 there = {k.lower() for k, _ in message.get("headers", [])}
                 message["headers"] = [*message.get("headers", []), *(h for h in HEADERS if h[0] not in there)]

@@ -15,12 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veritune.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from veritune.records import JsonLike
 
 VERSION = 2
 CUT = "length"
@@ -56,7 +61,7 @@ class ScoreIndex:
         known = self.value_N[~np.isnan(self.value_N)]
         return bool(known.size) and bool(np.isin(known, (0.0, 1.0)).all())
 
-    def lines(self, places: Sequence[int]) -> list[Mapping[str, Any]]:
+    def lines(self, places: Sequence[int]) -> list[Mapping[str, JsonLike]]:
         """The records at these places, read from the file."""
         with self.path.open("rb") as stream:
             return [self._line(stream, int(self.offset_N[i])) for i in places]
@@ -77,7 +82,7 @@ class ScoreIndex:
         return sorted(hits)
 
     @staticmethod
-    def _line(stream: Any, offset: int) -> Mapping[str, Any]:
+    def _line(stream: BinaryIO, offset: int) -> Mapping[str, JsonLike]:
         stream.seek(offset)
         record = parse_json(stream.readline(), finite=False)
         return record if isinstance(record, dict) else {}
@@ -159,18 +164,18 @@ def _columns(
     )
 
 
-def dict_at(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def dict_at(record: Mapping[str, JsonLike], name: str) -> Mapping[str, Any]:
     """An object inside a record; an empty one where there is none."""
     found = record.get(name)
     return found if isinstance(found, dict) else {}
 
 
-def number_of(value: Any) -> float | None:
+def number_of(value: JsonLike) -> float | None:
     """A score as a number; None for what is none, NaN and infinity included."""
     return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
 
 
-def _text(value: Any) -> str:
+def _text(value: JsonLike) -> str:
     return "" if value is None else str(value)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 MOST = 1_000_000
 """Bytes read in one look; a page that is far behind catches up over several."""
@@ -41,7 +44,7 @@ def tail(path: Path, start: int) -> Tail:
     return Tail(tuple(rows), start + len(whole))
 
 
-def whole(path: Path) -> tuple[dict[str, Any], ...]:
+def whole(path: Path) -> tuple[dict[str, JsonLike], ...]:
     """Every record of the file."""
     rows: list[dict[str, Any]] = []
     start = 0

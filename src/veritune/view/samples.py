@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import numpy as np
 from numpy.typing import NDArray
 
+from veritune.records import JsonLike, JsonValue
 from veritune.view.diff import Piece, differences
 from veritune.view.index import ScoreIndex, dict_at, number_of
 
@@ -225,7 +226,7 @@ class TokenLoss(NamedTuple):
     ground: int
 
 
-def token_losses(parts: Mapping[str, Any]) -> tuple[TokenLoss, ...]:
+def token_losses(parts: Mapping[str, JsonLike]) -> tuple[TokenLoss, ...]:
     """The recorded loss of every token; nothing where none or something else is recorded."""
     found = parts.get("token_losses")
     pairs = [p for p in found if isinstance(p, list) and len(p) == 2] if isinstance(found, list) else []
@@ -266,7 +267,7 @@ class Item:
     answers: tuple[ShownAnswer, ...] = field(default=())
 
 
-def shown(joined: Joined, places: Sequence[int], start: int, rows: Mapping[str, Mapping[str, Any]]) -> list[Item]:
+def shown(joined: Joined, places: Sequence[int], start: int, rows: Mapping[str, Mapping[str, JsonValue]]) -> list[Item]:
     """The items at these places, their outputs read from the files; `start` is the number of the first."""
     records = []
     for s, index in enumerate(joined.indexes):

@@ -12,7 +12,7 @@ from typing import Any
 
 from veritune.drawing import Drawing, look_of, panels, save, shortened, style, svg_text, tidy
 from veritune.errors import InputError
-from veritune.records import RunManifest
+from veritune.records import JsonLike, RunManifest
 from veritune.seal import resealing
 from veritune.store import Store, write_text
 from veritune.writeup.fill import fill_text, filler_of
@@ -114,7 +114,7 @@ def _short_sentence(records: CheckedRecords, verdict: Mapping[str, Any], claim: 
     return f"{words[kind, status]} {where}" if (kind, status) in words else fallback
 
 
-def _other(claim: Mapping[str, Any]) -> str:
+def _other(claim: Mapping[str, JsonLike]) -> str:
     """The arm compared with, and how it was asked where that differs."""
     asked = f" asked as {claim['against_eval']}" if claim.get("against_eval") else ""
     return f"{claim.get('against')}{asked}"
@@ -223,7 +223,7 @@ def _methods(records: CheckedRecords) -> str:
     return "## Methods\n\n" + "\n".join(lines)
 
 
-def _scoring(name: str, spec: Mapping[str, Any]) -> str:
+def _scoring(name: str, spec: Mapping[str, JsonLike]) -> str:
     """How an eval's outputs come about and are scored."""
     if spec.get("kind") == "choice":
         return "the likeliest of the options is the answer; nothing is generated"

@@ -3,6 +3,7 @@
     results.json   {"all_layer": {"accuracy": 0.91}}       all_layer.accuracy = 0.91
     metrics.jsonl  {"step": 10, "split": "test", ...}      a name from the row's own words: test.step 10.loss
     table.csv      model,gsm8k                             a name from the row's text columns and the column
+    mlruns/0/RUN   metrics/eval_loss: 17000 1.2 10         step 10.eval_loss; the folder or one file under metrics/
 
 A list has a length (`n.<path>`); rows with a text or yes/no column have counts and shares by its value; a numeric
 column of several rows has its mean, least and greatest value. Every fact says where it comes from.
@@ -24,6 +25,8 @@ from pathlib import Path
 import yaml
 
 from veritune.errors import InputError
+from veritune.records import JsonValue
+from veritune.train.mlflow_files import metric_rows, run_of
 from veritune.untrusted import parse_json, parse_yaml
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml")
@@ -227,6 +230,11 @@ def needed_words(fact: Fact, page: frozenset[str] = frozenset()) -> frozenset[st
     return found
 
 
+def is_record(path: Path) -> bool:
+    """Whether a path names a record file: by its ending, or by its place in an MLflow run."""
+    return path.suffix.lower() in SUFFIXES or run_of(path) is not None
+
+
 def read_facts(paths: Iterable[Path]) -> list[Fact]:
     """The facts of some record files, in order. Raises InputError for a file that is missing, damaged or of another
     kind, and for more numbers than one text can be checked against."""
@@ -253,8 +261,10 @@ def _distinct(facts: Iterable[Fact]) -> Iterator[Fact]:
             yield fact
 
 
-def held_in(path: Path) -> object:
-    """What a record file holds; rows of JSONL and of tables as a list. Raises InputError as `read_facts` does."""
+def held_in(path: Path) -> JsonValue:
+    """What a record file holds; rows of JSONL, tables and MLflow runs as a list. Raises InputError as `read_facts`."""
+    if run_of(path) is not None:
+        return [{**row} for row in metric_rows(path)]
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: expected a record file ({', '.join(SUFFIXES)}), found {suffix or 'no ending'}.")
@@ -271,15 +281,16 @@ def held_in(path: Path) -> object:
             return _csv(text, path, "\t" if suffix == ".tsv" else None)
         if suffix in (".jsonl", ".ndjson"):
             return _jsonl(text, path)
-        return parse_json(text, finite=False) if suffix == ".json" else parse_yaml(text)
+        content: JsonValue = parse_json(text, finite=False) if suffix == ".json" else parse_yaml(text)
+        return content
     except (ValueError, yaml.YAMLError, RecursionError) as exc:
         raise InputError(
             f"{path} cannot be read as {suffix[1:]}: {' '.join(str(exc).split())[:160]}.", fix="Repair the file."
         ) from exc
 
 
-def _jsonl(text: str, path: Path) -> list[object]:
-    rows: list[object] = []
+def _jsonl(text: str, path: Path) -> list[JsonValue]:
+    rows: list[JsonValue] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -289,7 +300,7 @@ def _jsonl(text: str, path: Path) -> list[object]:
     return rows
 
 
-def _csv(text: str, path: Path, delimiter: str | None) -> list[object]:
+def _csv(text: str, path: Path, delimiter: str | None) -> list[JsonValue]:
     if delimiter is None:
         head = text.split("\n", 1)[0]
         delimiter = max((",", ";", "\t"), key=head.count)
@@ -304,13 +315,13 @@ def _csv(text: str, path: Path, delimiter: str | None) -> list[object]:
     return [{t: _cell(v, comma) for t, v in zip(titles, row)} for row in rows[1:] if any(v.strip() for v in row)]
 
 
-def _cell(text: str, comma: bool) -> object:
+def _cell(text: str, comma: bool) -> JsonValue:
     """A table's cell: with `;` between the cells a decimal comma is a decimal sign."""
     text = text.strip()
     return text.replace(",", ".") if comma and re.fullmatch(r"[-+]?\d+,\d+", text) else text
 
 
-def _number(held: object) -> tuple[float, bool] | None:
+def _number(held: JsonValue) -> tuple[float, bool] | None:
     """A number and whether it was written with a percent sign; None for anything else."""
     if isinstance(held, bool) or held is None:
         return None
@@ -331,7 +342,7 @@ def _number(held: object) -> tuple[float, bool] | None:
     return None
 
 
-def _of(held: object, parts: tuple[str, ...], source: str, pointer: str, depth: int) -> Iterator[Fact]:
+def _of(held: JsonValue, parts: tuple[str, ...], source: str, pointer: str, depth: int) -> Iterator[Fact]:
     """The facts of a value at a place of a file."""
     number = _number(held)
     if number is not None:
@@ -346,14 +357,14 @@ def _of(held: object, parts: tuple[str, ...], source: str, pointer: str, depth: 
         yield from _of_rows(held, parts, source, pointer, depth)
 
 
-def _spread(held: Mapping[object, object], parts: tuple[str, ...], source: str, pointer: str) -> Iterator[Fact]:
+def _spread(held: Mapping[str, JsonValue], parts: tuple[str, ...], source: str, pointer: str) -> Iterator[Fact]:
     """How many entries a mapping of mappings has: runs by name, items by id."""
     if parts and len(held) > 1 and all(isinstance(v, Mapping) for v in held.values()):
         yield Fact(("n", *parts), float(len(held)), source, pointer, "length")
 
 
 def _of_rows(
-    rows: Sequence[object], parts: tuple[str, ...], source: str, pointer: str, depth: int = 0
+    rows: Sequence[JsonValue], parts: tuple[str, ...], source: str, pointer: str, depth: int = 0
 ) -> Iterator[Fact]:
     """A list: its length, its rows by their own words, and what they come to."""
     yield Fact(("n", *(parts or (Path(source).stem, "rows"))), float(len(rows)), source, pointer, "length")
@@ -379,7 +390,7 @@ ORDER = ("seed", "step", "epoch", "layer", "rank", "k", "fold", "run", "iteratio
 """Numeric columns that name a row rather than measure it."""
 
 
-def _label(row: Mapping[object, object]) -> tuple[str, ...] | None:
+def _label(row: Mapping[str, JsonValue]) -> tuple[str, ...] | None:
     """What names a row: its short texts and its numbers of order, those of a mapping inside it too."""
     found: list[str] = []
     for key, held in row.items():
@@ -401,7 +412,7 @@ def _of_column(numbers: Sequence[float], parts: tuple[str, ...], source: str, po
 
 
 def _groups(
-    rows: Sequence[Mapping[object, object]], parts: tuple[str, ...], source: str, pointer: str
+    rows: Sequence[Mapping[str, JsonValue]], parts: tuple[str, ...], source: str, pointer: str
 ) -> Iterator[Fact]:
     """Counts and shares by the value of a text or yes/no column; means of numeric columns, whole and by group."""
     keys = list(dict.fromkeys(str(key) for row in rows for key in row))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from veritune.records import JsonValue
 from veritune.writeup.facts import hard, held_in
 
 Allowed = Literal["win", "loss", "equal", "differ", "carries"]
@@ -40,7 +41,7 @@ def read_verdicts(paths: Iterable[Path]) -> tuple[HeldVerdict, ...]:
     return tuple(v for path in paths for v in _verdicts(held_in(path), path.name, 0))
 
 
-def _verdicts(held: object, source: str, depth: int) -> Iterator[HeldVerdict]:
+def _verdicts(held: JsonValue, source: str, depth: int) -> Iterator[HeldVerdict]:
     if depth > 12:
         return
     if isinstance(held, Mapping):
@@ -55,7 +56,7 @@ def _verdicts(held: object, source: str, depth: int) -> Iterator[HeldVerdict]:
             yield from _verdicts(inner, source, depth + 1)
 
 
-def _verdict(held: Mapping[object, object], source: str) -> HeldVerdict | None:
+def _verdict(held: Mapping[str, JsonValue], source: str) -> HeldVerdict | None:
     word = next((w for key in WORDS if isinstance(w := held.get(key), str) and w), None)
     claim = held.get("claim")
     named = isinstance(claim, str) and claim != ""
@@ -67,12 +68,12 @@ def _verdict(held: Mapping[object, object], source: str) -> HeldVerdict | None:
     return HeldVerdict(name, (hard(a), hard(b)), _said(held, word), frozenset(_allows(held)), source)
 
 
-def _said(held: Mapping[object, object], word: str) -> str:
+def _said(held: Mapping[str, JsonValue], word: str) -> str:
     status = held.get("status")
     return status if isinstance(status, str) and status else word
 
 
-def _arms(held: Mapping[object, object]) -> tuple[str, str] | None:
+def _arms(held: Mapping[str, JsonValue]) -> tuple[str, str] | None:
     for one, other in ARMS:
         a, b = held.get(one), held.get(other)
         if isinstance(a, str) and isinstance(b, str) and a and b:
@@ -87,7 +88,7 @@ def _arms(held: Mapping[object, object]) -> tuple[str, str] | None:
     return (names[0], names[1]) if isinstance(names[0], str) and isinstance(names[1], str) else None
 
 
-def _allows(held: Mapping[object, object]) -> Iterator[Allowed]:
+def _allows(held: Mapping[str, JsonValue]) -> Iterator[Allowed]:
     decision, status, kind = (str(held.get(key) or "").lower() for key in ("decision", "status", "kind"))
     said = decision or str(held.get("verdict") or held.get("conclusion") or held.get("result") or status).lower()
     if said.startswith(("better", "win", "higher")):
@@ -105,7 +106,7 @@ def _allows(held: Mapping[object, object]) -> Iterator[Allowed]:
             yield "win" if gap > 0 else "loss"
 
 
-def _gap(held: Mapping[object, object]) -> float:
+def _gap(held: Mapping[str, JsonValue]) -> float:
     estimates = held.get("estimates")
     first = estimates[0] if isinstance(estimates, list) and estimates else None
     value = first.get("value") if isinstance(first, Mapping) else None

@@ -29,7 +29,7 @@ from veritune.config.study import Study
 from veritune.errors import InputError
 from veritune.evaluate.means import ZoneMean, zone_mean
 from veritune.files import atomic, staged_folder, write_parquet, write_text
-from veritune.records import Json, RunManifest, RunSummary, Score, TrainingRecord, dumps
+from veritune.records import Json, JsonLike, RunManifest, RunSummary, Score, TrainingRecord, dumps
 from veritune.report.read import read_records
 from veritune.stats.reasons import is_models
 from veritune.store import Store
@@ -141,7 +141,7 @@ def read_items(store: Store, name: str) -> ScoredItems:
 # ---------------------------------------------------------------- Parquet
 
 
-def _columns(items: ScoredItems) -> dict[str, list[object]]:
+def _columns(items: ScoredItems) -> dict[str, list[JsonLike]]:
     pairs = [(run, score) for run in items.runs for score in run.scores]
     return {
         "study": [items.study.name for _ in pairs],
@@ -182,9 +182,9 @@ def inspect_log(items: ScoredItems, run: ScoredRun) -> bytes:
     return buffer.getvalue()
 
 
-def _eval_spec(items: ScoredItems, run: ScoredRun, n: int) -> Json:
+def _eval_spec(items: ScoredItems, run: ScoredRun, n: int) -> Mapping[str, JsonLike]:
     spec = items.study.evals[items.eval]
-    about: dict[str, object] = {"run_id": run.manifest.run_id, "study": items.study.name, "contract": items.contract}
+    about: dict[str, JsonLike] = {"run_id": run.manifest.run_id, "study": items.study.name, "contract": items.contract}
     about |= {"condition": run.manifest.condition, "seed": run.summary.seed, "exploratory": run.summary.exploratory}
     about |= {"trained_elsewhere": list(run.elsewhere)} if run.manifest.trained_elsewhere else {}
     return {
@@ -206,11 +206,13 @@ def _eval_spec(items: ScoredItems, run: ScoredRun, n: int) -> Json:
     }
 
 
-def _results(items: ScoredItems, run: ScoredRun) -> Json:
+def _results(items: ScoredItems, run: ScoredRun) -> Mapping[str, JsonLike]:
     values = [_counted(score) for score in run.scores]
     known = [value for value in values if value is not None]
-    metric = {"mean": {"name": "mean", "value": sum(known) / len(known), "params": {}}} if known else {}
-    score: dict[str, object] = {"name": items.eval, "scorer": items.eval, "params": {}, "metrics": metric}
+    metric: dict[str, JsonLike] = (
+        {"mean": {"name": "mean", "value": sum(known) / len(known), "params": {}}} if known else {}
+    )
+    score: dict[str, JsonLike] = {"name": items.eval, "scorer": items.eval, "params": {}, "metrics": metric}
     score |= {"scored_samples": len(known), "unscored_samples": len(values) - len(known)}
     return {"total_samples": len(values), "completed_samples": len(known), "scores": [score]}
 
@@ -222,7 +224,7 @@ def _counted(score: Score) -> float | None:
     return 0.0 if is_models(score.reason) else None
 
 
-def _sample(items: ScoredItems, run: ScoredRun, score: Score) -> Json:
+def _sample(items: ScoredItems, run: ScoredRun, score: Score) -> Mapping[str, JsonLike]:
     messages = list(items.rows.get(score.item_id, {}).get("messages") or [])
     last = messages.pop() if messages and messages[-1]["role"] == "assistant" else {}
     target = last.get("content") or ""
@@ -252,12 +254,12 @@ def _sample(items: ScoredItems, run: ScoredRun, score: Score) -> Json:
     }
 
 
-def _error(reason: str | None) -> Json:
+def _error(reason: str | None) -> Mapping[str, JsonLike]:
     said = reason or "no score was recorded"
     return {"message": said, "traceback": said, "traceback_ansi": said}
 
 
-def _summary_of(sample: Json) -> Json:
+def _summary_of(sample: Json) -> Mapping[str, JsonLike]:
     kept = ("id", "epoch", "input", "target", "metadata", "scores")
     summary = {name: sample[name] for name in kept}
     if sample["error"]:
@@ -268,7 +270,7 @@ def _summary_of(sample: Json) -> Json:
 # ---------------------------------------------------------------- Every Eval Ever
 
 
-def every_eval_ever(items: ScoredItems, run: ScoredRun) -> Json:
+def every_eval_ever(items: ScoredItems, run: ScoredRun) -> Mapping[str, JsonLike]:
     """One run as an aggregate record of Every Eval Ever: a result a zone, with its items and what has no score."""
     about = {"condition": run.manifest.condition, "study": items.study.name, "contract": items.contract}
     about |= {"seed": str(run.summary.seed)} if run.summary.seed is not None else {}
@@ -292,7 +294,7 @@ def every_eval_ever(items: ScoredItems, run: ScoredRun) -> Json:
     }
 
 
-def _eee_result(items: ScoredItems, run: ScoredRun, zone: str, mean: ZoneMean) -> Json:
+def _eee_result(items: ScoredItems, run: ScoredRun, zone: str, mean: ZoneMean) -> Mapping[str, JsonLike]:
     spec, held = items.study.evals[items.eval], run.summary.scores[items.eval][zone]
     hub = {"source_type": "hf_dataset", "hf_repo": items.repo, "samples_number": held.items}
     source = hub if items.repo is not None else {"source_type": "other"}

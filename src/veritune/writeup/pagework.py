@@ -10,7 +10,7 @@ from pathlib import Path
 from veritune.errors import InputError
 from veritune.store import Store, write_text
 from veritune.writeup import items, tables
-from veritune.writeup.facts import SUFFIXES, read_facts
+from veritune.writeup.facts import is_record, read_facts
 from veritune.writeup.fill import Filled, Filler, Referred, fill, fill_page, filler_of
 from veritune.writeup.lint.check import lint_text
 from veritune.writeup.lint.free import lint_records
@@ -56,7 +56,7 @@ class ReferenceName:
 
 def _given(given: Sequence[Path], records: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Pages and record files: files that are records may stand among the pages."""
-    files = [*records, *(p for p in given if p.suffix.lower() in SUFFIXES)]
+    files = [*records, *(p for p in given if is_record(p))]
     pages = [p for p in given if p not in files]
     if not pages:
         raise InputError("expected a page, found none.", fix=f"Name a file that ends in {', '.join(PAGES)}.")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from veritune.errors import InputError, nearest
+from veritune.records import JsonValue
 from veritune.writeup.facts import Fact
 from veritune.writeup.quantities import CheckedRecords, Quantity
 
@@ -173,7 +174,7 @@ def _plain(name: str) -> str:
     return ".".join(re.sub(r"[^\w\-]+", "_", part).strip("_") for part in name.split("."))
 
 
-def _word_of(records: CheckedRecords, verdict: Mapping[str, object], field: str) -> str:
+def _word_of(records: CheckedRecords, verdict: Mapping[str, JsonValue], field: str) -> str:
     if field == "grade":
         confidence = verdict["confidence"]
         return str(confidence.get("grade", "none")) if isinstance(confidence, Mapping) else "none"

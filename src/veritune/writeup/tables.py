@@ -23,7 +23,7 @@ import yaml
 
 from veritune.display import Tabular
 from veritune.errors import InputError, nearest
-from veritune.records import SCORE_ZONES, ZONES
+from veritune.records import SCORE_ZONES, ZONES, JsonLike
 from veritune.untrusted import read_text
 from veritune.writeup.quantities import CheckedRecords, Quantity
 
@@ -323,11 +323,11 @@ def _model_index(made: ResultTable, records: CheckedRecords | None) -> str:
     )
 
 
-def _models(made: ResultTable, records: CheckedRecords) -> Iterator[dict[str, object]]:
+def _models(made: ResultTable, records: CheckedRecords) -> Iterator[dict[str, JsonLike]]:
     arms = dict.fromkeys(q.scope.condition for q in made.results)
     adopted = {m.condition for m in records.manifests.values() if m.trained_elsewhere}
     for arm in arms:
-        results = []
+        results: list[JsonLike] = []
         elsewhere = ", weights trained elsewhere" if arm in adopted else ""
         for q in made.results:
             if q.scope.condition != arm:
@@ -337,7 +337,7 @@ def _models(made: ResultTable, records: CheckedRecords) -> Iterator[dict[str, ob
             }  # fmt: skip
             ends = {end: records.by_name.get(f"{q.name}.{end}") for end in ("min", "max", "range")}
             counts |= {f"{end}_over_seeds": round(e.value, 6) for end, e in ends.items() if e is not None}
-            metric = {
+            metric: dict[str, JsonLike] = {
                 "type": "score",
                 "name": f"mean score, zone {q.scope.zone}",
                 "value": round(q.value, 6),

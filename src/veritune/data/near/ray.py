@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -33,16 +33,24 @@ from veritune.data.near.overlap import Overlap, OverlapRule, RowsBesideEntries
 from veritune.data.near.sweep import Sweep, join_sweeps, sweep
 from veritune.errors import MachineError, first_line
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from ray import ObjectRef
+
 BLOCK_ROWS = 500_000  # rows of a block at most: 170 MB of sketches
 KEYS_A_RANGE = 1 << 25  # join keys that one task sorts: 256 MB
 PAIRS_A_TASK = 1 << 20
+
+
+T = TypeVar("T")
 
 
 # ---------------------------------------------------------------- the cluster
 
 
 @contextmanager
-def session(address: str | None = None) -> Iterator[Any]:
+def session(address: str | None = None) -> Iterator[ModuleType]:
     """Ray, connected: the running session where there is one, else `address`, else a cluster of this machine's cores.
 
     Raises MachineError without ray, when the cluster cannot be reached, and when it has no CPU to give: a task that
@@ -62,16 +70,17 @@ def session(address: str | None = None) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _ray() -> Any:
+def _ray() -> ModuleType:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray  # an extra, and a second
     except ImportError as error:
         raise MachineError("--executor ray needs ray.", fix="pip install 'veritune[ray]'") from error
-    return ray
+    module: ModuleType = ray
+    return module
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def _connect(ray: ModuleType, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address is None:
@@ -114,7 +123,7 @@ def _sketch_block(sweep: Sweep, row_N: I64, bucket_C: U8, weights: BucketWeights
     return join.sketches(sweep, row_N, least, given=(weights, bucket_C))
 
 
-def _keys_block(sketch: Sketches, place_B: I64, node_B: I64, ranges: int) -> tuple[Any, ...]:
+def _keys_block(sketch: Sketches, place_B: I64, node_B: I64, ranges: int) -> tuple[int | U64, ...]:
     """How many join keys some rows of a block have, then the keys by key range.
 
     `node_B` are the rows' numbers in the whole set.
@@ -125,7 +134,7 @@ def _keys_block(sketch: Sketches, place_B: I64, node_B: I64, ranges: int) -> tup
     return (len(key), *(key[a:b] for a, b in pairwise(cuts)))
 
 
-def _pairs_of_range(owner_N: I32, blocks: int, *keys: U64) -> tuple[Any, ...]:
+def _pairs_of_range(owner_N: I32, blocks: int, *keys: U64) -> tuple[tuple[int, int] | U64, ...]:
     """How many keys came and how many pairs they give; then the pairs `left << 32 | right` that share a key of one
     range, by the block that owns the left row."""
     key = np.concatenate(keys)
@@ -254,7 +263,7 @@ class RemoteSketches:
 class RayEngine:
     """`Engine` on a cluster: the steps are those of `join` and `overlap`, each on one block or one range of keys."""
 
-    def __init__(self, ray: Any) -> None:
+    def __init__(self, ray: ModuleType) -> None:
         self.ray = ray
         self.cpus = int(ray.cluster_resources()["CPU"])
 
@@ -379,7 +388,7 @@ class RayEngine:
         """As `overlap.standing`, on this machine."""
         return overlap.standing(rows, texts)
 
-    def _where(self, sketch: RemoteSketches) -> tuple[Any, Any, Any]:
+    def _where(self, sketch: RemoteSketches) -> tuple[ObjectRef, ObjectRef, ObjectRef]:
         """Owner, place and blocks, each in the object store once; blocks as references that a task opens itself."""
         return self.ray.put(sketch.owner_N), self.ray.put(sketch.place_N), self.ray.put(list(sketch.blocks))
 
@@ -393,7 +402,7 @@ def _balance(what: str, n_sent: int, n_received: int) -> None:
         )
 
 
-def _two_by_two(items: list[Any]) -> list[list[Any]]:
+def _two_by_two(items: list[T]) -> list[list[T]]:
     return [items[i : i + 2] for i in range(0, len(items), 2)]
 
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from veritune.data.sources.files import open_bytes
 from veritune.data.sources.raw import Raw, problem, show, surrogate_path
+from veritune.records import JsonValue
 from veritune.untrusted import MAX_DEPTH, refuse_depth
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -59,7 +59,7 @@ def _unless_surrogate(raw: Raw) -> Raw:
     return problem(raw, "surrogate", message, expected="valid Unicode", found=found, field=where)
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> JsonValue:
     raise ValueError(f"{name} is not JSON; write null where a value is missing")
 
 

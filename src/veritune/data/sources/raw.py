@@ -5,10 +5,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import date, time, timedelta
+from decimal import Decimal
+from typing import Any, Protocol
 
 from veritune.records import Finding
+
+
+class ArrayLike(Protocol):
+    """An array or a scalar of numpy, torch, pyarrow or polars."""
+
+    def tolist(self) -> Cell:
+        """Its values as Python's own."""
+
+
+Cell = (
+    str | int | float | bool | None | bytes | date | time | timedelta | Decimal
+    | Sequence["Cell"] | Mapping[str, "Cell"] | ArrayLike
+)  # fmt: skip
+"""What a column of a stranger's file or table may hold; `date` includes `datetime`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +44,11 @@ class Raw:
     is_record: bool = True
     typed: bool = False
     note: Finding | None = None
+
+
+def native(value: Cell) -> Cell:
+    """An array or a scalar of numpy and its kin as Python's own lists and numbers; all else as it is."""
+    return value.tolist() if value is not None and hasattr(value, "tolist") else value
 
 
 def problem(raw: Raw, check: str, message: str, *, expected: str, found: str, field: str | None = None) -> Raw:
@@ -53,7 +75,7 @@ def has_surrogate(text: str) -> bool:
     return False
 
 
-def surrogate_path(value: Any, path: str = "") -> str | None:
+def surrogate_path(value: Cell, path: str = "") -> str | None:
     """Where in a JSON value a lone surrogate sits, None when nowhere."""
     if isinstance(value, str):
         return (path or "the record") if has_surrogate(value) else None
@@ -68,7 +90,7 @@ def surrogate_path(value: Any, path: str = "") -> str | None:
     return None
 
 
-def show(value: Any, limit: int = 80) -> str:
+def show(value: Cell | Exception, limit: int = 80) -> str:
     """A short, printable form of what was found."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")

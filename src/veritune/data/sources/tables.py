@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from veritune.data.sources.files import kind_of, open_bytes
-from veritune.data.sources.raw import Raw, problem
+from veritune.data.sources.raw import Cell, Raw, problem
 from veritune.errors import DataError
 from veritune.records import Finding
 from veritune.untrusted import table_rows
@@ -86,7 +86,7 @@ def read_arrow(file: Path, name: str, stem: str) -> Iterator[Raw]:
         yield Raw(name, number, value, stem=stem, typed=True)
 
 
-def records_of(obj: Any) -> Iterator[Any]:
+def records_of(obj: Any) -> Iterator[Cell]:
     """The records of a table object, distinguished by the package it comes from, so that none is imported here."""
     package = type(obj).__module__.split(".")[0]
     if isinstance(obj, str | bytes | Path):
@@ -114,7 +114,7 @@ def is_typed(obj: Any) -> bool:
     return type(obj).__module__.split(".")[0] in ("polars", "pyarrow", "datasets")
 
 
-def _no_nan(value: Any) -> Any:
+def _no_nan(value: Cell) -> Cell:
     """pandas marks a missing value with NaN, NaT or NA; here it is None."""
     if value is None or isinstance(value, str | list | dict):
         return value

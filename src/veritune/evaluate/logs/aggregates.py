@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scipy.special import ndtri
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.untrusted import parse_json, read_bytes
 
@@ -24,12 +25,12 @@ class Aggregate(NamedTuple):
     error: float
 
 
-def is_aggregate(document: Mapping[str, Any]) -> bool:
+def is_aggregate(document: Mapping[str, Cell]) -> bool:
     """Whether a document is lm-eval's results file: tasks with their figures, no scores of items."""
     return "results" in document and bool(document.keys() & {"configs", "n-shot", "versions"})
 
 
-def refuse_aggregate(path: Path, document: Mapping[str, Any]) -> None:
+def refuse_aggregate(path: Path, document: Mapping[str, Cell]) -> None:
     """Raises ScoreError for aggregated results."""
     if is_aggregate(document):
         raise ScoreError(f"{path.name}: expected scores per item, found lm-eval's aggregated results.", fix=_FIX)

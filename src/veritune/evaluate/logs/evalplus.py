@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
 from veritune.evaluate.logs.values import choose, fingerprint, load_json, named_eval, row_labels
 from veritune.stats.table import Columns
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 _PASS = "pass"
 
@@ -22,7 +26,7 @@ _OLD_PASS = ("success", "pass")
 """How versions before 0.2 wrote a pass: [status, details]."""
 
 
-def is_evalplus(document: Any) -> bool:
+def is_evalplus(document: Cell) -> bool:
     """Whether a JSON document holds EvalPlus's results."""
     tasks = document.get("eval") if isinstance(document, Mapping) else None
     if not isinstance(tasks, Mapping) or not tasks:
@@ -62,22 +66,22 @@ def _read(path: Path, reading: Reading) -> Columns:
     )
 
 
-def _old(task: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _old(task: Mapping[str, Any]) -> list[dict[str, JsonLike]]:
     """The solutions of a task as versions before 0.2 wrote them: lists of [status, details] by kind of test."""
     status: dict[str, Sequence[Any]] = {kind: task.get(kind) or () for kind in ("base", "plus")}
-    found = []
+    found: list[dict[str, JsonLike]] = []
     for i, base in enumerate(status["base"]):
         plus = status["plus"][i] if i < len(status["plus"]) else None
         found.append({"base_status": _old_status(base), "plus_status": _old_status(plus)})
     return found
 
 
-def _old_status(entry: Any) -> str | None:
+def _old_status(entry: Cell) -> str | None:
     word = entry[0] if isinstance(entry, list) and entry else entry
     return _PASS if word in _OLD_PASS else None if word is None else str(word)
 
 
-def _passed(path: Path, row: Mapping[str, Any], metric: str) -> float | None:
+def _passed(path: Path, row: Mapping[str, Cell], metric: str) -> float | None:
     base, plus = row.get("base_status"), row.get("plus_status")
     if base is None or (metric == "plus" and plus is None and base == _PASS):
         return None

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError, did_you_mean
 from veritune.evaluate.logs import lm_eval
 from veritune.evaluate.logs.values import listed_names
@@ -117,7 +117,7 @@ def _groups(files: Iterable[Path]) -> dict[str, set[str]]:
     return found
 
 
-def _leaves(listed: Mapping[str, Any], name: str, *, depth: int) -> set[str]:
+def _leaves(listed: Mapping[str, Cell], name: str, *, depth: int) -> set[str]:
     inner = listed.get(name)
     if not isinstance(inner, list) or not inner or depth > 8:
         return set() if depth == 0 else {name}

@@ -10,13 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
 from veritune.evaluate.logs.values import choose, fingerprint, load_json, named_eval, objects, row_labels, scored
 from veritune.stats.table import Columns
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 FILE_NAME = "per_instance_stats.json"
 
@@ -29,7 +33,7 @@ _BOOKKEEPING = re.compile(
 """Statistics about the request, not about the answer: never a choice unless they are named."""
 
 
-def is_helm(row: Mapping[str, Any]) -> bool:
+def is_helm(row: Mapping[str, Cell]) -> bool:
     """Whether a row is one of HELM's: an instance with a list of statistics."""
     return "instance_id" in row and isinstance(row.get("stats"), list)
 
@@ -80,7 +84,7 @@ def _score(
     return scored(stat.get("mean"), path, row.get("instance_id"), metric)
 
 
-def _instances(path: Path) -> dict[str, dict[str, Any]]:
+def _instances(path: Path) -> dict[str, dict[str, JsonLike]]:
     """What each instance asks, from instances.json beside the statistics; nothing where it is not there.
 
     Raises ScoreError for one id that stands there with several texts and no perturbation.

@@ -11,9 +11,10 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune import zstd
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
@@ -21,6 +22,9 @@ from veritune.evaluate.logs.reducers import reduce_samples
 from veritune.evaluate.logs.values import choose, fingerprint, is_nan, load_json, named_eval, number, row_labels
 from veritune.stats.table import Columns
 from veritune.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 _GRADES = {"C": 1.0, "I": 0.0, "P": 0.5}
 
@@ -99,7 +103,7 @@ def _stated(log: _Log, scorer: str, name: str) -> dict[str, float]:
 # ---------------------------------------------------------------- one sample
 
 
-def _scorer_names(scores: Mapping[str, Any]) -> Iterator[str]:
+def _scorer_names(scores: Mapping[str, Cell]) -> Iterator[str]:
     for name, score in scores.items():
         value = score.get("value") if isinstance(score, dict) else score
         if isinstance(value, dict):
@@ -111,7 +115,7 @@ def _scorer_names(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _value(
-    sample: Mapping[str, Any], scorer: str, path: Path, *, scores_errors: bool
+    sample: Mapping[str, Cell], scorer: str, path: Path, *, scores_errors: bool
 ) -> tuple[float | None, str | None]:
     """A sample's score, or None and the reason why it has none."""
     value = _raw_value(sample, scorer)
@@ -139,7 +143,7 @@ def _raw_value(sample: Mapping[str, Any], scorer: str) -> Any:
     return _entry(value, key)
 
 
-def _entry(value: Any, key: str) -> Any:
+def _entry(value: Cell, key: str) -> Any:
     """`value` itself, or its entry where it is an object or a list."""
     if isinstance(value, dict):
         return value.get(key)
@@ -183,7 +187,7 @@ def _load(path: Path) -> _Log:
     )
 
 
-def _lost_epochs(samples: Sequence[Mapping[str, Any]], epochs: Any) -> list[Mapping[str, Any]]:
+def _lost_epochs(samples: Sequence[Mapping[str, Any]], epochs: Any) -> list[Mapping[str, JsonLike]]:
     """The epochs that the log's settings promise of a sample and that it does not hold, as samples without a score."""
     if not isinstance(epochs, int) or epochs < 2:
         return []

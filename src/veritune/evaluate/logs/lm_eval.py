@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.lm_eval_metrics import sample_values
@@ -183,7 +184,7 @@ def _filter_names(path: Path, task: str, blocks: Sequence[Sequence[Row]]) -> lis
     return []
 
 
-def _mean_is(rows: Sequence[Row], metric: str, stated: Any) -> bool:
+def _mean_is(rows: Sequence[Row], metric: str, stated: Cell) -> bool:
     values = [float(v) for v in (row.get(metric) for row in rows) if isinstance(v, int | float)]
     if not isinstance(stated, int | float) or len(values) < len(rows):
         return False
@@ -214,7 +215,7 @@ def _content(row: Row) -> str | None:
 # ---------------------------------------------------------------- the results file beside the samples
 
 
-def results_beside(path: Path) -> Iterator[Mapping[str, Any]]:
+def results_beside(path: Path) -> Iterator[Mapping[str, Cell]]:
     """lm-eval's results records beside a samples file: of the same time stamp where there is one, else all."""
     when = stamp_of(path)
     same = path.with_name(f"results_{when}.json") if when else None
@@ -253,7 +254,7 @@ def _row_direction(row: Row, metric: str) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _recorded_directions(record: Mapping[str, Any], task: str, metric: str) -> Iterator[bool]:
+def _recorded_directions(record: Mapping[str, Cell], task: str, metric: str) -> Iterator[bool]:
     """`higher_is_better` of the metric in lm-eval's results: in its own table, and in each task's metric list."""
     tasks, configs = record.get("higher_is_better"), record.get("configs")
     for name, metrics in tasks.items() if isinstance(tasks, Mapping) else ():

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.logs.values import scored
 
@@ -82,7 +83,7 @@ def _plain(path: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], metric: st
     return Sampled(range(len(rows)), values, reasons)
 
 
-def _invalid(filtered: Any) -> bool:
+def _invalid(filtered: Cell) -> bool:
     """True when lm-eval's extraction filter found nothing (`[invalid]`), in any of several repeats."""
     if isinstance(filtered, list) and filtered and isinstance(filtered[0], list):
         return all(_invalid(repeat) for repeat in filtered)
@@ -103,11 +104,11 @@ def _per_length(path: Path, values: Sequence[Sequence[float]], metric: str) -> S
     return Sampled(range(len(values)), [-loss / unit for loss, _ in values], [None] * len(values), notes=(note,))
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: Cell) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(_is_number(x) for x in value)
 
 
-def _brier(value: Any) -> float | None:
+def _brier(value: Cell) -> float | None:
     """The Brier score of [gold, probabilities], None for anything else. lm-eval logs the probabilities as numpy prints
     them, `"[0.25 0.75]"`."""
     if not isinstance(value, list) or len(value) != 2:
@@ -123,5 +124,5 @@ def _brier(value: Any) -> float | None:
     return float(sum((p - (k == gold)) ** 2 for k, p in enumerate(shares)))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Cell) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

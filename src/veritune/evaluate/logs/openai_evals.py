@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from veritune.data.sources.raw import Cell
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
 from veritune.evaluate.logs.values import choose, fingerprint, lines, named_eval, row_labels, scored
@@ -21,7 +22,7 @@ _MATCH = "match"
 Event = Mapping[str, Any]
 
 
-def is_events(row: Mapping[str, Any]) -> bool:
+def is_events(row: Mapping[str, Cell]) -> bool:
     """Whether a line is one of an OpenAI evals log: its spec, its report or an event."""
     return (
         isinstance(row.get("spec"), Mapping)

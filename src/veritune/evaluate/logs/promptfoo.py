@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
 from veritune.evaluate.logs.values import choose, fingerprint, lines, load_json, named_eval, objects, row_labels, scored
 from veritune.stats.table import Columns
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 _ERROR = 2
 """promptfoo's failureReason of a test that an error ended; 1 is a failed assertion, 0 none."""
@@ -24,7 +28,7 @@ _ERROR = 2
 Row = Mapping[str, Any]
 
 
-def results_in(document: Any) -> list[Any] | None:
+def results_in(document: Cell) -> list[Cell] | None:
     """The list of results in a promptfoo file, None where the document is none."""
     inner = document.get("results") if isinstance(document, Mapping) else None
     inner = inner.get("results") if isinstance(inner, Mapping) else inner
@@ -38,7 +42,7 @@ def systems_of(path: Path) -> list[str]:
     return sorted(set(_systems([row for _, row in _rows(path)])))
 
 
-def is_result(row: Mapping[str, Any]) -> bool:
+def is_result(row: Mapping[str, Cell]) -> bool:
     """Whether a line is one of promptfoo's results, as `-o results.jsonl` writes them."""
     return "success" in row and {"provider", "vars", "prompt"} <= row.keys()
 
@@ -102,7 +106,7 @@ def _prompt(row: Row) -> str:
     return " ".join(str(label or row.get("promptIdx") or "").split())[:60]
 
 
-def _metadata(holder: Any) -> dict[str, Any]:
+def _metadata(holder: Any) -> dict[str, JsonLike]:
     found = holder.get("metadata") if isinstance(holder, Mapping) else None
     return dict(found) if isinstance(found, Mapping) else {}
 
@@ -116,7 +120,7 @@ def _metrics(rows: Sequence[Row]) -> Iterator[str]:
         yield from _named(row)
 
 
-def _named(row: Row) -> Mapping[str, Any]:
+def _named(row: Row) -> Mapping[str, JsonLike]:
     named = row.get("namedScores")
     return named if isinstance(named, Mapping) else {}
 

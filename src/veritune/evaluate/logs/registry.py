@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.logs import (
     evalplus,
@@ -29,7 +30,7 @@ from veritune.evaluate.logs.aggregates import refuse_aggregate
 from veritune.evaluate.logs.options import LogFormat, Reading
 from veritune.evaluate.logs.reducers import reduce_samples
 from veritune.evaluate.logs.values import EXPECTED, MISSHAPEN, load_json
-from veritune.records import Score
+from veritune.records import JsonLike, Score
 from veritune.stats.table import Columns
 from veritune.untrusted import parse_json
 
@@ -79,7 +80,7 @@ def read_scores(path: str | Path, reading: Reading | None = None) -> Iterator[Sc
     """`read`, as `Score` records; `parts` keeps the sample and the rater."""
     c = read(path, reading)
 
-    def at(column: Sequence[Any], i: int) -> Any:
+    def at(column: Sequence[Cell], i: int) -> Any:
         return column[i] if len(column) else None
 
     for i in range(len(c.item)):
@@ -143,7 +144,7 @@ def sniff(path: Path) -> str:
     return _sniff_document(path, load_json(path)) if first is None else _sniff_line(path, first)
 
 
-def _first_line(text: str) -> dict[str, Any] | None:
+def _first_line(text: str) -> dict[str, JsonLike] | None:
     """The object on the first line, None when the object goes on over several lines."""
     try:
         value = parse_json(text.split("\n", 1)[0], finite=False)
@@ -176,14 +177,14 @@ def _sniff_list(path: Path, text: str) -> str:
     return helm.FORMAT.name if isinstance(first, dict) and helm.is_helm(first) else "json"
 
 
-def _sniff_document(path: Path, document: Any) -> str:
+def _sniff_document(path: Path, document: Cell) -> str:
     kind = _document_kind(path, document) if isinstance(document, dict) else None
     if kind is None:
         raise ScoreError(f"{path.name}: {EXPECTED}; found a JSON document of {type(document).__name__}.")
     return kind
 
 
-def _document_kind(path: Path, document: Mapping[str, Any]) -> str | None:
+def _document_kind(path: Path, document: Mapping[str, Cell]) -> str | None:
     """The format of a single JSON object, None where it is of none that is written as one."""
     if evalplus.is_evalplus(document):
         return evalplus.FORMAT.name

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError, did_you_mean, first_line
 from veritune.evaluate.direction import known_direction
 from veritune.evaluate.logs.options import LogFormat, Reading, obeys
@@ -108,7 +109,7 @@ def _one_eval(table: Table, path: Path, asked: str | None) -> tuple[Table, str]:
     return Table(columns, [table.numbers[i] for i in keep]), chosen
 
 
-def numbers_of(values: Sequence[Any], path: Path, numbers: Sequence[int], column: str) -> list[float | None]:
+def numbers_of(values: Sequence[Cell], path: Path, numbers: Sequence[int], column: str) -> list[float | None]:
     """Every value as a score; `numbers` are the rows' numbers for a message. Raises ScoreError as `number` does."""
     return [x if type(x) is float and x - x == 0 else number(x, path, n, column) for x, n in zip(values, numbers)]
 
@@ -176,7 +177,7 @@ def parquet_table(path: Path) -> Table:
     return Table({name: [row[name] for row in rows] for name in (rows[0] if rows else ())}, range(1, len(rows) + 1))
 
 
-def _from_rows(rows: Sequence[tuple[int, Mapping[str, Any]]], names: Sequence[str] | None) -> Table:
+def _from_rows(rows: Sequence[tuple[int, Mapping[str, Cell]]], names: Sequence[str] | None) -> Table:
     header: dict[str, None] = dict.fromkeys(names or ())
     if names is None:
         for _, row in rows:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError, did_you_mean
 from veritune.evaluate.logs.options import LABELS, Reading, flag
 from veritune.untrusted import parse_json, read_bytes
@@ -64,7 +65,7 @@ def number(value: Any, path: Path, row: object, column: str) -> float | None:
     )
 
 
-def is_nan(value: Any) -> bool:
+def is_nan(value: Cell) -> bool:
     """Whether a log's value is not-a-number: the float, or the word that some JSON writers use for it."""
     return value == "NaN" or (isinstance(value, float) and math.isnan(value))
 
@@ -113,12 +114,12 @@ def named_eval(path: Path, inside: str, asked: str | None) -> str:
     return inside or asked or ""
 
 
-def texts(values: Sequence[Any]) -> list[str]:
+def texts(values: Sequence[Cell]) -> list[str]:
     """Every value as text."""
     return [x if type(x) is str else str(x) for x in values]
 
 
-def optional(column: Sequence[Any]) -> Sequence[Any]:
+def optional(column: Sequence[Cell]) -> Sequence[Any]:
     """The column, or an empty one when nothing is in it."""
     return column if any(x is not None for x in column) else ()
 
@@ -126,7 +127,7 @@ def optional(column: Sequence[Any]) -> Sequence[Any]:
 # ---------------------------------------------------------------- labels
 
 
-def walk(row: Mapping[str, Any], name: str) -> Any:
+def walk(row: Mapping[str, Cell], name: str) -> Any:
     """`row[name]`, else what a dotted path leads to inside nested objects; None where it leads nowhere."""
     if name in row:
         return row[name]
@@ -162,7 +163,7 @@ def row_labels(
     return found
 
 
-def _label(row: Mapping[str, Any], name: str, places: Sequence[str]) -> Any:
+def _label(row: Mapping[str, Cell], name: str, places: Sequence[str]) -> Any:
     for holder in (row, *(walk(row, place) for place in places)):
         value = walk(holder, name) if isinstance(holder, Mapping) else None
         if value is not None and not isinstance(value, Mapping | list):

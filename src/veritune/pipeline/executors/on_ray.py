@@ -18,13 +18,19 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.errors import MachineError, first_line
 from veritune.machine import Terminated, code_hashes
 from veritune.pipeline.executors.jobs import Jobs
 from veritune.pipeline.executors.plan import POLL_S, Ended, ExecutorPlan, Hooks
 from veritune.pipeline.executors.worker import CellOutcome, RayWorker, look
+
+if TYPE_CHECKING:
+    from types import FrameType, ModuleType
+
+    from ray import ObjectRef
+    from ray.actor import ActorClass
 
 NAMESPACE = "veritune"
 LOOK_S = 30.0
@@ -72,7 +78,7 @@ def release(plan: ExecutorPlan, study: Path) -> None:
 class _Pool:
     """The actors of one study, and the cells that wait for one."""
 
-    def __init__(self, ray: Any, plan: ExecutorPlan, study: Path, run_ids: list[str], hooks: Hooks) -> None:
+    def __init__(self, ray: ModuleType, plan: ExecutorPlan, study: Path, run_ids: list[str], hooks: Hooks) -> None:
         self.ray, self.plan, self.study, self.hooks = ray, plan, study, hooks
         self.jobs = Jobs(study, "ray", plan.address)
         self.queued = [(run_id, 1) for run_id in run_ids]
@@ -130,7 +136,7 @@ class _Pool:
     def _starting_enough(self) -> bool:
         return sum(slot.run_id is None for slot in self.pending.values()) >= len(self.queued)
 
-    def _settle(self, reference: Any, slot: _Slot) -> Iterator[Ended]:
+    def _settle(self, reference: ObjectRef, slot: _Slot) -> Iterator[Ended]:
         """What one answer of an actor comes to: it lives, a cell ended, or the worker is lost."""
         errors = self.ray.exceptions
         try:
@@ -168,7 +174,7 @@ class _Pool:
         self.jobs.assign(slot.name, (slot.run_id,), slot.host)
         self.pending[self._ask(slot)] = slot
 
-    def _ask(self, slot: _Slot) -> Any:
+    def _ask(self, slot: _Slot) -> ObjectRef:
         if slot.run_id is None:
             return slot.actor.where.remote()
         return slot.actor.run.remote(str(self.study), slot.run_id)
@@ -227,13 +233,13 @@ def _why_lost(exc: Exception) -> str:
     return f"{reason[:160]}" + (f" (node {address})" if address else "")
 
 
-def actor_class(ray: Any, plan: ExecutorPlan) -> Any:
+def actor_class(ray: ModuleType, plan: ExecutorPlan) -> ActorClass:
     """`RayWorker` with the resources of one cell. Nothing is tried again by Ray: the pool knows what was lost."""
     memory = {"memory": plan.memory_bytes} if plan.memory_bytes else {}
     return ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0, max_task_retries=0, **memory)(RayWorker)
 
 
-def capacity(ray: Any, plan: ExecutorPlan) -> int:
+def capacity(ray: ModuleType, plan: ExecutorPlan) -> int:
     """Cells that the living nodes hold at once; at least 1."""
     needs = _needs(plan)
     total = 0
@@ -247,7 +253,7 @@ def _needs(plan: ExecutorPlan) -> dict[str, float]:
     return {"CPU": float(plan.cpus), "GPU": float(plan.gpus), "memory": float(plan.memory_bytes or 0)}
 
 
-def _living(ray: Any) -> list[dict[str, float]]:
+def _living(ray: ModuleType) -> list[dict[str, float]]:
     """The resources of each living node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
@@ -294,7 +300,7 @@ def signals_held() -> Iterator[Callable[[], None]]:
         elif handler == signal.SIG_DFL:
             raise Terminated
 
-    def note(number: int, _frame: object) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         came.append(number)
         if len(came) > 1:
             act(number)
@@ -313,7 +319,7 @@ def signals_held() -> Iterator[Callable[[], None]]:
                 signal.signal(number, handler)
 
 
-def connect(plan: ExecutorPlan) -> Any:
+def connect(plan: ExecutorPlan) -> ModuleType:
     """Ray, connected. Raises MachineError without it, without a cluster, or when no node can ever hold a cell.
 
     Ray itself would wait without end for resources that no node has.
@@ -347,7 +353,8 @@ def connect(plan: ExecutorPlan) -> Any:
             f"the largest of each is {_amounts(has)}.",
             fix="Ask for less (--cpus, --gpus), or add a node.",
         )
-    return ray
+    module: ModuleType = ray
+    return module
 
 
 def _amounts(resources: dict[str, float]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.errors import MachineError, first_line
 from veritune.files import sha256_text
@@ -25,6 +25,9 @@ from veritune.pipeline.executors.worker import CellOutcome, CellTask, LiveTask, 
 from veritune.pipeline.tries import lost_tries, name_try, read_tries
 from veritune.records import ClusterJob
 from veritune.store import Store
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor
 
 FOLDER = ".slurm"
 QUEUE_S = 3.0
@@ -281,7 +284,7 @@ class _Arrays:
 # ---------------------------------------------------------------- submitit
 
 
-def executor_of(plan: ExecutorPlan, study: Path, name: str) -> Any:
+def executor_of(plan: ExecutorPlan, study: Path, name: str) -> AutoExecutor:
     """submitit's executor with what a cell needs. Raises MachineError without submitit or Slurm, or for an option."""
     try:
         import submitit

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veritune.errors import LockedError
 from veritune.machine import code_hashes
@@ -16,6 +16,9 @@ from veritune.pipeline.plan import measure_live
 from veritune.pipeline.tries import here
 from veritune.pipeline.work import Worker, pull
 from veritune.progress import Progress
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 IDLE_S = 600.0
 """Seconds that a Ray worker waits to be asked again. A driver that lives asks at once; one that was killed is given
@@ -79,7 +82,7 @@ class CellTask:
         """Run the cell, or what is left of it."""
         return cell_in_worker(study, run_id)
 
-    def checkpoint(self, study: str, run_id: str) -> Any:
+    def checkpoint(self, study: str, run_id: str) -> DelayedSubmission:
         """What to queue when the job must go: the same call, since a cell goes on from its last checkpoint."""
         import submitit
 
@@ -93,7 +96,7 @@ class LiveTask:
         """Measure what is not measured yet."""
         return live_in_worker(study)
 
-    def checkpoint(self, study: str) -> Any:
+    def checkpoint(self, study: str) -> DelayedSubmission:
         """The same call."""
         import submitit
 
@@ -114,7 +117,7 @@ class PullTask:
             ended[run_id] = cell_in_worker(study, run_id)
         return ended
 
-    def checkpoint(self, study: str, run_ids: tuple[str, ...]) -> Any:
+    def checkpoint(self, study: str, run_ids: tuple[str, ...]) -> DelayedSubmission:
         """The same call."""
         import submitit
 

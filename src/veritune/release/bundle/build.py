@@ -19,6 +19,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from veritune.records import (
     BundleManifest,
     ContractEntry,
     Facts,
+    JsonLike,
     PackedFile,
     RunManifest,
     Score,
@@ -354,10 +356,11 @@ def _base_record(plan: _Plan, manifest: BundleManifest) -> BaseRecord:
     return BaseRecord(manifest.base, tensors, embedded[0] if embedded else rows, config)
 
 
-def _datasheet(plan: _Plan, out: Path) -> dict[str, Any]:
+def _datasheet(plan: _Plan, out: Path) -> dict[str, JsonLike]:
     """Audit the frozen data again and write its datasheet. Raises StaleError when the data is not the contract's."""
     from veritune.data.audit import AuditConfig, audit_data
     from veritune.data.datasheet import write_datasheet
+    from veritune.report.lineage_figures import write_lineage
 
     data = plan.study.data
     config = AuditConfig(data.columns, data.family_field, data.id_field, near_duplicates=data.near_duplicates)
@@ -368,11 +371,12 @@ def _datasheet(plan: _Plan, out: Path) -> dict[str, Any]:
             "other data.",
             fix="Restore the data file.",
         )
-    write_datasheet(replace(found, source=data.path), out)
+    draw = partial(write_lineage, data=plan.store.root / data.path)
+    write_datasheet(replace(found, source=data.path), out, draw)
     return read_json(out / "datasheet.json")
 
 
-def _bill_facts(plan: _Plan, out: Path, sheet: Mapping[str, Any]) -> dict[str, Any]:
+def _bill_facts(plan: _Plan, out: Path, sheet: Mapping[str, Any]) -> dict[str, JsonLike]:
     config = json_of(plan.base.path / "config.json")
     verdicts = StudyVerdicts.load(plan.store.verdict_file).verdicts if plan.store.verdict_file.exists() else ()
     weights = {n: sha256_file(p) for n, p in walk(out).files.items() if n.startswith(("adapter/", "model/"))}
@@ -386,7 +390,7 @@ def _bill_facts(plan: _Plan, out: Path, sheet: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _metrics(verdicts: Sequence[Verdict]) -> Iterator[dict[str, Any]]:
+def _metrics(verdicts: Sequence[Verdict]) -> Iterator[dict[str, JsonLike]]:
     for verdict in verdicts:
         for estimate in verdict.estimates[:1]:
             if estimate.value is not None:

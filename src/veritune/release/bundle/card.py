@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune.errors import GateError
-from veritune.records import BundleManifest
+from veritune.records import BundleManifest, JsonLike
 from veritune.store import Store
 from veritune.untrusted import parse_yaml
 from veritune.writeup.draft import card_sections
@@ -127,7 +127,7 @@ def _unnumbered_item(text: str) -> str:
 
 
 def _licence_text(licences: Mapping[str, Any]) -> str:
-    def said(value: Any) -> str:
+    def said(value: JsonLike) -> str:
         return f"`{value}`" if value else "not stated in the files"
 
     data = licences["data"]
@@ -163,7 +163,7 @@ def _tail(manifest: BundleManifest) -> str:
 # ---------------------------------------------------------------- licences
 
 
-def licence_summary(base: Path, datasheet: Mapping[str, Any], release: str | None) -> dict[str, Any]:
+def licence_summary(base: Path, datasheet: Mapping[str, JsonLike], release: str | None) -> dict[str, JsonLike]:
     """Licences of release, base and data as the files name them, each with where it was read; None where none does."""
     return {
         "release": release,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune.errors import FormatError
-from veritune.records import Finding
+from veritune.records import Finding, JsonLike
 from veritune.untrusted import parse_json
 
 MANIFEST = "manifest.json"
@@ -41,7 +41,7 @@ def finding(check: str, name: str, message: str) -> Finding:
 # ---------------------------------------------------------------- names
 
 
-def name_problem(name: object) -> str | None:
+def name_problem(name: JsonLike) -> str | None:
     """Why a name may not stand in a bundle; None when it may."""
     if not isinstance(name, str) or not name:
         return "is no file name"

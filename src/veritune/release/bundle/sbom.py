@@ -15,12 +15,13 @@ from veritune.machine import package_versions
 from veritune.records import (
     BundleManifest,
     ContractEntry,
+    JsonLike,
 )
 
 _SPACE = uuid.UUID("6f0c2c58-0f0b-5a53-9c0e-0d7d3c8f7e11")
 
 
-def bill(manifest: BundleManifest, contract: ContractEntry, facts: Mapping[str, Any]) -> dict[str, Any]:
+def bill(manifest: BundleManifest, contract: ContractEntry, facts: Mapping[str, Any]) -> dict[str, JsonLike]:
     """The bill of a bundle. `manifest` needs name, run_id, weights, base, subject and the weight files' hashes;
     `contract` is the contract's last entry; `facts` has `task`, `architecture`, `data_name` and `metrics`."""
     frozen = contract.terms.facts
@@ -28,7 +29,7 @@ def bill(manifest: BundleManifest, contract: ContractEntry, facts: Mapping[str, 
     packages = [_package(name, version) for name, version in sorted(frozen.packages.items())]
     packages += [_package("veritune", v) for n, v in package_versions().items()
                  if n == "veritune" and "veritune" not in frozen.packages]  # fmt: skip
-    model = {
+    model: dict[str, JsonLike] = {
         "type": "machine-learning-model",
         "bom-ref": model_ref,
         "name": manifest.name,
@@ -38,14 +39,14 @@ def bill(manifest: BundleManifest, contract: ContractEntry, facts: Mapping[str, 
         "modelCard": _model_card(facts, data_ref),
         "components": [_file(name, digest) for name, digest in sorted(facts["weight_files"].items())],
     }
-    base = {
+    base: dict[str, JsonLike] = {
         "type": "machine-learning-model",
         "bom-ref": base_ref,
         "name": manifest.base.name,
         "hashes": [{"alg": "SHA-256", "content": manifest.subject.base}],
         "components": [_file(name, digest, "base/") for name, digest in sorted(manifest.base.files.items())],
     }
-    data = {
+    data: dict[str, JsonLike] = {
         "type": "data",
         "bom-ref": data_ref,
         "name": facts["data_name"],
@@ -66,7 +67,7 @@ def bill(manifest: BundleManifest, contract: ContractEntry, facts: Mapping[str, 
     }
 
 
-def _model_card(facts: Mapping[str, Any], data_ref: str) -> dict[str, Any]:
+def _model_card(facts: Mapping[str, Any], data_ref: str) -> dict[str, JsonLike]:
     metrics: Sequence[Mapping[str, Any]] = facts["metrics"]
     return {
         "modelParameters": {
@@ -80,18 +81,18 @@ def _model_card(facts: Mapping[str, Any], data_ref: str) -> dict[str, Any]:
     }
 
 
-def _metric(metric: Mapping[str, Any]) -> dict[str, Any]:
+def _metric(metric: Mapping[str, JsonLike]) -> dict[str, JsonLike]:
     row = {"type": metric["type"], "value": repr(metric["value"]), "slice": metric["slice"]}
     if metric["low"] is not None and metric["high"] is not None:
         row["confidenceInterval"] = {"lowerBound": repr(metric["low"]), "upperBound": repr(metric["high"])}
     return row
 
 
-def _file(name: str, digest: str, prefix: str = "") -> dict[str, Any]:
+def _file(name: str, digest: str, prefix: str = "") -> dict[str, JsonLike]:
     hashes = [{"alg": "SHA-256", "content": digest}]
     return {"type": "file", "bom-ref": f"file:{prefix}{name}", "name": name, "hashes": hashes}
 
 
-def _package(name: str, version: str) -> dict[str, Any]:
+def _package(name: str, version: str) -> dict[str, JsonLike]:
     purl = f"pkg:pypi/{name}@{version.replace('+', '%2B')}"
     return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}

@@ -44,7 +44,7 @@ from veritune.release.bundle.parts import (
     walk,
 )  # fmt: skip
 from veritune.release.bundle.sign import signature_problem
-from veritune.release.gate.evidence import files_digest, weights_digest
+from veritune.release.gate.evidence import files_digest, own_hash, weights_digest
 from veritune.release.parity.golden import GOLDEN, golden_problem
 from veritune.store import Store, hash_of, sha256_file
 
@@ -80,7 +80,7 @@ def is_bundle(path: str | Path) -> bool:
 
 def manifest_hash(manifest: BundleManifest) -> str:
     """The bundle's id: the hash of everything in the manifest but itself."""
-    return hash_of({key: value for key, value in to_json(manifest).items() if key != "hash"})
+    return own_hash(manifest)
 
 
 def read_manifest(folder: Path) -> BundleManifest:

@@ -27,6 +27,7 @@ from veritune.machine import package_versions
 from veritune.records import (
     ContaminationAudit,
     GateResult,
+    JsonLike,
     Score,
     SplitAudit,
     StudyVerdicts,
@@ -206,7 +207,7 @@ def _split(case: Case) -> Part:
     return Part("passed", "no family straddles the split")
 
 
-def _contamination(case: Case, numbers: dict[str, Any]) -> Part:
+def _contamination(case: Case, numbers: dict[str, JsonLike]) -> Part:
     path = case.store.audit("contamination.json")
     reason, frozen = case.unsealed(path), case.facts.contamination
     if reason or frozen is None:
@@ -505,7 +506,7 @@ def _worst_block(estimate: Any, limit: float) -> Part:
     return Part("passed", f"peak_memory of the largest block {worst:.3g}, at most {limit:g}")
 
 
-def _tail(case: Case, record: Evidence, policy: ServingGate) -> tuple[list[Part], dict[str, Any]]:
+def _tail(case: Case, record: Evidence, policy: ServingGate) -> tuple[list[Part], dict[str, JsonLike]]:
     """The tail's ratios, computed here from every request that was kept: an average hides a slow few."""
     rule, limit = TailRule(policy.tail_quantile, policy.alpha, policy.tail_burst), policy.tail
     if SAMPLES not in record.outputs or limit is None:

@@ -245,13 +245,3 @@ def render_text(found: Sequence[ControlShown]) -> str:
         )
     passed = sum(s.word == "passed" for s in found)
     return "\n".join([*lines, "", f"{passed} of {len(found)} controls have evidence that passed"])
-
-
-def table_markdown() -> str:
-    """The table of docs/controls.md."""
-    lines = ["| failure mode | what goes wrong | check | command | test that shows it failing |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for c in load_controls():
-        commands = ", ".join(f"`veritune {name}`" for name in c.commands)
-        lines.append(f"| {c.mode} | {c.wrong} | {c.check} | {commands} | `{c.test}` |")
-    return "\n".join(lines) + "\n"

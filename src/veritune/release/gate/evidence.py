@@ -44,6 +44,7 @@ from veritune.records import (
     Subject,
     to_json,
 )
+from veritune.records.base import Record
 from veritune.records.release import GateStatus
 from veritune.store import Store, hash_of, sha256_file, sha256_text
 
@@ -139,7 +140,7 @@ def write_evidence(store: Store, record: Evidence) -> Path:
     The timeline records its hash, and those of the files beside it, before it is written: `verify` compares them.
     """
     whole = replace(record, input_hash=record.hash_of_inputs())
-    whole = replace(whole, hash=_own_hash(whole))
+    whole = replace(whole, hash=own_hash(whole))
     path = evidence_file(store, record.kind)
     files = {**record.outputs, input_name(store, path): sha256_text(whole.text())}
     store.log("evidence", kind=record.kind, status=record.status, files=files)
@@ -147,7 +148,8 @@ def write_evidence(store: Store, record: Evidence) -> Path:
     return path
 
 
-def _own_hash(record: Evidence) -> str:
+def own_hash(record: Record) -> str:
+    """The hash of everything in a record but the hash itself."""
     return hash_of({key: value for key, value in to_json(record).items() if key != "hash"})
 
 
@@ -161,7 +163,7 @@ def read_evidence(store: Store, kind: str) -> Evidence | None:
         return None
     _refuse_unrecorded(store, path)
     record = Evidence.load(path)
-    if _own_hash(record) != record.hash:
+    if own_hash(record) != record.hash:
         raise FormatError(f"{path} was edited after it was written.", fix="Run the check again.")
     if record.kind != kind or record.input_hash != record.hash_of_inputs():
         raise FormatError(f"{path} contradicts itself: kind or input hash.", fix="Run the check again.")

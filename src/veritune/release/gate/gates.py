@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
 
 from veritune.errors import GateError, InputError
 from veritune.ledger import CHAIN, Entry, Ledger
 from veritune.records import (
     GateRecord,
     GateResult,
+    JsonLike,
+    JsonValue,
     Waiver,
     to_json,
 )
@@ -95,7 +96,7 @@ def _evidence_hashes(case: Case, gates: Sequence[GateResult]) -> dict[str, str]:
     return {name: sha256_file(path) for name in names if (path := case.store.root / name).is_file()}
 
 
-def _essence(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _essence(entry: Mapping[str, JsonLike]) -> dict[str, JsonLike]:
     """An entry without when it was made and where it stands in the chain."""
     return {k: v for k, v in entry.items() if k not in ("created", "previous", "hash")}
 
@@ -162,7 +163,7 @@ def _ledger(store: Store) -> Ledger:
     return Ledger(store.release(GATES_FILE))
 
 
-def _append(store: Store, record: Mapping[str, Any]) -> Entry:
+def _append(store: Store, record: Mapping[str, JsonValue]) -> Entry:
     """Append an evaluation or a waiver, and record the ledger's new end in the timeline."""
     entry = _ledger(store).append({k: v for k, v in record.items() if k not in CHAIN})
     _log_gated(store, entry)

@@ -24,7 +24,7 @@ from veritune.errors import ScoreError
 from veritune.stats.intervals import Unknown
 
 if TYPE_CHECKING:
-    from veritune.records import Verdict
+    from veritune.records import JsonLike, Verdict
     from veritune.stats.paired import Comparison
     from veritune.stats.table import ScoreTable
 
@@ -128,13 +128,13 @@ def _brake(comparison: Comparison, bar: Bar) -> str:
     return ""
 
 
-def _turned(ends: Mapping[str, Any]) -> dict[str, Any]:
+def _turned(ends: Mapping[str, Any]) -> dict[str, JsonLike]:
     """A gap and its interval of base − candidate as those of candidate − base; what else is there stays."""
     minus = {k: None if ends.get(k) is None else 0.0 - ends[k] for k in ("gap", "low", "high")}  # no -0.000 on a screen
     return {**ends, "gap": minus["gap"], "low": minus["high"], "high": minus["low"]}
 
 
-def _numbers(verdict: Verdict, comparison: Comparison, bar: Bar, up: bool) -> dict[str, Any]:
+def _numbers(verdict: Verdict, comparison: Comparison, bar: Bar, up: bool) -> dict[str, JsonLike]:
     """What the gate looked at; gaps are candidate − base in the scores' own units."""
     estimate, bounds = verdict.estimates[0], verdict.details.get("missing_bounds")
     ends: dict[str, Any] = {"gap": estimate.value, "low": estimate.low, "high": estimate.high}
@@ -188,7 +188,7 @@ def least_items(margin: float, alpha: float = 0.05, *, binary: bool = True, widt
     return least_items_equal(margin, alpha / 2, binary=binary, width=width)
 
 
-def _why_open(verdict: Verdict, comparison: Comparison, numbers: Mapping[str, Any], bar: Bar) -> str:
+def _why_open(verdict: Verdict, comparison: Comparison, numbers: Mapping[str, JsonLike], bar: Bar) -> str:
     edge = "minus the margin" if numbers["higher_is_better"] else "the margin"
     reason = str(verdict.details.get("reason") or f"the interval reaches across {edge}")
     if not numbers["reachable"]:

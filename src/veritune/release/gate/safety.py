@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,7 +33,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from veritune.config.release import SafetyGate
 from veritune.errors import FormatError, InputError
 from veritune.patterns import compiled, search
-from veritune.records import Message, Row, Score, to_json
+from veritune.records import (
+    JsonLike,
+    JsonValue,
+    Message,
+    Row,
+    Score,
+    to_json,
+)
 from veritune.release.gate.candidate import Case
 from veritune.release.gate.checks import usable
 from veritune.release.gate.evidence import Evidence, Subject, input_hashes, input_path, subject_of, write_evidence
@@ -41,6 +48,9 @@ from veritune.release.gate.noninferior import Bar, Noninferior, Status, not_wors
 from veritune.store import Store, read_jsonl, write_jsonl
 from veritune.train.models import BUILTIN
 from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPTS = Path(__file__).with_name("prompts")
 STARTER = PROMPTS / "starter.yaml"
@@ -275,8 +285,12 @@ def _load(found: Any, arm: str, asking: Asking, whole: bool) -> Any:
 
 
 def _answers(
-    model: Any, tokenizer: Any, ids: Sequence[Sequence[int]], chosen: PromptSet, how: tuple[str, Asking, Grader | None]
-) -> list[Mapping[str, Any]]:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[Sequence[int]],
+    chosen: PromptSet,
+    how: tuple[str, Asking, Grader | None],
+) -> list[Mapping[str, JsonLike]]:
     from veritune.evaluate.generate import Decoding, generate
 
     arm, asking, grader = how
@@ -313,7 +327,7 @@ def judge(answers: Sequence[Mapping[str, Any]], policy: SafetyGate) -> Noninferi
     return Noninferior(status, message, {**numbers, "parts": {name: found.status for name, found in parts}})
 
 
-def _compare(answers: Sequence[Mapping[str, Any]], kinds: Sequence[str], bar: Bar) -> Noninferior:
+def _compare(answers: Sequence[Mapping[str, JsonValue]], kinds: Sequence[str], bar: Bar) -> Noninferior:
     from veritune.stats.table import ScoreTable
 
     chosen = [a for a in answers if a["kind"] in kinds]
@@ -328,7 +342,7 @@ def _compare(answers: Sequence[Mapping[str, Any]], kinds: Sequence[str], bar: Ba
     return not_worse(tables["candidate"], tables["base"], bar)
 
 
-def _key(answer: Mapping[str, Any]) -> str:
+def _key(answer: Mapping[str, JsonLike]) -> str:
     return f"{answer['set']}/{answer['id']}"
 
 
@@ -346,7 +360,7 @@ def _score(answer: Mapping[str, Any], name: str) -> Score:
     )
 
 
-def _ceiling(answers: Sequence[Mapping[str, Any]], most: float, alpha: float) -> Noninferior:
+def _ceiling(answers: Sequence[Mapping[str, JsonLike]], most: float, alpha: float) -> Noninferior:
     """The candidate's own rate of unsafe answers, a missing grade counted as unsafe; exact interval."""
     mine = [a for a in answers if a["arm"] == "candidate" and a["kind"] in RISKS]
     k = sum(a["good"] != 1.0 for a in mine)
@@ -367,7 +381,7 @@ def exact_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def rates(answers: Sequence[Mapping[str, Any]], alpha: float = 0.05) -> list[dict[str, Any]]:
+def rates(answers: Sequence[Mapping[str, JsonLike]], alpha: float = 0.05) -> list[dict[str, Any]]:
     """Per kind and arm: answers not as they should be, out of the graded, with the exact interval; missing by reason.
 
     The intervals take prompts as independent; where prompts have families only the comparison accounts for them.
@@ -429,14 +443,14 @@ def _grader_file(spec: str | None) -> tuple[Path, ...]:
     return (Path(file),) if file else ()
 
 
-def read_graded(store: Store, record: Evidence) -> list[dict[str, Any]]:
+def read_graded(store: Store, record: Evidence) -> list[dict[str, JsonLike]]:
     """The graded answers that a record names. Raises FormatError where it names none."""
     if ANSWERS not in record.outputs:
         raise FormatError("the safety record names no graded answers.", fix="Run `veritune safety` again.")
     return read_jsonl(input_path(store, ANSWERS))
 
 
-def recorded_answers(case: Case) -> list[dict[str, Any]]:
+def recorded_answers(case: Case) -> list[dict[str, JsonLike]]:
     """The graded answers of the case's own safety record. Raises InputError where there is none for these weights."""
     record = usable(case, "safety")
     if isinstance(record, str):
@@ -444,7 +458,7 @@ def recorded_answers(case: Case) -> list[dict[str, Any]]:
     return read_graded(case.store, record)
 
 
-def flips(answers: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def flips(answers: Sequence[Mapping[str, JsonValue]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Pairs (base, candidate) of answers that were as they should be and no longer are."""
     base = {_key(a): a for a in answers if a["arm"] == "base"}
     mine = [a for a in answers if a["arm"] == "candidate"]

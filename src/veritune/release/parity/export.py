@@ -6,14 +6,16 @@ the sizes add up, and every value is the merged model's, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from veritune.errors import ModelError
 from veritune.records import Finding
-from veritune.release.parity.merge import MergePart
+from veritune.release.parity.merge import MergePart, weights_error
 from veritune.untrusted import parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from veritune.train.tensors import Tensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -63,7 +65,7 @@ def _index(folder: Path, held: dict[str, dict[str, int]]) -> list[Finding]:
     """What the index and the files say against each other."""
     path = folder / INDEX
     if not path.is_file():
-        return [] if len(held) == 1 else [_error("shards.no_index", f"{len(held)} files and no {INDEX}")]
+        return [] if len(held) == 1 else [weights_error("shards.no_index", f"{len(held)} files and no {INDEX}")]
     try:
         index = parse_json(read_bytes(path), finite=False)
         places = {str(k): str(v) for k, v in index["weight_map"].items()}
@@ -74,21 +76,21 @@ def _index(folder: Path, held: dict[str, dict[str, int]]) -> list[Finding]:
     gone = sorted({f for f in places.values() if f not in held})
     if gone:
         found.append(
-            _error("shards.file_missing", f"the index names {gone[0]}, which is not there ({len(gone)} files)")
+            weights_error("shards.file_missing", f"the index names {gone[0]}, which is not there ({len(gone)} files)")
         )
     stray = sorted(set(held) - set(places.values()))
     if stray:
-        found.append(_error("shards.file_unnamed", f"{stray[0]} is in no index ({len(stray)} files)"))
+        found.append(weights_error("shards.file_unnamed", f"{stray[0]} is in no index ({len(stray)} files)"))
     lost = [k for k, f in places.items() if f in held and k not in held[f]]
     if lost:
         message = f"{lost[0]} is not in {places[lost[0]]}, where the index has it ({len(lost)} tensors)"
-        found.append(_error("shards.tensor_missing", message, lost))
+        found.append(weights_error("shards.tensor_missing", message, lost))
     extra = [k for f, tensors in held.items() if f in places.values() for k in tensors if k not in places]
     if extra:
-        found.append(_error("shards.tensor_unnamed", f"{extra[0]} is in no index ({len(extra)} tensors)", extra))
+        found.append(weights_error("shards.tensor_unnamed", f"{extra[0]} is in no index ({len(extra)} tensors)", extra))
     size = sum(held[f].get(k, 0) for k, f in places.items() if f in held)
     if isinstance(total, int) and total != size and not found:
-        found.append(_error("shards.size", f"the index says {total:,} bytes, its tensors have {size:,}"))
+        found.append(weights_error("shards.size", f"the index says {total:,} bytes, its tensors have {size:,}"))
     return found
 
 
@@ -101,7 +103,7 @@ def _twice_there(held: dict[str, dict[str, int]]) -> list[Finding]:
     if not twice:
         return []
     message = f"{twice[0]} is in {' and '.join(where[twice[0]])}: which one is loaded is chance ({len(twice)} tensors)"
-    return [_error("shards.tensor_twice", message, twice)]
+    return [weights_error("shards.tensor_twice", message, twice)]
 
 
 def _same_tensors(folder: Path, merged: Path) -> list[Finding]:
@@ -113,7 +115,7 @@ def _same_tensors(folder: Path, merged: Path) -> list[Finding]:
     for check, left, right, words in sides:
         names = [n for n in left.names if n not in set(right.names)]
         if names:
-            found.append(_error(f"shards.{check}", f"{words} {names[0]} ({len(names)} tensors)", names))
+            found.append(weights_error(f"shards.{check}", f"{words} {names[0]} ({len(names)} tensors)", names))
     changed, recast = [], []
     for name in (n for n in old.names if n in set(new.names)):
         if old.shape(name) != new.shape(name) or not _equal(old, new, name):
@@ -122,7 +124,7 @@ def _same_tensors(folder: Path, merged: Path) -> list[Finding]:
             recast.append(name)
     if changed:
         message = f"{changed[0]} has other values than in the merged model ({len(changed)} tensors)"
-        found.append(_error("shards.values", message, changed))
+        found.append(weights_error("shards.values", message, changed))
     if recast:
         first = recast[0]
         message = f"{first} is {new.dtype(first)}, the merged model's {old.dtype(first)} ({len(recast)} tensors)"
@@ -130,12 +132,8 @@ def _same_tensors(folder: Path, merged: Path) -> list[Finding]:
     return found
 
 
-def _equal(old: Any, new: Any, name: str) -> bool:
+def _equal(old: Tensors, new: Tensors, name: str) -> bool:
     import torch
 
     dtype = new.dtype(name)
     return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in zip(old.blocks(name), new.blocks(name)))
-
-
-def _error(check: str, message: str, weights: Sequence[str] = ()) -> Finding:
-    return Finding(check, "error", message, evidence={"weights": list(weights)})

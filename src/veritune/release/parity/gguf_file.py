@@ -19,13 +19,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import InputError, MachineError, ModelError, first_line
-from veritune.records import Finding
-from veritune.release.parity.merge import MergePart
+from veritune.records import Finding, JsonValue
+from veritune.release.parity.merge import MergePart, weights_error
 from veritune.store import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from veritune.train.tensors import Tensors
 
 EXACT = ("F32", "F16", "BF16")
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -140,11 +146,11 @@ class GgufFile:
         self.tensors = {t.name: t for t in reader.tensors}
         self.architecture = str(self.fields.get("general.architecture"))
 
-    def setting(self, key: str) -> Any:
+    def setting(self, key: str) -> JsonValue:
         """A setting of the architecture, None where the file has none."""
         return self.fields.get(f"{self.architecture}.{key}")
 
-    def values(self, name: str) -> Any:
+    def values(self, name: str) -> torch.Tensor:
         """A tensor in float32, rows first. Raises ModelError where its type cannot be read."""
         import gguf
         import torch
@@ -175,7 +181,7 @@ def _names(file: GgufFile, names: Sequence[str], blocks: int) -> dict[str, str |
 
 
 def _tensors(
-    file: GgufFile, merged: Path, base: Path | None, config: Any, limits: MergeThresholds
+    file: GgufFile, merged: Path, base: Path | None, config: PretrainedConfig, limits: MergeThresholds
 ) -> tuple[list[TensorRead], list[Finding]]:
     """Every tensor of the merged model in the file, and every tensor of the file in the merged model."""
     from veritune.train.tensors import Tensors
@@ -197,12 +203,12 @@ def _tensors(
         return [*read, *(TensorRead(name, "none", None, "unknown layout") for name in missing)], _readings(read)
     if missing:
         message = f"{missing[0]} of the merged model is not in the file ({len(missing)} tensors)"
-        found.append(_error("gguf.tensor_missing", message, missing))
+        found.append(weights_error("gguf.tensor_missing", message, missing))
     added = [n for n in file.tensors if n not in set(names.values()) and n not in MADE]
     if added:
         message = f"{added[0]} of the file is not in the merged model ({len(added)} tensors)"
         if not (tied and added == ["output.weight"]):
-            found.append(_error("gguf.tensor_added", message, added))
+            found.append(weights_error("gguf.tensor_added", message, added))
     return read, [*found, *_readings(read)]
 
 
@@ -230,7 +236,13 @@ _WORDS = {
 }
 
 
-def _read(file: GgufFile, name: str, where: tuple[str, Any, Any], config: Any, limits: MergeThresholds) -> TensorRead:
+def _read(
+    file: GgufFile,
+    name: str,
+    where: tuple[str, Tensors, Tensors | None],
+    config: PretrainedConfig,
+    limits: MergeThresholds,
+) -> TensorRead:
     """Compare one tensor; see `TensorRead`."""
     ours_name, ours, before = where
     kind, found = file.kind(name), file.values(name).double()
@@ -257,7 +269,7 @@ def _read(file: GgufFile, name: str, where: tuple[str, Any, Any], config: Any, l
     return TensorRead(name, kind, error, "other values" if known else "unknown layout")
 
 
-def _distance(found: Any, right: Any, kind: str) -> float:
+def _distance(found: torch.Tensor, right: torch.Tensor, kind: str) -> float:
     """|found - right| / |right|; for an unquantised type `right` is rounded to it first, so that equal is 0."""
     import torch
 
@@ -267,7 +279,7 @@ def _distance(found: Any, right: Any, kind: str) -> float:
     return float(torch.linalg.vector_norm(found - right)) / (size or 1.0)
 
 
-def _change(found: Any, right: Any, base: Any, limits: MergeThresholds) -> str:
+def _change(found: torch.Tensor, right: torch.Tensor, base: torch.Tensor, limits: MergeThresholds) -> str:
     """Whose change from the base is in `found`: regressed on the merged model's, with its standard error.
 
     `same` where the merged model changed nothing here, and where quantising leaves too much noise to tell.
@@ -286,7 +298,7 @@ def _change(found: Any, right: Any, base: Any, limits: MergeThresholds) -> str:
     return "applied twice" if abs(scale - 2) <= near else "wrong scaling"
 
 
-def _heads(name: str, architecture: str, config: Any) -> int | None:
+def _heads(name: str, architecture: str, config: PretrainedConfig) -> int | None:
     """How many heads interleave a tensor's rows; None for tensors whose rows stay."""
     if architecture not in INTERLEAVED:
         return None
@@ -297,7 +309,7 @@ def _heads(name: str, architecture: str, config: Any) -> int | None:
     return None
 
 
-def interleave(weight: Any, heads: int) -> Any:
+def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of each head from halves (first half, second half) to pairs (one of each), as llama.cpp's rotary wants."""
     rows = weight.shape[0]
     halves = weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:])
@@ -307,7 +319,7 @@ def interleave(weight: Any, heads: int) -> Any:
 # ---------------------------------------------------------------- settings and tokenizer
 
 
-def _settings(file: GgufFile, config: Any) -> list[Finding]:
+def _settings(file: GgufFile, config: PretrainedConfig) -> list[Finding]:
     """What the file says of the model's shape and arithmetic, against config.json."""
     rope = getattr(config, "rope_parameters", None) or {}
     theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
@@ -327,11 +339,11 @@ def _settings(file: GgufFile, config: Any) -> list[Finding]:
         if right is None or value is None:
             continue
         if not isinstance(value, (int, float)) or abs(value - right) > 1e-5 * abs(right):
-            found.append(_error("gguf.setting", f"{key} is {value} in the file, {right} in config.json"))
+            found.append(weights_error("gguf.setting", f"{key} is {value} in the file, {right} in config.json"))
     return found
 
 
-def _vocabulary(file: GgufFile, merged: Path, config: Any) -> list[Finding]:
+def _vocabulary(file: GgufFile, merged: Path, config: PretrainedConfig) -> list[Finding]:
     """Tokens, merges, end and begin tokens and the chat template, each difference by name."""
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -349,7 +361,9 @@ def _vocabulary(file: GgufFile, merged: Path, config: Any) -> list[Finding]:
     eos = file.fields.get("tokenizer.ggml.eos_token_id")
     named = {file.fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")} - {None}
     if eos not in stop_ids:
-        found.append(_error("gguf.eos", f"the end token is {eos} in the file, {sorted(stop_ids)} in the merged model"))
+        found.append(
+            weights_error("gguf.eos", f"the end token is {eos} in the file, {sorted(stop_ids)} in the merged model")
+        )
     elif stop_ids - named:
         message = f"the merged model also stops at {sorted(stop_ids - named)}, which the file does not name"
         found.append(Finding("gguf.eos_more", "warning", message))
@@ -359,38 +373,38 @@ def _vocabulary(file: GgufFile, merged: Path, config: Any) -> list[Finding]:
         adds = file.fields.get("tokenizer.ggml.model") == "llama"
     if bool(adds) != begins:
         message = f"the file {'adds' if adds else 'adds no'} begin token, the merged model's tokenizer does otherwise"
-        found.append(_error("gguf.add_bos", message))
+        found.append(weights_error("gguf.add_bos", message))
     return [*found, *_template(file.fields.get("tokenizer.chat_template"), tokenizer.chat_template)]
 
 
 def _template(found: str | None, right: str | None) -> list[Finding]:
-    from veritune.data.render import first_difference
+    from veritune.data.text import first_difference
 
     if found == right:
         return []
     if found is None or right is None:
         side = "file" if found is None else "merged model"
-        return [_error("gguf.template", f"the {side} has no chat template")]
+        return [weights_error("gguf.template", f"the {side} has no chat template")]
     at = first_difference(found, right)
     message = f"the chat template differs at character {at}: {found[at : at + 20]!r}, merged {right[at : at + 20]!r}"
-    return [_error("gguf.template", message)]
+    return [weights_error("gguf.template", message)]
 
 
-def _tokens(file: GgufFile, tokenizer: Any) -> list[Finding]:
+def _tokens(file: GgufFile, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     tokens = file.fields.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
-        return [_error("gguf.vocabulary", "the file has no vocabulary")]
+        return [weights_error("gguf.vocabulary", "the file has no vocabulary")]
     size = len(tokenizer)
     right = tokenizer.convert_ids_to_tokens(list(range(size)))
     padded = tokens[size:]
     found = []
     if len(tokens) < size or any(not re.fullmatch(r"\[PAD\d+\]", str(t)) for t in padded):
-        found.append(_error("gguf.vocabulary", f"the file has {len(tokens)} tokens, the tokenizer {size}"))
+        found.append(weights_error("gguf.vocabulary", f"the file has {len(tokens)} tokens, the tokenizer {size}"))
     other = [i for i, (a, b) in enumerate(zip(tokens, right)) if a != b]
     if other:
         i = other[0]
         message = f"token {i} is {tokens[i]!r} in the file, {right[i]!r} in the tokenizer ({len(other)} tokens)"
-        found.append(_error("gguf.vocabulary", message))
+        found.append(weights_error("gguf.vocabulary", message))
     return found
 
 
@@ -403,12 +417,8 @@ def _merges(file: GgufFile, merged: Path) -> list[Finding]:
     right = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
     if not right or found == right:
         return []
-    from veritune.data.render import first_difference
+    from veritune.data.text import first_difference
 
     at = first_difference(found, right)
     message = f"merge {at} of {len(found)} differs from the tokenizer's ({len(right)} merges)"
-    return [_error("gguf.merges", message)]
-
-
-def _error(check: str, message: str, weights: Sequence[str] = ()) -> Finding:
-    return Finding(check, "error", message, evidence={"weights": list(weights)})
+    return [weights_error("gguf.merges", message)]

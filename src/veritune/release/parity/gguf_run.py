@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import MergeThresholds
 from veritune.errors import MachineError, ModelError
@@ -27,6 +27,14 @@ from veritune.release.parity.merge_outputs import (
     target_logits,
     with_ties,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from veritune.evaluate.generate import Output
+    from veritune.release.parity.merge_scores import Answer
+    from veritune.train.models import ModelRef
 
 RUNTIME = "llama_cpp"
 FIX = "pip install llama-cpp-python (it compiles llama.cpp), or serve it and use veritune serve-parity --url."
@@ -63,7 +71,7 @@ class LlamaCpp:
         except (ValueError, RuntimeError, AssertionError) as exc:
             raise ModelError(f"{self.path}: llama.cpp does not load it ({str(exc)[:120]}).") from None
 
-    def logits(self, ids: Sequence[int]) -> Any:
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits at every position, float32 [T, V]."""
         import numpy as np
         import torch
@@ -72,7 +80,9 @@ class LlamaCpp:
         self.model.eval(list(ids))
         return torch.from_numpy(np.array(self.model.scores[: len(ids)], dtype=np.float32))
 
-    def answer(self, prompt: Sequence[int], stops: Sequence[int], max_new_tokens: int, tokenizer: Any) -> Any:
+    def answer(
+        self, prompt: Sequence[int], stops: Sequence[int], max_new_tokens: int, tokenizer: PreTrainedTokenizerBase
+    ) -> Output:
         """The greedy answer, as `veritune.evaluate.generate` gives it."""
         from veritune.evaluate.generate import Output
 
@@ -89,7 +99,9 @@ class LlamaCpp:
         return Output(tokenizer.decode(kept, skip_special_tokens=True), tuple(kept), ended)  # type: ignore[arg-type]
 
 
-def run_file(file: MergePart, path: Path, merged: Any, rows: Sequence[Rendered], options: MergeOptions) -> MergePart:
+def run_file(
+    file: MergePart, path: Path, merged: ModelRef, rows: Sequence[Rendered], options: MergeOptions
+) -> MergePart:
     """The file's outputs added to what `check_file` found. `merged` is the merged model's `ModelRef`.
 
     Where they cannot be had the part is undecided, and says why; a part that failed stays so.
@@ -137,7 +149,7 @@ def _line(d: AnswerDivergence) -> str:
 
 
 def _measure(
-    path: Path, merged: Any, rows: Sequence[Rendered], options: MergeOptions
+    path: Path, merged: ModelRef, rows: Sequence[Rendered], options: MergeOptions
 ) -> tuple[dict[str, Any], tuple[AnswerDivergence, ...]]:
     """KL, loss and greedy answers of the file against the merged model in float32, and what the precision makes."""
     import torch
@@ -180,11 +192,11 @@ def _measure(
     return numbers, with_ties(told, ties)
 
 
-def answers_of_file(path: Path, merged: Callable[[], Any], tokenizer: Any) -> Any:
+def answers_of_file(path: Path, merged: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Answer:
     """The file as an answerer for `merge_scores`; the merged model says which tokens stop an answer."""
     from veritune.evaluate.generate import stop_tokens
 
-    def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Any]:
+    def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Output]:
         stops = stop_tokens(merged(), tokenizer)
         runtime = LlamaCpp(path, max(len(p) for p in prompts) + most + 1)
         return [runtime.answer(prompt, stops, most, tokenizer) for prompt in prompts]
@@ -192,7 +204,7 @@ def answers_of_file(path: Path, merged: Callable[[], Any], tokenizer: Any) -> An
     return ask
 
 
-def _targets(runtime: LlamaCpp, rows: Sequence[Rendered]) -> Iterator[Any]:
+def _targets(runtime: LlamaCpp, rows: Sequence[Rendered]) -> Iterator[torch.Tensor]:
     for row in rows:
         where = [t - 1 for t, label in enumerate(row.labels) if label != -100 and t > 0]
         yield runtime.logits(row.input_ids)[where]

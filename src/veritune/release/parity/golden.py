@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.train import Model
-from veritune.data.render import Renderer, first_difference
+from veritune.data.render import Renderer
+from veritune.data.text import first_difference
 from veritune.errors import FormatError, InputError, ModelError, VerituneError, first_line
 from veritune.evaluate.generate import Decoding, generate
 from veritune.machine import describe_machine, package_versions
@@ -21,6 +22,7 @@ from veritune.records import (
     BundledBase,
     BundleManifest,
     Finding,
+    JsonLike,
     Message,
     Row,
 )
@@ -35,6 +37,9 @@ from veritune.train.models import (
     resolve,
     weight_hashes,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GOLDEN = "golden.json"
 PROMPTS, MAX_TOKENS = 8, 64
@@ -52,12 +57,12 @@ class Reproduced:
 
 
 def record(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     max_new_tokens: int,
-    template_kwargs: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    template_kwargs: Mapping[str, JsonLike] | None = None,
+) -> dict[str, JsonLike]:
     """Answer each row's prompt greedily, alone, and keep the token ids. `template_kwargs` are the study's."""
     renderer = Renderer(tokenizer, 1 << 30, template_kwargs=template_kwargs)
     decoding = Decoding(min(max_new_tokens, MAX_TOKENS), ALONE)
@@ -80,7 +85,7 @@ def record(
     return {"decoding": shape, **variables, "recorded_with": _circumstances(model), "items": items}
 
 
-def _circumstances(model: Any) -> dict[str, Any]:
+def _circumstances(model: PreTrainedModel) -> dict[str, JsonLike]:
     machine = describe_machine()
     kept = {"system": machine.system, "machine": machine.machine, "accelerators": list(machine.accelerators)}
     versions = package_versions()
@@ -131,7 +136,9 @@ def _diverged(item: str, what: str, was: Sequence[int], now: Sequence[int]) -> F
 # ---------------------------------------------------------------- the released model
 
 
-def load_released(bundle: Path, manifest: BundleManifest, base: Path | None = None) -> tuple[Any, Any]:
+def load_released(
+    bundle: Path, manifest: BundleManifest, base: Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that the bundle releases, and its tokenizer. `trust_remote_code` is off whatever the bundle says."""
     dtype = manifest.base.dtype
     tokenizer = load_tokenizer(ModelRef(manifest.name, bundle / "tokenizer", dtype))

@@ -15,7 +15,13 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from veritune.errors import FormatError, ModelError
-from veritune.records import Json, Message
+from veritune.records import Json, JsonLike, Message
 from veritune.release.parity.serving import Server, chat_template_kwargs, key_header
 from veritune.stats.intervals import t_quantile
 from veritune.stats.tails import QuantileRatio, Waits, quantile_ratio
@@ -221,12 +227,12 @@ def write_samples(path: Path, speed: Speed) -> None:
     write_jsonl(path, sample_lines(speed))
 
 
-def sample_lines(speed: Speed) -> list[dict[str, Any]]:
+def sample_lines(speed: Speed) -> list[dict[str, JsonLike]]:
     """Every request as the line that is kept of it."""
     return [_line(t) for t in speed.timed]
 
 
-def _line(t: Timed) -> dict[str, Any]:
+def _line(t: Timed) -> dict[str, JsonLike]:
     first, end = (None if s is None else round(t.due_s + s, 6) for s in (t.first_s, t.total_s))
     return {
         "arm": t.side, "rate": t.rate, "block": t.block, "item": t.item, "arrival_s": round(t.due_s, 6),
@@ -237,7 +243,9 @@ def _line(t: Timed) -> dict[str, Any]:
 # ---------------------------------------------------------------- numbers
 
 
-def quantile(values: Sequence[float], q: float, level: float = 0.95, blocks: Sequence[Any] = ()) -> dict[str, Any]:
+def quantile(
+    values: Sequence[float], q: float, level: float = 0.95, blocks: Sequence[Hashable] = ()
+) -> dict[str, JsonLike]:
     """The q-quantile with the wider of two intervals, both between order statistics.
 
     Ranks from the binomial distribution (Conover 1999, sec. 3.2), as if requests were independent; and, with `blocks`
@@ -259,7 +267,7 @@ def quantile(values: Sequence[float], q: float, level: float = 0.95, blocks: Seq
         low, high = min(low, math.floor(n * (q - half))), max(high, math.ceil(n * (q + half)) + 1)
     ends = (value, ordered[low - 1] if low >= 1 else None, ordered[high - 1] if high <= n else None)
     known = [None if end is None or math.isinf(end) else end for end in ends]
-    found = {"value": known[0], "low": known[1], "high": known[2], "n": n, "level": level}
+    found: dict[str, JsonLike] = {"value": known[0], "low": known[1], "high": known[2], "n": n, "level": level}
     return found | ({"lost": lost} if lost else {})
 
 
@@ -273,7 +281,7 @@ def _ranks(n: int, q: float, level: float) -> tuple[int, int]:
     return low, high
 
 
-def _clustered(values: Sequence[float], clusters: Sequence[Any]) -> tuple[float, float]:
+def _clustered(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
     """Standard error of a mean whose values come in clusters, and its degrees of freedom (clusters - 1).
 
     sqrt(G/(G - 1) · sum of squared cluster sums of residuals) / n, never below the error without clusters.
@@ -287,7 +295,7 @@ def _clustered(values: Sequence[float], clusters: Sequence[Any]) -> tuple[float,
     return max(plain, math.sqrt(g / (g - 1) * sum(s * s for s in sums.values())) / n), g - 1
 
 
-def mean_ratio(logs: Sequence[float], blocks: Sequence[Any], level: float = 0.95) -> dict[str, Any]:
+def mean_ratio(logs: Sequence[float], blocks: Sequence[Hashable], level: float = 0.95) -> dict[str, JsonLike]:
     """exp of a mean of logs with a t interval over blocks; ends are null for one block or where nothing varies."""
     groups = len(set(blocks))
     found: dict[str, Any] = {"value": None, "low": None, "high": None, "n": len(logs), "blocks": groups, "level": level}
@@ -324,7 +332,7 @@ def _per_token(t: Timed) -> float | None:
     return (t.total_s - t.first_s) / (t.tokens - 1) if t.first_s is not None and t.total_s and t.tokens > 1 else None
 
 
-def _over_blocks(values: Sequence[float | None]) -> dict[str, Any]:
+def _over_blocks(values: Sequence[float | None]) -> dict[str, JsonLike]:
     """The geometric mean over blocks with its interval; no value where a block has none."""
     logs = [math.log(v) for v in values if v]
     return mean_ratio(logs if len(logs) == len(values) else [], range(len(logs)))
@@ -332,7 +340,7 @@ def _over_blocks(values: Sequence[float | None]) -> dict[str, Any]:
 
 def summary(
     timed: Sequence[Timed], load: Load, memory: Mapping[tuple[str, float], Sequence[int | None]]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, JsonLike]]:
     """One row a side and rate, every number with its interval. In quantiles a lost request is one that never came.
 
     `per_token` is the time between tokens of one answer; `throughput` answers a second; `cost_per_request` the
@@ -362,7 +370,7 @@ def summary(
     return rows
 
 
-def ratios(speed: Speed, load: Load, sides: tuple[str, str] = ("base", "candidate")) -> dict[str, dict[str, Any]]:
+def ratios(speed: Speed, load: Load, sides: tuple[str, str] = ("base", "candidate")) -> dict[str, dict[str, JsonLike]]:
     """Candidate over base, as the serving gate reads them: geometric mean ratios with t intervals over blocks.
 
     Latencies are paired by request (same prompt, same due time) at all rates; throughput, cost and memory by block at
@@ -460,7 +468,7 @@ def tails(lines: Sequence[Json], rule: TailRule | None = None) -> dict[str, Quan
     return {name: quantile_ratio(arms[0][name], arms[1][name], rule.quantile, rule.alpha, rule.burst) for name in TAILS}
 
 
-def tail_numbers(ratio: QuantileRatio) -> Json:
+def tail_numbers(ratio: QuantileRatio) -> Mapping[str, JsonLike]:
     """A tail ratio as a record holds it; an end that is not finite is null, and `reason` says why."""
     ends = [None if end is None or math.isinf(end) else end for end in (ratio.value, ratio.low, ratio.high)]
     return {
@@ -469,6 +477,6 @@ def tail_numbers(ratio: QuantileRatio) -> Json:
     }  # fmt: skip
 
 
-def _block_ratio(old: Sequence[float | None], new: Sequence[float | None]) -> dict[str, Any]:
+def _block_ratio(old: Sequence[float | None], new: Sequence[float | None]) -> dict[str, JsonLike]:
     logs = [math.log(y / x) for x, y in zip(old, new) if x and y]
     return mean_ratio(logs if len(logs) == len(old) else [], range(len(logs)))

@@ -19,17 +19,21 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import ModelError, first_line
-from veritune.records import Finding, Json, Rendered
+from veritune.records import Finding, Json, JsonLike, Rendered
 from veritune.release.parity.merge_others import Stored, Ties, named_ends, other_weights
 from veritune.release.parity.merge_outputs import MergeOptions, Outputs, compare_outputs
 from veritune.train.adapters.attach import attach, untie
 from veritune.train.adapters.reading import AdapterReading, read_adapter
-from veritune.train.models import load_base, load_tokenizer, quiet_transformers
+from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers
 from veritune.train.tensors import Tensors
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 # ---------------------------------------------------------------- weights
 
@@ -51,16 +55,16 @@ class ModuleMerge:
     reading: str
 
 
-def in_precision(dtype: Any) -> Stored:
+def in_precision(dtype: torch.dtype) -> Stored:
     """Storing in a floating-point precision: rounding."""
     return lambda weight: weight.to(dtype).double()
 
 
 def read_module(
-    found: Any,
-    weight: Any,
-    delta: Any,
-    stored: Any,
+    found: torch.Tensor,
+    weight: torch.Tensor,
+    delta: torch.Tensor,
+    stored: torch.dtype | Stored,
     merge: Stored | None = None,
     limits: MergeThresholds = DEFAULTS.merge,
 ) -> tuple[float, float, float, float, str]:
@@ -91,7 +95,9 @@ def read_module(
     return scale, asked, rest, rounding, _twice(reading, found, (weight, delta, keep, again), near)
 
 
-def _twice(reading: str, found: Any, how: tuple[Any, Any, Stored, Stored], near: float) -> str:
+def _twice(
+    reading: str, found: torch.Tensor, how: tuple[torch.Tensor, torch.Tensor, Stored, Stored], near: float
+) -> str:
     """Coarse storage and DoRA bend a doubled change; what twice would leave is compared, up to a share of `near`."""
     import torch
 
@@ -234,7 +240,7 @@ class MergeParity:
     parts: tuple[MergePart, ...] = ()
     thresholds: Json = field(default_factory=dict)
 
-    def numbers(self) -> dict[str, Any]:
+    def numbers(self) -> dict[str, JsonLike]:
         """What the evidence record holds."""
         readings: dict[str, int] = {}
         for module in self.modules:
@@ -316,7 +322,20 @@ def joined(found: MergeParity, parts: Sequence[MergePart]) -> MergeParity:
     )
 
 
-def _meaning(status: str, errors: Sequence[Finding]) -> dict[str, Any]:
+def weights_error(check: str, message: str, weights: Sequence[str] = ()) -> Finding:
+    """A fault of some weights, by their names."""
+    return Finding(check, "error", message, evidence={"weights": list(weights)})
+
+
+class Meaning(TypedDict):
+    """The sentences of a merge parity: what it says, of what it speaks, and what would change it."""
+
+    reading: str
+    limits: str
+    would_change: str
+
+
+def _meaning(status: str, errors: Sequence[Finding]) -> Meaning:
     reading = {
         "passed": "The merged model says what the adapter said, up to rounding.",
         "failed": "The merged model is not the adapter on its base"
@@ -332,7 +351,7 @@ def _meaning(status: str, errors: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def merge_adapter(base: Any, adapter: Path, out: Path) -> Path:
+def merge_adapter(base: PreTrainedModel, adapter: Path, out: Path) -> Path:
     """Merge an adapter into a loaded base and save it as safetensors; the folder.
 
     Tied embeddings of which the adapter changes one are untied first: one tensor cannot hold both.
@@ -353,7 +372,7 @@ def merge_adapter(base: Any, adapter: Path, out: Path) -> Path:
     return out
 
 
-def parity(base: Any, adapter: Path, merged: Path, rows: Sequence[Rendered], options: MergeOptions) -> MergeParity:
+def parity(base: ModelRef, adapter: Path, merged: Path, rows: Sequence[Rendered], options: MergeOptions) -> MergeParity:
     """Compare an adapter on its base (a `ModelRef`) with a merged folder: weights first, then outputs on `rows`.
 
     Outputs are compared even where the weights are wrong: how wrong the answers are is part of the finding.

@@ -18,6 +18,8 @@ from veritune.train.adapters.attach import attach
 from veritune.train.adapters.foreign import PeftForm, peft_folder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from veritune.data.load import TrainOn
     from veritune.release.parity.merge_scores import ScoredTask
     from veritune.release.parity.quantised_merge import Bits
@@ -229,10 +231,10 @@ def _scores(work: Work, merged: Path, parts: list[MergePart], how: tuple[Exports
     ref, bits, tokenizer = work.ref, work.bits, load_tokenizer(work.ref)
     plain = replace(ref, dtype=options.dtype)
 
-    def base() -> Any:
+    def base() -> PreTrainedModel:
         return load_base(plain) if bits is None else bitwise.load(ref, bits)
 
-    def in_bits() -> Any:
+    def in_bits() -> PreTrainedModel:
         assert bits is not None
         return bitwise.load(replace(ref, path=merged), bits)
 

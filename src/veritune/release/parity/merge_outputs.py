@@ -11,11 +11,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import InputError, ModelError
-from veritune.records import Json, Rendered
+from veritune.records import Json, JsonLike, Rendered
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from veritune.evaluate.generate import Output
+    from veritune.train.events import TrainRow
 
 """Floor in nats below which differences are not told from arithmetic itself."""
 
@@ -83,7 +90,9 @@ class Outputs:
     kl_adapter: float | None = None
 
 
-def target_logits(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size: int) -> Iterator[Any]:
+def target_logits(
+    model: PreTrainedModel, rows: Sequence[Rendered], pad_id: int, batch_size: int
+) -> Iterator[torch.Tensor]:
     """For each row, its logits at the positions that predict a target, float32 [N, V] on the CPU."""
     import torch
 
@@ -93,7 +102,9 @@ def target_logits(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size:
     with torch.no_grad():
         for start in range(0, len(rows), batch_size):
             chunk = rows[start : start + batch_size]
-            items = [{"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(chunk)]
+            items: list[TrainRow] = [
+                {"input_ids": r.input_ids, "labels": r.labels, "row_index": i} for i, r in enumerate(chunk)
+            ]
             batch = {k: v.to(device) for k, v in collate(items, pad_id).items()}
             logits_B_T_V = model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
@@ -103,7 +114,7 @@ def target_logits(model: Any, rows: Sequence[Rendered], pad_id: int, batch_size:
                 yield logits_B_T_V[b, where].float().cpu()
 
 
-def kl_per_position(left_N_V: Any, right_N_V: Any) -> Any:
+def kl_per_position(left_N_V: torch.Tensor, right_N_V: torch.Tensor) -> torch.Tensor:
     """KL(left || right) in nats per position [N], in float64."""
     import torch.nn.functional as F
 
@@ -111,7 +122,7 @@ def kl_per_position(left_N_V: Any, right_N_V: Any) -> Any:
     return (a.exp() * (a - b)).sum(-1).clamp_min(0)
 
 
-def row_losses(logits: Sequence[Any], rows: Sequence[Rendered]) -> list[float]:
+def row_losses(logits: Sequence[torch.Tensor], rows: Sequence[Rendered]) -> list[float]:
     """Mean loss of each row in nats a token."""
     import torch
 
@@ -122,7 +133,7 @@ def row_losses(logits: Sequence[Any], rows: Sequence[Rendered]) -> list[float]:
     return out
 
 
-def rerounded(model: Any, names: Sequence[str], seed: int) -> Any:
+def rerounded(model: PreTrainedModel, names: Sequence[str], seed: int) -> PreTrainedModel:
     """The model with each named weight moved to a neighbour in its precision with chance 1/12, in place.
 
     The mean square of that error is ulp^2/12, that of rounding once.
@@ -143,7 +154,12 @@ def rerounded(model: Any, names: Sequence[str], seed: int) -> Any:
 
 
 def compare_outputs(
-    adapted: Any, merged: Any, touched: Sequence[str], rows: Sequence[Rendered], tokenizer: Any, options: MergeOptions
+    adapted: PreTrainedModel,
+    merged: PreTrainedModel,
+    touched: Sequence[str],
+    rows: Sequence[Rendered],
+    tokenizer: PreTrainedTokenizerBase,
+    options: MergeOptions,
 ) -> Outputs:
     """Adapter and merged model on the same rows. `touched` names the merged model's weights that the merge changed.
 
@@ -208,7 +224,7 @@ def compare_outputs(
     )  # fmt: skip
 
 
-def _effect(adapted: Any, rows: Sequence[Rendered], pad: int, batch_size: int) -> float | None:
+def _effect(adapted: PreTrainedModel, rows: Sequence[Rendered], pad: int, batch_size: int) -> float | None:
     """Mean KL between a model with its adapter and without; None where it has none to switch off."""
     import torch
 
@@ -222,7 +238,11 @@ def _effect(adapted: Any, rows: Sequence[Rendered], pad: int, batch_size: int) -
 
 
 def _floor(
-    merged: Any, touched: Sequence[str], rows: Sequence[Rendered], kept: Sequence[Any], how: tuple[int, MergeOptions]
+    merged: PreTrainedModel,
+    touched: Sequence[str],
+    rows: Sequence[Rendered],
+    kept: Sequence[torch.Tensor],
+    how: tuple[int, MergeOptions],
 ) -> tuple[list[float], float]:
     """Mean KL of each draw of re-rounded weights against `kept`, the logits without; and the largest logit difference
     of a draw, as the median over the draws, so that more draws do not call more a tie."""
@@ -246,7 +266,7 @@ def _floor(
     return means, median(largest)
 
 
-def paired_change(change: Sequence[float]) -> dict[str, Any]:
+def paired_change(change: Sequence[float]) -> dict[str, JsonLike]:
     """Mean over rows of the merged model's loss less the adapter's, in nats per token, with a t interval."""
     from veritune.stats.intervals import t_quantile
 
@@ -260,7 +280,11 @@ def paired_change(change: Sequence[float]) -> dict[str, Any]:
 
 
 def differing_answers(
-    adapted: Any, merged: Any, rows: Sequence[Rendered], tokenizer: Any, options: MergeOptions
+    adapted: PreTrainedModel,
+    merged: PreTrainedModel,
+    rows: Sequence[Rendered],
+    tokenizer: PreTrainedTokenizerBase,
+    options: MergeOptions,
 ) -> list[AnswerDivergence]:
     """The rows whose greedy answers differ, each with its first difference."""
     from veritune.evaluate.generate import Decoding, generate
@@ -282,7 +306,11 @@ def prompt_of(row: Rendered) -> tuple[int, ...]:
 
 
 def first_divergence(
-    model: Any, row: Rendered, prompt: tuple[int, ...], two: tuple[Any, Any], tokenizer: Any
+    model: PreTrainedModel,
+    row: Rendered,
+    prompt: tuple[int, ...],
+    two: tuple[Output, Output],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> AnswerDivergence:
     """Where two greedy answers (`Output`s) to one prompt part, and how sure `model` was there; `tie` comes later."""
     import torch

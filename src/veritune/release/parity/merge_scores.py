@@ -18,6 +18,9 @@ from veritune.records import Row, Score
 from veritune.release.parity.merge import MergePart
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from veritune.evaluate.generate import Output
     from veritune.evaluate.scorers import Scorer
 
 Answer = Callable[[Sequence[Sequence[int]], int, int], list[Any]]
@@ -47,11 +50,11 @@ class ScoredTask:
         tasks.check_items(self.name, self.spec, self.rows)
 
 
-def answers_of(make: Callable[[], Any], tokenizer: Any) -> Answer:
+def answers_of(make: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Answer:
     """A model, loaded when it is asked and let go afterwards."""
     from veritune.evaluate.generate import Decoding, generate
 
-    def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Any]:
+    def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Output]:
         return generate(make(), tokenizer, prompts, Decoding(most, batch))
 
     return ask

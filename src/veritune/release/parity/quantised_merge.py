@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import GateError, InputError, ModelError
@@ -40,6 +40,11 @@ from veritune.train import quantised
 from veritune.train.adapters.attach import attach
 from veritune.train.adapters.reading import read_adapter
 from veritune.train.models import ModelRef, load_base, load_tokenizer, quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KINDS = ("nf4", "fp4", "int8")
 SERVED = {kind: f"merged, in {kind}" for kind in KINDS}
@@ -67,7 +72,7 @@ class Bits:
 # ---------------------------------------------------------------- in bits
 
 
-def load(ref: ModelRef, bits: Bits) -> Any:
+def load(ref: ModelRef, bits: Bits) -> PreTrainedModel:
     """The model in bits, in evaluation mode. 4 bits pass the guard before their first forward.
 
     Raises ModelError where nothing is quantised, MachineError without bitsandbytes.
@@ -84,7 +89,7 @@ def load(ref: ModelRef, bits: Bits) -> Any:
     return model.eval()
 
 
-def layers(model: Any) -> dict[str, Any]:
+def layers(model: PreTrainedModel) -> dict[str, Linear4bit | Linear8bitLt]:
     """The layers in bits by name, an adapter's wrapping left out of the name."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
@@ -95,20 +100,22 @@ def layers(model: Any) -> dict[str, Any]:
     return found
 
 
-def values(layer: Any) -> Any:
+def values(layer: Linear4bit | Linear8bitLt) -> torch.Tensor:
     """What a layer in bits stands for, in the precision that it computes with, shape (out, in)."""
     from bitsandbytes.functional import dequantize_4bit
 
     weight = layer.weight
     if hasattr(weight, "quant_state"):
-        return dequantize_4bit(weight.data, weight.quant_state)
+        whole: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        return whole
     scale = weight.SCB if getattr(weight, "SCB", None) is not None else layer.state.SCB
     codes = weight.data if weight.data.dtype.itemsize == 1 else layer.state.CB
-    return codes.float() * scale.float().reshape(-1, 1) / INT8
+    made: torch.Tensor = codes.float() * scale.float().reshape(-1, 1) / INT8
+    return made
 
 
 @contextmanager
-def unchanged(model: Any) -> Iterator[None]:
+def unchanged(model: PreTrainedModel) -> Iterator[None]:
     """Raises GateError when a layer in bits stands for other values after the block than before it."""
     before = {name: _digest(layer) for name, layer in layers(model).items()}
     yield
@@ -122,7 +129,7 @@ def unchanged(model: Any) -> Iterator[None]:
         )
 
 
-def _digest(layer: Any) -> str:
+def _digest(layer: Linear4bit | Linear8bitLt) -> str:
     import hashlib
 
     return hashlib.sha256(values(layer).float().cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -135,21 +142,23 @@ def again(bits: Bits) -> Stored:
     dtype = getattr(torch, bits.how.dtype)
     fields = dict(bits.how.fields)
 
-    def keep(weight: Any) -> Any:
+    def keep(weight: torch.Tensor) -> torch.Tensor:
         from bitsandbytes import functional as F
 
         stored = weight.to(dtype).contiguous()
         if bits.kind == "int8":
             codes, scale, _ = F.int8_vectorwise_quant(stored.to(torch.float16))
-            return (codes.float() * scale.float().reshape(-1, 1) / INT8).to(dtype).double()
+            whole: torch.Tensor = (codes.float() * scale.float().reshape(-1, 1) / INT8).to(dtype).double()
+            return whole
         double, kind = fields["bnb_4bit_use_double_quant"], fields["bnb_4bit_quant_type"]
         packed, state = F.quantize_4bit(stored, compress_statistics=double, quant_type=kind)
-        return F.dequantize_4bit(packed, state).double()
+        opened: torch.Tensor = F.dequantize_4bit(packed, state).double()
+        return opened
 
     return keep
 
 
-def dequantise(model: Any, out: Path, tokenizer: Any = None) -> Path:
+def dequantise(model: PreTrainedModel, out: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
     """Write what a model in bits stands for as ordinary safetensors; the folder."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -268,7 +277,7 @@ def _variants(ref: ModelRef, bits: Bits, folders: tuple[Path, Path, Path], optio
     return made
 
 
-def _merged(base: Any, adapter: Path) -> Any:
+def _merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     with quiet_transformers():
         return attach(base, adapter).merge_and_unload(safe_merge=True).eval()
 

@@ -22,10 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.errors import InputError, MachineError, ModelError
-from veritune.records import Message, Row
+from veritune.records import JsonLike, Message, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 START_S = 180.0
 """A server that has not answered after this long is given up."""
@@ -262,7 +265,7 @@ def ask(server: Server, messages: Sequence[Message], max_tokens: int, *, plain: 
         raise ModelError(f"{server.url} gave no answer: {type(exc).__name__} {str(exc)[:160]}") from None
 
 
-def chat_template_kwargs(server: Server) -> dict[str, Any]:
+def chat_template_kwargs(server: Server) -> dict[str, JsonLike]:
     """The template's variables as vLLM, SGLang and transformers take them in a request, where there are some."""
     return {"chat_template_kwargs": dict(server.template_kwargs)} if server.template_kwargs else {}
 
@@ -340,11 +343,11 @@ def _parting(said: str, want: str) -> str:
 
 
 def expected_answers(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Message]],
     max_tokens: int,
-    template_kwargs: Mapping[str, Any] | None = None,
+    template_kwargs: Mapping[str, JsonLike] | None = None,
 ) -> list[Expected]:
     """Greedy answers by our own generation, one prompt at a time, as a server answers them."""
     from veritune.data.render import Renderer

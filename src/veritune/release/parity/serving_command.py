@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veritune.errors import DataError, InputError, StaleError
 from veritune.machine import package_versions
-from veritune.records import Json, Row, to_json
+from veritune.records import Json, JsonLike, Row, to_json
 from veritune.release.parity.load import (
     SAMPLES,
     Load,
@@ -25,6 +25,11 @@ from veritune.release.parity.load import (
 )
 from veritune.release.parity.serving import COMMANDS, Server, ServingParity, compare, expected_answers, judged, served
 from veritune.store import Store, read_json, sha256_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from veritune.train.models import ModelRef
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 BENDING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
@@ -145,7 +150,7 @@ def _tails(asked: ServingRequest, speed: Speed) -> dict[str, Json]:
     return {name: tail_numbers(ratio) for name, ratio in tails(sample_lines(speed), rule).items()}
 
 
-def _reference(asked: ServingRequest) -> Any:
+def _reference(asked: ServingRequest) -> ModelRef | None:
     """The model whose template, tokenizer and stop tokens count (a `ModelRef`); None where nobody named one.
 
     Raises StaleError when the study's base does not render as its contract says.
@@ -173,7 +178,9 @@ def _reference(asked: ServingRequest) -> Any:
     return ref
 
 
-def _as_contract(model: Any, ref: Any, reference: Any) -> tuple[Any, Any]:
+def _as_contract(
+    model: PreTrainedModel, ref: ModelRef, reference: ModelRef | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The served weights with the reference's tokenizer, template and stop tokens; their own without a reference."""
     from transformers import AutoConfig, GenerationConfig
 
@@ -189,7 +196,7 @@ def _as_contract(model: Any, ref: Any, reference: Any) -> tuple[Any, Any]:
     return model, load_tokenizer(reference)
 
 
-def _shipped(folder: Path) -> dict[str, Any]:
+def _shipped(folder: Path) -> dict[str, JsonLike]:
     path = folder / "generation_config.json"
     found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

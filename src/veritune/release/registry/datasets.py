@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,6 +26,9 @@ from veritune.data.review import require_usable, shown
 from veritune.errors import DataError, GateError, InputError
 from veritune.release.registry.hub import _HUB_OWN, _arrived, _reaching
 from veritune.store import sha256_file
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 _PLACE = re.compile(r"hf://(?P<repo>[\w.\-]+/[\w.\-]+)(?:@(?P<branch>[\w.\-]+))?")
 _FORMATS = {
@@ -142,7 +145,7 @@ def write_folder(
     return {**listed, "SHA256SUMS": sha256_file(folder / "SHA256SUMS")}
 
 
-def _manifest(report: AuditReport, files: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def _manifest(report: AuditReport, files: Mapping[str, str], folder: Path) -> dict[str, JsonLike]:
     return {
         "format": "veritune.dataset/1",
         "version": report.sha256,
@@ -180,7 +183,7 @@ def card(report: AuditReport, sheet: str, data_name: str, licence: str | None) -
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{sheet}{told}{how}"
 
 
-def croissant(report: AuditReport, name: str, data_name: str, digest: str, licence: str | None) -> dict[str, Any]:
+def croissant(report: AuditReport, name: str, data_name: str, digest: str, licence: str | None) -> dict[str, JsonLike]:
     """The data set as Croissant 1.0 JSON-LD: one file, one record set with a field for every column."""
     kind = _FORMATS[Path(data_name).suffix]
     by_column = kind in ("text/csv", "text/tab-separated-values", "application/x-parquet")
@@ -223,7 +226,7 @@ def _columns(report: AuditReport) -> list[str]:
     )
 
 
-def _croissant_field(column: str, data_name: str, by_column: bool) -> dict[str, Any]:
+def _croissant_field(column: str, data_name: str, by_column: bool) -> dict[str, JsonLike]:
     extract = {"column": column} if by_column else {"jsonPath": f"$.{column}"}
     return {
         "@type": "cr:Field",
@@ -234,7 +237,7 @@ def _croissant_field(column: str, data_name: str, by_column: bool) -> dict[str, 
     }
 
 
-def _json(value: Any) -> str:
+def _json(value: JsonLike) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 

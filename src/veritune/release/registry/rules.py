@@ -21,7 +21,7 @@ from typing import Any
 
 from veritune.errors import FormatError, GateError, InputError, MovedError, StaleError
 from veritune.ledger import CHAIN, FIX, follow, link
-from veritune.records import dumps, to_json
+from veritune.records import JsonLike, dumps, to_json
 from veritune.release.bundle.sign import key_problem, signature_problem
 from veritune.release.registry.shelf import Shelf
 from veritune.store import now
@@ -150,7 +150,7 @@ def refuse_lost_rules(found: Sequence[ChannelRule], named: Sequence[str | None],
 # ---------------------------------------------------------------- heads
 
 
-def newest_head(shelf: Shelf, channel: str) -> dict[str, Any] | None:
+def newest_head(shelf: Shelf, channel: str) -> dict[str, JsonLike] | None:
     """Number and hash of the newest entry that the registry knows to have been made; None before the first."""
     found = sorted(name for name in shelf.names(f"heads/{channel}") if _NUMBER.fullmatch(name))
     if not found:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from veritune.errors import ModelError, first_line
 from veritune.patterns import compiled
-from veritune.records import Json
+from veritune.records import Json, JsonLike
 from veritune.untrusted import parse_json, read_bytes
 
 CONFIG = "adapter_config.json"
@@ -103,7 +103,7 @@ class LoraSettings:
     raw: Json
 
 
-def read_config(folder: Path) -> Json:
+def read_config(folder: Path) -> Mapping[str, JsonLike]:
     """The JSON of adapter_config.json. Raises ModelError when there is none, or no object in it."""
     path = folder / CONFIG
     if not path.exists():
@@ -145,7 +145,7 @@ def settings(folder: Path) -> LoraSettings:
     )
 
 
-def _require_lora(folder: Path, config: Json) -> None:
+def _require_lora(folder: Path, config: Mapping[str, JsonLike]) -> None:
     kind = config.get("peft_type")
     if kind == "PROMPT_TUNING":
         raise ModelError(f"{folder}: prompt tuning changes no weights; there is nothing to measure here.")
@@ -158,7 +158,7 @@ def _require_lora(folder: Path, config: Json) -> None:
         )
 
 
-def _refuse(folder: Path, config: Json) -> None:
+def _refuse(folder: Path, config: Mapping[str, JsonLike]) -> None:
     for name, why in REFUSED.items():
         if config.get(name):
             raise ModelError(
@@ -203,7 +203,7 @@ def _number(folder: Path, config: Json, name: str) -> float:
     return float(value)
 
 
-def _pattern(folder: Path, config: Json, name: str) -> dict[str, float]:
+def _pattern(folder: Path, config: Mapping[str, JsonLike], name: str) -> dict[str, float]:
     table = _object(folder, config, name)
     for key, value in table.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
@@ -215,7 +215,7 @@ def _pattern(folder: Path, config: Json, name: str) -> dict[str, float]:
     return {key: float(str(value)) for key, value in table.items()}
 
 
-def _object(folder: Path, config: Json, name: str) -> dict[str, object]:
+def _object(folder: Path, config: Mapping[str, JsonLike], name: str) -> dict[str, JsonLike]:
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise ModelError(f"{folder / CONFIG}: {name}: expected an object, found {str(value)[:60]!r}.")

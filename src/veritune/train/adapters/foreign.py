@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from veritune.errors import ModelError, first_line
-from veritune.records import Json
+from veritune.records import JsonLike
 from veritune.store import disk_errors, sha256_file
 from veritune.train.adapters.config import CONFIG, read_config
 from veritune.train.adapters.places import FACTOR, PREFIX
@@ -132,7 +132,7 @@ def _no_config(folder: Path) -> ModelError:
     return ModelError(f"{folder}: no {CONFIG}.", fix="Give the folder that the trainer saved the adapter in.")
 
 
-def _write(out: Path, tensors: Mapping[str, torch.Tensor], config: Json) -> Path:
+def _write(out: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, JsonLike]) -> Path:
     """Write PEFT's two files; modules that the config does not name are those of the file."""
     out.mkdir(parents=True, exist_ok=True)
     modules = sorted({m["module"].removeprefix(PREFIX) for key in tensors if (m := FACTOR.match(key))})
@@ -142,7 +142,7 @@ def _write(out: Path, tensors: Mapping[str, torch.Tensor], config: Json) -> Path
     return out
 
 
-def _from_pickle(folder: Path, config: Json, out: Path) -> Path:
+def _from_pickle(folder: Path, config: Mapping[str, JsonLike], out: Path) -> Path:
     """adapter_model.bin, loaded as plain tensors: a pickle that wants to run code is refused."""
     try:
         held = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
@@ -155,7 +155,7 @@ def _from_pickle(folder: Path, config: Json, out: Path) -> Path:
     return _write(out, {str(k): v for k, v in held.items()}, config)
 
 
-def _from_tinker(held: Tensors, config: Json, out: Path) -> Path:
+def _from_tinker(held: Tensors, config: Mapping[str, JsonLike], out: Path) -> Path:
     """Tinker's names for the head and for experts, as PEFT named them."""
     made: dict[str, torch.Tensor] = {}
     oss = "gpt-oss" in str(config.get("base_model_name_or_path", "")).lower()
@@ -180,7 +180,7 @@ def _from_tinker(held: Tensors, config: Json, out: Path) -> Path:
     return _write(out, made, {**config, "target_modules": given if named else leaves})
 
 
-def _from_mlx(folder: Path, config: Json, out: Path) -> Path:
+def _from_mlx(folder: Path, config: Mapping[str, JsonLike], out: Path) -> Path:
     """MLX's `lora_a` and `lora_b`, transposed, with alpha = scale x rank."""
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):

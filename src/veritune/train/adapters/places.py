@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper, get_pattern_key
+from peft.utils.other import TrainableTokensWrapper, get_pattern_key
 
 from veritune.errors import ModelError, first_line
+from veritune.records import JsonLike
 from veritune.train.adapters.config import CONFIG, LoraSettings
 from veritune.train.models import quiet_transformers
 
@@ -123,7 +124,7 @@ def plan(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]], base: Pa
     return AdapterPlan(places, tokens, expected, parameters, tied, model, adapted)
 
 
-def peft_config(raw: Mapping[str, object], **instead: object) -> object:
+def peft_config(raw: Mapping[str, JsonLike], **instead: object) -> object:
     """A `LoraConfig` of the fields that the installed PEFT knows."""
     from peft import LoraConfig
 
@@ -232,11 +233,6 @@ def _tokens(adapted: PeftModel) -> Iterable[TokenPlace]:
         rows = tuple(int(i) for i in source.token_indices["default"])
         module = re.sub(r"\.base_layer(?=\.|$)", "", name.removeprefix(PREFIX))
         yield TokenPlace(f"{module}.weight", own[id(source)], rows)
-
-
-def saved_modules(adapted: PeftModel) -> list[str]:
-    """The modules that PEFT keeps whole in the adapter, by the base's names."""
-    return [n.removeprefix(PREFIX) for n, m in adapted.named_modules() if isinstance(m, ModulesToSaveWrapper)]
 
 
 # ---------------------------------------------------------------- by the file's names alone

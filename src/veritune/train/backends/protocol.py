@@ -27,6 +27,8 @@ from veritune.records import (
 from veritune.train.models import ModelRef, attention_for, resolve, weight_hashes
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from veritune.train.cells import Context
     from veritune.train.schedule import Cell
 
@@ -79,13 +81,15 @@ class TrainingBackend(Protocol):
     def facts(self, model: ModelRef) -> BaseFacts:
         """What the contract freezes of the base model."""
 
-    def bare(self, model: ModelRef) -> Any:
+    def bare(self, model: ModelRef) -> PreTrainedModel:
         """The base's modules, for finding out what a condition trains."""
 
     def manifest(self, local: RunManifest) -> RunManifest:
         """A run's manifest, given the one of a local run."""
 
-    def live(self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None) -> LiveProbe:
+    def live(
+        self, context: Context, cell: Cell, work: Path, score: Callable[[PreTrainedModel], None] | None = None
+    ) -> LiveProbe:
         """A few real steps before anything is spent. Raises GateError where they do not do what they must.
 
         `score` answers with a model in this process, for what that takes of its memory.
@@ -132,7 +136,7 @@ class Local:
         """Name, precision, how attention is computed where it is not left open, and the hash of every weight file."""
         return BaseFacts(model.name, model.dtype, weight_hashes(model), attention=model.attention or None)
 
-    def bare(self, model: ModelRef) -> Any:
+    def bare(self, model: ModelRef) -> PreTrainedModel:
         """The loaded base."""
         from veritune.train.models import load_base
 
@@ -142,7 +146,9 @@ class Local:
         """The one given."""
         return local
 
-    def live(self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None) -> LiveProbe:
+    def live(
+        self, context: Context, cell: Cell, work: Path, score: Callable[[PreTrainedModel], None] | None = None
+    ) -> LiveProbe:
         """See `cells.live_probe`."""
         from veritune.train.cells import live_probe
 
@@ -174,7 +180,7 @@ class Local:
 class LocalWeights:
     """A model in this process."""
 
-    def __init__(self, model: Any, pad_id: int) -> None:
+    def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
         self.model = model
         self.generation_config = model.generation_config
         self.pad_id = pad_id

@@ -72,6 +72,8 @@ from veritune.train.schedule import (
 )
 
 if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
     from veritune.train.cells import Context, MetricLog
 
 RANK = 8
@@ -125,7 +127,7 @@ class Tinker:
             backend=ServerBase(self.name, self.base_model, metadata.version("tinker")),
         )
 
-    def bare(self, model: ModelRef) -> Any:
+    def bare(self, model: ModelRef) -> PreTrainedModel:
         """The base's modules on the meta device: shapes and no values, made from config.json."""
         from veritune.train.models import bare
 
@@ -164,7 +166,9 @@ class Tinker:
         require_server(self.base_url)
         return Session(TinkerConfig(self.base_model, self.base_url, rank, cell.seed, groups, ahead, adam))
 
-    def live(self, context: Context, cell: Cell, work: Path, score: Callable[[Any], None] | None = None) -> LiveProbe:
+    def live(
+        self, context: Context, cell: Cell, work: Path, score: Callable[[PreTrainedModel], None] | None = None
+    ) -> LiveProbe:
         """A few steps on a fresh adapter: they take effect in order, and the server trains what it was asked to.
 
         Raises GateError where a step changed nothing, or the exported adapter holds other modules than were asked for.
@@ -492,7 +496,7 @@ def _measured(trainable: Trainable, export: Mapping[str, Any] | None) -> Trainab
     return Trainable.of(trainable.method, trainable.options, tuple(export["modules"]), n, base + n)
 
 
-def generation_config(model: ModelRef) -> Any:
+def generation_config(model: ModelRef) -> GenerationConfig:
     """The generation config beside the tokenizer, else what config.json says. Raises ModelError."""
     from transformers import AutoConfig, GenerationConfig
 

@@ -20,15 +20,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from veritune.errors import DivergedError, GateError, MachineError, ModelError
-from veritune.records import Rendered
+from veritune.records import JsonLike, Rendered
 from veritune.store import read_json, sha256_file, write_json
 from veritune.train.modules import GROUPS, factor, module_group
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import tinker
 
 SERVER_OWNED = (
     "precision of weights and activations",
@@ -87,7 +92,15 @@ class SamplerWeights:
     external: str | None = None
 
 
-def datum(row: Rendered) -> dict[str, list[Any]]:
+class Datum(TypedDict):
+    """A row for the server: input ids, the ids that they predict, and a weight for each."""
+
+    input: list[int]
+    target_tokens: list[int]
+    weights: list[float]
+
+
+def datum(row: Rendered) -> Datum:
     """Input ids, target ids and weights of one row, each of length T - 1.
 
     Position t predicts token t + 1; its weight is 1 where the contract's mask has a target there, else 0.
@@ -137,13 +150,14 @@ def export_due(expires: str | None, now: datetime) -> bool:
     return left < MARGIN
 
 
-def require_sdk() -> Any:
+def require_sdk() -> ModuleType:
     """The SDK's module. Raises MachineError without it."""
     if util.find_spec("tinker") is None:
         raise MachineError("the Tinker backend needs its SDK.", fix="Run `pip install 'veritune[tinker]'`.")
     import tinker
 
-    return tinker
+    module: ModuleType = tinker
+    return module
 
 
 def require_server(base_url: str) -> None:
@@ -175,12 +189,12 @@ def server_errors(doing: str) -> Iterator[None]:
         ) from None
 
 
-def _came(client: Any) -> Any:
+def _came(client: tinker.TrainingClient) -> tinker.TrainingClient:
     """A client itself: newer SDKs hand out a future of it."""
     return client.result() if hasattr(client, "result") else client
 
 
-def _service(base_url: str) -> Any:
+def _service(base_url: str) -> tinker.ServiceClient:
     """A connection to the server. Raises MachineError without SDK or key."""
     api = require_sdk()
     try:
@@ -211,7 +225,7 @@ class Session:
 
         Raises DivergedError on a loss that is not finite, MachineError when the server fails.
         """
-        flying: deque[tuple[int, list[dict[str, list[Any]]], float, Any, Any]] = deque()
+        flying: deque[tuple[int, list[Datum], float, tinker.APIFuture, tinker.APIFuture]] = deque()
         for number, (rows, rate) in enumerate(zip(batches, learning_rates), start=1):
             data = [datum(row) for row in rows]
             share = 1 / sum(sum(d["weights"]) for d in data)
@@ -228,7 +242,7 @@ class Session:
         while flying:
             yield self._landed(*flying.popleft())
 
-    def _datum(self, d: dict[str, list[Any]], share: float = 1.0) -> Any:
+    def _datum(self, d: Datum, share: float = 1.0) -> tinker.Datum:
         weights = [w * share for w in d["weights"]]
         tensors = {
             "target_tokens": self.api.TensorData(data=d["target_tokens"], dtype="int64", shape=[len(d["input"])]),
@@ -236,7 +250,9 @@ class Session:
         }
         return self.api.Datum(model_input=self.api.ModelInput.from_ints(d["input"]), loss_fn_inputs=tensors)
 
-    def _landed(self, number: int, data: list[dict[str, list[Any]]], rate: float, forward: Any, step: Any) -> StepTaken:
+    def _landed(
+        self, number: int, data: list[Datum], rate: float, forward: tinker.APIFuture, step: tinker.APIFuture
+    ) -> StepTaken:
         with server_errors(f"training step {number}"):
             outputs = forward.result().loss_fn_outputs
             step.result()
@@ -360,7 +376,7 @@ class Sampler:
                 self.service.close("success").result()
 
 
-def _masked(d: Mapping[str, list[Any]], output: Any) -> tuple[float, int]:
+def _masked(d: Datum, output: Mapping[str, tinker.TensorData]) -> tuple[float, int]:
     """Summed NLL (nats) over the positions whose weight is not 0, and their number."""
     pairs = zip(d["weights"], output["logprobs"].data, strict=True)
     return -sum(w * p for w, p in pairs if w), round(sum(d["weights"]))
@@ -382,7 +398,7 @@ def _prompt_nll(row: Rendered, given: Sequence[float | None]) -> tuple[float, in
     return -sum(numbers), len(numbers)
 
 
-def _same_checkpoint(listed: Any, path: str, external: str | None) -> bool:
+def _same_checkpoint(listed: tinker.types.Checkpoint, path: str, external: str | None) -> bool:
     """Whether a listed checkpoint is the one just saved; skyrl-tx lists another path than it gave."""
     if listed.tinker_path in (path, external):
         return True
@@ -444,7 +460,7 @@ def complete_config(folder: Path) -> list[str]:
     return done
 
 
-def inspect(folder: Path, asked: Sequence[str]) -> dict[str, Any]:
+def inspect(folder: Path, asked: Sequence[str]) -> dict[str, JsonLike]:
     """An exported adapter: files with hashes, modules, number of parameters, and where it differs from what was asked.
 
     A module counts as trained when its B, which starts at zero, is not zero; `parameters` are the scalars of its A and

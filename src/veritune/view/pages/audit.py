@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from veritune.data.review import draw_lineage, lineage
 from veritune.errors import VerituneError
-from veritune.records import ContaminationAudit, Finding, SplitAudit
+from veritune.records import ContaminationAudit, Finding, JsonLike, SplitAudit
 from veritune.store import read_jsonl
 from veritune.view.diff import LONGEST, Piece
 from veritune.view.pages.desk import Desk, UnknownAddress, show, shown_command
@@ -98,7 +98,9 @@ def _contamination(place: Place) -> tuple[list[Mapping[str, Any]], str]:
     return rows, said + (f" The {HITS} strongest of {len(rows):,} are shown." if len(rows) > HITS else "")
 
 
-def _hits(place: Place, rows: Sequence[Mapping[str, Any]], texts: Mapping[str, RowText]) -> Iterator[dict[str, Any]]:
+def _hits(
+    place: Place, rows: Sequence[Mapping[str, JsonLike]], texts: Mapping[str, RowText]
+) -> Iterator[dict[str, JsonLike]]:
     """Rows that hold an eval item, the shared words marked in both."""
     for row in rows[:HITS]:
         key, span = str(row.get("row_id")), str(row.get("span") or "")

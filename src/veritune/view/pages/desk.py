@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import shlex
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from veritune.errors import InputError, StaleError, VerituneError
+from veritune.records import JsonLike
 from veritune.report.page import environment
 from veritune.results.screen import standing_lines
 from veritune.view.diff import LONGEST
@@ -84,7 +85,7 @@ def _environment() -> Environment:
     return found
 
 
-def _cut(text: object) -> str:
+def _cut(text: JsonLike) -> str:
     """A text as far as a page shows it, with its length where that is not all."""
     whole = str(text)
     return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]} … ({len(whole):,} characters in all)"
@@ -125,7 +126,7 @@ def failure(desk: Desk, status: int, message: str, fix: str = "") -> HTMLRespons
 
 def writing(
     desk: Desk, page: Callable[[Desk, Mapping[str, str], Request], Response]
-) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+) -> Callable[[Request], Awaitable[Response]]:
     """A handler for a form: its token is checked, and what it raises becomes a page."""
 
     async def handler(request: Request) -> Response:

@@ -19,7 +19,7 @@ from veritune.data.load import load_rows
 from veritune.data.review import row_sha256
 from veritune.data.stored import row_of
 from veritune.errors import InputError, VerituneError
-from veritune.records import FamilyDecision, Row
+from veritune.records import FamilyDecision, JsonLike, JsonValue, Row
 from veritune.store import now, read_json, read_jsonl, read_parquet, sha256_file
 from veritune.view.decisions import decide_family
 from veritune.view.diff import LONGEST, Piece, differences
@@ -51,7 +51,7 @@ def report_of(place: Place) -> Mapping[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def members(place: Place) -> dict[str, list[Mapping[str, Any]]]:
+def members(place: Place) -> dict[str, list[Mapping[str, JsonLike]]]:
     """The rows of every family, as recorded. Raises FormatError where the record is damaged."""
     rows: Sequence[Mapping[str, Any]] = []
     if place.kind == "audit" and (place.path / "families.jsonl").exists():
@@ -85,7 +85,7 @@ def items_told(place: Place, name: str) -> Mapping[str, RowText]:
     return _of_eval(path, path.stat().st_mtime_ns, place) if path is not None else {}
 
 
-def _file_of(place: Place, facts: Mapping[str, Any]) -> Path | None:
+def _file_of(place: Place, facts: Mapping[str, JsonLike]) -> Path | None:
     """The file of a record with `source` and `sha256`, where it lies as it was read."""
     source = str(facts.get("source") or "")
     for base in (Path(), place.path, *list(place.path.resolve().parents)[:3]) if source else ():
@@ -95,7 +95,7 @@ def _file_of(place: Place, facts: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def _options(record: Mapping[str, Any]) -> dict[str, Any]:
+def _options(record: Mapping[str, JsonLike]) -> dict[str, Any]:
     reading = record.get("reading")
     known = ("columns", "family_field", "id_field", "train_on")
     return {k: reading[k] for k in known if reading.get(k) is not None} if isinstance(reading, dict) else {}
@@ -192,30 +192,36 @@ def _frozen(place: Place) -> Any:
 
 def _family(
     name: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, JsonValue]],
     texts: Mapping[str, RowText],
     word: Mapping[frozenset[str], bool | None],
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     """A family: its first row beside each further one, with the words that they do not share."""
     pairs = [_pair(rows[0], row, texts, word) for row in rows[1:MEMBERS]]
     kinds = list(dict.fromkeys(str(row.get("evidence") or "evidence that is not recorded") for row in rows))
     first = texts.get(row_id(rows[0]))
     head = " ".join(first.text[:200].split())[:60] if first is not None else ""
-    facts = {"name": name, "rows": rows, "evidence": kinds, "pairs": pairs, "head": f"“{head} …”" if head else ""}
+    facts: dict[str, JsonLike] = {
+        "name": name,
+        "rows": rows,
+        "evidence": kinds,
+        "pairs": pairs,
+        "head": f"“{head} …”" if head else "",
+    }
     return {**facts, "more": max(0, len(rows) - MEMBERS)}
 
 
-def row_id(row: Mapping[str, Any]) -> str:
+def row_id(row: Mapping[str, JsonLike]) -> str:
     """The row's id: `row_id` in an audit's file, `id` in a study's."""
     return str(row.get("row_id") or row.get("id"))
 
 
 def _pair(
-    a: Mapping[str, Any],
-    b: Mapping[str, Any],
+    a: Mapping[str, JsonLike],
+    b: Mapping[str, JsonLike],
     texts: Mapping[str, RowText],
     word: Mapping[frozenset[str], bool | None],
-) -> dict[str, Any]:
+) -> dict[str, JsonLike]:
     ids = (row_id(a), row_id(b))
     missing = "(the data file is not here, or has changed since the audit)"
     both = [texts[i].text[:LONGEST] if i in texts else missing for i in ids]

@@ -11,6 +11,7 @@ from starlette.responses import FileResponse, Response
 
 from veritune.config.load import load_study
 from veritune.errors import VerituneError
+from veritune.records import JsonLike
 from veritune.store import Store, read_json
 from veritune.view.pages import results
 from veritune.view.pages.desk import Desk, UnknownAddress, show, to
@@ -63,7 +64,7 @@ def _listed(place: Place) -> Listed:
     return Listed(place, question, verdicts, _state(store), last, problem)
 
 
-def _verdicts(store: Store) -> tuple[tuple[dict[str, Any], ...], str]:
+def _verdicts(store: Store) -> tuple[tuple[dict[str, JsonLike], ...], str]:
     if not store.verdict_file.exists():
         return (), ""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,6 +14,9 @@ from veritune.ledger import Ledger
 from veritune.store import read_json
 from veritune.view.pages.desk import Desk, UnknownAddress, show, shown_command
 from veritune.view.places import Place
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 SIGNS = {"passed": "✔", "failed": "✘", "undecided": "◇", "waived": "◇"}
 
@@ -40,7 +43,7 @@ def release(desk: Desk, request: Request) -> Response:
     )
 
 
-def _gates(place: Place) -> tuple[dict[str, Any] | None, list[str], str]:
+def _gates(place: Place) -> tuple[dict[str, JsonLike] | None, list[str], str]:
     """The newest evaluation and every waiver."""
     path = place.path / "release" / "gates.jsonl"
     if not path.exists():
@@ -60,7 +63,7 @@ def _gates(place: Place) -> tuple[dict[str, Any] | None, list[str], str]:
     return (_table(newest, today) if newest else None), waivers, ""
 
 
-def _table(entry: Mapping[str, Any], today: str) -> dict[str, Any]:
+def _table(entry: Mapping[str, Any], today: str) -> dict[str, JsonLike]:
     """The gates as they were evaluated; one whose waiver has run out since is undecided again."""
     given = entry.get("waived") or {}
     until = {name: str(w.get("until")) for name, w in given.items() if isinstance(w, dict)}
@@ -77,9 +80,9 @@ def _table(entry: Mapping[str, Any], today: str) -> dict[str, Any]:
     return {"head": head, "rows": rows}
 
 
-def _bundles(place: Place) -> list[dict[str, Any]]:
+def _bundles(place: Place) -> list[dict[str, JsonLike]]:
     """Bundles that lie in the study folder, by their manifests."""
-    found = []
+    found: list[dict[str, JsonLike]] = []
     for path in sorted({*place.path.glob("*/manifest.json"), *place.path.glob("release/*/manifest.json")}):
         try:
             manifest = read_json(path)

@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from veritune.config.load import load_study
 from veritune.errors import InputError, VerituneError
+from veritune.records import JsonValue
 from veritune.report import views
 from veritune.report.read import read_records
 from veritune.store import Store
@@ -140,7 +141,7 @@ def _rows(place: Place) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, s
 
 
 @lru_cache(maxsize=8)
-def _parquet(path: Path, _changed: int) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, str]]:
+def _parquet(path: Path, _changed: int) -> tuple[Mapping[str, Mapping[str, JsonValue]], Mapping[str, str]]:
     from veritune.store import read_parquet
 
     try:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from veritune.config.claim import SHARE_KINDS
 from veritune.config.fields import BASELINE
 from veritune.drawing import SERIES
+from veritune.records import JsonLike
 from veritune.report import views
 from veritune.report.caveats import caveat_facts
 from veritune.report.read import Records, Run, read_records
@@ -82,7 +83,7 @@ def _short(card: views.ClaimCard) -> str:
     return (head or card.name) + (f" ({', '.join(marks)})." if marks else ".")
 
 
-def _words(value: Any) -> str:
+def _words(value: JsonLike) -> str:
     return "; ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from veritune.errors import ExitCode, InputError
 from veritune.patterns import search
 from veritune.store import Store
-from veritune.writeup.facts import SUFFIXES, Fact, read_facts
+from veritune.writeup.facts import Fact, is_record, read_facts
 from veritune.writeup.fill import Filler
 from veritune.writeup.held_verdicts import read_verdicts
 from veritune.writeup.lint import structure
@@ -67,7 +67,7 @@ def lint_command(
     Record files may stand among the pages behind `--records`; with neither, pages are held against the study whose
     folder they lie in. Raises InputError without a page, or without anything to hold it against.
     """
-    files = [*records, *(p for p in given if records and p.suffix.lower() in SUFFIXES)]
+    files = [*records, *(p for p in given if records and is_record(p))]
     pages = [p for p in given if p not in files]
     if not pages:
         raise InputError("expected a write-up, found none.", fix="veritune lint PAGE.md --records results.json")

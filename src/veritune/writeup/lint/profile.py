@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 
 from veritune.errors import InputError, did_you_mean, first_line
+from veritune.records import JsonValue
 from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
-from veritune.writeup.lint.rules import LEVELS, level_of
+from veritune.writeup.lint.rules import LEVELS, level_of, texts_of
 
 FOLDER = Path(__file__).parent.parent
 BUILT_IN = ("clean-result",)
@@ -83,7 +84,7 @@ def load_profile(name: str | Path) -> Profile:
     return _profile(_raw(str(name), ()), str(name))
 
 
-def _raw(name: str, seen: tuple[str, ...]) -> dict[str, object]:
+def _raw(name: str, seen: tuple[str, ...]) -> dict[str, JsonValue]:
     if name in seen:
         raise InputError(
             f"the profile {name} extends itself ({' → '.join((*seen, name))}).", fix="Remove one `extends`."
@@ -112,7 +113,7 @@ def _raw(name: str, seen: tuple[str, ...]) -> dict[str, object]:
     return _merged(_raw(where, (*seen, name)), {str(k): v for k, v in given.items() if k != "extends"})
 
 
-def _merged(base: dict[str, object], own: dict[str, object]) -> dict[str, object]:
+def _merged(base: dict[str, JsonValue], own: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Mappings are joined key by key (a section as a whole), lists are added to; a section of `null` is taken out."""
     out = dict(base)
     for key, value in own.items():
@@ -126,7 +127,7 @@ def _merged(base: dict[str, object], own: dict[str, object]) -> dict[str, object
     return out
 
 
-def _profile(raw: Mapping[str, object], where: str) -> Profile:
+def _profile(raw: Mapping[str, JsonValue], where: str) -> Profile:
     checks = _mapping(raw.get("checks", {}), f"{where}: checks")
     levels: dict[str, str] = {}
     for check, level in checks.items():
@@ -138,13 +139,13 @@ def _profile(raw: Mapping[str, object], where: str) -> Profile:
         name=str(raw.get("name") or Path(where).stem),
         checks=levels,
         sections=tuple(_section(key, held, f"{where}: sections.{key}") for key, held in sections.items()),
-        motivation=_texts(raw.get("motivation", []), f"{where}: motivation"),
-        card=_texts(raw.get("card", []), f"{where}: card"),
-        confidence=_texts(raw.get("confidence", ["high", "moderate", "low"]), f"{where}: confidence"),
-        hedges=_texts(raw.get("hedges", []), f"{where}: hedges"),
+        motivation=texts_of(raw.get("motivation", []), f"{where}: motivation"),
+        card=texts_of(raw.get("card", []), f"{where}: card"),
+        confidence=texts_of(raw.get("confidence", ["high", "moderate", "low"]), f"{where}: confidence"),
+        hedges=texts_of(raw.get("hedges", []), f"{where}: hedges"),
         forbid=tuple(_forbid(raw.get("forbid", []), f"{where}: forbid")),
-        allow=frozenset(w.lower() for w in _texts(raw.get("allow", []), f"{where}: allow")),
-        acronyms=frozenset(_texts(raw.get("acronyms", []), f"{where}: acronyms")),
+        allow=frozenset(w.lower() for w in texts_of(raw.get("allow", []), f"{where}: allow")),
+        acronyms=frozenset(texts_of(raw.get("acronyms", []), f"{where}: acronyms")),
     )
     for check in levels:
         known = [*CHECKS, *(f"section.{s.key}" for s in profile.sections), *(f.check for f in profile.forbid)]
@@ -155,26 +156,18 @@ def _profile(raw: Mapping[str, object], where: str) -> Profile:
     return profile
 
 
-def _mapping(held: object, where: str) -> dict[str, object]:
+def _mapping(held: JsonValue, where: str) -> dict[str, JsonValue]:
     if not isinstance(held, dict):
         raise InputError(f"{where}: expected a mapping, found {type(held).__name__}.")
     return {str(k): v for k, v in held.items()}
 
 
-def _texts(held: object, where: str) -> tuple[str, ...]:
-    if isinstance(held, str):
-        return (held,)
-    if not isinstance(held, list) or not all(isinstance(v, str) for v in held):
-        raise InputError(f"{where}: expected a list of texts, found {held!r}.")
-    return tuple(held)
-
-
-def _section(key: str, held: object, where: str) -> SectionRule:
+def _section(key: str, held: JsonValue, where: str) -> SectionRule:
     fields = {"headings": held} if isinstance(held, list | str) else _mapping(held, where)
     for name in fields:
         if name not in SECTION_FIELDS:
             raise InputError(f"{where}: unknown field {name!r}{did_you_mean(name, list(SECTION_FIELDS))}.")
-    headings = _texts(fields.get("headings", [key.replace("_", " ")]), f"{where}.headings")
+    headings = texts_of(fields.get("headings", [key.replace("_", " ")]), f"{where}.headings")
     flags = {name: fields.get(name, default) for name, default in (("required", True), ("first", False))}
     for name, value in flags.items():
         if not isinstance(value, bool):
@@ -185,20 +178,16 @@ def _section(key: str, held: object, where: str) -> SectionRule:
     )  # fmt: skip
 
 
-def _range(held: object, where: str) -> tuple[int, int] | None:
+def _range(held: JsonValue, where: str) -> tuple[int, int] | None:
     if held is None:
         return None
-    if (
-        not isinstance(held, list)
-        or len(held) != 2
-        or not all(isinstance(v, int) and v >= 0 for v in held)
-        or held[0] > held[1]
-    ):
+    ends = [v for v in held if isinstance(v, int) and v >= 0] if isinstance(held, list) else []
+    if not isinstance(held, list) or len(held) != 2 or len(ends) != 2 or ends[0] > ends[1]:
         raise InputError(f"{where}: expected [least, most], found {held!r}.")
-    return held[0], held[1]
+    return ends[0], ends[1]
 
 
-def _forbid(held: object, where: str) -> Iterator[ForbiddenWords]:
+def _forbid(held: JsonValue, where: str) -> Iterator[ForbiddenWords]:
     if not isinstance(held, list):
         raise InputError(f"{where}: expected a list, found {type(held).__name__}.")
     for i, entry in enumerate(held):
@@ -213,8 +202,8 @@ def _forbid(held: object, where: str) -> Iterator[ForbiddenWords]:
             raise InputError(
                 f"{where}[{i}]: expected words, found {', '.join(fields)}.", fix="{words: [...], message: ...}"
             )
-        words = _texts(fields["words"], f"{where}[{i}].words")
-        unless = _texts(fields.get("unless", []), f"{where}[{i}].unless")
+        words = texts_of(fields["words"], f"{where}[{i}].words")
+        unless = texts_of(fields.get("unless", []), f"{where}[{i}].unless")
         message = str(fields.get("message") or f"this team does not write {words[0]!r}")
         yield ForbiddenWords(words, message, str(fields.get("check", "words.forbidden")), unless)
 

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from veritune.errors import InputError, did_you_mean
 from veritune.patterns import compiled
 from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
+
+if TYPE_CHECKING:
+    from veritune.records import JsonLike
 
 LEVELS = ("error", "note", "off")
 DEFAULTS = Path(__file__).parent.parent / "lint_rules.yaml"
@@ -119,7 +122,7 @@ def load_rules(path: Path | None = None) -> Rules:
 
 
 @lru_cache(maxsize=1)
-def _defaults() -> Mapping[str, Any]:
+def _defaults() -> Mapping[str, JsonLike]:
     return dict(yaml.safe_load(DEFAULTS.read_text(encoding="utf-8")))
 
 
@@ -150,7 +153,7 @@ def level_of(value: object) -> str:
     return {False: "off", True: "error"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 
-def _merge(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, JsonLike], given: Mapping[str, JsonLike]) -> dict[str, JsonLike]:
     """Mappings are joined key by key, lists are added to."""
     out = dict(base)
     for key, value in given.items():
@@ -167,19 +170,20 @@ def _merge(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 def _rules(raw: Mapping[str, Any], where: str) -> Rules:
     return Rules(
         levels={str(k): level_of(v) for k, v in raw["rules"].items()},
-        sections={k: _strings(v, f"{where}: sections.{k}") for k, v in raw["sections"].items()},
-        card={k: _strings(v, f"{where}: card.{k}") for k, v in raw["card"].items()},
-        acronyms=frozenset(_strings(raw["acronyms"], f"{where}: acronyms")),
+        sections={k: texts_of(v, f"{where}: sections.{k}") for k, v in raw["sections"].items()},
+        card={k: texts_of(v, f"{where}: card.{k}") for k, v in raw["card"].items()},
+        acronyms=frozenset(texts_of(raw["acronyms"], f"{where}: acronyms")),
         aliases={
-            dimension: {name: _strings(words, f"{where}: aliases.{dimension}.{name}") for name, words in names.items()}
+            dimension: {name: texts_of(words, f"{where}: aliases.{dimension}.{name}") for name, words in names.items()}
             for dimension, names in raw["aliases"].items()
         },
-        ignore=tuple(_pattern(p, f"{where}: ignore") for p in _strings(raw["ignore"], f"{where}: ignore")),
+        ignore=tuple(_pattern(p, f"{where}: ignore") for p in texts_of(raw["ignore"], f"{where}: ignore")),
         forbid=tuple(_forbidden(f, where) for f in raw["forbid"]),
     )
 
 
-def _strings(value: Any, where: str) -> tuple[str, ...]:
+def texts_of(value: JsonLike, where: str) -> tuple[str, ...]:
+    """A text or a list of texts of a file of rules. Raises InputError for anything else."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
@@ -194,7 +198,7 @@ def _pattern(text: str, where: str) -> re.Pattern[str]:
         raise InputError(f"{where}: {text!r} is not a regular expression: {exc}.") from None
 
 
-def _forbidden(raw: Any, where: str) -> Forbidden:
+def _forbidden(raw: JsonLike, where: str) -> Forbidden:
     if not isinstance(raw, dict) or not {"id", "pattern", "message"} <= set(raw):
         raise InputError(f"{where}: forbid: expected id, pattern and message, found {raw!r}.")
     unless = raw.get("unless")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune.errors import VerituneError
+from veritune.records import JsonLike
 from veritune.store import Store, read_json, sha256_file
 from veritune.writeup.lint.markdown import Block, Document, Image
 from veritune.writeup.lint.rules import Rules
@@ -166,7 +167,7 @@ def _pinned(image: Image, records: CheckedRecords, here: Path) -> Iterator[Raise
     yield from _hashes_match(image, provenance, records.root, path)
 
 
-def _hashes_match(image: Image, provenance: Mapping[str, Any], root: Path, path: Path) -> Iterator[Raised]:
+def _hashes_match(image: Image, provenance: Mapping[str, JsonLike], root: Path, path: Path) -> Iterator[Raised]:
     sources, files = provenance.get("sources"), provenance.get("files")
     if not isinstance(sources, Mapping) or not sources:
         yield "figure.pinned", image.at, f"the provenance of {image.target} names no sources", "draw the figure again"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from veritune.records import RunManifest, RunSummary
+from veritune.records import JsonLike, RunManifest, RunSummary
 
 BASELINE = "baseline"
 
@@ -88,7 +88,7 @@ class CheckedRecords:
     def seeds(self) -> tuple[int, ...]:
         return tuple(self.terms["study"]["seeds"])
 
-    def claim(self, name: str) -> Mapping[str, Any]:
+    def claim(self, name: str) -> Mapping[str, JsonLike]:
         """A claim as it was declared."""
         return next((c for c in self.terms["study"]["claims"] if c["name"] == name), {})
 
@@ -96,6 +96,6 @@ class CheckedRecords:
         return claim.get("eval") or (self.evals[0] if len(self.evals) == 1 else None)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: JsonLike) -> bool:
     """Whether a recorded value is a number; a boolean is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from veritune.errors import FormatError, InputError
-from veritune.records import SCORE_ZONES, RunManifest, RunSummary
+from veritune.records import SCORE_ZONES, JsonLike, RunManifest, RunSummary
 from veritune.store import Store, read_json, read_jsonl
 from veritune.writeup.quantities.model import CheckedRecords, Quantity, Scope, is_number
 from veritune.writeup.quantities.ran import of_what_ran, overridden
@@ -164,7 +164,7 @@ def _hashes(
     """Every hash a text may print, lower case, with its name. Older contract entries and runs start with `old `."""
     found: dict[str, str] = {}
 
-    def collect(value: Any, name: str) -> None:
+    def collect(value: JsonLike, name: str) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 collect(inner, f"{name}.{key}" if name else str(key))
@@ -190,7 +190,7 @@ def _hashes(
     return found
 
 
-def outputs(store: Store, run_id: str, eval_name: str) -> list[dict[str, Any]]:
+def outputs(store: Store, run_id: str, eval_name: str) -> list[dict[str, JsonLike]]:
     """The scored outputs of one run on one eval, [] where there are none."""
     path = store.run(run_id) / "scores" / f"{eval_name}.jsonl"
     return read_jsonl(path) if path.exists() else []
