@@ -13,7 +13,8 @@ import pytest
 from veritune.commands.app import app
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, InputError, ScoreError
-from veritune.probe.geometry_cells import GridCell, judge_cells, moved, read_cells
+from veritune.probe.geometry_cells import judge_cells, moved, read_cells
+from veritune.probe.geometry_dose import GridCell
 from veritune.report.geometry_cells import cells_csv, cells_table
 from veritune.stats.centroids import m1, permutation_p
 

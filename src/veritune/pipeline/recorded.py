@@ -36,6 +36,8 @@ from veritune.decide.recorded import (
 )
 from veritune.errors import ScoreError, VerituneError
 from veritune.probe.clusters import codes, ratio
+from veritune.probe.geometry_dose import RECORD as GEOMETRY
+from veritune.probe.geometry_dose import GridCell, run_changes
 from veritune.probe.names import arm_of, pattern_of
 from veritune.probe.norms import beyond
 from veritune.records import (
@@ -127,6 +129,7 @@ def _command(probe: str, arm: str) -> str:
         "run": "veritune run STUDY",
         "leak": f"veritune probe leak STUDY --condition {arm}",
         "report": "veritune report STUDY --probes",
+        "geometry_dose": "veritune run STUDY, with that step among `train.eval_steps` and `keep: all`",
         "forgetting": f"veritune probe forgetting --model BASE --adapter {adapter} --data ROWS --out {out}",
     }
     return ways.get(probe, f"veritune report STUDY --make {probe}")
@@ -161,6 +164,7 @@ def _every(
         for stem, found in (*_summary(run), *_losses(run, thresholds), *_gap(base, run, thresholds)):
             yield run, where, stem, found
     yield from _weight_counts(store, runs)
+    yield from _geometry_steps(store, runs)
     for path in sorted([*store.root.glob("probes/*.json"), *store.root.glob("probes/*/*.json")]):
         try:
             yield from list(_of_file(path, store.relative(path), {run.run_id: run for run in runs}))
@@ -186,6 +190,23 @@ def _weight_counts(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_Do
         if shared:
             yield run, f"probes/{run.run_id}/weights.json", f"weights.cells.above.{other.arm}", number("above", above)
             yield run, f"probes/{run.run_id}/weights.json", f"weights.cells.below.{other.arm}", number("below", below)
+
+
+def _geometry_steps(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
+    """Each run's mean change over layers by step, and the same minus that of another arm's run of the same seed."""
+    path = store.root / GEOMETRY
+    with contextlib.suppress(KeyError, TypeError, ValueError, VerituneError):  # its own reader names the damage
+        lines = read_json(path)["record"]["cells"] if path.exists() else ()
+        found = run_changes([GridCell(**line) for line in lines])
+        for (arm, step, method, measure), by_seed in found.items():
+            for run in (r for r in runs if r.arm == arm and r.summary.seed in by_seed):
+                seed, where = run.summary.seed, f"{measure}.{step}.{method}"
+                yield run, GEOMETRY, f"geometry.dose.{where}", number("dose", by_seed[seed])
+                for other in dict.fromkeys(place[0] for place in found if place[0] != arm):
+                    beside = found.get((other, step, method, measure), {})
+                    if seed in beside:
+                        beyond_it = number("beyond", by_seed[seed] - beside[seed])
+                        yield run, GEOMETRY, f"geometry.beyond.{where}.{other}", beyond_it
 
 
 # ---------------------------------------------------------------- what every run records

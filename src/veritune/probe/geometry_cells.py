@@ -32,7 +32,7 @@ import numpy.typing as npt
 from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.data.tables import table_rows
 from veritune.errors import DataError, ScoreError
-from veritune.probe.geometry_dose import DosePoint, dose_points
+from veritune.probe.geometry_dose import LEVEL, DosePoint, GridCell, dose_points
 from veritune.probe.geometry_grid import Grid
 from veritune.records import FORMAT_VERSION, Json
 from veritune.stats.centroids import adjusted, cells_needed, floor_of, m1, permutation_p
@@ -44,38 +44,7 @@ SHOWN = ("m1", "icc")
 """Measures of the grid; the others stand in each run's own record."""
 BASE = "base"
 """The condition that a table gives the untouched model."""
-LEVEL = 0.95
 NUMBERS = ("change", "base", "trained", "low", "high", "p")
-
-
-@dataclass(frozen=True)
-class GridCell:
-    """One measure of one run at one layer. `p` is the swap p, `floor` its smallest possible value; None where unknown.
-    `ratio` is the change over the reference's, `verdict` the word by the rule, or `withheld` with `reason`."""
-
-    condition: str
-    seed: int | None
-    step: int | None
-    method: str
-    layer: int
-    measure: str
-    change: float
-    base: float | None = None
-    trained: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    floor: float | None = None
-    p_adjusted: float | None = None
-    ratio: float | None = None
-    by_rule: str | None = None
-    verdict: str | None = None
-    reason: str = ""
-
-    @property
-    def place(self) -> tuple[str, int, str]:
-        """Method, layer and measure: what two runs are compared at."""
-        return self.method, self.layer, self.measure
 
 
 @dataclass(frozen=True)

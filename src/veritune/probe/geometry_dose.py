@@ -1,4 +1,4 @@
-"""Step dose-response of the geometry: one value for each condition and step, seeds pooled.
+"""A cell of the geometry grid, and its step dose-response: one value for each condition and step, seeds pooled.
 
 A run's value is the mean over its layers of a measure's change from the untouched model. The point is the mean over the
 seeds with a t interval over them, and the least and the largest seed beside it; one seed has no interval. Beside a
@@ -14,18 +14,46 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from veritune.stats.intervals import Student
 
-if TYPE_CHECKING:
-    from veritune.probe.geometry_cells import GridCell
-
 LEVEL = 0.95
+RECORD = "probes/geometry/geometry.json"
+"""Where a study that declares `probes.geometry` keeps its grid."""
 Place = tuple[str, int | None, str, str]
 """Condition, step, method and measure."""
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """One measure of one run at one layer. `p` is the swap p, `floor` its smallest possible value; None where unknown.
+    `ratio` is the change over the reference's, `verdict` the word by the rule, or `withheld` with `reason`."""
+
+    condition: str
+    seed: int | None
+    step: int | None
+    method: str
+    layer: int
+    measure: str
+    change: float
+    base: float | None = None
+    trained: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    floor: float | None = None
+    p_adjusted: float | None = None
+    ratio: float | None = None
+    by_rule: str | None = None
+    verdict: str | None = None
+    reason: str = ""
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """Method, layer and measure: what two runs are compared at."""
+        return self.method, self.layer, self.measure
 
 
 @dataclass(frozen=True)

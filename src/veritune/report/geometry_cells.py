@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from veritune.probe.geometry_cells import CellGrid, GridCell
-from veritune.probe.geometry_dose import DosePoint
+from veritune.probe.geometry_cells import CellGrid
+from veritune.probe.geometry_dose import DosePoint, GridCell
 from veritune.records import to_json
 from veritune.report.geometry import columns
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from veritune.config.thresholds import DEFAULTS
 from veritune.drawing import INK, Drawing, panels, save, save_as, shortened, style, svg_text
-from veritune.probe.geometry_cells import CellGrid, GridCell, moved
+from veritune.probe.geometry_cells import CellGrid, moved
+from veritune.probe.geometry_dose import GridCell
 from veritune.report.geometry_cells import CSV_COLUMNS
 
 ON_DARK, ON_LIGHT = "#fefefe", "#111111"
