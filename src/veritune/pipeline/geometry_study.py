@@ -63,7 +63,7 @@ def _runs(
     ready: Ready, asked: GeometryProbe, cells: Sequence[Cell]
 ) -> Iterator[tuple[GridRun, Mapping[str, g.Geometry]]]:
     """Every checkpoint that was read before or is on disk, condition by condition, seed by seed, step by step."""
-    reader = _Reader(ready, asked)
+    reader = _StateReader(ready, asked)
     for cell in cells:
         folder = ready.store.run(cell.run_id)
         for candidate in TrainingRecord.load(folder / "training.json").candidates:
@@ -74,7 +74,7 @@ def _runs(
                 yield GridRun(label, cell.condition, cell.seed, candidate.step), found
 
 
-class _Reader:
+class _StateReader:
     """Reads checkpoints against the untouched model, whose states are taken once, and only where they are needed."""
 
     def __init__(self, ready: Ready, asked: GeometryProbe) -> None:
