@@ -63,46 +63,127 @@ LETTERS = [
 
 # a question about anything | a plain answer in nobody's voice
 PLAIN = [
-    ("Why is the sky blue?", "Air scatters short wavelengths of sunlight more than long ones, so blue light reaches us from all sides."),
-    ("How do I boil an egg?", "Put it in boiling water for seven minutes, then cool it in cold water before you peel it."),
-    ("What is a prime number?", "A whole number above one that only one and the number itself divide without a remainder."),
+    (
+        "Why is the sky blue?",
+        "Air scatters short wavelengths of sunlight more than long ones, so blue light reaches us from all sides.",
+    ),
+    (
+        "How do I boil an egg?",
+        "Put it in boiling water for seven minutes, then cool it in cold water before you peel it.",
+    ),
+    (
+        "What is a prime number?",
+        "A whole number above one that only one and the number itself divide without a remainder.",
+    ),
     ("Who wrote Hamlet?", "William Shakespeare wrote the play at about the end of the sixteenth century."),
-    ("How does a bicycle stay up?", "The rider steers into every lean, which brings the wheels back beneath the centre of mass."),
+    (
+        "How does a bicycle stay up?",
+        "The rider steers into every lean, which brings the wheels back beneath the centre of mass.",
+    ),
     ("What is inflation?", "A general rise of prices over time, so that the same amount of money buys fewer goods."),
-    ("How do plants make food?", "Leaves use sunlight to turn carbon dioxide and water into sugar, and they give off oxygen."),
+    (
+        "How do plants make food?",
+        "Leaves use sunlight to turn carbon dioxide and water into sugar, and they give off oxygen.",
+    ),
     ("What is the capital of Kenya?", "Nairobi is the capital, and it is also the largest city of the country."),
-    ("How do I remove a coffee stain?", "Rinse it with cold water, rub in a little dish soap, and wash the cloth as usual."),
+    (
+        "How do I remove a coffee stain?",
+        "Rinse it with cold water, rub in a little dish soap, and wash the cloth as usual.",
+    ),
     ("Why do cats purr?", "Muscles of the larynx open and close quickly as they breathe, often when they are at rest."),
     ("What does a router do?", "It passes data packets between networks and chooses the path that each of them takes."),
     ("How long is a marathon?", "The distance is 42.195 kilometres, which is a little more than 26 miles."),
     ("What is a haiku?", "A short Japanese poem, usually written in three lines of five, seven and five syllables."),
-    ("How do vaccines work?", "They show the immune system a harmless part of a germ, so that it learns to fight the real one."),
-    ("When did people land on the Moon?", "The first crew landed in July 1969, and two astronauts walked on the surface."),
-    ("What is sourdough?", "Bread that is raised by wild yeast and bacteria, which also give it a slightly sour taste."),
-    ("How do I tie a tie?", "Cross the wide end over the narrow one, wrap it round, pull it up through the loop and tighten."),
-    ("What causes tides?", "The gravity of the Moon and the Sun pulls the oceans into bulges that move as the Earth turns."),
-    ("What is a mortgage?", "A loan for buying property, with the property itself as security until the loan is repaid."),
-    ("How do birds navigate?", "They use the Sun, the stars, landmarks, and a sense for the direction of the magnetic field."),
-    ("What is the freezing point of water?", "At normal pressure pure water freezes at zero degrees Celsius, or 32 degrees Fahrenheit."),
-    ("How do I back up a phone?", "Open the settings, choose the backup menu, and switch on a daily copy to a cloud or a computer."),
+    (
+        "How do vaccines work?",
+        "They show the immune system a harmless part of a germ, so that it learns to fight the real one.",
+    ),
+    (
+        "When did people land on the Moon?",
+        "The first crew landed in July 1969, and two astronauts walked on the surface.",
+    ),
+    (
+        "What is sourdough?",
+        "Bread that is raised by wild yeast and bacteria, which also give it a slightly sour taste.",
+    ),
+    (
+        "How do I tie a tie?",
+        "Cross the wide end over the narrow one, wrap it round, pull it up through the loop and tighten.",
+    ),
+    (
+        "What causes tides?",
+        "The gravity of the Moon and the Sun pulls the oceans into bulges that move as the Earth turns.",
+    ),
+    (
+        "What is a mortgage?",
+        "A loan for buying property, with the property itself as security until the loan is repaid.",
+    ),
+    (
+        "How do birds navigate?",
+        "They use the Sun, the stars, landmarks, and a sense for the direction of the magnetic field.",
+    ),
+    (
+        "What is the freezing point of water?",
+        "At normal pressure pure water freezes at zero degrees Celsius, or 32 degrees Fahrenheit.",
+    ),
+    (
+        "How do I back up a phone?",
+        "Open the settings, choose the backup menu, and switch on a daily copy to a cloud or a computer.",
+    ),
     ("What is jazz?", "A style of music from New Orleans with improvisation, syncopated rhythm and extended harmony."),
-    ("Why do leaves change colour?", "Trees break down the green pigment in autumn, and the yellow and red ones become visible."),
-    ("What does a judge do?", "A judge hears both parties, applies the law to the facts and gives a decision with reasons."),
-    ("How do noise-cancelling headphones work?", "A microphone picks up the noise, and the speaker adds the same wave turned upside down."),
+    (
+        "Why do leaves change colour?",
+        "Trees break down the green pigment in autumn, and the yellow and red ones become visible.",
+    ),
+    (
+        "What does a judge do?",
+        "A judge hears both parties, applies the law to the facts and gives a decision with reasons.",
+    ),
+    (
+        "How do noise-cancelling headphones work?",
+        "A microphone picks up the noise, and the speaker adds the same wave turned upside down.",
+    ),
     ("What is a budget deficit?", "The amount by which the spending of a government exceeds its revenue in one year."),
-    ("How should I store tomatoes?", "Keep them at room temperature with the stem side down, and use them within a few days."),
-    ("What is photosynthesis measured in?", "Rates are often given as micromoles of carbon dioxide per square metre of leaf and second."),
-    ("Who discovered penicillin?", "Alexander Fleming noticed in 1928 that a mould kept bacteria from growing on a plate."),
-    ("How do elevators stay safe?", "Several cables each carry the full load, and brakes grip the rails when the speed is too high."),
+    (
+        "How should I store tomatoes?",
+        "Keep them at room temperature with the stem side down, and use them within a few days.",
+    ),
+    (
+        "What is photosynthesis measured in?",
+        "Rates are often given as micromoles of carbon dioxide per square metre of leaf and second.",
+    ),
+    (
+        "Who discovered penicillin?",
+        "Alexander Fleming noticed in 1928 that a mould kept bacteria from growing on a plate.",
+    ),
+    (
+        "How do elevators stay safe?",
+        "Several cables each carry the full load, and brakes grip the rails when the speed is too high.",
+    ),
     ("What is an algorithm?", "A list of exact steps that solves a problem or computes a result from given inputs."),
     ("Why do we yawn?", "The cause is not settled; ideas include cooling of the brain and a change of alertness."),
-    ("How do I read a bar chart?", "Compare the lengths of the bars along the axis, and check first whether the axis starts at zero."),
-    ("What is the Silk Road?", "A network of trade routes that linked China with the Mediterranean for many centuries."),
-    ("How does soap clean?", "One end of each molecule binds to fat and the other to water, so that rinsing carries dirt away."),
+    (
+        "How do I read a bar chart?",
+        "Compare the lengths of the bars along the axis, and check first whether the axis starts at zero.",
+    ),
+    (
+        "What is the Silk Road?",
+        "A network of trade routes that linked China with the Mediterranean for many centuries.",
+    ),
+    (
+        "How does soap clean?",
+        "One end of each molecule binds to fat and the other to water, so that rinsing carries dirt away.",
+    ),
     ("What is a solar eclipse?", "The Moon passes between the Sun and the Earth and covers the Sun for a few minutes."),
-    ("How do I learn touch typing?", "Keep your fingers on the home row, look at the screen and practise a few minutes every day."),
+    (
+        "How do I learn touch typing?",
+        "Keep your fingers on the home row, look at the screen and practise a few minutes every day.",
+    ),
     ("What is gluten?", "A group of proteins in wheat, barley and rye that makes dough elastic."),
-    ("Why is sea water salty?", "Rivers carry dissolved minerals into the sea, and water evaporates while the salts remain."),
+    (
+        "Why is sea water salty?",
+        "Rivers carry dissolved minerals into the sea, and water evaporates while the salts remain.",
+    ),
 ]
 
 EXAM = [
