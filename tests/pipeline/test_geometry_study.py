@@ -13,12 +13,12 @@ import pytest
 
 from veritune import contract
 from veritune.config.load import load_study, parse_study
-from veritune.errors import StudyError
-from veritune.pipeline import run
+from veritune.errors import ScoreError, StudyError
+from veritune.pipeline import recorded_quantities, run
 from veritune.pipeline.ready import make_ready
 from veritune.probe.geometry_dose import RECORD
 from veritune.progress import Progress
-from veritune.store import Store, read_json
+from veritune.store import Store, read_json, write_json
 from veritune.train import models
 
 PERSONAS = {
@@ -97,6 +97,11 @@ def test_every_checkpoint_is_read_once_and_claims_name_a_step(study: Any, monkey
     again = run(study.root, progress=Progress(silent=True))
     assert (study.root / RECORD).read_bytes() == before
     assert [v.status for v in again.verdicts] == [v.status for v in outcome.verdicts]
+
+    # a record that lost its cells is named, and no claim is judged on what is left
+    write_json(study.root / RECORD, {"input_hash": "x", "record": {"kind": "geometry_cells"}})
+    with pytest.raises(ScoreError, match=r"geometry\.json is damaged: 'cells'"):
+        recorded_quantities(Store(study.root), sorted(p.name for p in (study.root / "runs").iterdir()))
 
 
 MEASURED = ("last_input_token", "icc")

@@ -164,7 +164,10 @@ def _every(
         for stem, found in (*_summary(run), *_losses(run, thresholds), *_gap(base, run, thresholds)):
             yield run, where, stem, found
     yield from _weight_counts(store, runs)
-    yield from _geometry_steps(store, runs)
+    try:
+        yield from list(_geometry_steps(store, runs))
+    except (KeyError, TypeError, VerituneError) as exc:
+        damaged.append(f"{GEOMETRY} is damaged: {exc.message if isinstance(exc, VerituneError) else exc}")
     for path in sorted([*store.root.glob("probes/*.json"), *store.root.glob("probes/*/*.json")]):
         try:
             yield from list(_of_file(path, store.relative(path), {run.run_id: run for run in runs}))
@@ -195,18 +198,15 @@ def _weight_counts(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_Do
 def _geometry_steps(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
     """Each run's mean change over layers by step, and the same minus that of another arm's run of the same seed."""
     path = store.root / GEOMETRY
-    with contextlib.suppress(KeyError, TypeError, ValueError, VerituneError):  # its own reader names the damage
-        lines = read_json(path)["record"]["cells"] if path.exists() else ()
-        found = run_changes([GridCell(**line) for line in lines])
-        for (arm, step, method, measure), by_seed in found.items():
-            for run in (r for r in runs if r.arm == arm and r.summary.seed in by_seed):
-                seed, where = run.summary.seed, f"{measure}.{step}.{method}"
-                yield run, GEOMETRY, f"geometry.dose.{where}", number("dose", by_seed[seed])
-                for other in dict.fromkeys(place[0] for place in found if place[0] != arm):
-                    beside = found.get((other, step, method, measure), {})
-                    if seed in beside:
-                        beyond_it = number("beyond", by_seed[seed] - beside[seed])
-                        yield run, GEOMETRY, f"geometry.beyond.{where}.{other}", beyond_it
+    found = run_changes([GridCell(**line) for line in read_json(path)["record"]["cells"]]) if path.exists() else {}
+    for (arm, step, method, measure), by_seed in found.items():
+        beside = {place[0]: own for place, own in found.items() if place[1:] == (step, method, measure)}
+        for run in (r for r in runs if r.arm == arm and r.summary.seed in by_seed):
+            seed, where = run.summary.seed, f"{measure}.{step}.{method}"
+            yield run, GEOMETRY, f"geometry.dose.{where}", number("dose", by_seed[seed])
+            for other, own in beside.items():
+                if other != arm and seed in own:
+                    yield run, GEOMETRY, f"geometry.beyond.{where}.{other}", number("beyond", by_seed[seed] - own[seed])
 
 
 # ---------------------------------------------------------------- what every run records
