@@ -36,9 +36,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> tuple[P
     settings["model"]["path"] = str(smollm2)
     settings["conditions"] = {name: settings["conditions"][name] for name in ARMS}
     settings["factor"].remove("data")
-    settings["train"] |= {"max_steps": 2, "eval_steps": [2]}
+    settings["train"] |= {"max_steps": 2, "eval_steps": [2], "per_device_train_batch_size": 2}
+    settings["split"]["validation"] = 0.05
     settings["seeds"] = [0, 1]
-    settings["evals"]["letters"] |= {"items": 6, "max_new_tokens": 8}
+    settings["evals"]["letters"] |= {"items": 4, "max_new_tokens": 2}
     asked = settings["probes"]["geometry"]
     asked |= {"methods": ["last_input_token"], "layers": [12, 30], "questions": asked["questions"][:2]}
     asked["reference"] = {ARMS[0]: ARMS[1]}
