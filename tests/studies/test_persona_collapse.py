@@ -36,15 +36,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> tuple[P
     settings["model"]["path"] = str(smollm2)
     settings["conditions"] = {name: settings["conditions"][name] for name in ARMS}
     settings["factor"].remove("data")
-    settings["train"] |= {"max_steps": 2, "eval_steps": [2], "per_device_train_batch_size": 2}
-    settings["split"]["validation"] = 0.05
+    settings["train"] |= {"max_steps": 2, "eval_steps": [2]}
     settings["seeds"] = [0, 1]
-    settings["evals"]["letters"] |= {"items": 4, "max_new_tokens": 2}
+    settings["evals"]["letters"] |= {"items": 4, "max_new_tokens": 4}
     asked = settings["probes"]["geometry"]
-    asked |= {"methods": ["last_input_token"], "layers": [12, 30], "questions": asked["questions"][:2]}
-    asked["reference"] = {ARMS[0]: ARMS[1]}
+    asked |= {"methods": ["last_input_token"], "layers": [12, 30], "reference": {ARMS[0]: ARMS[1]}}
     claims = [claim for claim in settings["claims"] if claim["name"] in ("m1_narrow", "icc_narrow")]
-    settings["claims"] = [claim | {"probe": claim["probe"].replace(".8.", ".2.")} for claim in claims]
+    settings["claims"] = [claim | {"probe": claim["probe"].replace(".4.", ".2.")} for claim in claims]
     (root / "study.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return root, run(root, progress=Progress(silent=True))
 
