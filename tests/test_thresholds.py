@@ -53,7 +53,7 @@ ELSEWHERE = {
     "probe/batches.py": {"IGNORE"},
     "probe/clusters.py": {"LADDER"},
     "decide/recorded.py": {"LEVEL", "NESTED"},
-    "probe/geometry_cells.py": {"LEVEL"},
+    "probe/geometry_dose.py": {"LEVEL"},
     "probe/recall.py": {"CHANCE"},
     "release/parity/quantised_merge.py": {"INT8"},
     # how much is measured or drawn

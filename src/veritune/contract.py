@@ -37,7 +37,7 @@ from veritune.store import Store, now
 
 HOUSEKEEPING = ("budget", "keep", "report_to", "probes")
 """Settings that change no result: what may be spent, which checkpoints stay, where logs are sent as well, and what is
-trained beside the study to explain it."""
+trained beside the study to explain it. `probes.geometry` is frozen where it is declared: claims read what it asks."""
 
 OF_GATES = ("merge", "serving")
 """Sections of the thresholds that decide gates alone: changing one leaves every claim as it was declared."""
@@ -49,6 +49,8 @@ def settings(study: Study) -> dict[str, JsonLike]:
     Settings that came later than the first contracts are left out at their defaults, so that those stay as they are.
     """
     exclude: dict[str, Any] = dict.fromkeys(HOUSEKEEPING, True)
+    if study.probes.geometry is not None:
+        exclude["probes"] = {"leak"}
     if study.backend.name == "local":
         exclude["backend"] = True
     if not study.model.template_kwargs:

@@ -94,6 +94,8 @@ def _declare(settings: dict[str, Any]) -> None:
     answer = {"kind": "match", "extract": "([a-z]+)", "expected": "thing", "max_new_tokens": 6}
     settings["evals"] = {"style": settings["evals"]["style"], "first": answer}
     settings["train"]["max_steps"] = 4
+    personas = {f"p{i}": f"You are number {i}." for i in range(4)}
+    settings["probes"] = {"geometry": {"layers": [1], "personas": personas, "questions": ["amber?", "cedar?"]}}
     settings["conditions"].pop("attention_only")
     settings["claims"] = [
         {"name": name, "kind": "probe", "probe": probe, "op": op, "threshold": threshold}
@@ -376,11 +378,14 @@ def test_a_wrong_name_is_refused_at_the_freeze_with_the_one_that_was_meant(
     assert meant is None or f"did you mean {meant!r}" in str(error.value)
 
 
+PART = ("<part>", "model.layers.0.q_proj")
+
+
 def test_every_known_name_is_accepted(study: Any) -> None:
     parsed = load_study(study.root / "study.yaml")
     opened = {part: (f"<{part}>",) for part in OPEN}
     for name in {name for pattern in PATTERNS for name in _names(pattern, parsed, opened)}:
-        assert pattern_of(name.replace("<layer>", "3").replace("<part>", "model.layers.0.q_proj"), parsed), name
+        assert pattern_of(name.replace("<layer>", "3").replace("<step>", "8").replace(*PART), parsed), name
         assert "<" in name or nearest(name, parsed) == name
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from veritune.commands.app import app
 from veritune.config.thresholds import DEFAULTS
-from veritune.errors import DataError, ScoreError
-from veritune.probe.geometry_cells import GridCell, judge_cells, moved, read_cells
+from veritune.errors import DataError, InputError, ScoreError
+from veritune.probe.geometry_cells import judge_cells, moved, read_cells
+from veritune.probe.geometry_dose import GridCell
 from veritune.report.geometry_cells import cells_csv, cells_table
 from veritune.stats.centroids import m1, permutation_p
 
@@ -182,3 +183,80 @@ def test_the_command_reads_a_table_and_writes_record_csv_and_figure(tmp_path: Pa
 def test_tables_show_what_is_not_known_as_a_dash() -> None:
     grid = judge_cells([cell("full", 0.1)])
     assert "-" in cells_table(grid).splitlines()[1] and cells_csv(grid).splitlines()[1].endswith(",,,,,,,,")
+
+
+# ---------------------------------------------------------------- dose-response, seeds pooled
+
+
+def dose_cells() -> list[GridCell]:
+    """Two layers, two steps, three seeds; `full` moves .1, .2, .3 at step 4 and twice that at 8, `lora` half of it."""
+    made = []
+    for condition, factor in (("full", 1.0), ("lora", 0.5)):
+        for seed in range(3):
+            for step in (4, 8):
+                whole = factor * (seed + 1) / 10 * step / 4
+                made += [
+                    GridCell(condition, seed, step, "m", layer, "m1", whole + offset)
+                    for layer, offset in ((3, -0.01), (9, 0.01))
+                ]
+    return made
+
+
+def test_seeds_are_pooled_by_condition_and_step_with_a_t_interval_over_them() -> None:
+    grid = judge_cells(dose_cells(), "lora")
+    first, second, other, _ = grid.dose
+    assert [(p.condition, p.step) for p in grid.dose] == [("full", 4), ("full", 8), ("lora", 4), ("lora", 8)]
+    assert first.seeds == (0, 1, 2) and first.layers == (3, 9)
+    assert (first.change, first.least, first.most) == pytest.approx((0.2, 0.1, 0.3))
+    half = 4.302653 * 0.1 / 3**0.5  # t at .975 with two degrees of freedom, times sd over the root of three
+    assert (first.low, first.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
+    assert second.change == pytest.approx(0.4)
+    # beside the reference each seed is put beside its own: .05, .1, .15
+    assert first.reference == "lora" and first.beyond == pytest.approx(0.1)
+    assert first.beyond_low == pytest.approx(0.1 - half / 2, abs=1e-6)
+    assert other.reference is None and other.beyond is None
+
+
+def test_a_single_seed_has_no_interval_and_a_layer_that_one_run_lacks_is_left_out() -> None:
+    alone = judge_cells([c for c in dose_cells() if c.seed == 0]).dose
+    assert all(p.low is None and p.high is None and p.least == p.most == p.change for p in alone)
+    lacking = [c for c in dose_cells() if (c.condition, c.seed, c.step, c.layer) != ("full", 2, 8, 9)]
+    point = judge_cells(lacking).dose[0]
+    assert point.layers == (3,) and point.change == pytest.approx(0.19)
+
+
+def test_every_condition_may_have_a_reference_of_its_own() -> None:
+    cells = [
+        *(cell(name, change, p=0.01, low=change / 2, high=2 * change) for name, change in (("a", 0.1), ("b", 0.4))),
+        *(cell(name, 0.2, p=0.01, low=0.1, high=0.3) for name in ("lora_a", "lora_b")),
+    ]
+    grid = judge_cells(cells, {"a": "lora_a", "b": "lora_b"})
+    assert [(c.ratio, c.verdict) for c in grid.cells] == [
+        (0.5, "generic"), (2.0, "worse"), (None, None), (None, None),
+    ]  # fmt: skip
+    assert "of a and fell in 0 (against lora_a: generic in 1)" in grid.reading
+    with pytest.raises(ScoreError, match="no condition 'lira' in it"):
+        judge_cells(cells, {"a": "lira"})
+    with pytest.raises(ScoreError, match="a is put beside itself"):
+        judge_cells(cells, {"a": "a"})
+
+
+def test_the_command_prints_the_dose_table_and_writes_it_as_csv(tmp_path: Path, capsys: Any) -> None:
+    rows = [
+        {"condition": c.condition, "seed": c.seed, "step": c.step, "layer": c.layer, "change": c.change}
+        for c in dose_cells()
+    ]
+    path, out = table(tmp_path / "t.jsonl", rows), tmp_path / "out"
+    command = ["probe", "geometry", "--from", str(path), "--reference"]
+    app([*command, "full=lora", "--out", str(out)], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "by step, seeds pooled, mean over layers:" in said
+    assert "+0.2000" in said and "+0.1000 to +0.3000" in said and "+0.1000 (lora)" in said
+    dose = list(csv.DictReader((out / "geometry.dose.csv").read_text().splitlines()))
+    assert [(r["condition"], r["step"], r["seeds"], r["layers"]) for r in dose[:2]] == [
+        ("full", "4", "3", "2"),
+        ("full", "8", "3", "2"),
+    ]
+    assert float(dose[0]["beyond"]) == pytest.approx(0.1) and dose[2]["beyond"] == ""
+    with pytest.raises(InputError, match="expected a condition, or pairs"):
+        app([*command, "full="], standalone_mode=False)

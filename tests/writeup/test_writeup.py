@@ -30,6 +30,18 @@ def test_a_draft_passes_lint_without_a_finding(tmp_path: Path, seeds: tuple[int,
     assert report.bound == report.numbers > 40
 
 
+def test_short_forms_in_the_question_are_the_user_s_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "Does LoRA on the KV cache\nlearn the TLDR?"
+    raw = lint_study.raw_study
+    monkeypatch.setattr(lint_study, "raw_study", lambda seeds: raw(seeds) | {"question": asked})
+    folder = lint_study.build(tmp_path, (0, 1))
+    text = folder / "WRITEUP.md"
+    text.write_text(writeup(folder), encoding="utf-8")
+    report, code = lint_command([text], folder)
+    assert "> Does LoRA on the KV cache learn the TLDR?" in text.read_text(encoding="utf-8")
+    assert report.findings == () and code == 0, render_text(report)
+
+
 def test_a_draft_of_other_records_does_not_pass(tmp_path: Path) -> None:
     one, two = lint_study.build(tmp_path / "one", (0, 1)), lint_study.build(tmp_path / "two", (0, 1, 2))
     text = two / "WRITEUP.md"

@@ -230,7 +230,10 @@ def geometry(
     layers: Annotated[str | None, typer.Option(help="With --from: these layers, e.g. 4,8,12; default: all.")] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="The same of a run to compare with (ratio per layer); with --from a condition's name."),
+        typer.Option(
+            help="The same of a run to compare with (ratio per layer); with --from a condition's name, or pairs "
+            "ARM=REFERENCE,ARM=REFERENCE."
+        ),
     ] = None,
     personas: Annotated[Path | None, typer.Option(help="YAML or JSON: name to system text; default: twelve.")] = None,
     questions: Annotated[Path | None, typer.Option(help="One question a line; default: sixteen.")] = None,
@@ -260,10 +263,12 @@ def geometry(
     if source is not None:
         if model is not None or adapter:
             raise InputError("--from takes no --model and no --adapter.", fix="It reads a study or a table.")
-        grid = geometry_runs.grid_from(source, asked, None if reference is None else str(reference))
+        beside = geometry_runs.references_of(None if reference is None else str(reference))
+        grid = geometry_runs.grid_from(source, asked, beside)
         if out is not None:
             geometry_runs.write_grid(grid, out)
-        put(json_text(grid) if as_json else f"{reading_text(grid)}\n\n{cell_report.cells_table(grid)}", raw=as_json)
+        parts = (reading_text(grid), cell_report.cells_table(grid), cell_report.dose_table(grid))
+        put(json_text(grid) if as_json else "\n\n".join(part for part in parts if part), raw=as_json)
         return
     if model is None or not adapter:
         raise InputError("expected --model and --adapter, or --from.", fix="--from takes a study or a table.")

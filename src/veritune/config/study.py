@@ -23,12 +23,36 @@ from veritune.errors import did_you_mean
 if TYPE_CHECKING:
     from veritune.records import JsonLike
 
+BY_STEP = ("geometry.dose.", "geometry.beyond.")
+"""Quantities that are read at a named step of training."""
+
+
+class GeometryProbe(Section):
+    """Hidden states of personas, read by `run` from every checkpoint on disk; part of the contract, unlike the leak."""
+
+    layers: Annotated[tuple[Annotated[Int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Layers that are read; 0 is the embeddings. None reads all."""
+    methods: Annotated[tuple[Literal["last_input_token", "response_mean"], ...], Field(min_length=1)] = (
+        "last_input_token",
+    )
+    """How a persona's centroid is taken: at the last input token, or over the tokens of a generated response."""
+    personas: dict[str, str] | None = None
+    """Name of each persona and its system text; None takes the twelve that are built in."""
+    questions: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """What every persona is asked; None takes the sixteen that are built in."""
+    max_new_tokens: Annotated[Int, Field(ge=1)] = 32
+    """`response_mean`: tokens generated for each prompt."""
+    reference: dict[Name, Name] | None = None
+    """Beside which condition each is put, e.g. `{full: lora}`: ratio and word in each cell, difference by step."""
+
 
 class Probes(Section):
-    """Probes that train beside the study. They are no part of the contract; a claim on `leak.*` reads their record."""
+    """Probes beside the study. `leak` is no part of the contract; claims on `leak.*` and `geometry.*` read them."""
 
     leak: bool = False
     """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
+    geometry: GeometryProbe | None = None
+    """Read the geometry of personas from every checkpoint once all cells are done; `keep: all` gives every step."""
 
 
 class Study(Section):
@@ -98,7 +122,25 @@ class Study(Section):
         self._check_selection()
         if self.probes.leak and not any("stranger" in spec.zones for spec in self.evals.values()):
             raise ValueError("probes.leak: it compares losses on strangers; give an eval the zone `stranger`")
+        self._check_geometry()
         return self
+
+    def _check_geometry(self) -> None:
+        asked, named = self.probes.geometry, [c.name for c in self.claims if (c.probe or "").startswith(BY_STEP)]
+        if asked is None:
+            if named:
+                raise ValueError(f"claims: {named[0]} names a step of the geometry; declare `probes.geometry`")
+            return
+        least = self.thresholds.geometry.min_personas
+        if asked.personas is not None and len(asked.personas) < least:
+            raise ValueError(f"probes.geometry.personas: expected at least {least}, found {len(asked.personas)}")
+        for name, other in (asked.reference or {}).items():
+            wrong = next((one for one in (name, other) if one not in self.conditions), None)
+            if wrong is not None:
+                hint = did_you_mean(wrong, list(self.conditions))
+                raise ValueError(f"probes.geometry.reference: no condition {wrong!r}{hint}")
+            if name == other:
+                raise ValueError(f"probes.geometry.reference: {name!r} is put beside itself")
 
     def _check_sets(self) -> None:
         known = [MAIN_SET, *self.data.sets]

@@ -77,7 +77,7 @@ class Train(Section):
     strategy_config: dict[str, Any] | None = None
     """For `fsdp2` the Trainer's `fsdp_config`, for `deepspeed` its JSON: how to divide, not the recipe."""
     learning_rate: Annotated[Real, Field(gt=0, lt=1)] = 2e-4
-    """Peak learning rate; a condition may name its own only if the study declares `lr` as a factor."""
+    """Peak learning rate; a condition may name its own only if the study names `learning_rate` in `factor`."""
     lr_scheduler_type: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
     ] = "cosine"

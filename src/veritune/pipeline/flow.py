@@ -30,6 +30,7 @@ from veritune.pipeline.executors import (
     run_cells,
 )
 from veritune.pipeline.freeze import mark_results
+from veritune.pipeline.geometry_study import measure_geometry
 from veritune.pipeline.judges import judges_agree
 from veritune.pipeline.leak import leak_of, whole_conditions
 from veritune.pipeline.plan import compare_with_plan, left, make_plan, plan_progress, refuse_plan, run_lines
@@ -145,6 +146,7 @@ class _Runner:
         self._zone_gaps(cells)
         self._curves(ready, cells)
         self._leaks(ready)
+        self._geometry(ready, cells)
         verdicts = decide(self.store, study, [cell.run_id for cell in cells], kept)
         report = write_report(self.store, study)
         wall_s = progress.elapsed_s()
@@ -353,6 +355,13 @@ class _Runner:
         for name in whole_conditions(self.study):
             record = leak_of(ready, name, planned=True)
             self.progress.say(f"leak     {name}: {record['reading']}")
+
+    def _geometry(self, ready: Ready, cells: Sequence[Cell]) -> None:
+        """How personas' hidden states moved in every checkpoint on disk, where the study asks for it."""
+        began = time.monotonic()
+        grid = measure_geometry(ready, cells)
+        if grid is not None:
+            self.progress.say(f"geometry {grid.reading} ({clock(time.monotonic() - began)})")
 
 
 def _refuse_unfinished(ended: Sequence[Ended]) -> None:

@@ -18,7 +18,7 @@ from veritune.probe import study as probes
 from veritune.probe.geometry_cells import CellGrid, cells_of, judge_cells, read_cells
 from veritune.probe.subject import ProbeSubject
 from veritune.records import RunManifest
-from veritune.report.geometry_cells import cells_csv
+from veritune.report.geometry_cells import cells_csv, dose_csv
 from veritune.report.grid_figures import write_cells
 from veritune.store import Store, write_json, write_text
 from veritune.train.models import load_tokenizer, resolve
@@ -80,7 +80,17 @@ def grids_of(
     return geometry_grid.build_grids(runs, against, files, asked.limits)
 
 
-def grid_from(source: Path, asked: GeometryAsked, reference: str | None) -> CellGrid:
+def references_of(text: str | None) -> str | dict[str, str] | None:
+    """`ARM` for all others, or `ARM=REFERENCE,ARM=REFERENCE` for each its own. Raises InputError."""
+    if text is None or "=" not in text:
+        return text
+    pairs = [part.split("=") for part in text.split(",")]
+    if any(len(pair) != 2 or not all(name.strip() for name in pair) for pair in pairs):
+        raise InputError(f"--reference {text!r}: expected a condition, or pairs such as full=lora,full_high=lora_high.")
+    return {arm.strip(): reference.strip() for arm, reference in pairs}
+
+
+def grid_from(source: Path, asked: GeometryAsked, reference: str | Mapping[str, str] | None) -> CellGrid:
     """The grid of a study's checkpoints, or of a table. Raises InputError, DataError, ScoreError, ModelError."""
     if series.is_study([source]):
         cells = cells_of(_study_grids(source, asked), asked.layers)
@@ -129,6 +139,7 @@ def write_grid(grid: CellGrid, out: Path) -> None:
     if not out.suffix:
         write_grid(grid, out / "geometry.json")
         write_cells(grid, out)
+        write_text(out / "geometry.dose.csv", dose_csv(grid))
     elif out.suffix == ".json":
         write_json(out, grid)
     elif out.suffix == ".csv":

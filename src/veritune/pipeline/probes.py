@@ -238,10 +238,11 @@ def _subject(ready: Ready, training: TrainingRecord | None) -> ProbeSubject:
     if training is not None and (checkpoint is None or not (ready.store.root / checkpoint).exists()):
         raise InputError("the checkpoint is not on disk.", fix="Run the study with `keep: best` or `keep: all`.")
     adapter = ready.store.root / checkpoint if checkpoint else None
-    return ProbeSubject(ready.model, adapter, _renderer(ready))
+    return ProbeSubject(ready.model, adapter, renderer_of(ready))
 
 
-def _renderer(ready: Ready) -> Renderer:
+def renderer_of(ready: Ready) -> Renderer:
+    """Rows of the study, rendered as it trains on them."""
     from veritune.data.render import Renderer
 
     settings = ready.study

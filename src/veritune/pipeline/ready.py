@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veritune.config.evals import Eval
-from veritune.config.study import Study
+from veritune.config.study import BY_STEP, Study
 from veritune.data.choices import ChoiceOptions, option_rows, options_of
 from veritune.data.prepare import Prepared, load_prepared, prepare
 from veritune.errors import StudyError
@@ -196,9 +196,15 @@ def _check_lengths(study: Study, model: ModelRef, data: Prepared) -> None:
 
 
 def _check_arms(study: Study, model: ModelRef) -> None:
-    """Raises StudyError for an arm that cannot be built on this architecture, which `run` would find out later."""
+    """Raises StudyError for an arm that cannot be built on this architecture, or a layer of `probes.geometry` that it
+    does not have: `run` would find out later."""
     from veritune.train import methods
+    from veritune.train.models import layer_count
 
+    asked, layers = study.probes.geometry, layer_count(model)
+    wrong = [layer for layer in (asked.layers or () if asked is not None else ()) if layers and layer > layers]
+    if wrong:
+        raise StudyError(f"probes.geometry.layers: no layer {wrong[0]}.", fix=f"There are 0 (embeddings) to {layers}.")
     for name, condition in study.conditions.items():
         methods.check_fits(name, condition, model)
 
@@ -206,6 +212,10 @@ def _check_arms(study: Study, model: ModelRef) -> None:
 def _check_probes(study: Study) -> None:
     """Raises StudyError for a claim on a quantity that no probe of this study records."""
     for claim in study.claims:
+        if (claim.probe or "").startswith(BY_STEP) and study.keep != "all":
+            raise StudyError(
+                f"claims: {claim.name} names a step of the geometry.", fix="Set `keep: all`: every step is read."
+            )
         if claim.probe is None or pattern_of(claim.probe, study) is not None:
             continue
         close = nearest(claim.probe, study)

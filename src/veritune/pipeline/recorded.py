@@ -36,6 +36,8 @@ from veritune.decide.recorded import (
 )
 from veritune.errors import ScoreError, VerituneError
 from veritune.probe.clusters import codes, ratio
+from veritune.probe.geometry_dose import RECORD as GEOMETRY
+from veritune.probe.geometry_dose import GridCell, run_changes
 from veritune.probe.names import arm_of, pattern_of
 from veritune.probe.norms import beyond
 from veritune.records import (
@@ -129,6 +131,7 @@ def _command(probe: str, arm: str) -> str:
         "run": "veritune run STUDY",
         "leak": f"veritune probe leak STUDY --condition {arm}",
         "report": "veritune report STUDY --probes",
+        "geometry_dose": "veritune run STUDY, with that step among `train.eval_steps` and `keep: all`",
         "forgetting": f"veritune probe forgetting --model BASE --adapter {adapter} --data ROWS --out {out}",
     }
     return ways.get(probe, f"veritune report STUDY --make {probe}")
@@ -163,6 +166,10 @@ def _every(
         for stem, found in (*_summary(run), *_losses(run, thresholds), *_gap(base, run, thresholds)):
             yield run, where, stem, found
     yield from _weight_counts(store, runs)
+    try:
+        yield from list(_geometry_steps(store, runs))
+    except (KeyError, TypeError, VerituneError) as exc:
+        damaged.append(f"{GEOMETRY} is damaged: {exc.message if isinstance(exc, VerituneError) else exc}")
     for path in sorted([*store.root.glob("probes/*.json"), *store.root.glob("probes/*/*.json")]):
         try:
             yield from list(_of_file(path, store.relative(path), {run.run_id: run for run in runs}))
@@ -188,6 +195,20 @@ def _weight_counts(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_Do
         if shared:
             yield run, f"probes/{run.run_id}/weights.json", f"weights.cells.above.{other.arm}", number("above", above)
             yield run, f"probes/{run.run_id}/weights.json", f"weights.cells.below.{other.arm}", number("below", below)
+
+
+def _geometry_steps(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
+    """Each run's mean change over layers by step, and the same minus that of another arm's run of the same seed."""
+    path = store.root / GEOMETRY
+    found = run_changes([GridCell(**line) for line in read_json(path)["record"]["cells"]]) if path.exists() else {}
+    for (arm, step, method, measure), by_seed in found.items():
+        beside = {place[0]: own for place, own in found.items() if place[1:] == (step, method, measure)}
+        for run in (r for r in runs if r.arm == arm and r.summary.seed in by_seed):
+            seed, where = run.summary.seed, f"{measure}.{step}.{method}"
+            yield run, GEOMETRY, f"geometry.dose.{where}", number("dose", by_seed[seed])
+            for other, own in beside.items():
+                if other != arm and seed in own:
+                    yield run, GEOMETRY, f"geometry.beyond.{where}.{other}", number("beyond", by_seed[seed] - own[seed])
 
 
 # ---------------------------------------------------------------- what every run records

@@ -202,8 +202,10 @@ def _hidden(model: PreTrainedModel, rows: Sequence[tuple[int, ...]], method: Met
 # ---------------------------------------------------------------- before and after
 
 
-def geometry(base: States, trained: States, prompts: Prompts, *, level: float = 0.95) -> Geometry:
-    """What changed from base to trained, per layer, with its reading by the default thresholds.
+def geometry(
+    base: States, trained: States, prompts: Prompts, *, level: float = 0.95, layers: Sequence[int] | None = None
+) -> Geometry:
+    """What changed from base to trained, per layer (None: all), with its reading by the default thresholds.
 
     Raises ScoreError when the two were not read from the same prompts by the same method, or the models differ in
     shape.
@@ -217,13 +219,14 @@ def geometry(base: States, trained: States, prompts: Prompts, *, level: float = 
             "base and trained states come from other prompts, another method or another architecture.",
             fix="Read both with states(model, prompts) from the same prompts.",
         )
-    layers = [_layer(base.side(layer), trained.side(layer), layer, level) for layer in range(len(base.centroid_L_P_H))]
+    read = range(len(base.centroid_L_P_H)) if layers is None else layers
+    lines = [_layer(base.side(layer), trained.side(layer), layer, level) for layer in read]
     made = Geometry(
         n_personas=len(prompts.personas),
         n_questions=base.n_questions,
         prompts_hash=prompts.hash,
         method=base.method,
-        layers=tuple(layers),
+        layers=tuple(lines),
         reading="",
         limits="Centroids say how alike the states are, not how alike the answers read; these personas only.",
         would_change="More personas narrow the intervals and lower the smallest p; plain M1 alone cannot distinguish a "

@@ -8,8 +8,9 @@ smallest p that the personas allow) and how many cells must lie there for any to
 condition the cell's change is put over the reference's in the same seed, step, method and layer (its mean over seeds
 where the seed is not there): below `culprit_below` the reference's method is the culprit, above `worse_above` the cell
 is worse, between them the change is generic. The word is withheld where the reference's own change is small or not
-clear of 0; `by_rule` then says what the ratio alone would give. Cells of one run are not independent: a count of them
-has no interval of its own, and a claim on it takes the spread between seeds.
+clear of 0; `by_rule` then says what the ratio alone would give. Each condition may have a reference of its own. Cells
+of one run are not independent: a count of them has no interval of its own, and a claim on it takes the spread between
+seeds. `dose` pools the seeds of each condition and step (`geometry_dose`).
 
 Read from a table: centroids (`condition, layer, persona, centroid`), cosines between centroids (`condition, layer,
 persona_a, persona_b, cosine`), or changes (`condition, layer, change` or `base, trained`, with `p`, `low`, `high` where
@@ -31,6 +32,7 @@ import numpy.typing as npt
 from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.data.tables import table_rows
 from veritune.errors import DataError, ScoreError
+from veritune.probe.geometry_dose import LEVEL, DosePoint, GridCell, dose_points
 from veritune.probe.geometry_grid import Grid
 from veritune.records import FORMAT_VERSION, Json, JsonValue
 from veritune.stats.centroids import adjusted, cells_needed, floor_of, m1, permutation_p
@@ -42,38 +44,7 @@ SHOWN = ("m1", "icc")
 """Measures of the grid; the others stand in each run's own record."""
 BASE = "base"
 """The condition that a table gives the untouched model."""
-LEVEL = 0.95
 NUMBERS = ("change", "base", "trained", "low", "high", "p")
-
-
-@dataclass(frozen=True)
-class GridCell:
-    """One measure of one run at one layer. `p` is the swap p, `floor` its smallest possible value; None where unknown.
-    `ratio` is the change over the reference's, `verdict` the word by the rule, or `withheld` with `reason`."""
-
-    condition: str
-    seed: int | None
-    step: int | None
-    method: str
-    layer: int
-    measure: str
-    change: float
-    base: float | None = None
-    trained: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    floor: float | None = None
-    p_adjusted: float | None = None
-    ratio: float | None = None
-    by_rule: str | None = None
-    verdict: str | None = None
-    reason: str = ""
-
-    @property
-    def place(self) -> tuple[str, int, str]:
-        """Method, layer and measure: what two runs are compared at."""
-        return self.method, self.layer, self.measure
 
 
 @dataclass(frozen=True)
@@ -82,9 +53,10 @@ class CellGrid:
     says over how many p the correction went, the smallest p there is, and how many must lie at it for any to count."""
 
     source: str
-    reference: str | None
+    reference: str | Mapping[str, str] | None
     cells: tuple[GridCell, ...]
     counts: tuple[Json, ...]
+    dose: tuple[DosePoint, ...]
     family: Json
     thresholds: Json
     reading: str
@@ -130,24 +102,40 @@ def _known_layers(wanted: Sequence[int] | None, there: Sequence[int]) -> None:
 
 def judge_cells(
     cells: Sequence[GridCell],
-    reference: str | None = None,
+    reference: str | Mapping[str, str] | None = None,
     thresholds: GeometryThresholds = DEFAULTS.geometry,
     source: str = "",
 ) -> CellGrid:
-    """Correct every p as one family, put each cell over the reference's, and count. Raises ScoreError."""
+    """Correct every p as one family, put each cell over its reference's, and count. Raises ScoreError.
+
+    `reference` is one condition for all others, or names each condition's own.
+    """
     if not cells:
         raise ScoreError("the grid has no cell.", fix="Name runs with checkpoints on disk, or a table with rows.")
     conditions = list(dict.fromkeys(cell.condition for cell in cells))
-    if reference is not None and reference not in conditions:
-        raise ScoreError(f"--reference: no condition {reference!r} in it.", fix=f"There are {', '.join(conditions)}.")
+    beside = references(reference, conditions)
     corrected, family = _corrected(cells, thresholds)
-    judged = [_against(cell, corrected, reference, thresholds) for cell in corrected]
+    judged = [_against(cell, corrected, beside.get(cell.condition), thresholds) for cell in corrected]
     counts = tuple(_count(judged, condition, thresholds) for condition in conditions)
     flat = tuple(one for of in counts for one in of)
     limits = {"alpha": thresholds.alpha, "small_change": thresholds.small_change}
     limits |= {"culprit_below": thresholds.culprit_below, "worse_above": thresholds.worse_above}
-    reading = _reading(flat, family, reference)
-    return CellGrid(source, reference, tuple(judged), flat, family, limits, reading)
+    dose = dose_points(judged, beside)
+    return CellGrid(source, reference, tuple(judged), flat, dose, family, limits, _reading(flat, family, beside))
+
+
+def references(given: str | Mapping[str, str] | None, conditions: Sequence[str]) -> dict[str, str]:
+    """Which condition each one is put beside. Raises ScoreError for a name that is not there, or beside itself."""
+    if given is None:
+        return {}
+    beside = {c: given for c in conditions if c != given} if isinstance(given, str) else dict(given)
+    for name in (given,) if isinstance(given, str) else (*beside, *beside.values()):
+        if name not in conditions:
+            raise ScoreError(f"--reference: no condition {name!r} in it.", fix=f"There are {', '.join(conditions)}.")
+    for name, other in beside.items():
+        if name == other:
+            raise ScoreError(f"--reference: {name} is put beside itself.", fix="Name another condition.")
+    return beside
 
 
 def _corrected(cells: Sequence[GridCell], thresholds: GeometryThresholds) -> tuple[list[GridCell], Json]:
@@ -182,7 +170,7 @@ def moved(cell: GridCell, thresholds: GeometryThresholds) -> int:
 def _against(
     cell: GridCell, cells: Sequence[GridCell], reference: str | None, thresholds: GeometryThresholds
 ) -> GridCell:
-    if reference is None or cell.condition == reference:
+    if reference is None:
         return cell
     beside = [c for c in cells if c.condition == reference and c.place == cell.place]
     beside = [c for c in beside if c.step == cell.step] or _latest(beside)
@@ -239,7 +227,7 @@ def _count(cells: Sequence[GridCell], condition: str, thresholds: GeometryThresh
     return made
 
 
-def _reading(counts: Sequence[Json], family: Json, reference: str | None) -> str:
+def _reading(counts: Sequence[Json], family: Json, beside: Mapping[str, str]) -> str:
     parts = []
     for x in counts:
         name, n = {"m1": "M1", "icc": "ICC"}.get(x["measure"], x["measure"]), x["cells"]
@@ -249,7 +237,7 @@ def _reading(counts: Sequence[Json], family: Json, reference: str | None) -> str
             said = f"{name} rose in {x['rose']} of {n} cells of {x['condition']} and fell in {x['fell']}"
         if x["against"]:
             words = ", ".join(f"{word} in {k}" for word, k in sorted(x["against"].items(), key=lambda kv: -kv[1]))
-            said += f" (against {reference}: {words})"
+            said += f" (against {beside[x['condition']]}: {words})"
         parts.append(said)
     text = "; ".join(parts) + "."
     if family["values"]:

@@ -22,7 +22,7 @@ Uncertainty = Literal["items", "seeds", "exact"]
 METHODS = ("last_input_token", "response_mean")
 COUNTS = tuple(f"{name}_{way}" for name in ("m1", "icc") for way in ("rose", "fell"))
 """Counts of cells: how many of a run's layers and methods a measure was shown to rise or fall in."""
-OPEN = {"layer": r"\d+", "part": r"[\w\-]+(?:\.[\w\-]+)*"}
+OPEN = {"layer": r"\d+", "step": r"\d+", "part": r"[\w\-]+(?:\.[\w\-]+)*"}
 """Segments that the study does not close, and what they may hold."""
 
 
@@ -86,6 +86,20 @@ PATTERNS: tuple[ProbeNames, ...] = (
         "layers and methods where a measure rose or fell by its corrected p, one family over all runs",
         "geometry",
         {"of": COUNTS},
+    ),
+    ProbeNames(
+        "geometry.dose.{of}.{step}.{method}.{arm}",
+        "seeds",
+        "mean change over the layers of `probes.geometry` after so many steps",
+        "geometry_dose",
+        {"of": ("m1", "icc")},
+    ),
+    ProbeNames(
+        "geometry.beyond.{of}.{step}.{method}.{reference}.{arm}",
+        "seeds",
+        "the same minus that of the reference's run with the same seed",
+        "geometry_dose",
+        {"of": ("m1", "icc")},
     ),
     ProbeNames(
         "calibration.{of}.{any}",
@@ -170,7 +184,8 @@ def _names(pattern: ProbeNames, study: Study, opened: Mapping[str, tuple[str, ..
 def nearest(name: str, study: Study) -> str | None:
     """The known name that a wrong one may have meant; its own layer and part are kept where it has any."""
     numbers, middle = re.findall(r"(?<=\.)\d+(?=\.)", name), name.split(".")[2:-1]
-    opened = {"layer": tuple(numbers) or ("0",), "part": (".".join(middle),) if middle else ("total",)}
+    number = tuple(numbers) or ("0",)
+    opened = {"layer": number, "step": number, "part": (".".join(middle),) if middle else ("total",)}
     candidates = {n for pattern in PATTERNS for n in _names(pattern, study, opened)}
     return errors.nearest(name, sorted(candidates))
 

@@ -6,7 +6,8 @@ import csv
 import io
 
 from veritune.display import aligned
-from veritune.probe.geometry_cells import CellGrid, GridCell
+from veritune.probe.geometry_cells import CellGrid
+from veritune.probe.geometry_dose import DosePoint, GridCell
 from veritune.records import to_json
 
 CSV_COLUMNS = (
@@ -28,6 +29,45 @@ def cells_table(grid: CellGrid) -> str:
             ]
         )  # fmt: skip
     return "\n".join(aligned(rows))
+
+
+DOSE_COLUMNS = (
+    *("condition", "step", "method", "measure", "seeds", "layers", "change", "low", "high", "least", "most"),
+    *("reference", "beyond", "beyond_low", "beyond_high"),
+)
+
+
+def dose_table(grid: CellGrid) -> str:
+    """One line for each condition and step, seeds pooled; empty where a table names neither steps nor seeds."""
+    if not any(point.step is not None or len(point.seeds) > 1 for point in grid.dose):
+        return ""
+    head = ["condition", "step", "method", "measure", "seeds", "mean change", "95 % over seeds", "least to most"]
+    rows = [[*head, "minus reference", "95 % over seeds"]]
+    for p in grid.dose:
+        where = [p.condition, _plain(p.step), p.method, p.measure, str(len(p.seeds))]
+        rows.append([*where, f"{p.change:+.4f}", _ends(p.low, p.high), f"{p.least:+.4f} to {p.most:+.4f}", *_beyond(p)])
+    return "\n".join(["by step, seeds pooled, mean over layers:", *aligned(rows)])
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+
+
+def _beyond(p: DosePoint) -> tuple[str, str]:
+    if p.beyond is None:
+        return "-", "-"
+    return f"{p.beyond:+.4f} ({p.reference})", _ends(p.beyond_low, p.beyond_high)
+
+
+def dose_csv(grid: CellGrid) -> str:
+    """The pooled points as CSV, numbers in full; an unknown one is empty, seeds and layers are counted."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, DOSE_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for point in grid.dose:
+        row = {name: getattr(point, name) for name in DOSE_COLUMNS}
+        writer.writerow(row | {"seeds": len(point.seeds), "layers": len(point.layers)})
+    return stream.getvalue()
 
 
 def _plain(value: int | None) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS
 from veritune.drawing import INK, Drawing, panels, save, save_as, shortened, style, svg_text
-from veritune.probe.geometry_cells import CellGrid, GridCell, moved
+from veritune.probe.geometry_cells import CellGrid, moved
+from veritune.probe.geometry_dose import GridCell
 from veritune.report.geometry_cells import CSV_COLUMNS
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def cell_grid(grid: CellGrid, name: str = "geometry") -> Drawing:
     used = [f"{letter} {word}" for word, letter in LETTERS.items() if any(c.verdict == word for c in grid.cells)]
     signs = "▲ rose   ▼ fell   · not shown" + ("\n" + ",  ".join(used) if used else "")
     figure.suptitle(signs, fontsize=8.5, x=0.02, ha="left", color=INK)
-    against = f" Against {grid.reference}: {', '.join(used)}." if used else ""
+    beside = grid.reference if isinstance(grid.reference, str) else "each condition's reference"
+    against = f" Against {beside}: {', '.join(used)}." if used else ""
     return Drawing(
         name=name,
         title="Change of the geometry by layer, method and condition",

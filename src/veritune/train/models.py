@@ -299,10 +299,18 @@ def weight_hashes(ref: ModelRef) -> dict[str, str]:
 
 def context_length(ref: ModelRef) -> int | None:
     """Longest sequence the model was built for, in tokens; None when its config does not say."""
+    return getattr(_config(ref), "max_position_embeddings", None)
+
+
+def layer_count(ref: ModelRef) -> int | None:
+    """How many blocks the model has; None when its config does not say."""
+    return getattr(_config(ref), "num_hidden_layers", None)
+
+
+def _config(ref: ModelRef) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
+        return AutoConfig.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
     except Exception as exc:  # transformers raises many kinds for a broken config
         raise ModelError(f"{ref.path}: no usable config.json ({first_line(exc)}).", fix="Check the files.") from None
-    return getattr(config, "max_position_embeddings", None)

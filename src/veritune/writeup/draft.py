@@ -129,7 +129,8 @@ def _background(records: CheckedRecords) -> str:
     base = records.terms["facts"]["model"]["name"]
     return (
         "## Background\n\n"
-        f"The question: {study['question'].strip()} The base model is {base}; beside the untouched baseline the study "
+        # Quoted: they are the user's words, and short forms in them are not the draft's to explain.
+        f"> {' '.join(study['question'].split())}\n\nThe base model is {base}; beside the untouched baseline the study "
         f"has {_arms(records)}. A zone says where an item's family sits: seen families were trained on, siblings are "
         "held-out rewrites of them, strangers are families that were held out whole."
     )
