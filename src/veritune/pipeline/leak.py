@@ -18,10 +18,10 @@ from veritune.errors import InputError
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.progress import Progress
-from veritune.records import RowLosses
+from veritune.records import RowLosses, TrainingRecord
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, read_json, write_json
-from veritune.train.schedule import MAIN
+from veritune.train.schedule import MAIN, seen_rows, set_name
 
 FOLDER = "probes/leak"
 LEAK = "leak"
@@ -72,7 +72,11 @@ def _split(ready: Ready, honest: Any) -> tuple[dict[str, str], str, list[str]]:
     """The leaky zones, the hash of what the shadow run is made from, and the rows it trains on."""
     from veritune.probe.leak import leaky_zones
 
-    zones = leaky_zones(ready.data.zone_of, honest.seed)
+    data, sets, trained = ready.data, {}, None
+    if ready.study.data.sets:
+        sets = {row.id: set_name(row) for row in data.rows}
+        trained = [row.row_id for row in seen_rows(ready.study, data, honest)]
+    zones = leaky_zones(data.zone_of, honest.seed, trained=trained, set_of=sets)
     seen = [row.id for row in ready.data.rows if zones[row.id] == "seen"]
     return zones, hash_of({"cell": honest.input_hash, "leaky_seen": seen}), seen
 
@@ -116,15 +120,45 @@ def _train(ready: Ready, shadow: Any, zones: Mapping[str, str], planned: bool) -
     from veritune.train.schedule import training_tokens
 
     data = replace(ready.data, zone_of=dict(zones))
+    own = _own_rows(zones)
     if not planned:
         ready.progress.plan("train", training_tokens(ready.study, data, shadow))
-        ready.progress.plan("nll", len(data.rows))
+        ready.progress.plan("nll", len(own))
     context = replace(ready.context, store=Store(ready.store.root / FOLDER), data=data)
     cells.start(context, shadow, ready.machine, ready.packages)
     ready.backend.train(context, shadow)
     weights = ready.backend.trained(context, shadow)
-    cells.measure_nll(context, shadow, weights, [row.id for row in data.rows])
+    cells.measure_nll(context, shadow, weights, own)
     return _losses(context.store, shadow.run_id)
+
+
+def _own_rows(zones: Mapping[str, str]) -> list[str]:
+    """The rows of the data sets that the condition trains on, held out or not, and the validation rows."""
+    from veritune.probe.leak import APART
+
+    return [row for row, zone in zones.items() if zone != APART]
+
+
+def measured_rows(ready: Ready, condition: str) -> list[str]:
+    """The rows whose loss the probe measures for one condition; once more each where the honest run is asked too."""
+    honest = _honest(ready, condition)
+    if honest is None:
+        return [row.id for row in ready.data.rows]
+    own = _own_rows(_split(ready, honest)[0])
+    return own * 2 if ready.study.data.sets else own
+
+
+def _honest_losses(ready: Ready, honest: Any, zones: Mapping[str, str]) -> dict[str, float]:
+    """The honest run's loss of every row that the evals ask; with several data sets, of every row of the arm's own,
+    since the evals ask the rows that suit all arms. The latter are measured here while the weights are on disk."""
+    from veritune.train import cells
+
+    checkpoint = TrainingRecord.load(ready.store.run(honest.run_id) / "training.json").checkpoint
+    if not ready.study.data.sets or checkpoint is None or not (ready.store.root / checkpoint).exists():
+        return _losses(ready.store, honest.run_id)
+    beside = replace(ready.context, store=Store(ready.store.root / FOLDER))
+    cells.measure_nll(beside, honest, ready.backend.trained(ready.context, honest), _own_rows(zones))
+    return _losses(beside.store, honest.run_id)
 
 
 def _losses(store: Store, run_id: str) -> dict[str, float]:
@@ -133,8 +167,10 @@ def _losses(store: Store, run_id: str) -> dict[str, float]:
 
 
 def _measured(ready: Ready, cells: Sequence[Any], leaky: Mapping[str, float], zones: Mapping[str, str]) -> Any:
-    from veritune.probe.leak import LeakLosses
+    from veritune.probe.leak import APART, LeakLosses
 
-    base, honest = (_losses(ready.store, cell.run_id) for cell in cells)
+    base, honest = _losses(ready.store, cells[0].run_id), _honest_losses(ready, cells[1], zones)
     data = ready.data
-    return LeakLosses(cells[1].condition, cells[1].seed, base, honest, leaky, data.zone_of, zones, data.family_of)
+    trained = {row.row_id for row in seen_rows(ready.study, data, cells[1])}
+    honest_zone = {r: APART if zone == "seen" and r not in trained else zone for r, zone in data.zone_of.items()}
+    return LeakLosses(cells[1].condition, cells[1].seed, base, honest, leaky, honest_zone, zones, data.family_of)
