@@ -20,12 +20,17 @@ from veritune.config.thresholds import Thresholds
 from veritune.config.train import Backend, Budget, Condition, Model, SelectionPlan, Train
 from veritune.errors import did_you_mean
 
+MadeProbe = Literal["gradients", "geometry", "checkpoints", "recall", "tokens", "calibration"]
+
 
 class Probes(Section):
-    """Probes that train beside the study. They are no part of the contract; a claim on `leak.*` reads their record."""
+    """Probes that `run` makes beside the study. They are no part of the contract; claims read their records."""
 
     leak: bool = False
     """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
+    make: Annotated[tuple[MadeProbe, ...], Field(exclude_if=lambda value: not value)] = ()
+    """Probes that `run` makes of every run before it decides, as `veritune report STUDY --make` does. `plan` does not
+    count their time."""
 
 
 class Study(Section):
