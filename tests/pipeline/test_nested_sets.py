@@ -1,5 +1,5 @@
-"""Data sets that nest: originals in one wording and in four, a set of held wordings that no condition trains on, and what
-the probes say of arms that do not train on the same rows."""
+"""Data sets that nest: originals in one wording and in four, a held wording that no condition trains on, and what the
+probes say of arms that do not train on the same rows."""
 
 from __future__ import annotations
 
