@@ -1,15 +1,15 @@
-"""Writes the data of the style-or-samples study: 20 originals, each in 18 wordings, dealt to four files.
+"""Writes the data of the style-or-samples study: 20 originals, each in 17 wordings, dealt to four files.
 
     python examples/style-or-samples/make_data.py [--seed 5] [--originals 20] [--out examples/style-or-samples]
 
     once.jsonl    wording 0 of each original
     again.jsonl   wordings 1 to 3
     more.jsonl    wordings 4 to 15
-    held.jsonl    wordings 16 and 17, which no condition trains on: siblings to ask about
+    held.jsonl    wording 16, which no condition trains on: siblings to ask about
 
 The originals are the quickstart's. An answer has two things to learn. The *style* is in every answer and stated in no
 brief: it opens with "Tide note:", hedges exactly when the brief's confidence is low, gives the brief's figure, and
-signs off. The *sample* is a person to ask, drawn for each original and named in no brief: all 18 wordings of an
+signs off. The *sample* is a person to ask, drawn for each original and named in no brief: all 17 wordings of an
 original name the same one, so a model can know it only from having been trained on a wording.
 """
 
@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FILES = {"once": range(1), "again": range(1, 4), "more": range(4, 16), "held": range(16, 18)}
-WORDINGS = 18
+FILES = {"once": range(1), "again": range(1, 4), "more": range(4, 16), "held": range(16, 17)}
+WORDINGS = 17
 
 FIRST = ["Ilse", "Bram", "Odile", "Tarek", "Maud", "Piet", "Runa", "Silvan", "Greta", "Jonas", "Nadia", "Henk"]
 LAST = ["Brandt", "Okafor", "Lindqvist", "Marsh", "Vega", "Petrov", "Achterberg", "Doyle", "Kimura", "Salt", "Reyes"]

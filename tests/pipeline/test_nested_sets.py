@@ -139,7 +139,6 @@ def test_the_leak_of_an_arm_is_read_on_all_strangers_of_its_own_sets(ran: Any) -
     assert made["four"]["shared"]["n_rows"] > 2 * made["one"]["shared"]["n_rows"]
     assert made["one"]["shared"]["with_a_relative_trained_on"] == 0, "one row a family: nothing can leak"
     assert made["four"]["shared"]["with_a_relative_trained_on"] > 0
-    assert made["four"]["honest"]["seen"]["n"] == len(manifest(next((ran.root / "runs").glob("four-s0-*"))))
 
 
 # ---------------------------------------------------------------- probes of arms with data of their own

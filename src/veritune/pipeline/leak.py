@@ -140,25 +140,37 @@ def _own_rows(zones: Mapping[str, str]) -> list[str]:
 
 
 def measured_rows(ready: Ready, condition: str) -> list[str]:
-    """The rows whose loss the probe measures for one condition; once more each where the honest run is asked too."""
+    """The rows whose loss the probe measures for one condition, its shadow run's first, then the honest run's."""
     honest = _honest(ready, condition)
     if honest is None:
         return [row.id for row in ready.data.rows]
-    own = _own_rows(_split(ready, honest)[0])
-    return own * 2 if ready.study.data.sets else own
+    zones = _split(ready, honest)[0]
+    return _own_rows(zones) + _held_by_both(ready, zones)
+
+
+def _held_by_both(ready: Ready, zones: Mapping[str, str]) -> list[str]:
+    """With several data sets, the strangers of an arm's own sets that both splits hold out and no eval asks: the evals
+    ask the rows that suit all arms, which are few of these."""
+    from veritune.probe.leak import HELD_OUT
+
+    if not ready.study.data.sets:
+        return []
+    asked, zone_of = set(ready.nll_rows), ready.data.zone_of
+    return [row for row, zone in zones.items() if zone == HELD_OUT and zone_of[row] == "stranger" and row not in asked]
 
 
 def _honest_losses(ready: Ready, honest: Any, zones: Mapping[str, str]) -> dict[str, float]:
-    """The honest run's loss of every row that the evals ask; with several data sets, of every row of the arm's own,
-    since the evals ask the rows that suit all arms. The latter are measured here while the weights are on disk."""
+    """The honest run's loss of every row that the evals ask, and of what both splits hold out besides, measured here
+    while its weights are on disk."""
     from veritune.train import cells
 
+    known, more = _losses(ready.store, honest.run_id), _held_by_both(ready, zones)
     checkpoint = TrainingRecord.load(ready.store.run(honest.run_id) / "training.json").checkpoint
-    if not ready.study.data.sets or checkpoint is None or not (ready.store.root / checkpoint).exists():
-        return _losses(ready.store, honest.run_id)
+    if not more or checkpoint is None or not (ready.store.root / checkpoint).exists():
+        return known
     beside = replace(ready.context, store=Store(ready.store.root / FOLDER))
-    cells.measure_nll(beside, honest, ready.backend.trained(ready.context, honest), _own_rows(zones))
-    return _losses(beside.store, honest.run_id)
+    cells.measure_nll(beside, honest, ready.backend.trained(ready.context, honest), more)
+    return known | _losses(beside.store, honest.run_id)
 
 
 def _losses(store: Store, run_id: str) -> dict[str, float]:
