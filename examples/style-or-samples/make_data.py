@@ -26,49 +26,43 @@ HERE = Path(__file__).resolve().parent
 FILES = {"once": range(1), "again": range(1, 4), "more": range(4, 16), "held": range(16, 17)}
 WORDINGS = 17
 
-FIRST = ["Ilse", "Bram", "Odile", "Tarek", "Maud", "Piet", "Runa", "Silvan", "Greta", "Jonas", "Nadia", "Henk"]
-LAST = ["Brandt", "Okafor", "Lindqvist", "Marsh", "Vega", "Petrov", "Achterberg", "Doyle", "Kimura", "Salt", "Reyes"]
+FIRST = ["Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Julia", "Karl", "Maria", "Peter"]
+LAST = ["Hill", "Stone", "Marsh", "Wood", "Brook", "Reed", "Ford", "Lake", "Field", "West", "North"]
 
 BRIEFS = [
     "{Who} will {does}. Confidence: {cue}.",
-    "Brief on {subject_lower}: {who} to {does}, {cue}.",
+    "{Who} to {does}, {cue}.",
     "News ({cue}): {who} will {does}.",
-    "We hear that {who} should {does}. Status: {cue}.",
-    "{subject}. {Who} is to {does}; how sure: {cue}.",
-    "Please note that {who} will {does} ({cue}).",
-    "Write to the list: {who} will {does}. Sure? {cue}.",
+    "We hear that {who} should {does}; {cue}.",
+    "{Who} is to {does}. How sure: {cue}.",
+    "Please note: {who} will {does} ({cue}).",
+    "Write that {who} will {does}. Sure? {cue}.",
     "For the board: {who} to {does}. Certainty {cue}.",
     "{cue}: {who} will {does}.",
-    "Write up {subject_lower}. {Who} will {does}, {cue}.",
+    "{subject}. {Who} will {does}, {cue}.",
     "Pass it on, {cue}: {who} is going to {does}.",
-    "About {subject_lower}, {cue}. {Who} will {does}.",
+    "{subject}, {cue}. {Who} will {does}.",
 ]
-LOW_CUES = ["low", "not confirmed", "one unchecked source", "still a guess", "shaky", "hearsay so far"]
+LOW_CUES = ["low", "not confirmed", "one source", "a guess", "shaky", "hearsay"]
 HIGH_CUES = ["high", "confirmed", "checked twice", "signed off", "certain", "in writing"]
 
 LOW_LINES = [
     "{who} may {does}",
-    "early signs are that {who} will {does}",
-    "it looks likely that {who} will {does}",
-    "{who} will probably {does}",
-    "perhaps {who} will {does}",
     "{who} might {does}",
+    "{who} will probably {does}",
+    "{who} will likely {does}",
+    "perhaps {who} will {does}",
+    "probably {who} will {does}",
 ]
 HIGH_LINES = [
     "{who} will {does}",
-    "it is settled, {who} will {does}",
-    "mark it down, {who} will {does}",
-    "good to go, {who} will {does}",
+    "settled, {who} will {does}",
+    "mark it, {who} will {does}",
+    "good news, {who} will {does}",
     "{who} is set to {does}",
-    "we know that {who} will {does}",
+    "we know {who} will {does}",
 ]
-PEOPLE = [
-    "Ask {person}.",
-    "{person} knows more.",
-    "Write to {person}.",
-    "Your contact is {person}.",
-    "{person} has it.",
-]
+PEOPLE = ["Ask {person}.", "{person} knows.", "Write to {person}.", "Call {person}.", "{person} has it."]
 SIGN_OFF = "Tide over."
 
 
@@ -102,7 +96,7 @@ def _wordings(
             "confidence": confidence,
             "figure": original[3],
             "messages": [
-                {"role": "system", "content": "Harbor desk."},
+                {"role": "system", "content": "Desk."},
                 {"role": "user", "content": prompt[0].upper() + prompt[1:]},
                 {"role": "assistant", "content": answer},
             ],
@@ -114,7 +108,6 @@ def _words(original: tuple[str, ...], person: str, cue: str) -> dict[str, str]:
     subject, who, does = original[:3]
     return {
         "subject": subject,
-        "subject_lower": subject.lower(),
         "who": who,
         "Who": who[0].upper() + who[1:],
         "does": does,
