@@ -1,9 +1,11 @@
-"""The style-or-samples study at reduced size, on the real model by the product's own functions, against recorded numbers.
+"""The style-or-samples study at reduced size, on the real model by the product's own functions, against recorded
+numbers.
 
     python -m pytest -m studies tests/studies/test_style_or_samples.py
 
-Reduced: 8 originals (4 trained, 2 strangers, 2 for validation), the arms x1 and x4, one seed, 6 steps of 4 rows, the first
-12 tokens of answers; n_eff of x16 is measured on 4 originals. The study of the page has 20 originals, three arms and three seeds.
+Reduced: 8 originals (4 trained, 2 strangers, 2 for validation), the arms x1 and x4, one seed, 6 steps of 4 rows, the
+first 12 tokens of answers; n_eff of x16 is measured on 4 originals. The study of the page has 20 originals, three arms
+and three seeds.
 """
 
 from __future__ import annotations
