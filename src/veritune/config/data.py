@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from veritune.config.fields import MAIN_SET, Int, Name, Section, Share
+from veritune.config.fields import MAIN_SET, Int, Name, Section, Share, as_number
 
 
 class Data(Section):
@@ -28,7 +28,8 @@ class Data(Section):
     """What people said about families in `veritune view` (`review/families.decisions.jsonl`): the split obeys it."""
     sets: dict[Name, str] = Field(default_factory=dict)
     """Further data sets by name, where data is what conditions differ in. `path` is the set `main`; all are grouped
-    into families, split and checked together, and each condition names what it trains on with `data`."""
+    into families, split and checked together, and each condition names what it trains on with `data`. A set that no
+    condition names is asked and never trained on: its rows of trained families are siblings."""
     source_field: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
     """Column that says where a row comes from: validation NLL is recorded for each source too. With `sets` it is the
     set's name where this is left out."""
@@ -60,8 +61,9 @@ class SplitPlan(Section):
     """With `by: source`: the sources that are held out whole; without them drawn by the seed up to `stranger`."""
     held_from: str | None = None
     """With `by: time`: rows from this time on are strangers (ISO dates or numbers); without it the newest share."""
-    sibling: Share = 0.25
-    """Share of each trained family's rows held out as siblings: at least one row, never all."""
+    sibling: Annotated[float, BeforeValidator(as_number), Field(ge=0, lt=1)] = 0.25
+    """Share of each trained family's rows held out as siblings: at least one row, never all. 0: none are drawn, and
+    siblings are the rows of a data set that no condition trains on."""
 
     @model_validator(mode="after")
     def _needs(self) -> SplitPlan:

@@ -46,11 +46,17 @@ class GeometryProbe(Section):
     """Beside which condition each is put, e.g. `{full: lora}`: ratio and word in each cell, difference by step."""
 
 
+MadeProbe = Literal["gradients", "geometry", "checkpoints", "recall", "tokens", "calibration"]
+
+
 class Probes(Section):
-    """Probes beside the study. `leak` is no part of the contract; claims on `leak.*` and `geometry.*` read them."""
+    """Probes beside the study. `geometry` is part of the contract, `make` and `leak` are not; claims read the records."""
 
     leak: bool = False
     """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
+    make: Annotated[tuple[MadeProbe, ...], Field(exclude_if=lambda value: not value)] = ()
+    """Probes that `run` makes of every run before it decides, as `veritune report STUDY --make` does. `plan` does not
+    count their time."""
     geometry: GeometryProbe | None = None
     """Read the geometry of personas from every checkpoint once all cells are done; `keep: all` gives every step."""
 

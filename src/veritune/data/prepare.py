@@ -87,7 +87,7 @@ def prepare(store: Store, study: Study, tokenizer: PreTrainedTokenizerBase) -> P
     loaded, set_hashes = _load(store, study)
     families, decided = _families(store, study, loaded.rows)
     family_of = {m.row_id: m.family for m in families.memberships}
-    split = split_zones(loaded.rows, family_of, _split_config(study))
+    split = split_zones(loaded.rows, family_of, _split_config(study, loaded.rows))
     renderer = Renderer(tokenizer, study.train.max_length, template_kwargs=study.model.template_kwargs)
     rendered, problems = render_rows(loaded.rows, renderer)
     if problems:
@@ -225,7 +225,16 @@ def _families(store: Store, study: Study, rows: tuple[Row, ...]) -> tuple[Family
     return families, decided
 
 
-def _split_config(study: Study) -> SplitConfig:
+def _untrained(study: Study, rows: Sequence[Row]) -> frozenset[str]:
+    """Ids of the rows of data sets that no condition trains on: in a trained family they are siblings."""
+    if not study.data.sets:
+        return frozenset()
+    named = [c.data for c in study.conditions.values() if c.data is not None]
+    trained = {name for one in named for name in ([one] if isinstance(one, str) else one)}
+    return frozenset(row.id for row in rows if str(row.meta.get(SET_COLUMN, MAIN_SET)) not in trained)
+
+
+def _split_config(study: Study, rows: Sequence[Row]) -> SplitConfig:
     plan = study.split
     return SplitConfig(
         seed=plan.seed,
@@ -237,6 +246,7 @@ def _split_config(study: Study) -> SplitConfig:
         field=plan.field,
         held_sources=plan.held_sources,
         held_from=plan.held_from,
+        kept_back=_untrained(study, rows),
     )
 
 

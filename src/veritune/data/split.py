@@ -42,7 +42,8 @@ class SplitConfig:
     `stratify` is a column, or `source` for the file a row came from when it has no such column; None for no strata.
     Fewer held-out families than `few_families` are warned of. `by` says what strangers are: families drawn by the
     seed, whole sources (`held_sources`, or drawn), or the newest rows (from `held_from` on, or the share), by column
-    `field`.
+    `field`. `kept_back` are ids of rows that are never trained on: in a trained family they are siblings, beside the
+    share that is drawn from its other rows.
 
     >>> SplitConfig(seed=1, stranger=0.2).stranger
     0.2
@@ -58,6 +59,7 @@ class SplitConfig:
     field: str | None = None
     held_sources: tuple[str, ...] = ()
     held_from: str | None = None
+    kept_back: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,21 +303,24 @@ def _take(strata: Mapping[str, Sequence[str]], n: int, seed: int) -> set[str]:
 def _siblings(family: str, rows: Sequence[Row], config: SplitConfig) -> frozenset[str]:
     """Rows of a trained family to keep back: the share rounded, at least one, never all, none of a single row.
 
-    Rows that say word for word the same stay together, so that no kept-back row is in training under another id.
+    Rows that say word for word the same stay together, so that no kept-back row is in training under another id. Rows
+    of `kept_back` are siblings besides, where another row of the family is trained on.
     """
-    n = len(rows)
+    free = [row for row in rows if row.id not in config.kept_back]
+    n = len(free)
+    declared = frozenset(row.id for row in rows if row.id in config.kept_back) if n else frozenset()
     wanted = min(n - 1, max(1, round(config.sibling * n))) if n > 1 and config.sibling > 0 else 0
     if not wanted:
-        return frozenset()
+        return declared
     same: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
+    for row in free:
         same[f"{problem_of(row)}\0{canonical(row.target or '')}"].append(row.id)
     groups = sorted((sorted(ids) for ids in same.values()), key=lambda ids: _order(config.seed, f"{family}\0{ids[0]}"))
     kept: list[str] = []
     for ids in groups[:-1]:
         if len(kept) + len(ids) <= max(wanted, len(ids) if not kept else 0):
             kept.extend(ids)
-    return frozenset(kept)
+    return declared | frozenset(kept)
 
 
 def _order(seed: int, name: str) -> bytes:
@@ -351,7 +356,7 @@ def _warnings(
         if share > 0 and zone == "stranger" and k < config.few_families:
             found.append(f"{zone} holds only {k} families: intervals over families will be wide, and few claims settle")
     k = counts["sibling"]["families"]
-    if config.sibling == 0 or k == 0:
+    if k == 0:
         found.append("sibling is empty: no trained family has a row to spare, so its claims stay untested")
     elif k < config.few_families:
         found.append(f"sibling holds rows of only {k} families: intervals over families will be wide")

@@ -34,7 +34,7 @@ from veritune.pipeline.geometry_study import measure_geometry
 from veritune.pipeline.judges import judges_agree
 from veritune.pipeline.leak import leak_of, whole_conditions
 from veritune.pipeline.plan import compare_with_plan, left, make_plan, plan_progress, refuse_plan, run_lines
-from veritune.pipeline.probes import write_curves
+from veritune.pipeline.probes import make_probes, write_curves
 from veritune.pipeline.ready import Ready, make_ready
 from veritune.pipeline.watch import Board, study_at
 from veritune.progress import Progress, clock
@@ -147,6 +147,8 @@ class _Runner:
         self._curves(ready, cells)
         self._leaks(ready)
         self._geometry(ready, cells)
+        if study.probes.make:
+            make_probes(ready, cells, study.probes.make)
         verdicts = decide(self.store, study, [cell.run_id for cell in cells], kept)
         report = write_report(self.store, study)
         wall_s = progress.elapsed_s()

@@ -18,10 +18,10 @@ from veritune.errors import InputError
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.progress import Progress
-from veritune.records import JsonLike, RowLosses
+from veritune.records import JsonLike, RowLosses, TrainingRecord
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, read_json, write_json
-from veritune.train.schedule import MAIN, Cell
+from veritune.train.schedule import MAIN, Cell, seen_rows, set_name
 
 if TYPE_CHECKING:
     from veritune.probe.leak import LeakLosses
@@ -75,7 +75,11 @@ def _split(ready: Ready, honest: Cell) -> tuple[dict[str, str], str, list[str]]:
     """The leaky zones, the hash of what the shadow run is made from, and the rows it trains on."""
     from veritune.probe.leak import leaky_zones
 
-    zones = leaky_zones(ready.data.zone_of, honest.seed)
+    data, sets, trained = ready.data, {}, None
+    if ready.study.data.sets:
+        sets = {row.id: set_name(row) for row in data.rows}
+        trained = [row.row_id for row in seen_rows(ready.study, data, honest)]
+    zones = leaky_zones(data.zone_of, honest.seed, trained=trained, set_of=sets)
     seen = [row.id for row in ready.data.rows if zones[row.id] == "seen"]
     return zones, hash_of({"cell": honest.input_hash, "leaky_seen": seen}), seen
 
@@ -120,15 +124,57 @@ def _train(ready: Ready, shadow: Cell, zones: Mapping[str, str], planned: bool) 
     from veritune.train.schedule import training_tokens
 
     data = replace(ready.data, zone_of=dict(zones))
+    own = _own_rows(zones)
     if not planned:
         ready.progress.plan("train", training_tokens(ready.study, data, shadow))
-        ready.progress.plan("nll", len(data.rows))
+        ready.progress.plan("nll", len(own))
     context = replace(ready.context, store=Store(ready.store.root / FOLDER), data=data)
     cells.start(context, shadow, ready.machine, ready.packages)
     ready.backend.train(context, shadow)
     weights = ready.backend.trained(context, shadow)
-    cells.measure_nll(context, shadow, weights, [row.id for row in data.rows])
+    cells.measure_nll(context, shadow, weights, own)
     return _losses(context.store, shadow.run_id)
+
+
+def _own_rows(zones: Mapping[str, str]) -> list[str]:
+    """The rows of the data sets that the condition trains on, held out or not, and the validation rows."""
+    from veritune.probe.leak import APART
+
+    return [row for row, zone in zones.items() if zone != APART]
+
+
+def measured_rows(ready: Ready, condition: str) -> list[str]:
+    """The rows whose loss the probe measures for one condition, its shadow run's first, then the honest run's."""
+    honest = _honest(ready, condition)
+    if honest is None:
+        return [row.id for row in ready.data.rows]
+    zones = _split(ready, honest)[0]
+    return _own_rows(zones) + _held_by_both(ready, zones)
+
+
+def _held_by_both(ready: Ready, zones: Mapping[str, str]) -> list[str]:
+    """With several data sets, the strangers of an arm's own sets that both splits hold out and no eval asks: the evals
+    ask the rows that suit all arms, which are few of these."""
+    from veritune.probe.leak import HELD_OUT
+
+    if not ready.study.data.sets:
+        return []
+    asked, zone_of = set(ready.nll_rows), ready.data.zone_of
+    return [row for row, zone in zones.items() if zone == HELD_OUT and zone_of[row] == "stranger" and row not in asked]
+
+
+def _honest_losses(ready: Ready, honest: Any, zones: Mapping[str, str]) -> dict[str, float]:
+    """The honest run's loss of every row that the evals ask, and of what both splits hold out besides, measured here
+    while its weights are on disk."""
+    from veritune.train import cells
+
+    known, more = _losses(ready.store, honest.run_id), _held_by_both(ready, zones)
+    checkpoint = TrainingRecord.load(ready.store.run(honest.run_id) / "training.json").checkpoint
+    if not more or checkpoint is None or not (ready.store.root / checkpoint).exists():
+        return known
+    beside = replace(ready.context, store=Store(ready.store.root / FOLDER))
+    cells.measure_nll(beside, honest, ready.backend.trained(ready.context, honest), more)
+    return known | _losses(beside.store, honest.run_id)
 
 
 def _losses(store: Store, run_id: str) -> dict[str, float]:
@@ -137,8 +183,10 @@ def _losses(store: Store, run_id: str) -> dict[str, float]:
 
 
 def _measured(ready: Ready, cells: Sequence[Cell], leaky: Mapping[str, float], zones: Mapping[str, str]) -> LeakLosses:
-    from veritune.probe.leak import LeakLosses
+    from veritune.probe.leak import APART, LeakLosses
 
-    base, honest = (_losses(ready.store, cell.run_id) for cell in cells)
+    base, honest = _losses(ready.store, cells[0].run_id), _honest_losses(ready, cells[1], zones)
     data = ready.data
-    return LeakLosses(cells[1].condition, cells[1].seed, base, honest, leaky, data.zone_of, zones, data.family_of)
+    trained = {row.row_id for row in seen_rows(ready.study, data, cells[1])}
+    honest_zone = {r: APART if zone == "seen" and r not in trained else zone for r, zone in data.zone_of.items()}
+    return LeakLosses(cells[1].condition, cells[1].seed, base, honest, leaky, honest_zone, zones, data.family_of)

@@ -22,7 +22,7 @@ from veritune.decide.reach import resolution
 from veritune.errors import GateError
 from veritune.evaluate.judge import MAX_TOKENS
 from veritune.pipeline.cell import cells_of, is_done
-from veritune.pipeline.leak import LEAK, leak_is_done, whole_conditions
+from veritune.pipeline.leak import LEAK, leak_is_done, measured_rows, whole_conditions
 from veritune.pipeline.ready import Ready, make_ready
 from veritune.pipeline.watch import study_at
 from veritune.progress import Progress, clock
@@ -427,7 +427,7 @@ def _leak_plans(ready: Ready, rows: Sequence[PlannedCell], probes: Mapping[str, 
     made, first = [], ready.study.seeds[0]
     for row in rows:
         if (row.phase, row.seed) == (MAIN, first) and row.condition in whole_conditions(ready.study):
-            tokens = sum(len(r.input_ids) for r in ready.data.rendered.values())
+            tokens = sum(len(ready.data.rendered[i].input_ids) for i in measured_rows(ready, row.condition))
             loss, own = probes[row.condition].validation_seconds(tokens), row.seconds
             seconds = CellSeconds.of(own.load, own.train, own.validate, loss, 0.0)
             made.append(
@@ -564,7 +564,7 @@ def plan_progress(ready: Ready, plan: RunPlan) -> None:
             ready.progress.plan("validate", row.checkpoints)
             ready.progress.measure("validate", row.checkpoints, row.seconds.validate)
         if row.phase == LEAK:
-            ready.progress.plan("nll", len(ready.data.rows))
+            ready.progress.plan("nll", len(measured_rows(ready, row.condition)))
         if row.phase in (BASELINE, MAIN):
             kind = f"generate {'baseline' if row.phase == BASELINE else 'tuned'}"
             ready.progress.plan(kind, sum(len(rows) for rows in ready.items.values()))

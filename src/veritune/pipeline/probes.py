@@ -9,7 +9,7 @@ that the `veritune probe` commands wrote there with `--out`) is taken as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,13 +22,13 @@ from veritune.pipeline.cell import cells_of, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.probe.curve import Costs, Curve, read_curve
 from veritune.progress import Progress
-from veritune.records import JsonLike, RowLosses, TrainingRecord, to_json
+from veritune.records import JsonLike, Row, RowLosses, TrainingRecord, to_json
 from veritune.report.page import write_report
 from veritune.report.probes import ProbeBlock, blocks
 from veritune.report.read import read_records
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, read_json, sha256_file, write_json
-from veritune.train.schedule import Cell
+from veritune.train.schedule import Cell, seen_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,14 +36,26 @@ if TYPE_CHECKING:
     from veritune.data.render import Renderer
     from veritune.probe.geometry_grid import Grid
     from veritune.probe.gradients import GradientProbe
+    from veritune.probe.recall import RecallBase
     from veritune.probe.study import Zoned
     from veritune.probe.subject import ProbeSubject
     from veritune.probe.telemetry import TelemetrySummary
-    from veritune.probe.tokens import TokenFall
+    from veritune.probe.tokens import Floats, TokenFall
     from veritune.probe.weights import WeightChange
 
     Measured = Curve | WeightChange | TelemetrySummary | GradientProbe | Grid | TokenFall
     Made = Measured | Mapping[str, JsonLike]
+
+
+@dataclass
+class Bases:
+    """What the untouched model is measured for once and compared with every run."""
+
+    gradients: dict[str, GradientProbe] = field(default_factory=dict)
+    """By the hash of the rows that it was taken on."""
+    recall: RecallBase | None = None
+    tokens: list[Floats] | None = None
+
 
 Make = Callable[[Ready, "ProbeSubject", "TrainingRecord | None"], "Made"]
 """Makes a record of a cell's model; the run's training record is None for the untouched model."""
@@ -70,14 +82,20 @@ def probe_report(study: str | Path, progress: Progress | None = None, make: Sequ
         if not runs:
             raise InputError(f"{ready.store.root} has no trained run.", fix=f"veritune run {ready.store.root}")
         with resealing(ready.store, "probe report"):
-            losses = _base_losses(ready)
-            for cell in runs:
-                _write(ready, cell, _cheap(ready, cell, losses))
-            for cell in (*(c for c in cells if c.phase == BASELINE), *runs):
-                _write(ready, cell, _on_the_model(ready, cell, make))
-            _one_family(ready, runs)
+            make_probes(ready, cells, make)
             write_report(ready.store, ready.study)
     return blocks(read_records(ready.store, ready.study))
+
+
+def make_probes(ready: Ready, cells: Sequence[Cell], names: Sequence[str]) -> None:
+    """Write the cheap records that trained runs lack, and those of the probes named."""
+    runs = [c for c in cells if c.phase != BASELINE and (ready.store.run(c.run_id) / "training.json").exists()]
+    losses, bases = _base_losses(ready), Bases()
+    for cell in runs:
+        _write(ready, cell, _cheap(ready, cell, losses))
+    for cell in (*(c for c in cells if c.phase == BASELINE), *runs):
+        _write(ready, cell, _on_the_model(ready, cell, names, bases))
+    _one_family(ready, runs)
 
 
 def _write(
@@ -212,14 +230,21 @@ def _telemetry(path: Path) -> TelemetrySummary:
 # ---------------------------------------------------------------- probes that run the model
 
 
-def _on_the_model(ready: Ready, cell: Cell, names: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Made]]]:
-    """(name, hash of what it is made from, how) of the probes asked for; the untouched model has only some of them."""
+def _on_the_model(
+    ready: Ready, cell: Cell, names: Sequence[str], bases: Bases
+) -> Iterator[tuple[str, str, Callable[[], Made]]]:
+    """(name, hash of what it is made from, how) of the probes asked for; the untouched model has only some of them.
+
+    `bases` keeps what the untouched model is measured for once and compared with every run.
+    """
     of_base = cell.phase == BASELINE
     training = None if of_base else TrainingRecord.load(ready.store.run(cell.run_id) / "training.json")
     checkpoint, step = (training.checkpoint, training.best_step) if training is not None else (None, None)
     facts = {"cell": cell.input_hash, "checkpoint": checkpoint, "step": step}
     for name in names:
         make, takes_base, takes_trained = MODEL_PROBES[name]
+        if ready.study.data.sets and name in BY_ARM:
+            make, takes_trained = partial(BY_ARM[name], cell, bases), True
         if takes_base if of_base else takes_trained:
             yield name, hash_of({**facts, "probe": name}), partial(_make_one, make, ready, training)
 
@@ -251,12 +276,15 @@ def renderer_of(ready: Ready) -> Renderer:
 
 def _zoned(ready: Ready, *zones: str) -> Zoned:
     """The study's rows of some zones, as the probes of files take them."""
+    return _some(ready, [row for row in ready.data.rows if ready.data.zone_of[row.id] in zones])
+
+
+def _some(ready: Ready, rows: Sequence[Row]) -> Zoned:
     from veritune.probe.study import Zoned
 
     data = ready.data
-    rows = tuple(row for row in data.rows if data.zone_of[row.id] in zones)
     return Zoned(
-        rows,
+        tuple(rows),
         tuple(data.rendered[row.id] for row in rows),
         tuple(data.zone_of[row.id] for row in rows),
         tuple(data.family_of[row.id] for row in rows),
@@ -268,6 +296,51 @@ def _gradients(ready: Ready, found: ProbeSubject, _training: TrainingRecord | No
 
     seen = _zoned(ready, "seen")
     return probe_gradients(found.base(), seen.rendered, seen.families, base_loss="self")
+
+
+def _gradients_of_arm(
+    cell: Cell, bases: Bases, ready: Ready, found: ProbeSubject, _training: TrainingRecord | None
+) -> GradientProbe:
+    """The untouched model's gradients on the rows that this arm trains on (for the untouched model's own record, on
+    those of any arm). All seeds of an arm train on the same rows."""
+    from veritune.probe.gradients import probe_gradients
+
+    rows = seen_rows(ready.study, ready.data, cell)
+    if (name := hash_of([row.row_id for row in rows])) not in bases.gradients:
+        families = [ready.data.family_of[row.row_id] for row in rows]
+        bases.gradients[name] = probe_gradients(found.base(), rows, families, base_loss="self")
+    return bases.gradients[name]
+
+
+def _asked(ready: Ready, *zones: str) -> Zoned:
+    """The rows of some zones that the evals ask: every arm trains on those of zone `seen`, and arms compare."""
+    asked = set(ready.nll_rows)
+    return _some(ready, [row for row in ready.data.rows if row.id in asked and ready.data.zone_of[row.id] in zones])
+
+
+def _recall_of_arm(
+    _cell: Cell, bases: Bases, ready: Ready, found: ProbeSubject, _training: TrainingRecord | None
+) -> Made:
+    from veritune.probe.recall import RecallBase, recall_of
+
+    zoned = _asked(ready, "seen", "sibling", "stranger")
+    if bases.recall is None:
+        bases.recall = RecallBase.of(found.base(), zoned)
+    return recall_of(found, zoned, base=bases.recall)
+
+
+def _tokens_of_arm(
+    cell: Cell, bases: Bases, ready: Ready, found: ProbeSubject, _training: TrainingRecord | None
+) -> TokenFall:
+    """Where the loss fell on strangers; tokens are classed by the rows that this arm trains on."""
+    from veritune.probe.tokens import token_nlls, where_it_fell
+
+    zoned, own = _asked(ready, "stranger"), seen_rows(ready.study, ready.data, cell)
+    if bases.tokens is None:
+        bases.tokens = token_nlls(found.base(), zoned.rendered)
+    after = token_nlls(found.trained(), zoned.rendered)
+    reference = (own, [ready.data.family_of[row.row_id] for row in own])
+    return where_it_fell(zoned.rendered, zoned.families, bases.tokens, after, reference=reference)
 
 
 def _geometry(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Grid:
@@ -341,3 +414,7 @@ MODEL_PROBES: Mapping[str, tuple[Make, bool, bool]] = {
     "calibration": (_calibration, True, True),
 }
 """How each is made, and whether it is for the untouched model and for the trained ones."""
+
+ArmMake = Callable[[Cell, Bases, Ready, "ProbeSubject", "TrainingRecord | None"], "Made"]
+BY_ARM: Mapping[str, ArmMake] = {"gradients": _gradients_of_arm, "recall": _recall_of_arm, "tokens": _tokens_of_arm}
+"""How a run's is made where data sets differ between arms: not every arm trains on all rows of zone `seen`."""

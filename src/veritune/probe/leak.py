@@ -13,7 +13,8 @@ theirs, so what the leaky run gains on them is no leak.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from veritune.probe.clusters import Floats, codes, difference, ratio
 from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike
 
 HELD_OUT = "held_out"
+APART = "apart"
+"""Zone of a row of a data set that the condition does not train on."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,15 @@ class LeakLosses:
     family: Mapping[str, str]
 
 
-def leaky_zones(zone_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
+def leaky_zones(
+    zone_of: Mapping[str, str], seed: int = 0, *, trained: Collection[str] | None = None, set_of: Mapping[str, str] = {}
+) -> dict[str, str]:
     """Zones of a split that ignores families: `seen` (as many rows as before, drawn from all but validation), and
     `held_out`. Validation rows stay, so that both runs choose their checkpoint on the same rows.
+
+    `trained` are the rows that the honest run trains on; None means all of zone `seen`. Where `set_of` names each row's
+    data set, as many rows are drawn from each set as the honest run takes of it, and rows of other sets are `apart`:
+    who splits these sets does not have them.
 
     Raises DataError when nothing is held out besides validation.
 
@@ -74,17 +83,22 @@ def leaky_zones(zone_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
     >>> sorted(zones.values()), zones["d"]
     (['held_out', 'seen', 'seen', 'validation'], 'validation')
     """
-    pool = sorted(row for row, zone in zone_of.items() if zone != "validation")
-    n_seen = sum(zone == "seen" for zone in zone_of.values())
-    if not 0 < n_seen < len(pool):
+    own = [row for row, zone in zone_of.items() if zone == "seen"] if trained is None else trained
+    wanted = Counter(set_of.get(row, "") for row in own)
+    pools: dict[str, list[str]] = {name: [] for name in sorted(wanted)}
+    for row in sorted(zone_of):
+        if zone_of[row] != "validation" and set_of.get(row, "") in pools:
+            pools[set_of.get(row, "")].append(row)
+    n_pool = sum(map(len, pools.values()))
+    if not 0 < wanted.total() < n_pool:
         raise DataError(
-            f"a leaky split needs rows trained on and rows held out; found {n_seen} of {len(pool)} trained on.",
+            f"a leaky split needs rows trained on and rows held out; found {wanted.total()} of {n_pool} trained on.",
             fix="Hold out strangers in `split`.",
         )
-    drawn = set(random.Random(seed).sample(pool, n_seen))
-    return {
-        row: zone if zone == "validation" else "seen" if row in drawn else HELD_OUT for row, zone in zone_of.items()
-    }
+    rng = random.Random(seed)
+    drawn = {row for name, pool in pools.items() for row in rng.sample(pool, wanted[name])}
+    leaky = {row: "seen" if row in drawn else HELD_OUT for pool in pools.values() for row in pool}
+    return {row: zone if zone == "validation" else leaky.get(row, APART) for row, zone in zone_of.items()}
 
 
 def leak(m: LeakLosses) -> Leak:

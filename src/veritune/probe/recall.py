@@ -210,17 +210,34 @@ def forced_choice(choices: Choices, before_C: Floats, after_C: Floats) -> Forced
     )
 
 
-def recall_of(found: ProbeSubject, zoned: Zoned, plan: RecallPlan | None = None) -> dict[str, ForcedChoice | Recall]:
-    """Both ways of asking back, `forced_choice` and `verbatim`, of a trained model beside its base on these rows."""
-    choices = build_choices(zoned.rendered, zoned.zones, zoned.families, plan)
-    base = found.base()
-    before, spans_before = choice_scores(base, choices), matched_spans(base, zoned.rendered)
-    del base
+@dataclass(frozen=True)
+class RecallBase:
+    """What the untouched model scores on these rows, either way: measured once for all runs that are compared."""
+
+    choices: Choices
+    score_C: Floats
+    spans: list[tuple[int, int] | None]
+
+    @staticmethod
+    def of(base: torch.nn.Module, zoned: Zoned, plan: RecallPlan | None = None) -> RecallBase:
+        """The scores of `base`."""
+        choices = build_choices(zoned.rendered, zoned.zones, zoned.families, plan)
+        return RecallBase(choices, choice_scores(base, choices), matched_spans(base, zoned.rendered))
+
+
+def recall_of(
+    found: ProbeSubject, zoned: Zoned, plan: RecallPlan | None = None, *, base: RecallBase | None = None
+) -> dict[str, ForcedChoice | Recall]:
+    """Both ways of asking back, `forced_choice` and `verbatim`, of a trained model beside its base on these rows.
+
+    `base` is given where its scores on the same rows are known.
+    """
+    before = base or RecallBase.of(found.base(), zoned, plan)
     trained = found.trained()
-    after, spans_after = choice_scores(trained, choices), matched_spans(trained, zoned.rendered)
+    after, spans_after = choice_scores(trained, before.choices), matched_spans(trained, zoned.rendered)
     return {
-        "forced_choice": forced_choice(choices, before, after),
-        "verbatim": verbatim_recall(spans_before, spans_after, zoned.zones, zoned.families),
+        "forced_choice": forced_choice(before.choices, before.score_C, after),
+        "verbatim": verbatim_recall(before.spans, spans_after, zoned.zones, zoned.families),
     }
 
 
