@@ -50,7 +50,7 @@ MadeProbe = Literal["gradients", "geometry", "checkpoints", "recall", "tokens", 
 
 
 class Probes(Section):
-    """Probes beside the study. `geometry` is part of the contract, `make` and `leak` are not; claims read the records."""
+    """Probes beside the study. `geometry` is part of the contract, `make` and `leak` are not; claims read them."""
 
     leak: bool = False
     """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""

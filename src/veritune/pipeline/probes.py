@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from veritune.data.render import Renderer
+    from veritune.probe.clusters import Floats
     from veritune.probe.geometry_grid import Grid
     from veritune.probe.gradients import GradientProbe
     from veritune.probe.recall import RecallBase
     from veritune.probe.study import Zoned
     from veritune.probe.subject import ProbeSubject
     from veritune.probe.telemetry import TelemetrySummary
-    from veritune.probe.tokens import Floats, TokenFall
+    from veritune.probe.tokens import TokenFall
     from veritune.probe.weights import WeightChange
 
     Measured = Curve | WeightChange | TelemetrySummary | GradientProbe | Grid | TokenFall
