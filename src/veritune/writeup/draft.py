@@ -125,11 +125,10 @@ def _plain(name: str | None) -> str:
 
 
 def _background(records: CheckedRecords) -> str:
-    study = records.terms["study"]
     base = records.terms["facts"]["model"]["name"]
     return (
         "## Background\n\n"
-        f"The question: {study['question'].strip()} The base model is {base}; beside the untouched baseline the study "
+        f"The question: {_ref('study.question')} The base model is {base}; beside the untouched baseline the study "
         f"has {_arms(records)}. A zone says where an item's family sits: seen families were trained on, siblings are "
         "held-out rewrites of them, strangers are families that were held out whole."
     )
