@@ -92,3 +92,15 @@ def test_a_frozen_rule_is_in_the_draft_and_its_number_is_bound(tmp_path: Path, m
     assert report.findings == () and code == 0, render_text(report)
     text.write_text(draft.replace("0.35<!--/v-->", "0.36<!--/v-->"), encoding="utf-8")
     assert lint_command([text], folder)[1] != 0
+
+
+def test_a_question_with_a_number_of_its_own_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = lint_study.raw_study
+    question = "Do 8571 rewrites teach more style than one does?"
+    monkeypatch.setattr(lint_study, "raw_study", lambda seeds: plain(seeds) | {"question": question})
+    folder = lint_study.build(tmp_path, (0, 1))
+    text = folder / "WRITEUP.md"
+    text.write_text(writeup(folder), encoding="utf-8")
+    assert question in text.read_text("utf-8")
+    report, code = lint_command([text], folder)
+    assert report.findings == () and code == 0, render_text(report)

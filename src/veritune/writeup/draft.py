@@ -125,12 +125,11 @@ def _plain(name: str | None) -> str:
 
 
 def _background(records: CheckedRecords) -> str:
-    study = records.terms["study"]
     base = records.terms["facts"]["model"]["name"]
     return (
         "## Background\n\n"
-        # Quoted: they are the user's words, and short forms in them are not the draft's to explain.
-        f"> {' '.join(study['question'].split())}\n\nThe base model is {base}; beside the untouched baseline the study "
+        # Quoted: they are the user's words, and short forms and numbers in them are not the draft's to explain.
+        f"> {_ref('study.question')}\n\nThe base model is {base}; beside the untouched baseline the study "
         f"has {_arms(records)}. A zone says where an item's family sits: seen families were trained on, siblings are "
         "held-out rewrites of them, strangers are families that were held out whole."
     )
