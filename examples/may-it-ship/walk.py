@@ -119,7 +119,8 @@ def to_markdown(record: dict[str, Any]) -> str:
 def run_process(words: list[str], folder: Path) -> tuple[int, str]:
     """Exit code and output of `veritune WORDS`, run in a folder."""
     command = [sys.executable, "-m", "veritune", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "VERITUNE_BY": PERSON}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, "\n".join(part.strip() for part in (done.stdout, done.stderr) if part.strip())
 
 
