@@ -136,12 +136,13 @@ def copy_or_link(source: str, target: str) -> str:
 
 
 def make_evidence(walk: Walk) -> None:
-    """What the gates read: merge, safety, calibration, serving."""
+    """What the gates read: merge, safety, calibration, serving. Answers to red-team prompts that are there are kept."""
     given = walk.options
     merge = ("merge-parity", "study", "--out", "study/release/merged", "--rows", given.rows)
     walk.veritune("The adapter merged, and compared with its merged model", *merge, *short(given))
     prompts = [word for path in given.set for word in ("--set", path)]
-    walk.veritune("Red-team prompts and harmless ones, base and candidate", "safety", "study", *prompts)
+    if not (walk.study / "release" / "safety.json").exists():
+        walk.veritune("Red-team prompts and harmless ones, base and candidate", "safety", "study", *prompts)
     if given.questions:
         record = ("--out", "calibration.json", "--extract", given.extract, "--expected", given.expected)
         probe = ("probe", "calibration", "--model", base_of(walk), "--adapter", adapter_of(walk))
