@@ -74,12 +74,12 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(gsm8k: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Short rows, two steps, one seed, no selection, a few items: the same arms, evals and claims."""
+    """Short rows, three steps, one seed, no selection, a few items: the same arms, evals and claims."""
     root = tmp_path_factory.mktemp("maths") / "study"
     with pytest.MonkeyPatch.context() as patch:
-        make_data(gsm8k, root, patch, "--rows", "30", "--longest", "200", "--steps", "8")
+        make_data(gsm8k, root, patch, "--rows", "36", "--longest", "230", "--steps", "12")
     settings = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
-    settings["train"] |= {"max_steps": 2, "eval_steps": [1, 2], "max_length": 128, "warmup_steps": 0}
+    settings["train"] |= {"max_steps": 3, "eval_steps": [2, 3], "max_length": 128, "warmup_steps": 1}
     settings |= {"seeds": [0], "selection": None}
     for name, few in {"gsm8k": {"items": 2, "max_new_tokens": 4}, "steps": {}, "marked": {}}.items():
         settings["evals"][name] |= {"max_new_tokens": 8, **few}
