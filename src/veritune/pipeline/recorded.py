@@ -170,9 +170,7 @@ def _every(
             damaged.append(f"{store.relative(path)} is damaged: {why}")
 
 
-def _loss_gaps(
-    runs: Sequence[_DoneRun], thresholds: Thresholds
-) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
+def _loss_gaps(runs: Sequence[_DoneRun], thresholds: Thresholds) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
     """How far a run's loss lies below that of another arm's run of the same seed, on the rows that both measured."""
     trained = [run for run in runs if run.arm != BASELINE and run.losses]
     for run, other in itertools.permutations(trained, 2):
