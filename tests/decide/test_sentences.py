@@ -178,7 +178,7 @@ EQUAL = (
 LEARNED = "“a learned the style”, “the task”: whether it was learned or memorised was not tested: no zones."
 TREND = "“a tends to be better”, “a trend”: the interval decides, not the point estimate."
 RELEVANT = "“by a relevant amount”: no margin was declared, so the size is unresolved."
-PREDICTED = "“as predicted”, “confirmed”: the claim was not declared before the freeze."
+PREDICTED = "“as predicted”, “confirmed”: the claim is exploratory."
 
 
 @pytest.mark.parametrize(

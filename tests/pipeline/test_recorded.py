@@ -177,6 +177,23 @@ def test_modules_are_counted_beside_the_other_arm_of_the_same_seed(finished_copy
         recorded_quantities(store, runs)
 
 
+def test_two_arms_are_compared_by_their_losses_on_the_same_rows_and_seed(finished_copy: Any) -> None:
+    store, other = Store(finished_copy.root), "attention_only"
+    runs = sorted(path.parent.name for path in store.runs.glob("*/summary.json"))
+    found = recorded_quantities(store, runs)
+    lower = found[f"nll_below.{other}.stranger.{ARM}"]
+    nll = {arm: found[f"nll.stranger.{arm}"].estimate for arm in (ARM, other)}
+    assert nll[ARM].value is not None and nll[other].value is not None and lower.estimate.value is not None
+    assert lower.estimate.value == pytest.approx(nll[other].value - nll[ARM].value), "by hand: the means' difference"
+    turned = found[f"nll_below.{ARM}.stranger.{other}"].estimate
+    assert turned.value == pytest.approx(-lower.estimate.value), "turned round it is the other's"
+    assert lower.estimate.n_seeds == 2 and not lower.exact and lower.over_items
+    study = load_study(finished_copy.root / "study.yaml")
+    assert pattern_of(f"nll_below.{other}.stranger.{ARM}", study) is not None
+    assert pattern_of(f"nll_below.{ARM}.stranger.{ARM}", study) is None, "an arm beside itself says nothing"
+    assert f"nll_below.{other}.stranger.{ARM}" in known_names(study)
+
+
 def test_values_are_those_of_the_records_and_seeds_are_averaged(probed: Probed) -> None:
     found, runs = probed.quantities(), probed.runs_of(ARM)
     summaries = [read_json(probed.store.run(r) / "summary.json") for r in runs]

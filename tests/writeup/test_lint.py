@@ -16,10 +16,11 @@ from veritune.errors import FormatError, InputError
 from veritune.records import dumps
 from veritune.store import Store
 from veritune.writeup.draft import writeup
-from veritune.writeup.lint import LintReport, lint, lint_command, load_rules, render_text
+from veritune.writeup.lint import LintReport, lint, lint_command, load_rules, render_text, speech
 from veritune.writeup.lint.check import lint_text
 from veritune.writeup.lint.markdown import parse, sentences
 from veritune.writeup.lint.numbers import scan
+from veritune.writeup.lint.words import Mention
 from veritune.writeup.quantities import CheckedRecords, quantities, read_records
 
 
@@ -275,6 +276,18 @@ def test_what_the_verdicts_forbid_is_found(rule: str, text: str, records: Checke
 ])  # fmt: skip
 def test_denials_questions_and_carried_claims_are_free(text: str, records: CheckedRecords) -> None:
     assert said(text, records) == []
+
+
+@pytest.mark.parametrize(("text", "name"), [
+    ("all_layer on marked:", True), ("The eval marked asks for a form.", True), ("all_layer has a marked gain.", False),
+])  # fmt: skip
+def test_an_eval_that_is_called_marked_is_no_word_of_size(text: str, name: bool) -> None:
+    """A study with an eval of this name: its own draft, `all_layer on marked:`, was called an unresolved size."""
+    at = text.index("marked")
+    found = speech.SIZE.search(text)
+    assert found is not None
+    assert speech._is_name(found, text, [Mention("eval", "marked", at, at + len("marked"))]) == name
+    assert not speech._is_name(found, text, [])
 
 
 def test_one_seed_is_an_adapter_and_not_a_recipe(tmp_path: Path, records: CheckedRecords) -> None:

@@ -386,7 +386,7 @@ def may_not(claim: Claim, verdict: Verdict, comparison: Comparison | None) -> tu
             f"“free”, “at no cost”: up to {claim.share:g} of the gain may be gone, and other costs were not asked."
         )
     if verdict.exploratory:
-        out.append("“as predicted”, “confirmed”: the claim was not declared before the freeze.")
+        out.append("“as predicted”, “confirmed”: the claim is exploratory.")
     return tuple(out)
 
 
@@ -401,7 +401,7 @@ def _probe_may_not(claim: Claim, verdict: Verdict) -> tuple[str, ...]:
             f"“{name} {claim.op} {claim.threshold:g}”, “about there”, “a trend”: the interval decides, not the value."
         )
     if verdict.exploratory:
-        out.append("“as predicted”, “confirmed”: the claim was not declared before the freeze.")
+        out.append("“as predicted”, “confirmed”: the claim is exploratory.")
     return tuple(out)
 
 

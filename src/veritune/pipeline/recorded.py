@@ -165,6 +165,7 @@ def _every(
         where = f"runs/{run.run_id}"
         for stem, found in (*_summary(run), *_losses(run, thresholds), *_gap(base, run, thresholds)):
             yield run, where, stem, found
+    yield from _loss_gaps(runs, thresholds)
     yield from _weight_counts(store, runs)
     try:
         yield from list(_geometry_steps(store, runs))
@@ -176,6 +177,34 @@ def _every(
         except (KeyError, TypeError, AttributeError, ValueError, VerituneError) as exc:
             why = exc.message if isinstance(exc, VerituneError) else f"{type(exc).__name__} at {exc}"
             damaged.append(f"{store.relative(path)} is damaged: {why}")
+
+
+def _loss_gaps(runs: Sequence[_DoneRun], thresholds: Thresholds) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
+    """How far a run's loss lies below that of another arm's run of the same seed, on the rows that both measured."""
+    trained = [run for run in runs if run.arm != BASELINE and run.losses]
+    for run, other in itertools.permutations(trained, 2):
+        if run.arm == other.arm or run.summary.seed != other.summary.seed:
+            continue
+        for zone, gap in _paired_losses(run, other, thresholds):
+            yield run, f"runs/{run.run_id}", f"nll_below.{other.arm}.{zone}", gap
+
+
+def _paired_losses(run: _DoneRun, other: _DoneRun, thresholds: Thresholds) -> Named:
+    """By zone: (other − run) summed over the rows, over their target tokens; nats per token, by family."""
+    theirs = {row.row_id: row for row in other.losses}
+    least = thresholds.families.for_interval
+    for zone in dict.fromkeys(row.zone for row in run.losses):
+        pairs = [(row, theirs[row.row_id]) for row in run.losses if row.zone == zone and row.row_id in theirs]
+        lower_N = np.array([their.nll_sum - row.nll_sum for row, their in pairs], float)
+        tokens_N = np.array([row.target_tokens for row, _ in pairs], float)
+        family_N = codes([row.family for row, _ in pairs])
+        if not len(pairs):
+            continue
+        again = functools.partial(ratio, f"loss below on {zone} rows", lower_N, tokens_N, family_N, least=least)
+        found = again()
+        if zone == "validation":
+            found = replace(found, warnings=(*found.warnings, CHOSEN))
+        yield zone, from_estimate(found, _remade(again))
 
 
 def _weight_counts(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:

@@ -41,6 +41,11 @@ class ProbeNames:
 
 PATTERNS: tuple[ProbeNames, ...] = (
     ProbeNames("nll.{zone}.{any}", "items", "loss, nats per target token, on the rows of a zone"),
+    ProbeNames(
+        "nll_below.{reference}.{zone}.{arm}",
+        "items",
+        "how far the loss on a zone's rows lies below the reference's with the same seed, nats per target token",
+    ),
     ProbeNames("final_loss.{arm}", "seeds", "training loss of the last step"),
     ProbeNames("trainable_share.{arm}", "exact", "share of the parameters that train"),
     ProbeNames("gap.carried.{held}.{arm}", "items", "share of the gain on seen rows that a zone shows"),
@@ -160,7 +165,10 @@ def _matches(pattern: ProbeNames, name: str, study: Study) -> bool:
 
 def _beside_itself(pattern: ProbeNames, name: str) -> bool:
     """Whether a quantity of an arm beside a reference names one arm twice."""
-    return "{reference}.{arm}" in pattern.name and len(set(name.split(".")[-2:])) == 1
+    if "{reference}" not in pattern.name:
+        return False
+    place = pattern.name.split(".").index("{reference}")
+    return name.split(".")[place] == arm_of(name)
 
 
 def pattern_of(name: str, study: Study) -> ProbeNames | None:

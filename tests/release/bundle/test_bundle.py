@@ -17,7 +17,7 @@ from veritune.release.bundle.build import BundleSource, make_bundle
 from veritune.release.bundle.card import plain
 from veritune.release.bundle.verify import read_manifest, verify_bundle
 from veritune.release.parity import golden
-from veritune.train.models import quiet_transformers
+from veritune.train.models import precision, quiet_transformers
 
 _spec = importlib.util.spec_from_file_location("bundles", Path(__file__).with_name("bundles.py"))
 assert _spec and _spec.loader
@@ -220,6 +220,9 @@ def test_merged_weights_are_served_and_belong(gated: Path, tiny_model: Path, tmp
     assert manifest.weights == BundledWeights("merged", "model")
     assert found.gate == "expired", "a gate record of the adapter says nothing about merged weights"
     assert golden.reproduce(found.folder, manifest).findings == ()
+    auto = replace(manifest, base=replace(manifest.base, dtype="auto"))
+    model, _ = golden.load_released(found.folder, auto)
+    assert str(model.dtype).removeprefix("torch.") == precision("auto"), "auto is a precision once it is loaded"
     path = found.folder / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     assert [f.check for f in verify_bundle(found.folder).findings] == ["bundle.changed"]

@@ -33,6 +33,7 @@ from veritune.train.models import (
     ModelRef,
     load_base,
     load_tokenizer,
+    precision,
     quiet_transformers,
     resolve,
     weight_hashes,
@@ -140,7 +141,7 @@ def load_released(
     bundle: Path, manifest: BundleManifest, base: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that the bundle releases, and its tokenizer. `trust_remote_code` is off whatever the bundle says."""
-    dtype = manifest.base.dtype
+    dtype = precision(manifest.base.dtype)
     tokenizer = load_tokenizer(ModelRef(manifest.name, bundle / "tokenizer", dtype))
     if manifest.weights.serves == "model":
         return load_base(ModelRef(manifest.name, bundle / "model", dtype)), tokenizer

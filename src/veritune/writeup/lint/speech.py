@@ -111,6 +111,18 @@ FORBIDDEN_SECTIONS = ("may not", "not be said", "does not show")
 FREE_SECTIONS = (*FORBIDDEN_SECTIONS, "next", "background", "question", "motivation", "future")
 
 
+SIZED = re.compile(
+    r"\s+(?:\w+\s+)?(?:gap|gain|improvement|effect|difference|increase|drop|rise|fall|change|advantage)\b", re.I
+)
+"""What a word of size speaks of, behind it."""
+
+
+def _is_name(found: re.Match[str], text: str, mentions: list[Mention]) -> bool:
+    """Whether a word is the study's own name of an eval or another thing (`all_layer on marked`), and no size."""
+    named = any(m.start <= found.start() and found.end() <= m.end for m in mentions)
+    return named and not SIZED.match(text, found.end())
+
+
 class Speech:
     """Checks sentences against the verdicts."""
 
@@ -170,7 +182,7 @@ class Speech:
                 "one seed speaks of this adapter, not of the recipe",
                 "this adapter",
             )
-        size = SIZE.search(text)
+        size = next((found for found in SIZE.finditer(text) if not _is_name(found, text, mentions)), None)
         if size and not denied(text, size.start(), size.end()) and not self._size_known(mentions, text):
             message = f"{size.group()!r}: no margin was declared for this, so its size is unresolved"
             yield "speech.size", at + size.start(), message, "give the gap and its interval"
@@ -254,7 +266,7 @@ class Speech:
             yield (
                 "speech.exploratory",
                 at + explored.start(),
-                "the claim was not declared before the freeze",
+                "the claim is exploratory",
                 "call it exploratory",
             )
 
