@@ -16,7 +16,9 @@ _LETTERS = 42  # of a line that fit into a box
 
 
 def lineage_svg(versions: Sequence[Version]) -> str:
-    """The versions in layers, every version below all of its parents; a retired one is dashed and says why."""
+    """The lineage as SVG: versions in layers, every version below all of its parents; a retired one is dashed and
+    states its reason.
+    """
     row_of = _layers(versions)
     column: dict[int, int] = defaultdict(int)
     at: dict[str, tuple[int, int]] = {}
