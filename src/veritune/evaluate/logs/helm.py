@@ -30,7 +30,7 @@ _BOOKKEEPING = re.compile(
 
 
 def is_helm(row: Mapping[str, Any]) -> bool:
-    """Whether a row is one of HELM's: an instance with a list of statistics."""
+    """Whether a row is from HELM: an instance with a list of statistics."""
     return "instance_id" in row and isinstance(row.get("stats"), list)
 
 
@@ -95,7 +95,7 @@ def _instances(path: Path) -> dict[str, dict[str, Any]]:
         name = str(instance.get("id"))
         kept = {k: instance[k] for k in instance if k not in ("perturbation", "split")}
         if found.setdefault(name, kept) != kept:
-            raise ScoreError(f"{file.name}, entry {n}: the instance {name!r} stands there with two texts.")
+            raise ScoreError(f"{file.name}, entry {n}: the instance {name!r} occurs with two different texts.")
     return found
 
 
