@@ -27,7 +27,7 @@ HELD_OUT = "held_out"
 
 @dataclass(frozen=True)
 class Leak:
-    """The record, in nats per target token.
+    """The result of a leak probe, in nats per target token.
 
     `flattered` is the honest run's loss minus the leaky run's on the same held-out rows; `elsewhere` the same on
     validation rows, whose families neither run trained on; `by_leak` is the first minus the second. `honest` and
@@ -52,7 +52,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class LeakLosses:
-    """Mean loss per row id of the base, the honest and the leaky run; each row's zone in either split; its family."""
+    """Mean loss per row id of the base, the honest and the leaky run; each row's zone in both splits; its family."""
 
     condition: str
     seed: int
@@ -66,7 +66,7 @@ class LeakLosses:
 
 def leaky_zones(zone_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
     """Zones of a split that ignores families: `seen` (as many rows as before, drawn from all but validation), and
-    `held_out`. Validation rows stay, so that both runs choose their checkpoint on the same rows.
+    `held_out`. Validation rows stay the same, so that both runs choose their checkpoint on the same rows.
 
     Raises DataError when nothing is held out besides validation.
 
@@ -78,7 +78,7 @@ def leaky_zones(zone_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
     n_seen = sum(zone == "seen" for zone in zone_of.values())
     if not 0 < n_seen < len(pool):
         raise DataError(
-            f"a leaky split needs rows trained on and rows held out; found {n_seen} of {len(pool)} trained on.",
+            f"a leaky split needs both rows trained on and rows held out; found {n_seen} of {len(pool)} trained on.",
             fix="Hold out strangers in `split`.",
         )
     drawn = set(random.Random(seed).sample(pool, n_seen))
@@ -88,7 +88,9 @@ def leaky_zones(zone_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
 
 
 def leak(m: LeakLosses) -> Leak:
-    """Compare the two runs. Raises ScoreError for losses that are not finite, or no stranger that both hold out."""
+    """The comparison of the two runs. Raises ScoreError for losses that are not finite, or if no stranger row is held
+    out by both.
+    """
     _check(m)
     ids = [r for r in m.honest if r in m.leaky and m.honest_zone[r] == "stranger" and m.leaky_zone[r] == HELD_OUT]
     if not ids:
@@ -132,7 +134,9 @@ def _check(m: LeakLosses) -> None:
     for name, losses in (("base", m.base), ("honest", m.honest), ("leaky", m.leaky)):
         bad = next((r for r, x in losses.items() if not np.isfinite(x)), None)
         if bad is not None:
-            raise ScoreError(f"row {bad}: the {name} run's loss is {losses[bad]}.", fix="Use another checkpoint.")
+            raise ScoreError(
+                f"row {bad}: the {name} run's loss is {losses[bad]}.", fix="Use another checkpoint of that run."
+            )
 
 
 def _mean(name: str, value_N: Floats, families: list[str]) -> Estimate:
