@@ -11,8 +11,9 @@ HEADS = ("layer", "M1", "M1 ref.", "M1 -top", "ICC", "separation", "drift", "rea
 
 
 def geometry_table(grid: Json) -> str:
-    """Every cell of a `geometry_grid` record: value before and after, corrected p; what is missing or withheld with its
-    reason. Raises KeyError or TypeError for a record of another shape."""
+    """Every cell of a `geometry_grid` record as a table: value before and after, corrected p; missing or withheld cells
+    with the reason. Raises KeyError or TypeError for a record with another structure.
+    """
     lines = []
     for method, found in grid["methods"].items():
         rows = [list(HEADS)]
@@ -72,6 +73,6 @@ def _verdict(cell: Json) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows with every column as wide as its widest cell."""
+    """The rows with each column padded to its widest cell."""
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows]

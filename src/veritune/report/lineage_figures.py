@@ -16,7 +16,9 @@ MOST_BESIDE = 5
 
 
 def lineage(versions: Sequence[Version], name: str = "lineage") -> Drawing:
-    """A box a version, below all of its parents, with an arrow from each; a retired one is dashed and says why."""
+    """One box per version, below all of its parents, with an arrow from each; a retired one is dashed and states its
+    reason.
+    """
     places = _places(versions)
     columns = max(x for x, _ in places.values()) + 1
     lines = max(y for _, y in places.values()) + 1
@@ -122,6 +124,7 @@ def _generations(versions: Sequence[Version]) -> dict[str, int]:
 
 
 def write_lineage(versions: Sequence[Version], folder: Path, out: Path) -> None:
-    """The figure (.svg, .png, .pdf) with its CSV and provenance; `folder` holds the ledger that it is drawn from."""
+    """Write the figure (.svg, .png, .pdf) with its CSV and provenance; `folder` holds the ledger that it is drawn
+    from."""
     with style():
         save_as(lineage(versions, out.stem), out, folder)
