@@ -141,7 +141,7 @@ def test_recorded_levels_are_a_ladder_whose_rungs_hold_each_other() -> None:
 def test_a_damaged_interval_is_refused(made: Estimate, message: str) -> None:
     with pytest.raises(ScoreError) as error:
         from_estimate(made)
-    expected = "x: expected an interval round the value at a level between 0 and 1, "
+    expected = "x: expected an interval around the value at a level between 0 and 1, "
     assert (error.value.message, error.value.fix) == (
         expected + message,
         "Make the record again with the probe's own command.",

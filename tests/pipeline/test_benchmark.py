@@ -128,7 +128,7 @@ def test_a_trained_row_that_holds_an_item_stops_the_study(study: Any, tiny_model
         ({"template": "no place"}, "`template` needs {question} once"),
         ({"zones": ["stranger"]}, "with `path` the only zone is `benchmark`"),
         ({"rules": [{"name": "a", "contains": "b"}]}, "`kind: answer` takes no `rules`"),
-        ({"path": None}, "`columns` goes with `path`"),
+        ({"path": None}, "`columns` can only be used with `path`"),
     ],
 )
 def test_a_benchmark_that_cannot_be_asked_is_refused_in_one_line(
@@ -215,7 +215,10 @@ def test_a_judge_decides_only_what_it_was_measured_for(study: Any) -> None:
 
     judge = {"kind": "judge", "base_url": "http://127.0.0.1:9/v1", "model": "m", "prompt": "{output}"}
     study.change(lambda s: s["evals"].update(style={**judge, "zones": ["stranger", "seen"]}))
-    with pytest.raises(StudyError, match="the eval is a judge whose agreement with people is not measured"):
+    with pytest.raises(
+        StudyError,
+        match=r"the eval is a judge whose agreement with people was not measured",
+    ):
         parse_study(study.settings())
     study.change(lambda s: s.update(claims=[{**c, "correction": "exploratory"} for c in s["claims"]]))
     parse_study(study.settings())

@@ -344,7 +344,7 @@ def test_a_grid_of_several_adapters_is_read_by_the_paths_in_its_labels(probed_co
 
 
 def test_a_probe_that_cannot_be_made_for_a_study_is_refused(probed: Probed) -> None:
-    with pytest.raises(InputError, match="no such probe"):
+    with pytest.raises(InputError, match="unknown probe"):
         probe_report(probed.root, make=("gradient",))
 
 

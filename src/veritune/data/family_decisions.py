@@ -74,7 +74,7 @@ class AppliedDecisions:
         return [
             f"decisions of {self.file}: {obeyed} of {self.decisions} applied ({len(self.joined)} joined, "
             f"{len(self.separated)} separated, {len(self.already)} were true already)",
-            f" {self.families_before:,} families before, {self.families_after:,} after; the family of "
+            f"  {self.families_before:,} families before, {self.families_after:,} after; the family of "
             f"{self.changed_rows:,} rows changed",
         ]
 

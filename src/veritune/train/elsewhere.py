@@ -385,7 +385,7 @@ def selection_text(found: LogSelection) -> str:
         if run.best_step is not None and run.failed is None:
             lines.append(f"  checkpoint  step {run.best_step}, validation NLL {run.validation_nll:.4f}")
         if run.failed:
-            lines.append(f" ! excluded: {run.failed}")
+            lines.append(f"  ! excluded: {run.failed}")
         elif run.at_end:
             lines.append("  ! the lowest is the last evaluation: longer training might go lower")
     if found.selected is None:

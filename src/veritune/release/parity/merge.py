@@ -402,7 +402,7 @@ def render_text(found: MergeParity) -> str:
         )
         span = "" if out.nll["low"] is None else f" [{out.nll['low']:+.2g}, {out.nll['high']:+.2g}]"
         lines.append(
-            f" loss     merged minus adapter {out.nll['value']:+.2g}{span} nats per token, {out.nll['n']} rows"
+            f"  loss     merged minus adapter {out.nll['value']:+.2g}{span} nats per token, {out.nll['n']} rows"
         )
         lines.append(f"  answers  {out.agree} of {out.answers} greedy answers are equal to the end")
         for d in out.divergences[:5]:
