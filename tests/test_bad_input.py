@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     ),
     "half a surrogate": (
         edit_rows(lambda r: r[2]["messages"][1].update(content="a \ud800 b")),
-        ["rows.jsonl:3", "half a surrogate pair"],
+        ["rows.jsonl:3", "a lone surrogate"],
     ),
     "half a surrogate beside the messages": (edit_rows(lambda r: r[2].update(thing="a \ud800 b")), ["rows.jsonl:3"]),
     "control token in a text": (

@@ -90,7 +90,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     ),
     "claim names no arm": (
         lambda s: s["claims"][0].update(condition="all_layers"),
-        ["claims.0.condition: no condition 'all_layers'", "did you mean 'all_layer'?"],
+        ["claims.0.condition: unknown condition 'all_layers'", "did you mean 'all_layer'?"],
     ),
     "claim against no arm": (
         lambda s: s["claims"][2].update(against="al_layer"),

@@ -97,7 +97,7 @@ def test_completion_knows_commands_groups_and_options(line: str, expected: set[s
         ("gate . --waive merge --controls", "--waive and --controls exclude each other."),
         ("gate . --attest c.json --waive merge", "--attest and --waive exclude each other."),
         ("gate . --by Ada", "--by is only used with --attest or --waive."),
-        ("gate . --until 2030-01-01 --controls", "--reason and --until belong to --waive."),
+        ("gate . --until 2030-01-01 --controls", "--reason and --until can only be used with --waive."),
         ("gate . --candidate a.jsonl", "--candidate and --base can only be used with --attest."),
         ("promote --registry r --to staging", "expected either a bundle or --require-signature."),
         (

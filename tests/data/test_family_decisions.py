@@ -122,7 +122,7 @@ def test_the_audit_says_what_it_obeyed_on_the_screen_and_in_the_record(tmp_path:
     path = decisions(tmp_path / "d.jsonl", ("b0", "b2", False), ("b0", "f0", True), ("b0", "b1", True))
     report = audit_data(ROWS, config=AuditConfig(family_decisions=path))
     text = render_text(report)
-    assert f"decisions of {path}: 3 of 3 obeyed (1 joined, 1 separated, 1 held already)" in text
+    assert f"decisions of {path}: 3 of 3 applied (1 joined, 1 separated, 1 were true already)" in text
     assert "3 families before, 3 after; 7 rows changed" not in text
     assert "3 families before, 3 after; the family of 6 rows changed" in text
     record = report.record()["family_decisions"]

@@ -93,8 +93,8 @@ def test_decisions_come_back_and_make_the_next_version(tmp_path: Path) -> None:
     ("decided", "says"),
     [
         ({"decision": "remove"}, "decision is 'remove'"),
-        ({"decision": "drop"}, "drop without why"),
-        ({"decision": "drop", "why": "x", "reviewer": ""}, "without reviewer"),
+        ({"decision": "drop"}, "drop needs why, which is empty"),
+        ({"decision": "drop", "why": "x", "reviewer": ""}, "needs reviewer, which is empty"),
         ({"decision": "edit", "why": "x"}, ": edit needs the edited messages, which are missing."),
         (
             {"decision": "edit", "why": "x", "edited": [{"role": "user"}]},
@@ -115,7 +115,7 @@ def test_a_decision_on_a_row_that_changed_since_is_refused(tmp_path: Path) -> No
     changed = [Row("r0", (Message("user", "question 0"), Message("assistant", "other"))), *rows()[1:]]
     with pytest.raises(DataError, match="changed since it was reviewed"):
         apply_decisions(changed, decisions)
-    with pytest.raises(DataError, match="no row of this data"):
+    with pytest.raises(DataError, match="this data has no such row"):
         apply_decisions(rows()[1:], decisions)
 
 

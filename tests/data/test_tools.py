@@ -218,7 +218,7 @@ def test_older_forms_are_read_as_calls(tmp_path: Path) -> None:
         ([QUESTION, called(ARGUMENTS), QUESTION, ANSWER], "role_order", "the calls of the turn before are not answered"),
         ([QUESTION, called("{not json"), RESULT, ANSWER], "tool_arguments", "is text that is not a JSON object"),
         ([QUESTION, called('{"a": 1, "a": 2}'), RESULT, ANSWER], "tool_arguments", "a key occurs twice in one object"),
-        ([QUESTION, called([1]), RESULT, ANSWER], "tool_arguments", "is no object"),
+        ([QUESTION, called([1]), RESULT, ANSWER], "tool_arguments", "is not an object"),
         ([{**QUESTION, "tool_calls": called(ARGUMENTS)["tool_calls"]}, ANSWER], "tool_call", ": only the assistant can call tools"),
         ([QUESTION, called(ARGUMENTS), RESULT], "no_assistant", "the last turn is not the assistant's"),
     ],

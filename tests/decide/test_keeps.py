@@ -199,7 +199,7 @@ def test_a_plan_says_what_gain_the_reference_needs(study) -> None:
     for change, message in (
         ({"reference": "all_layer"}, "is already one side of this claim; name a third arm"),
         ({"reference": "atention_only"}, "did you mean"),
-        ({"kept_eval": "odl"}, "no eval 'odl'"),
+        ({"kept_eval": "odl"}, "unknown eval 'odl'"),
         ({"kept_zone": "seen"}, "no items in zone 'seen'"),
     ):
         with pytest.raises(StudyError, match=message):

@@ -308,7 +308,7 @@ def test_a_labelled_file_and_a_server_that_cannot_be_used_are_refused(server: Se
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompt": "Is it good?"}, "it needs {output}"),
+        ({"prompt": "Is it good?"}, "expected {output} in it"),
         (
             {"base_url": "http://key@host/v1"},
             "base_url: expected http(s)://host[:port][/v1], without user name, password or query",

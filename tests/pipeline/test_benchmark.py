@@ -107,7 +107,7 @@ def test_frozen_items_are_read_back_and_an_edited_file_is_refused(study: Any, ti
     assert load_prepared(store, data.facts).benchmarks == data.benchmarks
     path = next(store.data(data.version).glob("benchmark-quiz-*.parquet"))
     path.unlink()
-    with pytest.raises(StaleError, match="is gone"):
+    with pytest.raises(StaleError, match="is missing"):
         load_prepared(store, data.facts)
 
 

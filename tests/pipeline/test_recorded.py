@@ -371,7 +371,7 @@ def test_a_wrong_name_is_refused_at_the_freeze_with_the_one_that_was_meant(
     study.change(lambda s: s["claims"].append({"name": "x", "kind": "probe", "probe": name, "op": "<", "threshold": 1}))
     parsed = load_study(study.root / "study.yaml")
     assert pattern_of(name, parsed) is None
-    with pytest.raises(StudyError, match="no probe") as error:
+    with pytest.raises(StudyError, match="unknown probe") as error:
         make_ready(Store(study.root), parsed, Progress(silent=True))
     assert meant is None or f"did you mean {meant!r}" in str(error.value)
 

@@ -173,7 +173,7 @@ def test_the_command_reads_a_table_and_writes_record_csv_and_figure(tmp_path: Pa
     rows = list(csv.DictReader((out / "geometry.csv").read_text().splitlines()))
     assert len(rows) == 80 and {r["verdict"] for r in rows} == {"worse", "reference is the culprit", ""}
     assert (out / "geometry.svg").read_bytes().startswith(b"<?xml")
-    with pytest.raises(ScoreError, match="no condition 'lira' in it"):
+    with pytest.raises(ScoreError, match="unknown condition 'lira'"):
         app(["probe", "geometry", "--from", str(path), "--reference", "lira"], standalone_mode=False)
     with pytest.raises(ScoreError, match="--layers: unknown layer 9"):
         app(["probe", "geometry", "--from", str(path), "--layers", "1,9"], standalone_mode=False)

@@ -75,7 +75,7 @@ def arm(right: Iterable[int], n: int = 200, *, lost: int = 0, families: int = 0,
             "undecided",
             "0.750 against 0.750 on 20 items: gap +0.000, 95 % interval -0.161 to +0.161, margin 0.05; "
             "the interval reaches across minus the margin; under 73 items this margin cannot be shown, "
-            "whatever comes out",
+            "whatever the outcome",
         ),
         (
             arm(range(150)),

@@ -77,7 +77,7 @@ def test_a_sweep_in_one_table_is_told_apart_by_run_and_rate(tmp_path):
     assert found.rates[0].runs == 2
     assert found.rates[0].validation_nll == pytest.approx((1.98 + 2.08) / 2)
     one = [{k: v for k, v in row.items() if k != "lr"} for row in rows]
-    with pytest.raises(InputError, match="a step stands there twice"):
+    with pytest.raises(InputError, match="a step occurs twice"):
         select_from_logs([str(table(tmp_path / "one.csv", one))])
 
 

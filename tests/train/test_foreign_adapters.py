@@ -111,7 +111,7 @@ def test_what_an_mlx_config_leaves_open_is_refused(tmp_path: Path, edit: dict[st
 @pytest.mark.parametrize(
     ("key", "shape", "message"),
     [
-        ("model.embed_tokens.lora_a", (96, 4), ") would also act on a tied head and cannot be read."),
+        ("model.embed_tokens.lora_a", (96, 4), "would also act on a tied head and cannot be read"),
         ("model.layers.0.mlp.switch_mlp.gate_proj.lora_a", (4, 4, 16), "experts of an MLX adapter"),
         ("model.norm.weight", (16,), "is not a factor of an MLX adapter."),
     ],

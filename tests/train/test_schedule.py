@@ -63,7 +63,7 @@ def test_a_swept_condition_can_be_named_by_a_claim_and_a_wrong_name_is_told(sett
     settings["claims"] = [claim | {"margin": 0.1}]
     assert parse_study(settings).claims[0].against == "all_layer-steps3"
     settings["claims"][0]["against"] = "all_layer"
-    with pytest.raises(StudyError, match=r"no condition 'all_layer'"):
+    with pytest.raises(StudyError, match=r"unknown condition 'all_layer'"):
         parse_study(settings)
 
 

@@ -71,7 +71,7 @@ def test_not_one_family_is_obeyed_by_the_next_audit_and_said(desk: Desk, audited
     assert "saved: b0 and b2: not one family" in page
     output = audit(audited.parent)
     assert families(audited) == {frozenset({"b0", "b1"}), frozenset({"b2"}), frozenset({"<b>x&"})}
-    assert "1 of 1 obeyed (0 joined, 1 separated, 0 held already)" in output
+    assert "1 of 1 applied (0 joined, 1 separated, 0 were true already)" in output
     assert "2 families before, 3 after; the family of 3 rows changed" in output
     record = json.loads((audited / "report.json").read_text(encoding="utf-8"))["family_decisions"]
     assert record["separated"] == [["b0", "b2"]]

@@ -211,7 +211,7 @@ def datasheet(bundle: Path, other: Path) -> None:
         (base_shapes, "weights", "another base's adapter"),
         (vocabulary, "tokenizer", "a vocabulary of"),
         (template, "tokenizer", "the template differs from the contract's"),
-        (scores, "evidence", "not as the study sealed it"),
+        (scores, "evidence", "differs from the file that the study sealed"),
         (contract, "contract", "was edited after it was written"),
         (golden, "golden", "recorded with other weights"),
         (gates, "gates", "was edited after it was written"),

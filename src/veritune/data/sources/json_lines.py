@@ -51,11 +51,11 @@ def _parsed(raw: Raw, line: bytes, offset: int) -> Raw:
 
 
 def _unless_surrogate(raw: Raw) -> Raw:
-    """`raw`, or the finding that half a surrogate pair sits in it: no file and no tokenizer can hold that."""
+    """`raw`, or the finding that it contains a lone surrogate: no file and no tokenizer can hold that."""
     where = surrogate_path(raw.value)
     if where is None:
         return raw
-    message, found = f"{where} holds half a surrogate pair", f"half a surrogate pair in {where}"
+    message, found = f"{where} contains a lone surrogate", f"a lone surrogate in {where}"
     return problem(raw, "surrogate", message, expected="valid Unicode", found=found, field=where)
 
 
