@@ -235,8 +235,8 @@ def test_without_its_rows_it_is_said_that_they_were_not_checked(root: Path, give
     [
         ({"targets": ("q_proj", "v_proj")}, "is not what attention_only declares: it lacks"),
         ({"targets": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj")}, "it adapts .*up_proj"),
-        ({"r": 8}, "has rank 8 and scale 2, declared are 4 and 4"),
-        ({"lora_alpha": 8}, "has rank 4 and scale 2, declared are 4 and 4"),
+        ({"r": 8}, "has rank 8 and scale 2, but 4 and 4 are declared"),
+        ({"lora_alpha": 8}, "has rank 4 and scale 2, but 4 and 4 are declared"),
         ({"use_dora": True}, "use_dora is True"),
         ({"modules_to_save": ["lm_head"]}, "it also changes lm_head.weight"),
     ],

@@ -125,7 +125,7 @@ def test_a_trained_row_that_holds_an_item_stops_the_study(study: Any, tiny_model
     ("more", "says"),
     [
         ({"items": 21}, "expected at most the 20 rows of quiz.jsonl, found 21"),
-        ({"template": "no place"}, "`template` needs {question} once"),
+        ({"template": "no place"}, "`template` needs {question} exactly once"),
         ({"zones": ["stranger"]}, "with `path` the only zone is `benchmark`"),
         ({"rules": [{"name": "a", "contains": "b"}]}, "`kind: answer` takes no `rules`"),
         ({"path": None}, "`columns` can only be used with `path`"),
@@ -234,7 +234,7 @@ def test_a_judge_decides_only_what_it_was_measured_for(study: Any) -> None:
     path = asked.cache / f"{hash_of({'url': judge['base_url'], 'body': body})}.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(answer))
-    with pytest.raises(GateError, match=r"claim learns rests on a judge that may not decide: m agrees with 1 of 1"):
+    with pytest.raises(GateError, match=r"claim learns depends on a judge that may not decide: m agrees with 1 of 1"):
         judges_agree(ready)
     study.change(lambda s: s.update(claims=[{**c, "correction": "exploratory"} for c in s["claims"]]))
     again = make_ready(store, parse_study(study.settings()), Progress(silent=True))
