@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     ),
     "half a surrogate": (
         edit_rows(lambda r: r[2]["messages"][1].update(content="a \ud800 b")),
-        ["rows.jsonl:3", "half a surrogate pair"],
+        ["rows.jsonl:3", "a lone surrogate"],
     ),
     "half a surrogate beside the messages": (edit_rows(lambda r: r[2].update(thing="a \ud800 b")), ["rows.jsonl:3"]),
     "control token in a text": (
@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     ),
     "row longer than the limit": (
         edit_rows(lambda r: r[2]["messages"][0].update(content="harbor " * 200)),
-        ["max_length is 128", "nothing is truncated"],
+        ["max_length 128", "; rows are never truncated"],
     ),
     "limit longer than the context": (
         settings(lambda s: s["train"].update(max_length=4096)),
@@ -145,7 +145,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "model path is no model": (settings(lambda s: s["model"].update(path=".")), ["no config.json"]),
     "model path is no hub model": (
         settings(lambda s: s["model"].update(path="nobody/none")),
-        ["the hub did not give it"],
+        ["is not a folder here, and it could not be fetched from the hub ("],
     ),
     "model without weights": (without_weights, ["expected *.safetensors"]),
     "model with damaged weights": (damaged_weights, ["the model cannot be loaded"]),
@@ -155,7 +155,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "template without an end token": (template_without_end, ["end token"]),
     "method that does not exist": (
         settings(lambda s: [c.update(method="lorra") for c in s["conditions"].values()]),
-        ["conditions.attention_only.method: no method 'lorra'", "'lora'"],
+        ["conditions.attention_only.method: unknown method 'lorra'", "'lora'"],
     ),
     "target that does not exist": (
         settings(lambda s: s["conditions"]["all_layer"].update(target_modules=["query"])),
@@ -206,7 +206,9 @@ def test_rows_retired_in_another_folder_and_order_are_refused(study: Any, forks:
     assert forks("lineage", other, "--retire", "they leak").rc == 0
     assert "RETIRED: they leak" in forks("lineage", other).out, "a file stands for its folder"
     refused = forks("run", study.root, "--quiet")
-    assert refused.rc == 1 and "rows.jsonl says row for row what was data version" in refused.err, refused.err
+    assert refused.rc == 1 and "rows.jsonl has row for row the content of the retired data version" in refused.err, (
+        refused.err
+    )
     assert "retired: they leak." in refused.err and not (study.root / "runs").exists()
 
 

@@ -115,7 +115,7 @@ def test_limits_add_to_what_fails_an_audit_by_itself(rows: Path, exam: Path, tmp
         ("duplicates>100%", "a share below 1"),
         ("duplicates>2.5", "a whole number of rows"),
         ("leak>2", "leak takes no number"),
-        ("leak", "needs a split to judge"),
+        ("leak", "--fail-on leak checks a split, but no split was given."),
         ("contamination", "compares the rows with an eval"),
         ("near_copies>2", "compares the rows with an eval"),
     ],

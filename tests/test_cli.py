@@ -93,7 +93,7 @@ def test_a_fault_of_ours_is_one_line_that_says_so_and_debug_shows_its_causes(
     assert stopped.value.code == 1
     told = capsys.readouterr().err
     assert told.startswith("veritune: unexpected KeyError: 'entries' (commands/study.py:") and told.count("\n") == 1
-    assert "A record may be damaged" in told and "a fault of Veritune" in told and "--debug" in told
+    assert "A record may be damaged" in told and "this is a bug in Veritune" in told and "--debug" in told
     monkeypatch.setattr("sys.argv", ["veritune", "status", str(tmp_path), "--debug"])
     with pytest.raises(KeyError) as raised:
         main()

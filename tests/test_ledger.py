@@ -124,7 +124,7 @@ def test_an_append_that_fails_is_taken_back(ledger: Ledger, monkeypatch: pytest.
 
 
 def test_chain_keys_are_the_ledgers_own(ledger: Ledger) -> None:
-    with pytest.raises(ValueError, match="belongs to the chain"):
+    with pytest.raises(ValueError, match="is a key of the chain and cannot be a field of an entry"):
         ledger.append({"hash": "x"})
 
 

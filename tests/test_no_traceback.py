@@ -204,7 +204,7 @@ def test_every_error_of_the_system_is_a_sentence_with_a_fix(code: int) -> None:
         (MemoryError(), "the machine has too little memory"),
         (KeyError("entries"), "unexpected KeyError: 'entries'"),
         (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no"), "unexpected UnicodeEncodeError"),
-        (OSError("no number"), "the system refused: no number"),
+        (OSError("no number"), "the operating system refused: no number"),
         (VerituneError("expected x.", fix="Do y."), "expected x. Do y."),
     ],
 )

@@ -206,7 +206,7 @@ def test_a_stopped_run_leaves_no_cell_running(study: Any, forks: Any, how: signa
     ended = forks.wait(started)
     assert ended.rc == (143 if how == signal.SIGTERM else -signal.SIGKILL)
     if how == signal.SIGTERM:
-        assert "stopped. What was finished is on disk; the same command goes on from there." in ended.err
+        assert "veritune: stopped. Finished work is on disk; run the same command again to resume." in ended.err
     assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in cells), 60), "a cell was left running"
     assert Store(study.root).held_runs() == {}
 

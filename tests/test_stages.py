@@ -47,7 +47,7 @@ def test_the_public_names_are_the_same_functions() -> None:
 
 def test_a_study_file_of_another_name_is_refused(study: Any, tmp_path: Path) -> None:
     (study.root / "study.yaml").rename(study.root / "mine.yaml")
-    with pytest.raises(StudyError, match=r"a study file is named study\.yaml"):
+    with pytest.raises(StudyError, match=r"a study's file must be named study\.yaml, in a folder of its own"):
         run(study.root / "mine.yaml")
 
 

@@ -67,7 +67,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     ),
     "no steps": (lambda s: s["train"].update(max_steps=0), ["train: max_steps is 0"]),
     "negative seed": (lambda s: s.update(seeds=[0, -1]), ["seeds.1: ", "found -1"]),
-    "seed twice": (lambda s: s.update(seeds=[4, 4]), ["seeds: [4, 4] names one twice"]),
+    "seed twice": (lambda s: s.update(seeds=[4, 4]), ["seeds: [4, 4] contains duplicates"]),
     "full with LoRA's fields": (
         lambda s: s["conditions"].update(full={"method": "full", "r": 8}),
         ["conditions.full: `method: full` takes no r", "`method: lora`"],
@@ -86,15 +86,15 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     ),
     "baseline declared": (
         lambda s: s["conditions"].update(baseline=s["conditions"]["all_layer"]),
-        ["conditions.baseline: the untouched model is always measured"],
+        ["conditions.baseline: this name is reserved for the untouched model"],
     ),
     "claim names no arm": (
         lambda s: s["claims"][0].update(condition="all_layers"),
-        ["claims.0.condition: no condition 'all_layers'", "did you mean 'all_layer'?"],
+        ["claims.0.condition: unknown condition 'all_layers'", "did you mean 'all_layer'?"],
     ),
     "claim against no arm": (
         lambda s: s["claims"][2].update(against="al_layer"),
-        ["claims.2.against: no condition 'al_layer'", "'all_layer'"],
+        ["claims.2.against: unknown condition 'al_layer'", "'all_layer'"],
     ),
     "claim with itself": (
         lambda s: s["claims"][0].update(against="all_layer"),
@@ -102,11 +102,11 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     ),
     "claim names no eval": (
         lambda s: s["claims"][0].update(eval="housestyle"),
-        ["claims.0.eval: no eval 'housestyle'", "'house_style'"],
+        ["claims.0.eval: unknown eval 'housestyle'", "'house_style'"],
     ),
     "claim leaves the eval open": (
         lambda s: s["evals"].update(other=s["evals"]["house_style"]),
-        ["claims.0: the study has 2 evals; say which with `eval`"],
+        ["claims.0: the study has 2 evals; name one with `eval`"],
     ),
     "claim on a zone without items": (
         lambda s: s["evals"]["house_style"].update(zones=["seen"], per_family=None),
@@ -195,7 +195,7 @@ def test_a_no_that_yaml_reads_as_false_is_no_number(tmp_path: Path) -> None:
 
 def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(study_text("  all_layer: {", "  attention_only: {"))
-    with pytest.raises(StudyError, match=r"the key 'attention_only' is there twice.*line \d+"):
+    with pytest.raises(StudyError, match=r"the key 'attention_only' is given twice.*line \d+"):
         load_study(tmp_path / "study.yaml")
 
 
@@ -210,10 +210,10 @@ def test_a_merge_key_and_an_anchor_are_allowed(tmp_path: Path) -> None:
     [
         (b"", "expected a mapping of settings, found NoneType"),
         (b"- a\n- b\n", "expected a mapping of settings, found list"),
-        (b"name: [\n", "is not YAML"),
+        (b"name: [\n", "is not valid YAML:"),
         (b"name: \xff\xfe\n", "not UTF-8: byte 0xff at offset 6"),
         (b"[" * 20000, "nested too deeply"),
-        (b"? [a, b]\n: 1\n", "is not YAML"),
+        (b"? [a, b]\n: 1\n", "is not valid YAML:"),
     ],
 )
 def test_a_file_that_is_no_study_is_named(tmp_path: Path, content: bytes, words: str) -> None:

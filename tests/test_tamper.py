@@ -139,11 +139,11 @@ def test_a_record_written_by_hand_is_no_evidence_for_a_gate(root: Path) -> None:
     honest = read_json(root / "release/serving.json")
     body = {**{k: v for k, v in honest.items() if k != "hash"}, "kind": "merge", "message": "all the same"}
     write_json(root / "release/merge.json", {**body, "hash": hash_of(body)})
-    with pytest.raises(StaleError, match=r"merge\.json was written by hand: the timeline records no check"):
+    with pytest.raises(StaleError, match=r"merge\.json was not written by a check: the timeline records none"):
         read_evidence(store, "merge")
     body = {**{k: v for k, v in honest.items() if k != "hash"}, "message": "faster than it was"}
     write_json(root / "release/serving.json", {**body, "hash": hash_of(body)})
-    with pytest.raises(StaleError, match=r"serving\.json is not the record that its check wrote: expected SHA-256"):
+    with pytest.raises(StaleError, match=r"serving\.json differs from what its check wrote: expected SHA-256"):
         read_evidence(store, "serving")
     write_json(root / "release/serving.json", honest)
     found = read_evidence(store, "serving")

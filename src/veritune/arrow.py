@@ -37,13 +37,17 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parquet_column(path: Path, name: str) -> Iterator[Any]:
-    """The values of one column of a Parquet file. Raises KeyError without it, OSError or ValueError as above."""
+    """The values of one column of a Parquet file. Raises KeyError if the column is absent, OSError or ValueError as
+    `parquet_rows` does.
+    """
     for batch in _parquet_batches(path):
         yield from _values(batch, _place(batch, name))
 
 
 def parquet_pick(path: Path, name: str, values: Collection[Any]) -> Iterator[dict[str, Any]]:
-    """The rows whose column `name` holds one of these values; no other row is made. Raises as `parquet_column`."""
+    """The rows of a Parquet file whose column `name` holds one of these values; other rows are not decoded. Raises as
+    `parquet_column`.
+    """
     for batch in _parquet_batches(path):
         for n, value in enumerate(_values(batch, _place(batch, name))):
             if value in values:
@@ -114,7 +118,7 @@ def _rows(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
     for batch in batches:
         names = batch.schema.names
         if len(set(names)) < len(names):
-            raise ValueError("expected columns of different names, found a name twice")
+            raise ValueError("expected distinct column names, found a duplicate")
         columns = {name: _values(batch, i) for i, name in enumerate(names)}
         for n in range(batch.num_rows):
             yield {name: values[n] for name, values in columns.items()}
@@ -142,7 +146,7 @@ def _array(values: Sequence[Any]) -> Any:
         other = next((value for value in values if value is None or value.keys() != first.keys()), first)
         if other is not first:
             found = "null" if other is None else ", ".join(map(str, other))
-            raise ValueError(f"records of one column differ: {', '.join(map(str, names))}, then {found}")
+            raise ValueError(f"records of one column have different fields: {', '.join(map(str, names))}, then {found}")
         parts = [_array([value[name] for value in values]) for name in names]
         return struct_array(parts, fields=[Field(n, part.type) for n, part in zip(names, parts)])
     if isinstance(first, list | tuple):

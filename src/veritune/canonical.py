@@ -38,7 +38,8 @@ def _plain(value: Any, path: str) -> Any:
 
 
 def joined(parts: Mapping[str, str]) -> str:
-    """Canonical JSON text of an object from the texts (`dumps`) of its values: the same bytes as `dumps` of the whole.
+    """The canonical JSON text of an object, built from the canonical texts of its values; equal to `dumps` of the whole
+    object.
 
     For thousands of objects that share most of their values, whose text is then made once.
     """

@@ -20,7 +20,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 @dataclass(frozen=True, slots=True)
 class CheckCase:
-    """One thing that was checked. `group` gathers cases of a kind, `says` is the line about it.
+    """One check and its outcome. `group` gathers checks of one kind; `says` is the sentence about this one.
 
     `body` is the longer text of a report, `kind` the failure's type, `file` and `line` (from 1) where it is seen.
 
@@ -41,7 +41,7 @@ class CheckCase:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Everything that one command checked. `markdown` is the whole for a pull request.
+    """All checks of one command. `markdown` is the full text for a pull request.
 
     >>> CheckReport("veritune lint", (), "").cases
     ()
@@ -53,7 +53,7 @@ class CheckReport:
 
 
 def junit(report: CheckReport) -> str:
-    """The cases as JUnit XML: a test case each, a failure where one did not pass."""
+    """The checks as JUnit XML: one test case per check, with a failure for each check that did not pass."""
     failures = sum(not case.passed for case in report.cases)
     counts = {"tests": str(len(report.cases)), "failures": str(failures), "errors": "0"}
     suites = ElementTree.Element("testsuites", counts)
@@ -69,7 +69,9 @@ def junit(report: CheckReport) -> str:
 
 
 def github_lines(report: CheckReport) -> list[str]:
-    """One workflow command a case: an error where it did not pass, else a notice; and its warnings."""
+    """GitHub workflow commands, one line per check: an error if it did not pass, otherwise a notice, followed by its
+    warnings.
+    """
     return [line for case in report.cases for line in _commands(case)]
 
 
@@ -82,7 +84,7 @@ def _commands(case: CheckCase) -> Sequence[str]:
 
 
 def markdown_cell(text: str) -> str:
-    """Text as Markdown that shows it as it is, on one line, also in a table.
+    """The text escaped for Markdown, on one line, so that it shows unchanged, also in a table.
 
     >>> markdown_cell("a|b\\n<c>")
     'a&#124;b &lt;c&gt;'

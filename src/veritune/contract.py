@@ -44,7 +44,7 @@ OF_GATES = ("merge", "serving")
 
 
 def settings(study: Study) -> dict[str, JsonLike]:
-    """The resolved settings that are frozen: all but housekeeping, and the backend where it is the local one.
+    """The resolved settings that are frozen: all except housekeeping, and except the backend if it is the local one.
 
     Settings that came later than the first contracts are left out at their defaults, so that those stay as they are.
     """
@@ -74,13 +74,13 @@ def study_of(terms: Terms) -> Study:
 
 
 def unfrozen(study: Study, facts: Facts) -> Contract:
-    """What stands in for a contract while a study explores: every claim judged by it is exploratory."""
+    """A stand-in for a contract while a study explores: every claim judged by it is exploratory."""
     early = ("not frozen",)
     return Contract((ContractEntry("", "not frozen", (), terms(study, facts), {}, {}, early, early, None, None),))
 
 
 def freeze(store: Store, study: Study, facts: Facts, flags: Mapping[str, JsonLike] | None = None) -> Contract:
-    """Write the contract, or confirm the one that is there. Raises StaleError when the two differ.
+    """Write the contract, or confirm an existing equal one. Raises StaleError when the two differ.
 
     `flags` are the settings that were given beside the file. Results that are on disk already are listed: they, and
     every claim of this study, stay exploratory.
@@ -95,7 +95,7 @@ def freeze(store: Store, study: Study, facts: Facts, flags: Mapping[str, JsonLik
     if differences:
         raise StaleError(
             f"{store.study_file} differs from the frozen contract: " + "; ".join(differences[:5]) + _more(differences),
-            fix='Undo it, or record it: `veritune amend STUDY --reason "..."` (or `run --amend "..."`).',
+            fix='Undo the change, or record it: `veritune amend STUDY --reason "..."` (or `run --amend "..."`).',
         )
     return contract
 
@@ -103,7 +103,8 @@ def freeze(store: Store, study: Study, facts: Facts, flags: Mapping[str, JsonLik
 def amend(
     store: Store, study: Study, facts: Facts, reason: str, flags: Mapping[str, JsonLike] | None = None
 ) -> Contract:
-    """Append the changed terms with a reason; without a change the contract as it is. Raises StoreError for no reason.
+    """Append the changed terms with a reason; without a change, return the contract as it is. Raises StoreError if the
+    reason is empty.
 
     Where there is no contract, it is frozen.
     """
@@ -134,7 +135,8 @@ def read(store: Store) -> Contract:
 
 
 def agreed(store: Store) -> Contract:
-    """The contract, its chain recomputed and its entries compared with the timeline's `frozen` and `amended` events.
+    """The contract, after its chain was recomputed and its entries compared with the timeline's `frozen` and `amended`
+    events.
 
     Raises StaleError where the two differ: an entry was rewritten, removed or inserted, or the timeline was.
     """
@@ -145,7 +147,7 @@ def agreed(store: Store) -> Contract:
     if staged and len(announced) == len(entries) + 1 and staged[-1]["hash"] == announced[-1]["contract"]:
         raise StaleError(
             f"{store.contract_file}: an amendment of {announced[-1]['time']} was interrupted.",
-            fix="Give the same command again; it goes on from there.",
+            fix="Run the same command again to finish it.",
         )
     for number, (entry, event) in enumerate(zip(entries, announced)):
         if entry.hash != event.get("contract"):
@@ -180,7 +182,8 @@ def _announced(store: Store) -> list[Entry]:
 
 
 def recover(store: Store) -> bool:
-    """Finish an entry that was announced and not published, drop one that was not announced; whether one was finished.
+    """Finish a contract entry that the timeline announced, or drop one that it did not announce; returns whether one
+    was finished.
 
     For the process that holds the study's lock.
     """
@@ -208,7 +211,7 @@ def _document(store: Store) -> LedgerDocument:
 
 
 def exploratory_claims(contract: Contract) -> set[str]:
-    """Names of the claims that are not as they were declared when the last result-free entry was made.
+    """Names of the claims that differ from their declaration in the last entry that was made before any results.
 
     A claim is also another one when what decides it is: its eval, its arms, the seeds, the schedule, model or data.
     """
@@ -245,8 +248,9 @@ def _arms_of(claim: Claim) -> list[str]:
 
 
 def standing(contract: Contract) -> Callable[[str], Standing]:
-    """What a run's results are worth, by its run id: `exploratory` when they were there before the freeze, and the
-    number of the last amendment that they came before (None when they came before none)."""
+    """What each run's results count as, by run id: `exploratory` if they existed before the freeze, else the number of
+    the last amendment that they precede (None if they precede none).
+    """
     made = [frozenset(entry.made) for entry in contract.entries]
 
     def worth(run_id: str) -> Standing:

@@ -31,7 +31,7 @@ class Displayed:
     __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain values, as its file holds them. Raises ValueError for NaN or Infinity."""
+        """The record as plain values, equal to its file's content. Raises ValueError for NaN or Infinity."""
         plain: dict[str, Any] = to_json(self)
         return plain
 
@@ -40,7 +40,7 @@ class Displayed:
 
 
 class Tabular:
-    """Something with columns and rows. A class gives `_columns`, in the order that they are shown."""
+    """A record with columns and rows. Subclasses give `_columns` in display order."""
 
     __slots__ = ()
 
@@ -53,7 +53,7 @@ class Tabular:
         return {name: list(values) for name, values in self._columns().items()}
 
     def to_polars(self) -> pl.DataFrame:
-        """A frame of polars. Raises MachineError where polars is not installed."""
+        """A polars data frame. Raises MachineError where polars is not installed."""
         try:
             import polars
         except ImportError as exc:
@@ -61,7 +61,7 @@ class Tabular:
         return polars.DataFrame(self.to_dict(), strict=False, infer_schema_length=None)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A frame of pandas. Raises MachineError where pandas is not installed."""
+        """A pandas data frame. Raises MachineError where pandas is not installed."""
         try:
             import pandas
         except ImportError as exc:
@@ -73,12 +73,12 @@ class Tabular:
 
 
 def short(value: object, **facts: object) -> str:
-    """One line for the prompt: the class and what matters, `ScoreTable(runs=2, items=48)`."""
+    """One line for the prompt: the class and its main facts, such as `ScoreTable(runs=2, items=48)`."""
     return f"{type(value).__name__}({', '.join(f'{name}={fact!r}' for name, fact in facts.items())})"
 
 
 def table_html(columns: Mapping[str, Sequence[Any]], title: str = "") -> Markup:
-    """A table of the first rows, with the number of all below."""
+    """An HTML table of the first rows, followed by the total number of rows."""
     total = len(next(iter(columns.values()), ()))
     caption = Markup("<caption>{}</caption>").format(title) if title else Markup("")
     head = Markup("").join(Markup("<th>{}</th>").format(name) for name in columns)
@@ -92,7 +92,7 @@ def table_html(columns: Mapping[str, Sequence[Any]], title: str = "") -> Markup:
 
 
 def html_of(value: Any, title: str = "") -> Markup:
-    """A JSON value as HTML: an object as a table of its keys, a list of objects folded, all else as text."""
+    """A JSON value as HTML: an object as a table of its keys, a list of objects collapsed, anything else as text."""
     if isinstance(value, Mapping) and value:
         rows = Markup("").join(
             Markup("<tr><th>{}</th><td>{}</td></tr>").format(key, html_of(inner)) for key, inner in value.items()
@@ -110,7 +110,7 @@ def html_of(value: Any, title: str = "") -> Markup:
 
 
 def verdict_html(verdict: Any) -> Markup:
-    """A verdict as it may be quoted: status, sentence, the interval with its n, and what may not be written."""
+    """A verdict as HTML, ready to quote: status, sentence, the interval with its n, and what must not be written."""
     grade = verdict.confidence.get("grade") if verdict.confidence else None
     marks = [f"confidence {grade}"] if grade else []
     marks += ["exploratory"] if verdict.exploratory else []
@@ -128,7 +128,9 @@ def verdict_html(verdict: Any) -> Markup:
 
 
 def estimate_text(estimate: Any) -> str:
-    """`gap +0.250 [-0.053, +0.532] at 95 %, n = 12 items`; without an interval it says that there is none."""
+    """An estimate as text: `gap +0.250 [-0.053, +0.532] at 95 %, n = 12 items`; where there is no interval, the text
+    says so.
+    """
     value = "no value" if estimate.value is None else f"{estimate.value:+.4g}"
     if estimate.low is None or estimate.high is None:
         bounds = "no interval" + (f" ({estimate.warnings[0]})" if estimate.warnings else "")

@@ -65,7 +65,7 @@ Look = dict[str, Any]
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and the numbers in it. `n` says how many of what were drawn and stands on the figure; it is never empty.
+    """A figure and its numbers. `n` says how many of what were drawn; it is printed on the figure and never empty.
 
     `sources` are paths of the records in the folder that they are relative to; `made_by` is the function's full name.
     """
@@ -82,13 +82,13 @@ class Drawing:
 
     def __post_init__(self) -> None:
         if not self.n.strip():
-            raise ValueError(f"{self.name}: a figure says its n")
+            raise ValueError(f"{self.name}: expected a text for `n` (how many of what the figure shows), found none")
         self.figure.text(0.995, 0.008, f"n: {self.n}", ha="right", va="bottom", fontsize=7.5, color=MUTED)
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of all figures while the block runs."""
+    """Apply the look of all figures while the block runs."""
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE), warnings.catch_warnings():
@@ -125,7 +125,7 @@ def panels(
 
 
 def tidy(axes: Axes, grid: str = "y") -> None:
-    """The grid of one direction alone, behind the data, and no tick marks."""
+    """Draw grid lines in one direction only, behind the data, and no tick marks."""
     axes.grid(visible=False)
     axes.grid(visible=True, axis=grid)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
@@ -133,7 +133,7 @@ def tidy(axes: Axes, grid: str = "y") -> None:
 
 
 def from_zero(axes: Axes, which: str = "y", *, share: bool = False) -> None:
-    """Start an axis at 0, or at the lowest value where one is negative; with `share` it also ends no lower than 1."""
+    """Start an axis at 0, or at the lowest value if one is negative; with `share`, also end it at 1 or above."""
     high = axes.get_ylim()[1] if which == "y" else axes.get_xlim()[1]
     least = axes.dataLim.ymin if which == "y" else axes.dataLim.xmin
     start = 1.06 * least if isfinite(least) and least < 0 else 0.0
@@ -142,7 +142,7 @@ def from_zero(axes: Axes, which: str = "y", *, share: bool = False) -> None:
 
 
 def log_axis(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic x axis with a tick at each value, written plainly."""
+    """A logarithmic x axis with a tick at each value, labelled as a plain number."""
     from matplotlib.ticker import NullLocator
 
     ticks = sorted(set(values))
@@ -156,7 +156,7 @@ def log_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def look_of(place: int | None) -> Look:
-    """Colour and marker of the arm at this place among the declared ones; None: the untouched baseline."""
+    """Colour and marker of the arm at this index among the declared arms; None: of the untouched baseline."""
     if place is None:
         return {"color": MUTED, "marker": "X"}
     return {"color": SERIES[place % len(SERIES)], "marker": MARKERS[place % len(MARKERS)]}
@@ -175,7 +175,7 @@ def legend_above(figure: Figure, entries: Sequence[tuple[str, Look]], columns: i
 
 
 def shortened(text: str, most: int = 26) -> str:
-    """A name that fits beside an axis."""
+    """A name, cut to fit beside an axis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -204,7 +204,7 @@ def _settle(figure: Figure) -> None:
 
 
 def save(drawing: Drawing, folder: Path, root: Path, svg: str) -> dict[str, Path]:
-    """Write the files of a figure into `folder`, unless the very same are there: paths by kind and `provenance`.
+    """Write a figure's files into `folder`, unless equal files exist; returns paths by kind and `provenance`.
 
     `svg` is `svg_text` of it; sources are hashed relative to `root`. Raises StoreError where the disk refuses.
     """
@@ -226,7 +226,7 @@ def save(drawing: Drawing, folder: Path, root: Path, svg: str) -> dict[str, Path
 
 
 def save_as(drawing: Drawing, path: Path, root: Path | None = None) -> None:
-    """Write the figure alone, in the format that the path's suffix names, its CSV and its provenance beside it.
+    """Write one figure in the format of the path's suffix, with its CSV and its provenance beside it.
 
     Sources are hashed relative to `root`, where that is given; else to the figure's own folder.
 
@@ -234,7 +234,9 @@ def save_as(drawing: Drawing, path: Path, root: Path | None = None) -> None:
     """
     kind = path.suffix.lstrip(".").lower()
     if kind not in ("svg", "png", "pdf"):
-        raise InputError(f"{path}: expected a .svg, .png or .pdf file.", fix="Name the figure with one of these.")
+        raise InputError(
+            f"{path}: expected a .svg, .png or .pdf file.", fix="Give the figure's file one of these suffixes."
+        )
     svg = svg_text(drawing)
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
     with atomic(path, "wb") as stream:
@@ -255,7 +257,7 @@ def _record_of(drawing: Drawing, root: Path, svg: str) -> FigureProvenance:
 
 
 def provenance_of(path: Path) -> FigureProvenance | None:
-    """The provenance on disk; None where there is none that can be read, so that it is written again."""
+    """The provenance on disk; None if it is absent or unreadable, so that it is written again."""
     try:
         return FigureProvenance.load(path) if path.exists() else None
     except FormatError:

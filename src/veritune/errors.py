@@ -29,7 +29,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command ends with. 130 and 143 are the shell's own numbers for a process that a signal stopped."""
+    """The exit codes of commands. 130 and 143 are the shell's own numbers for a process that a signal stopped."""
 
     FINE = 0
     USER = 1
@@ -43,7 +43,7 @@ EXIT_CODES = {
     ExitCode.FINE: "fine",
     ExitCode.USER: "the user's input or environment",
     ExitCode.NOT_PASSED: "a gate failed or a claim is not supported",
-    ExitCode.IN_USE: "in use elsewhere",
+    ExitCode.IN_USE: "another process is using it",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C",
     ExitCode.TERMINATED: "stopped by SIGTERM",
 }
@@ -51,7 +51,7 @@ EXIT_CODES = {
 
 
 class VerituneError(Exception):
-    """Root of the tree. `fix` is the next thing to do; it is printed after the message."""
+    """Root of all errors of this package. `fix` is the next thing to do; it is printed after the message."""
 
     exit_code = ExitCode.USER
 
@@ -69,37 +69,37 @@ class InputError(VerituneError):
 
 
 class StudyError(InputError):
-    """The study file: an unknown key, a wrong type, settings that exclude each other."""
+    """The study file cannot be used: an unknown key, a wrong type, or settings that exclude each other."""
 
 
 class DataError(InputError):
-    """A data file, or a row in it, that cannot be read as it stands."""
+    """A data file, or a row in it, cannot be read as it is."""
 
 
 class ModelError(InputError):
-    """A model, tokenizer, chat template or adapter that cannot be used."""
+    """A model, tokenizer, chat template or adapter cannot be used."""
 
 
 class DivergedError(ModelError):
-    """A training run whose loss is not finite."""
+    """The loss of a training run is not finite."""
 
 
 class ScoreError(InputError):
-    """Scores that cannot be compared, or too few to compute what was asked."""
+    """Scores cannot be compared, or are too few for the computation."""
 
 
 class StoreError(VerituneError):
-    """The study folder cannot be read or written as asked."""
+    """The study folder cannot be read or written."""
 
 
 class LockedError(StoreError):
-    """Another living process holds the study folder or a run of it."""
+    """Another running process holds the study folder or one of its runs."""
 
     exit_code = ExitCode.IN_USE
 
 
 class MovedError(LockedError):
-    """Somebody else changed a channel or its rules first; what was asked for has to be decided again."""
+    """Somebody else changed a channel or its rules first; read the new state and decide again."""
 
     exit_code = ExitCode.USER
 
@@ -113,11 +113,11 @@ class FormatError(StoreError):
 
 
 class MachineError(VerituneError):
-    """The machine lacks something: disk, memory, an optional package."""
+    """The machine lacks something: disk space, memory, or an optional package."""
 
 
 class GateError(VerituneError):
-    """A gate failed: what comes after it does not run."""
+    """A gate failed, so the steps after it do not run."""
 
     exit_code = ExitCode.NOT_PASSED
 
@@ -126,24 +126,28 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FIXES = {
     **dict.fromkeys(_FULL, "Free some space and run the same command again."),
-    **dict.fromkeys(_DENIED, "Make it readable, or use a copy."),
-    **dict.fromkeys((errno.EIO, errno.ENXIO, errno.EREMOTEIO, errno.ESTALE), "Check the disk, then run it again."),
+    **dict.fromkeys(_DENIED, "Make the file readable, or use a copy."),
+    **dict.fromkeys(
+        (errno.EIO, errno.ENXIO, errno.EREMOTEIO, errno.ESTALE), "Check the disk, then run the same command again."
+    ),
     errno.EFBIG: "Raise the limit on file sizes (`ulimit -f`), or use a disk that takes larger files.",
-    errno.ENAMETOOLONG: "Use a shorter name.",
+    errno.ENAMETOOLONG: "Use a shorter file name.",
     errno.ENOENT: "Check the path: its folder may have been renamed or removed.",
     errno.ENOTDIR: "Check the path: a part of it is a file.",
     errno.EISDIR: "Name a file, not a folder.",
-    errno.ELOOP: "Check the links of the path.",
+    errno.ELOOP: "Check the path for links that point to each other.",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Raise the limit on open files (`ulimit -n`)."),
     **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), "Use a folder whose disk has working locks."),
-    errno.ETXTBSY: "Wait until nobody runs it.",
-    errno.EXDEV: "Keep the folder on one disk.",
+    errno.ETXTBSY: "Wait until no process runs this file.",
+    errno.EXDEV: "Keep the study's folder on one disk.",
 }
 """What to do after an error of the system, by its number."""
 
 
 def describe_os_error(exc: OSError, path: os.PathLike[str] | str | None = None) -> tuple[str, str]:
-    """An error of the system as message and fix. `path` is what was being written, where the error does not say."""
+    """Message and fix for an error of the operating system. `path` is the file that was being written, for errors that
+    do not name one.
+    """
     named = os.fspath(path) if path is not None else exc.filename if isinstance(exc.filename, str) else None
     why = exc.strerror or first_line(exc)
     fix = _FIXES.get(exc.errno or 0, "Check the path and the disk, then run the same command again.")
@@ -151,12 +155,16 @@ def describe_os_error(exc: OSError, path: os.PathLike[str] | str | None = None) 
         fix = "Make the folder writable or copy the study elsewhere."
     if exc.errno in _FULL:
         return f"the disk is full: {named} was not written." if named else "the disk is full.", fix
-    what = ("cannot write" if path is not None else "cannot use") + f" {named}" if named else "the system refused"
+    what = (
+        ("cannot write" if path is not None else "cannot use") + f" {named}"
+        if named
+        else ("the operating system refused")
+    )
     return f"{what}: {why}.", fix
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a wrong one most likely meant; None where none is close.
+    """The known name that is most similar to a wrong one; None where none is similar.
 
     At least half of the two names' letters match, in order: `difflib` ratio, Ratcliff & Metzener 1988.
     """
@@ -170,7 +178,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(exc: BaseException) -> str:
-    """The first line of another library's error, cut at 200 characters, for a message of ours that names it.
+    """The first line of another library's error, cut at 200 characters, to be quoted in our own message.
 
     An error without text gives its class name.
     """

@@ -34,12 +34,12 @@ EXTRA_OF = {
 
 
 def lacking_train() -> list[str]:
-    """The packages of the training half that are not installed here."""
+    """Names of the packages of veritune[train] that are not installed here."""
     return [name for name in TRAIN if util.find_spec(name) is None]
 
 
 def missing(exc: Exception, command: str = "") -> MachineError | None:
-    """The error for a package of an extra that is not installed; None for any other error.
+    """A MachineError that names the extra to install, if the error is a missing package of an extra; else None.
 
     `command` is what was called, for the message.
     """

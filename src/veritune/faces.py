@@ -12,7 +12,9 @@ from typing import Any
 
 
 def face(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of `package`; `homes` maps a public name to its module, relative to `package`."""
+    """`__getattr__` and `__dir__` for `package` that import its public names on first use; `homes` maps each name to
+    its module, relative to `package`.
+    """
 
     def get(name: str) -> Any:
         if name not in homes:

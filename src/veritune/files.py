@@ -55,7 +55,7 @@ def hash_of(record: Any) -> str:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system says into an error that names the file and what to do."""
+    """Turn an error of the file system into one that names the file and what to do."""
     try:
         yield
     except OSError as exc:
@@ -86,7 +86,7 @@ _HELD: list[tuple[Path, tuple[int, int], Callable[[], None]]] = []
 
 @contextlib.contextmanager
 def holding(root: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Until the block ends, refuse writes in `root` once it was renamed or removed, or `check` raises."""
+    """Refuse writes in `root` until the block ends if the folder was renamed or removed, or if `check` raises."""
     found = root.stat()
     entry = (root, (found.st_dev, found.st_ino), check)
     _HELD.append(entry)
@@ -97,8 +97,9 @@ def holding(root: Path, check: Callable[[], None] = lambda: None) -> Iterator[No
 
 
 def refuse_lost(path: Path) -> None:
-    """Raises StoreError where a file lies in a held folder that is not there any more, LockedError where another
-    process has taken over what this one holds. For every append and every rename."""
+    """Raises StoreError if a file's held folder no longer exists, LockedError if another process has taken over what
+    this one holds. Called before every append and every rename.
+    """
     for root, identity, check in list(_HELD):
         if path != root and root not in path.parents:
             continue
@@ -110,13 +111,13 @@ def refuse_lost(path: Path) -> None:
         if not there:
             raise StoreError(
                 f"{root} was renamed or removed while this command worked on it.",
-                fix="Give the command again with the folder's new path: what was finished is in there.",
+                fix="Run the command again with the folder's new path: finished work is in there.",
             )
         check()
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it; see `refuse_lost`."""
+    """Make a folder and its parents; see `refuse_lost`."""
     refuse_lost(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,13 +157,14 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file where it is there. Raises StoreError where the disk refuses."""
+    """Remove a file if it exists. Raises StoreError where the disk refuses."""
     with disk_errors(path):
         path.unlink(missing_ok=True)
 
 
 def remove_left(path: Path) -> None:
-    """Remove temporary files that killed writers of `path` left; those of living writers are held and stay."""
+    """Remove temporary files that killed writers of `path` left behind; those of running writers are locked and
+    stay."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError), left.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,7 +172,7 @@ def remove_left(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a folder's entries on disk: without this a rename may be lost with the power."""
+    """Flush a folder's entries to disk: without this, a power failure can undo a rename."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -183,7 +185,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `out`; on leaving, have it on disk and rename it to `out`; on an error, remove it.
+    """Yield an empty folder beside `out`; on leaving, flush it to disk and rename it to `out`; on an error, remove it.
 
     The folder that it lies in (`.parent`) is the caller's too, for downloads and the like, and goes in the end. What a
     killed process left behind is removed first; what a living process fills is held by a lock and stays. Raises
@@ -210,7 +212,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
 
 
 def remove_staged(out: Path) -> None:
-    """Remove what killed processes staged for `out`; what a living process holds stays."""
+    """Remove folders that killed processes staged for `out`; a folder that a running process holds stays."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
         _remove_unheld(left)
 
@@ -253,14 +255,14 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> None:
-    """Write records one to a line, atomically."""
+    """Write records as JSON Lines, atomically."""
     with atomic(path) as stream:
         for record in records:
             stream.write(dumps(record) + "\n")
 
 
 def whole_lines(text: str, *, torn: bool = False) -> list[str]:
-    """Lines that end in a newline; with `torn` also a last one that does not.
+    """The lines of a file that end in a newline; with `torn` also an incomplete last line.
 
     Only the newline counts: `str.splitlines` also cuts at U+2028 and U+0085, which JSON texts may hold as they are.
     """
@@ -273,17 +275,19 @@ Stamps = tuple[tuple[str, int, int], ...]
 
 
 def stamps(paths: Iterable[Path]) -> Stamps:
-    """What changes when one of these files does, without reading them; a file that is not there is left out."""
+    """A value that changes when one of these files changes (found without reading them); missing files are left out."""
     found = [(str(path), path.stat()) for path in sorted(paths) if path.exists()]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def read_text(path: Path) -> str:
-    """A file's UTF-8 text. Raises FormatError where it is none."""
+    """A file's UTF-8 text. Raises FormatError if it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from None
+        raise FormatError(
+            f"{path} is damaged: {exc}.", fix="Restore the file from a copy, or delete it and run again."
+        ) from None
 
 
 def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
@@ -294,7 +298,9 @@ def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
     try:
         value = parse_json(read_bytes(path), finite=finite)
     except ValueError as exc:
-        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from exc
+        raise FormatError(
+            f"{path} is damaged: {exc}.", fix="Restore the file from a copy, or delete it and run again."
+        ) from exc
     if not isinstance(value, dict):
         raise FormatError(f"{path}: expected a JSON object, found {type(value).__name__}.", fix="Restore it.")
     return value
@@ -307,12 +313,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(parse_json(line))
         except ValueError as exc:
-            raise FormatError(f"{path} line {number} is damaged: {exc}.", fix="Restore it, or delete it.") from None
+            raise FormatError(
+                f"{path} line {number} is damaged: {exc}.", fix="Restore the file from a copy, or delete it."
+            ) from None
     return rows
 
 
 def benchmark_name(name: str, digest: str) -> str:
-    """Name of the file with the items of a benchmark, in the folder of the data version."""
+    """Name of the file, in the folder of the data version, that holds a benchmark's items."""
     return f"benchmark-{name}-{digest[:12]}.parquet"
 
 
@@ -323,7 +331,9 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         raise
     except (ValueError, OSError) as exc:
-        raise FormatError(f"{path} is damaged: {exc}.", fix="Restore it, or delete it and run again.") from exc
+        raise FormatError(
+            f"{path} is damaged: {exc}.", fix="Restore the file from a copy, or delete it and run again."
+        ) from exc
 
 
 def write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:

@@ -34,7 +34,8 @@ WORDS = ("gate", "lamp", "bell")
 
 
 def doctor() -> dict[str, Any]:
-    """Versions, cores, memory, halves, optional parts, two short checks; `problems` is empty on a fit machine.
+    """A report on this machine: versions, cores, memory, installed parts, optional packages, two short checks;
+    `problems` is empty where everything works.
 
     A core without the training half is fit: the two checks are of that half.
     """
@@ -52,14 +53,19 @@ def doctor() -> dict[str, Any]:
         return found
     found["matmul"], found["tokenizer"] = _matmul_check(), _tokenizer_check()
     if not found["matmul"]["right"]:
-        found["problems"].append("a matrix product came out wrong: do not trust results from this machine")
+        found["problems"].append(
+            "a matrix product came out wrong: do not trust results from this machine; run `veritune doctor` again "
+            "to see whether it repeats"
+        )
     if found["tokenizer"].get("problem"):
         found["problems"].append(str(found["tokenizer"]["problem"]))
     return found
 
 
 def prepare() -> None:
-    """What the first audit and the first study on a machine do once: compile the kernels, unpack the base model."""
+    """Do the one-time work of the first audit and the first study on a machine: compile the kernels, unpack the base
+    model.
+    """
     from veritune.data.contamination import check_contamination
     from veritune.data.families import find_families
     from veritune.records import Message, Row
@@ -121,11 +127,14 @@ def _tokenizer_check() -> dict[str, JsonLike]:
         return {"checked": True, "problem": str(exc)}
     text = "Subject: Löschwasser 3.20 €\n\nOne question?"
     back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return {"checked": True, "problem": None if back == text else f"the tokenizer changed a text: {back!r}"}
+    return {
+        "checked": True,
+        "problem": None if back == text else (f"the tokenizer changed a text in a round trip: {back!r}"),
+    }
 
 
 def doctor_text(found: Mapping[str, Any]) -> str:
-    """`doctor` for the screen."""
+    """The report of `doctor` as text for the screen."""
     machine, train = found["machine"], found["train"]
     accelerators = ", ".join(machine["accelerators"]) or "none found"
     precision = "bfloat16" if machine["bfloat16"] else "float32 (no bfloat16 instructions)"

@@ -35,7 +35,9 @@ READ_FRESH_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lease. `token` grows with every holder; `boot` tells hosts apart, also those of one name."""
+    """The process that holds a lease. `token` grows with every new holder; `boot` distinguishes hosts, also hosts of
+    the same name.
+    """
 
     token: int
     id: str
@@ -49,7 +51,7 @@ class Holder:
 
 
 def boot_id() -> str:
-    """What tells this run of this host's kernel from any other; the host's name where the system does not say."""
+    """An id of the current boot of this host's kernel; the host's name where the system gives no such id."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -57,7 +59,7 @@ def boot_id() -> str:
 
 
 def holder_elsewhere(path: Path) -> str | None:
-    """Who on another host holds the lease at `path` and has renewed it lately; None where nobody does.
+    """The holder of the lease at `path` if it runs on another host and renewed the lease recently; else None.
 
     For readers on a file system whose locks do not work across hosts. Clocks of two hosts may differ by seconds.
     """
@@ -70,7 +72,8 @@ def holder_elsewhere(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def leased(path: Path, what: str, root: Path) -> Iterator[None]:
-    """Hold the lease at `path` for work in `root`. The caller holds the lock, which may be worth nothing.
+    """Hold the lease at `path` for work in `root` until the block ends. The caller also holds the file lock, which may
+    not work between hosts.
 
     Raises LockedError where a process on another host renews it, and from every write in `root` once it is lost.
     """
@@ -82,7 +85,7 @@ def leased(path: Path, what: str, root: Path) -> Iterator[None]:
             lost.set()
             raise LockedError(
                 f"{what} was taken over by {_holder(path) or 'nobody: its lease is gone'}.",
-                fix="Let that process finish it. The disk's locks do not work between hosts (docs/cells.md).",
+                fix="Let that process finish. The disk's locks do not work between hosts (docs/cells.md).",
             )
 
     renewing = threading.Thread(target=_renew, args=(path, mine, lost, done), name=f"lease {what}", daemon=True)
@@ -116,7 +119,7 @@ def _watch(path: Path, before: Holder, what: str) -> None:
         if _stamp(path) != stood and _holder(path) is not None:
             raise LockedError(
                 f"{what} is in use by {_holder(path) or before}.",
-                fix="Wait for it, or watch it with `veritune status`.",
+                fix="Wait until it ends, or watch it with `veritune status`.",
             )
 
 

@@ -49,39 +49,43 @@ TAIL = 1 << 16
 
 
 def link(body: Mapping[str, JsonLike], previous: str | None) -> Entry:
-    """The entry that follows the one whose hash is `previous` (None: the first). `body` must not name chain keys."""
+    """A new entry chained to the one whose hash is `previous` (None: the first entry). `body` must not use the chain's
+    own keys.
+    """
     taken = [key for key in CHAIN if key in body]
     if taken:
-        raise ValueError(f"{taken[0]!r} belongs to the chain and cannot be a field of an entry")
+        raise ValueError(f"{taken[0]!r} is a key of the chain and cannot be a field of an entry")
     whole = {**to_json(body), "previous": previous}
     return {**whole, "hash": hash_of(whole)}
 
 
 def follow(entry: object, previous: str | None, where: str) -> Entry:
-    """`entry`, checked: an object whose hash is its own and that follows `previous`. `where` names it in errors.
+    """`entry`, checked: it is an object, its hash is right and it follows `previous`. `where` names it in errors.
 
     Raises FormatError where it is no entry at all, StaleError where it was edited or does not follow.
     """
     if not isinstance(entry, dict):
-        raise FormatError(f"{where} is no entry: expected a JSON object.", fix=FIX)
+        raise FormatError(f"{where} is not a valid entry: expected a JSON object.", fix=FIX)
     known = entry.get("hash")
     if not isinstance(known, str):
         raise FormatError(
-            f"{where} holds no hash: it was edited, or written by an earlier format.",
+            f"{where} has no hash: it was edited, or written by an earlier format.",
             fix="Restore the file from a copy, or start a new folder.",
         )
     if _digest({key: value for key, value in entry.items() if key != "hash"}) != known:
         raise StaleError(f"{where} was edited after it was written.", fix=FIX)
     if entry.get("previous") != previous:
         raise StaleError(
-            f"{where} does not follow from the one before it: entries were edited, removed or moved.",
+            f"{where} does not continue the entry before it: entries were edited, removed or moved.",
             fix=FIX,
         )
     return entry
 
 
 def follow_all(entries: Sequence[object], where: Callable[[int], str], previous: str | None = None) -> list[Entry]:
-    """Every entry of a list, checked from the first, which follows `previous`; `where(i)` names the i-th (from 0)."""
+    """Every entry of a list, checked from the first one, which must follow `previous`; `where(i)` names the i-th (from
+    0) in errors.
+    """
     checked: list[Entry] = []
     for i, entry in enumerate(entries):
         checked.append(follow(entry, checked[-1]["hash"] if checked else previous, where(i)))
@@ -105,7 +109,7 @@ def _canonical(value: object) -> str:
 
 
 class Ledger:
-    """Entries in a JSONL file, which is only ever appended to.
+    """Hash-chained entries in a JSONL file that is only ever appended to.
 
     With `head` the hash of the newest entry also lies in a file beside it, for ledgers that no other record speaks of:
     then a lost newest entry is found too. The head is written after the entry, so it may be one behind after a kill.
@@ -116,7 +120,7 @@ class Ledger:
         self.head = path.with_name(f"{path.stem}.head.json") if head else None
 
     def read(self) -> list[Entry]:
-        """Every entry, oldest first, the chain recomputed; none where there is no file.
+        """Every entry, oldest first, after the chain was recomputed; empty if there is no file.
 
         Raises FormatError or StaleError naming the first line that is not as it was written.
         """
@@ -129,7 +133,7 @@ class Ledger:
         return entries
 
     def newest(self, *events: str) -> Entry | None:
-        """The last entry of one of these events, checked by its own hash; None where there is none.
+        """The last entry with one of these events, checked by its own hash; None if there is none.
 
         Entries around it are not read: `read` follows the chain. A study of 10,000 cells asks this once a cell.
         Raises FormatError or StaleError where that entry is damaged.
@@ -149,7 +153,8 @@ class Ledger:
         return None
 
     def salvage(self) -> tuple[list[Entry], str | None]:
-        """Entries whose own hash holds, wherever they stand, and what is wrong with the file, None where nothing is.
+        """The entries whose own hash is right, wherever they are in the file, and what is wrong with the file (None:
+        nothing).
 
         For lists that inform and must not be able to stop anybody by being broken.
         """
@@ -170,7 +175,7 @@ class Ledger:
         return kept, problem
 
     def append(self, body: Mapping[str, Any]) -> Entry:
-        """Add one entry and have it on disk; what a killed writer left of a line goes first.
+        """Append one entry and flush it to disk, after removing an incomplete line that a killed writer left.
 
         Raises StaleError or FormatError where the last entry is damaged, InputError for text that UTF-8 cannot hold,
         MachineError or StoreError where the disk refuses; the ledger is then as it was.
@@ -195,7 +200,7 @@ class Ledger:
         return entry
 
     def settle(self, newest: str) -> None:
-        """Have the head say `newest`, the hash of the last entry: a writer that was killed may have left it behind."""
+        """Set the head file to `newest`, the hash of the last entry, in case a killed writer did not update it."""
         if self.head is not None and not (self.head.exists() and read_json(self.head).get("hash") == newest):
             self._write_head(self.head, newest)
 
@@ -205,7 +210,9 @@ class Ledger:
         write_json(head, {"hash": newest})
 
     def append_once(self, body: Mapping[str, Any], apart_from: Sequence[str] = ()) -> Entry | None:
-        """Append unless an entry says the same, keys in `apart_from` aside; the new entry, or None."""
+        """Append the entry unless an equal one exists (ignoring the keys in `apart_from`); returns the new entry or
+        None.
+        """
         aside = {*CHAIN, *apart_from}
         wanted = {key: value for key, value in to_json(body).items() if key not in aside}
         if any({k: v for k, v in entry.items() if k not in aside} == wanted for entry in self.read()):
@@ -272,8 +279,8 @@ class Ledger:
             return (dumps(entry) + "\n").encode("utf-8")
         except UnicodeEncodeError as exc:
             raise InputError(
-                f"{self.path}: expected text that UTF-8 can hold, found {exc.object[exc.start : exc.end]!r}.",
-                fix="Give the text without that character.",
+                f"{self.path}: expected text that can be written as UTF-8, found {exc.object[exc.start : exc.end]!r}.",
+                fix="Remove that character from the text.",
             ) from exc
 
     def _parsed(self, line: str, number: int | str) -> object:
@@ -306,7 +313,8 @@ def _read(stream: io.FileIO, n: int) -> bytes:
 
 
 class LedgerDocument:
-    """Entries in one JSON file. A new entry is staged beside it, announced by the caller, and then published.
+    """Hash-chained entries in one JSON file. A new entry is staged beside it, announced by the caller, and then
+    published.
 
     The caller records in the study's timeline what it is about to do between `stage` and `publish`. A process that is
     killed on the way leaves the old file and perhaps the staged one; `staged` shows it, and the timeline says whether
@@ -319,11 +327,13 @@ class LedgerDocument:
         self.next = path.with_name(path.name + ".next")
 
     def read(self) -> list[Entry]:
-        """Every entry, the chain recomputed. Raises FormatError or StaleError naming the first that is not whole."""
+        """Every entry, after the chain was recomputed. Raises FormatError or StaleError naming the first entry that is
+        damaged or edited.
+        """
         return self._entries(self.path)
 
     def staged(self) -> list[Entry] | None:
-        """The entries as they will be once published; None where nothing is staged or what is staged is no document."""
+        """The entries as they will be once published; None if nothing valid is staged."""
         if not self.next.exists():
             return None
         try:
@@ -332,20 +342,20 @@ class LedgerDocument:
             return None
 
     def stage(self, body: Mapping[str, JsonLike]) -> Entry:
-        """Write the document with one more entry beside the present one."""
+        """Write the document with one additional entry to the staging file beside the present one."""
         entries = self.read() if self.path.exists() else []
         entry = link(body, entries[-1]["hash"] if entries else None)
         write_json(self.next, {**self.head, "entries": [*entries, entry]})
         return entry
 
     def publish(self) -> None:
-        """Put the staged document in the place of the present one."""
+        """Replace the present document by the staged one."""
         with disk_errors(self.path):
             os.replace(self.next, self.path)
             sync_folder(self.path.parent)
 
     def drop(self) -> None:
-        """Remove what is staged."""
+        """Remove the staged document."""
         remove(self.next)
 
     def _entries(self, path: Path) -> list[Entry]:

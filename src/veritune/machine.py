@@ -36,7 +36,7 @@ RECORDED = (
 
 
 def package_versions(left_out: Collection[str] = ()) -> dict[str, str]:
-    """Versions of the packages that a result depends on; those not installed, or `left_out`, are not in it."""
+    """Versions of the packages that a result depends on, without those that are not installed or in `left_out`."""
     found = {}
     for name in RECORDED:
         if name in left_out:
@@ -81,7 +81,9 @@ def _processor() -> str | None:
 
 
 def computes_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (avx512_bf16, amx_bf16, bf16); True where none can tell."""
+    """Whether the processor has bfloat16 multiplication (avx512_bf16, amx_bf16, bf16); True where it cannot be found
+    out.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -91,7 +93,7 @@ def computes_bfloat16() -> bool:
 
 
 def peak_bytes() -> int | None:
-    """The most memory this process has held since the mark was last set, in bytes; None where it cannot be read."""
+    """The most memory this process has held since the mark was last reset, in bytes; None where it cannot be read."""
     try:
         text = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
@@ -101,7 +103,7 @@ def peak_bytes() -> int | None:
 
 
 class PeakMemory:
-    """The most memory held from here on: of the accelerator where there is one, else of this process.
+    """Measures peak memory from its creation on: of the accelerator if there is one, else of this process.
 
     On a GPU `torch.cuda.max_memory_allocated`, a tensor's memory and not the driver's. On a CPU the resident set's
     high-water mark (VmHWM), which Linux lets a process set back; it holds Python and the libraries too (`before`).
@@ -124,14 +126,14 @@ class PeakMemory:
         self.before = peak_bytes()
 
     def read(self) -> MemoryPeak:
-        """The peak since this was made, or why it cannot be told."""
+        """The peak since creation, or why it cannot be measured."""
         if self.cuda:
             import torch
 
             peak = int(torch.cuda.max_memory_allocated())
             return MemoryPeak(peak, self.before, "torch.cuda.max_memory_allocated")
         if not self.reset:
-            reason = "this system does not let a process set back its memory's high-water mark"
+            reason = "this system does not let a process reset its memory's high-water mark"
             return MemoryPeak(None, None, "VmHWM", reason)
         return MemoryPeak(peak_bytes(), self.before, "VmHWM")
 
@@ -146,11 +148,11 @@ PARENT = "VERITUNE_PARENT"
 
 
 class Terminated(BaseException):
-    """SIGTERM came: what is held is let go, children are ended, and the process stops."""
+    """Raised on SIGTERM, so that locks are released, child processes are stopped, and the process ends."""
 
 
 def set_up_process() -> None:
-    """Set this process up as Veritune's own. `main()` of the command line calls it, before torch is imported.
+    """Set up this process as Veritune's own. `main()` of the command line calls it before torch is imported.
 
     Environment variables that are set already stay. In somebody else's process nothing calls it: a program that uses
     the library decides on its own process.
@@ -172,7 +174,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the process that started this one is gone, killed by SIGKILL too (Linux)."""
+    """Ask the kernel to send SIGTERM when the parent process has ended, even by SIGKILL (Linux)."""
     parent = os.environ.get(PARENT, "")
     if not parent.isdigit() or not sys.platform.startswith("linux"):
         return
@@ -184,7 +186,7 @@ def end_with_parent() -> None:
 
 
 def settle_imports() -> None:
-    """Take what is loaded by now out of the garbage collector's sight, in a process that `set_up_process` set up.
+    """Exclude what is loaded so far from garbage collection, in a process that `set_up_process` set up.
 
     The libraries leave millions of objects; every collection (transformers and accelerate ask for some a cell) walked
     them all, 0.3 s a time. In somebody else's process nothing is done: what is garbage there would never be freed.
@@ -205,7 +207,9 @@ def _give_back() -> None:
 
 
 def code_hashes() -> dict[str, str]:
-    """SHA-256 of this package's own source: all of it, what scores (`evaluate`) and what decides (`decide`)."""
+    """SHA-256 of this package's source: of all of it, of the part that scores (`evaluate`) and of the part that decides
+    (`decide`).
+    """
     root = Path(__file__).parent
 
     def digest(folder: Path) -> str:
@@ -219,13 +223,15 @@ def code_hashes() -> dict[str, str]:
 
 
 def package_stamp() -> str:
-    """What changes when this package's source does, without reading it: names, sizes and times of its files."""
+    """A value that changes when this package's source changes, without reading it: names, sizes and times of its
+    files."""
     root = Path(__file__).parent
     return hashlib.sha256(repr(stamps(root.rglob("*.py"))).encode()).hexdigest()
 
 
 def git_state(folder: Path) -> GitState | None:
-    """Commit and cleanness of the git repository that `folder` lies in; None where there is none."""
+    """Commit of the git repository around `folder`, and whether it has uncommitted changes; None outside a
+    repository."""
 
     def git(*args: str) -> str | None:
         try:
@@ -244,7 +250,7 @@ def git_state(folder: Path) -> GitState | None:
 
 
 def command_given() -> str:
-    """This process's command as it was given, quoted for a shell. Absolute paths keep their last part alone.
+    """This process's command line, quoted for a shell. Absolute paths are cut to their last part.
 
     A record travels in bundles; where somebody's folders lie on their disk is no part of it.
     """
@@ -256,7 +262,7 @@ _FOLDERS = re.compile(r"(?<![\w.~…-])/(?:[^/=,:]+/)+")
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

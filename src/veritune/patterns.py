@@ -21,12 +21,12 @@ LIMIT_S = 5.0
 
 
 class PatternTooSlow(Exception):
-    """A pattern took longer than its bound."""
+    """A user's pattern took longer than its time limit."""
 
 
 @contextmanager
 def limited(seconds: float = LIMIT_S) -> Iterator[None]:
-    """Raise PatternTooSlow in the block once it has used so many processor seconds."""
+    """Raise PatternTooSlow once the block has used this many seconds of processor time."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -44,7 +44,7 @@ def limited(seconds: float = LIMIT_S) -> Iterator[None]:
 
 
 def compiled(text: str, flags: int = 0) -> re.Pattern[str]:
-    """A pattern that a user wrote. Raises ValueError saying what is wrong with it.
+    """The compiled form of a pattern that a user wrote. Raises ValueError saying what is wrong with it.
 
     `[[a]` is a set with an opening bracket in it: Python means to change that one day and warns; the user sees nothing.
     """
@@ -57,10 +57,10 @@ def compiled(text: str, flags: int = 0) -> re.Pattern[str]:
 
 
 def search(pattern: re.Pattern[str], text: str, start: int = 0) -> re.Match[str] | None:
-    """`pattern.search(text, start)` within the bound. Raises InputError naming the pattern."""
+    """`pattern.search(text, start)` within a time limit. Raises InputError naming the pattern."""
     try:
         with limited():
             return pattern.search(text, start)
     except PatternTooSlow as exc:
         what = f"the pattern {pattern.pattern!r} took {exc}."
-        raise InputError(what, fix="Write it without nested repeats.") from None
+        raise InputError(what, fix="Write the pattern without nested repeats such as (a+)+.") from None

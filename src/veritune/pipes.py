@@ -20,7 +20,7 @@ _BEGINNINGS = {
 
 
 class Spool:
-    """Keeps what comes through standard input and pipes as files below `folder`, each pipe once."""
+    """Saves the content of standard input and pipes as files below `folder`, reading each pipe once."""
 
     def __init__(self, folder: Path, stdin: BinaryIO | None = None) -> None:
         self._folder = folder
@@ -28,7 +28,8 @@ class Spool:
         self._taken: set[str] = set()
 
     def file(self, path: Path, text: str | None = None) -> Path:
-        """The path itself, or a file with what came through the pipe. Raises InputError for a pipe that came twice.
+        """The path itself, or for a pipe the file that holds its content. Raises InputError for a pipe that is named
+        twice.
 
         With `text` the file gets the ending of the format that it begins with, and `text` where that is none.
         """
@@ -36,7 +37,10 @@ class Spool:
             return path
         name = "stdin" if str(path) in ("-", "/dev/stdin") else f"pipe{path.name}"
         if name in self._taken:
-            raise InputError(f"{path}: expected each pipe once, found it twice.", fix="Name a file for the other side.")
+            raise InputError(
+                f"{path}: a pipe can be read only once, but it was named twice.",
+                fix="Save its content to a file, and name that file for both.",
+            )
         self._taken.add(name)
         kept = self._folder / name
         with kept.open("wb") as out:
@@ -48,7 +52,7 @@ class Spool:
         return kept if text is None else kept.rename(kept.with_name(name + (_ending(kept) or text)))
 
     def name(self, given: str, text: str) -> str:
-        """`given` where it is no pipe, else its file: for what may be a hub id as well."""
+        """`given` unless it is a pipe, else the file with its content; for arguments that may also be hub ids."""
         kept = self.file(Path(given), text)
         return given if kept == Path(given) else str(kept)
 

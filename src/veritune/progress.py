@@ -13,7 +13,7 @@ from typing import TextIO
 
 
 class Progress:
-    """Counts planned and finished work per kind and prints one line a stage, with the time left.
+    """Counts planned and finished work per kind, and prints one line per stage with the time left.
 
     On a terminal the current line is redrawn in place; elsewhere a line is printed at most every `every_s` seconds.
     """
@@ -33,31 +33,33 @@ class Progress:
         self._open_line = False
 
     def plan(self, kind: str, units: float) -> None:
-        """Add work that is still to be done."""
+        """Add work that has yet to be done."""
         self.planned[kind] += units
 
     def measure(self, kind: str, units: float, seconds: float) -> None:
-        """A speed seen elsewhere (a live probe, a like kind of work); it counts as no work done."""
+        """Set the speed of a kind of work from a measurement elsewhere (a live probe, similar work); it does not count
+        as work done.
+        """
         if self.measured[kind] == 0:
             self.measured[kind], self.seconds[kind], self.lent[kind] = units, seconds, seconds
 
     def advance(self, kind: str, units: float, seconds: float, note: str = "") -> None:
-        """`units` of `kind` were done in `seconds`."""
+        """Record that `units` of `kind` were done in `seconds`."""
         self.done[kind] += units
         self.measured[kind] += units
         self.seconds[kind] += seconds
         self._show(note)
 
     def skip(self, kind: str, units: float) -> None:
-        """`units` of `kind` need not be done."""
+        """Record that `units` of `kind` need not be done."""
         self.planned[kind] -= units
 
     def spent(self) -> dict[str, float]:
-        """Seconds of the work that was done here, by kind; speeds seen elsewhere are left out."""
+        """Seconds spent on work that was done here, by kind; speeds measured elsewhere are left out."""
         return {kind: self.seconds[kind] - self.lent[kind] for kind in self.seconds if self.done[kind]}
 
     def left_s(self) -> float | None:
-        """Seconds left at the measured speeds; None while a kind of work that remains has not been measured."""
+        """Seconds left at the measured speeds; None while the speed of a remaining kind of work is unknown."""
         total = 0.0
         for kind, planned in self.planned.items():
             left = max(planned - self.done[kind], 0.0)
@@ -68,23 +70,23 @@ class Progress:
         return total
 
     def elapsed_s(self) -> float:
-        """Seconds since the progress was made."""
+        """Seconds since this object was made."""
         return time.monotonic() - self.started
 
     def say(self, message: str) -> None:
-        """Print one line for good."""
+        """Print one permanent line."""
         if self.silent:
             return
         self._close()
         print(message, file=self.stream, flush=True)
 
     def tell(self, message: str) -> None:
-        """Print one line for good, also where progress is silent: what became of work that this command had begun."""
+        """Print one permanent line even if progress is silent, to report how work that this command began has ended."""
         self._close()
         print(f"veritune: {message}", file=self.stream, flush=True)
 
     def note(self, words: str) -> None:
-        """Show one passing line about work that is done elsewhere."""
+        """Show one temporary line about work that is done elsewhere."""
         self._show(words, estimate=False)
 
     def _show(self, note: str, *, estimate: bool = True) -> None:

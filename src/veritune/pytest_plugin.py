@@ -24,23 +24,23 @@ SUFFIX = ".veritune"
 
 
 class CheckFailed(Exception):
-    """A command that ended with another status than 0; the text is what it printed."""
+    """A command ended with a status other than 0; the text is its output."""
 
 
 class CheckItem(pytest.Item):
-    """One line of a file of checks."""
+    """One command line in a file of checks."""
 
     command: tuple[str, ...] = ()
 
     def runtest(self) -> None:
-        """Run the command in the file's folder. Raises CheckFailed where it does not pass."""
+        """Run the command in the file's folder. Raises CheckFailed if its exit status is not 0."""
         done = run_command(self.command, self.path.parent)
         if done.returncode:
             what = "does not pass" if done.returncode == 2 else f"ended with status {done.returncode}"
             raise CheckFailed(f"veritune {shlex.join(self.command)} {what}\n\n{done.stdout}{done.stderr}".rstrip())
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: str | None = None) -> str:
-        """What the command printed, without a traceback."""
+        """The command's output, without a traceback."""
         if isinstance(excinfo.value, CheckFailed):
             return str(excinfo.value)
         return str(super().repr_failure(excinfo))
@@ -51,10 +51,12 @@ class CheckItem(pytest.Item):
 
 
 class CheckFile(pytest.File):
-    """A file of checks."""
+    """A file of checks: one `veritune` command per line."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """An item for each line that is no comment. Raises CollectError for a line that is no command line."""
+        """One item for each line that is not a comment. Raises CollectError for a line that cannot be parsed as a
+        command.
+        """
         for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
             try:
                 words = shlex.split(line, comments=True)
@@ -68,13 +70,13 @@ class CheckFile(pytest.File):
 
 
 def run_command(words: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:
-    """`veritune WORDS` in a folder, with its output as text."""
+    """Run `veritune WORDS` in a folder and return the result, with its output as text."""
     command = [sys.executable, "-m", "veritune", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 class Checker:
-    """The fixture `veritune`: call it with a command's words.
+    """The type of the fixture `veritune`: call it with the words of a command.
 
     >>> Checker(Path()).folder.is_dir()
     True
@@ -93,11 +95,11 @@ class Checker:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """Collect `*.veritune`."""
+    """Collect files named `*.veritune`."""
     return CheckFile.from_parent(parent, path=file_path) if file_path.suffix == SUFFIX else None
 
 
 @pytest.fixture
 def veritune(request: pytest.FixtureRequest) -> Checker:
-    """Runs a command of Veritune in the test file's folder and fails the test where it does not pass."""
+    """A fixture that runs a Veritune command in the test file's folder and fails the test if the command fails."""
     return Checker(request.path.parent)

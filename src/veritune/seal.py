@@ -100,13 +100,13 @@ def _hashes(value: JsonLike) -> dict[str, str]:
 
 
 def run_files(folder: Path) -> dict[str, Path]:
-    """Every file of a run's folder by its name in there; work in progress, hidden files and links are left out."""
+    """Every file of a run's folder by its relative name; temporary files, hidden files and links are left out."""
     found = {p.relative_to(folder): p for p in sorted(folder.rglob("*")) if p.is_file() and not p.is_symlink()}
     return {n.as_posix(): p for n, p in found.items() if n.parts[0] != "work" and not n.as_posix().count("/.")}
 
 
 def finish_run(store: Store, run_id: str, summary: RunSummary) -> None:
-    """Record a run's files by hash in the timeline, then write its summary: from now on the run is done."""
+    """Record the hashes of a run's files in the timeline, then write its summary, which marks the run as done."""
     text = summary.text()
     files = {name: sha256_file(path) for name, path in run_files(store.run(run_id)).items() if name != SUMMARY}
     store.log("finished", run=run_id, files={**files, SUMMARY: sha256_text(text)})
@@ -114,7 +114,7 @@ def finish_run(store: Store, run_id: str, summary: RunSummary) -> None:
 
 
 def mark_summaries(store: Store, summaries: Mapping[str, RunSummary]) -> None:
-    """Rewrite the summaries of finished runs by run id, recorded in the timeline first."""
+    """Rewrite the summaries of finished runs (given by run id), after recording their new hashes in the timeline."""
     texts = {run_id: summary.text() for run_id, summary in summaries.items()}
     if texts:
         store.log("marked", runs={run_id: sha256_text(text) for run_id, text in texts.items()})
@@ -129,7 +129,7 @@ def _run_problems(
     against the hash that the timeline's `sealed` event keeps."""
     folder = store.run(run_id)
     if known is None:
-        yield f"runs/{run_id} holds a summary, but the timeline records no such run as finished"
+        yield f"runs/{run_id} holds a summary, but the timeline does not record that this run finished"
         return
     for name, expected in sorted(known.files.items()):
         path = folder / name
@@ -152,7 +152,7 @@ def _finished(store: Store) -> list[str]:
 
 
 def refuse_edited_run(store: Store, run_id: str) -> None:
-    """Raises StaleError where a finished run is not as the timeline recorded it."""
+    """Raises StaleError if a finished run's files differ from the hashes in the timeline."""
     known = _known_runs(store.events()).get(run_id)
     for problem in _run_problems(store, run_id, known, sha256_file):
         raise _edited(store, problem, run_id)
@@ -161,12 +161,12 @@ def refuse_edited_run(store: Store, run_id: str) -> None:
 def _edited(store: Store, problem: str, run_id: str) -> StaleError:
     return StaleError(
         f"{store.root}: {problem}.",
-        fix=f"Restore the file from a copy, or delete runs/{run_id} so that the run is made again.",
+        fix=f"Restore the file from a copy, or delete runs/{run_id} to train the run again.",
     )
 
 
 def refuse_edited_scores(store: Store, path: Path, input_hash: str) -> None:
-    """Raises StaleError where scores that are about to be trusted are not those that the timeline recorded."""
+    """Raises StaleError if scores that are about to be used differ from those that the timeline recorded."""
     name, found = store.relative(path), sha256_file(path)
     made = [
         e for e in store.events() if e["event"] == "scored" and (e.get("file"), e.get("inputs")) == (name, input_hash)
@@ -176,7 +176,7 @@ def refuse_edited_scores(store: Store, path: Path, input_hash: str) -> None:
         said = f"SHA-256 {expected[:12]}" if expected else "scores that the timeline records"
         raise StaleError(
             f"{path} was edited: expected {said}, found {found[:12]}.",
-            fix=f"Restore the file from a copy, or delete {path.parent} so that the run is scored again.",
+            fix=f"Restore the file from a copy, or delete {path.parent} to score the run again.",
         )
 
 
@@ -191,7 +191,7 @@ def _files(root: Path, names: Iterable[str] = FILES, folders: Iterable[str] = FO
 
 
 def seal(store: Store) -> str:
-    """Write the seal over the folder as it is now, where it is not sealed like this already; the hash to keep.
+    """Seal the folder in its present state, unless it is sealed in this state already; returns the hash to keep.
 
     The file comes first and the event after it: a seal that the timeline does not record is made again by the next run.
     """
@@ -257,13 +257,13 @@ def _state(events: Iterable[Entry]) -> Entry | None:
 
 
 def is_sealed(store: Store) -> bool:
-    """Whether the timeline says that the study is sealed now."""
+    """Whether the timeline says that the study is sealed at present."""
     state = store.timeline.newest("sealed", "unsealed")
     return state is not None and state["event"] == "sealed"
 
 
 def break_seal(store: Store) -> None:
-    """Take the seal off before sealed records change, so that a command killed on the way can be given again.
+    """Remove the seal before sealed records change, so that a command that is killed midway can be run again.
 
     The timeline records which command took it off: a seal that is gone without that was removed by somebody else.
     """
@@ -275,7 +275,7 @@ def break_seal(store: Store) -> None:
 
 @contextmanager
 def resealing(store: Store, command: str, remade: tuple[str, ...] = (), *, keep: bool = False) -> Iterator[None]:
-    """Seal the study again when the block ends, where it was sealed, or where `command` unsealed it and was killed.
+    """Seal the study again when the block ends, if it was sealed before, or if a killed `command` had unsealed it.
 
     With `keep` a seal that the block did not take off stays as it is, and so does its signature.
 
@@ -294,7 +294,7 @@ def resealing(store: Store, command: str, remade: tuple[str, ...] = (), *, keep:
 
 @contextmanager
 def redrawing(store: Store) -> Iterator[None]:
-    """Seal a sealed study again when the block has drawn its report or figures otherwise than they were sealed.
+    """Seal a sealed study again if the block changed its report or figures.
 
     A drawn file that was edited is removed first, so that the block draws it and does not seal the edit. Where anything
     else is not as it was sealed, a file that somebody put among the figures too, the seal stays as it is.
@@ -338,12 +338,13 @@ def _refuse_findings(store: Store, remade: tuple[str, ...]) -> None:
     if wrong:
         raise StaleError(
             f"{store.root}: {wrong[0].message} ({len(wrong)} findings).",
-            fix=f"Restore it from a copy, or make it again: veritune run {store.root}",
+            fix=f"Restore the study from a copy, or make it again: veritune run {store.root}",
         )
 
 
 def refuse_edited(store: Store) -> str | None:
-    """Raises StaleError when a run's or a data version's record, or the contract, is not as the timeline recorded it.
+    """Raises StaleError if the record of a run or data version, or the contract, differs from what the timeline
+    recorded.
 
     Without this a further run would take an edited record for its own. Comes to a sentence where the seal is gone, or
     is another one, without a command of ours having changed it: the runs are as the timeline knows them, a further run
@@ -376,7 +377,7 @@ def _refuse_sealed(store: Store, record: Mapping[str, JsonLike], digest: Digest)
         if found != expected:
             raise StaleError(
                 f"{path} was edited after the study was sealed: expected SHA-256 {expected[:12]}, found {found[:12]}.",
-                fix="Restore the file from a copy, or delete that run's folder so that the run is made again.",
+                fix="Restore the file from a copy, or delete that run's folder to train the run again.",
             )
 
 
@@ -395,7 +396,7 @@ def _sealed_files(store: Store, record: Mapping[str, JsonLike]) -> dict[str, str
 
 
 def sealed_files(store: Store) -> dict[str, str] | None:
-    """SHA-256 by name of the study's files as last sealed; None where the timeline does not record this seal.json.
+    """SHA-256 by name of the study's files as last sealed; None if the timeline does not record this seal.json.
 
     Its own hash proves nothing: anybody can compute it. Raises StaleError or FormatError for a damaged timeline.
     """
@@ -411,7 +412,7 @@ def sealed_files(store: Store) -> dict[str, str] | None:
 
 
 def verify(study: str | Path, expected: str | None = None) -> list[Finding]:
-    """Everything in a study folder that is not as it was sealed; empty when all of it is.
+    """Every difference between a study folder and its seal; empty if there is none.
 
     `expected` is the seal's hash as somebody kept it elsewhere (a prefix of at least eight characters will do).
     Raises InputError when the folder was never sealed.
@@ -473,7 +474,7 @@ def _unsealed(state: Entry | None) -> Iterator[Finding]:
         text = f"seal.json is gone, though the study was sealed at {state['time']}"
         yield _finding("seal.missing", "seal.json", text)
     else:
-        text = f"`{state.get('by')}` took the seal off at {state['time']} and has not sealed the study again"
+        text = f"`{state.get('by')}` removed the seal at {state['time']} and has not sealed the study again"
         yield _finding("seal.open", "seal.json", text)
 
 
@@ -600,17 +601,19 @@ def _finding(check: str, name: str, message: str) -> Finding:
 
 
 def verify_text(findings: list[Finding], study: str | Path, signed: bool | None = None) -> str:
-    """`verify` for the screen. `signed` is whether the seal's signature holds, None where no key was given."""
+    """The result of `verify` as text for the screen. `signed` is whether the seal's signature is valid, None if no key
+    was given.
+    """
     if not findings:
         record = read_json(_seal_file(Store.of(study)))
         files, listed = len(record["files"]), _listed(record)
         text = f"verified: {files} files, the contract and the timeline are as they were sealed (seal {listed[:16]})"
         there = (Store.of(study).root / SIGNATURE).is_file()
-        unchecked = "; it is signed: --public-key says by whom" if there and signed is None else ""
-        return text + ("; the signature holds" if signed else unchecked)
+        unchecked = "; it is signed: check by whom with --public-key" if there and signed is None else ""
+        return text + ("; the signature is valid" if signed else unchecked)
     return "\n".join(f"x {finding.message}" for finding in findings) + f"\n{len(findings)} findings"
 
 
 def seal_hash(study: str | Path) -> str:
-    """The hash of the sealed list of files and of the timeline until then: what to keep elsewhere."""
+    """The hash of the sealed file list and of the timeline up to the seal: the value to keep elsewhere."""
     return _listed(read_json(_seal_file(Store.of(study))))

@@ -90,7 +90,7 @@ OUTPUT_PAGE = re.compile(r"\d{2,}-[\w-]+-(contents|\d{5,}|differ-\d{3,}-\d{4,})\
 
 
 class Store:
-    """Paths and records of one study folder."""
+    """The paths and records of one study folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -98,7 +98,7 @@ class Store:
 
     @classmethod
     def of(cls, study: str | Path) -> Store:
-        """The folder of a study that is named by its file or by its folder."""
+        """The store of a study that is named by its file or by its folder."""
         path = Path(study)
         return cls(path if path.is_dir() else path.parent)
 
@@ -126,7 +126,7 @@ class Store:
 
     @property
     def outputs(self) -> Path:
-        """Pages beside the report, where its outputs are too many for it."""
+        """The pages beside the report that show its outputs, where they are too many for the report itself."""
         return self.root / "report.outputs"
 
     @property
@@ -150,7 +150,7 @@ class Store:
         return self.runs / run_id
 
     def relative(self, path: Path) -> str:
-        """A path as records name it: relative to the study folder, with forward slashes."""
+        """A path as written in records: relative to the study folder, with forward slashes."""
         with contextlib.suppress(ValueError):
             return path.relative_to(self.root).as_posix()  # `runs/` may be a link to another disk
         return path.resolve().relative_to(self.root.resolve()).as_posix()
@@ -158,21 +158,23 @@ class Store:
     # -- one process at a time --------------------------------------------------------------------------------
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the folder. Raises LockedError naming the holder. A killed holder's lock is gone with it."""
+        """Lock the folder until the block ends. Raises LockedError naming the holder. The lock of a killed process ends
+        with it.
+        """
         return _held(self.root / ".lock", str(self.root), self.root)
 
     def run_lock(self, run_id: str) -> contextlib.AbstractContextManager[None]:
-        """Hold one run; other runs of the study may be held by other processes. Raises LockedError."""
+        """Lock one run; other processes may hold other runs of the study. Raises LockedError."""
         return _held(self.root / ".locks" / run_id, f"run {run_id}", self.root)
 
     def holder(self, run_id: str | None = None) -> str | None:
-        """Who holds the folder (or one run of it) now, None when nobody does."""
+        """The process that holds the folder (or one run of it) now; None if none does."""
         name = run_id or ".lock"
         lock = self.root / ".lock" if run_id is None else self.root / ".locks" / run_id
         return _holder(lock) or holder_elsewhere(self.root / ".locks" / LEASES / name)
 
     def held_runs(self) -> dict[str, str]:
-        """Who holds which run now, by run id, planned or not."""
+        """The holder of each held run, by run id, whether the run is planned or not."""
         found = {p.name: self.holder(p.name) for p in sorted((self.root / ".locks").glob("*")) if p.is_file()}
         return {run_id: holder for run_id, holder in found.items() if holder is not None}
 
@@ -187,15 +189,15 @@ class Store:
             raise other_format(str(self.root), found)
 
     def is_done(self, path: Path, input_hash: str) -> bool:
-        """Whether the record at `path` is there and was made from these inputs."""
+        """Whether the record at `path` exists and was made from these inputs."""
         return path.exists() and read_json(path).get("input_hash") == input_hash
 
     def made(self, kind: type[R], path: Path, input_hash: str) -> R | None:
-        """The record at `path`, where it is there and was made from these inputs, else None. Raises FormatError."""
+        """The record at `path` if it exists and was made from these inputs, else None. Raises FormatError."""
         return kind.load(path) if self.is_done(path, input_hash) else None
 
     def clear_partial(self) -> int:
-        """Remove temporary files that a killed process left; their number."""
+        """Remove temporary files that killed processes left; returns their number."""
         partial = [path for path in self.root.rglob(".*.tmp") if not self._in_work(path)]
         for path in partial:
             path.unlink(missing_ok=True)
@@ -219,19 +221,21 @@ class Store:
 
     @cached_property
     def timeline(self) -> Ledger:
-        """The study's events; `log` and `events` are the ways in."""
+        """The ledger of the study's events; use `log` and `events` to write and read it."""
         return Ledger(self.events_file)
 
     def log(self, event: str, **facts: Any) -> Entry:
-        """Append one event and have it on disk. A last line that a killed process left half-written goes first."""
+        """Append one event and flush it to disk, after removing an incomplete last line that a killed process left."""
         return self.timeline.append({"time": now(), "event": event, **to_json(facts)})
 
     def log_once(self, event: str, **facts: Any) -> None:
-        """Append the event unless one with these facts is there, as after a kill between a record and its event."""
+        """Append the event unless an event with these facts exists, as it can after a kill between a record and its
+        event.
+        """
         self.timeline.append_once({"time": now(), "event": event, **to_json(facts)}, apart_from=("time",))
 
     def events(self) -> list[Entry]:
-        """The timeline, oldest first, its chain recomputed.
+        """The timeline's events, oldest first, after the chain was recomputed.
 
         Raises FormatError or StaleError naming the first line that is not as it was written.
         """
@@ -245,7 +249,7 @@ class Store:
         return found
 
     def check_events(self) -> None:
-        """Raises StaleError or FormatError naming the first line of the timeline that is not as it was written."""
+        """Raises StaleError or FormatError naming the first line of the timeline that was edited or is damaged."""
         self.events()
 
 
@@ -264,7 +268,7 @@ def _held(path: Path, what: str, root: Path) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             raise LockedError(
-                f"{what} is in use by {holder}.", fix="Wait for it, or watch it with `veritune status`."
+                f"{what} is in use by {holder}.", fix="Wait until it ends, or watch it with `veritune status`."
             ) from exc
         with disk_errors(path):
             os.ftruncate(stream.fileno(), 0)
@@ -290,7 +294,7 @@ IN_USE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 def _no_locks(path: Path, exc: OSError) -> StoreError:
     return StoreError(
-        f"{path.parent} has no working locks ({exc.strerror}): two processes could train one run.",
+        f"{path.parent} has no working locks ({exc.strerror}): two processes could train the same run.",
         fix="Use a local disk, or mount the shared one with locks (NFS: without `nolock`; Lustre: with `-o flock`).",
     )
 

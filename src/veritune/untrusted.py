@@ -45,11 +45,11 @@ _PAIR = re.compile("([\ud800-\udbff])([\udc00-\udfff])")
 
 
 class UnusableError(ValueError):
-    """A text that no reader should take; the message is one line and names no file."""
+    """Text from an untrusted file is refused; the message is one line and names no file."""
 
 
 def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
-    """A file's bytes. Raises UnusableError where there are more than `limit`, OSError as `open` does."""
+    """A file's bytes. Raises UnusableError if there are more than `limit`, OSError as `open` does."""
     with path.open("rb") as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
@@ -58,12 +58,12 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
-    """A file's text in UTF-8, without the mark at its start. Raises UnusableError, and OSError as `open` does."""
+    """A file's UTF-8 text, without a byte order mark. Raises UnusableError, and OSError as `open` does."""
     return _decoded(read_bytes(path, limit))
 
 
 def parse_json(content: str | bytes, *, finite: bool = True) -> Any:
-    """A JSON value. Raises UnusableError, or json.JSONDecodeError with line and column (also a ValueError).
+    """The value of a JSON text. Raises UnusableError, or json.JSONDecodeError with line and column (also a ValueError).
 
     Without `finite` NaN and Infinity are taken, as other tools write them into logs and model configurations (lm-eval
     a log-likelihood of -Infinity, Mamba a `time_step_limit`); the reader then looks at what it uses.
@@ -82,7 +82,8 @@ def parse_json(content: str | bytes, *, finite: bool = True) -> Any:
 
 
 def parse_yaml(content: str | bytes) -> Any:
-    """A YAML value made of null, booleans, finite numbers, texts, lists and mappings with text keys.
+    """The value of a YAML text, made of null, booleans, finite numbers, texts, lists and mappings with text keys.
+    Raises UnusableError.
 
     A key that is written twice is an error; PyYAML would keep the last and say nothing. Its loader in C is not used:
     200,000 opening brackets end the process there. Raises UnusableError, or yaml.YAMLError with the line.
@@ -114,7 +115,7 @@ def _loader() -> Any:
             seen: set[str] = set()
             for key in [k for k, _ in node.value if isinstance(k.value, str) and k.tag != "tag:yaml.org,2002:merge"]:
                 if key.value in seen:
-                    message = f"the key {key.value!r} is there twice"
+                    message = f"the key {key.value!r} is given twice"
                     raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
                 seen.add(key.value)
             return super().construct_mapping(node, deep=deep)
@@ -205,13 +206,13 @@ def _at(where: Callable[[], str], step: str | int) -> Callable[[], str]:
 def _problem(value: object, *, joins: bool, finite: bool) -> str | None:
     """Why a value is refused; None for one that may stay. With `joins`, the two halves of a pair count as whole."""
     if isinstance(value, str):
-        return None if _encodes(_PAIR.sub("", value) if joins else value) else "holds half a surrogate pair"
+        return None if _encodes(_PAIR.sub("", value) if joins else value) else "contains a lone surrogate"
     if isinstance(value, dict):
         odd = next((key for key in value if not isinstance(key, str)), None)
         if odd is not None or None in value:
-            return f"has the key {odd!r}, which is no text: write it in quotes"
+            return f"has the key {odd!r}, which is not text: put it in quotes"
         half = next((key for key in value if not _encodes(_PAIR.sub("", key) if joins else key)), None)
-        return None if half is None else "has a key with half a surrogate pair"
+        return None if half is None else "has a key with a lone surrogate"
     if isinstance(value, float):
         return None if math.isfinite(value) or not finite else f"is {value}: expected a finite number"
     if isinstance(value, int):
@@ -219,7 +220,7 @@ def _problem(value: object, *, joins: bool, finite: bool) -> str | None:
     if value is None or isinstance(value, list):
         return None
     what = "a date" if isinstance(value, date) else f"a {type(value).__name__}"
-    return f"is {what} ({value!s:.40}): write it in quotes"
+    return f"is {what} ({value!s:.40}): put it in quotes"
 
 
 def _joined(value: Any, made: dict[int, Any]) -> Any:

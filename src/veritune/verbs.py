@@ -40,7 +40,7 @@ MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
 
 @dataclass(frozen=True)
 class InitReading:
-    """How `init` reads the data; what is given stands in the study that it writes. Fields as in `load_rows`."""
+    """How `init` reads the data; the values given are written into the new study. Fields as in `load_rows`."""
 
     columns: Mapping[str, str] | None = None
     family_field: str | None = None
@@ -55,7 +55,7 @@ def init(
     model: str | None = None,
     reading: InitReading | None = None,
 ) -> Path:
-    """Write a commented study.yaml for a data file; its path. Raises StudyError when one already exists."""
+    """Write a commented study.yaml for a data file; returns its path. Raises StudyError if one already exists."""
     from veritune.data.columns import family_column
     from veritune.data.load import load_rows, require_clean
 
@@ -165,12 +165,12 @@ claims:             # declared before training, or they are exploratory
 
 
 def outcome_text(outcome: Any) -> str:
-    """Verdicts for the screen: one block a claim, then where the report lies."""
+    """Verdicts as text for the screen: one block per claim, then the path of the report."""
     lines = [""]
     for verdict in outcome.verdicts:
         lines += verdict_lines(verdict)
     if not outcome.verdicts:
-        lines.append("No claim was declared, so nothing was decided. Declare some under `claims`.")
+        lines.append("No claim was declared, so nothing was decided. Add some under `claims` in study.yaml.")
     from veritune.progress import clock
 
     done = f"{outcome.trained} cells run, {outcome.skipped} were done before"
@@ -232,7 +232,7 @@ class StudyStatus(TypedDict):
 
 
 def status(study: str | Path) -> StudyStatus:
-    """How a study stands: cells with their state, the holder of the folder, the last event. Reads, never writes."""
+    """The state of a study: its cells, the process that holds the folder, the last event. Only reads, never writes."""
     store = Store.of(study)
     if not store.study_file.exists():
         raise InputError(f"{store.root} holds no study.yaml.", fix="Name the study file or its folder.")
@@ -272,7 +272,7 @@ def _frozen_rules(store: Store) -> dict[str, str]:
 
 
 def status_text(found: StudyStatus) -> str:
-    """`status` for the screen."""
+    """The result of `status` as text for the screen."""
     cells = [f"{run_id} by {holder}" for run_id, holder in found["held_runs"].items()]
     by = [f"running: {found['held_by']}"] if found["held_by"] else []
     by += [f"running: {len(cells)} cells, {'; '.join(cells[:3])}{' ...' if len(cells) > 3 else ''}"] if cells else []
@@ -295,7 +295,7 @@ def status_text(found: StudyStatus) -> str:
 
 
 def draw_report(study: str | Path) -> Path:
-    """Draw the report again from the records; its path. A sealed study is sealed again where the drawing changed.
+    """Draw the report again from the records; returns its path. A sealed study is sealed again if the drawing changed.
 
     Raises InputError when there are no verdicts yet.
     """
@@ -316,7 +316,7 @@ def draw_report(study: str | Path) -> Path:
 def verify_study(
     study: str | Path, expected: str | None = None, public_key: Path | None = None
 ) -> tuple[list[Finding], bool | None]:
-    """What is not as it was sealed, and whether the seal's signature holds (None: no key was given).
+    """What differs from the seal, and whether the seal's signature is valid (None: no key was given).
 
     `expected` is the seal's hash as it was kept elsewhere. Raises InputError when the study was never sealed.
     """
@@ -324,7 +324,7 @@ def verify_study(
     if public_key is None:
         return found, None
     root = Store.of(study).root
-    problem: str | None = "there is no seal to be signed"
+    problem: str | None = "the study has no seal, so there is no signature to check"
     if (root / "seal.json").is_file():
         with _alone(root) as folder:
             problem = signature_problem(folder, public_key)
@@ -334,7 +334,7 @@ def verify_study(
 
 
 def sign_seal(study: str | Path, private_key: Path) -> tuple[Path, str]:
-    """Sign the seal with the key tool that bundles use; the signature's path and the seal's hash.
+    """Sign the seal with the key tool that bundles use; returns the signature's path and the seal's hash.
 
     Raises StaleError where the study is not as it was sealed, InputError where it was never sealed or the key cannot
     be used, MachineError without the package.
@@ -344,8 +344,8 @@ def sign_seal(study: str | Path, private_key: Path) -> tuple[Path, str]:
         wrong = verify(store.root)
         if wrong:
             raise StaleError(
-                f"{store.root} is not as it was sealed: {wrong[0].message} ({len(wrong)} findings).",
-                fix=f"See all: veritune verify {store.root}",
+                f"{store.root} differs from its seal: {wrong[0].message} ({len(wrong)} findings).",
+                fix=f"List all findings: veritune verify {store.root}",
             )
         target = store.root / SEAL_SIGNATURE
         with _alone(store.root) as folder, atomic(target, "wb") as stream:

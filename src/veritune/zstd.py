@@ -9,7 +9,8 @@ CHUNK = 1 << 20
 
 
 class ZstdFile(io.RawIOBase):
-    """The decompressed bytes of a file of one or more Zstandard frames. Raises OSError for a damaged or cut one.
+    """A file object over the decompressed bytes of one or more Zstandard frames. Raises OSError if a frame is damaged
+    or cut.
 
     `zstandard`'s own readers return what they have where a file is cut.
     """
@@ -55,7 +56,9 @@ class ZstdFile(io.RawIOBase):
 
 
 def decompress(data: bytes, limit: int) -> bytes:
-    """The content of Zstandard frames. Raises OSError for damaged or cut ones, and for more than `limit` bytes."""
+    """The content of Zstandard frames. Raises OSError for damaged or cut frames, and for content longer than `limit`
+    bytes.
+    """
     with ZstdFile(io.BytesIO(data)) as file, io.BufferedReader(file) as reader:
         content = reader.read(limit + 1)
     if len(content) > limit:

@@ -67,7 +67,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_st
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     why = hosts.missing("slurmctld", "slurmd", "munged", "sbatch")
     if why or importlib.util.find_spec("submitit") is None:
-        pytest.skip(why or "needs submitit: pip install 'veritune[slurm]'")
+        pytest.skip(why or "needs the package submitit, which is not installed: pip install 'veritune[slurm]'")
     with hosts.slurm(tmp_path_factory.mktemp("slurm") / "c") as environment:
         yield environment
 
@@ -76,7 +76,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     why = hosts.missing()
     if why or importlib.util.find_spec("ray") is None:
-        pytest.skip(why or "needs Ray: pip install 'veritune[ray]'")
+        pytest.skip(why or "needs the package ray, which is not installed: pip install 'veritune[ray]'")
     with hosts.ray(tmp_path_factory.mktemp("ray") / "c") as cluster:
         yield cluster
 
@@ -154,7 +154,7 @@ def test_slurm_jobs_outlive_their_driver_and_are_attached_to(reference: Any, slu
     second = Driver(root, *options, environment=slurm)
     second.until("attached Slurm job")
     assert second.stop(signal.SIGTERM) == 143
-    assert "cells go on in Slurm job" in second.said and "the same command attaches to them" in second.said
+    assert "cells continue in Slurm job" in second.said and "the same command attaches to them" in second.said
     assert len(list((root / ".slurm").glob(".submission_file_*"))) == arrays, "a second array was submitted"
     os.kill(worker, signal.SIGKILL)
     third = Driver(root, *options, environment=slurm)
@@ -264,8 +264,8 @@ def test_what_a_limit_on_jobs_refuses_is_submitted_when_others_have_ended(
     )
     limited, log = with_sbatch(tmp_path / "limited", slurm, limit)
     said = Driver(root, "--executor", "slurm", environment=limited).end()
-    assert "1 cells are submitted when others have ended: Slurm refused the job: " in said
-    assert "QOSMaxSubmitJobPerUserLimit" in said and said.count("are submitted when") == 1
+    assert "1 cells will be submitted when others have ended: Slurm refused the job: " in said
+    assert "QOSMaxSubmitJobPerUserLimit" in said and said.count("cells will be submitted when others have ended:") == 1
     assert len(log.read_text().splitlines()) >= 3  # two arrays, and one that was refused
     assert result_of(root) == whole
 
@@ -315,7 +315,7 @@ def test_ray_workers_outlive_their_driver_and_lost_ones_are_named(reference: Any
     second = Driver(root, *options)
     second.until("attached ")
     assert second.stop(signal.SIGTERM) == 143, second.said
-    assert "go on on Ray (n" in second.said and "The same command attaches to them." in second.said
+    assert "continue on Ray (n" in second.said and "are queued. Run the same command to attach to them." in second.said
     third = Driver(root, *options)
     third.until("attached ")
     os.kill(worker, signal.SIGKILL)

@@ -149,7 +149,7 @@ def test_the_audit_says_what_embeddings_joined(tmp_path: Path) -> None:
 
 
 def test_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no encoder 'bert-of-the-hub'"):
+    with pytest.raises(ModelError, match="unknown encoder 'bert-of-the-hub'"):
         load_encoder("bert-of-the-hub")
     with pytest.raises(ModelError, match="holds no encoder"):
         load_encoder(tmp_path)

@@ -102,7 +102,7 @@ def test_rows_of_one_text_are_never_parted(tmp_path: Path) -> None:
     families, done = obey([*ROWS, twin], find_families([*ROWS, twin]), read_family_decisions(path), path)
     assert families.family_of(0) == families.family_of(len(ROWS))
     assert done.same_text == (("b0", "bb"),)
-    assert "would part rows of one text" in done.findings()[0].message
+    assert "would separate rows with equal text, which stay one family (" in done.findings()[0].message
 
 
 def test_unknown_and_changed_rows_are_named_and_not_obeyed(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_the_audit_says_what_it_obeyed_on_the_screen_and_in_the_record(tmp_path:
     path = decisions(tmp_path / "d.jsonl", ("b0", "b2", False), ("b0", "f0", True), ("b0", "b1", True))
     report = audit_data(ROWS, config=AuditConfig(family_decisions=path))
     text = render_text(report)
-    assert f"decisions of {path}: 3 of 3 obeyed (1 joined, 1 separated, 1 held already)" in text
+    assert f"decisions of {path}: 3 of 3 applied (1 joined, 1 separated, 1 were true already)" in text
     assert "3 families before, 3 after; 7 rows changed" not in text
-    assert "3 families before, 3 after; 6 rows changed their company" in text
+    assert "3 families before, 3 after; the family of 6 rows changed" in text
     record = report.record()["family_decisions"]
     assert (record["joined"], record["separated"]) == ([["b0", "f0"]], [["b0", "b2"]])
     assert report.families.summary["evidence"]["decided"] == 1

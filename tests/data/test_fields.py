@@ -104,7 +104,9 @@ def test_a_flag_takes_the_loss_off_a_turn(tmp_path: Path, key: str) -> None:
     (finding,) = load(tmp_path, chat(**{key: 0})).rejects
     assert finding.check == "load.no_loss"
     (finding,) = load(tmp_path, chat(**{key: 0.5})).rejects
-    assert finding.message == f"messages[1].{key} is 0.5: a turn carries loss or none, shares of it are not built"
+    assert (
+        finding.message == f"messages[1].{key} is 0.5: a turn carries loss or none; fractions of it are not supported"
+    )
     asked = {"messages": [{**GOOD["messages"][0], key: True}, GOOD["messages"][1]]}
     assert "asks for loss on a user turn" in load(tmp_path, asked).rejects[0].message
 
@@ -212,7 +214,7 @@ def test_columns_are_written_in_one_line(text: str, meant: dict[str, str]) -> No
     ("text", "says"),
     [
         ("usr=q,assistant=a", "did you mean 'user'?"),
-        ("user=q,asistant=a", "'asistant' is no role (did you mean 'assistant'?)"),
+        ("user=q,asistant=a", "'asistant' is not a role (did you mean 'assistant'?)"),
         ("user=,assistant=a", "user has no column"),
         ("user=a,user=b", "user is mapped twice"),
         ("nothing", "expected role=column pairs"),
@@ -353,7 +355,7 @@ def test_two_csv_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_text_alone_is_called_by_its_name(tmp_path: Path) -> None:
     (finding,) = load(tmp_path, {"text": "### Question: a"}).rejects
-    assert finding.message == "no turns: text holds whole texts without turns: no prompt, no answer, no mask"
+    assert finding.message == "no turns: text holds whole texts without turns: no prompt, no answer, no loss mask"
 
 
 def test_an_id_that_is_no_key_comes_with_the_way_out(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_what_does_not_exist_is_an_error_with_a_next_step(tmp_path: Path) -> Non
 def test_a_hub_name_without_a_network_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match="hub gave no such dataset"):
+    with pytest.raises(DataError, match="is not a file here, and the hub has no such dataset:"):
         load_rows("nobody-at-all/no-such-dataset")
 
 

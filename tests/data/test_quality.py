@@ -299,7 +299,7 @@ def test_a_check_that_raises_or_answers_nonsense_is_named() -> None:
 
 def test_a_check_can_be_switched_off_and_an_unknown_name_is_refused() -> None:
     assert "refusal" not in reasons(row("As an AI language model, I pass."), off=("refusal",))
-    with pytest.raises(DataError, match="no check is called 'refusals'"):
+    with pytest.raises(DataError, match="unknown check 'refusals'"):
         check_rows([row("a.")], QualityConfig(off=("refusals",)))
 
 
@@ -398,7 +398,9 @@ def test_a_cut_word_is_told_by_the_rest_of_the_data() -> None:
         row("The harbor keeps a xylophone", "Why?", "w"),
     ]
     found = {f.row_id: f.message for f in check_rows(rows).findings if f.check == "quality.truncated"}
-    assert found == {"cut": "its last word 'resea' is the beginning of one: 'The harbor keeps one more of the resea'"}
+    assert found == {
+        "cut": "its last word 'resea' is the beginning of another word: 'The harbor keeps one more of the resea'"
+    }
     assert not [
         f for f in check_rows(rows, QualityConfig(off=("truncated",))).findings if f.check.endswith("truncated")
     ]

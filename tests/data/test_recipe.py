@@ -99,12 +99,12 @@ def test_shares_of_a_total_are_exact_to_a_row(folder: Path) -> None:
     [
         (
             {"sources": {"s": {"path": "a.jsonl", "rows": 99}}},
-            "source 's' must give 99 rows and has 40 after its filters",
+            "source 's' must give 99 rows but has 40 after its filters",
         ),
         ({"sources": {"s": {"path": "a.jsonl", "share": 0.4}}}, "the shares add up to 0.4; make them add up to 1"),
         ({"sources": {"s": {"path": "a.jsonl", "rows": 3, "share": 1.0}}}, "rows and share exclude each other"),
-        ({"sources": {"s": {"path": "a.jsonl", "keep_source": ["book"]}}}, "no row is of source 'book'"),
-        ({"sources": {"s": {"path": "a.jsonl"}}, "drop_reason": ["rude"]}, "no row check gives the reason 'rude'"),
+        ({"sources": {"s": {"path": "a.jsonl", "keep_source": ["book"]}}}, "unknown source 'book'"),
+        ({"sources": {"s": {"path": "a.jsonl"}}, "drop_reason": ["rude"]}, "unknown row check reason 'rude'"),
         ({"sources": {"s": {"path": "gone.jsonl"}}}, "gone.jsonl: no such file or folder"),
         ({"sources": {}, "sed": 1}, "recipe"),
         ({"rows": 5, "sources": {"s": {"path": "a.jsonl"}}}, "no source has a share"),
@@ -139,11 +139,11 @@ def test_the_clean_version_leaves_out_by_reason_and_keeps_by_source(folder: Path
     version = write_clean(report, folder / "c.jsonl", reasons=["refusal"], keep_sources=["web"])
     assert version.rows == 16
     assert version.rejects == {"other source": 20, "quality.refusal": 4}
-    with pytest.raises(DataError, match="no row is of source 'book'"):
+    with pytest.raises(DataError, match="unknown source 'book'"):
         write_clean(report, folder / "d.jsonl", keep_sources=["book"])
     done = run_cli("audit", folder / "a.jsonl", "--drop-reason", "refusal")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "--drop-reason and --keep-source need --drop" in done.stderr
+    assert "--drop-reason and --keep-source select rows for --drop, which is missing." in done.stderr
 
 
 def test_the_pack_of_unflagged_rows_is_a_seeded_sample_of_them(folder: Path) -> None:

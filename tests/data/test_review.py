@@ -91,10 +91,13 @@ def test_decisions_come_back_and_make_the_next_version(tmp_path: Path) -> None:
     ("decided", "says"),
     [
         ({"decision": "remove"}, "decision is 'remove'"),
-        ({"decision": "drop"}, "drop without why"),
-        ({"decision": "drop", "why": "x", "reviewer": ""}, "without reviewer"),
-        ({"decision": "edit", "why": "x"}, "without the edited messages"),
-        ({"decision": "edit", "why": "x", "edited": [{"role": "user"}]}, "without the edited messages"),
+        ({"decision": "drop"}, "drop needs why, which is empty"),
+        ({"decision": "drop", "why": "x", "reviewer": ""}, "needs reviewer, which is empty"),
+        ({"decision": "edit", "why": "x"}, ": edit needs the edited messages, which are missing."),
+        (
+            {"decision": "edit", "why": "x", "edited": [{"role": "user"}]},
+            ": edit needs the edited messages, which are missing.",
+        ),
     ],
 )
 def test_a_decision_that_is_not_complete_is_refused_with_its_line(
@@ -110,7 +113,7 @@ def test_a_decision_on_a_row_that_changed_since_is_refused(tmp_path: Path) -> No
     changed = [Row("r0", (Message("user", "question 0"), Message("assistant", "other"))), *rows()[1:]]
     with pytest.raises(DataError, match="changed since it was reviewed"):
         apply_decisions(changed, decisions)
-    with pytest.raises(DataError, match="no row of this data"):
+    with pytest.raises(DataError, match="this data has no such row"):
         apply_decisions(rows()[1:], decisions)
 
 
@@ -188,7 +191,7 @@ def test_retired_rows_are_refused_in_another_folder_and_in_another_form(tmp_path
     fewer.write_text("".join(raw.read_text("utf-8").splitlines(keepends=True)[1:]), "utf-8")
     with pytest.raises(DataError, match=r"copy\.jsonl is data version .* retired: three rows leak"):
         require_usable(copy)
-    with pytest.raises(DataError, match=r"other\.parquet says row for row what was data version"):
+    with pytest.raises(DataError, match=r"other\.parquet has row for row the content of the retired data version"):
         require_usable(other, None, load_rows(other).rows)
     require_usable(fewer, None, load_rows(fewer).rows)
     retire(copy, "no licence named", successor=other)
@@ -205,7 +208,7 @@ def test_retired_rows_are_refused_with_the_loss_on_their_last_turns_alone(tmp_pa
         (folder / "talk.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
     retire(home / "talk.jsonl", "wrong answers")
     for train_on in ("all", "last"):
-        with pytest.raises(DataError, match="says row for row what was"):
+        with pytest.raises(DataError, match="has row for row the content of the retired"):
             require_usable(away / "talk.jsonl", None, load_rows(away / "talk.jsonl", train_on=train_on).rows)
 
 

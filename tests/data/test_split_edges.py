@@ -87,7 +87,7 @@ def test_a_share_is_at_least_0_and_below_1(share: str, value: float) -> None:
         split_zones(*families([2] * 20), config)
     shares = {"stranger": config.stranger, "validation": config.validation, "sibling": config.sibling}
     assert error.value.message == (
-        f"the shares {shares} cannot be; expected each in [0, 1) and stranger + validation below 1."
+        f"the shares {shares} cannot be used; expected each in [0, 1) and stranger + validation below 1."
     )
     assert error.value.fix == "Lower them."
 
@@ -205,12 +205,16 @@ def test_the_newest_share_of_the_rows() -> None:
 @pytest.mark.parametrize(
     ("config", "message", "fix"),
     [
-        ({"held_from": "soon"}, "split: held_from is 'soon'.", "Write an ISO date, or a number."),
+        (
+            {"held_from": "soon"},
+            "split: expected an ISO date or a number in held_from, found 'soon'.",
+            "Write it like 2024-05-31, or as a number.",
+        ),
         ({"held_from": "19.5"}, "split by time: no row is from '19.5' on.", "Name an earlier time."),
         (
             {"held_from": "3"},
             "17 of 20 families are strangers by time: fewer than 2 are left to train on.",
-            "Hold out less.",
+            "Hold out fewer families.",
         ),
     ],
 )
@@ -264,7 +268,7 @@ def test_a_family_on_both_sides_goes_with_the_held_out_rows_and_is_counted() -> 
     split = split_zones(rows, family_of, SplitConfig(by="time", field="when", held_from="18"))
     assert [i for i in range(20) if split.zone_of[f"r{i:02d}"] == "stranger"] == [0, 1, 18, 19]
     assert split.warnings[0] == (
-        "1 families lie on both sides of the held-out time: they are held out whole, 2 rows of them with it"
+        "1 families are on both sides of the held-out time: they are held out whole, and 2 of their rows with them"
     )
     assert "both sides" not in " ".join(by_time(held_from="18").warnings)
 
@@ -275,8 +279,8 @@ def test_a_family_on_both_sides_goes_with_the_held_out_rows_and_is_counted() -> 
 @pytest.mark.parametrize(
     ("extra", "lost", "config", "message", "fix"),
     [
-        (["f00-0"], [], {}, "row id 'f00-0' is used 2 times.", "Give every row an id of its own."),
-        (["x", "y"], ["x", "y"], {}, "2 of 42 rows have no family, first 'x'.", "Group all rows."),
+        (["f00-0"], [], {}, "row id 'f00-0' is used 2 times.", "Give every row a unique id."),
+        (["x", "y"], ["x", "y"], {}, "2 of 42 rows have no family, first 'x'.", "Give every row a family."),
         (
             [],
             [],
@@ -326,7 +330,7 @@ def test_a_stratum_without_strangers_is_named() -> None:
     rows = [row(f"r{i:02d}", topic="rare" if i < 2 else "common") for i in range(40)]
     config = SplitConfig(stratify="topic", stranger=0.2, validation=0.1, sibling=0, few_families=1)
     warnings = split_zones(rows, {r.id: r.id for r in rows}, config).warnings
-    assert warnings[-1] == "1 of 2 strata have no stranger family ('rare'): nothing is said of them"
+    assert warnings[-1] == "1 of 2 strata have no stranger family ('rare'): no claim covers them"
     none = split_zones(rows, {r.id: r.id for r in rows}, replace(config, stranger=0)).warnings
     assert not any("strata" in line for line in none)
 
@@ -408,6 +412,6 @@ def test_rows_without_a_zone_and_ids_without_a_row_come_first() -> None:
     zone_of = {"f00-0": "seen", "f00-1": "seen", "ghost": "stranger", "a ghost": "stranger"}
     findings, _ = judge_split(zone_of, rows, family_of)
     assert [(f.check, f.severity, f.message, f.row_id, f.evidence) for f in findings[:2]] == [
-        ("split.unknown", "error", "2 ids in the split are no rows, first 'a ghost'", "a ghost", {"n": 2}),
+        ("split.unknown", "error", "2 ids in the split match no row, first 'a ghost'", "a ghost", {"n": 2}),
         ("split.unplaced", "error", "2 rows have no zone, first 'f01-0'", "f01-0", {"n": 2}),
     ]

@@ -126,13 +126,13 @@ def test_reasoning_taken_out_of_earlier_turns_is_explained(tokenizer: Any) -> No
     renderer, talk = Renderer(with_template(tokenizer, THINKS), 200), row(*THOUGHTS, system=None)
     found = renderer.try_row(talk)
     assert isinstance(found, Finding) and found.check == "render.think_stripped"
-    assert "takes the reasoning (<think>...</think>) out of assistant turn 2, which is not the last" in found.message
+    assert "removes the reasoning (<think>...</think>) from assistant turn 2, which is not the last" in found.message
     assert "data.train_on: last in a study; --train-on last" in found.evidence["fix"]
     last = Row("r", tuple(last_alone(talk.messages)))
     made = renderer.row(last)
     assert renderer.tokenizer.decode([i for i in made.labels if i >= 0]) == f"{THOUGHTS[3]}<|im_end|>"
     findings, _ = check_parity([last], renderer)
-    assert "takes reasoning out of earlier turns in 1 of 1 rows" in " ".join(f.message for f in findings)
+    assert "removes the reasoning from earlier turns in 1 of 1 rows" in " ".join(f.message for f in findings)
 
 
 def test_a_template_that_always_thinks_is_fit_for_rows_that_reason(tokenizer: Any) -> None:
@@ -169,7 +169,7 @@ def test_a_turn_that_is_rendered_otherwise_within_a_conversation_is_named(tokeni
         row("one?", "1", "two?", "2", system=None)
     )
     assert isinstance(found, Finding) and found.check == "render.prefix"
-    assert "writes assistant turn 2 otherwise where more turns follow" in found.message
+    assert "writes assistant turn 2 differently if more turns follow" in found.message
     assert "--train-on last" in found.evidence["fix"]
     switch = manner + "{% if enable_thinking is defined %}{% endif %}"
     found = Renderer(with_template(tokenizer, switch), 200, check=False).try_row(row("one?", "1", system=None))
@@ -319,8 +319,8 @@ def test_the_audit_says_why_rows_cannot_be_rendered(tokenizer: Any) -> None:
     rows = [{"messages": [m.to_chat() for m in CONVERSATION.messages]} for _ in range(3)]
     report = audit_data(rows, tokenizer=with_template(tokenizer, no_system), config=AuditConfig(near_duplicates=False))
     screen = render_text(report)
-    assert "3 x template: first rows:1: the chat template refuses it: System role not supported" in screen
+    assert "3 x template: first rows:1: the chat template refuses the row: System role not supported" in screen
     mixed = [*rows[:1], {"messages": [m.to_chat() for m in CONVERSATION.messages[1:]]}]
     screen = render_text(audit_data(mixed, tokenizer=with_template(tokenizer, no_system)))
-    assert "1 x template: first rows:1: the chat template refuses it" in screen
+    assert "1 x template: first rows:1: the chat template refuses the row" in screen
     assert report.exit_code == 1

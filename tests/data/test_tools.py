@@ -79,7 +79,7 @@ def test_text_that_a_template_writes_behind_the_call_is_refused(base: Any) -> No
     assert spoken(made, renderer)[0].endswith("<|/call|>")
     said = replace(made.messages[1], content="Let me look at the tide table first.")
     found = renderer.try_row(replace(made, messages=(made.messages[0], said, *made.messages[2:])))
-    assert isinstance(found, Finding) and "writes the text of assistant turn 2 behind its call" in found.message
+    assert isinstance(found, Finding) and "writes the text of assistant turn 2 after its call" in found.message
 
 
 def test_probes_render_rows_with_their_tools_and_the_loss_that_was_asked_for(base: Any, tmp_path: Path) -> None:
@@ -147,7 +147,10 @@ def test_what_a_template_refuses_is_said_in_its_own_words(base: Any) -> None:
     longer = [replace(m, tool_calls=(call("Arnau", call_id="call_1"),)) if m.tool_calls else m for m in row.messages]
     found = renderer.try_row(replace(row, messages=tuple(longer)))
     assert isinstance(found, Finding)
-    assert "the chat template refuses it: Tool call IDs should be alphanumeric strings with length 9!" in found.message
+    assert (
+        "the chat template refuses the row: Tool call IDs should be alphanumeric strings with length 9!"
+        in found.message
+    )
 
 
 def test_a_template_that_knows_no_tools_refuses_rows_with_tools(base: Any) -> None:
@@ -209,14 +212,14 @@ def test_older_forms_are_read_as_calls(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("messages", "check", "says"),
     [
-        ([QUESTION, RESULT, ANSWER], "role_order", "turn 2 (tool) answers no call"),
-        ([QUESTION, called(ARGUMENTS), RESULT, RESULT, ANSWER], "role_order", "turn 4 (tool) answers no call"),
+        ([QUESTION, RESULT, ANSWER], "role_order", "turn 2 (tool) does not answer a call"),
+        ([QUESTION, called(ARGUMENTS), RESULT, RESULT, ANSWER], "role_order", "turn 4 (tool) does not answer a call"),
         ([QUESTION, called(ARGUMENTS), {**RESULT, "tool_call_id": "other"}, ANSWER], "tool_call_id", "answers the call 'other', which was not made"),
         ([QUESTION, called(ARGUMENTS), QUESTION, ANSWER], "role_order", "the calls of the turn before are not answered"),
-        ([QUESTION, called("{not json"), RESULT, ANSWER], "tool_arguments", "is a text that is no JSON object"),
-        ([QUESTION, called('{"a": 1, "a": 2}'), RESULT, ANSWER], "tool_arguments", "a key stands twice"),
-        ([QUESTION, called([1]), RESULT, ANSWER], "tool_arguments", "is no object"),
-        ([{**QUESTION, "tool_calls": called(ARGUMENTS)["tool_calls"]}, ANSWER], "tool_call", "only the assistant calls tools"),
+        ([QUESTION, called("{not json"), RESULT, ANSWER], "tool_arguments", "is text that is not a JSON object"),
+        ([QUESTION, called('{"a": 1, "a": 2}'), RESULT, ANSWER], "tool_arguments", "a key occurs twice in one object"),
+        ([QUESTION, called([1]), RESULT, ANSWER], "tool_arguments", "is not an object"),
+        ([{**QUESTION, "tool_calls": called(ARGUMENTS)["tool_calls"]}, ANSWER], "tool_call", ": only the assistant can call tools"),
         ([QUESTION, called(ARGUMENTS), RESULT], "no_assistant", "the last turn is not the assistant's"),
     ],
 )  # fmt: skip
@@ -259,7 +262,7 @@ def test_calls_without_declared_tools_and_of_others_are_said(tmp_path: Path) -> 
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     notes = {f.check: f.message for f in load_rows(path).notes}
     assert notes["load.no_tools"] == "1 of 2 rows that call tools declare none (no `tools`)"
-    assert notes["load.undeclared_tool"] == "called and not declared: tide (1)"
+    assert notes["load.undeclared_tool"] == "called but not declared: tide (1)"
 
 
 def test_a_written_version_reads_back_as_the_same_rows(tmp_path: Path) -> None:

@@ -545,7 +545,11 @@ def t_estimate(value, se=0.05, df=20.0, level=0.95) -> Estimate:
         (Estimate("x", 0.5, 0.5, 0.5, 0.95, 9, "m"), "inconclusive", "no width"),
         (Estimate("x", 0.5, 0.6, 0.4, 0.95, 9, "m"), "untested", "expected an interval"),
         (Estimate("x", 0.5, 0.4, 0.6, 95, 9, "m"), "untested", "at a level between 0 and 1"),
-        (Estimate("x", 9.0, 0.4, 0.6, 0.95, 9, "m"), "untested", "round the value"),
+        (
+            Estimate("x", 9.0, 0.4, 0.6, 0.95, 9, "m"),
+            "untested",
+            ": expected an interval around the value at a level between 0 and 1, found [",
+        ),
         (Estimate("x", 0.5, 0.4, float("nan"), 0.95, 9, "m"), "untested", "expected an interval"),
         (Estimate("x", None, None, None, 0.95, 0, "m", warnings=("never measured",)), "untested", "never measured"),
         (Estimate("x", 0.9, None, None, 0.95, 4, "m", warnings=("3 families",)), "inconclusive", "3 families"),

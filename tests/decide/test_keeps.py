@@ -151,8 +151,14 @@ def test_what_may_not_be_written_says_that_the_reference_was_not_asked() -> None
         ({"share": 1.0}, "below 1"),
         ({"reference": None}, "needs `reference`"),
         ({"margin": None}, "needs `margin` beside `kept_eval`"),
-        ({"kept_eval": None, "margin": None}, "keeps one thing"),
-        ({"probe": "nll.stranger.soft", "op": "<", "threshold": 1.0}, "keeps one thing"),
+        (
+            {"kept_eval": None, "margin": None},
+            "`kind: keeps` needs exactly one thing to keep: `probe`, `op` and `threshold`, or `kept_eval` and `margin`",
+        ),
+        (
+            {"probe": "nll.stranger.soft", "op": "<", "threshold": 1.0},
+            "`kind: keeps` needs exactly one thing to keep: `probe`, `op` and `threshold`, or `kept_eval` and `margin`",
+        ),
         ({"kept_eval": None, "margin": None, "probe": "nll.stranger.soft", "op": "<"}, "needs `threshold`"),
     ],
 )
@@ -191,9 +197,9 @@ def test_a_plan_says_what_gain_the_reference_needs(study) -> None:
     assert f"attention_only gains {reach.detectable[1] / 0.5:.2f} or more" in reach.sentence
     assert "old, planned as a claim of its own" in reach.sentence and reach.items_for_margin is None
     for change, message in (
-        ({"reference": "all_layer"}, "a side of its own already"),
+        ({"reference": "all_layer"}, "is already one side of this claim; name a third arm"),
         ({"reference": "atention_only"}, "did you mean"),
-        ({"kept_eval": "odl"}, "no eval 'odl'"),
+        ({"kept_eval": "odl"}, "unknown eval 'odl'"),
         ({"kept_zone": "seen"}, "no items in zone 'seen'"),
     ):
         with pytest.raises(StudyError, match=message):

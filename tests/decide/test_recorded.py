@@ -131,17 +131,17 @@ def test_recorded_levels_are_a_ladder_whose_rungs_hold_each_other() -> None:
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (estimate(0.5, 0.6, 0.4), "found [0.6, 0.4] round 0.5 at 0.95."),
-        (estimate(0.9, 0.4, 0.6), "found [0.4, 0.6] round 0.9 at 0.95."),
-        (estimate(0.5, 0.4, float("inf")), "found [0.4, inf] round 0.5 at 0.95."),
-        (estimate(0.5, 0.4, 0.6, level=95.0), "found [0.4, 0.6] round 0.5 at 95.0."),
-        (estimate(0.5, 0.4, 0.6, level=1.0), "found [0.4, 0.6] round 0.5 at 1.0."),
+        (estimate(0.5, 0.6, 0.4), "found [0.6, 0.4] around 0.5 at 0.95."),
+        (estimate(0.9, 0.4, 0.6), "found [0.4, 0.6] around 0.9 at 0.95."),
+        (estimate(0.5, 0.4, float("inf")), "found [0.4, inf] around 0.5 at 0.95."),
+        (estimate(0.5, 0.4, 0.6, level=95.0), "found [0.4, 0.6] around 0.5 at 95.0."),
+        (estimate(0.5, 0.4, 0.6, level=1.0), "found [0.4, 0.6] around 0.5 at 1.0."),
     ],
 )
 def test_a_damaged_interval_is_refused(made: Estimate, message: str) -> None:
     with pytest.raises(ScoreError) as error:
         from_estimate(made)
-    expected = "x: expected an interval round the value at a level between 0 and 1, "
+    expected = "x: expected an interval around the value at a level between 0 and 1, "
     assert (error.value.message, error.value.fix) == (
         expected + message,
         "Make the record again with the probe's own command.",

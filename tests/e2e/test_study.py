@@ -318,7 +318,7 @@ def test_interrupted_by_the_keyboard_it_says_so_and_can_be_taken_up(study: Any, 
     os.kill(first["pid"], signal.SIGINT)
     stopped = forks.wait(first)
     assert stopped.rc == 130
-    assert "the same command goes on from there" in stopped.err
+    assert "veritune: stopped. Finished work is on disk; run the same command again to resume." in stopped.err
     assert "Traceback" not in stopped.err
 
 
@@ -427,5 +427,5 @@ def test_the_memory_planned_holds_for_forty_steps_of_the_real_model(tmp_path: Pa
     assert done.returncode in (0, 2), done.stderr
     (event,) = [e for e in Store(tmp_path).events() if e["event"] == "ran"]
     if event["plan"]["memory_ratio"] is None:
-        pytest.skip("this system does not let a process set back its memory's high-water mark")
+        pytest.skip("this system does not let a process reset its memory's high-water mark")
     assert 0.8 < event["plan"]["memory_ratio"] < 1.2

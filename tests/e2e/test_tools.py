@@ -95,4 +95,4 @@ def test_a_rule_on_calls_needs_rows_that_call(tool_study: TinyStudy, tmp_path: P
     other.write_rows(rows)
     done = run_cli("freeze", tmp_path / "study.yaml", "--quiet")
     assert done.returncode == 1
-    assert "rule 'same' compares calls of tools, and no item's answer calls one" in done.stderr
+    assert "rule 'same' compares tool calls, but no item's answer contains one" in done.stderr

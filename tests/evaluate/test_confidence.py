@@ -162,8 +162,14 @@ def test_questions_in_every_form(tmp_path: Path) -> None:
     [
         ({"question": "?", "choices": ["x"], "answer": 0}, "at least two"),
         ({"question": "?", "choices": ["x", "x"], "answer": 0}, "different options"),
-        ({"question": "?", "choices": ["x", "y"], "answer": 2}, "place, a letter or an option"),
-        ({"question": "?", "choices": ["x", "y"]}, "place, a letter or an option"),
+        (
+            {"question": "?", "choices": ["x", "y"], "answer": 2},
+            ": expected `answer` as an index, a letter or an option's text, found",
+        ),
+        (
+            {"question": "?", "choices": ["x", "y"]},
+            ": expected `answer` as an index, a letter or an option's text, found",
+        ),
         ({"choices": ["x", "y"], "answer": 0}, "expected `question`"),
     ],
 )

@@ -166,7 +166,7 @@ def test_two_runs_in_one_file_are_no_samples(tmp_path):
     row = {"doc": {}, "filtered_resps": ["x"], "filter": "none", "metrics": ["acc"], "acc": 1.0}
     text = "\n".join(json.dumps({**row, "doc_id": i}) for i in (0, 1, 0, 1))
     with pytest.raises(
-        ScoreError, match=r"each document once for each filter, found document '0' 2 times.*Join no files"
+        ScoreError, match=r"each document once for each filter, found document '0' 2 times.*Do not join the files"
     ):
         read(write(tmp_path / "a.jsonl", text))
 
@@ -284,7 +284,7 @@ def test_an_epoch_that_is_not_in_the_log_counts_as_lost(tmp_path):
     assert sorted(zip(found.item, found.sample, found.reason)) == [
         ("0", "1", None), ("0", "2", "not_scored"), ("1", "1", None), ("1", "2", None)
     ]  # fmt: skip
-    assert "1 epochs of samples are not in the log and count as not scored" in found.notes
+    assert "1 epochs of samples are missing from the log and count as not scored" in found.notes
     assert read(cut, Reading(reducer="at_least_2")).value == [None, 1.0]
 
 
@@ -413,7 +413,7 @@ def test_a_parquet_table_is_read_like_any_other(tmp_path):
     found = read(tmp_path / "a.parquet", Reading(family="meta.topic"))
     assert (found.value, found.family) == ([1.0, None], ["x", "y"])
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no parquet")
-    with pytest.raises(ScoreError, match=r"expected a Parquet file that can be read: .*Invalid Parquet"):
+    with pytest.raises(ScoreError, match=r"expected a valid Parquet file: .*Invalid Parquet"):
         read(tmp_path / "b.parquet")
 
 

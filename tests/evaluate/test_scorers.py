@@ -252,7 +252,7 @@ def test_an_unclear_verdict_and_a_silent_server_are_the_machine_s(server: Server
     server.status = [307]
     assert judge.score("e", row(), "w").parts["why"].endswith("HTTP 307."), "a redirect would carry the key away"
     server.reply = lambda _prompt: None
-    assert "no chat completion" in judge.score("e", row(), "v").parts["why"]
+    assert "the answer is not a chat completion (" in judge.score("e", row(), "v").parts["why"]
 
 
 def test_a_pattern_finds_the_verdict(server: Server, tmp_path: Path) -> None:
@@ -308,10 +308,16 @@ def test_a_labelled_file_and_a_server_that_cannot_be_used_are_refused(server: Se
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompt": "Is it good?"}, "it needs {output}"),
-        ({"base_url": "http://key@host/v1"}, "without a name, password or query"),
-        ({"base_url": "http://host/v1?key=1"}, "without a name, password or query"),
-        ({"labels": {"yes": 1, "no": 1}}, "all verdicts are worth the same"),
+        ({"prompt": "Is it good?"}, "expected {output} in it"),
+        (
+            {"base_url": "http://key@host/v1"},
+            "base_url: expected http(s)://host[:port][/v1], without user name, password or query",
+        ),
+        (
+            {"base_url": "http://host/v1?key=1"},
+            "base_url: expected http(s)://host[:port][/v1], without user name, password or query",
+        ),
+        ({"labels": {"yes": 1, "no": 1}}, "labels: all verdicts have the same value, so every score would be equal"),
         ({"model": None}, "`kind: judge` needs `model`"),
         ({"choices": "x"}, "`kind: judge` takes no `choices`"),
         ({"labels": {"yes": 2, "no": 0}}, "less than or equal to 1"),
@@ -327,5 +333,5 @@ def test_a_judge_s_contract_is_checked(change: dict[str, Any], words: str) -> No
 def test_a_prompt_names_columns_that_every_item_has() -> None:
     spec = Eval.model_validate({"kind": "judge", "base_url": "http://h", "model": "m", "prompt": "{output} {topic}"})
     check_prompt("e", spec, [row(topic="x")])
-    with pytest.raises(StudyError, match=r"row r1 \(line 1\) has no 'topic' that the judge's prompt needs"):
+    with pytest.raises(StudyError, match=r"row r1 \(line 1\) has no column 'topic', which the judge's prompt uses"):
         check_prompt("e", spec, [row()])

@@ -101,8 +101,8 @@ def test_an_adopted_adapter_is_scored_judged_and_marked_in_every_record(
     root, found, outcome = judged
     text = adopted_text(found)
     assert "trained elsewhere (PEFT)" in text and "not checked: the seeds that it was trained from" in text
-    assert "its config says learning rate 0.0002, the study declares 0.005" in text
-    assert "its config says loss on prompts True, the study declares False" in text
+    assert "its config has learning rate 0.0002, but the study declares 0.005" in text
+    assert "its config has loss on prompts True, but the study declares False" in text
     assert found.elsewhere.rows is not None and set(found.elsewhere.rows.by_zone) == {"seen"}
     assert found.elsewhere.rows.held_out == () and found.record.steps == 30 and found.record.final_loss == 1.5
     manifest = RunManifest.load(found.folder / "manifest.json")
@@ -212,7 +212,7 @@ def test_trained_strangers_are_found_and_named(root: Path, given: Path, tmp_path
     strangers = rows_in(root, "stranger")
     mixed = write(tmp_path / "train.jsonl", [*rows_in(root, "seen"), *strangers[:2]])
     asked = Adoption(root, "attention_only", 0, given, mixed)
-    with pytest.raises(GateError, match="2 rows are held-out rows of the study word for word") as told:
+    with pytest.raises(GateError, match="2 of its rows are equal to held-out rows of the study") as told:
         adopt(asked)
     assert all(row["id"] in str(told.value) for row in strangers[:2])
     assert not (Store(root).runs / "nothing").exists() and not list(
@@ -225,8 +225,8 @@ def test_trained_strangers_are_found_and_named(root: Path, given: Path, tmp_path
 
 def test_without_its_rows_it_is_said_that_they_were_not_checked(root: Path, given: Path) -> None:
     found = adopt(Adoption(root, "attention_only", 0, given))
-    assert found.elsewhere.not_checked[0] == "whether the rows that it saw are those of the study's seen zone"
-    assert "how many steps it took (no trainer_state.json)" in found.elsewhere.not_checked
+    assert found.elsewhere.not_checked[0] == "whether the rows it was trained on are those of the study's seen zone"
+    assert "the number of its training steps (no trainer_state.json)" in found.elsewhere.not_checked
     assert found.record.steps is None and found.record.final_loss is None and found.elsewhere.rows is None
 
 
@@ -235,10 +235,10 @@ def test_without_its_rows_it_is_said_that_they_were_not_checked(root: Path, give
     [
         ({"targets": ("q_proj", "v_proj")}, "is not what attention_only declares: it lacks"),
         ({"targets": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj")}, "it adapts .*up_proj"),
-        ({"r": 8}, "has rank 8 and scale 2, declared are 4 and 4"),
-        ({"lora_alpha": 8}, "has rank 4 and scale 2, declared are 4 and 4"),
+        ({"r": 8}, "has rank 8 and scale 2, but 4 and 4 are declared"),
+        ({"lora_alpha": 8}, "has rank 4 and scale 2, but 4 and 4 are declared"),
         ({"use_dora": True}, "use_dora is True"),
-        ({"modules_to_save": ["lm_head"]}, "it changes lm_head.weight as well"),
+        ({"modules_to_save": ["lm_head"]}, "it also changes lm_head.weight"),
     ],
 )
 def test_an_adapter_that_is_not_the_declared_arm_is_refused(
@@ -256,7 +256,7 @@ def test_an_adapter_that_is_not_the_declared_arm_is_refused(
         ({"condition": "none"}, "--condition: expected one of attention_only, all_layer, found 'none'"),
         ({"seed": 7}, "--seed: expected one of 0, found 7"),
         ({"trainer_state": "bad.json"}, "expected global_step and log_history"),
-        ({"config": "bad.json"}, "no setting that is known here"),
+        ({"config": "bad.json"}, ": expected known settings, found"),
         ({"weights": "nowhere"}, "expected an adapter's folder, found nothing"),
     ],
 )

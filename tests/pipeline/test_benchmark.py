@@ -107,7 +107,7 @@ def test_frozen_items_are_read_back_and_an_edited_file_is_refused(study: Any, ti
     assert load_prepared(store, data.facts).benchmarks == data.benchmarks
     path = next(store.data(data.version).glob("benchmark-quiz-*.parquet"))
     path.unlink()
-    with pytest.raises(StaleError, match="is gone"):
+    with pytest.raises(StaleError, match="is missing"):
         load_prepared(store, data.facts)
 
 
@@ -125,10 +125,10 @@ def test_a_trained_row_that_holds_an_item_stops_the_study(study: Any, tiny_model
     ("more", "says"),
     [
         ({"items": 21}, "expected at most the 20 rows of quiz.jsonl, found 21"),
-        ({"template": "no place"}, "`template` needs {question} once"),
+        ({"template": "no place"}, "`template` needs {question} exactly once"),
         ({"zones": ["stranger"]}, "with `path` the only zone is `benchmark`"),
         ({"rules": [{"name": "a", "contains": "b"}]}, "`kind: answer` takes no `rules`"),
-        ({"path": None}, "`columns` goes with `path`"),
+        ({"path": None}, "`columns` can only be used with `path`"),
     ],
 )
 def test_a_benchmark_that_cannot_be_asked_is_refused_in_one_line(
@@ -215,7 +215,10 @@ def test_a_judge_decides_only_what_it_was_measured_for(study: Any) -> None:
 
     judge = {"kind": "judge", "base_url": "http://127.0.0.1:9/v1", "model": "m", "prompt": "{output}"}
     study.change(lambda s: s["evals"].update(style={**judge, "zones": ["stranger", "seen"]}))
-    with pytest.raises(StudyError, match="the eval is a judge whose agreement with people is not measured"):
+    with pytest.raises(
+        StudyError,
+        match=r"the eval is a judge whose agreement with people was not measured",
+    ):
         parse_study(study.settings())
     study.change(lambda s: s.update(claims=[{**c, "correction": "exploratory"} for c in s["claims"]]))
     parse_study(study.settings())
@@ -231,7 +234,7 @@ def test_a_judge_decides_only_what_it_was_measured_for(study: Any) -> None:
     path = asked.cache / f"{hash_of({'url': judge['base_url'], 'body': body})}.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(answer))
-    with pytest.raises(GateError, match=r"claim learns rests on a judge that may not decide: m agrees with 1 of 1"):
+    with pytest.raises(GateError, match=r"claim learns depends on a judge that may not decide: m agrees with 1 of 1"):
         judges_agree(ready)
     study.change(lambda s: s.update(claims=[{**c, "correction": "exploratory"} for c in s["claims"]]))
     again = make_ready(store, parse_study(study.settings()), Progress(silent=True))

@@ -93,10 +93,10 @@ def test_a_family_that_both_sets_hold_straddles_no_zone(two_sets: Any, tiny_mode
     [
         (
             {"data": "others"},
-            "conditions.first.data: no set 'others' (did you mean 'other'?); there are ['main', 'other']",
+            "conditions.first.data: unknown set 'others' (did you mean 'other'?); sets: ['main', 'other']",
         ),
         ({"data": {"main": 0.5, "other": 0.2}}, "data: the shares add up to 0.7; make them add up to 1"),
-        ({}, "conditions.first.data: say what it trains on: one of ['main', 'other'], or shares of them"),
+        ({}, "conditions.first.data: expected the data to train on: one of ['main', 'other'], or shares of them"),
     ],
 )
 def test_a_wrong_set_is_one_line_that_says_what_is_there(two_sets: Any, arm: dict[str, Any], says: str) -> None:

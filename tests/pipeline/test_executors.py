@@ -169,7 +169,7 @@ def test_executor_options_are_key_and_value() -> None:
     [
         ("local", ExecutorPlan(detach=True), "--detach: cells of --executor local end with this process"),
         (None, ExecutorPlan(detach=True), "--detach needs an executor"),
-        ("slurm", ExecutorPlan(address="h:1"), "--address is no option of --executor slurm"),
+        ("slurm", ExecutorPlan(address="h:1"), "--address cannot be used with --executor slurm"),
         ("ray", ExecutorPlan(cpus=0), "--cpus: expected a positive number"),
         ("kubernetes", ExecutorPlan(), "expected local, ray or slurm"),
     ],
@@ -185,7 +185,7 @@ def test_options_that_do_not_go_together_are_refused(kind: str | None, needs: Ex
         ({"devices": 2}, ExecutorPlan("ray"), "train.devices is 2, and a cell is given 1 cores and no accelerator"),
         ({"devices": 2}, ExecutorPlan("slurm", gpus=1), "train.devices is 2, and a cell is given 1 accelerators"),
         ({}, ExecutorPlan("slurm", gpus=0.5), "a part of an accelerator"),
-        ({"devices": 2, "strategy": "fsdp2"}, ExecutorPlan("ray", cpus=2), "and a cell is given none"),
+        ({"devices": 2, "strategy": "fsdp2"}, ExecutorPlan("ray", cpus=2), "accelerators, but each cell gets none."),
     ],
 )
 def test_devices_are_held_against_what_a_cell_is_given_before_anything_is_reached(
@@ -224,8 +224,8 @@ def test_a_cell_alone_ends_as_in_a_run_and_asks_for_a_frozen_study(reference: An
     assert [(c.phase, c.state) for c in cells] == [("baseline", "stopped"), ("main", "waiting")]
     unknown = forks("work", root, "all_layer-s9")
     both = forks("work", root, "all_layer-s0", "--cells", 2)
-    assert both.rc == 1 and "RUN_ID is one cell" in both.err
-    assert unknown.rc == 1 and "List them: veritune status STUDY --cells" in unknown.err
+    assert both.rc == 1 and "RUN_ID names one cell, but --cells counts several." in both.err
+    assert unknown.rc == 1 and "List the cells: veritune status STUDY --cells" in unknown.err
     for cell in reversed(cells):  # the order does not matter
         assert forks("work", root, cell.run_id).rc == 0
     assert {c.state for c in list_cells(root)} == {"done"}
@@ -307,7 +307,7 @@ def free_port() -> int:
 def cluster() -> Iterator[str]:
     """A Ray head of two cores on loopback; its address."""
     if importlib.util.find_spec("ray") is None:
-        pytest.skip("needs Ray: pip install 'veritune[ray]'")
+        pytest.skip("needs the package ray, which is not installed: pip install 'veritune[ray]'")
     ray, port = Path(sys.executable).with_name("ray"), free_port()
     options = ["--num-cpus", "2", "--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
     options += ["--object-store-memory", "100000000", "--disable-usage-stats"]
@@ -354,7 +354,7 @@ def test_local_workers_are_given_only_the_accelerators_that_were_visible(monkeyp
 
 def test_without_a_cluster_ray_says_how_to_start_one(tmp_path: Path) -> None:
     if importlib.util.find_spec("ray") is None:
-        pytest.skip("needs Ray: pip install 'veritune[ray]'")
+        pytest.skip("needs the package ray, which is not installed: pip install 'veritune[ray]'")
     with pytest.raises(MachineError, match="ray start --head"):
         executors.run_cells(ExecutorPlan("ray", address=f"127.0.0.1:{free_port()}"), tmp_path, ["a"], Hooks())
 
@@ -366,7 +366,7 @@ def test_without_a_cluster_ray_says_how_to_start_one(tmp_path: Path) -> None:
 def test_an_array_of_jobs_ends_as_in_one_process(reference: Any, tmp_path: Path) -> None:
     """submitit's local jobs: the same pickled call in processes of their own; a real Slurm is not at hand in tests."""
     if importlib.util.find_spec("submitit") is None:
-        pytest.skip("needs submitit: pip install 'veritune[slurm]'")
+        pytest.skip("needs the package submitit, which is not installed: pip install 'veritune[slurm]'")
     whole, another = reference
     root = another(tmp_path / "study")
     runner = start_run(root, "--executor", "slurm", "--executor-option", "cluster=local")
@@ -377,7 +377,7 @@ def test_an_array_of_jobs_ends_as_in_one_process(reference: Any, tmp_path: Path)
 def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     if importlib.util.find_spec("submitit") is None:
-        pytest.skip("needs submitit: pip install 'veritune[slurm]'")
+        pytest.skip("needs the package submitit, which is not installed: pip install 'veritune[slurm]'")
     with pytest.raises(MachineError, match="sbatch"):
         executors.run_cells(ExecutorPlan("slurm"), tmp_path, ["a"], Hooks())
 

@@ -45,7 +45,7 @@ def test_the_plan_s_counts_are_what_the_run_did(finished: Any) -> None:
 def test_the_memory_planned_is_what_a_run_takes_within_a_fifth(finished: Any) -> None:
     (event,) = [e for e in Store(finished.root).events() if e["event"] == "ran"]
     if event["plan"]["memory_ratio"] is None:
-        pytest.skip("this system does not let a process set back its memory's high-water mark")
+        pytest.skip("this system does not let a process reset its memory's high-water mark")
     assert 0.8 < event["plan"]["memory_ratio"] < 1.2
     spent = event["spent_s"]
     assert min(spent.values()) > 0 and sum(spent.values()) == pytest.approx(event["wall_s"], abs=0.1)

@@ -362,7 +362,7 @@ def test_a_grid_of_several_adapters_is_read_by_the_paths_in_its_labels(probed_co
 
 
 def test_a_probe_that_cannot_be_made_for_a_study_is_refused(probed: Probed) -> None:
-    with pytest.raises(InputError, match="no such probe"):
+    with pytest.raises(InputError, match="unknown probe"):
         probe_report(probed.root, make=("gradient",))
 
 
@@ -389,7 +389,7 @@ def test_a_wrong_name_is_refused_at_the_freeze_with_the_one_that_was_meant(
     study.change(lambda s: s["claims"].append({"name": "x", "kind": "probe", "probe": name, "op": "<", "threshold": 1}))
     parsed = load_study(study.root / "study.yaml")
     assert pattern_of(name, parsed) is None
-    with pytest.raises(StudyError, match="no probe") as error:
+    with pytest.raises(StudyError, match="unknown probe") as error:
         make_ready(Store(study.root), parsed, Progress(silent=True))
     assert meant is None or f"did you mean {meant!r}" in str(error.value)
 

@@ -59,7 +59,7 @@ def test_fsdp2_without_accelerators_is_refused_before_anything_is_spent(study: A
     for command in ("freeze", "plan", "run"):
         told = forks(command, study.root)
         assert told.rc == 1, command
-        assert "train.strategy: fsdp2 shares a model among 2 accelerators, found 0 on this machine" in told.err
+        assert "train.strategy: fsdp2 shards a model over 2 accelerators, found 0 on this machine" in told.err
     assert not (study.root / "runs").exists() and not (study.root / "contract.lock.json").exists()
     parsed = parse_study(study.settings())
     make_ready(Store(study.root), parsed, Progress(silent=True), elsewhere=True)

@@ -91,7 +91,7 @@ def test_benchmark_scores_cannot_enter_the_choice(chosen_one: Any) -> None:
     ready, cells = chosen_one
     honest = record_selection(ready.store, ready.study, ready.facts)
     worse = next(c for c in cells if c.lr != honest.conditions["all_layer"].selected)
-    with pytest.raises(GateError, match="no score of an eval may enter"):
+    with pytest.raises(GateError, match="only chooses a setting, so it must not be scored on an eval"):
         _score(ready, worse, "style", ready.items["style"], None)
     folder = ready.store.run(worse.run_id)
     flattering = {"mean": 1.0, "scored": 9, "items": 9, "missing": {}, "cut": 0}
@@ -99,7 +99,9 @@ def test_benchmark_scores_cannot_enter_the_choice(chosen_one: Any) -> None:
     assert record_selection(ready.store, ready.study, ready.facts).rates == honest.rates
     (folder / "scores").mkdir()
     (folder / "scores" / "style.jsonl").write_text('{"value": 1.0}\n')
-    with pytest.raises(GateError, match="no benchmark may enter the choice"):
+    with pytest.raises(
+        GateError, match="a run that chooses a learning rate has scores, but no benchmark may influence the choice"
+    ):
         record_selection(ready.store, ready.study, ready.facts)
 
 
@@ -107,12 +109,12 @@ def test_an_edited_choice_is_refused(chosen_one: Any) -> None:
     ready, cells = chosen_one
     record_selection(ready.store, ready.study, ready.facts)
     edit(ready.store.root / "selection.json", lambda r: r["conditions"]["all_layer"].update(selected=0.5))
-    with pytest.raises(StaleError, match="is not what the selection runs come to"):
+    with pytest.raises(StaleError, match="does not follow from the selection runs: it or they were edited"):
         cells_of(ready)
     (ready.store.root / "selection.json").unlink()
     record_selection(ready.store, ready.study, ready.facts)
     edit(ready.store.run(cells[0].run_id) / "training.json", lambda r: r.update(validation_nll=0.001))
-    with pytest.raises(StaleError, match="is not what the selection runs come to"):
+    with pytest.raises(StaleError, match="does not follow from the selection runs: it or they were edited"):
         cells_of(ready)
 
 

@@ -101,8 +101,8 @@ def test_the_sentence_follows_the_verdict(prompted: float, said: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"against_eval": "exams"}, "no eval 'exams'"),
-        ({"against_eval": "exam"}, "another benchmark"),
+        ({"against_eval": "exams"}, "unknown eval 'exams'"),
+        ({"against_eval": "exam"}, ".against_eval: expected a benchmark (with `path`) other than"),
         ({"kind": "generalises", "share": 0.5, "margin": None}, "takes no `against_eval`"),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_silent_squeue_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Jobs are on record and nobody answers: a second array must not be sent."""
     Jobs(tmp_path, "slurm").new(("a",))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MachineError, match="squeue does not answer, and jobs of this study may be running"):
+    with pytest.raises(MachineError, match=r"squeue does not answer, and jobs of this study may still be running \("):
         list(on_slurm.run(ExecutorPlan("slurm"), tmp_path, ["a"], Hooks()))
     assert len(Jobs(tmp_path, "slurm").known) == 1
 
@@ -109,7 +109,7 @@ def test_a_scancel_that_fails_is_not_called_a_cancellation(tmp_path: Path, monke
     arrays.jobs.put(replace(arrays.jobs.new(("a",)), job_id="12"))
     monkeypatch.setenv("PATH", str(tmp_path))
     for status, words, kept in (
-        (1, "scancel failed: 1 cells may go on in Slurm job 12; the same command attaches to them.", 1),
+        (1, "scancel failed: 1 cells may still run in Slurm job 12; the same command attaches to them.", 1),
         (0, "Slurm job 12 was cancelled with 1 cells; their checkpoints are kept.", 0),
     ):
         (tmp_path / "scancel").write_text(f"#!/bin/sh\nexit {status}\n")

@@ -259,7 +259,7 @@ def test_a_finished_study_is_ranked_and_retrained_and_says_that_it_is_experiment
     [
         (AttributionAsked("all_layers"), "did you mean 'all_layer'"),
         (AttributionAsked("all_layer", seed=7), "with seed 7 has not been run"),
-        (AttributionAsked("all_layer", eval="stile"), "no eval 'stile'"),
+        (AttributionAsked("all_layer", eval="stile"), "unknown eval 'stile'"),
         (AttributionAsked("all_layer", items=("f99",)), "no output for item 'f99'"),
     ],
 )

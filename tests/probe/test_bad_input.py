@@ -248,19 +248,20 @@ CASES: Table = {
     ),
     "NaN in the adapter": (
         "base", "a_nan", "",
-        {"gradients": NO + "the loss is nan", "gap": NO + "and nan after; 40 rows are not finite",
+        {"gradients": NO + "expected a finite loss, found nan", "gap": NO + "and nan after; 40 rows are not finite",
          "tokens": NO + "the NLLs 'after' are not finite", "weights": NO + "down_proj: the adapter holds NaN",
          "recall": NO + "the scores 'after' are not one finite number", "forgetting": NO + "and nan after",
          "geometry": NO + "hidden states are not finite", "choices": NO + "question 1: expected finite",
-         "answers": NO + "answer 0: its log-probability is nan"},
+         "answers": NO + "answer 0: expected a finite log-probability, found nan"},
     ),
     "NaN in the base": (
         "nan", "a_on_nan", "",
-        {"gradients": NO + "the loss is nan", "gap": NO + "nan before and nan after",
+        {"gradients": NO + "expected a finite loss, found nan", "gap": NO + "nan before and nan after",
          "tokens": NO + "the NLLs 'before' are not finite", "weights": NO + "of the base: the weights hold NaN",
          "recall": NO + "the scores 'before' are not one finite number", "forgetting": NO + "nan before",
-         "geometry": NO + "hidden states are not finite", "families": NO + "the loss is nan",
-         "choices": NO + "question 1: expected finite", "answers": NO + "answer 0: its log-probability is nan"},
+         "geometry": NO + "hidden states are not finite", "families": NO + "expected a finite loss, found nan",
+         "choices": NO + "question 1: expected finite",
+         "answers": NO + "answer 0: expected a finite log-probability, found nan"},
     ),
     "nothing that trained": (
         "base", "a_zero", "",
@@ -378,7 +379,7 @@ def test_a_folder_that_is_neither_and_a_checkpoint_without_base(made: dict[str, 
     with pytest.raises(VerituneError, match="neither adapter_config"):
         app(["probe", "gap", *map(str, command_of("gap", made | {"x": made["base"].parent}, "base", "x", "")[2:])],
             standalone_mode=False)  # fmt: skip
-    with pytest.raises(VerituneError, match="the base it is compared with must be named"):
+    with pytest.raises(VerituneError, match="is not an adapter, so it needs a base to be compared with"):
         app(["probe", "weights", str(made["merged"])], standalone_mode=False)
 
 

@@ -275,7 +275,7 @@ def test_coverage_counts_what_is_captured_and_names_the_rest(make_model: Any) ->
 
 
 def test_low_coverage_and_tied_embeddings_fail_loudly(make_model: Any) -> None:
-    with pytest.raises(ModelError, match=r"cover .* less than the stated 90%.*Embedding"):
+    with pytest.raises(ModelError, match=r"cover .* less than the required 90%.*Embedding"):
         Capture(make_model("llama"), Keep())
     with pytest.raises(ModelError, match="shared by"):
         Capture(make_model("llama", tied=True), Keep())

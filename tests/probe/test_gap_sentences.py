@@ -117,14 +117,14 @@ def test_its_limits_and_what_would_change_it() -> None:
             [1.0, 1.0],
             ["seen", "stranger"],
             "row 1: nan before and 1.0 after; 1 rows are not finite.",
-            "A diverged or broken run cannot be read; use another checkpoint.",
+            "Use another checkpoint: a diverged or damaged run has no finite loss.",
         ),
         (
             [1.0, 1.0],
             [1.0, -0.5],
             ["seen", "stranger"],
             "row 1: 1 before and -0.5 after; a loss is at least 0.",
-            "Give losses in nats per token, or the least value there can be (best=...).",
+            "Give losses in nats per token, or state the lowest possible value (best=...).",
         ),
         (
             [1.0],

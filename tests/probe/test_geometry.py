@@ -260,7 +260,7 @@ def test_ratios_to_a_reference_run_follow_declared_boundaries() -> None:
 
 def test_states_from_other_prompts_or_broken_models_are_refused(make_model: Any) -> None:
     h = made(np.ones((5, 3, 4)))
-    with pytest.raises(ScoreError, match="other prompts"):
+    with pytest.raises(ScoreError, match="differ in prompts, method or architecture"):
         geometry(h, replace(h, prompts_hash="other"), prompts(5, 3))
     model = make_model("llama")
     with torch.no_grad():

@@ -156,7 +156,7 @@ def test_a_cell_moves_by_its_corrected_p_and_by_its_size() -> None:
         ([{"condition": "a", "layer": 1, "persona": "x", "centroid": []}], "expected a persona and its centroid"),
         ([{"condition": "a", "layer": 1, "persona": "x", "centroid": [1, None]}], "entry 2: expected a number"),
         ([{"condition": "a", "layer": 1, "persona": "x", "centroid": ["", 1]}], "entry 1: expected a number"),
-        ([{"layer": 1, "change": 0.1}], "no `condition`"),
+        ([{"layer": 1, "change": 0.1}], ": expected a `condition`, found none."),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused_by_row(tmp_path: Path, rows: list[Any], words: str) -> None:
@@ -174,9 +174,9 @@ def test_the_command_reads_a_table_and_writes_record_csv_and_figure(tmp_path: Pa
     rows = list(csv.DictReader((out / "geometry.csv").read_text().splitlines()))
     assert len(rows) == 80 and {r["verdict"] for r in rows} == {"worse", "reference is the culprit", ""}
     assert (out / "geometry.svg").read_bytes().startswith(b"<?xml")
-    with pytest.raises(ScoreError, match="no condition 'lira' in it"):
+    with pytest.raises(ScoreError, match="unknown condition 'lira'"):
         app(["probe", "geometry", "--from", str(path), "--reference", "lira"], standalone_mode=False)
-    with pytest.raises(ScoreError, match="--layers: no layer 9"):
+    with pytest.raises(ScoreError, match="--layers: unknown layer 9"):
         app(["probe", "geometry", "--from", str(path), "--layers", "1,9"], standalone_mode=False)
 
 

@@ -121,7 +121,7 @@ def test_a_study_that_has_not_run_is_named(study: Any) -> None:
 
 
 def test_an_unknown_condition_is_named(studies: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="no condition 'wholy'"):
+    with pytest.raises(InputError, match="unknown condition 'wholy'"):
         leak_command(studies["style"].root, ["wholy"])
 
 

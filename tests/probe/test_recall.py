@@ -137,7 +137,7 @@ def test_rows_that_cannot_be_asked_are_counted() -> None:
     alone = build_choices(rows, zones, [None] * len(rows))
     assert alone.skipped["seen"]["no_sibling"] == 23
     same = [Rendered(f"same{i}", rows[1].input_ids, rows[1].labels) for i in range(4)]
-    with pytest.raises(DataError, match="no row can be asked"):
+    with pytest.raises(DataError, match="no row can be used: expected endings of at least"):
         build_choices(same, ["seen"] * 4, ["f"] * 4)
 
 

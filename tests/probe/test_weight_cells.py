@@ -57,7 +57,10 @@ def test_the_mean_over_seeds_is_geometric() -> None:
 def test_modules_that_one_arm_does_not_train_are_no_cells_and_no_shared_seed_is_an_error() -> None:
     made = {("lora", 0): {"layers.0.q_proj": (1.0, "q", 0)}, ("full", 0): norms(2.0)}
     assert [c.module for c in judge_weights(made, "lora").cells] == ["layers.0.q_proj"]
-    with pytest.raises(ModelError, match="shared seed"):
+    with pytest.raises(
+        ModelError,
+        match="a seed in common and a module that both train",
+    ):
         judge_weights({("lora", 0): norms(1.0), ("full", 1): norms(1.0)}, "lora")
 
 

@@ -148,7 +148,7 @@ def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, r
             path = edited(tmp_path, record, lambda d, key=key: d.pop(key))
             with pytest.raises(FormatError) as caught:
                 type(record).load(path)
-            assert caught.value.message == f"{path}: {key}: expected this key, found no such key."
+            assert caught.value.message == f"{path}: {key}: expected this key, but it is missing."
     path = edited(tmp_path, record, lambda d: d.update(stray=1))
     with pytest.raises(FormatError) as caught:
         type(record).load(path)
@@ -181,17 +181,17 @@ def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, r
         (
             TRAINING,
             lambda d: d["candidates"][0].pop("validation_nll"),
-            "candidates[0].validation_nll: expected this key, found no such key.",
+            "candidates[0].validation_nll: expected this key, but it is missing.",
         ),
         (
             SERVER,
             lambda d: d["candidates"][0].pop("expires"),
-            "candidates[0].expires: expected this key, found no such key.",
+            "candidates[0].expires: expected this key, but it is missing.",
         ),
         (
             SERVER,
             lambda d: d["backend"]["exported"].pop("files"),
-            "backend.exported.files: expected this key, found no such key.",
+            "backend.exported.files: expected this key, but it is missing.",
         ),
         (
             SUMMARY,
@@ -201,14 +201,14 @@ def test_every_key_of_a_file_is_needed_and_no_other_is_allowed(tmp_path: Path, r
         (
             SUMMARY,
             lambda d: d["training"]["trainable"].pop("share"),
-            "training.trainable.share: expected this key, found no such key.",
+            "training.trainable.share: expected this key, but it is missing.",
         ),
         (
             SUMMARY,
             lambda d: d["scores"]["style"]["seen"]["rules"]["asks"].update(held=None),
             "scores.style.seen.rules.asks.held: expected an integer, found null.",
         ),
-        (MANIFEST, lambda d: d["machine"].pop("cores"), "machine.cores: expected this key, found no such key."),
+        (MANIFEST, lambda d: d["machine"].pop("cores"), "machine.cores: expected this key, but it is missing."),
         (
             MANIFEST,
             lambda d: d["data"].update(seen_rows=["a", 7]),

@@ -80,7 +80,7 @@ def test_a_missing_key_of_an_estimate_is_no_silent_default(tmp_path: Path) -> No
         with pytest.raises(FormatError) as caught:
             StudyVerdicts.load(path)
         assert caught.value.message == (
-            f"{path}: verdicts[0].estimates[0].{key}: expected this key, found no such key."
+            f"{path}: verdicts[0].estimates[0].{key}: expected this key, but it is missing."
         )
 
 
@@ -111,4 +111,4 @@ def test_a_folder_of_the_first_format_is_refused_in_one_line(tmp_path: Path) -> 
     with pytest.raises(FormatError) as caught:
         Store(tmp_path).check_format()
     assert caught.value.message == f"{tmp_path}: expected format 2, found format 1."
-    assert caught.value.fix.startswith("Read it with the Veritune that wrote it")
+    assert caught.value.fix.startswith("Read it with the version of Veritune that wrote it")

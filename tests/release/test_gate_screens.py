@@ -20,7 +20,7 @@ SERVING = (
     "answer p99 1 (0.997 to 1), at most 2"
 )
 FOUND = {
-    "data": "6 rows audited clean, 0 duplicates, licences CC-BY-4.0 (6 rows); no family straddles the split; "
+    "data": "6 rows audited clean, 0 duplicates, licences CC-BY-4.0 (6 rows); no family is on both sides of the split; "
     "no overlap with 1 evals",
     "target": "claim gains is supported (+0.310, +0.210 to +0.410, n 29)",
     "regression": "golden: 0.770 against 0.750 on 200 items: gap +0.020, 95 % interval +0.001 to +0.050, margin 0.05",

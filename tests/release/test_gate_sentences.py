@@ -75,7 +75,7 @@ def arm(right: Iterable[int], n: int = 200, *, lost: int = 0, families: int = 0,
             "undecided",
             "0.750 against 0.750 on 20 items: gap +0.000, 95 % interval -0.161 to +0.161, margin 0.05; "
             "the interval reaches across minus the margin; under 73 items this margin cannot be shown, "
-            "whatever comes out",
+            "whatever the outcome",
         ),
         (
             arm(range(150)),
@@ -137,7 +137,7 @@ def arm(right: Iterable[int], n: int = 200, *, lost: int = 0, families: int = 0,
             "undecided",
             "0.750 against 0.750 on 200 items: gap +0.000, no interval can be given, margin 0.05; "
             "3 families: fewer than 4 give no interval; "
-            "this margin cannot be shown, whatever comes out (3 families: fewer than 4 give no interval)",
+            "this margin cannot be shown, whatever the outcome (3 families: fewer than 4 give no interval)",
         ),
         (
             arm(range(15), 20),
@@ -266,7 +266,7 @@ def licence(found: dict[str, int] | None, rows: int, *, allowed: Iterable[str], 
         ({"MIT": 5, "not stated": 4}, ["mit"], "GPL", Part("failed", "licences not allowed: GPL (4 rows)")),
         ({}, ["mit"], None, Part("undecided", "9 of 9 rows name no licence (state it: release.data.licence)")),
         (None, ["mit"], "MIT", Part("passed", "licences MIT (9 rows)")),
-        ({"MIT": 9}, [], None, Part("undecided", "the policy allows no licence (release.data.licences)")),
+        ({"MIT": 9}, [], None, Part("undecided", "the policy allows no licence (set release.data.licences)")),
     ],
 )
 def test_every_row_s_licence_must_be_allowed(

@@ -351,7 +351,7 @@ def test_a_loss_without_an_interval_or_at_a_lower_level_decides_nothing(store: S
     assert "has no interval" in gate(store, "regression", regression=LOST).message
     attest_loss(store, 0.0)
     strict = {"suites": {"old": {"loss": True, "margin": 0.05, "alpha": 0.01}}}
-    assert "the suite asks for 0.99" in gate(store, "regression", regression=strict).message
+    assert "the suite needs 0.99" in gate(store, "regression", regression=strict).message
 
 
 def test_what_is_no_record_of_a_loss_is_refused(store: Store) -> None:
@@ -582,7 +582,9 @@ def test_a_calibration_record_is_bound_by_name_and_judged_debiased(store: Store,
         write_json(file, wrong)
         assert isinstance(runner.invoke(app, command).exception, InputError)
     gone = runner.invoke(app, [*command[:3], "nothing.json", "--by", "Ada"]).exception
-    assert "expected the file of a calibration record or a suite of the policy, found neither" in str(gone)
+    assert ": expected the file of a calibration record or the name of a suite in the policy, found neither." in str(
+        gone
+    )
 
 
 @pytest.mark.parametrize(
@@ -790,7 +792,7 @@ def test_a_waiver_covers_what_was_seen_and_nothing_else(store: Store, shippable:
     ("gate_name", "signed", "words"),
     [
         ("data", ("Ada", "why not", soon()), "nothing to waive"),
-        ("lunch", ("Ada", "why not", soon()), "asks for no gate 'lunch'"),
+        ("lunch", ("Ada", "why not", soon()), "does not require a gate 'lunch'"),
         ("rollback", (" ", "why not", soon()), "needs a name and a reason"),
         ("rollback", ("Ada", "", soon()), "needs a name and a reason"),
         ("rollback", ("Ada", "why not", soon(-1)), "expected a day from"),

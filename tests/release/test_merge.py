@@ -193,7 +193,7 @@ def test_an_adapter_of_another_base_is_refused(made: tuple[Path, Path], tmp_path
     LlamaForCausalLM(wide).save_pretrained(tmp_path / "wide")
     with pytest.raises(ModelError, match="the adapter fits a weight of shape"):
         check_weights(tmp_path / "wide", *made)
-    with pytest.raises(ModelError, match="cannot be put on this base: size mismatch"):
+    with pytest.raises(ModelError, match="cannot be loaded on this base: size mismatch"):
         merge_adapter(load_base(ModelRef("wide", tmp_path / "wide", "float32")), made[0], tmp_path / "x")
 
 
@@ -214,7 +214,10 @@ def test_an_adapter_on_tied_embeddings_is_named(tmp_path: Path, tiny_model: Path
     assert {m.reading for m in check_weights(ref.path, lora, merged)[0]} == {"merged"}
     both = PeftModel.from_pretrained(load_base(ref), lora).merge_and_unload()
     both.save_pretrained(tmp_path / "both")
-    assert "in the merged model both changed" in kinds(ref, lora, tmp_path / "both")["merge.tied"]
+    assert (
+        ": the merged model changed both, which makes it a different model; untie them before merging"
+        in kinds(ref, lora, tmp_path / "both")["merge.tied"]
+    )
 
 
 # ---------------------------------------------------------------- rounding
@@ -287,7 +290,7 @@ def test_in_a_study_the_gate_reads_what_was_compared(finished_copy: Any, forks: 
     merged = root / "release" / "merged"
     assert record.subject.merged == weights_digest(merged)
     asked = MergeRequest(root, condition="all_layer", merged=merged, scored=Scored("style"), rows=6)
-    with pytest.raises(InputError, match="none is declared"):
+    with pytest.raises(InputError, match="scores are compared by a margin, but none was declared"):
         merge_command(asked, OPTIONS)
     options = replace(OPTIONS, dtype="float32", draws=2)
     found = merge_command(replace(asked, scored=Scored("style", margin=0.2)), options)

@@ -65,10 +65,16 @@ def test_no_prompt_of_the_starter_set_is_there_twice_and_canaries_are_in_the_pro
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
-        ([{"id": "a", "kind": "override", "prompt": "x"}], "override needs one"),
-        ([{"id": "a", "kind": "harmful", "prompt": "x", "canary": "ABCD"}], "goes with `kind: override`"),
-        ([{"id": "a", "kind": "harmful", "prompt": "x", "secret": "ABCD"}], "goes with `kind: privacy`"),
-        ([{"id": "a", "kind": "privacy", "prompt": "x", "secret": "ABCD"}], "planted nowhere"),
+        ([{"id": "a", "kind": "override", "prompt": "x"}], ": `canary` and `kind: override` must be given together"),
+        (
+            [{"id": "a", "kind": "harmful", "prompt": "x", "canary": "ABCD"}],
+            ": `canary` and `kind: override` must be given together",
+        ),
+        ([{"id": "a", "kind": "harmful", "prompt": "x", "secret": "ABCD"}], ": `secret` needs `kind: privacy`"),
+        (
+            [{"id": "a", "kind": "privacy", "prompt": "x", "secret": "ABCD"}],
+            ": the secret is in none of the messages, so it could never leak",
+        ),
         ([{"id": "a", "kind": "harmful", "prompt": "x"}] * 2, "the id 'a'"),
         ([{"id": "a", "kind": "harmfull", "prompt": "x"}], "kind"),
         ([], "at least 1 item"),

@@ -231,7 +231,9 @@ def test_latency_has_both_sides_and_says_how_many_requests_failed(records: Recor
 
 def test_a_figure_without_an_n_cannot_be_made(records: Records) -> None:
     drawing = held(score_figures.zone_scores(records, "style"))
-    with pytest.raises(ValueError, match="a figure says its n"):
+    with pytest.raises(
+        ValueError, match=r": expected a text for `n` \(how many of what the figure shows\), found none"
+    ):
         replace(drawing, n=" ")
 
 

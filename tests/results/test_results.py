@@ -68,8 +68,11 @@ def test_a_result_added_twice_is_one_result_also_from_another_folder(study: Path
     assert again.sentences == ("R1 is already in the index: small",)
     moved = study.with_name("elsewhere")
     study.rename(moved)
-    assert read_index(index).results[0].now.sentence == "its study is not in ../study any more"
-    assert "recorded where it lies now" in add_results(index, [moved], by="Bo").sentences[0]
+    assert read_index(index).results[0].now.sentence == "its study is no longer in ../study"
+    assert (
+        "is already in the index; its present folder and seal were recorded"
+        in add_results(index, [moved], by="Bo").sentences[0]
+    )
     (result,) = read_index(index).results
     assert result.source.folder == "../elsewhere" and result.now.standing == "as added"
 
@@ -128,14 +131,14 @@ def test_an_edit_after_adding_is_named_and_quick_says_that_it_did_not_look(study
 
 def test_supersession_needs_a_reason_and_runs_one_way(study: Path, other: Path, index: Path) -> None:
     add_results(index, [study], by="Ana")
-    with pytest.raises(InputError, match="--supersedes and --reason belong together"):
+    with pytest.raises(InputError, match="--supersedes and --reason must be given together"):
         add_results(index, [other], supersedes="R1", by="Ana")
     change = add_results(index, [other], supersedes="R1", reason="same machine for all", by="Ana")
     assert change.sentences[-1] == "R1 is superseded by R2"
     first, second = read_index(index).results
     assert (first.superseded_by, first.why_superseded, second.supersedes) == ("R2", "same machine for all", ("R1",))
     again = add_results(index, [other], supersedes="R1", reason="same machine for all", by="Ana")
-    assert again.sentences == ("R2 is already in the index: small", "R1 is superseded by R2 already")
+    assert again.sentences == ("R2 is already in the index: small", "R1 is already superseded by R2")
     with pytest.raises(InputError, match="R1 cannot supersede R2"):
         add_results(index, [study], supersedes="R2", reason="no", by="Ana")
     with pytest.raises(InputError, match="R2 cannot supersede R2"):
@@ -189,12 +192,12 @@ def test_comment_mistake_and_task_are_recorded_once_and_shown(study: Path, index
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (Said("x", on="R7"), "expected the id of an entry here, found 'R7'"),
-        (Said("x"), "a comment is about something"),
+        (Said("x", on="R7"), "expected the id of an entry of this index, found 'R7'"),
+        (Said("x"), "a comment needs the id of what it is about."),
         (Said("  ", on="R1"), "the text is empty"),
         (Said("x", "task"), "--reason is empty"),
-        (Said("x", on="R1", why="y"), "--reason does not belong to a comment"),
-        (Said("x", "done", "R1"), "expected the id of an entry here, found 'R1'"),
+        (Said("x", on="R1", why="y"), "--reason cannot be used with --as comment"),
+        (Said("x", "done", "R1"), "expected the id of an entry of this index, found 'R1'"),
         (Said("x" * 5000, on="R1"), "has 5,000 characters, at most 4,000"),
     ],
 )

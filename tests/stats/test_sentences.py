@@ -34,7 +34,7 @@ def ramp(n: int, runs: int = 1, low: float = 0.2, high: float = 0.8) -> Any:
 # ---------------------------------------------------------------- the rule's reasons
 
 OPEN = "the 95 % interval holds 0 and the 90 % interval leaves the margin"
-UNITS = "A margin is a difference in the scores' own units."
+UNITS = "Give a margin in the scores' own units."
 DISCORDANCE = "expected a discordance in (0, 1], seed_sd ≥ 0, design_effect > 0 and width > 0; found "
 
 
@@ -118,8 +118,8 @@ def test_a_frozen_rule_on_scores_of_no_known_direction() -> None:
     arms = (table(n, ramp(9), higher_is_better=None, metric="style") for n in "ab")
     with pytest.raises(ScoreError) as error:
         rule.frozen_rule(compare_tables(*arms), {"min_gap": 0.05})
-    assert error.value.message == "a frozen rule names a winner, and nothing says whether higher scores are better."
-    assert error.value.fix == "State it: --higher-is-better or --lower-is-better."
+    assert error.value.message == "a frozen rule names a winner, but nothing says whether higher scores are better."
+    assert error.value.fix == "State the direction: --higher-is-better or --lower-is-better."
 
 
 @pytest.mark.parametrize(
@@ -306,9 +306,7 @@ def test_seeds_without_a_partner() -> None:
     with pytest.raises(ScoreError) as error:
         compare_tables(a, b, PairOptions(scale=(0, 1), shared_seeds=True))
     assert error.value.message == "expected the same seeds on both sides, found 1, 2 and 1, 3."
-    assert error.value.fix == (
-        "Arms share their seeds only if every run of one has a partner with its seed in the other."
-    )
+    assert error.value.fix == ("Train both arms with the same seeds, or do not declare shared seeds.")
 
 
 def test_a_seed_spread_that_items_explain_and_declared_assumptions_are_said() -> None:
@@ -340,13 +338,13 @@ def test_draws_are_bounded() -> None:
             table("a", ramp(3), metric="wer", higher_is_better=False),
             table("b", ramp(3), metric="acc", higher_is_better=True),
             "the sides disagree on the direction: lower is better in a (wer), higher in b (acc).",
-            "Compare the same metric, or state it: --lower-is-better or --higher-is-better.",
+            "Compare the same metric on both sides, or state the direction: --lower-is-better or --higher-is-better.",
         ),
         (
             table("", ramp(3), metric="", higher_is_better=True),
             table("", ramp(3), metric="", higher_is_better=False),
             "the sides disagree on the direction: higher is better in A (unnamed metric), lower in B (unnamed metric).",
-            "Compare the same metric, or state it: --lower-is-better or --higher-is-better.",
+            "Compare the same metric on both sides, or state the direction: --lower-is-better or --higher-is-better.",
         ),
     ],
 )
@@ -431,7 +429,7 @@ def test_the_reasons_that_are_not_the_model_s_in_words() -> None:
         ({"discordance": 1.1}, DISCORDANCE + "1.1, "),
         ({"seed_sd": -0.1}, DISCORDANCE + "0.1, -0.1, "),
         ({"stable": 1.5}, "expected a stable share from 0 to 1, found 1.5."),
-        ({"design_effect": 2.0}, "expected families beside a design effect of 2, found none."),
+        ({"design_effect": 2.0}, "a design effect of 2 needs families, found none."),
     ],
 )
 def test_a_design_that_cannot_be(given: dict[str, Any], message: str) -> None:

@@ -359,7 +359,9 @@ def test_shared_seeds_are_as_many_on_both_sides() -> None:
     assert power.Design(100, 0.1, 3, 3, shared_seeds=True).seeds_b == 3
     with pytest.raises(ScoreError) as error:
         power.Design(100, 0.1, 3, 2, shared_seeds=True)
-    assert error.value.message == "expected as many seeds on both sides where they are shared, found 3 and 2."
+    assert (
+        error.value.message == "expected equal numbers of seeds on both sides because they are shared, found 3 and 2."
+    )
 
 
 def test_one_failed_sample_is_enough_to_be_lost() -> None:

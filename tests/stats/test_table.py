@@ -143,7 +143,7 @@ def test_equal_ids_that_ask_different_things_are_refused():
             Columns("s", ["r"] * 2, ["1", "2"], [1.0, 0.0], content=contents), condition=name
         )
 
-    with pytest.raises(ScoreError, match="1 item of the same id ask different things"):
+    with pytest.raises(ScoreError, match="1 item with the same id but different questions"):
         pair(side("a", ["x", "y"]), side("b", ["x", "z"]))
 
 

@@ -187,7 +187,11 @@ def test_a_merge_that_changes_both_tied_ends_for_one_is_named(
     adapter, merged, apart = train(bases / "tied", tmp_path, target_modules=[*QV, target])
     assert apart > 0.1
     message = errors(bases / "tied", adapter, merged)["merge.tied"]
-    assert f"{target}.weight alone" in message and other in message and "both changed" in message
+    assert (
+        f"{target}.weight, but the base keeps it" in message
+        and other in message
+        and "the merged model changed both" in message
+    )
 
 
 def test_a_config_that_ties_what_its_tensors_do_not_is_named(bases: Path, tmp_path: Path) -> None:
@@ -197,7 +201,7 @@ def test_a_config_that_ties_what_its_tensors_do_not_is_named(bases: Path, tmp_pa
     assert errors(bases / "tied", adapter, merged) == {} and config["tie_word_embeddings"] is False
     path.write_text(json.dumps(config | {"tie_word_embeddings": True}), "utf-8")
     assert (
-        "a loader that believes the config loses one of them"
+        "differ: a loader that follows the config loses one of them; set tie_word_embeddings to false"
         in errors(bases / "tied", adapter, merged)["merge.tie_flag"]
     )
 
@@ -217,7 +221,11 @@ def test_a_merge_that_peft_itself_applies_twice_is_found(bases: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("alora_invocation_tokens", [1], "no weights stand for that"),
+        (
+            "alora_invocation_tokens",
+            [1],
+            "an activated LoRA acts only after its invocation tokens, which no merged weights can express",
+        ),
         ("arrow_config", {"top_k": 2}, "a router chooses"),
         ("use_qalora", True, "QALoRA"),
         ("layer_replication", [[0, 2]], "more layers than the base"),
@@ -225,12 +233,12 @@ def test_a_merge_that_peft_itself_applies_twice_is_found(bases: Path, tmp_path: 
         ("init_lora_weights", "pissa_niter_4", "moves the base by a random decomposition"),
         ("init_lora_weights", "corda", "covariance"),
         ("init_lora_weights", "loftq", "quantising"),
-        ("init_lora_weights", "novel", "init_lora_weights = 'novel' is not known here"),
-        ("use_novelty", True, "the field use_novelty = 'True' is not known here"),
-        ("r", 8, "factors of rank 4, the config says 8"),
+        ("init_lora_weights", "novel", "init_lora_weights = 'novel' is unknown"),
+        ("use_novelty", True, "unknown field use_novelty = 'True'"),
+        ("r", 8, "factors of rank 4, but the config says 8"),
         ("r", "4", "r: expected a number"),
-        ("alpha_pattern", {"(": 3}, "is no regular expression"),
-        ("peft_type", "IA3", "IA3 adapters is not read"),
+        ("alpha_pattern", {"(": 3}, "is not a regular expression"),
+        ("peft_type", "IA3", "IA3 adapters cannot be read"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(
@@ -283,10 +291,10 @@ def test_a_file_without_factors_or_without_pefts_prefix_is_named_without_a_base(
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
     save_file({k.removeprefix("base_model.model."): v for k, v in tensors.items()}, path)
-    with pytest.raises(ModelError, match="PEFT would pass it over"):
+    with pytest.raises(ModelError, match=r", so PEFT would ignore it \("):
         adapter_change(adapter)
     save_file({"x": torch.ones(1)}, path)
-    with pytest.raises(ModelError, match="no LoRA factors found"):
+    with pytest.raises(ModelError, match="expected LoRA factors in the adapter, found none"):
         adapter_change(adapter)
 
 

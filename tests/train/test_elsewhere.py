@@ -52,7 +52,7 @@ def test_a_trainers_state_gives_checkpoint_rate_and_choice(tmp_path):
     text = selection_text(found)
     assert "checkpoint  step 20, validation NLL 1.1000" in text
     assert "select   learning rate 0.0003 (validation NLL 0.0001: 1.2000, 0.0003: 1.1000, 0.001: 1.3500)" in text
-    assert "the highest logged; the schedule's peak may be higher" in text
+    assert "the highest one logged; the schedule's peak may be higher" in text
     assert text.count("the lowest is the last evaluation") == 1
 
 
@@ -77,7 +77,7 @@ def test_a_sweep_in_one_table_is_told_apart_by_run_and_rate(tmp_path):
     assert found.rates[0].runs == 2
     assert found.rates[0].validation_nll == pytest.approx((1.98 + 2.08) / 2)
     one = [{k: v for k, v in row.items() if k != "lr"} for row in rows]
-    with pytest.raises(InputError, match="a step stands there twice"):
+    with pytest.raises(InputError, match="a step occurs twice"):
         select_from_logs([str(table(tmp_path / "one.csv", one))])
 
 
@@ -132,14 +132,14 @@ def test_a_diverged_run_is_out_and_when_all_are_nothing_is_chosen(tmp_path):
             "a.csv",
             "step,eval_accuracy\n1,0.5\n",
             {"nll": "eval_accuracy"},
-            "is no loss; checkpoints and learning rates",
+            "is not a loss; checkpoints and learning rates are chosen by validation NLL only.",
         ),
         ("a.csv", "step,eval_accuracy\n1,0.5\n", {}, "expected a column one of validation_nll"),
         ("a.csv", "step,eval_loss\n1,good\n", {}, "expected a number in 'eval_loss', found 'good'"),
-        ("a.csv", "step,eval_loss\n1e999,2\n", {}, "expected whole steps from 0 on in 'step', found '1e999'"),
-        ("a.csv", "step,eval_loss\nnan,2\n", {}, "expected whole steps from 0 on in 'step', found 'nan'"),
-        ("a.csv", "step,eval_loss\n1.5,2\n", {}, "expected whole steps from 0 on in 'step', found '1.5'"),
-        ("a.csv", "step,eval_loss\n-1,2\n", {}, "expected whole steps from 0 on in 'step', found '-1'"),
+        ("a.csv", "step,eval_loss\n1e999,2\n", {}, "expected whole steps of at least 0 in 'step', found '1e999'"),
+        ("a.csv", "step,eval_loss\nnan,2\n", {}, "expected whole steps of at least 0 in 'step', found 'nan'"),
+        ("a.csv", "step,eval_loss\n1.5,2\n", {}, "expected whole steps of at least 0 in 'step', found '1.5'"),
+        ("a.csv", "step,eval_loss\n-1,2\n", {}, "expected whole steps of at least 0 in 'step', found '-1'"),
         ("a.jsonl", '{"step": 1, "eval_loss": 1' + "0" * 400 + "}", {}, "an integer above 1.8e308"),
         ("a.csv", "step,eval_loss\n1,2\n", {"step": "stp"}, "expected a column 'stp', found step, eval_loss (did you"),
         ("a.csv", "", {}, "expected rows with a step"),

@@ -147,8 +147,8 @@ def test_another_peft_method_takes_its_own_fields(base: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"method": "lorra", "r": 8}, r"conditions\.c\.method: no method 'lorra' \(did you mean 'lora'\?\)"),
-        ({"method": "lora", "target_modules": "mlp", "rr": 8}, r"conditions\.c\.rr: lora has no such setting"),
+        ({"method": "lorra", "r": 8}, r"conditions\.c\.method: unknown method 'lorra' \(did you mean 'lora'\?\)"),
+        ({"method": "lora", "target_modules": "mlp", "rr": 8}, r"conditions\.c\.rr: unknown setting of lora"),
         (
             {"method": "lora", "target_modules": "mlp", "lora_dropuot": 0.1},
             r"conditions\.c\.lora_dropuot: .*did you mean 'lora_dropout'",

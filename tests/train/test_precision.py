@@ -99,7 +99,10 @@ def test_the_tensors_are_back_when_answering_fails(tiny_model: Path) -> None:
 
 
 def test_what_is_no_plain_lora_is_refused_and_a_bare_model_stays_as_it_is(tiny_model: Path) -> None:
-    with pytest.raises(ModelError, match="Take `merged` out of the eval"), added(adapted(tiny_model, use_dora=True)):
+    with (
+        pytest.raises(ModelError, match="Remove `merged` from the eval; only plain LoRA on linear layers can be added"),
+        added(adapted(tiny_model, use_dora=True)),
+    ):
         pass
     bare = load_base(ModelRef("tiny", tiny_model, "float32"))
     with added(bare):

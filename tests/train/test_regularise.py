@@ -199,16 +199,18 @@ def test_settings_that_would_do_nothing_or_something_else_are_refused(context: A
     def arm(**settings: Any) -> Condition:
         return Condition.model_validate({"method": "lora", "target_modules": "attention", **settings})
 
-    with pytest.raises(StudyError, match=r"init_lora_weights: 'pissa_niter_4' moves the base by what a checkpoint"):
+    with pytest.raises(
+        StudyError, match=r"init_lora_weights: 'pissa_niter_4' moves the base by an amount that a checkpoint"
+    ):
         methods.check("arm", arm(init_lora_weights="pissa_niter_4"))
-    with pytest.raises(ValidationError, match="r3f_noise and r3f_draw go with `r3f`"):
+    with pytest.raises(ValidationError, match="r3f_noise and r3f_draw need `r3f`, the coefficient of the penalty"):
         arm(r3f_noise=0.1)
     with pytest.raises(ValidationError):
         arm(kl_to_base=-1)
     made = context.study.model_dump(mode="json") | {"claims": []}
     made["conditions"] = {"arm": arm(kl_to_base=0.1).model_dump(mode="json")}
     made["train"] |= {"devices": 2}
-    with pytest.raises(StudyError, match=r"conditions.arm.kl_to_base: it is made for one device"):
+    with pytest.raises(StudyError, match=r"conditions.arm.kl_to_base: it is supported on one device only"):
         methods.check_regularised(parse_study(made))
 
 

@@ -63,7 +63,7 @@ def test_a_swept_condition_can_be_named_by_a_claim_and_a_wrong_name_is_told(sett
     settings["claims"] = [claim | {"margin": 0.1}]
     assert parse_study(settings).claims[0].against == "all_layer-steps3"
     settings["claims"][0]["against"] = "all_layer"
-    with pytest.raises(StudyError, match=r"no condition 'all_layer'"):
+    with pytest.raises(StudyError, match=r"unknown condition 'all_layer'"):
         parse_study(settings)
 
 
@@ -86,7 +86,7 @@ def test_a_contract_that_sorts_its_keys_holds_the_same_sweep(settings: dict[str,
 @pytest.mark.parametrize(
     ("sweep", "said"),
     [
-        ({"r": [4, 8]}, r"conditions\.all_layer\.r: it is in `sweep` too"),
+        ({"r": [4, 8]}, r"conditions\.all_layer\.r: it is also in `sweep`"),
         ({"max_steps": 4}, r"sweep\.max_steps: expected a list"),
         ({"max_steps": [4, 4]}, "the same name"),
         ({"max_stepps": [4]}, "max_stepps"),
@@ -222,7 +222,7 @@ def test_selection_cells_come_first_and_main_cells_wait_for_the_choice(settings:
     [
         ({"seed": 1}, "is one of the main seeds"),
         ({"learning_rates": [1e-3]}, "learning_rates"),
-        ({"learning_rates": [1e-3, 1e-3]}, "names one twice"),
+        ({"learning_rates": [1e-3, 1e-3]}, "contains duplicates"),
     ],
 )
 def test_a_bad_selection_is_refused(settings: dict[str, Any], change: dict[str, Any], said: str) -> None:

@@ -151,7 +151,7 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
         ("fsdp2", {"fsdp_state_dict_type": "LOCAL_STATE_DICT"}, "in parts, which one process cannot load"),
         ("fsdp2", {"version": 1}, "is version 2"),
         ("fsdp2", {"activation_checkpointing": True}, "train.gradient_checkpointing"),
-        ("fsdp2", {"reshard_after_foward": True}, "no such setting"),
+        ("fsdp2", {"reshard_after_foward": True}, ": unknown setting of"),
         ("fsdp2", {"fsdp_cpu_offload": True}, "clipping needs"),
         ("deepspeed", None, r"zero_optimization\.stage: expected 1, 2 or 3, found None"),
         ("deepspeed", {"zero_optimization": {"stage": 0}}, "found 0"),

@@ -67,16 +67,16 @@ def test_not_one_family_is_obeyed_by_the_next_audit_and_said(desk: Desk, audited
     client = desk(audited, edit=True)
     status, page = say(client, "b0", "b2", "no")
     assert status == 303
-    assert "1 decision; these families do not obey them yet" in page
+    assert "1 decision; the decisions are not applied to these families yet" in page
     assert "saved: b0 and b2: not one family" in page
     output = audit(audited.parent)
     assert families(audited) == {frozenset({"b0", "b1"}), frozenset({"b2"}), frozenset({"<b>x&"})}
-    assert "1 of 1 obeyed (0 joined, 1 separated, 0 held already)" in output
-    assert "2 families before, 3 after; 3 rows changed their company" in output
+    assert "1 of 1 applied (0 joined, 1 separated, 0 were true already)" in output
+    assert "2 families before, 3 after; the family of 3 rows changed" in output
     record = json.loads((audited / "report.json").read_text(encoding="utf-8"))["family_decisions"]
     assert record["separated"] == [["b0", "b2"]]
     here = client.get("/").text.split('href="/p/')[1].split('"')[0]
-    assert "1 decision; these families obey them" in client.get(f"/p/{here}/audit").text
+    assert "1 decision; these families have the decisions applied" in client.get(f"/p/{here}/audit").text
 
 
 def test_one_family_joins_and_taking_it_back_parts_again(desk: Desk, audited: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_cannot_be_decided_is_refused_and_nothing_is_written(desk: Desk, au
     before = (audited / "review" / "families.decisions.jsonl").read_bytes()
     assert "not one family, but b0 = b1 = b2" in say(client, "b0", "b2", "no")[1]
     assert "decided elsewhere since this page was drawn" in say(client, "b0", "b1", "no", seen="")[1]
-    assert "'gone' is no row of this audit" in say(client, "b0", "gone", "no")[1]
+    assert "'gone' is not a row of this audit" in say(client, "b0", "gone", "no")[1]
     assert say(client, "b0", "b0", "no")[0] == 422
     (audited.parent / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
     here = client.get("/").text.split('href="/p/')[1].split('"')[0]

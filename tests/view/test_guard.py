@@ -21,7 +21,7 @@ def place(client: TestClient) -> str:
 @pytest.mark.parametrize("host", ["evil.example:7878", "localhost.evil:7878", "127.0.0.1", "127.0.0.1:7879", ""])
 def test_a_name_that_is_not_ours_is_refused(desk: Desk, study: Path, host: str) -> None:
     answer = desk(study).get("/", headers={"host": host})
-    assert (answer.status_code, answer.text) == (403, "This server does not have that name.\n")
+    assert (answer.status_code, answer.text) == (403, "This server does not have that host name.\n")
 
 
 @pytest.mark.parametrize("host", ["localhost:7878", "127.0.0.1:7878", "[::1]:7878"])
@@ -64,7 +64,7 @@ def test_a_form_of_another_server_is_refused(desk: Desk, study: Path) -> None:
     client = desk(study, edit=True)
     answer = client.post(f"/p/{place(client)}/review", content="form=x", headers={"sec-fetch-site": "same-origin"})
     assert answer.status_code == 403
-    assert "of an earlier server" in answer.text
+    assert "This form was loaded before the server was restarted." in answer.text
 
 
 def test_a_token_is_taken_from_the_address_once(desk: Desk, study: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_token_is_taken_from_the_address_once(desk: Desk, study: Path) -> None
 
 
 def test_an_address_beyond_this_machine_needs_a_token() -> None:
-    with pytest.raises(InputError, match="others could read these folders"):
+    with pytest.raises(InputError, match="other machines could read these folders, so a token is needed"):
         rules_for("0.0.0.0", 7878, None, False)
     with pytest.raises(InputError, match="16 characters or more"):
         rules_for("127.0.0.1", 7878, "short", False)

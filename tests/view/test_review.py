@@ -122,7 +122,7 @@ def test_undo_is_a_line_too(pack: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../ann", "", "a/b", ".hidden", "x" * 41])
 def test_a_reviewer_is_no_path(pack: Path, name: str) -> None:
-    with pytest.raises(InputError, match="is no reviewer's name"):
+    with pytest.raises(InputError, match="cannot be used as a reviewer's name"):
         choices(pack, name)
 
 

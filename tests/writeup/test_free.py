@@ -90,7 +90,7 @@ def test_differences_ratios_and_error_rates_of_two_records_are_bound(text: str, 
 def test_a_number_is_wrong_only_where_the_words_name_one_record(text: str, value: str, results: Path) -> None:
     found = read(text, results)
     assert [r.outcome for r in found] == ["wrong"] and found[0].message.startswith(value)
-    assert found[0].suggestion.endswith("or say whose number this is.")
+    assert found[0].suggestion.endswith(", or say which record this number is from.")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_the_command_takes_record_files_behind_the_page_and_counts_outcomes(resu
     text = render_text(report)
     assert "command.md:1:32: not in the records (number.unbound): 0.641: " in text
     assert text.endswith("    1 bound, 0 ambiguous, 1 not in the records, 0 wrong")
-    with pytest.raises(InputError, match="expected records to hold the write-up against"):
+    with pytest.raises(InputError, match="expected records to check the write-up against, found none"):
         lint_command([page], None, [])
     with pytest.raises(InputError, match="expected a write-up, found none"):
         lint_command([results], None, [results])

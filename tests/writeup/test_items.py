@@ -134,10 +134,10 @@ def test_eval_results_are_for_trained_runs_and_a_dataset_that_is_named(root: Pat
             "--benchmark: expected a dataset of the hub, found none",
         ),
         (["items.style", "--as", "parquet", "--out", "x", "--benchmark", "hle"], "found hle"),
-        (["items.style", "--as", "parquet"], "is written, not printed"),
+        (["items.style", "--as", "parquet"], "can only be written to a file."),
         (["items.style", "--as", "latex", "--out", "x"], "is exported as parquet, inspect"),
         (["items.nothere", "--as", "parquet", "--out", "x"], "the study has no eval 'nothere'"),
-        (["table.scores.style", "--benchmark", "a/b"], "--benchmark belongs to items.EVAL"),
+        (["table.scores.style", "--benchmark", "a/b"], "--benchmark needs items.EVAL, but a table was named."),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(

@@ -138,7 +138,7 @@ def test_without_records_the_numbers_are_not_called_checked(tmp_path: Path) -> N
     assert not isinstance(report, list)
     assert code == 2 and [f.rule for f in report.findings] == ["numbers.records"]
     assert report.bound == 0
-    assert "numbers were held against no records" in report.findings[0].message
+    assert "numbers were not checked: no records were given" in report.findings[0].message
 
 
 def test_a_teams_own_profile_asks_for_sections_and_forbids_and_allows_words(tmp_path: Path, records: Path) -> None:
@@ -156,11 +156,11 @@ def test_a_teams_own_profile_asks_for_sections_and_forbids_and_allows_words(tmp_
     ("yaml_text", "message"),
     [
         ("sectoins: {}", "unknown field 'sectoins'"),
-        ("checks: {captoins: off}", r"no such check \(did you mean 'captions'\?\)"),
+        ("checks: {captoins: off}", r"unknown check \(did you mean 'captions'\?\)"),
         ("checks: {captions: loud}", "expected error, note, off; found 'loud'"),
         ("sections: {a: {bullets: [3, 1]}}", r"expected \[least, most\]"),
         ("forbid: [{message: x}]", "expected words"),
-        ("extends: nothing-here", "no profile has the name"),
+        ("extends: nothing-here", "unknown profile"),
         ("- a", "expected a mapping"),
         ("a: [", "cannot be read as YAML"),
     ],

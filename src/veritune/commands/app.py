@@ -36,24 +36,24 @@ Command = Callable[..., None]
 
 
 class Formatter(Protocol):
-    """What a section of the help is written with: typer's formatter, whose class is not public."""
+    """The class of the help formatter that typer hands over; typer does not export it."""
 
     def section(self, name: str) -> AbstractContextManager[None]:
-        """A headed block until its end."""
+        """Start a block with a heading; the block ends with the `with` statement."""
 
     def write(self, string: str) -> None:
-        """Text as it stands."""
+        """Add text unchanged."""
 
 
 DAILY: dict[Command, str] = {
     demo.demo: "a finished study, unpacked, to try the others on",
-    data.audit: "what is in a data set: families, eval leaks, bad rows",
+    data.audit: "what is in a data set: families, leaks from evals, bad rows",
     decide.compare: "two or more score files, paired item by item",
     run.check: "one page about an adapter that anybody trained",
-    run.run: "a study from data to verdicts, or what is left of it",
+    run.run: "run a study from data to verdicts, or resume it",
     study.status: "what is done, running and left; --follow watches it",
-    writeup.lint: "every number and claim of a text, against records",
-    view.view: "studies, samples, audits and releases in the browser",
+    writeup.lint: "check every number and claim of a text",
+    view.view: "browse studies, samples, audits and releases",
 }
 DATA: dict[Command, str] = {
     data.tokens: "how a row is rendered and where its loss falls",
@@ -67,48 +67,48 @@ STUDY: dict[Command, str] = {
     study.plan: "cost, time, modules and detectable difference",
     study.freeze: "hash everything and write the contract",
     study.amend: "change a frozen study, with a reason",
-    work.work: "run cells that nobody has, or the one that is named",
-    run.adopt: "make a cell of weights that were trained elsewhere",
+    work.work: "run cells that no process holds, or one named cell",
+    run.adopt: "add a cell from weights that were trained elsewhere",
     decide.select: "checkpoint and learning rate, by validation NLL",
     study.report: "draw the report again; --probes prints its probes",
     study.verify: "recompute every hash of a study or bundle; --sign",
 }
 PROBE: dict[Command, str] = {
-    probe.gap: "gain on seen, sibling and stranger rows; recall; tokens",
-    probe.gradients: "how many independent examples the data acts like",
+    probe.gap: "gain on seen, sibling and stranger rows; tokens; recall",
+    probe.gradients: "how many independent examples the data is worth",
     probe.weights: "how far the weights moved, by module",
     probe.geometry: "how personas' hidden states moved, by layer",
     probe.forgetting: "what training cost on other tasks",
-    calibration.calibration: "whether a model is right as often as it is sure",
-    probe.leak: "what a split that ignores families would have shown",
+    calibration.calibration: "whether a model's confidence matches its accuracy",
+    probe.leak: "how much a split that ignores families would flatter",
     attribution.attribution: "training families behind wrong outputs (experimental)",
 }
 DECIDE: dict[Command, str] = {
-    decide.power: "what a design can detect, before it is paid for",
+    decide.power: "what a design can detect, before you pay for it",
 }
 WRITEUP: dict[Command, str] = {
-    writeup.draft: "a text from the records, its numbers as references",
-    writeup.fill: "fill a page's references, or bring them up to date",
-    writeup.check: "references that are stale, unknown or not filled",
-    writeup.export: "a table of the records; without a name, the names",
+    writeup.draft: "draft a text from the records, numbers as references",
+    writeup.fill: "fill a page's references, or update them",
+    writeup.check: "find references that are stale, unknown or not filled",
+    writeup.export: "print a table of the records, or list their names",
 }
 RESULTS: dict[Command, str] = {
-    results.add: "add finished studies to an index that stays",
-    results.show: "how every result stands now; --site makes pages",
-    results.note: "comment, log a mistake, keep the runbook",
+    results.add: "add finished studies to a permanent index",
+    results.show: "current state of every result; --site makes pages",
+    results.note: "comment on results, log mistakes, keep the runbook",
 }
 RELEASE: dict[Command, str] = {
     gate.gate: "whether weights may ship; --attest, --waive, --controls",
     gate.safety: "red-team prompts, candidate beside base",
-    parity.merge_parity: "an adapter beside its merged model and exports",
-    parity.serve_parity: "a served model beside the contract's generation",
+    parity.merge_parity: "compare an adapter with its merged model and exports",
+    parity.serve_parity: "compare a served model with the contract's generation",
     bundle.bundle: "pack a run with its evidence for release",
     registry.promote: "point a channel to a bundle",
     registry.history: "what a channel pointed to, and when",
-    registry.rollback: "point a channel back; --drill practises it",
+    registry.rollback: "point a channel to an earlier bundle; --drill: practice",
     registry.push: "send a bundle or a data file to a hub",
     registry.pull: "fetch a bundle and verify it",
-    shelf.prune: "what no channel needs; --delete; --list names all",
+    shelf.prune: "delete bundles that no channel needs; --list: all",
 }
 MACHINE: dict[Command, str] = {
     machine.doctor: "versions, memory, accelerator, what commands need",
@@ -134,12 +134,12 @@ SECTIONS: dict[str, tuple[str, dict[Command, str]]] = {
 
 
 def full_name(group: str, command: Command) -> str:
-    """What one types: `probe gap`, `merge-parity`."""
+    """The command's full name as typed: `probe gap`, `merge-parity`."""
     return f"{group} {command.__name__.replace('_', '-')}".strip()
 
 
 class Sections(TyperGroup):
-    """The root group. Its help lists every command, those of groups too, a section each, in plain text."""
+    """The root group. Its help lists every command, also those in groups, under section headings in plain text."""
 
     def format_commands(  # type: ignore[override]  # typer's own classes are not public
         self, ctx: typer.Context, formatter: Formatter
@@ -155,7 +155,7 @@ NAME_WIDTH = max(len(full_name(group, command)) for group, commands in SECTIONS.
 
 
 def exit_codes_text() -> str:
-    """`0 fine; 1 ...`, the codes that a command chooses."""
+    """The exit codes that a command can choose, as text: `0 fine; 1 ...`."""
     return "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items() if code <= ExitCode.IN_USE)
 
 
@@ -199,6 +199,8 @@ def commands() -> Iterator[str]:
 
 
 def called(arguments: Sequence[str]) -> str:
-    """The command that a command line calls, `audit` or `probe gap`: its leading words that name one."""
+    """The name of the command that a command line calls, such as `audit` or `probe gap`: its longest leading part that
+    is a command.
+    """
     words = [word for word in arguments if not word.startswith("-")]
     return " ".join(words[: 2 if words[:1] and words[0] in GROUP_HELP else 1])

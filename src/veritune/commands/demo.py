@@ -19,7 +19,7 @@ else:
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where it is unpacked; it must not exist yet.")] = Path(
+    folder: Annotated[Path, typer.Argument(help="Folder to unpack into; it must not exist yet.")] = Path(
         "veritune-demo"
     ),
     as_json: JsonOption = False,

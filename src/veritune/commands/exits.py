@@ -8,6 +8,6 @@ from veritune.errors import ExitCode
 
 
 def exit_unless(passed: bool, code: int = ExitCode.NOT_PASSED) -> None:
-    """End the command with `code` where something did not pass."""
+    """Exit with `code` unless the condition holds."""
     if not passed:
         raise typer.Exit(code)

@@ -48,8 +48,8 @@ def gate(
     attest: Annotated[
         str | None,
         typer.Option(
-            help="Bind what was measured elsewhere to the weights: the file of a calibration record, or a regression "
-            "suite that the policy declares without `eval`."
+            help="Record a measurement that was made elsewhere as evidence for these weights: the file of a "
+            "calibration record, or a regression suite that the policy declares without `eval`."
         ),
     ] = None,
     candidate_files: Annotated[
@@ -57,20 +57,24 @@ def gate(
     ] = None,
     base: Annotated[list[Path] | None, typer.Option(help="Suite: score file of the base; repeat.")] = None,
     waive: Annotated[
-        str | None, typer.Option(help="Let this undecided gate pass until a day; one that failed cannot be waived.")
+        str | None, typer.Option(help="Let this undecided gate pass until --until; a failed gate cannot be waived.")
     ] = None,
     by: ByOption = "",
-    reason: Annotated[str, typer.Option(help="With --waive: why.")] = "",
-    until: Annotated[str, typer.Option(help="With --waive: the last day it holds, YYYY-MM-DD.")] = "",
+    reason: Annotated[str, typer.Option(help="With --waive: the reason.")] = "",
+    until: Annotated[str, typer.Option(help="With --waive: the last day of the waiver, YYYY-MM-DD.")] = "",
     controls: Annotated[
-        bool, typer.Option("--controls", help="Print instead twelve known failure modes with this study's evidence.")
+        bool,
+        typer.Option(
+            "--controls",
+            help="Print instead a checklist of twelve known failure modes, with this study's evidence for each.",
+        ),
     ] = False,
     markdown: MarkdownOption = None,
     junit: JunitOption = None,
     github: GithubOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate the release policy for one run's weights. Exit code 2 on anything but a pass.
+    """Check one run's weights against the release policy. Exit code 2 unless every gate passes.
 
     --attest and --waive add to the record instead of evaluating it; both need --by.
     """
@@ -81,7 +85,10 @@ def gate(
     )
     shown = Shown(as_json, markdown, junit, github)
     if shown.anything and (controls or attest is not None or waive is not None):
-        raise InputError("--markdown, --junit and --github show the gates.", fix="Leave the other mode out.")
+        raise InputError(
+            "--markdown, --junit and --github show the gates, but another mode was asked for.",
+            fix="Leave out these three, or the other mode's option.",
+        )
     choice = candidate.CandidateChoice(policy, condition, seed)
     if controls:
         listed = failure_modes.controls(study)
@@ -106,13 +113,15 @@ def _refuse_mixture(
     """Raise InputError for two modes at once, or for an option of a mode that was not chosen."""
     chosen = [name for name, value in modes.items() if value is not None]
     if len(chosen) > 1:
-        raise InputError(f"{chosen[0]} and {chosen[1]} exclude each other.", fix="Give two commands.")
+        raise InputError(f"{chosen[0]} and {chosen[1]} exclude each other.", fix="Run one command for each.")
     for mode, values in belonging.items():
         if mode not in chosen and any(values):
             options = "--candidate and --base" if mode == "--attest" else "--reason and --until"
-            raise InputError(f"{options} belong to {mode}.", fix=f"Add {mode}, or leave them out.")
+            raise InputError(f"{options} can only be used with {mode}.", fix=f"Add {mode}, or leave them out.")
     if by and not {"--attest", "--waive"} & set(chosen):
-        raise InputError("--by belongs to --attest and --waive.", fix="Add one of them, or leave it out.")
+        raise InputError(
+            "--by is only used with --attest or --waive.", fix="Add --attest or --waive, or leave out --by."
+        )
 
 
 def _attest(case: candidate.Case, what: str, files: tuple[list[Path], list[Path]], by: str, as_json: bool) -> None:
@@ -125,7 +134,8 @@ def _attest(case: candidate.Case, what: str, files: tuple[list[Path], list[Path]
         return
     if not Path(what).is_file():
         raise InputError(
-            f"--attest {what}: expected the file of a calibration record or a suite of the policy, found neither.",
+            f"--attest {what}: expected the file of a calibration record or the name of a suite in the policy, "
+            "found neither.",
             fix=f"Suites of the policy: {', '.join(sorted(regression.suites)) or 'none'}.",
         )
     record = bind.bind_calibration(case, Path(what), by)
@@ -135,31 +145,37 @@ def _attest(case: candidate.Case, what: str, files: tuple[list[Path], list[Path]
 def safety(
     study: Annotated[
         Path | None,
-        typer.Argument(help="A study: its candidate answers; the record goes there.", show_default=False),
+        typer.Argument(help="A study: asks its candidate and records the result there.", show_default=False),
     ] = None,
     model: MaybeModelOption = None,
-    adapter: Annotated[Path | None, typer.Option(help="Folder of the adapter, or of a full fine-tune.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of the adapter or of a fully fine-tuned model.")] = None,
     sets: Annotated[
-        list[Path] | None, typer.Option("--set", help="A prompt set; default: the starter; repeat.")
+        list[Path] | None, typer.Option("--set", help="A prompt set; repeat for more; default: the starter set.")
     ] = None,
-    grader: Annotated[str | None, typer.Option(help="module:function in place of the pattern graders.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Precision of the base; default: the study's, bfloat16.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Without a study: write the record below this folder.")] = None,
+    grader: Annotated[
+        str | None, typer.Option(help="module:function that grades answers, instead of the pattern graders.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Precision of the base; default: the study's, else bfloat16.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Without a study: folder for the record.")] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Show the recorded answers that got worse; generate nothing.")
+        bool, typer.Option("--show", help="Show the recorded answers that got worse, without generating anything.")
     ] = False,
     policy: PolicyOption = None,
     condition: ConditionOption = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask base and candidate red-team prompts and harmless look-alikes, and compare. Exit code 2 unless it passes."""
+    """Ask base and candidate red-team prompts and harmless look-alikes, and compare the answers. Exit code 2 unless the
+    candidate passes.
+    """
     case = candidate.open_case(study, candidate.CandidateChoice(policy, condition, seed)) if study is not None else None
     limits = case.policy.release.safety if case else studies.SafetyGate()
     if show:
         if case is None:
             raise InputError(
-                "--show reads a study's record, and no study was named.", fix="veritune safety STUDY --show"
+                "--show reads a study's record, but no study was given.", fix="veritune safety STUDY --show"
             )
         answers = red_team.recorded_answers(case)
         put(red_team.render_text(answers, red_team.judge(answers, limits), shown=len(answers)))

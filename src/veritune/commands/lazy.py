@@ -18,7 +18,7 @@ from typing import Any
 
 
 class LazyModule:
-    """Stands for a module and imports it when one of its names is first used."""
+    """A stand-in for a module, which is imported when one of its names is first used."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -31,5 +31,5 @@ class LazyModule:
 
 
 def lazy(name: str) -> LazyModule:
-    """The module of this dotted name, imported at its first use."""
+    """A stand-in for the module of this dotted name, which is imported at its first use."""
     return LazyModule(name)

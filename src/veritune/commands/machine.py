@@ -22,21 +22,29 @@ else:
 
 def doctor(
     prepare: Annotated[
-        bool, typer.Option("--prepare", help="Do now what the first run would do: compile the audit, unpack the model.")
+        bool,
+        typer.Option(
+            "--prepare", help="Do the one-time work of the first run now: compile the audit kernels, unpack the model."
+        ),
     ] = False,
     selftest: Annotated[
         bool,
-        typer.Option("--selftest", help="Try the 4-bit path of `qlora`, stage by stage, against a float32 reference."),
+        typer.Option("--selftest", help="Test the 4-bit path of `qlora`, stage by stage, against a float32 reference."),
     ] = False,
     no_guard: Annotated[
         bool,
-        typer.Option("--no-guard", help="With --selftest: leave bitsandbytes' repacking on; a qlora run does not."),
+        typer.Option(
+            "--no-guard",
+            help="With --selftest: keep bitsandbytes' repacking of weights, which a qlora run switches off.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine: versions, cores, memory, accelerator, what each command needs, a matmul and a tokenizer."""
+    """Check this machine: versions, cores, memory, accelerator, what each command needs; run a matrix product and a
+    tokenizer.
+    """
     if no_guard and not selftest:
-        raise InputError("--no-guard belongs to --selftest.", fix="veritune doctor --selftest --no-guard")
+        raise InputError("--no-guard can only be used with --selftest.", fix="veritune doctor --selftest --no-guard")
     if prepare:
         health.prepare()
     if selftest:

@@ -16,12 +16,12 @@ from veritune.commands.terminal import plain_streams
 from veritune.errors import ExitCode, VerituneError, describe_os_error, first_line
 from veritune.extras import missing
 
-STOPPED = "veritune: stopped. What was finished is on disk; the same command goes on from there."
+STOPPED = "veritune: stopped. Finished work is on disk; run the same command again to resume."
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Run the command line: one line on the screen for an error, the traceback with every cause after `--debug`."""
+    """Run the command line. An error prints one line; after `--debug`, the traceback with every cause."""
     debug = "--debug" in sys.argv
     with plain_streams():
         try:
@@ -59,16 +59,16 @@ def describe(exc: Exception) -> tuple[str, int]:
     if isinstance(exc, OSError):
         return " ".join(describe_os_error(exc)), ExitCode.USER
     if isinstance(exc, MemoryError):
-        return "the machine has too little memory for this. Free some, or use smaller files.", ExitCode.USER
+        return "the machine has too little memory for this command. Free some, or use smaller files.", ExitCode.USER
     if isinstance(exc, RecursionError):
         return (
-            f"a file nests too deeply{_place(exc)}. Find it with `veritune verify`, or give a flatter one.",
+            f"a file nests too deeply{_place(exc)}. Find the file with `veritune verify`, or give one that nests less.",
             ExitCode.USER,
         )
     what = f"unexpected {type(exc).__name__}: {first_line(exc)}{_place(exc)}"
     return (
-        f"{what}. A record may be damaged: `veritune verify STUDY` names it. If none is, this is a fault of Veritune: "
-        "give the command again with --debug and report what it prints.",
+        f"{what}. A record may be damaged: run `veritune verify STUDY` to find it. If none is, this is a bug in "
+        "Veritune: run the command again with --debug and report the output.",
         ExitCode.USER,
     )
 

@@ -19,7 +19,7 @@ else:
 
 # ---------------------------------------------------------------- arguments
 
-StudyArg = Annotated[Path, typer.Argument(help="The study file, or the folder it lies in.", show_default=False)]
+StudyArg = Annotated[Path, typer.Argument(help="The study file, or the folder that holds it.", show_default=False)]
 DataArg = Annotated[str, typer.Argument(help="JSONL (.gz, .zst), CSV, Parquet, a folder of shards, or a hub id.")]
 
 # ---------------------------------------------------------------- what is printed and written
@@ -27,8 +27,8 @@ DataArg = Annotated[str, typer.Argument(help="JSONL (.gz, .zst), CSV, Parquet, a
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 OutOption = Annotated[Path | None, typer.Option(help="Write the record to this file.")]
-PlotOption = Annotated[Path | None, typer.Option(help="Draw it into this file (.svg, .png or .pdf).")]
-PageOption = Annotated[Path | None, typer.Option(help="Also draw rows with coloured tokens into this HTML file.")]
+PlotOption = Annotated[Path | None, typer.Option(help="Draw the result into this file (.svg, .png or .pdf).")]
+PageOption = Annotated[Path | None, typer.Option(help="Also write this HTML file with the rows' tokens coloured.")]
 
 # ---------------------------------------------------------------- for a pipeline
 
@@ -36,20 +36,22 @@ MarkdownOption = Annotated[
     Path | None, typer.Option(help="Write Markdown for a pull request to this file; - prints it instead.")
 ]
 JunitOption = Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")]
-GithubOption = Annotated[bool, typer.Option("--github", help="Print GitHub annotations to the error output.")]
+GithubOption = Annotated[bool, typer.Option("--github", help="Print GitHub annotations to standard error.")]
 
 # ---------------------------------------------------------------- data
 
 
 class TrainOn(Enum):
-    """Which assistant turns carry loss."""
+    """Which assistant turns carry loss: `all` or `last`."""
 
     all = "all"
     last = "last"
 
 
 def parse_template_kwargs(text: str | None) -> dict[str, JsonValue]:
-    """`enable_thinking=false,effort=low` as variables of a template, values read as YAML. Raises InputError."""
+    """The variables of a chat template from `enable_thinking=false,effort=low`, with values read as YAML. Raises
+    InputError.
+    """
     if text is None:
         return {}
     pairs = [part.partition("=") for part in text.split(",")]
@@ -74,20 +76,24 @@ def parse_template_kwargs(text: str | None) -> dict[str, JsonValue]:
 ColumnsOption = Annotated[
     str | None,
     typer.Option(
-        help="Where the turns stand: user=question,assistant=answer, or templates: user='{table}\\n{question}'. "
-        "Also messages=, system=, reasoning=, tools=, and ignore= for columns to leave alone. Else found by name."
+        help="Which columns hold the turns: user=question,assistant=answer, or templates: "
+        "user='{table}\\n{question}'. Other keys: messages=, system=, reasoning=, tools=, and ignore= for "
+        "columns to leave alone. Default: found by name."
     ),
 ]
 TrainOnOption = Annotated[
-    TrainOn, typer.Option(help="Assistant turns that carry loss: all (but those of weight 0), or the last of each row.")
+    TrainOn,
+    typer.Option(help="Assistant turns that carry loss: all (except those of weight 0), or the last one of each row."),
 ]
 TemplateKwargsOption = Annotated[
     str | None, typer.Option(help="Variables of the chat template, e.g. enable_thinking=false.", show_default=False)
 ]
-EvalsOption = Annotated[list[str] | None, typer.Option("--eval", help="Benchmark that the rows must not hold; repeat.")]
-MaxLengthOption = Annotated[int, typer.Option(help="With a tokenizer: the longest row in tokens.")]
+EvalsOption = Annotated[
+    list[str] | None, typer.Option("--eval", help="Benchmark whose items must not be in the rows; repeat for more.")
+]
+MaxLengthOption = Annotated[int, typer.Option(help="With a tokenizer: the longest allowed row, in tokens.")]
 IdFieldOption = Annotated[str | None, typer.Option(help="Column with a unique row id; '' for none.")]
-FamilyOption = Annotated[str | None, typer.Option(help="Column that names a row's original.")]
+FamilyOption = Annotated[str | None, typer.Option(help="Column that names the original of a row.")]
 RowsOption = Annotated[str, typer.Option(help="The rows: any file that `audit` reads.")]
 
 # ---------------------------------------------------------------- models
@@ -95,31 +101,38 @@ RowsOption = Annotated[str, typer.Option(help="The rows: any file that `audit` r
 ModelOption = Annotated[str, typer.Option(help="Base model: folder, hub id or builtin.")]
 MaybeModelOption = Annotated[str | None, typer.Option(help="Base model: folder, hub id or builtin.")]
 AdapterOption = Annotated[
-    Path | None, typer.Option(help="Folder of the adapter or full checkpoint; without it the base is probed.")
+    Path | None, typer.Option(help="Folder of the adapter or full checkpoint; without it the base model is probed.")
 ]
 TrainedOption = Annotated[Path, typer.Option(help="Folder of the adapter or of a full checkpoint.")]
-ExtractOption = Annotated[str | None, typer.Option(help="Score short answers: pattern whose group is the answer.")]
+ExtractOption = Annotated[
+    str | None, typer.Option(help="Score short answers: a pattern whose group captures the answer.")
+]
 ExpectedOption = Annotated[str | None, typer.Option(help="With --extract: column with the expected answer.")]
-NewTokensOption = Annotated[int | None, typer.Option("--max-new-tokens", help="Generation stops here.", min=1)]
-DtypeOption = Annotated[str, typer.Option(help="Precision in which the model runs: bfloat16, float16 or float32.")]
+NewTokensOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", help="Most tokens to generate for each answer.", min=1)
+]
+DtypeOption = Annotated[str, typer.Option(help="Precision to run the model in: bfloat16, float16 or float32.")]
 
 # ---------------------------------------------------------------- a study
 
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override one setting, e.g. train.max_steps=20. It is recorded as a flag."),
+    typer.Option("--set", help="Override one setting, such as train.max_steps=20. The contract records it as a flag."),
 ]
 
 AddressOption = Annotated[
     str | None,
-    typer.Option(help="ray: HOST:6379 on a node, ray://HOST:10001 from elsewhere; default: one on this machine."),
+    typer.Option(
+        help="Ray's address: HOST:6379 on a node of the cluster, ray://HOST:10001 from elsewhere; default: a "
+        "local Ray on this machine."
+    ),
 ]
 
 # ---------------------------------------------------------------- decisions
 
 
 class Assume(Enum):
-    """What is declared about seeds before the data are seen."""
+    """An assumption about seeds, declared before the data are seen."""
 
     equal_seed_spread = "equal-seed-spread"
     shared_seeds = "shared-seeds"
@@ -129,13 +142,14 @@ AssumeOption = Annotated[
     list[Assume] | None,
     typer.Option(
         "--assume",
-        help="Declared before the data: equal-seed-spread (both arms spread alike between seeds), shared-seeds (runs "
-        "of one seed share data order and initialisation: pair by seed); repeat.",
+        help="Assumption, declared before the data are seen: equal-seed-spread (both arms vary equally between "
+        "seeds) or shared-seeds (runs of one seed share data order and initialisation: pair by seed); repeat "
+        "for both.",
     ),
 ]
 MarginOption = Annotated[float | None, typer.Option(help="The smallest difference that matters, in score units.")]
-ZoneOption = Annotated[str | None, typer.Option(help="Only the items of one zone.")]
-AlphaOption = Annotated[float, typer.Option(help="Error rate of the decision.")]
+ZoneOption = Annotated[str | None, typer.Option(help="Use only the items of one zone.")]
+AlphaOption = Annotated[float, typer.Option(help="Error rate (alpha) of the decision.")]
 ScaleOption = Annotated[tuple[float, float] | None, typer.Option(help="Lowest and highest possible score.")]
 
 # ---------------------------------------------------------------- reading score files
@@ -144,45 +158,53 @@ DirectionOption = Annotated[
     bool | None,
     typer.Option(
         "--lower-is-better/--higher-is-better",
-        help="Direction of the metric, where neither the log nor the metric's name says it.",
+        help="Whether higher or lower is better, where neither the log nor the metric's name says so.",
         show_default=False,
     ),
 ]
 EvalOption = Annotated[
     str | None,
-    typer.Option("--eval", help="An eval of a file or folder that holds several, a group of tasks, or A,B to pool."),
+    typer.Option(
+        "--eval",
+        help="Which eval to read from a file or folder with several: one eval, a group of tasks, or A,B to pool.",
+    ),
 ]
 MetricOption = Annotated[
-    str | None, typer.Option(help="Score column (tuned.score for nested ones), a harness's metric or Inspect's scorer.")
+    str | None,
+    typer.Option(help="Column with the score (tuned.score for a nested one), a harness's metric, or Inspect's scorer."),
 ]
 FilterOption = Annotated[
-    str | None, typer.Option("--filter", help="lm-eval: which filter of a task; HELM: which split or perturbation.")
+    str | None, typer.Option("--filter", help="lm-eval: filter of a task to read; HELM: split or perturbation.")
 ]
 ReducerOption = Annotated[
     str | None,
     typer.Option(
-        help="Several samples of an item as one score: mean, max, at_least_2, pass_at_5, ...; else the log's."
+        help="How to reduce several samples of an item to one score: mean, max, at_least_2, pass_at_5, ...; "
+        "default: the log's own rule."
     ),
 ]
 IdOption = Annotated[str | None, typer.Option("--id", help="Column with the item id.")]
 ItemFamilyOption = Annotated[
-    str | None, typer.Option("--family", help="Column, document field or metadata with families (clusters) of items.")
+    str | None,
+    typer.Option("--family", help="Column, document field or metadata that holds the family (cluster) of an item."),
 ]
 RunColumnOption = Annotated[str | None, typer.Option("--run", help="Column with the seed or run.")]
 RaterOption = Annotated[str | None, typer.Option(help="Column with the rater.")]
-SampleOption = Annotated[str | None, typer.Option(help="Column that tells several samples of an item apart.")]
+SampleOption = Annotated[str | None, typer.Option(help="Column that distinguishes several samples of one item.")]
 
 # ---------------------------------------------------------------- releases
 
 PolicyOption = Annotated[Path | None, typer.Option(help="Policy file; default: the study's `release` section.")]
-ConditionOption = Annotated[str | None, typer.Option(help="The arm that ships, where the policy names none.")]
-SeedOption = Annotated[int | None, typer.Option(help="The seed whose weights ship; default: the policy's, the first.")]
-BaseOption = Annotated[Path | None, typer.Option("--base", help="Where the base model lies now, if it moved.")]
+ConditionOption = Annotated[str | None, typer.Option(help="The arm to ship, where the policy names none.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of the weights to ship; default: the policy's first.")]
+BaseOption = Annotated[Path | None, typer.Option("--base", help="Where the base model lies now, if it was moved.")]
 RegistryOption = Annotated[str, typer.Option(help="A folder, or an fsspec URL such as s3://bucket/models.")]
 ChannelOption = Annotated[str, typer.Option(help="staging or production.")]
-HeadOption = Annotated[str | None, typer.Option(help="Hash of an entry that you kept: refuse a channel without it.")]
-ReasonOption = Annotated[str, typer.Option(help="Why; it is kept in the history.")]
-ByOption = Annotated[str, typer.Option(help="Who takes responsibility; it stays on record.")]
+HeadOption = Annotated[
+    str | None, typer.Option(help="Hash of a history entry that you noted: refuse a channel whose history lacks it.")
+]
+ReasonOption = Annotated[str, typer.Option(help="The reason; it is kept in the history.")]
+ByOption = Annotated[str, typer.Option(help="Name of the person who takes responsibility; it is recorded.")]
 LicenseOption = Annotated[str | None, typer.Option("--license", help="SPDX id of the licence, e.g. cc-by-4.0.")]
 SignOption = Annotated[Path | None, typer.Option(help="Sign with this EC private key (PEM).")]
 KeyOption = Annotated[Path | None, typer.Option("--public-key", help="Check the signature with this EC key (PEM).")]

@@ -20,7 +20,7 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """In which forms a check that a pipeline runs is shown: `--json`, `--markdown`, `--junit`, `--github`.
+    """The output forms of a check that runs in a pipeline: `--json`, `--markdown`, `--junit`, `--github`.
 
     Raises InputError for two that both print.
     """
@@ -32,20 +32,24 @@ class Shown:
 
     def __post_init__(self) -> None:
         if self.as_json and self.prints_markdown:
-            raise InputError("--json and --markdown - both print.", fix="Give --markdown a file.")
+            raise InputError(
+                "--json and --markdown - both write to the screen.", fix="Give --markdown a file, or leave out --json."
+            )
 
     @property
     def prints_markdown(self) -> bool:
-        """Whether the Markdown takes the screen's place."""
+        """Whether the Markdown is printed instead of the screen's text."""
         return str(self.markdown) == "-"
 
     @property
     def anything(self) -> bool:
-        """Whether a form for a pipeline was asked for."""
+        """Whether any of the pipeline forms was asked for."""
         return self.markdown is not None or self.junit is not None or self.github
 
     def show(self, check: ci.CheckReport, record: object, screen: Callable[[], str]) -> None:
-        """Write the files that were named, print the record, its Markdown or the screen's text, then annotations."""
+        """Write the files that were asked for, then print the record, its Markdown or the screen's text, then
+        annotations.
+        """
         if self.junit is not None:
             store.write_text(self.junit, ci.junit(check))
         if self.prints_markdown:
@@ -74,14 +78,14 @@ def _without_paths(record: Any) -> Any:
 
 
 def show_reading(record: object, as_json: bool, out: Path | None) -> None:
-    """A probe's record: written to `out`, and printed as JSON or as its three sentences."""
+    """Write a probe's record to `out`, and print it as JSON or as three sentences."""
     if out is not None:
         store.write_json(out, record)
     put(json_text(record) if as_json else reading_text(record), raw=as_json)
 
 
 def show_readings(named: dict[str, Any], as_json: bool, out: Path | None) -> None:
-    """Several records under their names: written to `out`, and printed as JSON or one after the other."""
+    """Write several records under their names to `out`, and print them as JSON or one after the other."""
     if out is not None:
         store.write_json(out, named)
     if as_json:
@@ -97,7 +101,9 @@ def show_readings(named: dict[str, Any], as_json: bool, out: Path | None) -> Non
 
 
 def reading_text(record: Any, head: str = "") -> str:
-    """What a probe read, its limits and what would change it. `record`: an object, or one read back from disk."""
+    """What a probe measured, its limits and what would change the reading. `record` is an object, or the mapping read
+    back from disk.
+    """
     reading, limits, would_change = (
         record[name] if isinstance(record, dict) else getattr(record, name)
         for name in ("reading", "limits", "would_change")

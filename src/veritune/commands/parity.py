@@ -43,23 +43,29 @@ SINGLE = "-single"
 
 
 def merge_parity(
-    study: Annotated[Path | None, typer.Argument(help="A study whose candidate was merged; or give --model.")] = None,
+    study: Annotated[
+        Path | None, typer.Argument(help="A study whose candidate was merged; or give --model instead.")
+    ] = None,
     model: MaybeModelOption = None,
     adapter: Annotated[Path | None, typer.Option(help="The adapter's folder.")] = None,
     condition: Annotated[str | None, typer.Option(help="With STUDY: the arm that ships, where no policy says.")] = None,
     seed: Annotated[int | None, typer.Option(help="With STUDY: the seed whose weights ship.")] = None,
-    merged: Annotated[Path | None, typer.Option(help="The merged model; without it one is made in --out.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write a merged model that is made here.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Rows to compare outputs on; a study has its own.")] = None,
-    rows: Annotated[int, typer.Option(help="At most so many rows.")] = 32,
+    merged: Annotated[
+        Path | None, typer.Option(help="Folder of the merged model; without it, one is made in --out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the merged model that is made here.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Rows to compare outputs on; default with STUDY: the study's own.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Most rows to compare.")] = 32,
     train_on: TrainOnOption = TrainOn.all,
-    dtype: Annotated[str, typer.Option(help="The precision that will serve.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Precision used in serving.")] = "bfloat16",
     max_new_tokens: NewTokensOption = None,
     quantised: Annotated[
         str | None,
         typer.Option(
-            help="The adapter was trained on a base in nf4, fp4 or int8, or in nf4-single or fp4-single, whose scales "
-            "are not quantised; a study knows."
+            help="How the base was quantised in training: nf4, fp4 or int8, or nf4-single or fp4-single, whose "
+            "scales are not quantised; with STUDY it is known."
         ),
     ] = None,
     eval_name: Annotated[str | None, typer.Option("--eval", help="With STUDY: also compare scores on this eval.")] = (
@@ -68,14 +74,17 @@ def merge_parity(
     extract: ExtractOption = None,
     expected: ExpectedOption = None,
     margin: Annotated[
-        float | None, typer.Option(help="Scores may not be worse by this much; left out, the policy's for --eval.")
+        float | None, typer.Option(help="Largest loss of score that is allowed; default: the policy's for --eval.")
     ] = None,
     export: Annotated[
         list[Path] | None,
-        typer.Option(help="Export to compare with it: a folder of safetensors shards, or a .gguf file; one of each."),
+        typer.Option(
+            help="Exported model to compare as well: a folder of safetensors shards, or a .gguf file; one of each."
+        ),
     ] = None,
     converter: Annotated[
-        Path | None, typer.Option(help="llama.cpp's convert_hf_to_gguf.py: makes the GGUF first. It is run.")
+        Path | None,
+        typer.Option(help="Path of llama.cpp's convert_hf_to_gguf.py, which is run to make the GGUF first."),
     ] = None,
     gguf_type: Annotated[str, typer.Option(help="With --converter: f32, f16, bf16 or q8_0.")] = "bf16",
     as_json: JsonOption = False,
@@ -120,34 +129,49 @@ def _exports(paths: Sequence[Path]) -> tuple[Path | None, Path | None]:
 
 
 def serve_parity(
-    model: Annotated[str, typer.Option(help="The model folder that is (to be) served; a merged one, say.")],
+    model: Annotated[str, typer.Option(help="Folder of the served model, such as a merged one.")],
     golden: Annotated[Path, typer.Option(help="Golden prompts: rows with chat messages.")],
-    url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, e.g. http://host:8000/v1.")] = None,
-    served_name: Annotated[str | None, typer.Option(help="With --url: what the server calls the model.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address of an OpenAI-compatible server, such as http://host:8000/v1.")
+    ] = None,
+    served_name: Annotated[str | None, typer.Option(help="With --url: the name of the model on the server.")] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="Whose template, tokenizer and stop tokens count; default: --base, or the study's."),
+        typer.Option(
+            help="Folder or hub id that gives template, tokenizer and stop tokens; default: --base, or the study's."
+        ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Also measure speed, beside this base model.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="With --base: a server that has the base already.")] = None,
-    rate: Annotated[list[float] | None, typer.Option(help="Requests a second; repeat for several rates.")] = None,
+    base: Annotated[str | None, typer.Option(help="Also measure speed in comparison with this base model.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="With --base: address of a server that already serves the base.")
+    ] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Requests per second; repeat for several rates.")] = None,
     requests: Annotated[int, typer.Option(help="Requests per side, rate and block.")] = 8,
-    blocks: Annotated[int, typer.Option(help="Blocks per side and rate, by turns; intervals rest on them.")] = 4,
-    price_per_hour: Annotated[float | None, typer.Option(help="Price of the machine, for a request's cost.")] = None,
-    prompts: Annotated[int, typer.Option(help="At most so many golden prompts.")] = 16,
+    blocks: Annotated[
+        int, typer.Option(help="Blocks per side and rate, run in alternation; the intervals are computed over blocks.")
+    ] = 4,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Price of the machine in USD an hour, to compute the cost of a request.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Most golden prompts to ask.")] = 16,
     max_new_tokens: NewTokensOption = None,
-    dtype: Annotated[str, typer.Option(help="Precision that serves.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="Precision used in serving.")] = "bfloat16",
     server: Annotated[
         str,
-        typer.Option(help="transformers, vllm, llama-server, llama-cpp-python, or a command with {model} and {port}."),
+        typer.Option(
+            help="Server to start: transformers, vllm, llama-server, llama-cpp-python, or a command with "
+            "{model} and {port}."
+        ),
     ] = "transformers",
     samples: Annotated[Path | None, typer.Option(help="With --base: write every request as a line of JSON.")] = None,
-    study: Annotated[Path | None, typer.Option(help="Record it as evidence for this study's gate.")] = None,
+    study: Annotated[Path | None, typer.Option(help="Record the result as evidence for this study's gate.")] = None,
     condition: Annotated[str | None, typer.Option(help="With --study: the arm that ships.")] = None,
     template_kwargs: TemplateKwargsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a served model the golden prompts and compare with the contract's generation; with --base, measure speed."""
+    """Ask a served model the golden prompts and compare its answers with the contract's generation; with --base, also
+    measure speed.
+    """
     request = serving_command.ServingRequest(
         model,
         golden,

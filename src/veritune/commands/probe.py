@@ -71,7 +71,7 @@ else:
 
 
 class Measure(Enum):
-    """What `probe gap` reads from the same zones."""
+    """What `probe gap` measures on the three zones."""
 
     gap = "gap"
     tokens = "tokens"
@@ -87,16 +87,18 @@ GRADIENT_ROWS = 96
 def gap(
     model: ModelOption,
     adapter: TrainedOption,
-    seen: Annotated[Path, typer.Option(help="Rows it was trained on.")],
-    stranger: Annotated[Path, typer.Option(help="Rows of families it never saw.")],
-    sibling: Annotated[Path | None, typer.Option(help="Held-out rows of families it was trained on.")] = None,
+    seen: Annotated[Path, typer.Option(help="Rows that the model was trained on.")],
+    stranger: Annotated[Path, typer.Option(help="Rows of families that the model was not trained on.")],
+    sibling: Annotated[
+        Path | None, typer.Option(help="Held-out rows of families that the model was trained on.")
+    ] = None,
     family_field: FamilyOption = None,
     measure: Annotated[
         list[Measure] | None,
         typer.Option(
             "--measure",
-            help="gap: gain of each zone, the default; tokens: on which tokens the loss fell; recall: rows asked back, "
-            "by forced choice and word for word; repeat.",
+            help="What to measure: gap (gain of each zone, the default), tokens (on which tokens the loss fell) or "
+            "recall (rows asked back, by forced choice and word for word); repeat for more.",
         ),
     ] = None,
     rows: Annotated[int, typer.Option(help="recall: at most this many rows of each zone.")] = RECALL_ROWS,
@@ -106,10 +108,12 @@ def gap(
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
-    """Say how much of the gain on trained rows carries to siblings and strangers: policy or samples?"""
+    """Measure how much of the gain on trained rows carries over to siblings and strangers: a policy, or samples learned
+    by heart?
+    """
     chosen = list(dict.fromkeys(m.value for m in measure or [Measure.gap]))
     if page is not None and Measure.tokens.value not in chosen:
-        raise InputError("--page draws tokens.", fix="Add --measure tokens.")
+        raise InputError("--page shows tokens, which were not measured.", fix="Add --measure tokens.")
     subject = probes.subject(model, adapter, template_kwargs=parse_template_kwargs(template_kwargs))
     files = {"seen": seen, "stranger": stranger} | ({} if sibling is None else {"sibling": sibling})
     zoned = probes.read_zones(files, subject.renderer, family_field=family_field, train_on=train_on.value)
@@ -139,12 +143,14 @@ def gradients(
     data: RowsOption,
     adapter: AdapterOption = None,
     family_field: FamilyOption = None,
-    rows: Annotated[int, typer.Option(help="Measure at most this many rows.")] = GRADIENT_ROWS,
-    of: Annotated[str, typer.Option(help="Whose gradients: trainable, probe (a throwaway adapter) or auto.")] = "auto",
+    rows: Annotated[int, typer.Option(help="Most rows to measure.")] = GRADIENT_ROWS,
+    of: Annotated[
+        str, typer.Option(help="Parameters whose gradients are taken: trainable, probe (a temporary adapter) or auto.")
+    ] = "auto",
     families: Annotated[
         Path | None,
         typer.Option(
-            help="Instead: find families that no label names, and write the rows with a column `family` here."
+            help="Find families that no label names instead, and write the rows with a column `family` to this file."
         ),
     ] = None,
     train_on: TrainOnOption = TrainOn.all,
@@ -152,14 +158,15 @@ def gradients(
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
-    """Say how many independent examples the data acts like, and whether siblings pull the same way."""
+    """Estimate how many independent examples the data is worth, and whether siblings have similar gradients."""
     if of not in ("auto", "trainable", "probe"):
         raise InputError(f"--of {of}: expected auto, trainable or probe.")
     subject = probes.subject(model, adapter, template_kwargs=parse_template_kwargs(template_kwargs))
     if families is not None:
         if adapter is not None or rows != GRADIENT_ROWS or of != "auto":
             raise InputError(
-                "--families takes the gradients of every row on the base.", fix="Leave --adapter, --rows and --of out."
+                "--families takes the gradients of every row on the base model.",
+                fix="Leave --adapter, --rows and --of out.",
             )
         loaded = load.require_clean(load.load_rows(data, family_field=family_field))
         trained = load.require_clean(load.load_rows(data, family_field=family_field, train_on=train_on.value))
@@ -174,24 +181,26 @@ def gradients(
 
 def weights(
     after: Annotated[list[Path], typer.Argument(help="An adapter, a checkpoint, several of them, or a study.")],
-    base: Annotated[Path | None, typer.Option(help="Folder of the base; needed for a full checkpoint.")] = None,
+    base: Annotated[Path | None, typer.Option(help="Folder of the base model; needed for a full checkpoint.")] = None,
     intruders: Annotated[bool, typer.Option("--intruders", help="Also compare singular vectors (slow).")] = False,
     plot: PlotOption = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="Of a study: put every module beside this condition's, with the .5 and 1.5 rule."),
+        typer.Option(help="For a study: compare every module with this condition's, by the .5 and 1.5 rule."),
     ] = None,
     axis: Annotated[
-        str, typer.Option(help="What the plot of several, or of a study, runs over: step, lr or rows.")
+        str, typer.Option(help="For a plot of several adapters or a study: its x axis: step, lr or rows.")
     ] = "step",
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
-    """Say how far the weights moved, by module, or along steps, rates and doses. Reported, never judged by."""
+    """Measure how far the weights moved, by module, or over steps, rates and doses. It describes a run and decides
+    nothing.
+    """
     study = series.is_study(after)
     if reference is not None:
         if not study or intruders or plot is not None:
-            raise InputError("--reference compares the runs of one study.", fix="Name a study, without --plot.")
+            raise InputError("--reference compares the runs of one study.", fix="Name a study, and leave out --plot.")
         grid = weight_cells.study_grid(after[0], reference)
         if not as_json:
             print(weight_cells.grid_table(grid))
@@ -199,7 +208,7 @@ def weights(
         return
     if len(after) > 1 or study:
         if intruders:
-            raise InputError("--intruders reads one change at a time.", fix="Name one adapter or checkpoint.")
+            raise InputError("--intruders reads one weight change at a time.", fix="Name one adapter or checkpoint.")
         record = series.study_series(after[0]) if study else series.folder_series(after, base)
         if plot is not None:
             moved.draw_series(records.to_json(record), plot, axis)
@@ -208,7 +217,7 @@ def weights(
         show_reading(record, as_json, out)
         return
     if plot is not None:
-        raise InputError("--plot draws a series, and one folder is none.", fix="Name several folders or a study.")
+        raise InputError("--plot draws a series, but one folder was given.", fix="Name several folders or a study.")
     # The spectrum of an adapter's change is cheap; that of a whole checkpoint comes with --intruders.
     spectrum = subjects.is_adapter(after[0]) or intruders
     options = weight_probe.WeightOptions(spectrum=spectrum, intruders=intruders)
@@ -235,14 +244,22 @@ def geometry(
             "ARM=REFERENCE,ARM=REFERENCE."
         ),
     ] = None,
-    personas: Annotated[Path | None, typer.Option(help="YAML or JSON: name to system text; default: twelve.")] = None,
-    questions: Annotated[Path | None, typer.Option(help="One question a line; default: sixteen.")] = None,
+    personas: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML or JSON file that maps persona names to system prompts; default: twelve built-in personas."
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="File with one question per line; default: sixteen built-in questions.")
+    ] = None,
     method: Annotated[str, typer.Option(help="last_input_token, response_mean or both.")] = "last_input_token",
-    max_new_tokens: Annotated[int, typer.Option(help="response_mean: tokens generated per prompt.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="For response_mean: tokens generated per prompt.")] = 32,
     smallest_change: Annotated[
         float | None,
         typer.Option(
-            help="Smaller changes get no word, and no ratio to a reference; shown all the same; default: 0.005."
+            help="Changes below this value are shown without a word and without a ratio to the reference; "
+            "default: 0.005."
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -251,7 +268,9 @@ def geometry(
         typer.Option(help="Write the record here (.json); with --from also .csv, .svg, .png, .pdf, or a folder."),
     ] = None,
 ) -> None:
-    """Say how different personas' hidden states moved in training, layer by layer: together, apart, or all one way."""
+    """Measure how the hidden states of different personas moved in training, layer by layer: together, apart, or all in
+    one direction.
+    """
     asked = geometry_runs.GeometryAsked(
         methods=geometry_runs.methods_of(method),
         layers=geometry_runs.layers_of(layers),
@@ -262,7 +281,9 @@ def geometry(
     )
     if source is not None:
         if model is not None or adapter:
-            raise InputError("--from takes no --model and no --adapter.", fix="It reads a study or a table.")
+            raise InputError(
+                "--from excludes --model and --adapter.", fix="Leave them out: --from reads a study or a table."
+            )
         beside = geometry_runs.references_of(None if reference is None else str(reference))
         grid = geometry_runs.grid_from(source, asked, beside)
         if out is not None:
@@ -271,9 +292,11 @@ def geometry(
         put(json_text(grid) if as_json else "\n\n".join(part for part in parts if part), raw=as_json)
         return
     if model is None or not adapter:
-        raise InputError("expected --model and --adapter, or --from.", fix="--from takes a study or a table.")
+        raise InputError(
+            "expected --model and --adapter, or --from; found neither.", fix="Name a study or a table: --from PATH."
+        )
     if layers is not None:
-        raise InputError("--layers goes with --from.", fix="Without it every layer stands in the table.")
+        raise InputError("--layers needs --from.", fix="Leave out --layers: the table lists every layer.")
     grids = geometry_runs.grids_of(model, adapter, reference, asked)
     if out is not None:
         store.write_json(out, {"runs": grids})
@@ -295,7 +318,9 @@ def leak(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train each condition once more on a split that ignores families: what would the leak have flattered?"""
+    """Train each condition once more on a split that ignores families, to measure how much that leak would flatter the
+    results.
+    """
     made = leaks.leak_command(study, condition or (), Progress(silent=quiet or as_json))
     if as_json:
         print(json_text(made))
@@ -313,19 +338,19 @@ def forgetting(
     adapter: TrainedOption,
     data: Annotated[Path, typer.Option(help="The regression set: rows with reference answers.")],
     margin: Annotated[
-        float | None, typer.Option(help="Rise of the loss, nats per token, that is tolerated; default: 0.05.")
+        float | None, typer.Option(help="Largest tolerated rise of the loss, in nats per token; default: 0.05.")
     ] = None,
     family_field: FamilyOption = None,
     extract: ExtractOption = None,
     expected: ExpectedOption = None,
-    score_margin: Annotated[float, typer.Option(help="With --extract: fall of the score that is tolerated.")] = 0.02,
+    score_margin: Annotated[float, typer.Option(help="With --extract: largest tolerated fall of the score.")] = 0.02,
     max_new_tokens: NewTokensOption = None,
     train_on: TrainOnOption = TrainOn.all,
     template_kwargs: TemplateKwargsOption = None,
     as_json: JsonOption = False,
     out: OutOption = None,
 ) -> None:
-    """Say what training cost on other tasks: loss, and scores, of a regression set before and after."""
+    """Measure what training cost on other tasks: loss and scores of a regression set before and after."""
     subject = probes.subject(model, adapter, template_kwargs=parse_template_kwargs(template_kwargs))
     key = before_after.AnswerKey.of(extract, expected, max_new_tokens or ANSWER_TOKENS)
     files = {"regression": data}

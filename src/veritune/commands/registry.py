@@ -55,28 +55,30 @@ def promote(
     require_signature: Annotated[
         list[str] | None,
         typer.Option(
-            help="Instead of a bundle: from now on the channel takes and gives only bundles that this EC public key "
-            "(PEM) signed; repeat for more; `none` lifts the rule and needs --reason."
+            help="Instead of a bundle: let the channel accept and deliver only bundles signed by this EC public key "
+            "(PEM); repeat for more keys; `none` lifts the rule and needs --reason."
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a bundle, store it, and point a channel to it. Production takes only what passed its gates."""
+    """Verify a bundle, store it, and point a channel to it. Production accepts only bundles that passed their gates."""
     if (bundle is None) == (not require_signature):
-        raise InputError(
-            "expected a bundle or --require-signature, one of them.", fix="veritune promote BUNDLE --to ..."
-        )
+        raise InputError("expected either a bundle or --require-signature.", fix="veritune promote BUNDLE --to ...")
     if bundle is None:
         keys = [Path(key) for key in require_signature or () if key != NO_KEY]
         if keys and len(keys) < len(require_signature or ()):
-            raise InputError("--require-signature names keys and `none`.", fix="Give keys, or `none` alone.")
+            raise InputError(
+                "--require-signature was given both keys and `none`.", fix="Give only keys, or only `none`."
+            )
         rule = channels.demand(registry, to, keys, reason)
         put(json_text(rule) if as_json else channel_rules.rule_text(rule), raw=as_json)
         return
     entry = channels.promote(bundle, to, registry, reason=reason, public_key=public_key)
     points = f"{to} points to {entry.bundle[:12]} ({entry.name}), version {entry.number}"
     put(
-        json_text(entry) if as_json else f"{points}\nhead {entry.hash[:16]} (keep it elsewhere; --head compares)",
+        json_text(entry)
+        if as_json
+        else (f"{points}\nhead {entry.hash[:16]} (keep this hash elsewhere: --head checks the history against it)"),
         raw=as_json,
     )
 
@@ -87,7 +89,7 @@ def history(
     head: HeadOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what a channel pointed to, and when; the last line is what it points to now."""
+    """List what a channel pointed to, and when; the last line is its current bundle."""
     entries = channels.history(registry, channel, head=head)
     put(json_text(entries) if as_json else channels.history_text(entries, channel), raw=as_json)
 
@@ -96,33 +98,35 @@ def rollback(
     drill: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="With --drill: a bundle, and the one that replaced it; default: a copy.", show_default=False
+            help="With --drill: a bundle and the one that replaced it; default: a copy of the first.",
+            show_default=False,
         ),
     ] = None,
     registry: Annotated[str | None, typer.Option(help="A folder, or an fsspec URL such as s3://bucket/models.")] = None,
     channel: ChannelOption = "production",
-    to: Annotated[str | None, typer.Option(help="Version or bundle id; default: the one before.")] = None,
+    to: Annotated[str | None, typer.Option(help="Version or bundle id; default: the previous one.")] = None,
     base: BaseOption = None,
     reason: ReasonOption = "",
     public_key: KeyOption = None,
     practise: Annotated[
-        bool, typer.Option("--drill", help="Practise it in a scratch registry: promote, replace, roll back, reproduce.")
+        bool, typer.Option("--drill", help="Practise in a scratch registry: promote, replace, roll back, reproduce.")
     ] = False,
     study: Annotated[
         Path | None, typer.Option(help="With --drill: write the evidence for the rollback gate into this study.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Point a channel back to an earlier bundle, once that reproduces its golden outputs token for token."""
+    """Point a channel back to an earlier bundle, after that bundle has reproduced its golden outputs token for
+    token."""
     if practise:
         _drill(drill or [], base, study, as_json, registry or to or public_key)
         return
     if drill or study is not None:
         raise InputError(
-            "a bundle and --study belong to --drill.", fix="veritune rollback BUNDLE --drill --study STUDY"
+            "a bundle and --study can only be given with --drill.", fix="veritune rollback BUNDLE --drill --study STUDY"
         )
     if registry is None:
-        raise InputError("expected a registry or --drill.", fix="veritune rollback --registry REGISTRY")
+        raise InputError("expected --registry or --drill, found neither.", fix="veritune rollback --registry REGISTRY")
     restored = channels.rollback(registry, channel, to=to, base=base, reason=reason, public_key=public_key)
     put(json_text(restored) if as_json else channels.restored_text(restored, channel), raw=as_json)
 
@@ -130,7 +134,10 @@ def rollback(
 def _drill(bundles: Sequence[Path], base: Path | None, study: Path | None, as_json: bool, other: object) -> None:
     """Practise a rollback of the first bundle from the second. Exit code 2 where it fails."""
     if other:
-        raise InputError("--drill works in a registry of its own.", fix="Leave --registry, --to and --public-key out.")
+        raise InputError(
+            "--drill works in a scratch registry, which it makes itself.",
+            fix="Leave out --registry, --to and --public-key.",
+        )
     if not 1 <= len(bundles) <= 2:
         raise InputError(f"--drill: expected one or two bundles, found {len(bundles)}.", fix="rollback BUNDLE --drill")
     replaced_by = bundles[1] if len(bundles) == 2 else None
@@ -149,13 +156,15 @@ def push(
     evals: EvalsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send a bundle or a data set to a hub, and read back that it arrived.
+    """Send a bundle or a data set to a hub, and read it back to check that it arrived.
 
     A bundle is verified first. A data set goes with its card and datasheet, Croissant metadata, manifest and hashes.
     """
     if what.is_file():
         if public_key is not None:
-            raise InputError("--public-key checks a bundle's signature, and this is a data file.", fix="Leave it out.")
+            raise InputError(
+                "--public-key checks a bundle's signature, but this is a data file.", fix="Leave out --public-key."
+            )
         sent = publishing.publish(
             what, to, licence=licence, columns=load.parse_columns(columns), evals=evals or (), public=public
         )
@@ -164,7 +173,8 @@ def push(
         return
     if licence is not None or columns is not None or evals:
         raise InputError(
-            "--license, --columns and --eval belong to a data file.", fix="Name the file, or leave them out."
+            "--license, --columns and --eval can only be used with a data file.",
+            fix="Name the data file, or leave out these options.",
         )
     pushed = hub.push(what, to, public=public, public_key=public_key)
     put(json_text(pushed) if as_json else hub.pushed_text(pushed), raw=as_json)
@@ -176,15 +186,15 @@ def pull(
         str, typer.Option(help="A folder, an fsspec URL, hf://OWNER/NAME[@REVISION] or mlflow://NAME.")
     ],
     channel: ChannelOption = "production",
-    version: Annotated[int | None, typer.Option(help="A version of the channel; default: where it points now.")] = None,
+    version: Annotated[int | None, typer.Option(help="Version of the channel; default: the current one.")] = None,
     bundle: Annotated[
-        str | None, typer.Option(help="hf, mlflow: the bundle id (12 or more characters) that it must be.")
+        str | None, typer.Option(help="hf, mlflow: the expected bundle id (at least 12 characters).")
     ] = None,
     head: HeadOption = None,
     public_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch a bundle and verify it: a channel's, or one from a Hugging Face repo or an MLflow registry."""
+    """Fetch a bundle and verify it: from a channel, a Hugging Face repo or an MLflow registry."""
     if hub.is_place(registry):
         checked = hub.pull(registry, out, bundle=bundle, public_key=public_key)
     else:

@@ -36,30 +36,35 @@ else:
 
 def run(
     study: StudyArg,
-    amend: Annotated[str | None, typer.Option(help="Reason for a change against the frozen contract.")] = None,
+    amend: Annotated[str | None, typer.Option(help="Reason for a change to the frozen contract.")] = None,
     executor: Annotated[
         str | None, typer.Option(help="Where cells run: local, ray or slurm; default: here, one after the other.")
     ] = None,
     workers: Annotated[
         int,
-        typer.Option(help="Cells at once: local, ray: 0 takes as many as fit; slurm: 0 is a task a cell."),
+        typer.Option(
+            help="Number of cells to run at once; local, ray: 0 means as many as fit; slurm: 0 means one task per cell."
+        ),
     ] = 0,
-    cpus: Annotated[int, typer.Option(help="ray, slurm: cores a cell.")] = 1,
-    gpus: Annotated[float, typer.Option(help="ray, slurm: accelerators a cell.")] = 0,
+    cpus: Annotated[int, typer.Option(help="ray, slurm: CPU cores per cell.")] = 1,
+    gpus: Annotated[float, typer.Option(help="ray, slurm: accelerators per cell.")] = 0,
     address: AddressOption = None,
     executor_option: Annotated[
         list[str] | None, typer.Option(help="slurm: a submitit option, such as slurm_partition=gpu; repeat.")
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="ray, slurm: cells go on when this command is stopped; default: they end.")
+        bool,
+        typer.Option(
+            "--detach", help="ray, slurm: let cells run on when this command is stopped; default: they are stopped too."
+        ),
     ] = False,
     exploratory: Annotated[
-        bool, typer.Option("--exploratory", help="Freeze nothing: results and claims stay exploratory.")
+        bool, typer.Option("--exploratory", help="Do not freeze a contract: results and claims stay exploratory.")
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run a study, or what is left of it: data, contract, training, scores, verdicts, report."""
+    """Run a study, or resume it: data, contract, training, scores, verdicts, report."""
     needs = executors.ExecutorPlan(workers=workers, cpus=cpus, gpus=gpus, address=address, detach=detach)
     plan = executors.plan_from(executor, executor_option or [], needs)
     progress = Progress(silent=quiet or as_json)
@@ -70,20 +75,22 @@ def run(
 
 def adopt(
     study: StudyArg,
-    condition: Annotated[str, typer.Option(help="The arm that the weights belong to.")],
-    seed: Annotated[int, typer.Option(help="Which of the study's seeds names the cell.")],
+    condition: Annotated[str, typer.Option(help="Condition (arm) of the weights.")],
+    seed: Annotated[int, typer.Option(help="Seed of the cell, one of the study's.")],
     adapter: Annotated[Path, typer.Option(help="Folder of the adapter (PEFT, MLX, Tinker), or of a full checkpoint.")],
     data: Annotated[
-        Path | None, typer.Option(help="The rows that it was trained on, to hold against the zones.")
+        Path | None, typer.Option(help="The rows that the weights were trained on, to check against the zones.")
     ] = None,
     trainer_state: Annotated[Path | None, typer.Option(help="Its trainer_state.json.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Its trainer's config, as YAML or JSON.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Config of the trainer that made the weights, as YAML or JSON.")
+    ] = None,
     despite: Annotated[
-        str | None, typer.Option(help="Reason for adopting weights that trained on held-out rows.")
+        str | None, typer.Option(help="Reason for adopting weights that were trained on held-out rows.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a cell of weights that were trained elsewhere, by any trainer; `veritune run` scores and judges it."""
+    """Add a cell from weights that were trained elsewhere, by any trainer; `veritune run` then scores and judges it."""
     adopted = adoption.adopt(adoption.Adoption(study, condition, seed, adapter, data, trainer_state, config, despite))
     put(json_text(adopted) if as_json else adoption.adopted_text(adopted), raw=as_json)
 
@@ -94,16 +101,21 @@ def check(
     data: Annotated[Path, typer.Option(help="The rows that it was trained on.")],
     held_out: Annotated[Path | None, typer.Option(help="Rows of families that it was not trained on.")] = None,
     evals: EvalsOption = None,
-    merged: Annotated[Path | None, typer.Option(help="Merged weights to compare with the adapter.")] = None,
-    logs: Annotated[list[str] | None, typer.Option(help="Score logs: base=FILE and tuned=FILE; give it twice.")] = None,
+    merged: Annotated[Path | None, typer.Option(help="Merged weights, to compare with the adapter.")] = None,
+    logs: Annotated[
+        list[str] | None, typer.Option(help="Score logs: base=FILE and tuned=FILE; give the option twice.")
+    ] = None,
     family_field: FamilyOption = None,
     margin: Annotated[float | None, typer.Option(help="With --logs: the smallest difference that matters.")] = None,
     dtype: DtypeOption = "float32",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer rows: minutes on a CPU for a small model.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure fewer rows: minutes on a CPU for a small model.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One page about an adapter that anybody trained, without a study: data, generalisation, weights, what is next."""
+    """Write one page about an adapter that anybody trained, without a study: data, generalisation, weights, next
+    steps."""
     request = checks.CheckRequest(
         adapter,
         model,

@@ -33,7 +33,7 @@ STYLES = {
 
 
 def put(text: str, *, raw: bool = False) -> None:
-    """Print the text; on a terminal in its width and with colours, unless it is to stay as it is (`raw`: JSON)."""
+    """Print the text; on a terminal, fitted to its width and with colours, unless `raw` (for JSON)."""
     if raw or not sys.stdout.isatty():
         print(text)
         return
@@ -51,7 +51,9 @@ def put(text: str, *, raw: bool = False) -> None:
 
 
 def fitted(text: str, width: int) -> str:
-    """The text with no line longer than `width`, where words allow: what is cut off stands below its column."""
+    """The text with lines of at most `width` characters, where words allow: the rest of a cell continues below in its
+    column.
+    """
     return "\n".join(part for line in text.split("\n") for part in _wrapped(line, max(width, 20)))
 
 

@@ -21,15 +21,17 @@ else:
 def prune(
     registry: RegistryOption,
     keep: Annotated[
-        int | None, typer.Option(help="Keep only the last so many bundles of each channel; default: all it ever had.")
+        int | None, typer.Option(help="Keep only this many of each channel's newest bundles; default: all.")
     ] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only listed.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete the bundles; without it they are only listed.")
+    ] = False,
     every: Annotated[
         bool, typer.Option("--list", help="List instead every bundle: channels, size, whether it is signed.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the bundles of a registry that no channel needs and, with --delete, take them out."""
+    """List the bundles of a registry that no channel needs and, with --delete, remove them."""
     if every:
         if delete or keep is not None:
             raise InputError("--list deletes nothing.", fix="Leave --keep and --delete out.")

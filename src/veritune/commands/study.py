@@ -78,7 +78,7 @@ def freeze(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a study, hash all it is made from and write its contract. Every later difference needs an amendment."""
+    """Check a study, hash everything it is made from and write its contract. Later changes need an amendment."""
     flags = studies.parse_flags(settings or [])
     frozen = contracts.freeze(study, flags, Progress(silent=quiet or as_json))
     put(json_text(frozen) if as_json else contracts.frozen_text(frozen), raw=as_json)
@@ -90,7 +90,7 @@ def amend(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Record a change against the contract, with its reason. Results that are there are marked as made before it."""
+    """Record a change to the contract, with its reason. Existing results are marked as made before the change."""
     frozen = contracts.amend(study, reason, studies.parse_flags(settings or []), Progress(silent=True))
     put(json_text(frozen) if as_json else contracts.frozen_text(frozen), raw=as_json)
 
@@ -98,18 +98,18 @@ def amend(
 def plan(
     study: StudyArg,
     per_tokens: Annotated[
-        float | None, typer.Option("--price-per-million-tokens", help="USD a million training tokens.", min=0)
+        float | None, typer.Option("--price-per-million-tokens", help="USD per million training tokens.", min=0)
     ] = None,
-    per_hour: Annotated[float | None, typer.Option("--price-per-hour", help="USD an hour.", min=0)] = None,
+    per_hour: Annotated[float | None, typer.Option("--price-per-hour", help="USD per hour.", min=0)] = None,
     discordance: Annotated[float, typer.Option(help="Assumed share of items on which two runs differ.")] = 0.1,
     seed_sd: Annotated[float, typer.Option(help="Assumed spread of a run's mean score between seeds.")] = 0.015,
     modules: Annotated[
         bool,
-        typer.Option("--modules", help="List instead the exact modules and parameters that each condition trains."),
+        typer.Option("--modules", help="List instead the modules and parameters that each condition trains."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a study costs and what it can detect, before anything is spent. Exit code 2: over the budget."""
+    """Estimate what a study costs and what it can detect, before you pay for it. Exit code 2: over the budget."""
     if modules:
         listed = plans.modules_command(study)
         put(json_text(listed) if as_json else plans.modules_text(listed), raw=as_json)
@@ -127,13 +127,13 @@ def plan(
 
 def status(
     study: StudyArg,
-    cells: Annotated[bool, typer.Option("--cells", help="Only the cells: run id, state, step, loss.")] = False,
+    cells: Annotated[bool, typer.Option("--cells", help="Only list the cells: run id, state, step, loss.")] = False,
     follow: Annotated[
         bool, typer.Option("--follow", help="Watch the cells until none is running: step, loss, time left.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is done, what is running and what is left of a study. A stalled cell is told from a slow one."""
+    """Report what is done, running and left in a study. It distinguishes a stalled cell from a slow one."""
     if cells or follow:
         listed = watching.watch(study, Progress(silent=as_json)) if follow else watching.list_cells(study)
         put(json_text(listed) if as_json else watching.cells_text(listed), raw=as_json)
@@ -145,7 +145,9 @@ def status(
 def verify(
     study: Annotated[Path, typer.Argument(help="A study's file or folder, or a bundle's folder.", show_default=False)],
     public_key: KeyOption = None,
-    seal: Annotated[str | None, typer.Option(help="Study: the seal's hash, as a run printed it.")] = None,
+    seal: Annotated[
+        str | None, typer.Option(help="For a study: the seal's hash, as `veritune run` printed it.")
+    ] = None,
     sign: SignOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -169,7 +171,10 @@ def verify(
 def _sign(study: Path, key: Path, as_json: bool) -> None:
     """Sign the seal of a study that is as it was sealed."""
     if bundles.is_bundle(study):
-        raise InputError("a bundle is signed when it is packed.", fix="veritune bundle STUDY --out FOLDER --sign KEY")
+        raise InputError(
+            "--sign signs a study's seal; a bundle is signed when it is packed.",
+            fix="veritune bundle STUDY --out FOLDER --sign KEY",
+        )
     path, digest = verbs.sign_seal(study, key)
     if as_json:
         print(json_text({"seal": digest, "signature": path}))
@@ -180,31 +185,37 @@ def _sign(study: Path, key: Path, as_json: bool) -> None:
 def report(
     study: StudyArg,
     probes: Annotated[
-        bool, typer.Option("--probes", help="Print instead what every probe of the study reads, a block each.")
+        bool, typer.Option("--probes", help="Print instead the reading of every probe of the study, one block each.")
     ] = False,
     make: Annotated[
         list[str] | None,
         typer.Option(
-            help="As --probes; first run gradients, geometry, checkpoints, recall, tokens or calibration; repeat."
+            help="Like --probes, but first run gradients, geometry, checkpoints, recall, tokens or calibration; "
+            "repeat for more."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --probes: write the blocks here, as Markdown.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --probes: write the blocks to this file, as Markdown.")] = None,
     report_to: Annotated[
         list[str] | None,
-        typer.Option(help="Send verdicts and intervals instead to tensorboard, wandb, mlflow or trackio; repeat."),
+        typer.Option(
+            help="Send verdicts and intervals to tensorboard, wandb, mlflow or trackio instead; repeat for more."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw report.html again from the records. It computes nothing, but for --make."""
+    """Draw report.html again from the records. Only --make computes anything."""
     if report_to:
         if probes or make or out is not None:
-            raise InputError("--report-to sends verdicts.", fix="Leave --probes, --make and --out out.")
+            raise InputError(
+                "--report-to sends verdicts; it excludes --probes, --make and --out.",
+                fix="Leave out --probes, --make and --out.",
+            )
         sent = trackers.send_verdicts(study, report_to)
         put(json_text(sent) if as_json else trackers.sent_text(sent, report_to), raw=as_json)
         return
     if not probes and not make:
         if out is not None:
-            raise InputError("--out writes what --probes prints.", fix="Add --probes.")
+            raise InputError("--out needs --probes: it writes their blocks to a file.", fix="Add --probes.")
         drawn = verbs.draw_report(study)
         put(json_text({"report": drawn}) if as_json else str(drawn), raw=as_json)
         return

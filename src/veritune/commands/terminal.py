@@ -17,12 +17,14 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 
 def plain(text: str) -> str:
-    """The text with every control character, bidirectional override and half surrogate pair spelled out."""
+    """The text with every control character, bidirectional override and lone surrogate written as an escape."""
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class PlainStream:
-    """A text stream that writes `plain` text. `control` is for our own sequences: redrawing a line of progress."""
+    """A text stream that writes `plain` text. `control` writes our own escape sequences, such as those that redraw a
+    progress line.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -30,12 +32,12 @@ class PlainStream:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 
     def write(self, text: str) -> int:
-        """Write the text, its control characters spelled out; the number of characters that were given."""
+        """Write the text with its control characters escaped; returns the number of characters given."""
         self._stream.write(plain(text))
         return len(text)
 
     def control(self, text: str) -> None:
-        """Write a sequence of our own as it is."""
+        """Write one of our own escape sequences unchanged."""
         self._stream.write(text)
 
     def writelines(self, lines: list[str]) -> None:
@@ -49,7 +51,7 @@ class PlainStream:
 
 @contextlib.contextmanager
 def plain_streams() -> Iterator[None]:
-    """Filter stdout and stderr until the block ends; a stream that is closed stays so."""
+    """Filter stdout and stderr through `plain` until the block ends; a closed stream stays closed."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (s if s is None else PlainStream(s) for s in before)
     try:

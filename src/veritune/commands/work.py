@@ -24,22 +24,23 @@ else:
 def work(
     study: StudyArg,
     run_id: Annotated[
-        str | None, typer.Argument(help="One cell alone, by its run id, as `veritune status --cells` lists it.")
+        str | None, typer.Argument(help="Run only this cell, by its run id as `veritune status --cells` lists it.")
     ] = None,
     cells: Annotated[
-        int | None, typer.Option(help="Stop after so many cells; default: until none is left.", min=1)
+        int | None, typer.Option(help="Stop after this many cells; default: when none is left.", min=1)
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Take cells of a frozen study that nobody has, one after the other, and keep the model loaded between them.
+    """Run cells of a frozen study that no other process holds, one after the other, with the model kept loaded in
+    between.
 
     Start it on as many machines as you like. With RUN_ID it runs that cell and ends, so any scheduler can run it; a
     killed one is resumed. Exit status 1: a cell failed; 3: the rest is in use elsewhere.
     """
     if run_id is not None:
         if cells is not None:
-            raise InputError("RUN_ID is one cell, and --cells counts several.", fix="Leave one of them out.")
+            raise InputError("RUN_ID names one cell, but --cells counts several.", fix="Leave out RUN_ID or --cells.")
         summary = cell_stage.cell_command(study, run_id, Progress(silent=quiet or as_json))
         put(json_text(summary) if as_json else f"{run_id} is done", raw=as_json)
         return

@@ -31,7 +31,9 @@ PageArg = Annotated[
     list[Path],
     typer.Argument(help="The page: Markdown, Quarto, LaTeX or Jupyter; record files may follow.", show_default=False),
 ]
-ForStudy = Annotated[Path | None, typer.Option("--study", help="The study it speaks of: its file or folder.")]
+ForStudy = Annotated[
+    Path | None, typer.Option("--study", help="The study that the page describes: its file or folder.")
+]
 RecordsOption = Annotated[
     list[Path] | None,
     typer.Option(
@@ -44,9 +46,9 @@ def lint(
     pages: PageArg,
     study: ForStudy = None,
     records: RecordsOption = None,
-    rules: Annotated[Path | None, typer.Option(help="A file that switches rules or adds some.")] = None,
+    rules: Annotated[Path | None, typer.Option(help="A file that switches rules on or off, or adds rules.")] = None,
     profile: Annotated[
-        str | None, typer.Option(help="A profile of further rules: clean-result, or a YAML file of your own.")
+        str | None, typer.Option(help="A profile with further rules: clean-result, or a YAML file of your own.")
     ] = None,
     markdown: MarkdownOption = None,
     junit: JunitOption = None,
@@ -68,7 +70,7 @@ def draft(
     study: StudyArg,
     out: Annotated[Path | None, typer.Option(help="Write the draft here instead of to the screen.")] = None,
 ) -> None:
-    """Draft a write-up from the records, its numbers as filled references. It passes `lint`."""
+    """Draft a write-up from the records, with its numbers as filled references. The draft passes `lint`."""
     text = drafts.writeup(study, out)
     print(text if out is None else f"wrote {out}")
 
@@ -77,11 +79,11 @@ def fill(
     pages: PageArg,
     study: ForStudy = None,
     records: RecordsOption = None,
-    out: Annotated[Path | None, typer.Option(help="Write here instead of in place.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="With --out: leave the marks of references out.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of in place.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="With --out: leave out the reference marks.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fill a page's references from the records, in place; filled ones are brought up to date."""
+    """Fill a page's references from the records, in place; references filled before are updated."""
     filled = pagework.fill_command(pages, study, records or [], out, plain=plain)
     put(json_text(filled) if as_json else pagework.fill_text_report(filled), raw=as_json)
 
@@ -90,10 +92,10 @@ def check(
     pages: PageArg,
     study: ForStudy = None,
     records: RecordsOption = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Numbers typed by hand are findings too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Also report numbers that were typed by hand.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say which references are stale, unknown or not filled, and which numbers were typed by hand."""
+    """List references that are stale, unknown or not filled, and numbers that were typed by hand."""
     checked = pagework.check_command(pages, study, records or [], strict=strict)
     put(json_text(checked) if as_json else pagework.check_text(checked), raw=as_json)
     exit_unless(checked.clean)
@@ -103,7 +105,7 @@ def export(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A table (table.scores.EVAL) or an eval's scores (items.EVAL); without one, list every name.",
+            help="A table (table.scores.EVAL) or an eval's scores (items.EVAL); without it, all names are listed.",
             show_default=False,
         ),
     ] = None,
@@ -113,25 +115,27 @@ def export(
         str,
         typer.Option(
             "--as",
-            help="A table as markdown, latex, csv or model-index; items.EVAL as parquet, inspect, every-eval-ever or "
-            "eval-results.",
+            help="Format: a table as markdown, latex, csv or model-index; items.EVAL as parquet, inspect, "
+            "every-eval-ever or eval-results.",
         ),
     ] = "markdown",
     benchmark: Annotated[
-        str | None, typer.Option(help="items.EVAL: the hub's dataset that the items are of, OWNER/NAME[:TASK].")
+        str | None, typer.Option(help="For items.EVAL: the hub data set of the items, OWNER/NAME[:TASK].")
     ] = None,
-    like: Annotated[str, typer.Option(help="Without a table: only names that hold this text.")] = "",
+    like: Annotated[str, typer.Option(help="Without a table: list only names that contain this text.")] = "",
     out: Annotated[Path | None, typer.Option(help="Write here instead of to the screen.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a table of the records, write an eval's scores for other tools, or list the names there are."""
+    """Print a table of the records, write an eval's scores for other tools, or list all names."""
     if name is None:
         listed = pagework.names_command(study, records or [], like)
         text = json_text(listed) if as_json else pagework.names_text(listed)
         if out is not None:
             files.write_text(out, text + "\n")
     elif like:
-        raise InputError("--like filters the list of names, and a table was named.", fix="Leave one out.")
+        raise InputError(
+            "--like filters the list of names, but a table was named.", fix="Leave out --like or the table."
+        )
     else:
         text = pagework.export_command(name, study, records or [], form, out, benchmark)
         text = json_text({name: text}) if as_json else text

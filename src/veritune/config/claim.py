@@ -26,7 +26,7 @@ def _unset(value: JsonLike) -> bool:
 def _check_rule(kind: str, rule: dict[str, float | bool]) -> None:
     """Raises ValueError for a frozen rule that could not be applied: after the freeze is too late to say so."""
     if kind in (*SHARE_KINDS, "probe"):
-        raise ValueError(f"`rule` looks at the gap between two arms; `kind: {kind}` has none of its own")
+        raise ValueError(f"`rule` judges the gap between two arms; `kind: {kind}` has no such gap, so leave `rule` out")
     try:
         check_rule(rule)
     except VerituneError as exc:
@@ -115,18 +115,22 @@ class Claim(Section):
         if gone:
             raise ValueError(f"`kind: keeps` needs `{gone[0]}`, declared before training")
         if self.share is not None and self.share >= 1:
-            raise ValueError("`kind: keeps` needs a `share` below 1: an arm that gives up all of the gain keeps none")
+            raise ValueError(
+                "`kind: keeps` needs a `share` below 1: at share 1 an arm could lose the whole gain and still count "
+                "as keeping it"
+            )
         if self.rule is not None:
             _check_rule(self.kind, self.rule)
         probe, scores = ("probe", "op", "threshold"), ("kept_eval", "margin")
         groups = [[key for key in keys if getattr(self, key) is not None] for keys in (probe, scores)]
         if all(groups) or not any(groups):
             raise ValueError(
-                "`kind: keeps` keeps one thing: `probe`, `op` and `threshold`, or `kept_eval` and `margin`"
+                "`kind: keeps` needs exactly one thing to keep: `probe`, `op` and `threshold`, or `kept_eval` "
+                "and `margin`"
             )
         short = [key for keys, here in zip((probe, scores), groups) if here for key in keys if key not in here]
         if short:
             raise ValueError(f"`kind: keeps` needs `{short[0]}` beside `{next(filter(None, groups))[0]}`")
         if self.kept_zone is not None and self.kept_eval is None:
-            raise ValueError("`kept_zone` goes with `kept_eval`")
+            raise ValueError("`kept_zone` can only be used with `kept_eval`")
         return self

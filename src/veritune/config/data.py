@@ -10,7 +10,7 @@ from veritune.config.fields import MAIN_SET, Int, Name, Section, Share, as_numbe
 
 
 class Data(Section):
-    """The rows that are trained on and held out."""
+    """The rows to train on and to hold out."""
 
     path: str
     """JSONL, CSV, Parquet or a `datasets` folder, relative to the study file."""
@@ -40,12 +40,14 @@ class Data(Section):
     @classmethod
     def _no_second_main(cls, sets: dict[str, str]) -> dict[str, str]:
         if MAIN_SET in sets:
-            raise ValueError(f"`{MAIN_SET}` is the file in `path`; give this set another name")
+            raise ValueError(f"`{MAIN_SET}` is reserved for the file in `path`; give this set another name")
         return sets
 
 
 class SplitPlan(Section):
-    """How families are dealt to zones. A family never straddles `seen`+`sibling`, `stranger` and `validation`."""
+    """How families are assigned to zones. A family is never divided between `seen`+`sibling`, `stranger` and
+    `validation`.
+    """
 
     seed: Int = 0
     """Seed of the deal; the same seed and families give the same zones."""
@@ -70,9 +72,9 @@ class SplitPlan(Section):
         if self.by == "time" and self.field is None:
             raise ValueError("`by: time` needs `field`: the column with the time")
         if self.held_sources and self.by != "source":
-            raise ValueError("held_sources needs `by: source`")
+            raise ValueError("held_sources can only be used with `by: source`")
         if self.held_from is not None and self.by != "time":
-            raise ValueError("held_from needs `by: time`")
+            raise ValueError("held_from can only be used with `by: time`")
         if self.field is not None and self.by == "family":
-            raise ValueError("field needs `by: source` or `by: time`")
+            raise ValueError("field can only be used with `by: source` or `by: time`")
         return self

@@ -41,7 +41,7 @@ NEEDED_BY_KIND = {"choice": ("choices",), "function": ("function",), "judge": ("
 
 
 def columns_in(key: str, text: str) -> set[str]:
-    """The names in braces of a text that is filled. Raises ValueError where its braces are no names."""
+    """The column names in braces of a text template. Raises ValueError where the braces hold no name."""
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as exc:
@@ -86,7 +86,7 @@ class Rule(Section):
         if len(kinds) != 1:
             raise ValueError(f"a rule has exactly one of pattern, contains, absent, calls; found {kinds or 'none'}")
         if (self.count is not None or self.when is not None) and self.pattern is None:
-            raise ValueError("`count` and `when` go with `pattern`")
+            raise ValueError("`count` and `when` can only be used with `pattern`")
         if self.count is not None and self.when is not None:
             raise ValueError("`count` and `when` exclude each other: write two rules")
         if self.pattern is not None:
@@ -95,12 +95,12 @@ class Rule(Section):
         return self
 
     def columns(self) -> set[str]:
-        """The item's columns that `contains` is filled from. Raises ValueError where its braces are no column."""
+        """The item's columns that `contains` is filled from. Raises ValueError where its braces name no column."""
         return columns_in("contains", self.contains or "")
 
 
 class Eval(Section):
-    """One eval contract: which items, how outputs are decoded, how they are scored."""
+    """One eval contract: which items are asked, how outputs are decoded and how they are scored."""
 
     kind: Literal["rules", "match", "answer", "choice", "function", "judge"] = "rules"
     """`rules`: share of the rules that hold (or all of them). `match`: an extracted answer equals the expected one.
@@ -175,7 +175,7 @@ class Eval(Section):
     agreement with it is measured before anything trains; without it every claim on this eval is exploratory."""
 
     def items_per_family(self, zone: str) -> int | None:
-        """The cap for one zone; None takes all rows."""
+        """The most items per family in one zone; None takes all rows."""
         cap = self.per_family
         return next((n for name, n in cap.items() if name == zone), None) if isinstance(cap, dict) else cap
 
@@ -200,19 +200,19 @@ class Eval(Section):
         own = ("columns", "id_field", "family_field", "items", "system", "template")
         given = [key for key in own if getattr(self, key) is not None]
         if self.path is None and given:
-            raise ValueError(f"`{given[0]}` goes with `path`: the file of a benchmark")
+            raise ValueError(f"`{given[0]}` can only be used with `path`, the file of a benchmark")
         if self.path is None and BENCHMARK in self.zones:
             raise ValueError("zone `benchmark` needs `path`: the file with the items")
         if self.path is not None and self.zones != (BENCHMARK,):
-            raise ValueError("with `path` the only zone is `benchmark`; ask the data's own zones in another eval")
+            raise ValueError("with `path` the only zone is `benchmark`; use another eval for the data's own zones")
         if self.path is not None and self.per_family is not None:
-            raise ValueError("`per_family` does not go with `path`; draw items with `items`")
+            raise ValueError("`per_family` cannot be used with `path`; limit the number with `items`")
         if self.items is None and self.items_seed != ITEM_SEED:
-            raise ValueError("`items_seed` goes with `items`: how many are drawn")
+            raise ValueError("`items_seed` can only be used with `items`, the number of items to draw")
         if self.template is not None and CHOICES in self.template and self.kind != "choice":
-            raise ValueError(f"{CHOICES} in `template` goes with `kind: choice`")
+            raise ValueError(f"{CHOICES} in `template` needs `kind: choice`")
         if self.template is not None and self.template.count(QUESTION) != 1:
-            raise ValueError(f"`template` needs {QUESTION} once: where the item's own question goes")
+            raise ValueError(f"`template` needs {QUESTION} exactly once: it is replaced by the item's own question")
         return self
 
     @model_validator(mode="after")
@@ -252,14 +252,14 @@ class Eval(Section):
 
     def _check_judge(self) -> None:
         if not re.fullmatch(r"https?://[^@\s?#]+", self.base_url or ""):
-            raise ValueError("base_url: expected http(s)://host[:port][/v1] without a name, password or query in it")
+            raise ValueError("base_url: expected http(s)://host[:port][/v1], without user name, password or query")
         if "output" not in columns_in("prompt", self.prompt or ""):
-            raise ValueError("prompt: it needs {output}, what the judge is to judge")
+            raise ValueError("prompt: expected {output} in it, the place of the output to judge")
         labels = self.labels or JUDGE_LABELS
         if len({label.casefold() for label in labels}) < max(2, len(labels)):
-            raise ValueError("labels: expected at least two verdicts that differ in more than case")
+            raise ValueError("labels: expected at least two verdicts that differ in more than upper and lower case")
         if len(set(labels.values())) < 2:
-            raise ValueError("labels: all verdicts are worth the same: no score could differ")
+            raise ValueError("labels: all verdicts have the same value, so every score would be equal")
         if self.extract is not None and _compiled("extract", self.extract).groups < 1:
             raise ValueError("`extract` needs a group: put parentheses around the verdict")
 

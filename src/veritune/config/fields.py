@@ -24,7 +24,7 @@ def _no_boolean(value: JsonLike) -> JsonLike:
 
 
 def as_number(value: JsonLike) -> JsonLike:
-    """YAML 1.1 reads `3e-4` as text; a person means a number."""
+    """A value as a number: YAML 1.1 reads `3e-4` as text, and it is converted here."""
     _no_boolean(value)
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):
         return float(value)
@@ -42,6 +42,6 @@ EvalZone = Literal["seen", "sibling", "stranger", "benchmark"]
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, unknown keys refused, each field documented once, right beneath it."""
+    """A group of settings: frozen; unknown keys are refused; each field is documented once, right below it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())

@@ -11,12 +11,12 @@ RULE_KEYS = ("min_gap", "every_seed")
 
 
 def check_rule(rule: Mapping[str, JsonLike]) -> None:
-    """Raises ScoreError for a frozen rule that is not understood: it must not pass."""
+    """Raises ScoreError for a frozen rule with unknown keys or wrong values, so that no claim passes by it."""
     unknown = sorted(set(rule) - set(RULE_KEYS))
     if unknown or "min_gap" not in rule:
         raise ScoreError(
-            f"expected a frozen rule with min_gap and perhaps every_seed, found {sorted(rule)}.",
-            fix="Remove what the rule does not know; it would be ignored silently.",
+            f"expected a frozen rule with min_gap and optionally every_seed, found {sorted(rule)}.",
+            fix="Remove the unknown keys of the rule; they would be ignored silently.",
         )
     least, every = rule["min_gap"], rule.get("every_seed", False)
     if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least < float("inf"):

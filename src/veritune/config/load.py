@@ -37,10 +37,11 @@ def load_study(path: str | Path, flags: Mapping[str, JsonLike] | None = None) ->
         return load_study(file / "study.yaml", flags)
     except (yaml.YAMLError, ValueError) as exc:
         words = " ".join(str(exc).split())
-        raise StudyError(f"{file} is not YAML that can be used: {words}.", fix="Correct the place named.") from exc
+        raise StudyError(f"{file} is not valid YAML: {words}.", fix="Correct {file} at that place.") from exc
     if not isinstance(raw, dict):
         raise StudyError(
-            f"{file}: expected a mapping of settings, found {type(raw).__name__}.", fix="See `veritune init`."
+            f"{file}: expected a mapping of settings, found {type(raw).__name__}.",
+            fix="Write an example: `veritune init DATA`.",
         )
     for key, value in (frozen_flags(file.parent) if flags is None else flags).items():
         _set(raw, key, value)
@@ -48,7 +49,7 @@ def load_study(path: str | Path, flags: Mapping[str, JsonLike] | None = None) ->
 
 
 def frozen_flags(folder: Path) -> dict[str, JsonLike]:
-    """Settings that were given as flags when the study in `folder` was frozen or amended; none without a contract."""
+    """Settings that were given as flags when the study in `folder` was frozen or amended; empty without a contract."""
     try:
         record = parse_json(read_bytes(folder / "contract.lock.json"))
         return dict(record["entries"][-1].get("flags") or {})
@@ -57,7 +58,9 @@ def frozen_flags(folder: Path) -> dict[str, JsonLike]:
 
 
 def parse_flags(texts: Sequence[str]) -> dict[str, JsonLike]:
-    """`["train.max_steps=20"]` as `{"train.max_steps": 20}`; values are YAML. Raises StudyError."""
+    """Settings from texts like `train.max_steps=20`, as a mapping from key to value; values are read as YAML. Raises
+    StudyError.
+    """
     found: dict[str, Any] = {}
     for text in texts:
         key, sign, value = text.partition("=")
@@ -82,13 +85,13 @@ def _set(raw: dict[str, JsonLike], key: str, value: JsonLike) -> None:
         elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
         else:
-            raise StudyError(f"--set {key}: there is no {part!r}.", fix="`veritune schema` has the keys.")
+            raise StudyError(f"--set {key}: unknown setting {part!r}.", fix="List all settings: `veritune schema`.")
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise StudyError(f"--set {key}: there is no {last!r}.", fix="`veritune schema` has the keys.")
+        raise StudyError(f"--set {key}: unknown setting {last!r}.", fix="List all settings: `veritune schema`.")
 
 
 def sources(study: Study, flags: Collection[str] = ()) -> dict[str, str]:
@@ -116,7 +119,7 @@ def sources(study: Study, flags: Collection[str] = ()) -> dict[str, str]:
 
 
 def parse_study(raw: dict[str, Any], *, where: str = "study") -> Study:
-    """Validate settings that are already a mapping. Raises StudyError."""
+    """A study from settings that are a mapping already. Raises StudyError naming every problem."""
     try:
         return Study.model_validate(raw)
     except ValidationError as exc:
@@ -125,7 +128,9 @@ def parse_study(raw: dict[str, Any], *, where: str = "study") -> Study:
             said = problems.setdefault(_path(error, raw), [])
             said += [m for m in [_problem(error)] if m not in said]
         lines = [f"{path}: {' or '.join(said)}" if path else " or ".join(said) for path, said in problems.items()]
-        raise StudyError(f"{where}: " + "; ".join(lines) + ".", fix="Nothing has run.") from None
+        raise StudyError(
+            f"{where}: " + "; ".join(lines) + ".", fix="Correct these settings in study.yaml; nothing has run."
+        ) from None
 
 
 def _path(error: Any, raw: Any) -> str:

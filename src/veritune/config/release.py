@@ -24,7 +24,7 @@ AtMostOne = Annotated[Real, Field(ge=0, le=1)]
 
 
 class DataGate(Section):
-    """What the rows must be for the data gate to pass."""
+    """What the data gate requires of the rows."""
 
     licences: tuple[str, ...] = ()
     """Licences that rows may carry (SPDX ids, compared without case). None are allowed until you name some."""
@@ -39,14 +39,14 @@ class DataGate(Section):
 
 
 class TargetGate(Section):
-    """Which claims carry the release."""
+    """Which claims the release depends on."""
 
     claims: tuple[Name, ...] = ()
     """Claims that must be supported, each with a declared margin. None named: all `better_by` claims of the arm."""
 
 
 class Suite(Section):
-    """One set of items on which the candidate must not be worse than the base.
+    """One set of items on which the candidate must not score worse than the base.
 
     Scores are higher-is-better in an eval of the study, and in imported files unless the log, the metric's name or
     `higher_is_better` says otherwise.
@@ -80,29 +80,29 @@ class Suite(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Suite:
         if self.eval is None and self.zone is not None:
-            raise ValueError("`zone` goes with `eval`; imported files have no zones here")
+            raise ValueError("`zone` needs `eval`: imported files have no zones")
         imported = ("metric", "filter", "higher_is_better", "scale", "id", "family")
         given = [name for name in imported if getattr(self, name) is not None]
         if self.eval is not None and given:
-            raise ValueError(f"`{given[0]}` reads imported files; remove it, or remove `eval`")
+            raise ValueError(f"`{given[0]}` is for imported files; remove it, or remove `eval`")
         if self.loss and (self.eval is not None or given):
             raise ValueError(
                 f"`loss` reads a record of `probe forgetting`; remove `{'eval' if self.eval else given[0]}`"
             )
         if self.scale is not None and not self.scale[0] < self.scale[1]:
-            raise ValueError(f"scale: expected the least before the largest score, found {list(self.scale)}")
+            raise ValueError(f"scale: expected the lowest score before the highest, found {list(self.scale)}")
         return self
 
 
 class RegressionGate(Section):
-    """What the candidate must not have lost."""
+    """What the candidate must not have lost compared with the base."""
 
     suites: dict[Name, Suite] = Field(default_factory=dict)
     """Golden sets and benchmarks by name. With none declared the gate stays undecided."""
 
 
 class SafetyGate(Section):
-    """What red-team prompts may come to, candidate against base."""
+    """How far the candidate's answers to red-team prompts may differ from the base's."""
 
     margin: Annotated[Real, Field(gt=0, lt=1)] = 0.05
     """The rate of unsafe answers may not exceed the base's by this; by interval."""
@@ -117,7 +117,7 @@ class SafetyGate(Section):
 
 
 class CalibrationGate(Section):
-    """How far confidence may be from what comes true; the upper ends of the intervals count."""
+    """How far confidence may be from accuracy; the upper ends of the intervals are compared with these limits."""
 
     ece: AtMostOne = 0.1
     """Highest expected calibration error."""
@@ -126,7 +126,9 @@ class CalibrationGate(Section):
 
 
 class ServingGate(Section):
-    """What serving may cost, candidate over base; the worse end of the interval counts. None sets no limit."""
+    """What serving the candidate may cost relative to the base; the worse end of the interval is compared. None sets no
+    limit.
+    """
 
     first_token: Ratio | None = 1.1
     """Highest ratio of the time to the first token."""
@@ -149,7 +151,9 @@ class ServingGate(Section):
 
 
 class Release(Section):
-    """The release policy: what `veritune gate` asks for. Also a file of its own, which a team shares (`--policy`)."""
+    """The release policy: what `veritune gate` requires. It may also be a file of its own that a team shares
+    (`--policy`).
+    """
 
     condition: Name | None = None
     """The arm that ships; may be left out when the study has one."""

@@ -113,9 +113,12 @@ class Study(Section):
     @model_validator(mode="after")
     def _whole(self) -> Study:
         if BASELINE in self.conditions:
-            raise ValueError("conditions.baseline: the untouched model is always measured; rename this condition")
+            raise ValueError(
+                "conditions.baseline: this name is reserved for the untouched model, which is always measured; "
+                "rename this condition"
+            )
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds: {list(self.seeds)} names one twice; every seed is its own run")
+            raise ValueError(f"seeds: {list(self.seeds)} contains duplicates; every seed is a run of its own")
         names = [claim.name for claim in self.claims]
         if len(set(names)) != len(names):
             raise ValueError("claims: two claims have the same name")
@@ -154,21 +157,22 @@ class Study(Section):
             if condition.data is None:
                 if self.data.sets:
                     raise ValueError(
-                        f"conditions.{name}.data: say what it trains on: one of {known}, or shares of them"
+                        f"conditions.{name}.data: expected the data to train on: one of {known}, or shares of them"
                     )
                 continue
             named = [condition.data] if isinstance(condition.data, str) else list(condition.data)
             wrong = [one for one in named if one not in known]
             if wrong:
                 raise ValueError(
-                    f"conditions.{name}.data: no set {wrong[0]!r}{did_you_mean(wrong[0], known)}; there are {known}"
+                    f"conditions.{name}.data: unknown set {wrong[0]!r}{did_you_mean(wrong[0], known)}; sets: {known}"
                 )
 
     def _check_benchmarks(self) -> None:
         both = [name for name, spec in self.evals.items() if spec.path is not None and name in self.data.sets]
         if both:
             raise ValueError(
-                f"evals.{both[0]}: data.sets has this name too; rename one, items would share ids with rows"
+                f"evals.{both[0]}: data.sets uses this name too, and items would share ids with rows; rename one "
+                "of them"
             )
 
     def _check_selection(self) -> None:
@@ -176,12 +180,15 @@ class Study(Section):
             return
         if self.selection.seed in self.seeds:
             raise ValueError(
-                f"selection.seed: {self.selection.seed} is one of the main seeds {list(self.seeds)}: a run that chose "
-                "the learning rate may not also count"
+                f"selection.seed: {self.selection.seed} is one of the main seeds {list(self.seeds)}: the run that "
+                "chooses the learning rate must not be counted as a result; use another seed"
             )
         own = [name for name, c in self.conditions.items() if c.learning_rate is not None]
         if own:
-            raise ValueError(f"conditions.{own[0]}.learning_rate: it is written, and `selection` would choose it")
+            raise ValueError(
+                f"conditions.{own[0]}.learning_rate: it is set here, but `selection` would choose it; remove one of "
+                "the two"
+            )
 
     def _check_claim(self, claim: Claim, where: str) -> None:
         arms = [*self.conditions, BASELINE]
@@ -189,15 +196,15 @@ class Study(Section):
         for field, value in named:
             if value is not None and value not in arms:
                 hint = did_you_mean(value, arms)
-                raise ValueError(f"{where}.{field}: no condition {value!r}{hint}; there are {arms}")
+                raise ValueError(f"{where}.{field}: unknown condition {value!r}{hint}; conditions: {arms}")
         if claim.condition == claim.against and claim.against_eval is None:
             raise ValueError(f"{where}: {claim.condition!r} is compared with itself; set `against`")
         if claim.eval is not None and claim.eval not in self.evals:
-            raise ValueError(f"{where}.eval: no eval {claim.eval!r}{did_you_mean(claim.eval, list(self.evals))}")
+            raise ValueError(f"{where}.eval: unknown eval {claim.eval!r}{did_you_mean(claim.eval, list(self.evals))}")
         if claim.kind == "probe":
             return
         if claim.eval is None and len(self.evals) > 1:
-            raise ValueError(f"{where}: the study has {len(self.evals)} evals; say which with `eval`")
+            raise ValueError(f"{where}: the study has {len(self.evals)} evals; name one with `eval`")
         if claim.kind == "keeps":
             self._check_keeps(claim, where)
         if claim.against_eval is not None:
@@ -212,7 +219,7 @@ class Study(Section):
             raise ValueError(
                 f"{where}: the eval is a benchmark, and its items have no zone {missing[0]!r}: "
                 + (
-                    "`generalises` needs the data's own zones"
+                    "`generalises` needs an eval over the data's own zones"
                     if claim.kind == "generalises"
                     else "write `zone: benchmark`"
                 )
@@ -221,8 +228,8 @@ class Study(Section):
             raise ValueError(f"{where}: the eval has no items in zone {missing[0]!r}; add it to the eval's `zones`")
         if spec.kind == "judge" and spec.agreement is None and claim.correction == "confirmatory":
             raise ValueError(
-                f"{where}: the eval is a judge whose agreement with people is not measured: give the eval `agreement` "
-                "(a labelled file), or make the claim `correction: exploratory`"
+                f"{where}: the eval is a judge whose agreement with people was not measured: give the eval "
+                "`agreement` (a labelled file), or make the claim `correction: exploratory`"
             )
         if claim.margin is not None and claim.margin >= 1:
             raise ValueError(f"{where}.margin: {claim.margin} lies outside the scale of the scores (0 to 1)")
@@ -231,11 +238,11 @@ class Study(Section):
         """The other side was asked the same items, scored by the same rule: only what is asked around them differs."""
         if claim.against_eval not in self.evals:
             hint = did_you_mean(claim.against_eval or "", list(self.evals))
-            raise ValueError(f"{where}.against_eval: no eval {claim.against_eval!r}{hint}")
+            raise ValueError(f"{where}.against_eval: unknown eval {claim.against_eval!r}{hint}")
         name = self.eval_of(claim)
         own, other = self.evals[name], self.evals[claim.against_eval]
         if name == claim.against_eval or own.path is None:
-            raise ValueError(f"{where}.against_eval: expected another benchmark (with `path`) than {name}")
+            raise ValueError(f"{where}.against_eval: expected a benchmark (with `path`) other than {name}")
         asked = {"system", "template", "max_new_tokens", "batch_size"}
         one, two = (spec.model_dump(exclude=asked) for spec in (own, other))
         apart = [key for key in one.keys() | two.keys() if one.get(key) != two.get(key)]
@@ -247,28 +254,33 @@ class Study(Section):
 
     def _check_keeps(self, claim: Claim, where: str) -> None:
         if claim.reference in (claim.condition, claim.against):
-            raise ValueError(f"{where}.reference: {claim.reference!r} is a side of its own already; name the third arm")
+            raise ValueError(
+                f"{where}.reference: {claim.reference!r} is already one side of this claim; name a third arm"
+            )
         if claim.probe is not None and claim.probe.rsplit(".", 1)[-1] != claim.condition:
-            raise ValueError(f"{where}.probe: {claim.probe!r} is not of {claim.condition!r}, the arm that keeps it")
+            raise ValueError(
+                f"{where}.probe: {claim.probe!r} does not measure {claim.condition!r}, the arm that must keep it"
+            )
         if claim.kept_eval is None:
             return
         if claim.kept_eval not in self.evals:
             hint = did_you_mean(claim.kept_eval, list(self.evals))
-            raise ValueError(f"{where}.kept_eval: no eval {claim.kept_eval!r}{hint}")
+            raise ValueError(f"{where}.kept_eval: unknown eval {claim.kept_eval!r}{hint}")
         spec = self.evals[claim.kept_eval]
         if claim.kept_zone is not None and claim.kept_zone not in spec.zones:
             raise ValueError(f"{where}.kept_zone: {claim.kept_eval} has no items in zone {claim.kept_zone!r}")
         if spec.kind == "judge" and spec.agreement is None and claim.correction == "confirmatory":
             raise ValueError(
-                f"{where}.kept_eval: {claim.kept_eval} is a judge whose agreement with people is not measured: give it "
-                "`agreement` (a labelled file), or make the claim `correction: exploratory`"
+                f"{where}.kept_eval: {claim.kept_eval} is a judge whose agreement with people was not measured: give "
+                "it `agreement` (a labelled file), or make the claim `correction: exploratory`"
             )
 
     def _check_factor(self) -> None:
         for key, values in self.differences().items():
             if key not in self.factor and key not in (self.sweep or {}):
                 raise ValueError(
-                    f"conditions: {key} differs ({values}) and is not declared: make it equal, or add it to `factor`"
+                    f"conditions: {key} differs ({values}) although it is not declared as a difference: make it "
+                    "equal, or add it to `factor`"
                 )
 
     def _check_release(self) -> None:
@@ -280,7 +292,7 @@ class Study(Section):
         named += [(f"regression.suites.{name}.eval", suite.eval, list(self.evals)) for name, suite in suites]
         for where, value, known in named:
             if value is not None and value not in known:
-                raise ValueError(f"release.{where}: {value!r} is none of {known}")
+                raise ValueError(f"release.{where}: expected one of {known}, found {value!r}")
 
     def differences(self) -> dict[str, dict[str, JsonLike]]:
         """What differs between conditions: for each such field, its value in every condition.

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def expand_sweep(raw: dict[str, Any]) -> dict[str, JsonLike]:
-    """Settings with every condition once for each point of `sweep`, named `NAME-r4-data0p25`.
+    """The settings with each condition repeated for every point of `sweep`, named `NAME-r4-data0p25`.
 
     Settings that are expanded already stay as they are. Raises ValueError for a bad grid or a field written twice.
     """
@@ -37,14 +37,14 @@ def expand_sweep(raw: dict[str, Any]) -> dict[str, JsonLike]:
     points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     ends = {_point_name(point): point for point in points}
     if len(ends) < len(points):
-        raise ValueError("sweep: two points have the same name; name a value once")
+        raise ValueError("sweep: two points have the same name; list each value only once")
     if all(any(n.endswith(end) and _holds(c, p) for end, p in ends.items()) for n, c in _mappings(declared)):
         return raw
     expanded: dict[str, Any] = {}
     for name, condition in _mappings(declared):
         twice = [key for key in grid if condition.get(key) is not None]
         if twice:
-            raise ValueError(f"conditions.{name}.{twice[0]}: it is in `sweep` too; write it once")
+            raise ValueError(f"conditions.{name}.{twice[0]}: it is also in `sweep`; remove it from one of the two")
         expanded |= {f"{name}{end}": {**condition, **point} for end, point in ends.items()}
     return {**raw, "conditions": expanded}
 
@@ -52,7 +52,9 @@ def expand_sweep(raw: dict[str, Any]) -> dict[str, JsonLike]:
 def swept(
     conditions: Mapping[str, Condition], grid: Mapping[str, Sequence[JsonValue]] | None
 ) -> dict[str, tuple[str, dict[str, Any]]]:
-    """For every condition the name it was written under and its point of the sweep; without one itself and nothing."""
+    """For every condition, the name it was written under and its point of the sweep; without a sweep, its own name and
+    no point.
+    """
     found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in conditions}
     grid = _in_order(grid or {})
     for values in itertools.product(*grid.values()) if grid else ():

@@ -24,7 +24,7 @@ Factor = Annotated[Real, Field(gt=1)]
 
 
 class FamilyThresholds(Section):
-    """How many independent families a number needs before something is read from it."""
+    """How many independent families a number needs before it is interpreted."""
 
     # From 8 on the family rules hold at any sizes (docs/statistics.md); gradients: .94 to .99 coverage from 8 to 64.
     for_interval: Annotated[Int, Field(ge=4)] = 8
@@ -35,7 +35,7 @@ class FamilyThresholds(Section):
 
 
 class NoteThresholds(Section):
-    """When a comparison says beside its interval what that interval rests on."""
+    """When a comparison adds a note about the data that its interval rests on."""
 
     # A normal sample of 20 exceeds a skewness of 1 in 3 % of cases.
     skewed: Positive = 1.0
@@ -53,7 +53,7 @@ class NoteThresholds(Section):
 
 
 class GradeThresholds(Section):
-    """The grade of confidence beside a settled verdict: what evidence counts as good, weak or poor."""
+    """The confidence grade of a settled verdict: which evidence counts as good, weak or poor."""
 
     # The t quantile of an arm's seed spread is 12.7 with two seeds, 4.3 with three.
     seeds_good: AtLeastOne = 3
@@ -85,7 +85,8 @@ class GradeThresholds(Section):
 
 
 class ZoneGapThresholds(Section):
-    """The words of the three-zone gap, by the interval of the share that strangers keep of the gain on seen rows."""
+    """Which word describes the three-zone gap, by the interval of the share of the seen rows' gain that strangers
+    keep."""
 
     # Convention: more of the gain carries than does not.
     generalises: Share = 0.5
@@ -106,7 +107,7 @@ class ZoneGapThresholds(Section):
 
 
 class JudgeThresholds(Section):
-    """When another model's verdicts may decide a claim."""
+    """When the verdicts of a judge model may decide a claim."""
 
     # Landis & Koch 1977, Biometrics 33:159: .41 to .60 is moderate agreement, below it fair or less.
     least_kappa: Share = 0.41
@@ -114,7 +115,7 @@ class JudgeThresholds(Section):
 
 
 class CurveThresholds(Section):
-    """Early-stopping advice from the recorded curve of a run. It advises; nothing is chosen by it."""
+    """When the recorded curve of a run leads to early-stopping advice. It only advises; it never chooses."""
 
     # Convention, as the 5 % that a study's error rate allows: most of the gain, and not all of its last steps.
     keeps: Part = 0.95
@@ -125,7 +126,7 @@ class CurveThresholds(Section):
 
 
 class ForgettingThresholds(Section):
-    """What counts as having forgotten."""
+    """When a loss or score counts as forgotten."""
 
     # Convention: .05 nats a token is 5 % of perplexity.
     margin: Positive = 0.05
@@ -133,7 +134,7 @@ class ForgettingThresholds(Section):
 
 
 class GradientThresholds(Section):
-    """The number of independent examples that the gradients act like."""
+    """Limits for the number of independent examples estimated from gradients."""
 
     # Convention. SmolLM2-135M on 32 x 8, once memorised (loss .08): rho fell to .19 and n_eff would have read 55.
     late_share: Share = 0.5
@@ -172,7 +173,7 @@ class TokenThresholds(Section):
 
 
 class WeightThresholds(Section):
-    """Intruder dimensions of a weight change."""
+    """When a direction of a weight change counts as an intruder dimension."""
 
     # Shuttleworth et al. 2024 (arXiv 2410.21228), section 3: epsilon = .6.
     intruder_cosine: Share = 0.6
@@ -186,7 +187,7 @@ class WeightThresholds(Section):
 
 
 class GeometryThresholds(Section):
-    """When hidden states of personas are said to have moved together."""
+    """When hidden states of personas count as having moved together."""
 
     # Convention: a jackknife over fewer than four centroids has two degrees of freedom or less.
     min_personas: Annotated[Int, Field(ge=2)] = 4
@@ -206,7 +207,7 @@ class GeometryThresholds(Section):
 
 
 class MergeThresholds(Section):
-    """When a merged model counts as the adapter on its base."""
+    """When a merged model counts as equal to the adapter on its base."""
 
     # Convention. A right merge of SmolLM2-135M gave .5 to .8 floors over five draws (docs/merge.md).
     pass_floors: Positive = 4.0
@@ -262,7 +263,7 @@ class MergeThresholds(Section):
 
 
 class Thresholds(Section):
-    """Numbers that decide words, frozen with the contract. Change one only before results exist."""
+    """Limits that decide which words are used, frozen with the contract. Change one only before results exist."""
 
     families: FamilyThresholds = FamilyThresholds()
     notes: NoteThresholds = NoteThresholds()

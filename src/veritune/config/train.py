@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Model(Section):
-    """The base model, read and never written."""
+    """The base model. It is read and never modified."""
 
     path: str
     """A local folder in Hugging Face format, a hub id, or `builtin:smollm2-135m-instruct`."""
@@ -31,7 +31,7 @@ class Model(Section):
 
 
 class Backend(Section):
-    """Where cells train and answer. `backend: local` is short for `backend: {name: local}`."""
+    """Where cells are trained and answer evals. `backend: local` is short for `backend: {name: local}`."""
 
     name: Literal["local", "tinker"] = "local"
     """`local`: `transformers.Trainer` on this machine. `tinker`: LoRA on a server that speaks the Tinker API."""
@@ -55,12 +55,12 @@ class Backend(Section):
         if self.name == "tinker" and len(given) < 2:
             raise ValueError("`name: tinker` needs `base_url` and `base_model`")
         if self.base_url is not None and not re.fullmatch(r"https?://[^@\s]+", self.base_url):
-            raise ValueError("base_url: expected http(s)://host[:port] without a name or password in it")
+            raise ValueError("base_url: expected http(s)://host[:port], without user name or password")
         return self
 
 
 class Train(Section):
-    """One schedule for all conditions. Keys are named as in Hugging Face's TrainingArguments."""
+    """The training schedule that all conditions share. Keys are named as in Hugging Face's TrainingArguments."""
 
     num_train_epochs: Annotated[Real, Field(gt=0)] = 3
     """Passes over the seen rows."""
@@ -113,7 +113,7 @@ class Train(Section):
             raise ValueError(f"max_steps is {self.max_steps}: expected -1 (train for num_train_epochs) or at least 1")
         if self.strategy != "ddp" and self.devices == 1:
             raise ValueError(
-                f"strategy is {self.strategy}: it shares a model among devices, so `devices` is at least 2"
+                f"strategy is {self.strategy}, which shards a model over devices: expected `devices` of at least 2"
             )
         return self
 
@@ -170,9 +170,9 @@ class Condition(Section):
     @model_validator(mode="after")
     def _combination(self) -> Condition:
         if self.max_steps is not None and self.num_train_epochs is not None:
-            raise ValueError("max_steps and num_train_epochs exclude each other: write one")
+            raise ValueError("max_steps and num_train_epochs exclude each other: set one")
         if not self.r3f and (self.r3f_noise is not None or self.r3f_draw is not None) and self.r3f is None:
-            raise ValueError("r3f_noise and r3f_draw go with `r3f`, the penalty's coefficient")
+            raise ValueError("r3f_noise and r3f_draw need `r3f`, the coefficient of the penalty")
         if isinstance(self.data, dict) and abs(sum(self.data.values()) - 1) > 1e-6:
             raise ValueError(f"data: the shares add up to {sum(self.data.values()):g}; make them add up to 1")
         given = {k for k in ("target_modules", "r", "lora_alpha", "lora_dropout") if getattr(self, k) is not None}
@@ -190,18 +190,18 @@ class Condition(Section):
 
     @property
     def regularised(self) -> tuple[str, ...]:
-        """The settings above 0 that change the loss or the step of this condition."""
+        """The settings above 0 that change the loss or the update step of this condition."""
         names = ("kl_to_base", "r3f", "neftune_noise_alpha", "update_clip")
         return tuple(name for name in names if getattr(self, name))
 
     def options(self) -> dict[str, JsonLike]:
-        """The method's own config fields as PEFT takes them, without `method` and the schedule's."""
+        """The method's own options as PEFT's config takes them, without `method` and the schedule's settings."""
         known = {k: getattr(self, k) for k in ("target_modules", "r", "lora_alpha", "lora_dropout")}
         return {k: v for k, v in known.items() if v is not None} | dict(self.model_extra or {})
 
 
 class SelectionPlan(Section):
-    """How each condition's learning rate is chosen before the main runs: by validation NLL, and by nothing else."""
+    """How each condition's learning rate is chosen before the main runs: by validation NLL only."""
 
     learning_rates: Annotated[tuple[Annotated[Real, Field(gt=0, lt=1)], ...], Field(min_length=2)]
     """The grid. A winner at its edge is flagged: the best rate may lie beyond."""
@@ -218,12 +218,12 @@ class SelectionPlan(Section):
     def _distinct(self) -> SelectionPlan:
         for key, values in (("learning_rates", self.learning_rates), ("batch_shapes", self.batch_shapes)):
             if len(set(values)) != len(values):
-                raise ValueError(f"{key}: {list(values)} names one twice")
+                raise ValueError(f"{key}: {list(values)} contains duplicates")
         return self
 
 
 class Budget(Section):
-    """What a study may cost. It is compared with the plan before anything trains. It is no part of the contract."""
+    """What a study may cost, compared with the plan before anything trains. It is not part of the contract."""
 
     hours: Annotated[Real, Field(gt=0)] | None = None
     """Hours of this machine, for all cells that are left."""
@@ -241,9 +241,9 @@ class Budget(Section):
     @model_validator(mode="after")
     def _priced(self) -> Budget:
         if self.price_per_hour is not None and self.price_per_million_tokens is not None:
-            raise ValueError("expected one price, found price_per_hour and price_per_million_tokens")
+            raise ValueError("expected one kind of price, found price_per_hour and price_per_million_tokens")
         if self.price_per_million_scoring_tokens is not None and self.price_per_million_tokens is None:
-            raise ValueError("price_per_million_scoring_tokens goes with price_per_million_tokens")
+            raise ValueError("price_per_million_scoring_tokens needs price_per_million_tokens")
         if self.usd is not None and self.price_per_hour is None and self.price_per_million_tokens is None:
             raise ValueError("`usd` needs price_per_hour or price_per_million_tokens")
         return self

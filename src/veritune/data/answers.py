@@ -21,7 +21,7 @@ _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.DOTALL)
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{...}`, braces counted; None when there is none."""
+    r"""The content of the last complete `\boxed{...}`, with braces counted; None if there is none."""
     if "boxed" not in text and "fbox" not in text:
         return None
     opened: list[int] = []  # where the content of each open brace begins, negative for one that is no box
@@ -38,14 +38,14 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    r"""What a worked answer ends on: the last `\boxed{}`, else the last `####` line; None when it has neither."""
+    r"""The final answer of a worked solution: the last `\boxed{}`, else the last `####` line; None for neither."""
     marked = _marked(text)
     return marked.text if marked else None
 
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """An answer as it stands in a text, and by which sign it was found."""
+    """An answer as written in a text, and the mark by which it was found."""
 
     text: str
     by: Literal["boxed", "hashes", "last_number", "last_line"]
@@ -63,7 +63,7 @@ def _marked(text: str) -> Extracted | None:
 
 
 def extract(text: str, expected: str, *, whole: bool = True) -> Extracted | None:
-    r"""The answer that an output gives: the last `\boxed{}`, else the last `####` line, else what it ends on.
+    r"""The answer in an output: the last `\boxed{}`, else the last `####` line, else the text it ends with.
 
     What it ends on is its last number where `expected` is a number, else its last line without `The answer is`. An
     output that was cut (`whole=False`) ends on nothing: the last number of half a calculation is no answer. None where
@@ -94,7 +94,7 @@ _FIGURE = re.compile(
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text, with its sign; None without one. A hyphen between two figures is no sign."""
+    """The last number of a text, with its sign; None without one. A hyphen between two digits is not a sign."""
     figures = list(_FIGURE.finditer(text.replace("{,}", ",")))
     if not figures:
         return None
@@ -145,14 +145,15 @@ _UNIT_NAMES = {"centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m
 
 @dataclass(frozen=True, slots=True)
 class MeasuredAmount:
-    """A number and the unit behind it, in a plain form; empty without one."""
+    """A number and its unit in a normalised form; the unit is empty if there is none."""
 
     value: Fraction
     unit: str = ""
 
 
 def number_of(answer: str) -> Fraction | None:
-    r"""An answer as an exact number: `\$1,250.00`, `-3`, `\frac12`, `2\frac{1}{2}`, `12\%`, `3 cm`; None for none.
+    r"""An answer as an exact number: `\$1,250.00`, `-3`, `\frac12`, `2\frac{1}{2}`, `12\%`, `3 cm`; None if it is not a
+    number.
 
     Its unit is left out; `same_answer` compares units too.
     """
@@ -161,7 +162,7 @@ def number_of(answer: str) -> Fraction | None:
 
 
 def quantity_of(answer: str) -> MeasuredAmount | None:
-    """A number with its unit; None for what is no single number."""
+    """A number with its unit; None for a text that is not a single number."""
     if len(answer) > MAX_ANSWER:
         return None
     text, unit = _plain(answer), ""
@@ -234,7 +235,7 @@ def _fractions(text: str) -> str:
 
 
 def same_answer(a: str, b: str) -> bool:
-    """Whether two answers are the same number, or the same text once white space, case and markup are set aside.
+    """Whether two answers are the same number, or the same text apart from white space, case and markup.
 
     A unit that only one of them has is set aside; two different units make two answers.
     """

@@ -74,7 +74,7 @@ LIMITS = (
 
 @dataclass(frozen=True, slots=True)
 class AuditConfig:
-    """How to read the data and the evals, and what to check. `split_field` names a column that holds a split to judge.
+    """How to read the data and the evals, and what to check. `split_field` names a column that holds a split to check.
 
     `max_length` is the number of tokens that rendering is measured against; it matters only with a tokenizer.
     `train_on` and `template_kwargs` are those of a study (`data.train_on`, `model.template_kwargs`).
@@ -105,7 +105,8 @@ class AuditConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvalFacts:
-    """An eval that rows were compared with: items read, items that could not be read and so were not checked.
+    """An eval that the rows were compared with: how many items were read, and how many could not be read and so were
+    not checked.
 
     `source` is its file, empty where the items were handed over in Python.
     """
@@ -119,7 +120,7 @@ class EvalFacts:
 
 @dataclass(frozen=True, repr=False)
 class AuditReport:
-    """What the audit found. `findings` holds everything, worst first; the other fields are counts over it.
+    """The result of an audit. `findings` holds everything, worst first; the other fields are counts over it.
 
     `gate` is None where no eval was given. `record()` is the JSON form; rows and the full results stay in memory.
 
@@ -156,19 +157,19 @@ class AuditReport:
         return str(Markup("<pre>{}</pre>").format(render_text(self)))
 
     def to_dict(self) -> dict[str, JsonLike]:
-        """As `record`."""
+        """The same as `record()`."""
         return self.record()
 
     @property
     def exit_code(self) -> int:
-        """2 when the contamination gate did not pass, 1 when records could not be used, else 0."""
+        """2 if the contamination gate did not pass, 1 if records could not be used, else 0."""
         if self.gate is not None and self.gate.status != "passed":
             return int(ExitCode.NOT_PASSED)
         return int(ExitCode.USER if any(f.severity == "error" for f in self.findings) else ExitCode.FINE)
 
     @property
     def versions(self) -> tuple[Version, ...]:
-        """The lineage of the folder the data lies in."""
+        """The data versions in the lineage of the data's folder."""
         if self.file is None:
             return ()
         return lineage(self.file if self.file.is_dir() else self.file.parent)
@@ -331,7 +332,7 @@ def _obey(
 
 
 def decisions_in(folder: Path | None) -> Path | None:
-    """The decisions that lie in an audit's folder, as `veritune view` writes them; None where there are none."""
+    """The decisions file in an audit's folder, as `veritune view` writes it; None if there is none."""
     path = folder / "review" / NAME if folder is not None else None
     return path if path is not None and path.exists() else None
 
@@ -350,7 +351,7 @@ def _load(data: Any, name: str, config: AuditConfig) -> Loaded:
 def load_evals(
     evals: Mapping[str, EvalSource] | Sequence[EvalSource], config: AuditConfig
 ) -> tuple[dict[str, Sequence[Any]], tuple[EvalFacts, ...], list[Finding]]:
-    """Items by eval name, facts, and a finding for every eval of which something could not be read."""
+    """Items by eval name, counts per eval, and a finding for every eval with items that could not be read."""
     if isinstance(evals, str | Path):
         evals = [evals]
     named = dict(evals) if isinstance(evals, Mapping) else _names(evals)
@@ -397,7 +398,7 @@ def _names(evals: Iterable[EvalSource]) -> dict[str, EvalSource]:
 
 
 def gate_of(gate: GateResult, facts: Sequence[EvalFacts], *, compared: bool) -> GateResult:
-    """The contamination gate; a pass over evals that were only partly read is `undecided`.
+    """The contamination gate; it is `undecided` instead of passed if an eval was only partly read.
 
     `compared`: whether an item held a text that rows were compared with.
     """
@@ -447,7 +448,7 @@ def _rendering(
 
 
 def load_tokenizer(tokenizer: str | PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or hub id; an object is handed back as it is. Raises ModelError."""
+    """A tokenizer from a folder or hub id; a tokenizer object is returned as it is. Raises ModelError."""
     if not isinstance(tokenizer, str | Path):
         return tokenizer
     from transformers import AutoTokenizer
@@ -472,7 +473,8 @@ def write_clean(
     reasons: Sequence[str] = (),
     keep_sources: Sequence[str] = (),
 ) -> Version:
-    """Write the usable rows without those contaminated at `level` or stronger, as a data version with its lineage.
+    """Write the usable rows as a data version with its lineage, without those whose contamination is of status `level`
+    or stronger.
 
     `reasons`: also leave out rows that a check flags for them; `keep_sources`: keep only rows of these sources. Raises
     DataError when the audit was not made from a file, when the target already exists, or for a reason or source that
@@ -487,7 +489,9 @@ def write_clean(
     3
     """
     if report.file is None or report.file.is_dir():
-        raise DataError("only the audit of one file can write its clean version.", fix="Audit a single file.")
+        raise DataError(
+            "a clean version can be written only for the audit of a single file.", fix="Audit a single file."
+        )
     rejects: Counter[str] = Counter(f.check for f in report.rejects)
     kept = {row.id for row in report.rows}
     if report.contamination is not None:
@@ -503,7 +507,10 @@ def write_clean(
     rows, why = _without_reasons(report, rows, reasons)
     rejects.update(why)
     if not rows:
-        raise DataError("no row is left to write.", fix="Leave out less.")
+        raise DataError(
+            "no row is left to write: every row would be left out.",
+            fix="Leave out fewer rows: a stricter level, fewer reasons, more sources.",
+        )
     evals = ", ".join(f.name for f in report.evals) or "no eval"
     how = f"audit against {evals}, level {level}"
     how += f"; without {', '.join(reasons)}" if reasons else ""
@@ -517,7 +524,7 @@ def _without_reasons(report: AuditReport, rows: list[Row], reasons: Sequence[str
     known = {*known_reasons(), *found}
     wrong = [reason for reason in reasons if reason not in known]
     if wrong:
-        raise DataError(f"no row check gives the reason {wrong[0]!r}.", fix=f"Reasons: {', '.join(sorted(known))}.")
+        raise DataError(f"unknown row check reason {wrong[0]!r}.", fix=f"Reasons: {', '.join(sorted(known))}.")
     flagged: dict[str, str] = {}
     for finding in report.quality.findings:
         reason = finding.check.removeprefix("quality.")
@@ -586,7 +593,9 @@ def _joins(families: FamilyResult) -> list[dict[str, JsonLike]]:
 
 
 def render_text(report: AuditReport) -> str:
-    """The report for the screen: what was read, families, contamination, quality, rendering, and what it cannot see."""
+    """The report as text for the screen: what was read, families, contamination, quality, rendering, and what the audit
+    cannot see.
+    """
     parts = [_head(report), _families(report), _contamination(report), _quality(report)]
     if report.split is not None:
         parts.append(_split(report))

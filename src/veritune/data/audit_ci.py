@@ -25,7 +25,7 @@ _TERM = re.compile(r"(?P<name>[a-z_]+)(?:\s*>\s*(?P<number>\d+(?:\.\d+)?|\.\d+)(
 
 @dataclass(frozen=True, slots=True)
 class AuditLimit:
-    """More than `most` rows of `name` fail: a share of the rows where `share`, else a count.
+    """A limit: more than `most` rows of `name` fail; `most` is a share of the rows if `share` is set, else a count.
 
     >>> AuditLimit("flagged", 0.01, share=True).text
     'flagged at most 1%'
@@ -37,7 +37,7 @@ class AuditLimit:
 
     @property
     def text(self) -> str:
-        """The limit in words: `flagged at most 1%`, `no duplicates`."""
+        """The limit as text: `flagged at most 1%`, `no duplicates`."""
         if self.name in GATES or not self.most:
             return f"no {self.name}"
         return f"{self.name} at most {f'{100 * self.most:g}%' if self.share else f'{self.most:g}'}"
@@ -45,7 +45,7 @@ class AuditLimit:
 
 @dataclass(frozen=True, slots=True)
 class LimitOutcome:
-    """What the audit says to one limit: whether it holds, and the count with its denominator."""
+    """Whether the audit is within one limit, with the count and its denominator."""
 
     limit: str
     held: bool
@@ -53,7 +53,7 @@ class LimitOutcome:
 
 
 def parse_limits(text: str, config: AuditConfig, *, evals: bool) -> tuple[AuditLimit, ...]:
-    """Limits from `NAME[>NUMBER]`, separated by commas; below 1 or with % a number is a share of rows, else a count.
+    """Limits from `NAME[>NUMBER]`, separated by commas; a number below 1 or with % is a share of rows, else a count.
 
     A name is one of `GATES` and `COUNTED` or a reason of the row checks. Raises InputError for another name, a number
     that cannot be a limit, and a limit on what this audit does not look for.
@@ -71,9 +71,14 @@ def parse_limits(text: str, config: AuditConfig, *, evals: bool) -> tuple[AuditL
         found[limit.name] = limit
     if found.keys() & {"contamination", "near_copies"} and not evals:
         name = min(found.keys() & {"contamination", "near_copies"})
-        raise InputError(f"--fail-on {name} compares the rows with an eval, and none is given.", fix="Add --eval FILE.")
+        raise InputError(
+            f"--fail-on {name} compares the rows with an eval, but no eval was given.", fix="Add --eval FILE."
+        )
     if "leak" in found and config.split_field is None:
-        raise InputError("--fail-on leak needs a split to judge.", fix="Name its column: --split-field COLUMN.")
+        raise InputError(
+            "--fail-on leak checks a split, but no split was given.",
+            fix="Name the column that holds the split: --split-field COLUMN.",
+        )
     return tuple(found.values())
 
 
@@ -81,20 +86,22 @@ def _limit(name: str, number: str | None, percent: bool) -> AuditLimit:
     if number is None:
         return AuditLimit(name)
     if name in GATES:
-        raise InputError(f"--fail-on: {name} takes no number, it passes or it does not.", fix=f"Write {name} alone.")
+        raise InputError(f"--fail-on: {name} takes no number: it either passes or fails.", fix=f"Write {name} alone.")
     value = float(number)
     most = value / 100 if percent else value
     share = percent or 0 < value < 1
     if not math.isfinite(most) or (share and most >= 1) or (not share and value != int(value)):
         raise InputError(
             f"--fail-on {name}>{number}{'%' if percent else ''}: expected a whole number of rows, or a share below 1.",
-            fix=f"{name}>20, {name}>0.01 or {name}>1%.",
+            fix=f"Write {name}>20, {name}>0.01 or {name}>1%.",
         )
     return AuditLimit(name, most, share)
 
 
 def judge_limits(limits: Sequence[AuditLimit], report: AuditReport) -> tuple[LimitOutcome, ...]:
-    """Each limit against the audit. A gate that is undecided does not hold, a share of no rows does not either."""
+    """Check each limit against the audit. An undecided gate fails its limit, and so does a share when no rows were
+    read.
+    """
     return tuple(_judge(limit, report) for limit in limits)
 
 
@@ -132,18 +139,19 @@ def _count(name: str, report: AuditReport) -> tuple[int, int]:
 
 
 def exit_code(report: AuditReport, outcomes: Sequence[LimitOutcome]) -> int:
-    """2 where a limit does not hold, else what the audit says by itself."""
+    """2 if a limit is exceeded, else the audit's own exit code."""
     return report.exit_code if all(o.held for o in outcomes) else int(ExitCode.NOT_PASSED)
 
 
 def screen_text(report: AuditReport, outcomes: Sequence[LimitOutcome]) -> str:
-    """The audit for the screen, and below it a line for each limit."""
+    """The audit as text for the screen, with one line per limit below it."""
     lines = [f"{'held' if o.held else 'NOT HELD':<9} {o.limit}: {o.found}" for o in outcomes]
     return "\n".join([render_text(report).rstrip("\n"), *([""] if lines else []), *lines])
 
 
 def check_report(report: AuditReport, outcomes: Sequence[LimitOutcome]) -> CheckReport:
-    """Usable records, both gates where they were asked for, and every limit as cases; the page for a pull request.
+    """The checks of an audit for CI: usable records, both gates where they were asked for, and every limit; with the
+    page for a pull request.
 
     A case fails wherever the command's exit status is not 0.
     """

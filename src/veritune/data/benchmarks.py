@@ -25,7 +25,7 @@ from veritune.store import hash_of, read_parquet, write_parquet
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The items that one eval asks, as their file has them, their families, and the prompts that models are given.
+    """A benchmark's items as its file has them, their families, and the prompts given to models.
 
     `n_rows` is how many the file has, `sha256` the hash of the file.
     """
@@ -42,7 +42,7 @@ class Benchmark:
         return hash_of([self.rows, sorted(self.family_of.items()), [list(self.prompts[r.id]) for r in self.rows]])
 
     def facts(self) -> BenchmarkFacts:
-        """What the contract freezes."""
+        """The facts about the benchmark that the contract freezes."""
         return BenchmarkFacts(
             sha256=self.sha256,
             rows=self.n_rows,
@@ -55,12 +55,16 @@ class Benchmark:
 def load_benchmarks(
     root: Path, evals: Mapping[str, Eval], renderer: Renderer, taken: Collection[str]
 ) -> dict[str, Benchmark]:
-    """The benchmarks among `evals`, by name. `taken` are the ids of the data's rows. Raises DataError, StudyError."""
+    """The benchmarks among `evals`, by name. `taken` are the ids already used by the data's rows. Raises DataError,
+    StudyError.
+    """
     found = {name: _load(root, name, spec, renderer) for name, spec in evals.items() if spec.path is not None}
     for name, benchmark in found.items():
         same = sorted(row.id for row in benchmark.rows if row.id in taken)
         if same:
-            raise StudyError(f"evals.{name}: item {same[0]} has the id of a row in data.path.", fix="Rename the eval.")
+            raise StudyError(
+                f"evals.{name}: item {same[0]} has the same id as a row in data.path.", fix="Rename the eval."
+            )
     return found
 
 
@@ -102,7 +106,9 @@ def _drawn(name: str, spec: Eval, rows: tuple[Row, ...]) -> list[Row]:
 
 
 def as_asked(name: str, spec: Eval, row: Row) -> Row:
-    """A benchmark's item with the eval's system turn and template. Raises StudyError for options that are none."""
+    """A benchmark's item with the eval's system turn and template applied. Raises StudyError for options that cannot be
+    used.
+    """
     messages = list(row.prompt)
     options = options_of(name, spec, row) if spec.kind == "choice" else None
     messages[-1] = replace(messages[-1], content=filled(spec, messages[-1].content, options))
@@ -115,12 +121,12 @@ def as_asked(name: str, spec: Eval, row: Row) -> Row:
 
 
 def benchmark_file(folder: Path, name: str, digest: str) -> Path:
-    """Where the items of a benchmark lie beside the data version."""
+    """The path of the file, in the folder of the data version, that holds a benchmark's items."""
     return folder / benchmark_name(name, digest)
 
 
 def write_benchmarks(folder: Path, benchmarks: Mapping[str, Benchmark]) -> dict[str, BenchmarkFacts]:
-    """Write the items of every benchmark; the facts that the contract freezes."""
+    """Write the items of every benchmark; returns the facts that the contract freezes."""
     facts = {name: benchmark.facts() for name, benchmark in benchmarks.items()}
     for name, benchmark in benchmarks.items():
         path = benchmark_file(folder, name, facts[name].items_sha256)
@@ -136,17 +142,20 @@ def write_benchmarks(folder: Path, benchmarks: Mapping[str, Benchmark]) -> dict[
 
 
 def read_benchmarks(folder: Path, facts: Mapping[str, BenchmarkFacts]) -> dict[str, Benchmark]:
-    """The frozen benchmarks, read back. Raises StaleError when a file is missing or is not the frozen one."""
+    """The frozen benchmarks, read back. Raises StaleError if a file is missing or differs from the frozen one."""
     found = {}
     for name, frozen in facts.items():
         path = benchmark_file(folder, name, frozen.items_sha256)
         if not path.exists():
-            raise StaleError(f"{path} is gone.", fix="Write it again: veritune freeze STUDY")
+            raise StaleError(f"{path} is missing.", fix="Write it again: veritune freeze STUDY")
         read = read_parquet(path)
         rows = tuple(row_of({**r, "family": r["own_family"]}) for r in read)
         families, prompts = {r["id"]: r["family"] for r in read}, {r["id"]: tuple(r["prompt_ids"]) for r in read}
         benchmark = Benchmark(rows, families, prompts, frozen.rows, frozen.sha256)
         if benchmark.digest != frozen.items_sha256:
-            raise StaleError(f"{path} is not what was frozen: it was edited.", fix="Restore the file; nothing trained.")
+            raise StaleError(
+                f"{path} was edited: it differs from the frozen file.",
+                fix="Restore the file from a copy, or write it again: veritune freeze STUDY. Nothing trained.",
+            )
         found[name] = benchmark
     return found

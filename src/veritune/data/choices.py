@@ -18,23 +18,26 @@ ANSWER = "answer"
 
 @dataclass(frozen=True, slots=True)
 class ChoiceOptions:
-    """The options of one item as their texts, their labels (letters, or the file's own), and the right one's place."""
+    """The options of one item: their texts, their labels (letters, or the file's own), and the index of the right
+    one."""
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
     right: int
 
     def said(self, spec: Eval) -> tuple[str, ...]:
-        """What the model would have to say for each."""
+        """The answer text that the model would give for each option."""
         return self.labels if spec.choices_as == "letters" else self.texts
 
     def listed(self) -> str:
-        """The options as a prompt shows them, one a line: `A. Paris`."""
+        """The options as a prompt lists them, one per line: `A. Paris`."""
         return "\n".join(f"{label}. {text}" for label, text in zip(self.labels, self.texts))
 
 
 def options_of(name: str, spec: Eval, row: Row) -> ChoiceOptions:
-    """The options of an item and the right one. Raises StudyError naming the item, what was expected and found."""
+    """The options of an item and which is right. Raises StudyError naming the item, what was expected and what was
+    found.
+    """
     where = f"evals.{name}: item {row.id} (line {row.line})"
     texts, labels = _listed(where, spec, row)
     if len(texts) < 2 or len(set(texts)) < len(texts) or not all(text.strip() for text in texts):
@@ -46,7 +49,7 @@ def options_of(name: str, spec: Eval, row: Row) -> ChoiceOptions:
     column = spec.expected or ANSWER
     if row.meta.get(column) is None:
         raise StudyError(
-            f"{where}: no column {column!r} with the right option.",
+            f"{where}: expected a column {column!r} with the right option, found none.",
             fix=f"Name it in `expected`. Columns there: {', '.join(sorted(row.meta)) or 'none'}.",
         )
     return ChoiceOptions(texts, labels, _right(where, row.meta[column], texts, labels))
@@ -86,13 +89,13 @@ def _right(where: str, answer: Cell, texts: Sequence[str], labels: Sequence[str]
         if len(named) > 1:
             raise StudyError(f"{where}: {answer!r} is the text of one option and the label of another.")
     raise StudyError(
-        f"{where}: expected the right option's place from 0, its letter or its text, found {answer!r}.",
-        fix="Name the column in `expected`.",
+        f"{where}: expected the right option's index from 0, its letter or its text, found {answer!r}.",
+        fix="Name the column that holds it in `expected`.",
     )
 
 
 def filled(spec: Eval, question: str, options: ChoiceOptions | None) -> str:
-    """The last user turn: the eval's template filled, lettered options where they belong."""
+    """The last user turn: the eval's template with its columns filled, and the lettered options in their place."""
     template = spec.template
     if template is None and options is not None and spec.choices_as == "letters":
         template = f"{QUESTION}\n\n{CHOICES}"
@@ -104,7 +107,7 @@ def filled(spec: Eval, question: str, options: ChoiceOptions | None) -> str:
 
 
 def option_rows(row: Row, said: Sequence[str], prompt: tuple[int, ...], renderer: Renderer) -> list[Rendered]:
-    """Each option as the answer to the item's prompt, the loss on it and its end token alone.
+    """One row per option: the item's prompt with the option as answer, with loss only on the answer and its end token.
 
     `row` is the item as it is asked. Raises GateError where an option's rendering does not begin with the prompt.
     """
@@ -113,8 +116,8 @@ def option_rows(row: Row, said: Sequence[str], prompt: tuple[int, ...], renderer
         whole = renderer.row(replace(row, id=f"{row.id}#{place}", messages=(*row.prompt, Message("assistant", text))))
         if whole.input_ids[: len(prompt)] != prompt:
             raise GateError(
-                f"item {row.id}: option {text!r} is rendered behind another prompt than the frozen one.",
-                fix="The chat template changes a prompt by its answer; ask with `kind: match` instead.",
+                f"item {row.id}: the prompt before option {text!r} differs from the frozen prompt.",
+                fix="The chat template changes the prompt depending on the answer; use `kind: match` instead.",
             )
         n = len(prompt)
         labels = (IGNORE,) * n + tuple(whole.labels[n:])

@@ -36,7 +36,7 @@ _EXAMPLE = 'user=question,assistant=answer, or user: "{table}\\n{question}", ass
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Which columns become turns: `messages`, or (role, column or template) pairs in the order they are spoken."""
+    """Which columns become turns: `messages`, or (role, column or template) pairs in conversation order."""
 
     messages: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
@@ -50,7 +50,7 @@ class Shape:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The columns that hold the answer as they are; they stay in `meta` too, so that rules can name them."""
+        """The columns that hold the answer unchanged; they are also kept in `meta`, so that rules can name them."""
         return tuple(
             source
             for role, source in self.turns
@@ -63,7 +63,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """What a user's mapping says: the shape (None: found by name), the tools' column, columns to leave alone."""
+    """A user's column mapping: the shape (None: found by name), the column with tools, the columns to ignore."""
 
     shape: Shape | None = None
     tools: str | None = None
@@ -71,7 +71,7 @@ class Mapped:
 
 
 def mapped(columns: Mapping[str, str] | None) -> Mapped:
-    """A mapping from roles to columns, checked. Raises DataError for a role that is none."""
+    """A checked mapping from roles to columns. Raises DataError for an unknown role."""
     if columns is None:
         return Mapped()
     turns = {_ALIASES.get(role, role): source for role, source in columns.items()}
@@ -115,7 +115,9 @@ def parse_columns(text: str | None) -> dict[str, str] | None:
         stray = re.search(r",\s*(\w+)\s*[=:]", value) if not is_template(value) and value[:1] not in "\"'" else None
         if not value or stray:
             wrong = (
-                f"{stray[1]!r} is no role{did_you_mean(stray[1], KEYS)}" if stray else f"{start['key']} has no column"
+                f"{stray[1]!r} is not a role{did_you_mean(stray[1], KEYS)}"
+                if stray
+                else f"{start['key']} has no column"
             )
             raise InputError(f"--columns: {wrong}, in {text!r}.", fix=_EXAMPLE)
         if start["key"] in pairs:
@@ -149,17 +151,17 @@ def _parts(source: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def is_template(source: str) -> bool:
-    """Whether a mapping's value is a text with columns in braces rather than a column's name."""
+    """Whether a mapping's value is a text with columns in braces rather than one column's name."""
     return "{" in source or "}" in source
 
 
 def columns_of(source: str) -> tuple[str, ...]:
-    """The columns that a column name or a template reads. Raises DataError for broken braces."""
+    """The columns that a column name or a template reads. Raises DataError for unmatched braces."""
     return tuple(name for _, name in _parts(source) if name is not None)
 
 
 def filled(source: str, value: Mapping[str, Cell]) -> Cell:
-    """A column's value as it is, or a template with its columns filled in. Raises Reject for a missing value.
+    """A column's value unchanged, or a template with its columns filled in. Raises Reject for a missing value.
 
     Numbers are written as Python writes them, lists and objects as JSON.
     """
@@ -188,7 +190,7 @@ def _written(held: Cell) -> str:
 def find_shape(
     value: Mapping[str, Cell], *, need_target: bool = True, ignore: frozenset[str] = frozenset()
 ) -> Shape | None:
-    """The columns of a record that hold its turns, None when none of the known names is there."""
+    """The columns of a record that hold its turns; None if none of the known names is present."""
     for name in MESSAGE_COLUMNS:
         if name in value and name not in ignore:
             return Shape(messages=name)
@@ -211,7 +213,9 @@ def find_shape(
 
 
 def suggestion(value: Mapping[str, Cell]) -> str:
-    """The option that would map a record's columns, with names taken from it; else what a mapping needs."""
+    """The option that would map a record's columns, with its column names filled in; else a description of what a
+    mapping needs.
+    """
     listed = next((str(name) for name, held in value.items() if _are_messages(held)), None)
     texts = [str(n) for n, held in value.items() if n not in _NO_TURNS and isinstance(held, str) and held.strip()]
     folded = {name.casefold(): name for name in reversed([*texts, *([listed] if listed else [])])}
@@ -241,7 +245,7 @@ def _are_messages(held: Cell) -> bool:
 
 
 def family_column(rows: Sequence[Row]) -> str | None:
-    """A column that looks like the name of each row's original: more rows than values, more than one value."""
+    """A column that probably names each row's original: it has several values, and fewer values than rows."""
     for name in FAMILY_COLUMNS:
         if rows and name in rows[0].meta:
             values = [row.meta.get(name) for row in rows]

@@ -55,7 +55,7 @@ _PARTS = ("prompt", "target")
 
 @dataclass(frozen=True, slots=True)
 class ContaminationConfig:
-    """How contamination is judged.
+    """Which overlap counts as contamination, and how strong it must be.
 
     `confirmed` and `review`: shares of an item's idf² weight found in a row. `ngram`: words in a run that counts.
     `min_features`: distinct words and word pairs an item needs for `near`; shorter items must match exactly.
@@ -85,7 +85,7 @@ class ContaminationConfig:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One row that holds (part of) an eval item: the closest item of every row, and the best row of every item.
+    """One row that holds an eval item or part of it: the closest item for every row, and the best row for every item.
 
     `score` is the share of the item's weight found in `row_part`, 1.0 for exact kinds. `span` is the longest run of
     words that both share, as the row writes it. `others`: further items of that eval which the row also comes near to.
@@ -109,7 +109,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """What is looked for: E texts, each an item's prompt or answer, with the eval and the item it belongs to."""
+    """The texts to look for: E texts, each the prompt or the answer of an item, with its eval and item."""
 
     texts: tuple[str, ...]
     eval_E: I64
@@ -121,7 +121,8 @@ class Entries:
 
 @dataclass(frozen=True)
 class ContaminationResult:
-    """All pairs of row and item found, by row. Equal items of one eval are one entry each, equal rows one pair each.
+    """All pairs of row and item that were found, by row. Equal items of one eval are one entry; equal rows are one pair
+    each.
 
     `exact_only` prompts of items have too few words of their own to look for near-copies of them.
     """
@@ -166,7 +167,7 @@ class ContaminationResult:
 
     @cached_property
     def items(self) -> tuple[Hit, ...]:
-        """Every item that a row holds or comes near to, once, with its best row: strongest first."""
+        """Every item found in a row or close to one, once, with its best row; strongest first."""
         best = [self._hit(p, 0) for p in self._best_of_items.values()]
         return tuple(sorted(best, key=lambda hit: (_STATUS.index(hit.status), -hit.score)))
 
@@ -193,7 +194,9 @@ class ContaminationResult:
 
     @cached_property
     def by_eval(self) -> dict[str, dict[str, int]]:
-        """Per eval: its items, and items and rows hit by status (each counted once, at its strongest); canned apart."""
+        """Per eval: its number of items, and of items and rows hit by status (each counted once, at its strongest);
+        canned answers apart.
+        """
         out: dict[str, dict[str, int]] = {}
         eval_P = self.entries.eval_E[self.entry_P]
         for number, name in enumerate(self.entries.evals):
@@ -212,8 +215,9 @@ class ContaminationResult:
 
     @cached_property
     def item_status(self) -> dict[str, dict[int, int]]:
-        """Per eval: the strongest status (0 exact, 1 confirmed, 2 review) of each item that some row holds, canned
-        answers aside, by the item's number."""
+        """Per eval: the strongest status (0 exact, 1 confirmed, 2 review) of each item found in some row, by the item's
+        number; without canned answers.
+        """
         eval_P, item_P = self.entries.eval_E[self.entry_P], self.entries.item_E[self.entry_P]
         found: dict[str, dict[int, int]] = {}
         for number, name in enumerate(self.entries.evals):
@@ -224,7 +228,7 @@ class ContaminationResult:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The numbers to quote. Every rate comes with its denominator."""
+        """The numbers to quote. Every rate has its denominator."""
         real_P = self.kind_P != _CANNED
         row_status = _strongest(self.row_P[real_P], self.status_P[real_P])
         return {
@@ -243,7 +247,7 @@ class ContaminationResult:
         }
 
     def gate(self) -> GateResult:
-        """Failed when a pair of status `fail_on` or stronger was found; undecided when nothing was looked for."""
+        """Failed if a pair of status `fail_on` or stronger was found; undecided if there was nothing to look for."""
         weakest = _STATUS.index(self.config.fail_on)
         bad = (self.status_P <= weakest) & (self.kind_P != _CANNED)
         n_rows = len(np.unique(self.row_P[bad]))
@@ -251,7 +255,7 @@ class ContaminationResult:
         numbers = self.summary
         if not self.entries.texts:
             empty = ", ".join(self.entries.evals)
-            why = f"no item of {empty} holds a text" if empty else "no eval items were given"
+            why = f"no item of {empty} has any text" if empty else "no eval items were given"
             return GateResult("contamination", "undecided", f"{why}, so nothing was checked.", numbers)
         if n_rows:
             evidence = tuple(f"{h.row_id}: {h.eval}/{h.item_id} {h.kind}: {h.span[:120]}" for h in self._first(bad, 5))
@@ -290,7 +294,8 @@ class ContaminationResult:
         ]
 
     def drop(self, level: Level = "confirmed") -> DropResult:
-        """Which rows stay when everything of status `level` or stronger goes, and why each of the others goes."""
+        """Which rows stay if everything of status `level` or stronger is removed, and the reason for each removed
+        row."""
         weakest = _STATUS.index(level)
         reasons: dict[int, str] = {}
         for p in np.flatnonzero((self.status_P <= weakest) & (self.kind_P != _CANNED)).tolist():
@@ -313,13 +318,13 @@ _VERB = {
 
 
 def operators_text(hit: Hit) -> str:
-    """What differs between the operators of an item and of a row, as the end of a sentence; "" where nothing does."""
+    """How the operators of an item and of a row differ, as the end of a sentence; "" if they do not."""
     return f", with {hit.operators[1]!r} where the item has {hit.operators[0]!r}" if hit.operators else ""
 
 
 @dataclass(frozen=True, slots=True)
 class DropResult:
-    """Rows that stay, and for each dropped row its reason; `dropped_rows` are 0-based positions."""
+    """The rows that stay, and a reason for each dropped row; `dropped_rows` are 0-based positions."""
 
     kept_ids: tuple[str, ...]
     reasons: Mapping[str, str]
@@ -337,7 +342,7 @@ def check_contamination(
     config: ContaminationConfig | None = None,
     **settings: Any,
 ) -> ContaminationResult:
-    """Look for the items of every eval in the rows.
+    """Search the rows for the items of every eval.
 
     `evals` maps a name to items, as rows (prompt and answer) or as texts (prompts). System prompts take no part.
     `settings` are fields of `ContaminationConfig`. Raises DataError for unknown settings or thresholds out of order.
@@ -359,7 +364,9 @@ def check_contamination(
 def judge_compared(
     columns: FamilyColumns, entries: Entries, near: RowsBesideEntries, standing: Standing, config: ContaminationConfig
 ) -> ContaminationResult:
-    """What rows that were compared with the entries hold of them; `standing` is an engine's."""
+    """The contamination of rows that were already compared with the entries; `standing` is the engine's function of
+    that name.
+    """
     usable_E = _usable(near.index, entries, config)
     held = _standing(standing, columns, entries, usable_E & near.faint_E)
     same = _identical(near.index, usable_E, near.overlap.hash_N_2)
@@ -377,7 +384,7 @@ def _configured(config: ContaminationConfig | None, settings: Mapping[str, Any])
 
 
 def gather(evals: Mapping[str, Sequence[Row] | Sequence[str]], answers: bool = True) -> Entries:
-    """The distinct prompts and answers of all evals; of equal texts in one eval the first item is named."""
+    """The distinct prompts and answers of all evals; equal texts in one eval are named after the first item."""
     texts: list[str] = []
     eval_E: list[int] = []
     item_E: list[int] = []
@@ -581,7 +588,7 @@ def _part_text(text: TextBuffer, row: int, part: int) -> str:
 
 
 def common_run(left: str, right: str) -> str:
-    """The longest run of tokens that both texts hold, as the right one writes it; "" when there is none.
+    """The longest run of tokens that both texts share, written as in the right one; "" if there is none.
 
     By bisection on its length: a run of n tokens holds one of n - 1.
     """

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 OPEN_QUESTIONS = (
     "Why was this dataset made, and by whom?",
     "How were the rows collected or generated, and with which models?",
-    "Do rows speak of people, and did these people agree?",
+    "Are the rows about people, and did these people consent?",
     "What should it not be used for?",
-    "Who keeps it up, and where are errors reported?",
+    "Who maintains it, and where are errors reported?",
 )
 
 
@@ -37,7 +37,7 @@ DrawVersions = Callable[[Sequence[Version], Path], None]
 
 @dataclass(frozen=True, slots=True)
 class SheetNumber:
-    """One number: `value` out of `of` (None where it is no share), and where it was counted.
+    """One number: `value` out of `of` (None if it is not a share), and the file it was counted in.
 
     `count` is `rows` (distinct row ids), `findings` (lines) or `families` (distinct families); `check` selects lines.
     """
@@ -57,7 +57,7 @@ class SheetNumber:
 
 @dataclass(frozen=True, slots=True)
 class Datasheet:
-    """The Markdown text and the JSON record; both hold the same numbers."""
+    """The Markdown text and the JSON record of a datasheet; both hold the same numbers."""
 
     markdown: str
     record: Mapping[str, Any]
@@ -99,7 +99,7 @@ def write_datasheet(report: AuditReport, folder: str | Path, draw: DrawVersions 
 
 
 def recount(number: SheetNumber | Mapping[str, Any], folder: str | Path) -> int:
-    """The number counted again from the file it names."""
+    """The number, counted again from the file that it names."""
     n = number if isinstance(number, SheetNumber) else SheetNumber(**number)
     lines = read_jsonl(Path(folder) / n.file)
     chosen = [line for line in lines if n.check is None or line.get("check") == n.check]

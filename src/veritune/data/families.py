@@ -83,7 +83,7 @@ class FamilyConfig:
 
 @dataclass(frozen=True, slots=True)
 class FamilyColumns:
-    """Rows as columns, for data too large for Python objects. `family` holds None where the data names no original."""
+    """Rows as columns, for data too large for Python objects. `family` holds None for rows without a named original."""
 
     ids: Sequence[str]
     text: TextBuffer
@@ -98,14 +98,15 @@ class FamilyColumns:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Row]) -> FamilyColumns:
-        """System prompts are left out; the problem is everything before the last assistant turn."""
+        """Columns from rows: system prompts are left out, and the problem is everything before the last assistant
+        turn."""
         text = TextBuffer.from_parts((said(row.prompt), row.target) for row in rows)
         family = [row.family for row in rows] if any(row.family is not None for row in rows) else None
         return cls([row.id for row in rows], text, family)
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> FamilyColumns:
-        """From columns `problem` and `target` (or `text` alone), and `id` and `family` where present."""
+        """Columns from a frame's `problem` and `target` (or `text` alone), and its `id` and `family` if present."""
         import polars as pl
 
         if "problem" in frame.columns and "target" in frame.columns:
@@ -124,13 +125,14 @@ class FamilyColumns:
 
 
 def said(messages: Sequence[Message]) -> str:
-    """What was said, without system prompts."""
+    """The text of the conversation, without system prompts."""
     return "\n\n".join(m.said for m in messages if m.role not in ("system", "developer") and m.said)
 
 
 @dataclass(frozen=True, repr=False)
 class FamilyResult(Tabular):
-    """Which family each of N rows is in, and why. Codes are in order of first appearance; names are content-made.
+    """The family of each of N rows, with the evidence. Codes follow the order of first appearance; names are made from
+    content.
 
     `evidence_N` indexes `EVIDENCE`; `similarity_N` is the similarity to the family's centre, NaN where evidence carries
     no number. `joins` are the pairs of rows by which passes that see more than words joined two families. `equal_N` are
@@ -175,7 +177,9 @@ class FamilyResult(Tabular):
 
     @cached_property
     def groups_F(self) -> I64:
-        """Groups of equal text or of one name in the column in every family; similarity joined more than one."""
+        """Number of groups of equal text or equal column value in each family; a number above 1 means that similarity
+        joined them.
+        """
         if self.equal_N is None:
             return np.ones(len(self.names), np.int64)
         family, _ = np.unique(np.stack((self.code_N, self.equal_N)), axis=1)
@@ -183,7 +187,8 @@ class FamilyResult(Tabular):
 
     @cached_property
     def held_by(self) -> dict[str, dict[str, int]]:
-        """Families with company and their rows by what holds them together: equal text (or a column), or similarity."""
+        """Families of more than one row, and their rows, by what joins them: equal text (or a column), or
+        similarity."""
         company, joined = self.size_F > 1, self.groups_F > 1
         return {
             what: {"families": int(np.count_nonzero(which)), "rows": int(self.size_F[which].sum())}
@@ -212,13 +217,14 @@ class FamilyResult(Tabular):
             yield Membership(row_id, self.names[code], kind, round(score, 4) if known else None)
 
     def largest(self, k: int = 10) -> list[tuple[str, int]]:
-        """The k largest families with their sizes; ties in the order of the rows."""
+        """The k largest families with their sizes; ties are in the order of the rows."""
         order = np.argsort(-self.size_F, kind="stable")[:k]
         return [(self.names[f], int(self.size_F[f])) for f in order]
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The numbers to quote. `variant_share` = (rows - families) / rows: rows that add no new original."""
+        """The numbers to quote. `variant_share` = (rows - families) / rows: the share of rows that add no new
+        original."""
         n, families = len(self), len(self.names)
         size, how_many = np.unique(self.size_F, return_counts=True)
         kinds = np.bincount(self.evidence_N, minlength=len(EVIDENCE))
@@ -250,7 +256,7 @@ def find_families(
     embed: str | Encoder | None = None,
     **settings: Any,
 ) -> FamilyResult:
-    """Family of every row, with its evidence.
+    """Group rows into families, with the evidence for each.
 
     `settings` are fields of `FamilyConfig` (`column=`, `exact=`, `near=`, `threshold=`, ...). `extra_edges` are
     (row_i, row_j, score, evidence) from passes that see more than words (`gradient`, `embedding`, `other`): they join
@@ -321,7 +327,7 @@ def _similar(engine: Engine[Any], sketch: Any, first_U: I64) -> Callable[[I64, I
 
 
 def merge_families(result: FamilyResult, edges: Iterable[Edge], *, bounded: bool = True) -> FamilyResult:
-    """`result` with the families joined that `edges` (row_i, row_j, score, evidence) connect.
+    """`result` after joining the families that `edges` (row_i, row_j, score, evidence) connect.
 
     `bounded`: every joined family has an edge of its own to one central family, the one with most edges, so that
     chains glue nothing together (star clusters, Aslam et al. 2004); otherwise whatever is connected is joined.
@@ -368,7 +374,7 @@ def _family_edges(result: FamilyResult, edges: Iterable[Edge]) -> dict[tuple[int
         if not (0 <= i < n and 0 <= j < n):
             raise DataError(f"an extra edge joins rows {i} and {j}, but there are {n} rows (0-based).")
         if evidence not in (*SCORED, "decided"):
-            raise DataError(f"an extra edge names the evidence {evidence!r}.", fix=f"Known: {', '.join(SCORED)}.")
+            raise DataError(f"unknown evidence {evidence!r} in an extra edge.", fix=f"Known: {', '.join(SCORED)}.")
         a, b = sorted((int(result.code_N[i]), int(result.code_N[j])))
         known = best.get((a, b))
         if a != b and (known is None or (score or 0.0) > (known[2] or 0.0)):
@@ -418,7 +424,7 @@ class _Edges:
         self.similarity_N = np.full(n, np.nan, np.float32)
 
     def add_keys(self, key_N: I64, evidence: Evidence) -> None:
-        """Join rows with equal keys; -1 joins nothing."""
+        """Join rows with equal keys; rows with key -1 are not joined."""
         row = np.flatnonzero(key_N >= 0)
         order = row[np.argsort(key_N[row], kind="stable")]
         same = key_N[order[1:]] == key_N[order[:-1]]

@@ -35,7 +35,8 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class AppliedDecisions:
-    """What became of the decisions of a file: each pair is in one of the tuples. `changed_rows` changed their company.
+    """What became of each decision of a file: each pair is in exactly one of the tuples. `changed_rows` counts rows
+    whose family has other members now.
 
     `joined` and `separated` changed a family, `already` held before; of the others nothing was applied: `unknown` names
     rows that are not there, `stale` rows that say something else now, `same_text` would part equal texts.
@@ -56,7 +57,7 @@ class AppliedDecisions:
 
     @property
     def decisions(self) -> int:
-        """Pairs of rows that the file decides."""
+        """Number of row pairs that the file decides."""
         return sum(len(pairs) for pairs in (*self._applied, *self._left_out.values()))
 
     @property
@@ -68,27 +69,27 @@ class AppliedDecisions:
         return {"unknown": self.unknown, "stale": self.stale, "same_text": self.same_text}
 
     def lines(self) -> list[str]:
-        """What was obeyed and what it changed, for the screen."""
+        """Which decisions were applied and what they changed, as lines for the screen."""
         obeyed = sum(map(len, self._applied))
         return [
-            f"decisions of {self.file}: {obeyed} of {self.decisions} obeyed "
-            f"({len(self.joined)} joined, {len(self.separated)} separated, {len(self.already)} held already)",
-            f"  {self.families_before:,} families before, {self.families_after:,} after; "
-            f"{self.changed_rows:,} rows changed their company",
+            f"decisions of {self.file}: {obeyed} of {self.decisions} applied ({len(self.joined)} joined, "
+            f"{len(self.separated)} separated, {len(self.already)} were true already)",
+            f"  {self.families_before:,} families before, {self.families_after:,} after; the family of "
+            f"{self.changed_rows:,} rows changed",
         ]
 
     def findings(self) -> list[Finding]:
-        """A warning for each kind of decision that was not obeyed, with its rows."""
+        """One warning for each kind of decision that was not applied, with its rows."""
         texts = {
             "unknown": f"name a row that is not in this data ({_names(self.unknown_rows)})",
-            "stale": f"were made on rows that say something else now ({_pairs(self.stale)})",
-            "same_text": f"would part rows of one text, which stay one family ({_pairs(self.same_text)})",
+            "stale": f"were made on rows whose text has changed since ({_pairs(self.stale)})",
+            "same_text": f"would separate rows with equal text, which stay one family ({_pairs(self.same_text)})",
         }
         return [
             Finding(
                 f"families.decision_{kind}",
                 "warning",
-                f"{len(pairs)} of {self.decisions} decisions of {self.file} {texts[kind]}: not obeyed",
+                f"{len(pairs)} of {self.decisions} decisions of {self.file} {texts[kind]}: not applied",
                 pairs[0][0],
                 evidence={"file": self.file, "pairs": [list(pair) for pair in pairs]},
             )
@@ -107,14 +108,14 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ReadDecisions:
-    """What stands in a file of decisions, and the hash of its bytes."""
+    """The content of a decisions file, and the hash of its bytes."""
 
     decisions: tuple[FamilyDecision, ...]
     sha256: str
 
 
 def read_family_decisions(path: str | Path) -> ReadDecisions:
-    """The last decision on each pair of rows, in the order of the file; a torn last line is ignored.
+    """The last decision on each pair of rows, in the order of the file; an incomplete last line is ignored.
 
     Raises DataError for a line that is no decision, and for decisions that contradict each other.
     """
@@ -124,7 +125,7 @@ def read_family_decisions(path: str | Path) -> ReadDecisions:
         content = read_bytes(path)
         lines = whole_lines(content.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", fix="It is a JSONL file in UTF-8.") from error
+        raise DataError(f"{path} cannot be read: {error}.", fix="Save it as a JSONL file in UTF-8.") from error
     for number, line in enumerate(lines, start=1):
         try:
             decision = parse(FamilyDecision, line.encode(), f"{path} line {number}")
@@ -136,12 +137,12 @@ def read_family_decisions(path: str | Path) -> ReadDecisions:
         last[decision.pair] = decision
     standing = tuple(d for d in last.values() if d.same is not None)
     if (text := contradiction(standing)) is not None:
-        raise DataError(f"{path}: {text}.", fix="Take one of the decisions back, or delete its line.")
+        raise DataError(f"{path}: {text}.", fix="Undo one of these decisions, or delete its line.")
     return ReadDecisions(standing, hashlib.sha256(content).hexdigest())
 
 
 def contradiction(decisions: Sequence[FamilyDecision]) -> str | None:
-    """The first pair that is said to be apart and is held together by other decisions; None where there is none."""
+    """The first pair that was decided to be apart but is joined by other decisions; None if there is none."""
     next_to: dict[str, list[str]] = defaultdict(list)
     for d in decisions:
         if d.same:
@@ -177,7 +178,8 @@ def _way(start: str, end: str, next_to: Mapping[str, Sequence[str]]) -> list[str
 def obey(
     rows: Sequence[Row], families: FamilyResult, read: ReadDecisions, path: str | Path
 ) -> tuple[FamilyResult, AppliedDecisions]:
-    """The families as people decided them, and what became of each decision. `path` is how records name the file.
+    """The families with people's decisions applied, and what became of each decision. `path` is the file's name for the
+    records.
 
     "One family" joins the families of both rows; then "not one family" takes `b` out of what holds `a`, with the rows
     that a decision or an equal text ties to it. Rows taken out of one family stay together unless they are said to be
@@ -239,7 +241,7 @@ def _tied(rows: Sequence[Row], joins: Sequence[tuple[int, int]]) -> I64:
 
 
 def same_text(a: Row, b: Row) -> bool:
-    """Whether two rows say the same, so that nobody may part them."""
+    """Whether two rows have equal text, so that no decision may separate them."""
     return _text(a) == _text(b)
 
 

@@ -43,7 +43,7 @@ def _open_prompts(rows: Sequence[Row], families: FamilyResult) -> Iterator[Findi
         if len(answers) >= OPEN_ANSWERS and all(int(families.code_N[i]) == code for i in same):
             text = (
                 f"one prompt has {len(answers):,} different answers, and its {len(same):,} rows are one family: "
-                f"{prompt[:60]!r}. Where they are not rewrites of each other, name the originals in a column "
+                f"{prompt[:60]!r}. If they are not rewrites of each other, name the originals in a column "
                 "(--family-field)"
             )
             evidence = {"family": families.family_of(same[0]), "rows": len(same), "answers": len(answers)}

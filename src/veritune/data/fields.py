@@ -18,7 +18,7 @@ SHAREGPT, ALPACA, MLX, TINKER, SWIFT, MISTRAL = "ShareGPT", "Alpaca", "MLX", "Ti
 
 @dataclass(frozen=True, slots=True)
 class KnownField:
-    """One field: where it stands, who uses it, and what the reader does. `what` completes "name: ..."."""
+    """One known field: where it occurs, who uses it, and what the reader does with it. `what` completes "name: ..."."""
 
     name: str
     level: Level
@@ -38,7 +38,7 @@ def _message(fate: Fate, what: str, used_by: tuple[str, ...], *names: str) -> tu
 _PREFERENCE = "one half of a preference pair; training on one answer takes --columns"
 _MEDIA = "only text can be rendered"
 _ASIDE = "beside the turns; a warning names the mapping that trains on it (`reasoning=`, a template for `user`)"
-_TOKENS = "rows that were tokenised already; give the texts, so that template and mask can be checked"
+_TOKENS = "rows that are already tokenised; give the texts instead, so that template and mask can be checked"
 
 FIELDS: tuple[KnownField, ...] = (
     *_row("honoured", "the turns", (OPENAI, TRL, MLX, TINKER), "messages"),
@@ -52,7 +52,7 @@ FIELDS: tuple[KnownField, ...] = (
     *_row("honoured", "the system turn, beside messages too", (ALPACA, FACTORY, SHAREGPT), "system", "system_prompt"),
     *_row("honoured", "earlier turns, [question, answer] pairs or messages", (ALPACA, FACTORY), "history"),
     *_row("honoured", "declared tools, a list or its JSON text", (OPENAI, TRL, MLX, AXOLOTL, FACTORY), "tools"),
-    *_row("honoured", "declared tools in the form before `tools`", (OPENAI,), "functions"),
+    *_row("honoured", "declared tools, in the older form that `tools` replaced", (OPENAI,), "functions"),
     *_row("honoured", "the row's id", (), "id"),
     *_row("honoured", "true: a good answer; false (KTO): refused, a rejected one", (TRL,), "label"),
     *_row("honoured", "as `label`", (FACTORY,), "kto_tag"),
@@ -62,9 +62,9 @@ FIELDS: tuple[KnownField, ...] = (
     *_row("refused", _MEDIA, (TRL, FACTORY, AXOLOTL, SWIFT), "image", "images", "video", "videos", "audio", "audios"),
     *_row("refused", "set model.template_kwargs for the whole study", (TRL, AXOLOTL), "chat_template_kwargs"),
     *_row("refused", "documents for the template's retrieval are not rendered", (AXOLOTL,), "documents"),
-    *_row("refused", "true: loss on prompts, which is not built", (AXOLOTL,), "train_on_input", "train_on_inputs"),
+    *_row("refused", "true: loss on prompts, which is not supported", (AXOLOTL,), "train_on_input", "train_on_inputs"),
     *_row("refused", "template-free segments; write turns", (AXOLOTL,), "segments"),
-    *_row("refused", "whole texts without turns: no prompt, no answer, no mask", (MLX, TRL, AXOLOTL), "text"),
+    *_row("refused", "whole texts without turns: no prompt, no answer, no loss mask", (MLX, TRL, AXOLOTL), "text"),
     *_row("refused", _TOKENS, (TRL, AXOLOTL, TINKER), "input_ids", "labels", "attention_mask", "assistant_masks"),
     *_row("refused", _TOKENS, (TRL, TINKER), "completion_mask", "target_tokens", "weights", "model_input"),
     *_row("unused", "a setting of the API; it is not rendered", (OPENAI,), "parallel_tool_calls"),
@@ -73,8 +73,8 @@ FIELDS: tuple[KnownField, ...] = (
     *_row("unused", _ASIDE, (), "reasoning_content", "reasoning", "thinking", "context", "passage"),
     *_message("honoured", "who speaks", (OPENAI, TRL, MLX, TINKER), "role"),
     *_message("honoured", "who speaks", (SHAREGPT, FACTORY), "from"),
-    *_message("honoured", "what is said", (OPENAI, TRL, MLX, TINKER), "content"),
-    *_message("honoured", "what is said", (SHAREGPT, FACTORY), "value"),
+    *_message("honoured", "the text of the turn", (OPENAI, TRL, MLX, TINKER), "content"),
+    *_message("honoured", "the text of the turn", (SHAREGPT, FACTORY), "value"),
     *_message("honoured", "reasoning, where the template renders it", (OPENAI, TRL), "reasoning_content"),
     *_message("honoured", "as `reasoning_content`", (TRL, TINKER), "reasoning", "thinking"),
     *_message("honoured", "0: no loss on this answer; 1: loss; anything between is refused", (OPENAI,), "weight"),
@@ -82,10 +82,10 @@ FIELDS: tuple[KnownField, ...] = (
     *_message("honoured", "false: no loss on this answer", (AXOLOTL,), "train", "training"),
     *_message("honoured", "false: no loss on this answer", (TINKER,), "trainable"),
     *_message("honoured", "calls of tools, rendered and trained on", (OPENAI, TRL, MLX, TINKER), "tool_calls"),
-    *_message("honoured", "one call in the form before `tool_calls`", (OPENAI,), "function_call"),
+    *_message("honoured", "one call, in the older form that `tool_calls` replaced", (OPENAI,), "function_call"),
     *_message("honoured", "the call that a tool's turn answers", (OPENAI, TRL, TINKER), "tool_call_id"),
-    *_message("honoured", "the tool that answers; of other roles unused", (OPENAI, TRL, TINKER), "name"),
-    *_message("refused", "loss on parts of a turn is not built", (AXOLOTL,), "train_detail", "training_detail"),
+    *_message("honoured", "the tool that answers; not used for other roles", (OPENAI, TRL, TINKER), "name"),
+    *_message("refused", "loss on parts of a turn is not supported", (AXOLOTL,), "train_detail", "training_detail"),
     *_message("refused", "a prefix that the model continues is not rendered", (MISTRAL,), "prefix"),
     *_message("refused", "write the refusal as `content`", (OPENAI,), "refusal"),
     *_message("refused", _MEDIA, (OPENAI, TRL, SWIFT), "image", "images", "video", "videos", "audio"),

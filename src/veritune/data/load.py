@@ -68,7 +68,7 @@ _READERS: dict[str, Callable[[Path, str, str], Iterator[Raw]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a source held. `n_read` counts records met, good and bad: `len(rows)` plus the records rejected.
+    """The rows of a source and its rejected records. `n_read` counts all records: `len(rows)` plus the rejected ones.
 
     `notes` say what was decided on the reader's behalf: which columns were taken, which fields were not used.
 
@@ -105,7 +105,7 @@ def load_rows(
     require_target: bool = True,
     train_on: TrainOn = "all",
 ) -> Loaded:
-    """Every row of a file, folder or hub id, with each unusable record as a finding of severity `error`.
+    """Every row of a file, folder or hub id; each record that cannot be used becomes a finding of severity `error`.
 
     `columns` maps roles to columns or to templates over columns (`{"user": "{table}\\n{question}", "assistant":
     "answer"}`; also `messages`, `prompt`, `completion`, `reasoning`, `tools`, and `ignore` for columns to leave alone).
@@ -137,7 +137,7 @@ def load_files(
     require_target: bool = True,
     train_on: TrainOn = "all",
 ) -> Loaded:
-    """As `load_rows`, over files that `files_of` named: (file, name shown, id stem)."""
+    """The same as `load_rows`, for files that `files_of` named: (file, name shown, id stem)."""
     return _from_files(files, RowReading(columns, family_field, id_field, require_target, train_on))
 
 
@@ -145,7 +145,7 @@ def files_of(path: str | Path) -> list[tuple[Path, str, str]]:
     """(file, name shown, id stem) of every file that `load_rows` would read. Raises DataError for a hub id."""
     files = find_files(path)
     if files is None:
-        raise DataError(f"{path} is a hub id; shards are read from files.", fix="Download it to a folder first.")
+        raise DataError(f"{path} is a hub id, but shards must be files.", fix="Download it to a folder first.")
     return files
 
 
@@ -164,7 +164,7 @@ def rows_from(  # noqa: PLR0913 - the same names as load_rows
 
 
 def require_clean(loaded: Loaded) -> Loaded:
-    """`loaded` when nothing was rejected, else a DataError with the first five findings and the count of all.
+    """`loaded` if nothing was rejected, else a DataError with the first five findings and the total.
 
     >>> require_clean(Loaded(rows=(), rejects=(), source_sha256="", n_read=0)).rejects
     ()
@@ -216,7 +216,7 @@ def _read_file(file: Path, name: str, stem: str) -> Iterator[Raw]:
         where = replace(start, line=n + 1)
         yield problem(where, "unreadable", message, expected=f"a whole {kind} file", found=show(error))
     except ValueError as error:
-        message = f"this is no {kind} file that can be read: {error}"
+        message = f"this is not a valid {kind} file: {error}"
         where = replace(start, line=n + 1)
         yield problem(where, "unreadable", message, expected=f"a {kind} file", found=show(error))
     else:
@@ -315,7 +315,9 @@ class _Maker:
                 raise Reject("missing_id", f"no id in column {name!r}", name, "a text or an integer", show(value))
             return f"{raw.stem}:{raw.line}"
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise Reject("bad_id", f"the id in {name!r} is no name", name, "a text or an integer", show(value))
+            raise Reject(
+                "bad_id", f"the id in {name!r} cannot be used as a name", name, "a text or an integer", show(value)
+            )
         return str(value)
 
     def _claim_id(self, row_id: str, raw: Raw) -> None:
@@ -384,12 +386,13 @@ class _Notes:
         yield from self._unmapped(len(rows))
         yield from self._tools()
         for name, n in self.labels.items():
-            message = f"this is a preference set (KTO): {name} is true in {n} rows that are read as good answers"
+            message = f"this is a preference set (KTO): {name} is true in {n} rows, which are read as good answers"
             yield Finding("load.preference_label", "note", message, evidence={"column": name, "n": n})
         if self.numbered[0] and not self.numbered[-1]:
             n = self.numbered[0]
             message = (
-                f"label is 0 in {n} rows: in a KTO preference set these are rejected answers, and they are trained on"
+                f"label is 0 in {n} rows: in a KTO preference set these are rejected answers, but here they are "
+                "trained on"
             )
             yield Finding("load.preference_label", "warning", message, evidence={"column": "label", "n": n})
         yield from self._unused(len(rows))
@@ -422,7 +425,7 @@ class _Notes:
             yield Finding("load.no_tools", "warning", message, evidence={"n": self.n_without_tools})
         if self.undeclared:
             names = ", ".join(f"{name} ({n})" for name, n in self.undeclared.most_common(_NAMED))
-            message = f"called and not declared: {names}"
+            message = f"called but not declared: {names}"
             yield Finding("load.undeclared_tool", "warning", message, evidence={"names": dict(self.undeclared)})
 
     def _unused(self, n_rows: int) -> Iterator[Finding]:
@@ -438,13 +441,13 @@ class _Notes:
 
 def _used_twice(row_id: str, first: str, id_field: str | None) -> Reject:
     name = id_field or "id"
-    way = f"where {name!r} is no key, --id-field '' names rows by file and line"
+    way = f"if {name!r} is not a unique key, --id-field '' names rows by file and line"
     message = f"row id {row_id!r} was already used at {first}; {way}"
     return Reject("duplicate_id", message, name, "an id of its own", f"{row_id!r}, first seen at {first}")
 
 
 def used_twice(row_id: str, here: str, first: Mapping[str, str], id_field: str | None = None) -> Finding:
-    """The finding for a row, read at `here` (file:line), whose id another row had before."""
+    """The finding for a row, read at `here` (file:line), whose id an earlier row has already."""
     bad = _used_twice(row_id, first[row_id], id_field)
     source, _, line = here.rpartition(":")
     evidence = {"expected": bad.expected, "found": bad.found}

@@ -23,7 +23,8 @@ _OPERATOR = re.compile(r"\*\*|[-+*/^=<>≤≥≠±√%]")
 
 
 def different_operators(item: str, row: str) -> tuple[str, str] | None:
-    """The first place where both texts have the same two operands and other operators between them; None without one.
+    """The first place where both texts have the same two operands but different operators between them; None if there
+    is none.
 
     Returns that place as the item and as the row has it: `("2 + 5", "2 - 5")`. Operands are numbers and words of which
     at least one is a number or a single letter; a hyphen before or after a word of several letters is no operator.

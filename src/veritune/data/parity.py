@@ -70,7 +70,7 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class RenderStats:
-    """Numbers of a rendering. Keys of the mappings are sources; `ALL` stands for every row.
+    """Statistics of a rendering. Keys of the mappings are sources; `ALL` stands for all rows.
 
     `system_tokens` counts system prompts' own tokens, the template's default one included; `packing` is the share of
     `max_length`-sized bins that holds tokens (best fit, longest first), `padding` the same for batches of `batch` rows
@@ -97,7 +97,9 @@ class RenderStats:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """The first token that two renderings of one row do not share; `index` is 0-based, the tokens come with context."""
+    """The first token at which two renderings of one row differ; `index` is 0-based, and the tokens are shown with
+    context.
+    """
 
     row_id: str
     index: int
@@ -112,7 +114,9 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Rows in one sequence. `start_R1` are row starts with the end appended; `segment_L` is each token's row number."""
+    """Several rows in one sequence. `start_R1` are the rows' starts followed by the end; `segment_L` is each token's
+    row number.
+    """
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -128,7 +132,7 @@ class Packed:
 
 
 def render_stats(rows: Sequence[Row], renderer: Renderer, *, batch: int = 8) -> RenderStats:
-    """Token statistics under the renderer and its `max_length`; rows that cannot be rendered are `problems`."""
+    """Token statistics for the renderer and its `max_length`; rows that cannot be rendered are in `problems`."""
     total: dict[str, list[int]] = defaultdict(list)
     prompt: dict[str, list[int]] = defaultdict(list)
     target: dict[str, list[int]] = defaultdict(list)
@@ -193,7 +197,7 @@ def _system_cost(rows: Sequence[Row], renderer: Renderer) -> tuple[int, int, str
 
 
 def default_system(renderer: Renderer) -> str | None:
-    """The system prompt that the template writes when a conversation has none; None when it writes none."""
+    """The system prompt that the template adds to a conversation without one; None if it adds none."""
     user = Message("user", "ping")
     try:
         without = renderer.text([user], prompt=True)
@@ -224,7 +228,7 @@ def packing_efficiency(lengths: Sequence[int], size: int) -> tuple[float | None,
 
 
 def padding_efficiency(lengths: Sequence[int], batch: int) -> float | None:
-    """Share of real tokens in batches of `batch` rows in order, each padded to its longest row."""
+    """Share of real tokens in batches of `batch` consecutive rows, each padded to its longest row."""
     if not lengths:
         return None
     chunks = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
@@ -235,7 +239,7 @@ def padding_efficiency(lengths: Sequence[int], batch: int) -> float | None:
 
 
 def pack(rows: Sequence[Rendered]) -> Packed:
-    """Rows laid end to end with positions that restart, and no loss on the step from one row into the next."""
+    """Rows concatenated, with positions that restart at each row, and no loss on the first token of a row."""
     ids: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
@@ -249,7 +253,7 @@ def pack(rows: Sequence[Rendered]) -> Packed:
 
 
 def check_packing(packed: Packed, attention_LL: npt.NDArray[np.bool_] | None = None) -> list[Finding]:
-    """Whether a packed sequence lets one row's loss or attention reach into another.
+    """Whether one row's loss or attention reaches into another row of a packed sequence, as findings.
 
     Checked: no label on the first token of a row (its logits come from the row before), positions that start at 0 in
     every row, and, where a mask is given (`attention_LL[i, j]`: token i sees token j), no pair across two rows.
@@ -270,13 +274,13 @@ def check_packing(packed: Packed, attention_LL: npt.NDArray[np.bool_] | None = N
         if crossing.any():
             i, j = (int(x[0]) for x in np.nonzero(crossing))
             n = int(crossing.sum())
-            text = f"attention crosses rows in {n} pairs of tokens, first token {i} sees token {j}"
+            text = f"attention crosses rows in {n} pairs of tokens, first token {i} attends to token {j}"
             found.append(Finding("packing.attention", "error", text, evidence={"n": n, "first": [i, j]}))
     return found
 
 
 def attention_leak(forward: Callable[[Packed], npt.NDArray[Any]], rows: Sequence[Rendered]) -> float:
-    """Largest absolute difference between logits of `rows` packed together and each by itself, in logits.
+    """Largest absolute difference between the logits of `rows` packed together and each alone.
 
     `forward` runs the real model as training does and gives logits with shape (tokens, vocabulary). A leak shows as a
     difference far above the rounding of the dtype; a mask that only looks right cannot pass this.
@@ -292,7 +296,8 @@ def attention_leak(forward: Callable[[Packed], npt.NDArray[Any]], rows: Sequence
 def check_parity(
     rows: Sequence[Row], renderer: Renderer, *, stop_ids: Sequence[int] | None = None
 ) -> tuple[list[Finding], dict[str, JsonValue]]:
-    """Training ids against `apply_chat_template`'s own, end tokens against the stop tokens, masks, and the switches.
+    """Findings from comparing training ids with `apply_chat_template`'s own, end tokens with the stop tokens, loss
+    masks, and the template's switches.
 
     `stop_ids` are what generation stops on; without them generation_config.json in the tokenizer's folder says it, else
     config.json, else the tokenizer (`template.stops_of`).
@@ -334,7 +339,7 @@ def check_parity(
 
 
 def stop_findings(ends: Collection[int], stops: Stops, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """An error where trained answers end on a token that generation does not stop on: it would run on."""
+    """An error if trained answers end on a token at which generation does not stop, so that it would run on."""
     if set(ends) <= set(stops.ids):
         return []
     names = tokenizer.convert_ids_to_tokens
@@ -372,13 +377,13 @@ def _turn_notes(traced: Sequence[tuple[Row, Traced]], renderer: Renderer) -> lis
     stripped = [row.id for row, t in traced if t.stripped]
     if stripped:
         text = (
-            f"the template takes reasoning out of earlier turns in {len(stripped)} of {len(traced)} rows; "
-            "these turns carry no loss, and serving takes it out too"
+            f"the template removes the reasoning from earlier turns in {len(stripped)} of {len(traced)} rows; these "
+            "turns carry no loss, and serving removes it too"
         )
         found.append(Finding("parity.think_stripped", "note", text, stripped[0], evidence={"n": len(stripped)}))
     developers = sum(any(m.role == "developer" for m in row.messages) for row, _ in traced)
     if developers and "developer" not in renderer.template:
-        text = f"the template knows no developer role: it is rendered as system in {developers} rows"
+        text = f"the template has no developer role: it is rendered as system in {developers} rows"
         found.append(Finding("parity.developer", "note", text, evidence={"n": developers}))
     return found
 
@@ -398,17 +403,19 @@ def _added_twice(traced: Sequence[tuple[Row, Traced]], renderer: Renderer) -> li
     if twice:
         token = names(twice[0])
         text = (
-            f"template and tokenizer both write {token}: whoever tokenises the rendered text with the defaults gets it "
+            f"template and tokenizer both write {token}: tokenising the rendered text with default settings writes it "
             "twice; use add_special_tokens=False (the ids here hold it once)"
         )
         return [Finding("parity.bos", "warning", text, evidence=evidence)]
     added = ", ".join(map(str, [*evidence["before"], *evidence["after"]]))
-    text = f"the tokenizer adds {added} to rendered text, the template does not: use add_special_tokens=False"
+    text = f"the tokenizer adds {added} to rendered text, but the template does not: use add_special_tokens=False"
     return [Finding("parity.bos", "note", text, evidence=evidence)]
 
 
 def template_quirks(renderer: Renderer) -> list[Finding]:
-    """What the template does by itself: a default system prompt, today's date, switches, a twin in another file."""
+    """Findings about what the template does by itself: a default system prompt, today's date, switches, a second
+    template in another file.
+    """
     found = []
     default = default_system(renderer)
     if default is not None:
@@ -439,7 +446,7 @@ def template_quirks(renderer: Renderer) -> list[Finding]:
 
 
 def first_divergence(rows: Sequence[Row], left: Renderer, right: Renderer, *, context: int = 5) -> Divergence | None:
-    """Where two renderers (training and serving) first give other tokens; None when they agree on every row.
+    """The first difference between the tokens of two renderers (training and serving); None if they agree on every row.
 
     Compared are the ids of whole conversations as the template renders them. Ids are compared by the text of their
     tokens as well, so that two vocabularies with other numbers but the same tokens do not diverge on the text alone.
@@ -483,7 +490,7 @@ _STYLE = (
 
 
 def tokens_text(row: Row, renderer: Renderer) -> str:
-    """A row as it is rendered: the number of its tokens, then the part without loss and the part with loss."""
+    """A rendered row as text: its number of tokens, then the part without loss and the part with loss."""
     rendered = renderer.row(row)
     lines = [f"row {row.id}: {len(rendered.input_ids)} tokens, {rendered.n_target} with loss"]
     for part, has_loss in (("prompt", False), ("target", True)):

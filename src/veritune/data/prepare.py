@@ -53,7 +53,7 @@ SET_COLUMN = "veritune_set"  # column of a row's data set, where the study has s
 
 @dataclass(frozen=True)
 class Prepared:
-    """The rows of a study, where each sits, and what the trainer will see. `facts` go into the contract."""
+    """The rows of a study, the zone of each, and the tokens that the trainer will see. `facts` go into the contract."""
 
     version: str
     rows: tuple[Row, ...]
@@ -68,12 +68,12 @@ class Prepared:
         return next((b for b in self.benchmarks.values() if item in b.prompts), None)
 
     def place_of(self, item: str) -> tuple[str, str]:
-        """Family and zone of an item of an eval; the zone of a benchmark's is `benchmark`."""
+        """Family and zone of an eval's item; the zone of a benchmark's item is `benchmark`."""
         own = self._benchmark_of(item)
         return (own.family_of[item], BENCHMARK) if own else (self.family_of[item], self.zone_of[item])
 
     def prompt_of(self, item: str) -> tuple[int, ...]:
-        """Token ids of what a model is given for an item."""
+        """Token ids of the prompt that a model is given for an item."""
         own = self._benchmark_of(item)
         return own.prompts[item] if own else self.prompts[item]
 
@@ -180,7 +180,7 @@ def load_prepared(store: Store, facts: DataFacts) -> Prepared:
     path = _rendered_file(store, version, facts.rendered_sha256)
     for needed in (path, *(folder / name for name in ("rows.parquet", "families.parquet", "split.parquet"))):
         if not needed.exists():
-            raise StaleError(f"{needed} is gone.", fix="Make it again: veritune freeze STUDY")
+            raise StaleError(f"{needed} is missing.", fix="Make it again: veritune freeze STUDY")
     rows = tuple(row_of(r) for r in read_parquet(folder / "rows.parquet"))
     family_of = {r["id"]: r["family"] for r in read_parquet(folder / "families.parquet")}
     zone_of = {r["id"]: r["zone"] for r in read_parquet(folder / "split.parquet")}
@@ -194,7 +194,7 @@ def load_prepared(store: Store, facts: DataFacts) -> Prepared:
         if value != frozen:
             raise StaleError(
                 f"{folder}: {name} is {value[:12]}, the contract has {frozen[:12]}: it was edited.",
-                fix="Restore the folder; nothing has trained.",
+                fix="Restore the folder from a copy, or make it again: veritune freeze STUDY. Nothing has trained.",
             )
     check_files(store.root, facts.scorers or {})
     benchmarks = read_benchmarks(folder, facts.benchmarks or {})
@@ -219,9 +219,7 @@ def _families(store: Store, study: Study, rows: tuple[Row, ...]) -> tuple[Family
     path = store.root / study.data.family_decisions
     families, decided = obey(rows, families, read_family_decisions(path), study.data.family_decisions)
     if found := decided.findings():
-        raise DataError(
-            f"data.family_decisions: {found[0].message}.", fix="Take those decisions back. Nothing has trained."
-        )
+        raise DataError(f"data.family_decisions: {found[0].message}.", fix="Undo those decisions. Nothing has trained.")
     return families, decided
 
 
@@ -283,7 +281,9 @@ def _split_gate(store: Store, rows: tuple[Row, ...], family_of: Mapping[str, str
     SplitAudit(counts, tuple(findings), tuple(split.warnings)).save(store.audit("split.json"))
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
-        raise GateError(f"split: {errors[0].message}.", fix="See audit/split.json. Nothing has trained.")
+        raise GateError(
+            f"split: {errors[0].message}.", fix="Read audit/split.json for the overlapping rows. Nothing has trained."
+        )
 
 
 def _contamination_gate(
@@ -309,7 +309,7 @@ def _contamination_gate(
     if gate.status == "failed":
         raise GateError(
             f"contamination: {gate.message} First: {gate.evidence[0]}.",
-            fix="See audit/contamination.json. Drop the rows or the evals; nothing has trained.",
+            fix="Read audit/contamination.json, then drop the rows or the evals; nothing has trained.",
         )
     return ContaminationFacts(gate.status, result.by_eval, _by_set(study, trained, evals))
 

@@ -51,7 +51,7 @@ UNKNOWN_LICENCES = frozenset({"", "unknown", "none", "null", "n/a", "other", "un
 
 @dataclass(frozen=True, slots=True)
 class QualityConfig:
-    """What to check. `patterns` are user files, `checks` functions, `off` reasons not to run.
+    """Which quality checks to run. `patterns` are user files, `checks` functions, `off` the reasons to switch off.
 
     `allowed_licences` (lower case), when given, flags every other licence.
     """
@@ -66,7 +66,7 @@ class QualityConfig:
 
 @dataclass(frozen=True, slots=True)
 class QualityResult:
-    """Findings in the order of the rows, and `counts[reason]` = rows flagged, out of `n_rows`, in all and by source."""
+    """Findings in the order of the rows, and `counts[reason]`: rows flagged out of `n_rows`, in total and by source."""
 
     findings: tuple[Finding, ...]
     counts: Mapping[str, Any]
@@ -81,7 +81,7 @@ class QualityResult:
 
 @dataclass(frozen=True, slots=True)
 class QualityPattern:
-    """One reason of the pattern file, compiled. `users` marks patterns that are not ours and so get a time limit."""
+    """One reason of the pattern file, compiled. `users` marks patterns from users, which get a time limit."""
 
     reason: str
     says: str
@@ -111,7 +111,7 @@ class QualityPattern:
 
 
 def check_rows(rows: Sequence[Row], config: QualityConfig | None = None) -> QualityResult:
-    """Every check over every row. Raises DataError for a pattern file or a check function that cannot be used."""
+    """Run every check on every row. Raises DataError for a pattern file or a check function that cannot be used."""
     config = config or QualityConfig()
     patterns, nouns = load_patterns(*config.patterns)
     ready = {p.reason: p for p in patterns}
@@ -123,7 +123,7 @@ def check_rows(rows: Sequence[Row], config: QualityConfig | None = None) -> Qual
     )
     if unknown:
         known = ", ".join(sorted({*checks, *_SET_CHECKS}))
-        raise DataError(f"no check is called {unknown[0]!r}.", fix=f"Known: {known}.")
+        raise DataError(f"unknown check {unknown[0]!r}.", fix=f"Known: {known}.")
     active = [(name, check) for name, check in checks.items() if name not in config.off]
     active += [(c.__name__, c) for c in config.checks if c.__name__ not in config.off]
     found: list[list[Finding]] = [[f for name, check in active for f in _run(name, check, row)] for row in rows]
@@ -181,7 +181,8 @@ def _run(name: str, check: Check, row: Row) -> Iterator[Finding]:
         raise
     except Exception as error:
         raise DataError(
-            f"check {name!r} failed on row {row.id!r}: {type(error).__name__}: {error}.", fix="Correct the function."
+            f"check {name!r} failed on row {row.id!r}: {type(error).__name__}: {error}.",
+            fix="Correct the check function.",
         ) from error
     for item in items:
         if isinstance(item, Finding):
@@ -213,7 +214,7 @@ def reasons() -> list[str]:
 
 
 def load_patterns(*extra: str | Path) -> tuple[tuple[QualityPattern, ...], frozenset[str]]:
-    """The compiled patterns and the countable nouns of the built-in file and of each file in `extra`, in order."""
+    """The compiled patterns and the countable nouns of the built-in file and of each file in `extra`, in that order."""
     return _load_patterns(tuple(str(path) for path in (PATTERNS, *extra)))
 
 
@@ -257,7 +258,7 @@ def _entries(content: JsonLike, path: str) -> Iterator[tuple[str, dict[str, Any]
             odd = sorted(set(entry) - known) if isinstance(entry, dict) else entry
             raise DataError(
                 f"{path}: {reason} holds {odd!r}; expected {', '.join(sorted(known))}.",
-                fix="See the head of the built-in patterns.yaml.",
+                fix="Compare it with the head of the built-in patterns.yaml.",
             )
         patterns = entry.get("patterns", [])
         if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
@@ -336,7 +337,7 @@ def _stands_at_end(wanted: str, target: str) -> bool:
 
 def _empty_target(row: Row) -> Iterator[Finding]:
     if row.target is None or not canonical(row.target):
-        yield _finding(row, "empty_target", "there is no answer to learn from", "error")
+        yield _finding(row, "empty_target", "the answer is empty: there is nothing to learn from", "error")
 
 
 def _cut_off(row: Row) -> Iterator[Finding]:
@@ -355,7 +356,7 @@ def _cut_off(row: Row) -> Iterator[Finding]:
 def _missing_text(row: Row) -> Iterator[Finding]:
     cited = cites_missing_text(row)
     if cited is not None:
-        text = f"it cites {cited!r}, and no turn before holds such a text"
+        text = f"it cites {cited!r}, but no earlier turn contains such a text"
         yield _finding(row, "missing_text", text, "warning", {"found": cited})
 
 
@@ -481,11 +482,15 @@ def _impossible(row: Row, nouns: frozenset[str]) -> Iterator[Finding]:
         return  # a mean, or a value that the answer itself goes on to round
     hit = fraction.search(lowered)
     if hit is not None and "per " not in lowered[hit.end() : hit.end() + 12]:
-        yield _finding(row, "impossible_count", f"{hit[0]!r} is no count", "warning", {"found": hit[0], "noun": hit[2]})
+        yield _finding(
+            row, "impossible_count", f"{hit[0]!r} is not a possible count", "warning", {"found": hit[0], "noun": hit[2]}
+        )
         return
     hit = named.search(lowered)
     if hit is not None:
-        yield _finding(row, "impossible_count", f"{hit[0]!r} is no count", "warning", {"found": hit[0], "noun": hit[1]})
+        yield _finding(
+            row, "impossible_count", f"{hit[0]!r} is not a possible count", "warning", {"found": hit[0], "noun": hit[1]}
+        )
 
 
 _CHECKS: dict[str, Check] = {
@@ -534,7 +539,7 @@ def _duplicates(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]
         key = "\0".join((canonical(row.text("system")), problem_of(row), canonical(row.target or "")))
         earlier = first.setdefault(key, row.id)
         if earlier != row.id:
-            yield _finding(row, "duplicate", f"says the same as row {earlier!r}", "note", {"first": earlier})
+            yield _finding(row, "duplicate", f"has the same text as row {earlier!r}", "note", {"first": earlier})
 
 
 def _outliers(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:

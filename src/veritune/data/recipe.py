@@ -43,7 +43,7 @@ _SHARES_ADD_UP = 1e-6
 
 
 class Source(Section):
-    """One source of a recipe. Without `rows` and `share` all of its rows are taken."""
+    """One source of a recipe. Without `rows` and `share`, all of its rows are taken."""
 
     path: str
     """The file, relative to the recipe."""
@@ -67,12 +67,12 @@ class Source(Section):
     @model_validator(mode="after")
     def _one_size(self) -> Source:
         if self.rows is not None and self.share is not None:
-            raise ValueError("rows and share exclude each other: write one")
+            raise ValueError("rows and share exclude each other: set one")
         return self
 
 
 class Recipe(Section):
-    """A recipe file."""
+    """The content of a recipe file."""
 
     sources: Annotated[dict[Name, Source], Field(min_length=1)]
     """The sources by name; the name becomes the row's `source` and the front of its id."""
@@ -91,15 +91,15 @@ class Recipe(Section):
         if shares and abs(sum(shares) - 1) > _SHARES_ADD_UP:
             raise ValueError(f"sources: the shares add up to {sum(shares):g}; make them add up to 1")
         if self.rows is not None and not shares:
-            raise ValueError("rows: no source has a share; write `rows` in the sources")
+            raise ValueError("rows: no source has a share to divide them; write `rows` in the sources instead")
         if self.system is not None and not self.system.strip():
-            raise ValueError("system: the prompt is empty; leave it out")
+            raise ValueError("system: the prompt is empty; write one, or leave the key out")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """What one source gave: rows read, rows left after the filters, rows taken, and what was left out by reason."""
+    """What one source contributed: rows read, rows left after the filters, rows taken, and rows left out by reason."""
 
     name: str
     read: int
@@ -110,7 +110,9 @@ class SourceFacts:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """The rows of a recipe, with what each source gave; `system_added` rows got the system prompt."""
+    """The rows of a recipe, with what each source contributed; `system_added` counts the rows that got the system
+    prompt.
+    """
 
     rows: tuple[Row, ...]
     sources: tuple[SourceFacts, ...]
@@ -118,7 +120,7 @@ class Mixed:
 
     @property
     def rejects(self) -> dict[str, int]:
-        """Rows left out by source and reason."""
+        """Number of rows left out, by source and reason."""
         return {f"{s.name}: {why}": n for s in self.sources for why, n in s.left_out.items()}
 
 
@@ -129,7 +131,9 @@ def load_recipe(path: str | Path) -> Recipe:
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"recipe {path} cannot be read: {first_line(error)}.", fix="It is YAML in UTF-8.") from error
     if not isinstance(raw, dict):
-        raise DataError(f"recipe {path} holds a {type(raw).__name__}.", fix="Write `sources:` with a path each.")
+        raise DataError(
+            f"recipe {path} holds a {type(raw).__name__}; expected a mapping.", fix="Write `sources:` with a path each."
+        )
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -141,7 +145,9 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def mix(recipe: Recipe, folder: str | Path) -> Mixed:
-    """Read, filter and draw. Raises DataError where a source cannot be used or has too few rows for its quota."""
+    """Read, filter and draw the rows of a recipe. Raises DataError if a source cannot be used or has too few rows for
+    its quota.
+    """
     usable: dict[str, list[Row]] = {}
     read: dict[str, int] = {}
     left_out: dict[str, Counter[str]] = {}
@@ -178,7 +184,7 @@ def mix(recipe: Recipe, folder: str | Path) -> Mixed:
 def leave_out(
     rows: Sequence[Row], *, reasons: Sequence[str] = (), keep_sources: Sequence[str] = ()
 ) -> tuple[list[Row], Counter[str]]:
-    """Rows of the kept sources that no check flags for one of `reasons`, and what was left out by reason.
+    """Rows of the kept sources that no check flags for one of `reasons`, and the rows left out by reason.
 
     Raises DataError for a source that no row has, and for a reason that is none.
     """
@@ -189,7 +195,7 @@ def leave_out(
         unknown = [name for name in keep_sources if name not in there]
         if unknown:
             known = ", ".join(f"{name!r} ({n:,})" for name, n in there.most_common(10))
-            raise DataError(f"no row is of source {unknown[0]!r}.", fix=f"Sources there: {known}.")
+            raise DataError(f"unknown source {unknown[0]!r}: no row has it.", fix=f"Sources there: {known}.")
         kept = [row for row in rows if stratum_of(row, "source") in set(keep_sources)]
         why["other source"] += len(rows) - len(kept)
     if reasons:
@@ -197,7 +203,7 @@ def leave_out(
         wrong = [reason for reason in reasons if reason not in known_reasons]
         if wrong:
             known = ", ".join(known_reasons)
-            raise DataError(f"no row check gives the reason {wrong[0]!r}.", fix=f"Reasons: {known}.")
+            raise DataError(f"unknown row check reason {wrong[0]!r}.", fix=f"Reasons: {known}.")
         flagged: dict[str, str] = {}
         for finding in check_rows(kept, QualityConfig()).findings:
             reason = finding.check.removeprefix("quality.")
@@ -223,11 +229,11 @@ def _sizes(recipe: Recipe, there: Mapping[str, int]) -> dict[str, int]:
     for name, size in sizes.items():
         if size > there[name]:
             raise DataError(
-                f"source {name!r} must give {size:,} rows and has {there[name]:,} after its filters.",
-                fix="Lower `rows` or its share, or leave out less.",
+                f"source {name!r} must give {size:,} rows but has {there[name]:,} after its filters.",
+                fix="Lower `rows` or its share, or filter out fewer rows.",
             )
         if size == 0:
-            raise DataError(f"source {name!r} gives no row.", fix="Raise `rows` or its share, or remove it.")
+            raise DataError(f"source {name!r} contributes no row.", fix="Raise `rows` or its share, or remove it.")
     return sizes
 
 
@@ -247,7 +253,7 @@ def _with_system(row: Row, system: str | None) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class SystemCost:
-    """What a system prompt costs: tokens of all rows without and with it, and rows that are then too long."""
+    """What a system prompt costs: tokens of all rows without and with it, and rows that become too long."""
 
     rows: int
     without: int
@@ -276,7 +282,7 @@ def system_cost(recipe: Recipe, folder: str | Path, tokenizer: Tokenizer, max_le
 
 
 def render_cost(cost: SystemCost) -> str:
-    """The cost in one line: tokens a row, in all and as a share, and rows that no longer fit."""
+    """The cost in one line: tokens per row, in total and as a share, and rows that no longer fit."""
     more = cost.tokens - cost.without
     share = more / cost.without if cost.without else 0.0
     fit = f"; rows over {cost.max_length:,} tokens {cost.over_without:,} -> {cost.over:,}"
@@ -295,7 +301,7 @@ def make_recipe(path: str | Path, out: str | Path) -> tuple[Mixed, Version]:
 
 
 def render_mixed(mixed: Mixed) -> str:
-    """What each source gave, for the screen."""
+    """What each source contributed, as text for the screen."""
     lines = []
     for s in mixed.sources:
         out = ", ".join(f"{n:,} {why}" for why, n in s.left_out.items())

@@ -31,7 +31,7 @@ _WATCHED = frozenset((*_REFUSED_IN_ROWS, *LABEL_COLUMNS))
 
 
 def refuse_fields(value: Mapping[str, Cell], shape: Shape, mapping: Mapped) -> None:
-    """Raises Reject for a row's field that changes what is trained on and that is not honoured here."""
+    """Raises Reject for a field of a row that changes the training and that is not supported here."""
     if _WATCHED.isdisjoint(value):
         return
     taken = {*shape.columns, *mapping.ignore}
@@ -49,8 +49,8 @@ def refuse_fields(value: Mapping[str, Cell], shape: Shape, mapping: Mapped) -> N
     for name in LABEL_COLUMNS:
         if name in value and name not in taken and says_of_answer(name, value[name]) is False:
             what = (
-                f"{name} is false: in this preference set (KTO) it marks a rejected answer, which is not trained on; "
-                f"audit FILE --drop good.jsonl writes the others, --columns ignore={name} trains on all"
+                f"{name} is false: in this preference set (KTO) that marks a rejected answer, which is not trained "
+                f"on; audit FILE --drop good.jsonl writes the other rows, --columns ignore={name} trains on all"
             )
             raise Reject("preference", what, name, f"{name} true", show(value[name]))
 
@@ -61,19 +61,21 @@ def is_preference(value: Mapping[str, Cell]) -> bool:
 
 
 def labelled(value: Mapping[str, Cell], ignore: frozenset[str]) -> str | None:
-    """The column that says of one answer whether it is a good one (KTO); None where there is none."""
+    """The column that labels an answer as good or bad (KTO); None if there is none."""
     names = (n for n in LABEL_COLUMNS if n in value and n not in ignore)
     return next((n for n in names if says_of_answer(n, value[n]) is not None), None)
 
 
 def says_of_answer(name: str, value: Cell) -> bool | None:
-    """What a label says of the answer beside it. `label` may be a class, so that 0 and 1 say nothing there."""
+    """What a label says about the answer beside it. A column named `label` may hold a class, so 0 and 1 mean nothing
+    there.
+    """
     number = number_label(value) if name == "kto_tag" else None
     return flag(value) if number is None else bool(number)
 
 
 def preference(value: Mapping[str, Cell]) -> Reject:
-    """The refusal of a preference pair, with the option that trains on the better answer, where one does."""
+    """The finding that refuses a preference pair, with the option that trains on the better answer, if one exists."""
     there = [p for p in PREFERENCE_PAIRS if not is_empty(value.get(p[0])) and not is_empty(value.get(p[1]))]
     half = [p for p in PREFERENCE_PAIRS if not is_empty(value.get(p[1])) or not is_empty(value.get(p[0]))]
     good, bad = (there or half)[0]
@@ -118,7 +120,7 @@ def _speaker(turn: Mapping[str, Cell]) -> str:
 
 
 def nothing_found(value: Mapping[str, Cell]) -> Reject:
-    """The refusal of a record without turns, by its right name where its columns are known."""
+    """The finding for a record without turns, with the name of its data format if its columns are known."""
     if is_preference(value):
         return preference(value)
     found = "columns " + (", ".join(map(str, value)) or "none")
@@ -154,7 +156,7 @@ def flag(value: Cell) -> bool | None:
 
 
 def number_label(value: Cell) -> int | None:
-    """0 or 1 as JSON, CSV and numpy write them; None for anything else, a yes or no too."""
+    """0 or 1 as JSON, CSV and numpy write them; None for anything else, also for a yes or no."""
     value = native(value)
     if isinstance(value, str):
         return {"0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(value.strip())

@@ -36,7 +36,7 @@ _PROBE_REASONED = (Message("user", "ping"), Message("assistant", "pong", "tick t
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One assistant turn in characters of the rendered text.
+    """The position of one assistant turn, in characters of the rendered text.
 
     `start` is where the generation prompt ends: from there on, through the end token, the text is exactly what a model
     must write when it is asked. The end token has to end by `limit`, where the template is done with this turn.
@@ -50,7 +50,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A rendering with what it was made from, for views and parity checks. Offsets are characters of `text`.
+    """A rendering with its inputs, for views and parity checks. Offsets are in characters of `text`.
 
     `ends` are the places of the end tokens that carry loss, `stripped` the turns without loss whose reasoning the
     template takes out, in training as at serving.
@@ -72,7 +72,7 @@ class Traced:
 
 
 class Renderer:
-    """Renders rows through `tokenizer`'s chat template; `max_length` counts the tokens up to the last labelled one.
+    """Renders rows through `tokenizer`'s chat template; `max_length` limits the tokens up to the last one with loss.
 
     `template_kwargs` are handed to the template (`enable_thinking`, for example); `variables` are the names it reads.
     Raises ModelError when the tokenizer is slow, has no chat template, when a variable is not the template's, or when
@@ -109,7 +109,7 @@ class Renderer:
             self._check_template()
 
     def row(self, row: Row) -> Rendered:
-        """`row` as ids and labels. Raises DataError, naming the row, when it cannot be rendered exactly."""
+        """The ids and labels of `row`. Raises DataError naming the row if it cannot be rendered exactly."""
         done = self.try_row(row)
         if isinstance(done, Finding):
             raise DataError(f"{done.message}.", fix=str(done.evidence["fix"]))
@@ -122,7 +122,7 @@ class Renderer:
             return traced
         stop = traced.stop
         if stop > self.max_length:
-            what = f"{stop} tokens where max_length is {self.max_length}; nothing is truncated"
+            what = f"{stop} tokens, more than max_length {self.max_length}; rows are never truncated"
             return finding_of(row, Unfit("too_long", what, f"at most {self.max_length} tokens", f"{stop} tokens"))
         ids = traced.ids[:stop]
         labels = tuple(i if on else IGNORE for i, on in zip(ids, traced.labelled))
@@ -145,7 +145,8 @@ class Renderer:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def trace(self, messages: Sequence[Message], tools: Tools = None) -> Traced:
-        """Text, ids, offsets and mask of a conversation, every boundary and every turn checked. Raises Unfit."""
+        """Text, ids, offsets and loss mask of a conversation, with every boundary and every turn checked. Raises
+        Unfit."""
         self._refuse_control(messages, tools)
         self._refuse_unknown(messages, tools)
         text = self.text(messages, prompt=False, tools=tools)
@@ -187,7 +188,9 @@ class Renderer:
         return tuple(bool(on) for on in out["assistant_masks"])
 
     def text(self, messages: Sequence[Message], *, prompt: bool, tools: Tools = None, **kwargs: Any) -> str:
-        """The template's text of `messages`; `prompt` adds the generation prompt. Raises Unfit when it refuses."""
+        """The template's text of `messages`; `prompt` adds the generation prompt. Raises Unfit if the template refuses
+        them.
+        """
         try:
             text = self.tokenizer.apply_chat_template(
                 self._turns(messages),
@@ -201,7 +204,7 @@ class Renderer:
         except Exception as error:  # a template raises whatever its author wrote
             roles = " ".join(m.role for m in messages)
             raise Unfit(
-                "template", f"the chat template refuses it: {error}", "roles the template knows", roles
+                "template", f"the chat template refuses the row: {error}", "roles the template knows", roles
             ) from error
         return str(text)
 
@@ -219,7 +222,7 @@ class Renderer:
                 raise Unfit("reasoning", what, f"a template that reads {' or '.join(REASONING_KEYS)}", "none of them")
             if message.tool_calls is not None and "tool_calls" not in source:
                 what = f"the template does not render the tool calls of turn {turn + 1}"
-                raise Unfit("tools", what, "a template that reads tool_calls", "tool_calls is not in it")
+                raise Unfit("tools", what, "a template that reads tool_calls", "no tool_calls in the template")
         if tools:
             unfit = self._check_tools(tools)
             if unfit is not None:
@@ -239,7 +242,7 @@ class Renderer:
         except Unfit as unfit:
             return unfit
         if text == bare:
-            return Unfit("tools", "the template does not write the declared tools", "tools in the prompt", "none")
+            return Unfit("tools", "the template does not write the declared tools", "the tools in the prompt", "none")
         for tool in tools:
             function = tool["function"]
             for name in ("name", "description"):
@@ -273,7 +276,9 @@ class Renderer:
         prompt = self.text(messages[:turn], prompt=True, tools=tools)
         if not text.startswith(prompt):
             at = first_difference(prompt, text)
-            what = f"assistant turn {turn + 1} is not preceded by its generation prompt: they part at character {at}"
+            what = (
+                f"assistant turn {turn + 1} does not follow its generation prompt: they differ from character {at} on"
+            )
             if "<think>" in prompt[max(0, at - 8) :]:
                 what += "; the generation prompt sets a <think> of its own"
             raise Unfit(
@@ -287,7 +292,7 @@ class Renderer:
         if not message.content.strip() and not message.tool_calls:
             raise Unfit(
                 "empty_answer",
-                f"assistant turn {turn + 1} is empty: nothing to learn",
+                f"assistant turn {turn + 1} is empty: there is nothing to learn",
                 "a text",
                 repr(message.content),
             )
@@ -316,7 +321,7 @@ class Renderer:
             raise Unfit(
                 "gap",
                 f"the template writes text of its own between the generation prompt and assistant turn {turn + 1}",
-                "the answer right behind the generation prompt",
+                "the answer directly after the generation prompt",
                 repr(text[begin : begin + 40]),
                 self._switch_or("", message),
             )
@@ -328,7 +333,7 @@ class Renderer:
         """Where the content behind the reasoning ends. Raises Unfit where the template does not write both in turn."""
         found = reasoning_and_content(messages, turn, text, lambda other: self.text(other, prompt=False, tools=tools))
         if found is None or found[0] < start:
-            what = f"the reasoning of assistant turn {turn + 1} does not stand between its prompt and its content"
+            what = f"the reasoning of assistant turn {turn + 1} is not between its prompt and its content"
             raise Unfit("reasoning", what, "reasoning, then content", repr(text[start : start + 40]))
         return found[1]
 
@@ -347,8 +352,8 @@ class Renderer:
         said = message.content.strip()
         if said and said not in text[start : end.start()]:
             at = max(text.find(said, end.start()), end.start())
-            what = f"the template writes the text of assistant turn {turn + 1} behind its call, where no loss falls"
-            fix = "Use a template that writes the text before the call, or take the text out of the turn."
+            what = f"the template writes the text of assistant turn {turn + 1} after its call, where it carries no loss"
+            fix = "Use a template that writes the text before the call, or remove the text from the turn."
             raise Unfit("turn_changed", what, repr(said[:40]), repr(text[at : at + 40]), fix)
         return Span(turn, start, end.start(), end.end())
 
@@ -381,7 +386,7 @@ class Renderer:
             if start < span.start or start < span.content_end < end:
                 edge = "begins" if start < span.start else "ends"
                 token = self.tokenizer.convert_ids_to_tokens(ids[i])
-                what = f"one token lies across the place where assistant turn {span.turn + 1} {edge}"
+                what = f"one token spans the place where assistant turn {span.turn + 1} {edge}"
                 raise Unfit("straddle", what, "a token boundary", repr(token))
             if end > span.limit:
                 break
@@ -418,7 +423,7 @@ class Renderer:
             at = first_difference(alone, ids)
             raise Unfit(
                 "prefix",
-                f"the prompt alone and within the whole are different tokens from token {at + 1} on",
+                f"the tokens of the prompt alone and of the prompt within the whole row differ from token {at + 1} on",
                 str(self.tokenizer.convert_ids_to_tokens(list(alone[at : at + 3]))),
                 str(self.tokenizer.convert_ids_to_tokens(list(ids[at : at + 3]))),
                 FIX["straddle"],
@@ -449,8 +454,8 @@ class Renderer:
                 return
             thinking = "enable_thinking" in self.variables and not self.template_kwargs
             raise ModelError(
-                f"The chat template cannot be trained on as it is: {unfit.message} "
-                f"(expected {unfit.expected}, found {unfit.found}).",
+                f"The chat template cannot be used for training: {unfit.message} (expected {unfit.expected}, found "
+                f"{unfit.found}).",
                 fix="Set model.template_kwargs: {enable_thinking: false} (--template-kwargs enable_thinking=false), "
                 "or give a template without thinking."
                 if thinking
@@ -470,7 +475,7 @@ def _escaped(text: str, *, ascii: bool = False) -> str:
 
 
 def render_rows(rows: Sequence[Row], renderer: Renderer) -> tuple[tuple[Rendered, ...], tuple[Finding, ...]]:
-    """All rows rendered in order, and a finding for each that cannot be: `len(rows)` is the sum of both."""
+    """All rows rendered in order, and a finding for each row that cannot be rendered."""
     done: list[Rendered] = []
     problems: list[Finding] = []
     for row in rows:

@@ -49,7 +49,7 @@ DECISIONS = ("keep", "drop", "edit")
 
 @dataclass(frozen=True, slots=True)
 class ReviewItem:
-    """One row to look at. `reasons` is empty for a control row, drawn from those no check has flagged."""
+    """One row to review. `reasons` is empty for a control row, which is drawn from the unflagged rows."""
 
     row: Row
     reasons: tuple[str, ...]
@@ -58,7 +58,9 @@ class ReviewItem:
 
 @dataclass(frozen=True, slots=True)
 class ReviewDecision:
-    """What a reviewer decided on a row; `row_sha256` is the row as it was read, so that a stale decision is refused."""
+    """A reviewer's decision on a row; `row_sha256` is the hash of the row as reviewed, so that a stale decision is
+    refused.
+    """
 
     row_id: str
     decision: Literal["keep", "drop", "edit"]
@@ -70,7 +72,7 @@ class ReviewDecision:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The rows that go on, and how many were kept, dropped and edited; `by_why` counts drops and edits by reason."""
+    """The rows after review, and how many were kept, dropped and edited; `by_why` counts drops and edits by reason."""
 
     rows: tuple[Row, ...]
     kept: int
@@ -82,7 +84,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of the data in a folder's lineage. `retired` is the reason why it may no longer be trained on."""
+    """One version of the data in a folder's lineage. `retired` is the reason why nobody may train on it any more."""
 
     sha256: str
     file: str
@@ -105,7 +107,7 @@ class Version:
 def make_pack(
     rows: Sequence[Row], findings: Iterable[Finding], *, per_reason: int = 20, control: int = 10, seed: int = 0
 ) -> tuple[ReviewItem, ...]:
-    """Suspicious rows to read: up to `per_reason` of each reason, over all sources, and `control` unflagged ones.
+    """Suspicious rows to review: up to `per_reason` for each reason, over all sources, and `control` unflagged ones.
 
     The same rows, findings and seed give the same pack. Notes make no row suspicious.
     """
@@ -130,7 +132,7 @@ def make_pack(
 def make_sample(
     rows: Sequence[Row], findings: Iterable[Finding], *, n: int = 50, seed: int = 0
 ) -> tuple[ReviewItem, ...]:
-    """`n` rows that no check flags (notes apart), drawn at random under the seed, whatever their source.
+    """`n` rows that no check flags (notes ignored), drawn at random with the seed from all sources.
 
     A simple random sample: of n rows read, the share with a fault estimates the share among all unflagged rows.
     """
@@ -159,7 +161,9 @@ def _sample(rows: Sequence[Row], n: int, seed: int, purpose: str) -> list[str]:
 
 
 def write_pack(items: Iterable[ReviewItem], path: str | Path) -> Path:
-    """The pack as JSONL, one row a line, `decision`, `why`, `reviewer` and `edited` left open for the reviewer."""
+    """Write the pack as JSONL, one row per line, with empty fields `decision`, `why`, `reviewer` and `edited` for the
+    reviewer.
+    """
     lines = []
     for item in items:
         record = {
@@ -181,7 +185,7 @@ def write_pack(items: Iterable[ReviewItem], path: str | Path) -> Path:
 
 
 def row_sha256(row: Row) -> str:
-    """Hash of what a row says: its id, turns and tools."""
+    """Hash of a row's content: its id, turns and tools."""
     said = [row.id, row.messages, *([row.tools] if row.tools is not None else [])]
     return hashlib.sha256(dumps(said).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -197,13 +201,13 @@ def _edited(row: Row, messages: tuple[Message, ...]) -> Row:
 
 
 def read_decisions(path: str | Path) -> tuple[ReviewDecision, ...]:
-    """The decisions of a pack that came back; rows still open are left out. Raises DataError naming line and field."""
+    """The decisions in a reviewed pack; undecided rows are left out. Raises DataError naming line and field."""
     decisions = []
     seen: dict[str, int] = {}
     try:
         lines = whole_lines(Path(path).read_bytes().decode("utf-8"), torn=True)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", fix="It is a JSONL file in UTF-8.") from error
+        raise DataError(f"{path} cannot be read: {error}.", fix="Save it as a JSONL file in UTF-8.") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -212,14 +216,16 @@ def read_decisions(path: str | Path) -> tuple[ReviewDecision, ...]:
         except ValueError as error:
             raise DataError(f"{path}:{number}: broken JSON: {error}.", fix="Correct the line.") from None
         if not isinstance(record, dict):
-            raise DataError(f"{path}:{number}: found {type(record).__name__}.", fix="Each line is a row of the pack.")
+            raise DataError(
+                f"{path}:{number}: found {type(record).__name__}.", fix="Each line must be a row of the pack."
+            )
         if record.get("decision") is None:
             continue
         decision = _decision(record, f"{path}:{number}")
         if decision.row_id in seen:
             raise DataError(
                 f"{path}:{number}: {decision.row_id!r} was decided on line {seen[decision.row_id]} already.",
-                fix="Keep one of the two.",
+                fix="Keep one of the two lines.",
             )
         seen[decision.row_id] = number
         decisions.append(decision)
@@ -232,7 +238,7 @@ def _decision(record: Mapping[str, Any], where: str) -> ReviewDecision:
         raise DataError(f"{where}: decision is {choice!r}.", fix=f"Expected {', '.join(DECISIONS)}, or null if open.")
     for name in ("row_id", "row_sha256", "reviewer", *(("why",) if choice != "keep" else ())):
         if not isinstance(record.get(name), str) or not record[name].strip():
-            raise DataError(f"{where}: {choice} without {name}.", fix=f"Fill in {name}.")
+            raise DataError(f"{where}: {choice} needs {name}, which is empty.", fix=f"Fill in {name}.")
     messages: tuple[Message, ...] = ()
     if choice == "edit":
         edited = record.get("edited")
@@ -240,7 +246,10 @@ def _decision(record: Mapping[str, Any], where: str) -> ReviewDecision:
             isinstance(m, dict) and isinstance(m.get("role"), str) and ("content" in m or "tool_calls" in m)
             for m in edited
         ):
-            raise DataError(f"{where}: edit without the edited messages.", fix="Put the whole new list in `edited`.")
+            raise DataError(
+                f"{where}: edit needs the edited messages, which are missing.",
+                fix="Write the whole new list of messages in `edited`.",
+            )
         try:
             messages = messages_from(edited, "edited")
         except Reject as bad:
@@ -258,10 +267,14 @@ def apply_decisions(rows: Sequence[Row], decisions: Sequence[ReviewDecision]) ->
     for decision in decisions:
         row = known.get(decision.row_id)
         if row is None:
-            raise DataError(f"decision on {decision.row_id!r}, which is no row of this data.", fix="Use its own pack.")
+            raise DataError(
+                f"decision on {decision.row_id!r}, but this data has no such row.",
+                fix="Use the review pack that was made from this data.",
+            )
         if row_sha256(row) != decision.row_sha256:
             raise DataError(
-                f"row {decision.row_id!r} has changed since it was reviewed.", fix="Make a new pack and look again."
+                f"row {decision.row_id!r} has changed since it was reviewed.",
+                fix="Make a new pack, and review the row again.",
             )
     after = []
     why: Counter[str] = Counter()
@@ -307,7 +320,9 @@ def write_version(
             digest.update(_row_line(row).encode("utf-8"))
         version = known.get(digest.hexdigest())
         if version is None or version.file != target.name or sha256_file(target) != version.sha256:
-            raise DataError(f"{target} already exists; a data version is written once.", fix="Choose another name.")
+            raise DataError(
+                f"{target} already exists; a data version is never overwritten.", fix="Choose another file name."
+            )
         return version
     with atomic(target) as stream:
         for row in rows:
@@ -332,7 +347,7 @@ def retire(
     successor: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Version:
-    """Mark the version in `path` as one that may no longer be trained on. Raises DataError without a reason.
+    """Mark the version in `path` as one that nobody may train on any more. Raises DataError without a reason.
 
     Written to the folder's lineage and to `retired_list()`, with the hash of the file and, where rows can be read from
     it (`columns` as in `load_rows`), the hash of what they say.
@@ -365,7 +380,7 @@ def _lineage_of(folder: Path) -> Ledger:
 
 
 def lineage(folder: str | Path) -> tuple[Version, ...]:
-    """Every version in a folder's lineage, oldest first, retirements applied.
+    """Every version in a folder's lineage, oldest first, with retirements applied.
 
     Raises FormatError or StaleError where the ledger is damaged or was edited, DataError where a line is no version.
     """
@@ -382,7 +397,7 @@ def lineage(folder: str | Path) -> tuple[Version, ...]:
             made = Version(**{**fields, "parents": tuple(fields["parents"])})
             versions[sha] = _copied(made, known) if known else made
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}:{number} is damaged: {error!r}.", fix="Restore it from a copy.") from error
+            raise DataError(f"{file}:{number} is damaged: {error!r}.", fix="Restore the file from a copy.") from error
     return tuple(versions.values())
 
 
@@ -395,7 +410,8 @@ def _copied(made: Version, known: Version) -> Version:
 
 
 def rows_hash(rows: Sequence[Row]) -> str | None:
-    """SHA-256 of what rows say, role by role; ids, columns, order and file format play no part. None without rows."""
+    """SHA-256 of the rows' content, role by role; ids, columns, order and file format do not matter. None without
+    rows."""
     each = sorted(hashlib.sha256(json.dumps(_said(row)).encode()).digest() for row in rows)
     return hashlib.sha256(b"".join(each)).hexdigest() if each else None
 
@@ -414,13 +430,13 @@ def _weightless(row: Row) -> Row:
 
 
 def retired_list() -> Path:
-    """The file in which retirements are kept for all folders: `$VERITUNE_RETIRED`, else in the user's data folder."""
+    """The file that lists retirements of all folders: `$VERITUNE_RETIRED`, else in the user's data folder."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(os.environ.get("VERITUNE_RETIRED") or Path(base) / "veritune" / "retired.jsonl")
 
 
 def require_usable(path: str | Path, sha256: str | None = None, rows: Sequence[Row] | None = None) -> None:
-    """Raises DataError when the data in `path` is a retired version, whatever the file is called and wherever it lies.
+    """Raises DataError if the data in `path` is a retired version, whatever its file is called and wherever it lies.
 
     Looked for in the lineage of the folder and in `retired_list()`: by the file's hash and, where `rows` are given,
     by the hash of what they say. The version that was named as the successor may say the same. A lineage that is
@@ -446,10 +462,12 @@ def require_usable(path: str | Path, sha256: str | None = None, rows: Sequence[R
             continue
         known = {v.sha256: v.file for v in lineage(folder)}
         after = known.get(event.get("successor") or "") or event.get("after")
-        what = "is" if event["sha256"] == sha else "says row for row what was"
+        what = "is" if event["sha256"] == sha else "has row for row the content of the retired"
         raise DataError(
             f"{file.name} {what} data version {event['sha256'][:12]}, retired: {event['why']}.",
-            fix=f"Train on {after} instead." if after else f"Make or choose another version ({retired_list()}).",
+            fix=f"Train on {after} instead."
+            if after
+            else (f"Make or choose another version (retirements: {retired_list()})."),
         )
 
 
@@ -460,12 +478,14 @@ def _retirements(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def shown(text: str) -> str:
-    """A stranger's text on one line: what cannot be seen (control and format characters, half surrogates) is U+FFFD."""
+    """Untrusted text on one line, with invisible characters (control and format characters, lone surrogates) shown as
+    U+FFFD.
+    """
     return "".join("\ufffd" if unicodedata.category(c)[0] in "CZ" and c != " " else c for c in text)
 
 
 def draw_lineage(versions: Sequence[Version]) -> str:
-    """The lineage as a text tree, children under their first parent."""
+    """The lineage as a text tree, with each version under its first parent."""
     known = {v.sha256 for v in versions}
     children: dict[str | None, list[Version]] = defaultdict(list)
     for version in versions:

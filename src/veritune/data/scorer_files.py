@@ -12,7 +12,7 @@ from veritune.store import sha256_file
 
 
 def file_of(root: Path, key: str, named: str) -> Path:
-    """A file that an eval names. Raises StudyError where it is not there or lies outside the study's folder."""
+    """A file that an eval names. Raises StudyError if it does not exist or lies outside the study's folder."""
     path = root / named
     if not path.resolve().is_relative_to(root.resolve()):
         raise StudyError(f"{key}: {named} lies outside the study's folder.", fix="Copy it beside study.yaml.")
@@ -37,7 +37,7 @@ def _hashed(root: Path, key: str, named: str) -> ScorerFile:
 
 
 def check_files(root: Path, frozen: Mapping[str, ScorerFile]) -> None:
-    """Raises StaleError where a file is not the frozen one."""
+    """Raises StaleError if a file differs from the frozen one."""
     for name, scorer in frozen.items():
         path = root / scorer.path
         if not path.is_file() or sha256_file(path) != scorer.sha256:

@@ -54,15 +54,16 @@ ROWS_A_RANGE = 20_000_000
 """Rows whose keys one task sorts: 0.5 GB, twice while they are sorted."""
 SHARD_CHECKS_APART = ("duplicate",)
 NOT_LOOKED_FOR = (
-    "Near-duplicates are not looked for here, only equal texts and problems: `shard_families` in Python does.",
-    "Conflicts, outliers, cut words and canned answers are judged within a shard, not between shards.",
+    "Only equal texts and problems are compared here, not near-duplicates; `shard_families` in Python finds those.",
+    "Conflicts, outliers, cut words and canned answers are checked within each shard, not across shards.",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFacts:
-    """What the driver learns of one shard. `rejects` and `reasons` hold counts and the first case of each; `errors`
-    counts findings of that severity."""
+    """What a worker reports about one shard. `rejects` and `reasons` hold counts and the first case of each; `errors`
+    counts findings of that severity.
+    """
 
     name: str
     sha256: str
@@ -77,7 +78,9 @@ class ShardFacts:
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """Of one kind of key: groups of rows that share one, the rows in them, and those beyond the first of each."""
+    """Counts for one kind of key: groups of rows that share a key, rows in these groups, and rows beyond the first of
+    each group.
+    """
 
     groups: int = 0
     rows: int = 0
@@ -89,7 +92,7 @@ class Met:
 
 @dataclass(frozen=True)
 class ShardHits:
-    """Contamination in one shard, or in all: rows by eval and status, and each item's strongest status."""
+    """Contamination in one shard or in all: rows by eval and status, and each item's strongest status."""
 
     rows: dict[str, Counter[str]]
     items: dict[str, dict[int, int]]
@@ -99,7 +102,7 @@ class ShardHits:
 
 @dataclass(frozen=True)
 class ShardedAudit:
-    """What an audit of shards found; the rows' own findings lie under `out`.
+    """The result of an audit of shards; the findings about rows are written below `out`.
 
     `rejects` and `reasons`: how many and the first, by kind. `met`: rows that share an id, a text or a problem.
     """
@@ -115,12 +118,12 @@ class ShardedAudit:
 
     @property
     def n_read(self) -> int:
-        """Records met, good and bad."""
+        """Number of records read, good and bad."""
         return sum(shard.n_read for shard in self.shards)
 
     @property
     def n_rows(self) -> int:
-        """Usable rows. A row whose id another shard has too is among them."""
+        """Number of usable rows, including rows whose id also occurs in another shard."""
         return sum(shard.n_rows for shard in self.shards)
 
     @property
@@ -129,7 +132,7 @@ class ShardedAudit:
         return sha256_text(json.dumps([[shard.name, shard.sha256] for shard in self.shards]))
 
     def summed(self, of: str) -> dict[str, tuple[int, str]]:
-        """`rejects` or `reasons` over all shards."""
+        """`rejects` or `reasons` summed over all shards."""
         found: dict[str, tuple[int, str]] = {}
         for shard in self.shards:
             for reason, (n, first) in getattr(shard, of).items():
@@ -139,7 +142,7 @@ class ShardedAudit:
 
     @property
     def exit_code(self) -> int:
-        """As `AuditReport.exit_code`."""
+        """The same as `AuditReport.exit_code`."""
         if self.gate is not None and self.gate.status != "passed":
             return int(ExitCode.NOT_PASSED)
         unread = any(finding.severity == "error" for finding in self.eval_findings)
@@ -198,7 +201,7 @@ class _ShardTask:
 
 
 def read_shard(task: _ShardTask, search: _ShardSearch | None) -> ShardFacts:
-    """Read one shard, judge its rows, write findings and keys."""
+    """Read one shard, check its rows, and write findings and keys."""
     loaded = load.load_files([task.file], **task.reading)
     judged = quality.check_rows(loaded.rows, task.quality)
     columns = FamilyColumns.from_rows(loaded.rows)
@@ -276,7 +279,7 @@ def _write_findings(path: Path, found: Sequence[Finding]) -> None:
 
 
 def meet(number: int, ranges: int, found: tuple[Path, Sequence[str]]) -> dict[str, Met]:
-    """The keys of one range of hashes, from all shards: rows that share one, written and counted."""
+    """Find rows that share a key in one range of hashes, over all shards; write and count them."""
     out, names = found
     rows: dict[str, list[Any]] = {"kind": [], "group": [], "file": [], "line": []}
     met = {}
@@ -308,7 +311,7 @@ def meet(number: int, ranges: int, found: tuple[Path, Sequence[str]]) -> dict[st
 
 
 def compare_shard(task: _ShardTask, search: _ShardSearch) -> ShardHits:
-    """One shard's rows beside the eval items; hits are written."""
+    """Compare one shard's rows with the eval items, and write the hits."""
     weights = search.weights
     assert weights is not None
     loaded = load.load_files([task.file], **task.reading)
@@ -345,8 +348,8 @@ def audit_shards(
     config: AuditConfig | None = None,
     workers: int = 0,
 ) -> ShardedAudit:
-    """Audit a folder of shards into the new folder `out`; `workers` processes on this machine, 0 for as many as cores,
-    1 for this process.
+    """Audit a folder of shards into the new folder `out`, with `workers` processes on this machine (0: as many as
+    cores, 1: only this one).
 
     Raises InputError for what only the audit of rows in memory does, and where `out` holds something; DataError where
     nothing is there to read; MachineError where a worker is lost.
@@ -392,9 +395,12 @@ def audit_shards(
 def _refuse(config: AuditConfig, out: Path) -> None:
     for name in ("embed", "split_field"):
         if getattr(config, name) is not None:
-            raise InputError(f"{name} needs all rows in memory, and --sharded has none.", fix="Leave one of them out.")
+            raise InputError(
+                f"{name} needs all rows in memory, but --sharded reads one shard at a time.",
+                fix=f"Leave out {name} or --sharded.",
+            )
     if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: results of another audit would stand among these.", fix="Name another.")
+        raise InputError(f"{out} is not empty: it may hold results of another audit.", fix="Name another.")
 
 
 def _search(items: Mapping[str, Sequence[Any]], config: AuditConfig) -> _ShardSearch:
@@ -463,7 +469,7 @@ def _with_shared(work: Callable[..., Any], call: tuple[Any, ...]) -> Any:
 def _lost(exc: Exception) -> MachineError:
     return MachineError(
         f"a worker of the audit was lost or failed: {first_line(exc)}",
-        fix="Too little memory? Make the shards smaller, or give fewer workers.",
+        fix="If memory ran out, make the shards smaller or use fewer workers.",
     )
 
 
@@ -500,7 +506,7 @@ def _gate(found: Sequence[ShardHits], search: _ShardSearch, facts: Sequence[Eval
 
 
 def sharded_text(report: ShardedAudit) -> str:
-    """The report for the screen."""
+    """The report as text for the screen."""
     rejects = report.summed("rejects")
     problems = sum(n for n, _ in rejects.values())
     lines = [

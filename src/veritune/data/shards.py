@@ -26,7 +26,7 @@ from veritune.records import Finding
 
 @dataclass(frozen=True)
 class ShardedFamilies:
-    """Families of a folder of shards: as `find_families`, with what could not be used."""
+    """Families of a folder of shards: as from `find_families`, with the records that could not be used."""
 
     families: FamilyResult
     rejects: tuple[Finding, ...]
@@ -36,7 +36,7 @@ class ShardedFamilies:
 def shard_families(
     path: str | Path, config: FamilyConfig | None = None, *, reading: Mapping[str, Any] | None = None, **settings: Any
 ) -> ShardedFamilies:
-    """Families over a file or a folder of shards that every node can read; no text passes through this process.
+    """Families over a file or a folder of shards that every node can read; no text passes through the calling process.
 
     `reading` are settings of `load_rows`. Rows come in the order of `load_rows(path)`, with the same ids, and of two
     rows with one id the later is refused as there. Raises DataError when nothing is there to read.

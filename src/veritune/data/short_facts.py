@@ -24,7 +24,7 @@ Words = tuple[frozenset[str], frozenset[str]]  # of the question, of the answer
 
 
 def apart_by_fact(near: Near, text: TextBuffer, similar: Callable[[I64, I64], F64], threshold: float) -> Near:
-    """`near` with every cluster of short rows split into those that state the same fact.
+    """`near` after splitting every cluster of short rows into groups that state the same fact.
 
     `similar` gives the similarity of pairs of rows; rows that leave a centre meet again from `threshold` on.
     """

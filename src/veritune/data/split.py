@@ -37,7 +37,7 @@ LONG_ANSWER = 20  # characters; shorter answers ("yes", "42") coincide without a
 
 @dataclass(frozen=True, slots=True)
 class SplitConfig:
-    """Shares of families for `stranger` and `validation`, of each trained family's rows for `sibling`.
+    """Shares of the families for `stranger` and `validation`, and of each trained family's rows for `sibling`.
 
     `stratify` is a column, or `source` for the file a row came from when it has no such column; None for no strata.
     Fewer held-out families than `few_families` are warned of. `by` says what strangers are: families drawn by the
@@ -64,7 +64,7 @@ class SplitConfig:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """`zone_of` maps every row id to its zone. `counts[zone]` holds `rows`, `families` and rows by stratum.
+    """`zone_of` maps every row id to its zone. `counts[zone]` holds `rows`, `families`, and rows by stratum.
 
     >>> Split({"r1": "seen"}, {"seen": {"rows": 1}}).zone_of["r1"]
     'seen'
@@ -77,7 +77,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class ZoneOverlap:
-    """What zones `a` and `b` share. Each number counts rows of `b`, out of `n_b`, that have a partner in `a`."""
+    """What zones `a` and `b` share. Each number counts rows of `b`, out of `n_b`, that have a match in `a`."""
 
     a: str
     b: str
@@ -96,7 +96,7 @@ class ZoneOverlap:
 
 
 def split_zones(rows: Sequence[Row], family_of: Mapping[str, str], config: SplitConfig | None = None) -> Split:
-    """A zone for every row; whole families in `stranger` and `validation`, stratified, the same under one seed.
+    """A zone for every row: whole families in `stranger` and `validation`, stratified, reproducible from the seed.
 
     Raises DataError for shares that cannot be, for row ids used twice, for rows without a family, and where fewer than
     two families would be left for `stranger`, `validation` or training.
@@ -131,7 +131,7 @@ def split_zones(rows: Sequence[Row], family_of: Mapping[str, str], config: Split
             raise DataError(
                 f"{len(held)} of {n} families are strangers by {config.by}: fewer than {MIN_HELD_FAMILIES} are left to "
                 "train on.",
-                fix="Hold out less.",
+                fix="Hold out fewer families.",
             )
     zone_of_family.update(dict.fromkeys(held, "stranger"))
     rest = {name: [f for f in families if f not in held] for name, families in strata.items()}
@@ -148,7 +148,7 @@ def split_zones(rows: Sequence[Row], family_of: Mapping[str, str], config: Split
 
 
 def held_by_source(members: Mapping[str, Sequence[Row]], config: SplitConfig) -> tuple[set[str], tuple[str, ...]]:
-    """Families with a row of a held-out source, and a sentence where such a family also has other rows.
+    """Families with a row of a held-out source, and a note if such a family also has rows of other sources.
 
     Raises DataError for a source that no row has, and where all or only one source is there.
     """
@@ -171,7 +171,7 @@ def held_by_source(members: Mapping[str, Sequence[Row]], config: SplitConfig) ->
 
 
 def held_by_time(members: Mapping[str, Sequence[Row]], config: SplitConfig) -> tuple[set[str], tuple[str, ...]]:
-    """Families with a row from the cut on, and a sentence where such a family also has older rows.
+    """Families with a row at or after the cut, and a note if such a family also has older rows.
 
     Raises DataError for a row whose time cannot be read.
     """
@@ -180,7 +180,10 @@ def held_by_time(members: Mapping[str, Sequence[Row]], config: SplitConfig) -> t
     if config.held_from is not None:
         cut = _time_value(config.held_from)
         if cut is None:
-            raise DataError(f"split: held_from is {config.held_from!r}.", fix="Write an ISO date, or a number.")
+            raise DataError(
+                f"split: expected an ISO date or a number in held_from, found {config.held_from!r}.",
+                fix="Write it like 2024-05-31, or as a number.",
+            )
     else:
         ordered = sorted(times.values())
         cut = ordered[min(len(ordered) - 1, round((1 - config.stranger) * len(ordered)))]
@@ -198,7 +201,7 @@ def _touched(
     if not both:
         return held, ()
     return held, (
-        f"{len(both)} families lie on both sides of {what}: they are held out whole, {old} rows of them with it",
+        f"{len(both)} families are on both sides of {what}: they are held out whole, and {old} of their rows with them",
     )
 
 
@@ -235,17 +238,18 @@ def _check(rows: Sequence[Row], family_of: Mapping[str, str], config: SplitConfi
     wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}
     if wrong or config.stranger + config.validation >= 1:
         raise DataError(
-            f"the shares {shares} cannot be; expected each in [0, 1) and stranger + validation below 1.",
+            f"the shares {shares} cannot be used; expected each in [0, 1) and stranger + validation below 1.",
             fix="Lower them.",
         )
     ids = Counter(row.id for row in rows)
     twice = [row_id for row_id, n in ids.items() if n > 1]
     if twice:
-        raise DataError(f"row id {twice[0]!r} is used {ids[twice[0]]} times.", fix="Give every row an id of its own.")
+        raise DataError(f"row id {twice[0]!r} is used {ids[twice[0]]} times.", fix="Give every row a unique id.")
     homeless = [row.id for row in rows if row.id not in family_of]
     if homeless:
         raise DataError(
-            f"{len(homeless)} of {len(rows)} rows have no family, first {homeless[0]!r}.", fix="Group all rows."
+            f"{len(homeless)} of {len(rows)} rows have no family, first {homeless[0]!r}.",
+            fix="Give every row a family.",
         )
     if config.stratify and config.stratify != "source" and not any(config.stratify in row.meta for row in rows):
         raise DataError(
@@ -254,12 +258,13 @@ def _check(rows: Sequence[Row], family_of: Mapping[str, str], config: SplitConfi
 
 
 def problem_of(row: Row) -> str:
-    """The canonical text of what is asked: everything before the last assistant turn, system prompts left out."""
+    """The canonical text of a row's problem: everything before the last assistant turn, without system prompts."""
     return canonical("\n\n".join(m.said for m in row.prompt if m.role not in ("system", "developer")))
 
 
 def names_a_problem(prompt: str) -> bool:
-    """Whether a prompt is long enough for its equality to mean something: "Continue." is not (as in families)."""
+    """Whether a prompt is long enough for equal prompts to mean the same problem: "Continue." is not (as in
+    families)."""
     if any(map(str.isdigit, prompt)):
         return True
     if prompt.isascii():
@@ -273,7 +278,7 @@ def _held(n_families: int, share: float) -> int:
 
 
 def stratum_of(row: Row, stratify: str | None) -> str:
-    """The stratum of a row: its column `stratify`, for `source` the file where there is no such column."""
+    """The stratum of a row: its column `stratify`; for `source`, the row's file if there is no such column."""
     if stratify is None:
         return ""
     value = row.meta.get(stratify)
@@ -363,7 +368,7 @@ def _warnings(
     empty = [s for s, families in strata.items() if not any(zone_of_family[f] == "stranger" for f in families)]
     if empty and config.stranger > 0:
         shown = ", ".join(repr(s) for s in empty[:3])
-        found.append(f"{len(empty)} of {len(strata)} strata have no stranger family ({shown}): nothing is said of them")
+        found.append(f"{len(empty)} of {len(strata)} strata have no stranger family ({shown}): no claim covers them")
     return tuple(found)
 
 
@@ -386,7 +391,7 @@ def judge_split(
     unknown = set(zone_of) - {row.id for row in rows}
     for check, names, what in (
         ("split.unplaced", unplaced, "rows have no zone"),
-        ("split.unknown", sorted(unknown), "ids in the split are no rows"),
+        ("split.unknown", sorted(unknown), "ids in the split match no row"),
     ):
         if names:
             message = f"{len(names)} {what}, first {names[0]!r}"
@@ -397,7 +402,7 @@ def judge_split(
 def judge_zones(
     zones: Mapping[str, Sequence[Row]], family_of: Mapping[str, str], near: Iterable[tuple[str, str, float]] = ()
 ) -> tuple[list[Finding], SplitCounts]:
-    """As `judge_split` for zones given as lists of rows (files, say), in which one id may stand twice.
+    """The same as `judge_split`, for zones given as lists of rows (such as files), where one id may occur twice.
 
     Each pair is read from the side of the later zone: how many of its rows have a partner in the earlier one. Rows of
     `seen` and `sibling` share families and near-duplicates by design; everything else that is shared is a leak.

@@ -10,7 +10,7 @@ from veritune.records import Message, Row, dumps, tools_from, tools_text
 
 
 def row_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """The columns of rows: `tools` only where a row declares some."""
+    """The columns that store rows: `tools` only if a row declares some."""
     more = any(len(m.to_chat()) > 2 for row in rows for m in row.messages)
     columns: dict[str, list[Any]] = {
         "id": [row.id for row in rows],
@@ -26,7 +26,7 @@ def row_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 def row_of(stored: Mapping[str, Any]) -> Row:
-    """The row that `row_columns` wrote."""
+    """A row from the columns that `row_columns` wrote."""
     return Row(
         stored["id"],
         tuple(_message(m) for m in stored["messages"]),

@@ -23,7 +23,7 @@ def _parsed(path: Path, text: str) -> Any:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file in UTF-8. Raises ScoreError."""
+    """The text of a UTF-8 file. Raises ScoreError."""
     try:
         return read_text(path)
     except ValueError as exc:

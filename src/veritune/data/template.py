@@ -66,7 +66,7 @@ def has_generation_tags(template: str) -> bool:
 
 
 def variables_of(template: str) -> tuple[str, ...]:
-    """Names that the template reads and that neither the conversation nor the tokenizer gives, sorted.
+    """Names that the template reads and that neither the conversation nor the tokenizer provides, sorted.
 
     Empty where the template cannot be parsed: rendering then says why.
     """
@@ -96,7 +96,7 @@ def variables_of(template: str) -> tuple[str, ...]:
 
 
 def check_kwargs(kwargs: Mapping[str, JsonLike], variables: tuple[str, ...]) -> None:
-    """Raises ModelError for a template variable that the template does not read, or that is not the user's to set."""
+    """Raises ModelError for a template variable that the template does not read, or that users must not set."""
     for name in kwargs:
         if name in _OURS or not isinstance(name, str):
             raise ModelError(
@@ -105,7 +105,7 @@ def check_kwargs(kwargs: Mapping[str, JsonLike], variables: tuple[str, ...]) -> 
         if name not in variables:
             raise ModelError(
                 f"template_kwargs: the chat template reads no variable {name!r}{did_you_mean(name, variables)}.",
-                fix=f"It reads {', '.join(variables) or 'none'}; leave out what it does not know.",
+                fix=f"Variables that it reads: {', '.join(variables) or 'none'}; leave out all others.",
             )
 
 
@@ -113,13 +113,14 @@ def check_kwargs(kwargs: Mapping[str, JsonLike], variables: tuple[str, ...]) -> 
 
 
 def template_identity(template: str, tool_template: str, kwargs: Mapping[str, JsonLike]) -> str:
-    """All that decides a rendering: the template, its sibling for tools where it has one, and the variables."""
+    """Everything that determines a rendering: the template, its counterpart for tools if it has one, and the
+    variables."""
     whole = template if tool_template == template else f"{template}\n{tool_template}"
     return whole if not kwargs else whole + "\n" + json.dumps(kwargs, sort_keys=True, default=str)
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's whole definition, less truncation and padding, which callers switch on and off."""
+    """The tokenizer's whole definition, except truncation and padding, which callers switch on and off."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts.pop("truncation", None)
     parts.pop("padding", None)
@@ -131,7 +132,8 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def template_turn(message: Message, template: str) -> dict[str, JsonLike]:
-    """A message as a template expects it: arguments as objects, reasoning under the key that the template reads.
+    """A message in the form that a template expects: arguments as objects, reasoning under the key that the template
+    reads.
 
     A developer's turn is called system where the template does not know the role.
     """
@@ -166,13 +168,13 @@ def texts_of(message: Message) -> tuple[str, ...]:
 
 
 def without_reasoning(message: Message) -> Message:
-    """The turn as it is once its reasoning is taken out, be it a field of its own or a block in the content."""
+    """The turn without its reasoning, whether that was a separate field or a block in the content."""
     content = _THINK.sub("", message.content).strip() if "</think>" in message.content else message.content
     return replace(message, reasoning=None, content=content)
 
 
 def tools_json(tools: tuple[Mapping[str, JsonLike], ...] | None) -> str:
-    """Declared tools as one text, empty for none."""
+    """Declared tools as one JSON text, empty for none."""
     return tools_text(tools) or ""
 
 
@@ -181,14 +183,15 @@ def tools_json(tools: tuple[Mapping[str, JsonLike], ...] | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """Ids that generation stops on, and the file that says so."""
+    """The token ids at which generation stops, and the file that lists them."""
 
     ids: tuple[int, ...]
     source: str
 
 
 def stops_of(tokenizer: PreTrainedTokenizerBase, folder: str | Path | None = None) -> Stops:
-    """What generation stops on, as transformers finds it: generation_config.json, else config.json, else the tokenizer.
+    """The ids at which generation stops, found as transformers does: generation_config.json, else config.json, else the
+    tokenizer.
 
     `folder` defaults to where the tokenizer was loaded from. Raises ModelError where a file cannot be read.
     """
@@ -206,7 +209,7 @@ def _eos_of(path: Path) -> tuple[int, ...]:
         found = parse_json(read_bytes(path), finite=False)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path} cannot be read: {error}.", fix="Correct it, or take it from the model again."
+            f"{path} cannot be read: {error}.", fix="Correct the file, or download it again with the model."
         ) from error
     eos = found.get("eos_token_id") if isinstance(found, dict) else None
     if eos is None:
@@ -218,7 +221,7 @@ def _eos_of(path: Path) -> tuple[int, ...]:
 
 
 def twin_templates(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Files of the tokenizer's folder that hold a chat template other than the one in use, which is named first."""
+    """Files in the tokenizer's folder with a chat template other than the one in use, which is listed first."""
     place = Path(getattr(tokenizer, "name_or_path", "") or "")
     if not place.is_dir():
         return ()

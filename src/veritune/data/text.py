@@ -90,7 +90,7 @@ def _fold(text: str) -> str:
 
 
 def canonical(text: str) -> str:
-    """The canonical form by which texts are compared for equality.
+    """The canonical form in which texts are compared for equality.
 
     NFKC, case folded, curly quotes, dashes and ellipses as ASCII, zero-width and control characters removed, white
     space collapsed and stripped; punctuation, symbols and digits are kept. `canonical(canonical(t)) == canonical(t)`.
@@ -99,7 +99,7 @@ def canonical(text: str) -> str:
 
 
 def prepare(text: str) -> bytes:
-    """The bytes a kernel reads for `text`: pure ASCII as it is, anything else folded, with token cuts inserted.
+    """The bytes that a kernel reads for `text`: unchanged if pure ASCII, otherwise folded, with token cuts inserted.
 
     Characters of scripts without spaces, and symbols outside ASCII, become tokens of their own.
     """
@@ -115,12 +115,12 @@ _TOKEN = re.compile(r"[0-9a-z\x80-\U0010ffff]+")
 
 
 def tokens(text: str) -> list[str]:
-    """The tokens that the kernels see, digits kept; for evidence spans and for tests."""
+    """The tokens as the kernels see them, with digits kept; for evidence spans and for tests."""
     return _TOKEN.findall(prepare(text).decode("utf-8").lower())
 
 
 def written(text: str, first: int, n: int) -> str:
-    """`n` tokens of a text from token `first` on with what stands between them, in lower case on one line."""
+    """`n` tokens of a text from token `first` on, with the characters between them, in lower case on one line."""
     prepared = prepare(text).decode("utf-8").lower()
     places = [match.span() for match in _TOKEN.finditer(prepared)][first : first + n]
     return " ".join(prepared[places[0][0] : places[-1][1]].replace(CUT, "").split()) if places else ""

@@ -23,7 +23,7 @@ from veritune.records import (
 
 
 def is_empty(value: Cell) -> bool:
-    """Whether a field says nothing: null, an empty text, list or object."""
+    """Whether a field has no content: null, an empty text, list or object."""
     value = native(value)
     return (
         value is None
@@ -42,7 +42,7 @@ def without_nulls(value: Cell) -> Cell:
 def tools_of(
     value: Mapping[str, Cell], named: str | None, ignore: frozenset[str], *, typed: bool
 ) -> tuple[str | None, tuple[Json, ...] | None]:
-    """(the column that declares tools, the tools); None where a record declares none. Raises Reject."""
+    """(the column that declares tools, the tools); None if a record declares none. Raises Reject."""
     if named is not None and named not in value:
         raise Reject("column_missing", f"no column {named!r}", named, f"column {named!r}", ", ".join(map(str, value)))
     columns = (named,) if named is not None else tuple(c for c in TOOL_COLUMNS if c in value and c not in ignore)
@@ -62,7 +62,7 @@ def tools_of(
 def _listed(value: Cell, column: str) -> list[Cell]:
     value = native(value)
     if isinstance(value, str):
-        value = _json(value, column, "bad_tools", f"{column} holds a text that is no JSON list of tools")
+        value = _json(value, column, "bad_tools", f"{column} holds text that is not a JSON list of tools")
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list | tuple):
@@ -73,15 +73,15 @@ def _listed(value: Cell, column: str) -> list[Cell]:
 
 def _tool(tool: Cell, where: str, typed: bool) -> dict[str, Cell]:
     if isinstance(tool, str):
-        tool = _json(tool, where, "bad_tools", f"{where} is a text that is no JSON object")
+        tool = _json(tool, where, "bad_tools", f"{where} is text that is not a JSON object")
     if typed:
         tool = without_nulls(tool)
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if isinstance(function, Mapping) and isinstance(held := function.get("parameters"), str):
-        parsed = _json(held, where, "bad_tools", f"{where}.parameters is no JSON object")
+        parsed = _json(held, where, "bad_tools", f"{where}.parameters is not a JSON object")
         function = {**function, "parameters": parsed}
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        what = f"{where} is no tool: it has no name; --columns ignore={where.split('[')[0]} leaves it out"
+        what = f"{where} is not a tool: it has no name; --columns ignore={where.split('[')[0]} leaves it out"
         raise Reject("bad_tools", what, where, '{"type": "function", "function": {"name": ...}}', show(tool))
     assert isinstance(tool, Mapping)
     if "function" in tool:
@@ -91,10 +91,10 @@ def _tool(tool: Cell, where: str, typed: bool) -> dict[str, Cell]:
 
 
 def calls_of(value: Cell, where: str, *, typed: bool) -> tuple[ToolCall, ...]:
-    """Calls from `tool_calls`, `function_call` or a ShareGPT turn: a list, one object, or the JSON text of either."""
+    """The calls in `tool_calls`, `function_call` or a ShareGPT turn: a list, one object, or the JSON text of either."""
     value = native(value)
     if isinstance(value, str):
-        value = _json(value, where, "tool_call", f"{where} is a text that is no JSON")
+        value = _json(value, where, "tool_call", f"{where} is text that is not JSON")
     listed = [value] if isinstance(value, Mapping) else value
     if not isinstance(listed, list | tuple) or not listed:
         raise Reject("tool_call", f"{where} holds no calls", where, "a list of calls", show(value))
@@ -103,7 +103,7 @@ def calls_of(value: Cell, where: str, *, typed: bool) -> tuple[ToolCall, ...]:
 
 def _call(call: Cell, where: str, typed: bool) -> ToolCall:
     if isinstance(call, str):
-        call = _json(call, where, "tool_call", f"{where} is a text that is no JSON object")
+        call = _json(call, where, "tool_call", f"{where} is text that is not a JSON object")
     function = call.get("function") or call if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(call, Mapping) or not isinstance(name, str) or not name:
@@ -111,19 +111,19 @@ def _call(call: Cell, where: str, typed: bool) -> ToolCall:
     arguments = function.get("arguments", function.get("parameters"))
     call_id = call.get("id")
     if call_id is not None and not isinstance(call_id, str):
-        raise Reject("tool_call", f"{where}.id is no text", f"{where}.id", "a text", show(call_id))
+        raise Reject("tool_call", f"{where}.id is not text", f"{where}.id", "a text", show(call_id))
     return ToolCall(_whole(name, where), _arguments(arguments, f"{where}.arguments", typed), call_id or None)
 
 
 def _arguments(value: Cell, where: str, typed: bool) -> str:
     if isinstance(value, str) and value.strip():
-        value = _json(value, where, "tool_arguments", f"{where} is a text that is no JSON object")
+        value = _json(value, where, "tool_arguments", f"{where} is text that is not a JSON object")
     elif is_empty(value):
         value = {}
     elif typed:
         value = without_nulls(value)
     if not isinstance(value, Mapping):
-        raise Reject("tool_arguments", f"{where} is no object", where, "a JSON object, or its text", show(value))
+        raise Reject("tool_arguments", f"{where} is not an object", where, "a JSON object, or its text", show(value))
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -133,7 +133,7 @@ def _arguments(value: Cell, where: str, typed: bool) -> str:
 
 def _whole(text: str, where: str) -> str:
     if not text.isascii() and has_surrogate(text):
-        raise Reject("surrogate", f"{where} holds half a surrogate pair", where, "valid Unicode", show(text))
+        raise Reject("surrogate", f"{where} contains a lone surrogate", where, "valid Unicode", show(text))
     return text
 
 
@@ -142,7 +142,7 @@ def _json(text: str, where: str, check: str, message: str) -> JsonValue:
 
     def once(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonLike]:
         if len({key for key, _ in pairs}) < len(pairs):
-            raise ValueError("a key stands twice in one object")
+            raise ValueError("a key occurs twice in one object")
         return dict(pairs)
 
     def refuse(name: str) -> NoReturn:
@@ -157,7 +157,7 @@ def _json(text: str, where: str, check: str, message: str) -> JsonValue:
 
 
 def undeclared(messages: Sequence[Message], tools: Sequence[Json] | None) -> tuple[str, ...]:
-    """Names that are called and that no declared tool has, in the order of the calls."""
+    """Names of tools that are called but not declared, in the order of the calls."""
     declared = {str(tool["function"]["name"]) for tool in tools or () if "function" in tool}
     called = (call.name for message in messages for call in message.tool_calls or ())
     return tuple(dict.fromkeys(name for name in called if name not in declared))

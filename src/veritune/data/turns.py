@@ -42,7 +42,7 @@ _SPOKEN = ("role", "from", "content", "value")
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a record says, the columns that it was taken from, and what was met and not used.
+    """The turns of a record, the columns they were taken from, and the columns that were not used.
 
     `loose` counts keys of messages without a use here. `unmapped` are columns that would be trained on if they were
     mapped, each with the way to do it.
@@ -64,7 +64,7 @@ def conversation(
     typed: bool = False,
     train_on: TrainOn = "all",
 ) -> Conversation:
-    """The turns and tools of one record. Raises Reject for what cannot be trained on as it stands."""
+    """The turns and tools of one record. Raises Reject for content that cannot be trained on as it is."""
     if need_target:  # of an eval's items the texts alone are compared
         refuse_fields(value, shape, mapping)
     loose: Counter[str] = Counter()
@@ -99,12 +99,12 @@ def conversation(
 
 
 def messages_from(value: Cell, column: str) -> tuple[Message, ...]:
-    """A list of message objects as turns; their order is not looked at. Raises Reject."""
+    """A list of message objects as turns; their order is not checked. Raises Reject."""
     return tuple(_TurnReader(Counter(), typed=False).listed(value, column, "user"))
 
 
 def last_alone(turns: Sequence[Message]) -> list[Message]:
-    """The turns with loss on the last assistant turn alone."""
+    """The turns, with loss on the last assistant turn only."""
     last = max((i for i, m in enumerate(turns) if m.role == "assistant"), default=-1)
     return [replace(m, weight=0) if m.role == "assistant" and i != last else m for i, m in enumerate(turns)]
 
@@ -145,12 +145,12 @@ class _TurnReader:
         return turns
 
     def listed(self, value: Cell, column: str, default: str) -> list[Message]:
-        """A list of message objects; a JSON text of one (CSV) is taken too."""
+        """A list of message objects; the JSON text of one (as in CSV) is accepted too."""
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
-                message = f"{column} holds a text that is no JSON list"
+                message = f"{column} holds text that is not a JSON list"
                 raise Reject("bad_messages", message, column, "a list of messages", show(error)) from None
         value = native(value)
         if not isinstance(value, list | tuple) or not value:
@@ -176,7 +176,7 @@ class _TurnReader:
                 value = show(value)
         if shape.messages is not None:
             what = f"history beside {shape.messages}: put its turns into {shape.messages}, or --columns ignore=history"
-            raise Reject("refused_field", what, "history", f"turns in {shape.messages} alone", show(value))
+            raise Reject("refused_field", what, "history", f"turns in {shape.messages} only", show(value))
         turns: list[Message] = []
         if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
             return self.listed(value, "history", "user")
@@ -190,13 +190,17 @@ class _TurnReader:
                 Message("assistant", text_of(pair[1], f"history[{i}][1]", "assistant")),
             ]
         if not turns:
-            what = "history is no list of [question, answer] pairs or messages; --columns ignore=history leaves it out"
+            what = (
+                "history is not a list of [question, answer] pairs or messages; --columns ignore=history leaves it out"
+            )
             raise Reject("bad_history", what, "history", "[[question, answer], ...]", show(value))
         return turns
 
     def _turn(self, item: Cell, where: str) -> Message:
         if not isinstance(item, Mapping):
-            raise Reject("bad_message", f"{where} is no message", where, "an object with role and content", show(item))
+            raise Reject(
+                "bad_message", f"{where} is not a message", where, "an object with role and content", show(item)
+            )
         if item.keys() == _PLAIN and item["role"] in _USUAL and isinstance(item["content"], str):
             spoken = sys.intern(str(item["role"]))
             return Message(spoken, text_of(item["content"], f"{where}.content", spoken))
@@ -239,9 +243,11 @@ class _TurnReader:
             return None
         field_ = f"{where}.{given[0]}"
         if role != "assistant":
-            raise Reject("tool_call", f"{field_}: only the assistant calls tools", field_, "an assistant turn", role)
+            raise Reject("tool_call", f"{field_}: only the assistant can call tools", field_, "an assistant turn", role)
         if len(given) > 1:
-            raise Reject("tool_call", f"{where} has tool_calls and function_call", field_, "one of the two", "both")
+            raise Reject(
+                "tool_call", f"{where} has both tool_calls and function_call", field_, "one of the two", "both"
+            )
         return calls_of(item[given[0]], field_, typed=self.typed)
 
     def _reasoning(self, item: Mapping[str, Cell], role: str, where: str) -> str | None:
@@ -252,7 +258,7 @@ class _TurnReader:
         texts = {show(item[key], 1 << 30) if not isinstance(item[key], str) else item[key] for key in given}
         field_ = f"{where}.{given[0]}"
         if len(texts) > 1 or not isinstance(item[given[0]], str):
-            what = f"{field_} is no text" if len(texts) == 1 else f"{where} has {' and '.join(given)}, which differ"
+            what = f"{field_} is not text" if len(texts) == 1 else f"{where} has {' and '.join(given)}, which differ"
             raise Reject("reasoning", what, field_, "one text", show(item[given[0]]))
         return text_of(item[given[0]], field_, role)
 
@@ -331,7 +337,7 @@ def _short_text(item: Mapping[str, Cell], key: str, where: str) -> str | None:
     if is_empty(value):
         return None
     if not isinstance(value, str):
-        raise Reject("tool_call", f"{where}.{key} is no text", f"{where}.{key}", "a text", show(value))
+        raise Reject("tool_call", f"{where}.{key} is not text", f"{where}.{key}", "a text", show(value))
     return value
 
 
@@ -343,7 +349,7 @@ def _weight(item: Mapping[str, Cell], role: str, where: str) -> Literal[0] | Non
         if value is None or value == "":
             continue
         if isinstance(value, str | list | dict) or value not in (0, 1):
-            what = f"{where}.{key} is {show(value)}: a turn carries loss or none, shares of it are not built"
+            what = f"{where}.{key} is {show(value)}: a turn carries loss or none; fractions of it are not supported"
             raise Reject("weight", what, f"{where}.{key}", "0 or 1", show(value))
         flags[key] = bool(value)
     if len(set(flags.values())) > 1:
@@ -351,7 +357,7 @@ def _weight(item: Mapping[str, Cell], role: str, where: str) -> Literal[0] | Non
     on = next(iter(flags.values()), None)
     if on and role != "assistant":
         key = next(iter(flags))
-        what = f"{where}.{key} asks for loss on a {role} turn: the loss falls on assistant turns alone"
+        what = f"{where}.{key} asks for loss on a {role} turn, but only assistant turns can carry loss"
         raise Reject("weight", what, f"{where}.{key}", "0, or no flag", "1")
     return 0 if on is False and role == "assistant" else None
 
@@ -360,7 +366,7 @@ def _weight(item: Mapping[str, Cell], role: str, where: str) -> Literal[0] | Non
 
 
 def text_of(content: Cell, where: str, role: str) -> str:
-    """Text, or text parts joined; a tool's object becomes its JSON text; anything else is refused by name."""
+    """Text, or text parts joined; a tool's object becomes its JSON text; anything else is refused and named."""
     content = native(content)
     if role == "tool" and _is_object(content):
         content = json.dumps(content, ensure_ascii=False, default=str)
@@ -374,12 +380,12 @@ def text_of(content: Cell, where: str, role: str) -> str:
     elif isinstance(content, list | tuple):
         text = "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
     else:
-        what = f"{where} is no text"
+        what = f"{where} is not text"
         if isinstance(content, int | float) and "[" not in where:
             what += f"; a template writes it as one: {role}={{{where}}}"
         raise Reject("bad_content", what, where, "a text or text parts", show(content))
     if not text.isascii() and has_surrogate(text):
-        raise Reject("surrogate", f"{where} holds half a surrogate pair", where, "valid Unicode", show(text))
+        raise Reject("surrogate", f"{where} contains a lone surrogate", where, "valid Unicode", show(text))
     return text
 
 
@@ -418,7 +424,9 @@ def _part_refused(kind: Cell, where: str) -> Reject:
 
 
 def check_turns(turns: Sequence[Message], column: str, need_target: bool) -> None:
-    """system? then user, assistant, and tools' answers behind calls; the assistant last where a target is needed."""
+    """Check the order of turns: an optional system turn, then user and assistant in turn, tools' answers after calls;
+    the last is the assistant's if a target is needed.
+    """
     if len(turns) == 2 and _is_plain_pair(turns[0], turns[1]):
         return
     order = " ".join(m.role for m in turns[:8]) + (" ..." if len(turns) > 8 else "")
@@ -437,7 +445,7 @@ def check_turns(turns: Sequence[Message], column: str, need_target: bool) -> Non
             found = "white space" if message.content else "an empty text"
             check = f"empty_{message.role}"
             what = f"the {message.role} turn {i + 1} is empty"
-            raise Reject(check, what, column, "a text that says something", found)
+            raise Reject(check, what, column, "a text that is not empty", found)
 
 
 def _is_plain_pair(first: Message, second: Message) -> bool:
@@ -457,8 +465,8 @@ def _check_place(turns: Sequence[Message], i: int, first: int, column: str, orde
     if message.role == "tool":
         calls = _open_calls(turns, i)
         if calls is None:
-            what = f"turn {i + 1} (tool) answers no call"
-            raise Reject("role_order", what, column, "a tool turn behind an assistant turn that calls", order)
+            what = f"turn {i + 1} (tool) does not answer a call"
+            raise Reject("role_order", what, column, "a tool turn after an assistant turn that calls", order)
         known = {call.id for call in calls if call.id is not None}
         if known and message.tool_call_id is not None and message.tool_call_id not in known:
             what = f"turn {i + 1} answers the call {message.tool_call_id!r}, which was not made"
@@ -474,7 +482,7 @@ def _check_place(turns: Sequence[Message], i: int, first: int, column: str, orde
         what = f"roles out of order at turn {i + 1}"
         if before is not None and before.tool_calls:
             what += ": the calls of the turn before are not answered by a tool"
-        expected = "system (once, first), then user and assistant in turn, tool turns behind calls"
+        expected = "system (once, first), then user and assistant in turn, tool turns after calls"
         raise Reject("role_order", what, column, expected, order)
 
 

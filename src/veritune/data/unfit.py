@@ -5,8 +5,8 @@ from __future__ import annotations
 from veritune.data.written import Fault
 from veritune.records import Finding, Row
 
-NEVER_KEEPS = "Use a template that keeps reasoning (--template-kwargs where this one has a switch for it)."
-SAME_EVERYWHERE = "Use a template whose generation prompt is how its answers begin"
+NEVER_KEEPS = "Use a template that keeps reasoning (set --template-kwargs if this one has a switch for it)."
+SAME_EVERYWHERE = "Use a template whose generation prompt is the beginning of its answers"
 _LAST_ALONE = (
     "Train on the last turn alone (data.train_on: last in a study; --train-on last of audit, tokens, probe and "
     "merge-parity), or split it into one row a turn"
@@ -15,22 +15,26 @@ FIX = {
     "too_long": "Raise max_length, shorten the row, or drop it.",
     "template": "Change the row's roles, or the template.",
     "prefix": f"{_LAST_ALONE}, or use a template that renders a turn the same way everywhere.",
-    "turn_changed": "Use a template that writes contents as they are.",
-    "turn_missing": "Use a template that writes this role, or take these turns out of the rows.",
-    "think_stripped": f"{_LAST_ALONE}: the template keeps reasoning behind the last question only.",
+    "turn_changed": "Use a template that writes contents unchanged.",
+    "turn_missing": "Use a template that writes this role, or remove these turns from the rows.",
+    "think_stripped": f"{_LAST_ALONE}: the template keeps reasoning only after the last question.",
     "reasoning": "Use a template that renders reasoning, or leave the field out of the rows.",
     "tools": "Use the template of a model that calls tools, or leave tools out of the rows (--columns ignore=tools).",
     "gap": "Set model.template_kwargs, or use a template whose generation prompt holds that text.",
-    "straddle": "Take white space off the ends of the answer, or use a template with special tokens around the turns.",
+    "straddle": (
+        "Strip white space from the ends of the answer, or use a template with special tokens around the turns."
+    ),
     "no_end_token": "Use a template that ends each assistant turn with the model's end token.",
     "empty_answer": "Drop the row, or fill in the answer.",
     "no_target": "End the row with an assistant turn that carries loss.",
-    "control_token": "Write it differently or drop the row: the model would read it as the end of a turn.",
+    "control_token": "Change that text or drop the row: the model would read it as the end of a turn.",
 }
 
 
 class Unfit(Exception):
-    """A row that cannot be rendered as the contract asks; becomes a finding. `fix` is the check's own unless given."""
+    """A row that cannot be rendered as the contract requires; it becomes a finding. `fix` is the check's own unless
+    given.
+    """
 
     def __init__(self, check: str, message: str, expected: str, found: str, fix: str = "") -> None:
         super().__init__(message)
@@ -39,13 +43,13 @@ class Unfit(Exception):
 
 
 def unfit_of(fault: Fault, *, last: bool, field: str | None) -> Unfit:
-    """A fault of the template as the refusal of a row. `field` is the key in which the template reads reasoning."""
+    """A template's fault as the refusal of a row. `field` is the key in which the template reads reasoning."""
     who = "assistant turn" if fault.role == "assistant" else "turn"
     name = f"{who} {fault.turn + 1}" if fault.role == "assistant" else f"turn {fault.turn + 1} ({fault.role})"
     inline = as_field(field) if fault.part == "content" and "<think>" in fault.expected else ""
     if fault.kind == "think_stripped":
         where = "" if last else ", which is not the last"
-        what = f"the template takes the reasoning (<think>...</think>) out of {name}{where}"
+        what = f"the template removes the reasoning (<think>...</think>) from {name}{where}"
         fix = (inline or NEVER_KEEPS) if last else ""
         return Unfit("think_stripped", what, repr(fault.expected), repr(fault.found), fix)
     if fault.kind == "turn_missing":
@@ -58,13 +62,13 @@ def unfit_of(fault: Fault, *, last: bool, field: str | None) -> Unfit:
 
 
 def as_field(field: str | None) -> str:
-    """The way out for reasoning inside a content, where the template reads `field`; empty where it reads none."""
+    """The fix for reasoning inside a content, if the template reads it from the key `field`; empty if it reads none."""
     return f"Write the reasoning as {field} beside the content: this template renders it itself." if field else ""
 
 
 def otherwise(turn: int, at: int, whole: str, text: str) -> Unfit:
-    """An assistant's turn that is rendered one way as the last of a conversation and another way within it."""
-    what = f"the template writes assistant turn {turn + 1} otherwise where more turns follow"
+    """The refusal of an assistant turn that is rendered differently at the end of a conversation and within it."""
+    what = f"the template writes assistant turn {turn + 1} differently if more turns follow"
     return Unfit("prefix", what, repr(whole[at : at + 40]), repr(text[at : at + 40]))
 
 

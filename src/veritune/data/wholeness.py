@@ -37,7 +37,7 @@ _GOES_ON = frozenset(
 
 
 def cut_sign(answer: str) -> str | None:
-    """What shows that an answer stops in the middle, from this answer alone; None where nothing does."""
+    """What shows that an answer stops in the middle, judged from this answer only; None if nothing does."""
     text = answer.rstrip()
     if not text or _ends_on_address(text):
         return None
@@ -83,7 +83,7 @@ def _is_prose(sentence: str) -> bool:
 
 
 def cut_words(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
-    """Answers whose last word is cut, or ends no sentence of the data: the row and what shows it."""
+    """Answers whose last word is cut, or never ends a sentence elsewhere in the data: the row and the evidence."""
     answers = [(row, (row.target or "").rstrip()) for row in rows]
     ended = sum(bool(text) and text.rstrip(_CLOSING)[-1:] in tuple(_END_MARKS) for _, text in answers)
     open_ = [
@@ -102,7 +102,7 @@ def cut_words(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
             continue
         last = word[1].lower()
         if word[1].islower() and inside[last] + final[last] <= 1 and _begins_another(last, known):
-            yield row, f"its last word {word[1]!r} is the beginning of one"
+            yield row, f"its last word {word[1]!r} is the beginning of another word"
         elif ended >= _ENDED * len(rows) and inside[last] >= _SEEN_INSIDE and final[last] <= 1:
             yield row, f"its last sentence stops on {word[1]!r}, which ends no sentence of this data"
 
@@ -148,7 +148,9 @@ _COMPOSES = re.compile(r"\b(?:write|create|compose|generate|draft|give me|make u
 
 
 def cites_missing_text(row: Row) -> str | None:
-    """The words by which the last user turn, or the answer, cites a text that no turn before it holds; None without."""
+    """The words with which the last user turn, or the answer, cites a text that no earlier turn contains; None if there
+    are none.
+    """
     asked = [message.content for message in row.prompt]
     if not asked:
         return None

@@ -22,7 +22,7 @@ _THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a template did to one turn. `kind` is `turn_missing`, `turn_changed` or `think_stripped`."""
+    """What a template did wrong with one turn. `kind` is `turn_missing`, `turn_changed` or `think_stripped`."""
 
     turn: int
     role: str
@@ -49,7 +49,7 @@ class _Marks:
         return mark
 
     def put_value(self, value: float | bool | None) -> int:
-        """A number as the mark of a number, a switch or null, so that a template writes it without quotes."""
+        """A placeholder for a number, a boolean or null, made so that a template writes it without quotes."""
         mark = 981_274_000 + len(self.text_of)
         self.text_of[str(mark)], self.part_of[str(mark)] = json.dumps(value), "an argument"
         self.python_of[str(mark)] = str(value)
@@ -98,7 +98,7 @@ def _marked_value(value: JsonValue, marks: _Marks) -> JsonValue:
 
 
 def first_fault(messages: Sequence[Message], text: str, render: Render) -> Fault | None:
-    """The first turn that the template leaves out, cuts or changes; None where it writes all of them whole.
+    """The first turn that the template leaves out, cuts or changes; None if it writes all of them whole.
 
     `text` is the rendering of `messages`, `render` renders other messages the same way.
     """
@@ -186,7 +186,9 @@ def _parting(rendered: str, mark: str, original: str, text: str) -> tuple[str, s
 def located(
     rendered: str, text: str, texts: Mapping[str, str], forms: Callable[[str], Sequence[str]]
 ) -> dict[str, tuple[int, int]] | None:
-    """(start, end) in `text` of what each mark of `rendered` stands for; None where the two part elsewhere."""
+    """(start, end) in `text` of the part that each placeholder of `rendered` stands for; None if the two texts differ
+    elsewhere.
+    """
     if not texts:
         return {} if rendered == text else None
     pieces = re.split("(" + "|".join(map(re.escape, texts)) + ")", rendered)

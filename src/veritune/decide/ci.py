@@ -10,12 +10,12 @@ from veritune.decide.screen import render_comparison
 
 
 def title(c: ComparisonReport) -> str:
-    """`tuned against base on gsm8k`."""
+    """The title of one comparison: `tuned against base on gsm8k`."""
     return f"{c.a} against {c.b}{f' on {c.eval}' if c.eval else ''}"
 
 
 def verdict(c: ComparisonReport) -> str:
-    """What was demanded and whether it was met, else the decision."""
+    """Whether the demand was met, if there was one; otherwise the decision."""
     if c.demand is None:
         return f"{c.decision}: {c.reason}"
     name = c.demand.demand.replace("_", " ")
@@ -23,7 +23,7 @@ def verdict(c: ComparisonReport) -> str:
 
 
 def check_report(report: CompareReport) -> CheckReport:
-    """The comparisons as cases; one without a demand passes."""
+    """The comparisons as checks for CI; one without a demand passes."""
     return CheckReport("veritune compare", tuple(_case(c) for c in report.comparisons), markdown(report))
 
 
@@ -41,7 +41,8 @@ def _case(c: ComparisonReport) -> CheckCase:
 
 
 def markdown(report: CompareReport) -> str:
-    """The comparisons as Markdown for a pull request: a table each, the sentence that may be written, warnings."""
+    """The comparisons as Markdown for a pull request: for each a table, the sentence that may be written, and
+    warnings."""
     return "\n".join(line for c in report.comparisons for line in _markdown(c))
 
 

@@ -75,8 +75,8 @@ class _Share:
 def judge(
     claims: Sequence[Claim], tables: Mapping[TableKey, ScoreTable], context: ClaimContext | None = None
 ) -> list[Verdict]:
-    """One verdict per claim, in order. A claim that cannot be tested says why; nothing is raised for one claim's
-    scores. Raises ScoreError when two claims share a name. A key of `tables` is (condition, eval).
+    """One verdict per claim, in order. A claim that cannot be tested gets a verdict with the reason instead of an
+    error. Raises ScoreError when two claims share a name. A key of `tables` is (condition, eval).
 
     >>> from veritune.config.claim import Claim
     >>> claim = Claim(name="better", kind="improves", condition="tuned")

@@ -33,7 +33,7 @@ _FLIPS_KEPT = 1000
 
 @dataclass(frozen=True, slots=True)
 class CompareOptions:
-    """Settings of `compare`. `against` names the arm the others are compared with (the last one by default).
+    """Settings of `compare`. `against` names the arm that the others are compared with (by default the last).
 
     `all_pairs` compares every arm with every other. `adapters` names the arms that are known to be adapters; of others
     the sentences say "system". `rule` is a frozen rule (`stats.rule.frozen_rule`). `counts` says that the tables were
@@ -72,13 +72,14 @@ class CompareOptions:
             check_rule(self.rule)
         if self.all_pairs and self.against is not None:
             raise ScoreError(
-                "--all-pairs compares every side with every other, --against with one.", fix="Give one of them."
+                "--all-pairs compares every side with every other, but --against compares all with one.",
+                fix="Give only one of the two options.",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Flipped:
-    """Items that moved: counts and the first ids in each direction (all seeds averaged).
+    """Items whose score differs between the arms: counts and the first ids in each direction (averaged over seeds).
 
     `to_a` counts items on which A is the better arm; the one with the higher score where the direction is unknown.
     Items of which the machine lost a score are left out and counted in `lost`.
@@ -106,7 +107,8 @@ class Stratum:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonReport:
-    """One arm against another. `estimates` starts with the one the decision rests on; `level` is that of all.
+    """The comparison of one arm with another. `estimates` starts with the one that decides; `level` applies to all of
+    them.
 
     `higher_is_better` is None where nothing says so. `withheld` says why scores that the machine lost keep the decision
     open, `memorisation` why the comparison does not tell learning from memorising; both are empty where it does not
@@ -146,7 +148,7 @@ class ComparisonReport:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CompareReport(Tabular):
-    """All comparisons of one call; `notes` tells how each file was read, `correction` how alpha was shared.
+    """All comparisons of one call; `notes` says how each file was read, `correction` how alpha was divided among them.
 
     >>> CompareReport(comparisons=(), notes=()).met
     True
@@ -168,7 +170,7 @@ class CompareReport(Tabular):
 
     @property
     def met(self) -> bool:
-        """Whether every comparison meets what was demanded of it; true where nothing was."""
+        """Whether every comparison meets its demand; true if nothing was demanded."""
         return all(c.demand is None or c.demand.met for c in self.comparisons)
 
 
@@ -176,7 +178,7 @@ class CompareReport(Tabular):
 
 
 def compare(sides: Sequence[Side], options: CompareOptions | None = None) -> CompareReport:
-    """Compare score files item by item; differences are in score units, the first side less the second.
+    """Compare score files item by item; differences are in score units, first side minus second.
 
     Several sides are each compared with the last, or with `options.against`, and alpha is shared between them. Raises
     ScoreError for what cannot be compared, naming files, items and lines. docs/statistics.md has the formulas.
@@ -262,7 +264,8 @@ def parse_rule(text: str) -> dict[str, JsonLike]:
 def compare_counts(
     texts: Sequence[str], names: Sequence[str], options: CompareOptions, also: Mapping[str, JsonLike]
 ) -> CompareReport:
-    """`compare` for 2×2 counts, one text `only A,only B,both,neither` per seed. `names` are none or both sides'.
+    """`compare` for 2×2 counts, given as one text `only A,only B,both,neither` per seed. `names` is empty or names both
+    sides.
 
     Raises ScoreError for counts that are none, and for an option that counts cannot honour; `also` maps options that
     the caller took to their values.
@@ -272,10 +275,13 @@ def compare_counts(
     unread |= {"zone": options.zone, "scale": options.scale, **also}
     refused = sorted(name for name, value in unread.items() if value)
     if refused:
-        raise ScoreError(f"--{refused[0]} does not apply to counts (--table).", fix=f"Leave --{refused[0]} out.")
+        raise ScoreError(
+            f"--{refused[0]} needs item scores, but --table gives counts.", fix=f"Leave out --{refused[0]}."
+        )
     if len(names) not in (0, 2):
         raise ScoreError(
-            f"expected no names or two beside --table, found {len(names)}.", fix="--table 54,47,1139,79 tuned base"
+            f"expected no names or two names with --table, found {len(names)}.",
+            fix="Write it like: --table 54,47,1139,79 tuned base",
         )
     up = reading.higher_is_better is not False
     a, b = ("A", "B") if not names else (names[0], names[1])
@@ -304,7 +310,7 @@ def compare_score_tables(
     options: CompareOptions | None = None,
     notes: tuple[str, ...] = (),
 ) -> CompareReport:
-    """Each arm against one other table; differences are in score units, arm less `against`.
+    """Compare each arm with the table `against`; differences are in score units, arm minus `against`.
 
     >>> from veritune.stats import tables_from_counts
     >>> a, b = tables_from_counts([(54, 47, 1139, 79)])
@@ -317,7 +323,7 @@ def compare_score_tables(
 def compare_before_after(
     before: Sequence[Score], after: Sequence[Score], margin: float, adapters: tuple[str, ...] = ()
 ) -> CompareReport:
-    """Scores (0 to 1) of a trained model against those of its base, paired by item.
+    """Compare the scores (0 to 1) of a trained model with those of its base, paired by item.
 
     `adapters`: the arms that are known to be adapters, `trained` or none.
     """

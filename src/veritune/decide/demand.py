@@ -23,7 +23,7 @@ Demand = Literal["better", "not_worse", "equivalent"]
 
 @dataclass(frozen=True, slots=True)
 class DemandOutcome:
-    """Whether a demand on one comparison was met, and why."""
+    """Whether a demand on one comparison was met, and the reason."""
 
     demand: Demand
     met: bool
@@ -31,27 +31,29 @@ class DemandOutcome:
 
 
 def check_demand(demand: str, margin: float | None) -> Demand:
-    """The demand of this name. Raises ScoreError for another word, and for one that needs a margin without one."""
+    """The demand of this name. Raises ScoreError for an unknown name, and for one that needs a margin if none is
+    given."""
     known: tuple[Demand, ...] = get_args(Demand)
     if demand not in known:
         raise ScoreError(f"--fail-unless {demand!r}: expected one of {', '.join(known)}.")
     if demand != "better" and margin is None:
         raise ScoreError(
-            f"--fail-unless {demand} needs a margin: how much worse is still not worse.", fix="Add --margin 0.02."
+            f"--fail-unless {demand} needs a margin: the difference up to which worse still counts as not worse.",
+            fix="Add --margin 0.02.",
         )
     return next(name for name in known if name == demand)
 
 
 def judge_demand(demand: Demand, a: ScoreTable, b: ScoreTable, decided: Decided, options: PairOptions) -> DemandOutcome:
-    """Whether the comparison of A with B meets the demand.
+    """Whether the comparison of A with B meets the demand, with the reason.
 
     Raises ScoreError for better and not_worse where nothing says which end of the scale is the good one.
     """
     up, word = decided.comparison.pair.higher_is_better, decided.decision.word
     if up is None and demand != "equivalent":
         raise ScoreError(
-            f"--fail-unless {demand}: nothing says whether higher scores are better.",
-            fix="State it: --higher-is-better or --lower-is-better.",
+            f"--fail-unless {demand} needs a direction, but nothing says whether higher scores are better.",
+            fix="State the direction: --higher-is-better or --lower-is-better.",
         )
     if demand == "not_worse":
         return _not_worse(a, b, decided, options)

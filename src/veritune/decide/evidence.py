@@ -22,7 +22,7 @@ TableKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class ClaimContext:
-    """What judging needs besides the tables.
+    """What judging a claim needs in addition to the score tables.
 
     `probes` maps a probe's name to what was recorded: a quantity with its interval at any level, an Estimate (which
     decides at the levels that its own interval covers) or a bare number (which decides nothing). `scales` and
@@ -44,7 +44,8 @@ class ClaimContext:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to settle a claim: the least alpha at which it does, to what, and by which interval.
+    """One way to settle a claim: the smallest alpha at which it settles, the resulting status, and the interval that
+    does it.
 
     `inside` marks the statement of two one-sided tests, which rests on the interval at 1 − 2·alpha. `parts` above 1
     marks one of several parts that may each settle it alone: it rests on the interval at 1 − alpha/parts.
@@ -59,7 +60,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """A tested claim at the alpha that decides it: estimates, the deciding one first, and what else bears on it."""
+    """A tested claim at the alpha that decides it: its estimates, the deciding one first, and further evidence."""
 
     estimates: tuple[Estimate, ...]
     reason: str = ""
@@ -69,7 +70,8 @@ class Presented:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tested:
-    """A claim's evidence before correction: the ways to settle it, or its status where no p belongs to it.
+    """A claim's evidence before the correction for multiple claims: the ways to settle it, or its status if it has no
+    p.
 
     `exact`: an exact quantity was compared, which is no test and takes no share of alpha. `beside`: what else was
     compared, whose missing scores count as well.
@@ -88,16 +90,16 @@ class Tested:
 
     @property
     def p(self) -> float | None:
-        """The least alpha at which the claim is settled either way; None where it is no test."""
+        """The smallest alpha at which the claim is settled either way; None if it is not a test."""
         return min(way.p for way in self.ways) if self.ways else None
 
     def way(self, alpha: float) -> Way | None:
-        """What settles the claim at `alpha`, supporting ways first."""
+        """The way that settles the claim at `alpha` (supporting ways come first); None if none does."""
         return next((way for way in self.ways if way.p <= alpha), None)
 
 
 def table_of(tables: Mapping[TableKey, ScoreTable], condition: str | None, eval_name: str | None) -> ScoreTable:
-    """The scores of an arm on an eval. Raises ScoreError where there are none."""
+    """The scores of an arm on an eval. Raises ScoreError if there are none."""
     if not condition or not eval_name:
         raise ScoreError("the claim names no condition or no eval.")
     if (condition, eval_name) not in tables:
@@ -106,7 +108,8 @@ def table_of(tables: Mapping[TableKey, ScoreTable], condition: str | None, eval_
 
 
 def asked_otherwise(table: ScoreTable, eval_name: str, claim: Claim) -> ScoreTable:
-    """The scores of `against_eval` as scores of the claim's eval: the same items, whose ids begin with the eval."""
+    """The scores on `against_eval` as scores of the claim's eval: the same items, whose ids begin with the eval's
+    name."""
     own, other = f"{eval_name}/", f"{claim.against_eval}/"
     families = table.family_N
     return replace(
@@ -119,6 +122,6 @@ def asked_otherwise(table: ScoreTable, eval_name: str, claim: Claim) -> ScoreTab
 
 
 def options_of(name: str, context: ClaimContext, policy: str = "fail") -> PairOptions:
-    """How the scores of an eval are compared: its scale, and what a missing score counts as."""
+    """The options for comparing the scores of an eval: its scale, and the value that a missing score counts as."""
     value = context.failure_values.get(name)
     return replace(context.options, scale=context.scales.get(name), missing=Missing(policy, value))

@@ -107,8 +107,9 @@ class GivenUp:
 
 
 def judge_keeps(claim: Claim, arms: Arms, kept: Tested, context: ClaimContext) -> Tested:
-    """The claim's evidence from its three arms and the evidence on what is kept. Raises ScoreError where the arms
-    cannot be put together: other items, or numbers of runs that do not pair."""
+    """The claim's evidence from its three arms and from what must be kept. Raises ScoreError if the arms cannot be
+    combined: different items, or numbers of runs that do not pair.
+    """
     if kept.status == "untested":
         raise ScoreError(kept.reason)
     options = options_of(arms[0].eval, context)
@@ -149,7 +150,7 @@ def _given_up(arms: Arms, options: PairOptions) -> GivenUp:
     if runs_r != runs_b and not (gain.a.fixed or gain.b.fixed):
         raise ScoreError(
             f"expected as many runs of {b.condition} as of {r.condition}, found {runs_b} and {runs_r}.",
-            fix="A gain over a trained arm is mixed run by run: train both with the same seeds.",
+            fix="Train both conditions with the same seeds: the gain over a trained arm is computed run by run.",
         )
     return GivenUp(c, gain, compare_tables(r, b, options), options)
 

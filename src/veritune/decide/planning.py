@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PowerReport:
-    """Prospects of a design, and the grid behind the plot of detectable gap against items and seeds.
+    """What a design can detect, and the grid behind the plot of detectable gap against items and seeds.
 
     `plans` holds one `stats.power.Plan`, or two where it is not known whether seeds flip the same items. Counts of
     items and seeds are {low, high}: at the lower and the upper end of the seed spread, null where none is enough there.
@@ -52,7 +52,7 @@ class PowerReport:
 def plan_power(
     design: power.Design, *, items: Sequence[int] = (), seeds: Sequence[int] = (), pilot: str = ""
 ) -> PowerReport:
-    """A design's prospects; the grid runs from a quarter to sixteen times its items and over 1, 2, 3 and 5 seeds.
+    """What a design can detect; the grid runs from a quarter to sixteen times its items and over 1, 2, 3 and 5 seeds.
 
     Differences are in score units. docs/power.md has the formulas.
 
@@ -68,7 +68,9 @@ def plan_power(
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What holds of the study to come besides its scores: the power aimed at, and what is declared of its seeds."""
+    """What is assumed about the planned study besides its scores: the power to reach, and the declarations about its
+    seeds.
+    """
 
     power: float = 0.8
     equal_seed_spread: bool = False
@@ -78,7 +80,7 @@ class Declared:
 def plan_from_scores(
     a: Side, b: Side, options: CompareOptions | None = None, declared: Declared = Declared()
 ) -> PowerReport:
-    """A plan from pilot scores: discordance, seed spread and design effect are estimated from them."""
+    """A plan from pilot scores, from which discordance, seed spread and design effect are estimated."""
     options = options or CompareOptions()
     one, two = (load_side(s, options.reading, samples=options.samples)[0].in_zone(options.zone) for s in (a, b))
     inner = PairOptions(
@@ -140,7 +142,8 @@ def _grid_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def plot_power(report: PowerReport, path: str | Path) -> None:
-    """Detectable gap against items, one line per number of seeds, the margin dotted; its CSV beside.
+    """Draw the detectable gap against items, one line per number of seeds, the margin dotted; its CSV is written beside
+    it.
 
     The suffix picks the format: .svg, .png or .pdf. Raises InputError for another.
     """

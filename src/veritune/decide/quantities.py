@@ -26,13 +26,16 @@ _OPS: Mapping[str, Callable[[float, float], bool]] = {
 
 
 def judge_probe(claim: Claim, context: ClaimContext) -> Tested:
-    """A claim's evidence from the recorded quantity. Raises ScoreError where there is no such record."""
+    """A claim's evidence from the recorded quantity. Raises ScoreError if there is no such record."""
     if claim.probe is None or claim.threshold is None or claim.op is None or claim.op not in _OPS:
-        raise ScoreError(f"a probe claim needs a probe, a threshold and an op of {', '.join(_OPS)}.")
+        raise ScoreError(f"a probe claim needs a probe, a threshold, and an op of {', '.join(_OPS)}.")
     if not math.isfinite(claim.threshold):
         raise ScoreError(f"expected a finite threshold, found {claim.threshold}.")
     if claim.probe not in context.probes:
-        raise ScoreError(f"no record of the probe {claim.probe!r}.", fix="Run the probe, then decide again.")
+        raise ScoreError(
+            f"no record of the probe {claim.probe!r}.",
+            fix="Run the probe, then run `veritune run STUDY` again to decide.",
+        )
     recorded = as_recorded(claim.probe, context.probes[claim.probe])
     facts = {"probe": claim.probe, "scope": recorded.estimate.scope, "exact": recorded.exact}
     if recorded.exact:

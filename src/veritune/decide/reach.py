@@ -30,14 +30,16 @@ N = TypeVar("N", int, float)
 def resolution(
     study: Study, items: Mapping[str, Sequence[tuple[str, str]]], assumed: Assumed | None = None
 ) -> list[ClaimReach]:
-    """One record a claim. `items` are (zone, family) of each item, by eval."""
+    """What the design can resolve, one record per claim. `items` are (zone, family) of each item, by eval."""
     assumed = assumed or Assumed()
     confirmatory = sum(c.correction == "confirmatory" and not _is_count(study, c) for c in study.claims)
     return [_claim(study, claim, items, assumed, max(1, confirmatory)) for claim in study.claims]
 
 
 def limits(study: Study, items: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
-    """What the declared design can never decide, one line a claim, at the claim's own alpha. Nothing is assumed."""
+    """What the declared design can never decide, one line per claim, at the claim's own alpha and without any
+    assumption.
+    """
     lines = []
     for claim in study.claims:
         here = _items_of(study, claim, items)

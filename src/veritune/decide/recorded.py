@@ -40,7 +40,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class AtLevels(Spread):
-    """An interval known at some levels only. Each is valid for every lower level; above the highest none is given.
+    """An interval known at some levels only. Each one is valid for every lower level; above the highest level none is
+    given.
 
     `rungs` are (level, low, high) by rising level, each inside the next.
     """
@@ -71,7 +72,7 @@ NESTED = (0.5, 0.8, 0.9, 0.95, 0.975, 0.99, 0.995, 0.999, 0.9999)
 
 @dataclass(frozen=True, slots=True)
 class ByLevel(Spread):
-    """An interval that a function of the level gives; `at` returns (low, high), infinite where there is no bound.
+    """An interval computed by a function of the level; `at` returns (low, high), infinite where there is no bound.
 
     It also holds the ends at the `NESTED` levels below it: correlated means joined by MOVER need not nest. Without a
     bound on one side it has none on the other: the interval that decides is the one that is shown.
@@ -89,8 +90,8 @@ class ByLevel(Spread):
 
 @dataclass(frozen=True, slots=True)
 class Widened(Spread):
-    """Ends recorded at one level, (level, low, high), that move outwards with t·se: a t interval with an offset or a
-    bound at an end.
+    """An interval recorded at one level, (level, low, high), whose ends move outwards by t·se at other levels: a t
+    interval with an offset, or with a bound at an end.
 
     Below the recorded level the recorded ends stay: where a bound cut an end, nothing tells where it lay.
     """
@@ -107,7 +108,8 @@ class Widened(Spread):
 
 @dataclass(frozen=True, slots=True)
 class OverRuns(Spread):
-    """The mean of several runs' values. `items_S` are the runs' own intervals, None where there are no items."""
+    """The mean of several runs' values. `items_S` are the runs' own intervals over items, None if there are no
+    items."""
 
     value_S: tuple[float, ...]
     items_S: tuple[Spread, ...] | None
@@ -127,7 +129,7 @@ class OverRuns(Spread):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recorded:
-    """A recorded quantity. `spread` gives its interval at any level; None where `lacks` says why there is none.
+    """A recorded quantity. `spread` gives its interval at any level; if it is None, `lacks` says why there is none.
 
     `over_items`: the quantity is a statistic of rows, personas or other items, so that its interval must hold them;
     without, only several runs can give it one. `remedy` says what to run where an interval is missing or too low.
@@ -142,19 +144,20 @@ class Recorded:
 
 
 def number(name: str, value: float, *, exact: bool = False) -> Recorded:
-    """A number of one run that no items stand behind: exact, or of unknown uncertainty."""
+    """A single number of one run, without items behind it: exact, or of unknown uncertainty."""
     method = "a count, not an estimate" if exact else "recorded number"
     estimate = Estimate(name, float(value), None, None, LEVEL, 1, method, warnings=() if exact else (SINGLE,))
     return Recorded(estimate, exact=exact, over_items=False, lacks="" if exact else SINGLE)
 
 
 def missing(name: str, why: str) -> Recorded:
-    """A quantity without a value; `why` says what is missing and what makes it."""
+    """A quantity without a value; `why` says what is missing and which command makes it."""
     return Recorded(Estimate(name, None, None, None, LEVEL, 0, "not recorded", warnings=(why,)), lacks=why)
 
 
 def from_estimate(estimate: Estimate, spread: Spread | None = None) -> Recorded:
-    """What an estimate's record gives: `spread` where the caller knows it, else t where se and df reproduce the ends.
+    """The quantity in an estimate's record: `spread` if the caller knows it, else a t interval if se and df reproduce
+    the recorded ends.
 
     Raises ScoreError for a damaged interval. An interval without width is no interval: identical values say nothing
     of the next one.
@@ -166,8 +169,8 @@ def from_estimate(estimate: Estimate, spread: Spread | None = None) -> Recorded:
     finite = all(map(math.isfinite, (estimate.value, low, high)))
     if not (finite and low <= estimate.value <= high and 0 < estimate.level < 1):
         raise ScoreError(
-            f"{estimate.name}: expected an interval round the value at a level between 0 and 1, found [{low}, {high}] "
-            f"round {estimate.value} at {estimate.level}.",
+            f"{estimate.name}: expected an interval around the value at a level between 0 and 1, found [{low}, "
+            f"{high}] around {estimate.value} at {estimate.level}.",
             fix="Make the record again with the probe's own command.",
         )
     if low == high:
@@ -196,7 +199,7 @@ def _ladder(estimate: Estimate) -> AtLevels | None:
 
 
 def student_of(estimate: Estimate) -> Student | None:
-    """The t interval whose ends at the recorded level are the recorded ones; None where se and df do not give them."""
+    """The t interval that has the recorded ends at the recorded level; None if se and df do not reproduce them."""
     value, low, high, se, df = estimate.value, estimate.low, estimate.high, estimate.se, estimate.df
     if value is None or low is None or high is None or not se or not df or se < 0 or df < 0:
         return None
@@ -206,7 +209,7 @@ def student_of(estimate: Estimate) -> Student | None:
 
 
 def log_student_of(estimate: Estimate) -> Spread | None:
-    """The same on a log scale: value·exp(± t·se)."""
+    """The same as `student_of` on a log scale: value·exp(± t·se)."""
     value, low, high = estimate.value, estimate.low, estimate.high
     if value is None or low is None or high is None or min(value, low, high) <= 0:
         return None
@@ -222,7 +225,7 @@ def _exp(x: float) -> float:
 
 
 def as_recorded(name: str, quantity: Recorded | Estimate | float) -> Recorded:
-    """What was handed over for a probe's name, as a recorded quantity. Raises ScoreError where it has no value."""
+    """A probe's value, in any accepted form, as a recorded quantity. Raises ScoreError if it has no value."""
     if isinstance(quantity, Estimate):
         quantity = from_estimate(quantity)
     elif not isinstance(quantity, Recorded):
@@ -233,7 +236,9 @@ def as_recorded(name: str, quantity: Recorded | Estimate | float) -> Recorded:
             f"{name} has no value: {quantity.lacks or '; '.join(quantity.estimate.warnings) or 'no reason given'}."
         )
     if not math.isfinite(value):
-        raise ScoreError(f"{name} is {value}.", fix="A diverged run cannot be read; use another checkpoint.")
+        raise ScoreError(
+            f"{name} is {value}.", fix="The run diverged, so it has no such value; use another checkpoint."
+        )
     return quantity
 
 
@@ -241,7 +246,8 @@ def as_recorded(name: str, quantity: Recorded | Estimate | float) -> Recorded:
 
 
 def over_runs(name: str, parts: Mapping[str, Recorded], scope: str) -> Recorded:
-    """One quantity from its runs, by run id: exact where all are and agree, a mean with its interval otherwise.
+    """One quantity from several runs, by run id: exact if all values are exact and equal, otherwise a mean with its
+    interval.
 
     A run without a value, or without the interval that its items owe, takes the value or the interval from all.
     """

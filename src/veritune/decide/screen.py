@@ -18,7 +18,8 @@ _PLAIN = re.compile(r": (scores|csv|jsonl|json|parquet)\b")
 
 
 def render_text(report: CompareReport) -> str:
-    """The report as plain text, about one screen per comparison; with several, one line each at the end.
+    """The report as text for the screen, about one screen per comparison; several comparisons are summed up in one line
+    each at the end.
 
     >>> from veritune.decide import compare_score_tables
     >>> from veritune.stats import tables_from_counts
@@ -51,7 +52,7 @@ def _line(label: str, text: str) -> str:
 
 
 def render_comparison(c: ComparisonReport) -> str:
-    """One comparison as text."""
+    """One comparison as text for the screen."""
     binary = "tables" in c.details
     width = max(len(c.a), len(c.b))
     lines = [

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Difference(Spread):
-    """Δ_to − ρ·Δ_from from valid intervals of both: distances squared and added, and never below the contrast's own t.
+    """The contrast Δ_to − ρ·Δ_from, from valid intervals of both: distances squared and added, and never narrower than
+    the contrast's own t.
 
     Source of the first: Zou & Donner 2008, Stat Med 27:1693 (MOVER). It supposes that the zones' errors do not cancel;
     the t of the contrast, with families as clusters over both zones, stands guard where they do.
@@ -47,7 +48,7 @@ class Difference(Spread):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Carried:
-    """How much of a gap on one zone carries to another: ρ = Δ_to/Δ_from, by inverting L(ρ) = Δ_to − ρ·Δ_from.
+    """How much of a gap on one zone carries over to another: ρ = Δ_to/Δ_from, by inverting L(ρ) = Δ_to − ρ·Δ_from.
 
     `items` are the two zones' intervals over new items (to, from). Seeds are shared by the zones, so their part of L(ρ)
     is one contrast of the crossed model. Source: Fieller 1954, J R Stat Soc B 16:175. Without a Δ_from clear of 0 the
@@ -73,7 +74,7 @@ class Carried:
         return seeds.Combined(center, spread, added) if added else spread
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Bounds on ρ at `level`; infinite when Δ_from's own interval holds 0."""
+        """Bounds on ρ at `level`; infinite if Δ_from's own interval contains 0."""
         low, high = self.base.interval(level)
         if low <= 0 <= high:
             return -math.inf, math.inf
@@ -95,7 +96,9 @@ class Carried:
 
 
 def carried_over(matched: Pair, z_N: Ints, comparisons: Sequence[Comparison], options: PairOptions) -> Carried:
-    """From the pair of both zones, each item's zone (0 `to`, 1 `from`) and the comparisons of the two zones."""
+    """The share carried over, from the pair of both zones, each item's zone (0 `to`, 1 `from`) and the comparisons of
+    the two zones.
+    """
     to, base = comparisons
     return Carried(
         parts=seeds.crossed(matched, z_N, shared=options.shared_seeds and not (matched.a.fixed or matched.b.fixed)),
@@ -107,10 +110,12 @@ def carried_over(matched: Pair, z_N: Ints, comparisons: Sequence[Comparison], op
 
 
 def judge_share(claim: Claim, a: ScoreTable, b: ScoreTable, context: ClaimContext) -> Tested:
-    """A claim's evidence from both arms with all zones. Raises ScoreError without a share, or without the zones."""
+    """A claim's evidence from both arms with all zones. Raises ScoreError if the share or a zone is missing."""
     share = claim.share
     if share is None or not math.isfinite(share):
-        raise ScoreError("a claim of kind 'generalises' needs a share: the least part of the gap that must carry over.")
+        raise ScoreError(
+            "a claim of kind 'generalises' needs a share: the smallest part of the gap that must carry over."
+        )
     options = options_of(a.eval, context)
     zones = (claim.to_zone, claim.from_zone)
     comparisons = [compare_tables(a.in_zone(z), b.in_zone(z), options) for z in zones]

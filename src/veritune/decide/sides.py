@@ -18,7 +18,8 @@ from veritune.stats.table import Columns, ScoreTable
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One arm: a name and its score files, one per seed unless a file names its runs. `fixed`: no seeds by nature.
+    """One arm: a name and its score files, one per seed unless a file names its runs. `fixed` marks an arm that has no
+    seeds.
 
     `system` is its column where the files are tables with one column per system.
 
@@ -52,7 +53,7 @@ def parse_side(text: str, eval_name: str | None = None, spool: Spool | None = No
         if any(c in part for c in "*?[") and not Path(part).exists():
             places = sorted(Path(p) for p in glob.glob(part))
             if not places:
-                raise ScoreError(f"{part}: expected files that match, found none.")
+                raise ScoreError(f"{part}: expected matching files, found none.")
         paths += [path for place in places for path in (files_in(place, eval_name) if place.is_dir() else [place])]
     first = Path(rest.split(",")[0])
     return Side(name or (first.resolve().name if first.is_dir() else paths[0].stem), tuple(paths))
@@ -77,8 +78,8 @@ def read_sides(
     systems: str | None = None,
     spool: Spool | None = None,
 ) -> list[Side]:
-    """The sides of the command line. `systems`: columns of wide tables, as `base,tuned`, or one to read on every side;
-    `fixed`: sides without seeds.
+    """The sides given on the command line. `systems`: columns of wide tables, as `base,tuned`, or one column to read on
+    every side; `fixed`: sides without seeds.
 
     Raises ScoreError as `parse_side` and `wide_sides` do, InputError for a name in `fixed` that no side has.
     """
@@ -91,12 +92,15 @@ def read_sides(
     unknown = sorted(set(fixed) - {side.name for side in sides})
     if unknown:
         names = ", ".join(side.name for side in sides)
-        raise InputError(f"--fixed: no side is called {unknown[0]!r}.", fix=f"The sides are {names}; name one: a=FILE.")
+        raise InputError(
+            f"--fixed: unknown side {unknown[0]!r}.",
+            fix=f"Name one of the sides {names}, or give a side this name: a=FILE.",
+        )
     return [replace(side, fixed=side.name in fixed) for side in sides]
 
 
 def wide_sides(texts: Sequence[str], systems: Sequence[str], spool: Spool | None = None) -> list[Side]:
-    """One side per named column of tables with one column per system; several files are the seeds of each.
+    """One side per named column of tables with one column per system; several files are the seeds of each side.
 
     Raises ScoreError for a name given twice, fewer than two, or a file argument that names a side of its own.
     """
@@ -109,8 +113,8 @@ def wide_sides(texts: Sequence[str], systems: Sequence[str], spool: Spool | None
     named = [text for text, side in zip(texts, sides) if "=" in text and not Path(text).exists()]
     if not sides or named:
         raise ScoreError(
-            f"expected files only, beside --systems, found {named[0] if named else 'none'}.",
-            fix="veritune compare scores.csv --systems base,tuned",
+            f"expected only files with --systems, found {named[0] if named else 'none'}.",
+            fix="Write it like: veritune compare scores.csv --systems base,tuned",
         )
     paths = tuple(path for side in sides for path in side.paths)
     return [Side(name, paths, system=name) for name in systems]
@@ -120,7 +124,8 @@ def wide_sides(texts: Sequence[str], systems: Sequence[str], spool: Spool | None
 
 
 def load_side(side: Side, reading: Reading | None = None, *, samples: bool = False) -> tuple[ScoreTable, list[str]]:
-    """A side's score table and notes on how its files were read. Files of several tasks are pooled, each a stratum.
+    """A side's score table, and notes on how its files were read. Files of several tasks are pooled, each task a
+    stratum.
 
     Raises ScoreError as `read`, `choose_tasks` and the table do.
     """

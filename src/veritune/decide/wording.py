@@ -56,7 +56,7 @@ def rule_text(outcome: Mapping[str, Any], a: str, b: str) -> str:
 
 
 def memorisation(zone_N: Sequence[str | None] | None, zone: str | None) -> str:
-    """Why a comparison does not tell learning from memorising; empty where its items speak for themselves.
+    """Why a comparison cannot distinguish learning from memorising; empty if its items can.
 
     `zone_N` are the zones of all items of the eval, `zone` the one that the comparison is about. Held-out strangers
     beside items of other zones do tell: a gain on them is not the memory of a trained family.
@@ -72,7 +72,7 @@ def memorisation(zone_N: Sequence[str | None] | None, zone: str | None) -> str:
 
 
 def not_learned(name: str | None, untested: str) -> str:
-    """The sentence that may not be written where memorisation was not tested."""
+    """The sentence that must not be written if memorisation was not tested."""
     return f"“{name} learned the style”, “the task”: whether it was learned or memorised was not tested: {untested}."
 
 
@@ -149,7 +149,7 @@ def sentence(claim: Claim, verdict: Verdict, comparison: Comparison | None, reas
 
 
 def other_side(claim: Claim) -> str:
-    """The arm that is compared with, and how it was asked where that differs."""
+    """The arm that the claim compares with, and how it was asked if that differs."""
     return claim.against if claim.against_eval is None else f"{claim.against} asked as {claim.against_eval}"
 
 
@@ -167,7 +167,7 @@ def _needed(claim: Claim, verdict: Verdict) -> str:
 
 
 def subject(comparison: Comparison, claim: Claim | None = None, *, adapter: bool = False) -> str:
-    """Who the numbers speak of: a recipe (`With 3 seeds, NAME`), or the adapters at hand (`this adapter of NAME`).
+    """The subject of the sentence: a recipe (`With 3 seeds, NAME`), or the measured adapters (`this adapter of NAME`).
 
     Without a claim, only the noun: `this recipe`, and of one run or several `this system`, `this set of systems`; only
     a study, or a caller that says `adapter`, knows that they are adapters.
@@ -355,7 +355,7 @@ def _kept_numbers(verdict: Verdict) -> str:
 
 
 def may_not(claim: Claim, verdict: Verdict, comparison: Comparison | None) -> tuple[str, ...]:
-    """What these records do not carry, each with the reason."""
+    """What must not be claimed from these records, each with the reason."""
     a, b = claim.condition, claim.against
     if claim.kind == "probe":
         return _probe_may_not(claim, verdict)

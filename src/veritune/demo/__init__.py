@@ -21,7 +21,7 @@ ARCHIVE = Path(__file__).with_name("demo.tar.zst")
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Where the demo lies now, its size in bytes, and what to try in that folder."""
+    """Where the demo was unpacked, its size in bytes, and the commands to try in that folder."""
 
     folder: Path
     bytes: int
@@ -59,15 +59,20 @@ def _members() -> list[tuple[str, bytes]]:
             for member in tar:
                 inner = tar.extractfile(member) if member.isfile() else None
                 if inner is None or member.name.startswith("/") or ".." in Path(member.name).parts:
-                    raise FormatError(f"{ARCHIVE.name} holds {member.name}.", fix="Install Veritune again.")
+                    raise FormatError(
+                        f"{ARCHIVE.name} holds {member.name}.",
+                        fix="Install Veritune again: this archive is not the one that was released.",
+                    )
                 found.append((member.name, inner.read()))
     except (OSError, tarfile.TarError) as exc:
-        raise FormatError(f"{ARCHIVE} cannot be read: {exc}.", fix="Install Veritune again.") from exc
+        raise FormatError(
+            f"{ARCHIVE} cannot be read: {exc}.", fix="Install Veritune again: its archive is damaged."
+        ) from exc
     return found
 
 
 def demo_text(demo: Demo) -> str:
-    """The page: what lies there, and ten commands with what each of them prints."""
+    """The demo's page: what the folder holds, and ten commands with the output of each."""
     lines = [
         f"{demo.folder}: {demo.bytes / 1e6:.1f} MB, a finished study with its logs, data, base model and adapter.",
         "The model is a tiny one made for this, runs and verdicts are real: was a house style learned, or the notes",

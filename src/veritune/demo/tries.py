@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """A command to type in the demo's folder, what it is for, and a line that it prints; `status` is its exit status.
+    """A command to type in the demo's folder, its purpose, and a line of its output; `status` is its exit status.
 
     >>> Try("veritune status study", "what came out", "5 of 5").status
     0

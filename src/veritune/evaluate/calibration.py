@@ -36,7 +36,7 @@ BINNED = "equal-mass bins, bias-aware, clustered by family"
 
 @dataclass(frozen=True)
 class Calibration:
-    """The record. `bins` holds the reliability table; `brier.details` the decomposition; rates are in [0, 1].
+    """A calibration record. `bins` holds the reliability table, `brier.details` the decomposition; rates are in [0, 1].
 
     `ece_debiased` is the one to judge by; `ece` stands beside it because others report it. `rms` is the root of the
     unbiased estimate of sum_b w_b d_b^2 (0 when that is negative). `n_missing` rows had no confidence and are left out.
@@ -68,7 +68,8 @@ def calibration(
     level: float = 0.95,
     scope: str = "",
 ) -> Calibration:
-    """Confidences in [0, 1] and whether each answer was right (0 or 1), with each row's family (None: its own).
+    """Calibration from confidences in [0, 1], outcomes (1 right, 0 wrong) and each row's family (None: a family of its
+    own).
 
     `bins` is the most, up to 15, that leave 20 rows and 8 families in a bin. Rows without a confidence or an outcome
     are counted and left out. Equal confidences share a bin. Raises ScoreError for unequal lengths, values outside
@@ -124,7 +125,7 @@ def _arrays(
         raise ScoreError(
             f"no row has both a confidence and an outcome: of {len(confidence_N)} rows {unsure} lack a confidence, "
             f"{unknown} an outcome (an answer that could not be extracted has none).",
-            fix="Calibration needs both, row by row.",
+            fix="Give rows that have both a confidence and an outcome.",
         )
     conf_N = np.array([confidence_N[i] for i in kept], float)
     right_N = np.array([correct_N[i] for i in kept], float)
@@ -137,13 +138,13 @@ def _arrays(
             raise ScoreError(
                 f"row {kept[at]}: expected {what}, found confidence {conf_N[at]} and outcome {right_N[at]}; "
                 f"{int(bad_N.sum())} of {len(kept)} rows have this problem.",
-                fix="Partial scores have no calibration: say which of them count as right.",
+                fix="Turn partial scores into 0 or 1 first: decide which of them count as right.",
             )
     return conf_N, right_N, codes([families[i] for i in kept]), len(confidence_N) - len(kept)
 
 
 def equal_mass(confidence_N: Floats, bins: int) -> Ints:
-    """Each row's bin 0..B-1, by rank of confidence; equal confidences share one, so B may be less than `bins`."""
+    """Each row's bin 0..B-1, by rank of confidence; equal confidences share a bin, so B may be less than `bins`."""
     order = np.argsort(confidence_N, kind="stable")
     ranked = confidence_N[order]
     cuts = {round(k * len(ranked) / bins) for k in range(1, bins)}
@@ -195,7 +196,7 @@ class _Table:
         return len(np.unique(self.code_N))
 
     def ece(self, level: float) -> tuple[Estimate, Estimate]:
-        """(plain, debiased)."""
+        """The expected calibration error: (plain, debiased)."""
         noise = float(self.weight_B @ self.se_B)
         plain = float(self.weight_B @ np.abs(self.gap_B))
         again = float(self.weight_B @ folded_mean(self.gap_B, self.se_B))

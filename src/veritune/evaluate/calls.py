@@ -21,7 +21,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True)
 class FoundCall:
-    """One call as it was written. `typed` is False where every value is a text (`<parameter=...>`)."""
+    """One call as written in an output. `typed` is False if the form makes every value a text (`<parameter=...>`)."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -62,7 +62,7 @@ def _call_of(value: JsonLike) -> FoundCall | None:
 
 
 def calls_hold(kind: Literal["equal", "names"], row: Row, text: str) -> tuple[bool, list[str]]:
-    """Whether an output makes the calls of the row's answer, in any order, and what it called.
+    """Whether an output makes the calls of the row's answer, in any order, and the calls it made.
 
     `equal` compares names and arguments, `names` the names alone. An answer without calls asks for none.
     """

@@ -29,7 +29,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question; `answer` is the right option's place."""
+    """One multiple-choice question; `answer` is the index of the right option."""
 
     id: str
     prompt: tuple[Message, ...]
@@ -40,8 +40,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Judged:
-    """One confidence and outcome per item. `shares` are the options' shares, empty for short answers; `right` the
-    right option's place, None where it is not known."""
+    """One confidence and outcome per item. `shares` are the options' probabilities, empty for short answers; `right` is
+    the index of the right option, None if unknown.
+    """
 
     ids: tuple[str, ...]
     confidence: tuple[float | None, ...]
@@ -53,11 +54,13 @@ class Judged:
 
 
 def shares_of(loglik: Sequence[float], where: str = "") -> tuple[float, ...]:
-    """Softmax of log-likelihoods. Raises ScoreError when one is not finite or none is given; `where` names the item."""
+    """The softmax of log-likelihoods. Raises ScoreError if the list is empty or a value is not finite; `where` names
+    the item in errors.
+    """
     if not loglik or not all(math.isfinite(x) for x in loglik):
         raise ScoreError(
             f"{where + ': ' * bool(where)}expected finite log-likelihoods, found {list(loglik)[:6]}.",
-            fix="Score the item again, with a model whose weights are whole.",
+            fix="Score the item again, with a model whose weights are intact.",
         )
     top = max(loglik)
     weights = [math.exp(x - top) for x in loglik]
@@ -93,7 +96,7 @@ def from_lm_eval(path: str | Path, metric: Literal["acc", "acc_norm"] = "acc") -
     made = [_lm_sample(row, metric, f"{path.name}, line {number}") for number, row in rows]
     ids = tuple(str(row["doc_id"]) for _, row in rows)
     if len(set(ids)) < len(ids):
-        raise ScoreError(f"{path.name}: an item is there twice; one filter and one run at a time.")
+        raise ScoreError(f"{path.name}: an item occurs twice; give the samples of one filter and one run.")
     return Judged(
         ids=ids,
         confidence=tuple(max(shares) for shares, _, _ in made),
@@ -128,8 +131,9 @@ def _lm_sample(row: Any, metric: str, where: str) -> tuple[tuple[float, ...], fl
     gold = _gold(row.get("target"), options)
     if gold is not None and outcome != float(gold == chosen):
         raise ScoreError(
-            f"{where}: {metric} is {outcome:g}, yet option {chosen} has the highest log-likelihood, {gold} is right.",
-            fix="The sample was edited, or its options were scored another way.",
+            f"{where}: {metric} is {outcome:g}, but option {chosen} has the highest log-likelihood and {gold} is "
+            "right.",
+            fix="Use the unedited log of a task whose options were scored by log-likelihood.",
         )
     return shares, outcome, chosen if outcome else gold
 
@@ -169,7 +173,8 @@ def read_judged(
     family_field: str | None = None,
     metric: str = "acc",
 ) -> Judged:
-    """lm-eval samples, or a JSONL or CSV table with a confidence and an outcome column (empty: missing).
+    """Confidences from lm-eval samples, or from a JSONL or CSV table with a confidence and an outcome column (empty
+    cell: missing).
 
     Raises ScoreError for an unknown metric, a column that is not there, and cells that are no numbers.
     """
@@ -184,7 +189,7 @@ def read_judged(
     for name in (confidence, correct, *([family_field] if family_field else [])):
         if rows and name not in rows[0]:
             raise ScoreError(
-                f"{path.name}: no column {name!r}.", fix=f"There are: {', '.join(map(str, list(rows[0])[:12]))}."
+                f"{path.name}: no column {name!r}.", fix=f"Columns: {', '.join(map(str, list(rows[0])[:12]))}."
             )
     return Judged(
         ids=tuple(str(row.get("id", i)) for i, row in enumerate(rows, start=1)),
@@ -199,7 +204,9 @@ def _family(row: Mapping[str, Any], field: str | None, where: str) -> str | None
     if field is None:
         return None
     if row.get(field) is None or not str(row[field]).strip():
-        raise DataError(f"{where}: no family name in column {field!r}.", fix="Fill it in, or leave out --family-field.")
+        raise DataError(
+            f"{where}: no family name in column {field!r}.", fix="Fill in the family, or leave out --family-field."
+        )
     return str(row[field])
 
 
@@ -220,7 +227,7 @@ def _cell(row: Mapping[str, Any], name: str, path: Path, number: int) -> float |
 
 
 def read_questions(path: str | Path, family_field: str | None = None) -> list[Question]:
-    """Questions from JSONL: `question` (or `prompt`, or `messages`), `choices`, and `answer` as place, letter or text.
+    """Questions from JSONL: `question` (or `prompt`, or `messages`), `choices`, and `answer` as index, letter or text.
 
     Raises DataError naming the line.
     """
@@ -228,7 +235,7 @@ def read_questions(path: str | Path, family_field: str | None = None) -> list[Qu
 
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no file at {path}.", fix="Give a JSONL file of questions.")
+        raise DataError(f"no file at {path}.", fix="Name a JSONL file with questions.")
     rows = read_jsonl(path)
     if not rows:
         raise DataError(f"{path} holds no questions.")
@@ -249,7 +256,7 @@ def _question(row: Any, where: str, number: int, family_field: str | None) -> Qu
         raise DataError(f"{where}: expected `choices`, a list of at least two different options.")
     options = tuple(str(c) for c in choices)
     if family_field is not None and family_field not in row:
-        raise DataError(f"{where}: no column {family_field!r}.", fix=f"There are: {', '.join(sorted(row))}.")
+        raise DataError(f"{where}: no column {family_field!r}.", fix=f"Columns: {', '.join(sorted(row))}.")
     family = _family(row, family_field, where)
     return Question(str(row.get("id", number)), prompt, options, _place(row.get("answer"), options, where), family)
 
@@ -262,7 +269,7 @@ def _place(answer: Cell, options: Sequence[str], where: str) -> int:
         return options.index(answer)
     if isinstance(answer, str) and len(answer) == 1 and answer.upper() in LETTERS[: len(options)]:
         return LETTERS.index(answer.upper())
-    raise DataError(f"{where}: expected `answer` as a place, a letter or an option's text, found {answer!r}.")
+    raise DataError(f"{where}: expected `answer` as an index, a letter or an option's text, found {answer!r}.")
 
 
 def judge_choices(
@@ -272,7 +279,8 @@ def judge_choices(
     normalise: Normalise = "none",
     batch_size: int = 8,
 ) -> Judged:
-    """Each option scored as the assistant's whole answer, its end token included; the likeliest is the model's.
+    """Score each option as the assistant's whole answer including its end token; the most probable one is the model's
+    choice.
 
     `length` divides a log-likelihood by the option's tokens. Raises DataError when an option cannot be rendered.
     """
@@ -323,7 +331,7 @@ def answer_token_losses(
     outputs: Sequence[Any],
     batch_size: int = 8,
 ) -> list[list[tuple[str, float]]]:
-    """Each token of each answer (`generate.Output`) as text, with its NLL in nats given all before it.
+    """Each token of each answer (`generate.Output`) as text, with its NLL in nats given all tokens before it.
 
     The end token is not among them; an answer without tokens has none. A character that several tokens spell shows as
     a replacement sign in each.
@@ -357,7 +365,7 @@ def answer_confidences(
     end_ids: Sequence[int],
     batch_size: int = 8,
 ) -> list[float | None]:
-    """Probability of each whole answer (`generate.Output`) given its prompt's ids, its end token included.
+    """The probability of each whole answer (`generate.Output`) including its end token, given its prompt's token ids.
 
     Of several end tokens the likeliest counts: it is the one that greedy decoding took. An answer that was cut has no
     end token and is counted as far as it goes; None where nothing was generated at all.
@@ -374,8 +382,9 @@ def answer_confidences(
         for i, value in zip(places, sequence_logprobs(model, rows, batch_size=batch_size)):
             if not math.isfinite(value):
                 raise ScoreError(
-                    f"answer {i}: its log-probability is {value}, expected a finite number.",
-                    fix="The model's weights or its half precision are broken; try float32 and check the checkpoint.",
+                    f"answer {i}: expected a finite log-probability, found {value}.",
+                    fix="Try float32, and check the checkpoint: the weights may be damaged, or half precision "
+                    "may overflow.",
                 )
             made[i] = max(made[i] or 0.0, min(1.0, math.exp(value)))
     return made

@@ -32,7 +32,7 @@ HIGHER_IS_BETTER = _names("""
 
 
 def known_direction(metric: str) -> bool | None:
-    """Whether higher is better by the metric's definition; None where the name says nothing.
+    """Whether higher is better by the metric's definition; None if the name does not tell.
 
     >>> known_direction("asr.WER"), known_direction("acc,none"), known_direction("style")
     (False, True, None)

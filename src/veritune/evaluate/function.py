@@ -29,14 +29,14 @@ SECONDS = 30.0
 
 
 def load_function(root: Path, function: str) -> Callable[[str, Json], object]:
-    """The function `file.py:name`. Raises StudyError where the file cannot be run or has no such function."""
+    """The function `file.py:name`. Raises StudyError if the file cannot be run or has no such function."""
     named, _, name = function.rpartition(":")
     path = file_of(root, "function", named)
     module = _module(path)
     found = getattr(module, name, None)
     if not callable(found):
         there = ", ".join(key for key, value in vars(module).items() if callable(value) and key[0] != "_") or "none"
-        raise StudyError(f"function: {path.name} has no function {name!r}.", fix=f"It has: {there}.")
+        raise StudyError(f"function: {path.name} has no function {name!r}.", fix=f"Its functions: {there}.")
     return found  # type: ignore[no-any-return]
 
 
@@ -49,7 +49,8 @@ def _module(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as exc:  # a user's file may raise anything
         raise StudyError(
-            f"function: {path.name} cannot be run: {type(exc).__name__}: {first_line(exc)}.", fix="Correct the file."
+            f"function: {path.name} cannot be run: {type(exc).__name__}: {first_line(exc)}.",
+            fix="Correct the error in that file.",
         ) from exc
     finally:
         sys.dont_write_bytecode = written
@@ -57,13 +58,13 @@ def _module(path: Path) -> ModuleType:
 
 
 def item_of(row: Row) -> Mapping[str, JsonLike]:
-    """What a function is told of an item; a copy, so that it may change it."""
+    """What the function receives about an item, as a copy that it may change."""
     asked = next((m.content for m in reversed(row.prompt) if m.role == "user"), "")
     return {**copy.deepcopy(dict(row.meta)), "id": row.id, "question": asked, "target": row.target}
 
 
 def call(function: Callable[[str, Json], object], row: Row, text: str) -> Scored:
-    """The value of one output, or the reason why there is none, with what stands beside it in the scores."""
+    """The value of one output, or the reason for its absence, with what is recorded beside it in the scores."""
     try:
         with limited(SECONDS):
             value = function(text, item_of(row))

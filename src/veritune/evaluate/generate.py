@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One generated answer: its text without special tokens, its token ids, and why it ended."""
+    """One generated answer: its text without special tokens, its token ids, and why generation ended."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -27,7 +27,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How outputs are made. Greedy: the same prompts in the same batches give the same tokens."""
+    """How outputs are generated. Greedy decoding: the same prompts in the same batches give the same tokens."""
 
     max_new_tokens: int
     batch_size: int = 32
@@ -81,7 +81,7 @@ def answers(
     *,
     keep_going: bool = False,
 ) -> list[Output]:
-    """The same of whatever a backend scores (`train.backends.Weights`): a model here, or weights on a server.
+    """Answers from any backend that can be scored (`train.backends.Weights`): a model here, or weights on a server.
 
     A server takes all prompts at once and batches them as it likes.
     """

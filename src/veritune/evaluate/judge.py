@@ -55,7 +55,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge of one eval. `cache` is the folder with its answers."""
+    """The judge of one eval. `cache` is the folder with its answers."""
 
     base_url: str
     model: str
@@ -74,18 +74,18 @@ class Judge:
         return cls(url, model, prompt, labels, spec.extract, spec.expected, cache)
 
     def score(self, name: str, row: Row, text: str) -> Score:
-        """The verdict on one output. Never raises for what the server does: that is a reason."""
+        """The verdict on one output. A server's failure is returned as a reason, never raised."""
         value, reason, parts = self.verdict(self.values(row, text))
         return Score("", name, row.id, value, reason=reason, output=text, parts={"judge": self.model, **parts})
 
     def values(self, row: Row, text: str) -> dict[str, JsonLike]:
-        """What the prompt's names stand for, of one item and its output."""
+        """The values for the names in the prompt, taken from one item and its output."""
         item = item_of(row)
         expected = item.get(self.expected) if self.expected else item["target"]
         return {**item, "expected": expected, "output": text}
 
     def verdict(self, values: Mapping[str, JsonLike]) -> tuple[float | None, str | None, dict[str, JsonLike]]:
-        """(value, reason, what stands beside it) of one filled prompt."""
+        """(value, reason, what is recorded beside it) for one filled prompt."""
         asked = self.prompt.format_map({key: "" if v is None else v for key, v in values.items()})
         try:
             said = self._ask(asked)
@@ -96,7 +96,7 @@ class Judge:
         except PatternTooSlow as exc:
             return None, "pattern_too_slow", {"why": f"extract: it took {exc}", "said": said[:SHOWN]}
         if label is None:
-            return None, "judge_unclear", {"said": said[:SHOWN], "why": f"none of {', '.join(self.labels)}"}
+            return None, "judge_unclear", {"said": said[:SHOWN], "why": f"none of the labels {', '.join(self.labels)}"}
         return self.labels[label], None, {"verdict": label, "said": said[:SHOWN]}
 
     def _label(self, said: str) -> str | None:
@@ -152,7 +152,7 @@ class Judge:
             except (urllib.error.URLError, TimeoutError, ConnectionError) as exc:
                 last = first_line(exc)
             except (ValueError, KeyError, IndexError, TypeError) as exc:
-                last = f"no chat completion ({type(exc).__name__})"
+                last = f"the answer is not a chat completion ({type(exc).__name__})"
                 break
         raise ModelError(f"the judge at {self.base_url} gave no answer: {last}.")
 
@@ -164,7 +164,7 @@ def _key_header() -> dict[str, str]:
 
 
 def check_prompt(name: str, spec: Eval, rows: Sequence[Row]) -> None:
-    """Raises StudyError for a name in the prompt that some item does not have."""
+    """Raises StudyError if the prompt uses a name that some item does not have."""
     needed = sorted(columns_in("prompt", str(spec.prompt)) - {"output", "question", "expected", "target", "id"})
     wants = "expected" in columns_in("prompt", str(spec.prompt))
     for row in rows:
@@ -173,7 +173,8 @@ def check_prompt(name: str, spec: Eval, rows: Sequence[Row]) -> None:
             missing.append(spec.expected or "expected")
         if missing:
             raise StudyError(
-                f"evals.{name}: row {row.id} (line {row.line}) has no {missing[0]!r} that the judge's prompt needs.",
+                f"evals.{name}: row {row.id} (line {row.line}) has no column {missing[0]!r}, which the judge's "
+                "prompt uses.",
                 fix=f"Columns there: {', '.join(sorted(row.meta)) or 'none'}.",
             )
 
@@ -182,8 +183,9 @@ def check_prompt(name: str, spec: Eval, rows: Sequence[Row]) -> None:
 
 
 def measure(judge: Judge, path: Path, *, least_kappa: float, digest: str) -> JudgeAgreement:
-    """Ask the judge about every labelled output. Raises DataError for a file that is none, ModelError for a server
-    that gives no answer at all."""
+    """Ask the judge about every labelled output and measure the agreement. Raises DataError for a file that cannot be
+    read, ModelError for a server that never answers.
+    """
     from scipy.stats import binomtest
 
     rows = read_labelled(path, judge)
@@ -242,9 +244,11 @@ def _reading(
 
 
 def read_labelled(path: Path, judge: Judge) -> list[tuple[int, str, dict[str, JsonLike]]]:
-    """(line, label, what the prompt's names stand for) of every labelled output. Raises DataError naming the line."""
+    """(line, label, values for the prompt's names) of every labelled output. Raises DataError naming the line."""
     if not path.is_file():
-        raise DataError(f"agreement: no file at {path}.", fix="Give JSONL or CSV with columns `output` and `label`.")
+        raise DataError(
+            f"agreement: no file at {path}.", fix="Name a JSONL or CSV file with columns `output` and `label`."
+        )
     needed = columns_in("prompt", judge.prompt)
     made = []
     for number, row in enumerate(table_rows(path), start=1):
@@ -252,7 +256,7 @@ def read_labelled(path: Path, judge: Judge) -> list[tuple[int, str, dict[str, Js
         missing = sorted(key for key in {*needed, "label"} if values.get(key) is None)
         if missing:
             raise DataError(
-                f"{path.name}, row {number}: no column {missing[0]!r}.", fix=f"There are: {', '.join(map(str, row))}."
+                f"{path.name}, row {number}: no column {missing[0]!r}.", fix=f"Columns: {', '.join(map(str, row))}."
             )
         made.append((number, _label_of(values["label"], judge.labels, f"{path.name}, row {number}"), values))
     return made

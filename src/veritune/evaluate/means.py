@@ -32,13 +32,13 @@ class ZoneMean:
 
     @property
     def rule(self) -> str:
-        """`mean over 48 items; 5 without a score count as 0`."""
+        """The rule as text: `mean over 48 items; 5 without a score count as 0`."""
         lost = f"; {self.failed} without a score count as {self.at:g}" if self.failed else ""
         return f"mean over {self.n} items{lost}"
 
 
 def zone_mean(cell: ZoneScore, at: float = FAILED) -> ZoneMean | None:
-    """The mean score of one run on one zone, None where no item was asked."""
+    """The mean score of one run on one zone; None if no item was asked."""
     if not cell.items:
         return None
     failed = cell.items - cell.scored
@@ -48,7 +48,7 @@ def zone_mean(cell: ZoneScore, at: float = FAILED) -> ZoneMean | None:
 
 @dataclass(frozen=True, slots=True)
 class OverSeeds:
-    """One number of each of `n` runs of a condition: their mean, the least, the greatest, and the range between."""
+    """One number over the `n` runs of a condition: mean, minimum, maximum and range."""
 
     n: int
     mean: float
@@ -57,12 +57,12 @@ class OverSeeds:
 
     @property
     def range(self) -> float:
-        """Greatest less least."""
+        """The maximum minus the minimum."""
         return self.max - self.min
 
 
 def over_seeds(values: Sequence[float]) -> OverSeeds | None:
-    """Mean, least and greatest over seeds; None for fewer than two runs, which have no spread."""
+    """Mean, minimum and maximum over seeds; None for fewer than two runs, which have no spread."""
     if len(values) < 2:
         return None
     return OverSeeds(len(values), math.fsum(values) / len(values), min(values), max(values))

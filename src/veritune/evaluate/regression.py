@@ -35,17 +35,20 @@ NAME = "regression"
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """How an answer is had from an output and what it must equal."""
+    """How an answer is extracted from an output, and the column it must equal."""
 
     spec: Eval
 
     @classmethod
     def of(cls, extract: str | None, expected: str | None, max_new_tokens: int = 128) -> AnswerKey | None:
-        """None when neither is given. Raises InputError for one without the other or a pattern that is none."""
+        """None if neither is given. Raises InputError for one without the other, or an invalid pattern."""
         if extract is None and expected is None:
             return None
         if extract is None or expected is None:
-            raise InputError("--extract and --expected belong together.", fix="Give both, or neither for loss alone.")
+            raise InputError(
+                "--extract and --expected must be given together.",
+                fix="Give both, or neither to measure the loss only.",
+            )
         try:
             return cls(Eval(kind="match", extract=extract, expected=expected, max_new_tokens=max_new_tokens))
         except ValueError as exc:
@@ -55,12 +58,12 @@ class AnswerKey:
 def forgetting_of(
     found: ProbeSubject, zoned: Zoned, margin: float, key: AnswerKey | None = None
 ) -> tuple[Forgetting, tuple[list[Score], list[Score]] | None]:
-    """Loss before and after, and with a key the scores of both. Raises ModelError without an adapter."""
+    """Loss before and after training, and with a key the scores of both. Raises ModelError without an adapter."""
     from veritune.probe.memorization import row_losses
 
     if found.adapter is None:
         raise ModelError(
-            "forgetting compares a trained model with its base, and no adapter was named.", fix="--adapter"
+            "forgetting compares a trained model with its base, but no adapter was given.", fix="--adapter"
         )
     losses: list[list[float]] = []
     scores: list[list[Score]] = []
@@ -76,7 +79,8 @@ def forgetting_of(
 
 
 def judge_answers(model: PreTrainedModel, renderer: Renderer, zoned: Zoned, key: AnswerKey) -> Judged:
-    """Greedy answers, whether each is right, and how probable it was. An answer that cannot be extracted is missing."""
+    """Greedy answers, whether each is right, and its probability. An answer that cannot be extracted counts as
+    missing."""
     answered = _answered("", model, renderer, zoned, key)
     ends = stop_tokens(model, renderer.tokenizer)
     confidences = answer_confidences(model, [prompt for _, prompt, _ in answered], [o for _, _, o in answered], ends)
@@ -106,7 +110,7 @@ def _answered(
 def calibration_of(
     subject: ProbeSubject, judge: Callable[[Any], Judged], bins: int | None = None
 ) -> dict[str, JsonLike]:
-    """Calibration of the trained model beside its base, or of the base alone where nothing was trained.
+    """Calibration of the trained model beside its base, or of the base alone if nothing was trained.
 
     `judge` is given each loaded model, one at a time.
     """
@@ -123,7 +127,7 @@ def asked_calibration(
     family_field: str | None,
     metric: Literal["acc", "acc_norm"],
 ) -> dict[str, JsonLike]:
-    """Calibration of a model that is asked here: on short answers with a key, on multiple choice without one.
+    """Calibration of a model that is asked here: on short answers if there is a key, else on multiple choice.
 
     `metric` is how options are scored: `acc_norm` divides an option's log-likelihood by its number of tokens.
     Raises DataError for rows that are not of that kind.
@@ -137,7 +141,9 @@ def asked_calibration(
 
 
 def calibration_record(after: Judged, before: Judged | None = None, bins: int | None = None) -> dict[str, JsonLike]:
-    """Calibration of `after`, and with `before` (the base, same items) its own and the paired change in Brier score."""
+    """Calibration of `after`, and with `before` (the base, same items) also its calibration and the paired change in
+    Brier score.
+    """
     record: dict[str, Any] = {}
     if before is not None:
         record["base"] = calibration(before.confidence, before.correct, before.families, bins=bins)

@@ -21,7 +21,7 @@ JUDGED = Path("audit/judge")
 
 
 def scorer_of(name: str, spec: Eval, root: Path) -> Scorer:
-    """What scores one output of an eval. `root` is the study's folder. Raises StudyError."""
+    """The scorer of an eval's outputs. `root` is the study's folder. Raises StudyError."""
     if spec.kind == "function":
         function = load_function(root, str(spec.function))
         return lambda row, output: _of_text(name, row, output, lambda text: call(function, row, text))
@@ -30,7 +30,8 @@ def scorer_of(name: str, spec: Eval, root: Path) -> Scorer:
         return lambda row, output: _of_text(name, row, output, lambda text: asked.verdict(asked.values(row, text)))
     if spec.kind == "choice":
         raise StudyError(
-            f"evals.{name}: `kind: choice` compares options, and no output is scored here.", fix="Name another eval."
+            f"evals.{name}: `kind: choice` compares options, so outputs cannot be scored.",
+            fix="Name an eval of another kind.",
         )
     return lambda row, output: tasks.score(name, spec, row, output)
 
@@ -44,7 +45,9 @@ def _of_text(name: str, row: Row, output: Output, score: Callable[[str], Verdict
 
 
 def check_scorer(name: str, spec: Eval, rows: Sequence[Row], root: Path) -> None:
-    """Raises StudyError for an eval that could not be scored: no such function, no column that a prompt names."""
+    """Raises StudyError for an eval that could not be scored: a missing function, or a column that a prompt names and
+    no item has.
+    """
     if spec.kind == "function":
         load_function(root, str(spec.function))
     if spec.kind == "judge":
@@ -52,12 +55,14 @@ def check_scorer(name: str, spec: Eval, rows: Sequence[Row], root: Path) -> None
 
 
 def refuse_first(name: str, run_id: str, score: Score) -> None:
-    """Raises MachineError where the first item was lost by the machine: the others would be too."""
+    """Raises MachineError if the machine, not the model, caused the loss of the first item's score: the other items
+    would fail too.
+    """
     if score.value is None and not is_models(score.reason) and score.reason != "pattern_too_slow":
         why = score.parts.get("why")
         raise MachineError(
             f"run {run_id}, eval {name}: the first item, {score.item_id}, could not be scored: {score.reason}"
             + (f" ({why})" if why else "")
             + ".",
-            fix="Correct it; nothing else of this eval was asked.",
+            fix="Correct the cause; no other item of this eval was asked.",
         )

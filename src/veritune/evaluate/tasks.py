@@ -38,7 +38,7 @@ def items(spec: Eval, rows: Sequence[Row], zone_of: Mapping[str, str], family_of
 
 
 def check_items(name: str, spec: Eval, rows: Sequence[Row]) -> None:
-    """Raises StudyError when an item lacks a column that a rule or the expected answer names."""
+    """Raises StudyError if an item lacks a column that a rule or the expected answer names."""
     needed = {key for rule in spec.rules for key in rule.when or {}}
     needed |= {key for rule in spec.rules for key in rule.columns()}
     if spec.expected and spec.kind != "choice":
@@ -46,14 +46,14 @@ def check_items(name: str, spec: Eval, rows: Sequence[Row]) -> None:
     calling = next((rule.name for rule in spec.rules if rule.calls is not None), None)
     if calling is not None and rows and not any(row.messages[-1].tool_calls for row in rows if row.messages):
         raise StudyError(
-            f"evals.{name}: rule {calling!r} compares calls of tools, and no item's answer calls one.",
-            fix="Give rows whose last turn has tool_calls, or another rule.",
+            f"evals.{name}: rule {calling!r} compares tool calls, but no item's answer contains one.",
+            fix="Give rows whose last turn has tool_calls, or use another rule.",
         )
     for row in rows:
         missing = sorted(key for key in needed if row.meta.get(key) is None)
         if missing:
             raise StudyError(
-                f"evals.{name}: row {row.id} (line {row.line}) has no column {missing[0]!r} that the eval needs.",
+                f"evals.{name}: row {row.id} (line {row.line}) has no column {missing[0]!r}, which the eval uses.",
                 fix=f"Columns there: {', '.join(sorted(row.meta)) or 'none'}.",
             )
         if spec.kind == "answer":
@@ -76,7 +76,8 @@ def _check_expected(name: str, spec: Eval, row: Row) -> None:
 
 
 def expected_answer(spec: Eval, row: Row) -> str:
-    """The answer that an item of `kind: answer` expects: the marked one, else the whole text; empty without any."""
+    """The answer that an item of `kind: answer` expects: the marked one, else the whole text; empty if there is
+    none."""
     value = row.meta.get(spec.expected) if spec.expected else row.target
     if value is None or isinstance(value, dict | list):
         return ""
@@ -85,12 +86,15 @@ def expected_answer(spec: Eval, row: Row) -> str:
 
 
 def score(name: str, spec: Eval, row: Row, output: Output) -> Score:
-    """Score one output. `value` is in [0, 1]; None with a reason when there is nothing to score.
+    """The score of one output. `value` is in [0, 1]; None with a reason if there is nothing to score.
 
     A pattern that takes too long on an output gives no value, reason `pattern_too_slow`, and is counted as such.
     """
     if spec.kind in ("choice", "function", "judge"):
-        raise StudyError(f"evals.{name}: `kind: {spec.kind}` is not scored by patterns.", fix="Name another eval.")
+        raise StudyError(
+            f"evals.{name}: `kind: {spec.kind}` is not scored by patterns.",
+            fix="Name an eval of kind rules, match or answer.",
+        )
     ended = {"ended": output.ended, "n_tokens": len(output.token_ids)}
     if not output.text.strip():
         return Score("", name, row.id, None, reason="empty_output", output=output.text, parts=ended)
@@ -123,7 +127,7 @@ def _rules(spec: Eval, row: Row, text: str) -> Scored:
 
 
 def holds(rule: Rule, meta: Mapping[str, JsonLike], text: str) -> tuple[bool, JsonLike]:
-    """Whether the rule holds for this text, and what was found. Raises PatternTooSlow."""
+    """Whether the rule holds for this text, and the matched evidence. Raises PatternTooSlow."""
     flags = re.IGNORECASE if rule.ignore_case else 0
     if rule.pattern is not None:
         try:
@@ -167,7 +171,8 @@ def _match(spec: Eval, row: Row, text: str) -> Scored:
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: trimmed, case-folded, thousands separators and a trailing full stop removed.
+    """An answer in the form used for comparison: trimmed, case-folded, without thousands separators and a trailing full
+    stop.
 
     A number is written in its shortest form: `1,300.0` equals `1300`.
     """

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 HELD_OUT = ("stranger", "sibling", "validation", BENCHMARK)
 NEVER = (
-    "whether the rows that it saw are those of the study's seen zone",
-    "the order in which it saw them",
+    "whether the rows it was trained on are those of the study's seen zone",
+    "the order of its training rows",
     "the seeds that it was trained from",
     "whether its scores were seen before the study was frozen",
 )
@@ -56,7 +56,8 @@ NEVER = (
 
 @dataclass(frozen=True)
 class Adoption:
-    """What the command line names. `despite` is the reason for adopting weights that trained on held-out rows."""
+    """What `veritune adopt` was given. `despite` is the reason for adopting weights that were trained on held-out
+    rows."""
 
     study: Path
     condition: str
@@ -70,7 +71,7 @@ class Adoption:
 
 @dataclass(frozen=True)
 class Adopted:
-    """The cell that was made, and what is said of it."""
+    """The cell that was made, and the notes about it."""
 
     run_id: str
     folder: Path
@@ -78,13 +79,13 @@ class Adopted:
 
     @property
     def elsewhere(self) -> Elsewhere:
-        """What is known of the training."""
+        """What is known about training that was done elsewhere."""
         assert self.record.elsewhere is not None
         return self.record.elsewhere
 
 
 def adopt(asked: Adoption, progress: Progress | None = None) -> Adopted:
-    """Make a cell of given weights: manifest, training record and checkpoint; scores come with `veritune run`.
+    """Make a cell from given weights: manifest, training record and checkpoint; `veritune run` adds the scores.
 
     Raises InputError for a study that is not frozen, an arm or seed that it does not have and a cell that is there,
     ModelError for weights that are not what the arm declares, GateError where they trained on held-out rows.
@@ -94,7 +95,9 @@ def adopt(asked: Adoption, progress: Progress | None = None) -> Adopted:
     folder = ready.store.run(cell.run_id)
     with ready.store.run_lock(cell.run_id):
         if is_done(ready, cell) or (folder / "training.json").exists():
-            raise InputError(f"runs/{cell.run_id} already exists.", fix="Remove the folder to adopt other weights.")
+            raise InputError(
+                f"runs/{cell.run_id} already exists.", fix="Remove the folder first to adopt other weights."
+            )
         weights, form, trainable, notes = _fitting(ready, cell, asked.weights)
         told = told_of(asked.trainer_state, asked.config)
         rows = _rows(ready.data, asked) if asked.data is not None else None
@@ -124,17 +127,20 @@ def _cell(ready: Ready, asked: Adoption) -> Cell:
     if asked.seed not in study.seeds:
         raise InputError(
             f"--seed: expected one of {', '.join(map(str, study.seeds))}, found {asked.seed}.",
-            fix="The seed only names the cell: take one that has no run, or declare another with `veritune amend`.",
+            fix="Use a declared seed that has no run yet (the seed only names the cell), or declare another "
+            "with `veritune amend`.",
         )
     if study.backend.name != "local":
-        raise InputError(f"the study trains on {study.backend.name}: adopted weights answer on this machine.")
+        raise InputError(
+            f"the study trains on {study.backend.name}, but adopted weights can only answer on this machine."
+        )
     cells: list[Cell] = cells_of(ready)
     for cell in cells:
         if (cell.phase, cell.condition, cell.seed) == (MAIN, asked.condition, asked.seed):
             return cell
     raise InputError(
-        "the study selects learning rates first, so that its main cells are not named yet.",
-        fix="Run the selection, or declare the rate and leave `selection` out.",
+        "the study selects learning rates first, so its main cells have no names yet.",
+        fix="Run the selection first, or declare the rate and remove `selection`.",
     )
 
 
@@ -147,12 +153,12 @@ def _fitting(ready: Ready, cell: Cell, folder: Path) -> tuple[Path, str, Trainab
     base = ready.model.path
     if condition.method == "full":
         if holds_adapter(folder):
-            raise ModelError(f"{folder} is an adapter, and {cell.condition} trains all weights.")
+            raise ModelError(f"{folder} is an adapter, but {cell.condition} trains all weights.")
         return folder, "checkpoint", _whole(base, folder), []
     if condition.method not in ("lora", quantised.QLORA):
         raise ModelError(
-            f"{cell.condition}: adopting {condition.method} is not read; lora, qlora and full are.",
-            fix="Declare an arm of one of these, or train it here.",
+            f"{cell.condition}: weights of method {condition.method} cannot be adopted; expected lora, qlora or full.",
+            fix="Declare a condition with one of these methods, or train it here.",
         )
     written = peft_folder(folder)
     refuse_other_base(written.folder, base)
@@ -175,7 +181,9 @@ def _whole(base: Path, folder: Path) -> Trainable:
 
     change = checkpoint_change(base, folder)
     if change.notes:
-        raise ModelError(f"{folder} is not a checkpoint of this base: {change.notes[0]}.", fix="Name the one it is of.")
+        raise ModelError(
+            f"{folder} is not a checkpoint of this base: {change.notes[0]}.", fix="Name the checkpoint's own base."
+        )
     held = Tensors(folder)
     scalars = sum(math.prod(held.shape(n)) for n in held.names)
     return Trainable.of("full", {}, (), scalars, scalars)
@@ -197,21 +205,21 @@ def _require_arm(name: str, condition: Condition, reading: AdapterReading) -> No
         )
         raise ModelError(
             f"the adapter is not what {name} declares: {part}.",
-            fix="Adopt it as another condition, or declare one with its target_modules.",
+            fix="Adopt it as another condition, or declare a condition with its target_modules.",
         )
     for module, place in declared.items():
         mine = found[module]
         if mine.rank != place.rank or abs(mine.scale - place.scale) > 1e-6 * abs(place.scale):
             raise ModelError(
-                f"the adapter is not what {name} declares: {module} has rank {mine.rank} and scale {mine.scale:g},"
-                f" declared are {place.rank} and {place.scale:g}.",
-                fix="Declare r and lora_alpha as it was trained.",
+                f"the adapter is not what {name} declares: {module} has rank {mine.rank} and scale {mine.scale:g}, "
+                f"but {place.rank} and {place.scale:g} are declared.",
+                fix="Declare r and lora_alpha with the values used in training.",
             )
     plain = {p for p in reading.steps if p.removesuffix(".weight") not in found}
     if plain and not condition.options().get("modules_to_save"):
         raise ModelError(
-            f"the adapter is not what {name} declares: it changes {sorted(plain)[0]} as well ({len(plain)} weights).",
-            fix="Declare modules_to_save, bias or trainable_token_indices as it was trained.",
+            f"the adapter is not what {name} declares: it also changes {sorted(plain)[0]} ({len(plain)} weights).",
+            fix="Declare modules_to_save, bias or trainable_token_indices as used in training.",
         )
     if reading.settings.dora is not bool(condition.options().get("use_dora")):
         raise ModelError(f"the adapter is not what {name} declares: use_dora is {reading.settings.dora}.")
@@ -270,9 +278,10 @@ def _refuse_held_out(rows: AdoptedRows | None, asked: Adoption) -> None:
         return
     named = ", ".join([*rows.held_out, *rows.near][:5])
     raise GateError(
-        f"{asked.data}: {len(rows.held_out)} rows are held-out rows of the study word for word, and {len(rows.near)}"
-        f" stranger rows have a near-copy among them: {named}. What is scored on them was trained on.",
-        fix='Split the study so that they are seen, or adopt it as it is with --despite "reason".',
+        f"{asked.data}: {len(rows.held_out)} of its rows are equal to held-out rows of the study, and "
+        f"{len(rows.near)} stranger rows have a near-copy in it: {named}. The scores on those rows would be scores "
+        "on training data.",
+        fix='Split the study so that these rows are seen, or adopt the weights anyway with --despite "reason".',
     )
 
 
@@ -293,7 +302,7 @@ def _files(given: Sequence[Path]) -> dict[str, str]:
 
 
 def _not_checked(told: Told, rows: AdoptedRows | None) -> tuple[str, ...]:
-    first = NEVER[0] if rows is None else f"whether it saw the rows of {rows.file} and no others"
+    first = NEVER[0] if rows is None else f"whether it was trained on the rows of {rows.file} and no others"
     return (first, *NEVER[1:], *told.missing)
 
 
@@ -351,12 +360,14 @@ def _loss(ready: Ready, condition: Condition, weights: Path) -> float:
     loss = mean_nll(held.nll(ready.data.zone("validation")))
     held.close()
     if not math.isfinite(loss):
-        raise ModelError(f"{weights}: the loss on the study's validation rows is {loss}.", fix="Adopt other weights.")
+        raise ModelError(
+            f"{weights}: the loss on the study's validation rows is {loss}.", fix="Adopt weights whose loss is finite."
+        )
     return loss
 
 
 def adopted_text(found: Adopted) -> str:
-    """What the command says."""
+    """The result of `veritune adopt` as text for the screen."""
     known = found.elsewhere
     lines = [
         f"adopted  {found.run_id}: trained elsewhere ({known.form}); loss on the study's validation rows"

@@ -43,7 +43,8 @@ CHECK_SEEDS = 3
 
 @dataclass(frozen=True)
 class AttributionAsked:
-    """What to attribute. Without `items`: the lowest scored outputs of the eval, at most 16 and at most half of it."""
+    """What to attribute. Without `items`: the lowest-scored outputs of the eval, at most 16 and at most half of
+    them."""
 
     condition: str
     seed: int | None = None
@@ -76,7 +77,8 @@ class _Case:
 
 
 def attribution_command(study: str | Path, asked: AttributionAsked, progress: Progress | None = None) -> Attribution:
-    """The ranking of one run, made where it is not on disk; with `verify` also what leaving families out was worth.
+    """The ranking of one run, computed if it is not on disk; with `verify` also the effect of leaving the families out
+    of training.
 
     Raises InputError for a run that is not there, without outputs, or of a kind that cannot be attributed.
     """
@@ -90,14 +92,16 @@ def attribution_command(study: str | Path, asked: AttributionAsked, progress: Pr
 
 def _case(ready: Ready, asked: AttributionAsked) -> _Case:
     if ready.study.backend.name != "local":
-        raise InputError("gradients of rows are taken on this machine, and the weights are on a server.")
+        raise InputError("attribution takes gradients on this machine, but the weights are on a server.")
     known = list(ready.study.conditions)
     if asked.condition not in known:
-        raise InputError(f"no condition {asked.condition!r}{did_you_mean(asked.condition, known)}; there are {known}.")
+        raise InputError(
+            f"unknown condition {asked.condition!r}{did_you_mean(asked.condition, known)}; conditions: {known}."
+        )
     condition = ready.study.conditions[asked.condition]
     if condition.data_fraction not in (None, 1.0) or isinstance(condition.data, dict):
         raise InputError(
-            f"{asked.condition} trains on a drawn part of the rows: leaving some out would draw others in.",
+            f"{asked.condition} trains on a random part of the rows: leaving some out would let others in.",
             fix="Name a condition that trains on all rows of its data set.",
         )
     name = _eval_of(ready, asked.eval)
@@ -111,8 +115,8 @@ def _case(ready: Ready, asked: AttributionAsked) -> _Case:
     rows = seen_rows(ready.study, ready.data, cell)
     if len(rows) > MOST_ROWS:
         raise InputError(
-            f"{cell.run_id} trained on {len(rows):,} rows, and inner products of at most {MOST_ROWS:,} are held.",
-            fix="Attribute a study of a part of the rows.",
+            f"{cell.run_id} trained on {len(rows):,} rows, more than the {MOST_ROWS:,} whose inner products fit.",
+            fix="Attribute a study that trains on fewer rows.",
         )
     training = TrainingRecord.load(ready.store.run(cell.run_id) / "training.json")
     chosen, others = _chosen(ready, cell, name, asked.items)
@@ -123,9 +127,9 @@ def _case(ready: Ready, asked: AttributionAsked) -> _Case:
 def _eval_of(ready: Ready, name: str | None) -> str:
     known = list(ready.study.evals)
     if name is None and len(known) > 1:
-        raise InputError(f"the study has {len(known)} evals: {', '.join(known)}.", fix="Name one with --eval.")
+        raise InputError(f"the study has {len(known)} evals: {', '.join(known)}.", fix="Name one of them with --eval.")
     if name is not None and name not in known:
-        raise InputError(f"no eval {name!r}{did_you_mean(name, known)}; there are {known}.")
+        raise InputError(f"unknown eval {name!r}{did_you_mean(name, known)}; evals: {known}.")
     return name or known[0]
 
 
@@ -148,7 +152,9 @@ def _chosen(ready: Ready, cell: Cell, name: str, items: Sequence[str]) -> tuple[
         wrong = [s for s in lowest if (s.value or 0.0) < 1.0]
         chosen = wrong[: min(MOST_CHOSEN, len(scores) // 2)]
     if not chosen:
-        raise InputError(f"{cell.run_id} has no wrong output on {name}.", fix="Name items with --item.")
+        raise InputError(
+            f"{cell.run_id} has no wrong output on {name}.", fix="Name the items to attribute with --item."
+        )
     taken = {score.item_id for score in chosen}
     others = [score for score in reversed(lowest) if score.item_id not in taken]
     return chosen, others[:MOST_OTHERS]
@@ -177,7 +183,8 @@ def _attribute(case: _Case, asked: AttributionAsked) -> Attribution:
     families = a.RowFamilies.of([data.family_of[r.row_id] for r in case.rows], [r.row_id for r in case.rows])
     if asked.verify and 3 * asked.top > len(families.names):
         raise InputError(
-            f"--verify leaves out {asked.top} top, similar and random families; {len(families.names)} were trained on.",
+            f"--verify leaves out {asked.top} top, similar and random families each, but only "
+            f"{len(families.names)} families were trained on.",
             fix=f"--top {max(1, len(families.names) // 3)}",
         )
     text_Q_F = a.text_scores([t.text for t in case.targets], [_words(ready, r) for r in case.rows], families)

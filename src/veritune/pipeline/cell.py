@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 def cell_command(study_path: str | Path, run_id: str, progress: Progress | None = None) -> RunSummary | None:
-    """Run one cell of a frozen study; its summary. Does nothing when the cell is done.
+    """Run one cell of a frozen study and return its summary. Does nothing if the cell is done.
 
     Raises InputError without a contract or for an unknown run id, StaleError when study or base differ from the
     contract, LockedError when another process is at work on the cell.
@@ -64,7 +64,9 @@ def cell_command(study_path: str | Path, run_id: str, progress: Progress | None 
     ready = ready_from_contract(study_path, progress or Progress())
     known = {cell.run_id: cell for cell in cells_of(ready)}
     if run_id not in known:
-        raise InputError(f"no cell {run_id!r} in {ready.store.root}.", fix="List them: veritune status STUDY --cells")
+        raise InputError(
+            f"unknown cell {run_id!r} in {ready.store.root}.", fix="List the cells: veritune status STUDY --cells"
+        )
     return run_cell(ready, known[run_id])
 
 
@@ -78,7 +80,7 @@ def ready_from_contract(study_path: str | Path, progress: Progress) -> Ready:
     if differences:
         raise StaleError(
             f"{store.study_file} differs from the frozen contract: {differences[0]}.",
-            fix='Undo it, or record it: `veritune amend STUDY --reason "..."`.',
+            fix='Undo the change, or record it: `veritune amend STUDY --reason "..."`.',
         )
     ready = make_ready(store, study, progress, frozen=last.facts)
     for part in ("model", "packages", "code", "scorers"):
@@ -87,24 +89,25 @@ def ready_from_contract(study_path: str | Path, progress: Progress) -> Ready:
         )
         if differences:
             raise StaleError(
-                f"what is here is not what was frozen: {differences[0]}.",
-                fix='Restore it, or record it: `veritune amend STUDY --reason "..."`. Nothing has trained.',
+                f"the files here differ from what was frozen: {differences[0]}.",
+                fix='Restore them from a copy, or record the change: `veritune amend STUDY --reason "..."`. '
+                "Nothing has trained.",
             )
     return ready
 
 
 def cells_of(ready: Ready) -> list[Cell]:
-    """Every cell of the study, in the order in which they are run; main cells exist once selection is recorded."""
+    """Every cell of the study, in running order; main cells exist once the selection is recorded."""
     return plan_cells(ready.study, ready.facts, chosen(ready.store, ready.study, ready.facts))
 
 
 def is_done(ready: Ready, cell: Cell) -> bool:
-    """Whether the cell's summary is there and was made from these inputs."""
+    """Whether the cell's summary exists and was made from these inputs."""
     return ready.store.is_done(ready.store.run(cell.run_id) / "summary.json", ready.made_from(cell))
 
 
 def run_cell(ready: Ready, cell: Cell) -> RunSummary | None:
-    """Train and score one cell, or what is left of it; its summary. A failure is recorded in the run's folder.
+    """Train and score one cell, or resume it; returns its summary. A failure is recorded in the run's folder.
 
     None in a process that helps another one train the cell.
     """
@@ -142,7 +145,7 @@ def run_cell(ready: Ready, cell: Cell) -> RunSummary | None:
 
 
 def error_text(exc: BaseException) -> str:
-    """An error as the run's record keeps it: ours as it is shown, another library's with its class."""
+    """An error as text for the run's record: one of ours as shown on the screen, another library's with its class."""
     return str(exc) if isinstance(exc, VerituneError) else f"{type(exc).__name__}: {first_line(exc)}"
 
 
@@ -156,7 +159,7 @@ def _on_several(ready: Ready, cell: Cell, devices: int) -> RunSummary:
         time.sleep(0.5)
     if holder is not None:
         raise LockedError(
-            f"run {cell.run_id} is in use by {holder}.", fix="Wait for it, or watch it with `veritune status`."
+            f"run {cell.run_id} is in use by {holder}.", fix="Wait until it ends, or watch it with `veritune status`."
         )
     failed = folder / FAILED
     failed.unlink(missing_ok=True)
@@ -174,7 +177,10 @@ def _on_several(ready: Ready, cell: Cell, devices: int) -> RunSummary:
         error += f"; lost: {lost}"
     if failed.exists():
         error = FailedRun.load(failed).error
-    raise MachineError(f"run {cell.run_id} on {devices} processes failed: {error}", fix="What it finished is kept.")
+    raise MachineError(
+        f"run {cell.run_id} on {devices} processes failed: {error}",
+        fix="Its finished work is kept; run the same command again after correcting the cause.",
+    )
 
 
 RANKS_END_S = 10.0
@@ -221,7 +227,10 @@ def _score(ready: Ready, cell: Cell, name: str, rows: Sequence[Row], weights: Ru
     Scores that are there are trusted where the timeline recorded this very file for these inputs, else StaleError.
     """
     if cell.phase in (SELECT, SHAPE):
-        raise GateError(f"run {cell.run_id} chooses a setting: no score of an eval may enter.", fix="Score main runs.")
+        raise GateError(
+            f"run {cell.run_id} only chooses a setting, so it must not be scored on an eval.",
+            fix="Score runs of phase main.",
+        )
     spec, data = ready.study.evals[name], ready.data
     path, stamp, digest = _score_files(ready, cell, name, rows)
     if path.exists() and ready.store.is_done(stamp, digest):

@@ -30,7 +30,7 @@ DoneFields = tuple[int | None, float | None, str | None]
 
 
 class CellIndex:
-    """The index of one study; `save` keeps what was added."""
+    """A cache of what the summaries of one study say; `save` writes what was added."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -54,24 +54,27 @@ class CellIndex:
             self.planned, self.done = [], {}  # a cache: what cannot be read is made again
 
     def plan(self, cells: list[tuple[Cell, str]]) -> None:
-        """Keep the study's cells, each with the hash that its summary has to be made from."""
+        """Register the study's cells, each with the hash that its summary must have been made from."""
         self.planned, self.changed = cells, True
 
     def finished(self, run_id: str, expected: str) -> DoneFields | None:
-        """What the summary says, where it is as it was when it was read and was made from what is expected."""
+        """The content of a run's summary, if the file is unchanged since it was read and was made from the expected
+        inputs.
+        """
         known = self.done.get(run_id)
         if known is None or known[1] != expected:
             return None
         return known[2] if _stamp(f"{self.root}/runs/{run_id}/summary.json") == known[0] else None
 
     def add(self, run_id: str, made_from: str, fields: DoneFields) -> None:
-        """Keep what a summary says. One that was written while it was read has another stamp at the next look."""
+        """Add what a summary says, with a stamp of its file; a file that changes meanwhile is read again the next
+        time."""
         stamp = _stamp(f"{self.root}/runs/{run_id}/summary.json")
         if stamp:
             self.done[run_id], self.changed = (stamp, made_from, fields), True
 
     def save(self) -> None:
-        """Write the index where something was added. A cache that cannot be written is done without."""
+        """Write the index if something was added. A cache that cannot be written is ignored."""
         if not self.changed:
             return
         body = {

@@ -30,7 +30,9 @@ Status = Literal["passed", "failed", "undecided", "shown", "not measured"]
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """What the command line names. `held_out`: rows of families that were not trained on. `quick`: fewer rows."""
+    """What `veritune check` was given. `held_out`: rows of families that were not trained on. `quick`: measure fewer
+    rows.
+    """
 
     adapter: Path
     model: str
@@ -46,13 +48,13 @@ class CheckRequest:
 
     @property
     def rows(self) -> int:
-        """At most so many rows of each zone."""
+        """The most rows to measure in each zone."""
         return 24 if self.quick else 200
 
 
 @dataclass(frozen=True)
 class PagePart:
-    """One part of the page: its lines, and the command that measures it alone."""
+    """One part of the page: its lines, and the command that measures this part alone."""
 
     name: str
     status: Status
@@ -62,7 +64,9 @@ class PagePart:
 
 @dataclass(frozen=True)
 class AdapterCheck:
-    """The page. `status` is `failed` where any part failed; parts that were not measured are named in `open`."""
+    """The result of `veritune check`. `status` is `failed` if any part failed; `open` names the parts that were not
+    measured.
+    """
 
     adapter: str
     model: str
@@ -81,12 +85,12 @@ class AdapterCheck:
 
     @property
     def open(self) -> tuple[str, ...]:
-        """The parts that were not measured, or not settled."""
+        """The parts that were not measured or not settled."""
         return tuple(p.name for p in self.parts if p.status in ("not measured", "undecided"))
 
 
 def check(asked: CheckRequest) -> AdapterCheck:
-    """Measure what can be measured. Raises VerituneError only where base or adapter cannot be read at all."""
+    """Measure what can be measured. Raises VerituneError only if base or adapter cannot be read at all."""
     found = subject(asked.model, str(asked.adapter), dtype=asked.dtype)
     assert found.adapter is not None
     a, m = str(asked.adapter), asked.model
@@ -214,13 +218,13 @@ def _next(asked: CheckRequest, parts: Sequence[PagePart], audited: Sequence[Audi
     if state["data"].status == "failed":
         steps.append(f"Fix the data first: `{state['data'].command} --out audit/` lists every row.")
     if "merge" in state and state["merge"].status == "failed":
-        steps.append("Do not ship the merged weights: merge again, and compare again.")
+        steps.append("Do not ship the merged weights: merge again, then compare again.")
     if asked.held_out is None:
-        steps.append("Hold whole families out (rows that were not trained on) and give them with --held-out.")
+        steps.append("Hold out whole families (rows that were not trained on) and give them with --held-out.")
     elif state["generalisation"].status == "not measured":
         steps.append(f"Give other held-out rows: {state['generalisation'].lines[0]}")
     if not asked.evals:
-        steps.append("Name the evals that it will be judged by with --eval, so that leaks from them are found.")
+        steps.append("Name the evals that will judge it with --eval, so that leaks from them are found.")
     if audited and asked.family_field is None:
         steps.append("If a column says which rows share an original, name it with --family-field.")
     if asked.merged is None:
@@ -228,7 +232,7 @@ def _next(asked: CheckRequest, parts: Sequence[PagePart], audited: Sequence[Audi
     if not asked.logs:
         steps.append("Score base and adapter on the same items and give both logs: --logs base=A --logs tuned=B.")
     if asked.quick:
-        steps.append("Run it without --quick before you rest anything on it.")
+        steps.append("Run it without --quick before you rely on any number.")
     steps.append(
         "For a claim that can be supported: `veritune init`, freeze, then `veritune adopt` this adapter as a cell."
     )
@@ -236,7 +240,7 @@ def _next(asked: CheckRequest, parts: Sequence[PagePart], audited: Sequence[Audi
 
 
 def check_text(report: AdapterCheck) -> str:
-    """The page."""
+    """The page as text."""
     lines = [f"{report.adapter} on {report.model}, data {report.data}" + (" (quick)" if report.quick else ""), ""]
     for part in report.parts:
         lines.append(f"{part.name:<15} {part.status.upper()}")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Contract) -> list[Verdict]:
-    """Judge every declared claim on these runs' scores and write `verdict.json`; the verdicts.
+    """Judge every declared claim on the scores of these runs, write `verdict.json` and return the verdicts.
 
     `kept` is the contract as `contract.read` gives it; claims that it marks exploratory stay so.
     """
@@ -85,7 +85,7 @@ def decide(store: Store, study: Study, run_ids: Sequence[str], kept: Contract) -
 
 
 def standings(store: Store, run_ids: Sequence[str], kept: Contract) -> dict[str, tuple[str, Standing]]:
-    """For each run its condition and what its results are worth: exploratory, or made before an amendment."""
+    """For each run, its condition and what its results count as: exploratory, or made before an amendment."""
     found, worth_of = {}, contract.standing(kept)
     for run_id in run_ids:
         manifest, worth = RunManifest.load(store.run(run_id) / "manifest.json"), worth_of(run_id)
@@ -125,7 +125,7 @@ def _adopted(worth: Mapping[str, tuple[str, Standing]], run_ids: Sequence[str]) 
 
 
 def elsewhere_of(store: Store, run_id: str) -> list[str]:
-    """What of an adopted run could not be checked; held-out rows that it trained on come first."""
+    """What could not be checked about an adopted run; held-out rows that it was trained on come first."""
     record = TrainingRecord.load(store.run(run_id) / "training.json").elsewhere
     if record is None:
         return []
@@ -146,7 +146,7 @@ def _contamination(kept: Contract) -> str:
 
 
 def scores(study: str | Path) -> dict[tuple[str, str], ScoreTable]:
-    """Tables by (condition, eval) of a finished study: the runs its verdicts were made from.
+    """The score tables of a finished study by (condition, eval), from the runs behind its verdicts.
 
     Raises InputError when the study has no verdicts yet.
     """

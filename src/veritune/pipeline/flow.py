@@ -61,7 +61,7 @@ from veritune.train.select import record_selection, record_shapes, selection_lin
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished study came to."""
+    """The result of a finished study."""
 
     folder: Path
     verdicts: tuple[Verdict, ...]
@@ -72,7 +72,7 @@ class Outcome:
 
     @property
     def all_supported(self) -> bool:
-        """Whether every declared claim is supported, exploratory ones too."""
+        """Whether every declared claim is supported, including exploratory ones."""
         return all(v.status == "supported" for v in self.verdicts)
 
 
@@ -84,7 +84,7 @@ def run(
     exploratory: bool = False,
     executor: ExecutorPlan | None = None,
 ) -> Outcome:
-    """Run a study, or what is left of it.
+    """Run a study, or resume it.
 
     `amend` is the reason for a change against the frozen contract; without one a changed study is refused (StaleError).
     `executor` says where cells run; None runs them one after the other in this process.
@@ -101,12 +101,14 @@ def run(
             store, study = study_at(study_file)  # the amendment that was finished may hold flags of its own
         lost = refuse_edited(store)
         if lost is not None:
-            progress.say(f"! {lost}; the runs are as the timeline knows them")
+            progress.say(f"! {lost}; the runs are taken from the timeline instead")
             store.log("seal_lost", message=lost)
         if exploratory and store.contract_file.exists():
-            raise InputError(f"{store.root} is frozen: it cannot run as exploratory.", fix="Leave --exploratory out.")
+            raise InputError(f"{store.root} is frozen: it cannot run as exploratory.", fix="Leave out --exploratory.")
         if exploratory and executor is not None:
-            raise InputError("cells of an executor need a frozen study.", fix="Leave out --exploratory or --executor.")
+            raise InputError(
+                "an executor can only run the cells of a frozen study.", fix="Leave out --exploratory or --executor."
+            )
         if executor is not None:
             executor = replace(executor, handed_on=variables(study.report_to))
             check_plan(executor, study, store.root)
@@ -374,13 +376,13 @@ def _refuse_unfinished(ended: Sequence[Ended]) -> None:
         host = f" on {first.host}" if first.host else ""
         raise MachineError(
             f"{len(failed)} of {len(ended)} cells failed, first {first.run_id}{host}: {first.error}",
-            fix="The others are kept; the same command resumes what is left.",
+            fix="Finished cells are kept; run the same command to resume the others.",
         )
     busy = [one for one in ended if one.in_use]
     if busy:
         raise LockedError(
             f"{len(busy)} of {len(ended)} cells are in use elsewhere, first {busy[0].run_id}: {busy[0].error}",
-            fix="The others are kept; give the same command again when those have ended.",
+            fix="Finished cells are kept; run the same command again when those have ended.",
         )
 
 

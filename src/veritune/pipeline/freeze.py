@@ -21,7 +21,8 @@ from veritune.store import Store
 
 @dataclass(frozen=True)
 class Frozen:
-    """A study's contract after a command: its hash, entries, what the last one changed, and what it marks.
+    """A study's contract after a command: its hash, its entries, what the last entry changed, and which results it
+    marks.
 
     `exploratory` are runs that were there before the freeze, `marked` those that an amendment came after. `limits` is
     what the declared design can never decide.
@@ -41,7 +42,8 @@ class Frozen:
 def freeze(
     study_file: str | Path, flags: Mapping[str, JsonLike] | None = None, progress: Progress | None = None
 ) -> Frozen:
-    """Check a study, hash all it is made from and write its contract; a frozen study is confirmed.
+    """Check a study, hash everything it is made from and write its contract; a study that is frozen already is
+    confirmed.
 
     `flags` override the file's settings; they stay in the contract and need not be given again. Without any, a frozen
     study's own are used. Raises StaleError naming what differs from a contract that is there.
@@ -60,7 +62,7 @@ def freeze(
 def amend(
     study_file: str | Path, reason: str, flags: Mapping[str, JsonLike] | None = None, progress: Progress | None = None
 ) -> Frozen:
-    """Record that the study changed, with the reason. Every result that is there is marked as made before it.
+    """Record a change of the study, with its reason. Every existing result is marked as made before the change.
 
     Killed anywhere it may be given again: an amendment with this reason that was recorded already is finished.
     Raises InputError without a contract, StoreError without a reason or when nothing differs.
@@ -69,7 +71,9 @@ def amend(
     given = {**frozen_flags(folder), **(flags or {})}
     store, study = study_at(study_file, given)
     if not store.contract_file.exists():
-        raise InputError(f"{store.root} is not frozen: there is nothing to amend.", fix="veritune freeze STUDY")
+        raise InputError(
+            f"{store.root} is not frozen: there is nothing to amend.", fix="Freeze it first: veritune freeze STUDY"
+        )
     with store.lock():
         _check(store)
         before = len(contract.agreed(store).entries)
@@ -79,7 +83,8 @@ def amend(
             again = len(kept.entries) == before
             if again and not (before > 1 and kept.last.reason == reason):
                 raise InputError(
-                    "nothing differs from the contract: there is nothing to amend.", fix="Change study.yaml first."
+                    "nothing differs from the contract: there is nothing to amend.",
+                    fix="Change study.yaml first, then amend.",
                 )
             mark_results(store, kept)
     return _frozen(store, kept, ready)
@@ -94,7 +99,7 @@ def _check(store: Store) -> None:
 
 
 def mark_results(store: Store, kept: Contract) -> None:
-    """Write into each summary what the contract says of it, so that a reader of that file alone sees it."""
+    """Write into each run's summary what the contract says about it, so that readers of that file alone see it."""
     if len(kept.entries) == 1 and not kept.first.made:
         return
     marked, worth_of = {}, contract.standing(kept)
@@ -124,7 +129,7 @@ def _frozen(store: Store, kept: Contract, ready: Ready) -> Frozen:
 
 
 def frozen_text(found: Frozen) -> str:
-    """`freeze` and `amend` for the screen."""
+    """The result of `freeze` and `amend` as text for the screen."""
     sources = list(found.sources.values())
     counts = ", ".join(f"{sources.count(s)} by {s}" for s in ("file", "flag", "default") if s in sources)
     lines = [f"contract {found.hash[:16]}, entry {found.entries - 1}: {len(sources)} settings ({counts})"]

@@ -28,7 +28,7 @@ DRAWN = (".svg", ".png", ".pdf")
 
 @dataclass(frozen=True)
 class GeometryAsked:
-    """What is read of every model; `layers` None reads all."""
+    """What to read from every model; `layers` None reads all layers."""
 
     methods: tuple[g.Method, ...]
     layers: tuple[int, ...] | None
@@ -39,7 +39,7 @@ class GeometryAsked:
 
 
 def methods_of(text: str) -> tuple[g.Method, ...]:
-    """`last_input_token`, `response_mean` or `both`. Raises InputError."""
+    """The methods that a text names: `last_input_token`, `response_mean` or `both`. Raises InputError."""
     known: dict[str, tuple[g.Method, ...]] = {
         "last_input_token": ("last_input_token",),
         "response_mean": ("response_mean",),
@@ -51,7 +51,7 @@ def methods_of(text: str) -> tuple[g.Method, ...]:
 
 
 def layers_of(text: str | None) -> tuple[int, ...] | None:
-    """`4,8,12` as numbers; None for all. Raises InputError."""
+    """The layers in a text such as `4,8,12`; None for all. Raises InputError."""
     if text is None:
         return None
     if not re.fullmatch(r"\d+(\s*,\s*\d+)*", text.strip()):
@@ -60,7 +60,7 @@ def layers_of(text: str | None) -> tuple[int, ...] | None:
 
 
 def limits_of(smallest_change: float | None) -> GeometryThresholds:
-    """The default thresholds, with another smallest change where one is given. Raises InputError."""
+    """The default thresholds, with another smallest change if one is given. Raises InputError."""
     if smallest_change is None:
         return DEFAULTS.geometry
     if not smallest_change > 0:
@@ -71,7 +71,7 @@ def limits_of(smallest_change: float | None) -> GeometryThresholds:
 def grids_of(
     model: str, adapters: Sequence[Path], reference: Path | None, asked: GeometryAsked
 ) -> list[geometry_grid.Grid]:
-    """The record of every named folder, all of them one family of tests."""
+    """The record of every named folder, with all of them corrected as one family of tests."""
     prompts, files = probes.persona_prompts(model, asked.personas, asked.questions)
     folders = [*adapters, *([] if reference is None else [reference])]
     measured = probes.geometry_of(model, folders, prompts, asked.methods, asked.max_new_tokens)
@@ -110,7 +110,9 @@ def _study_grids(study: Path, asked: GeometryAsked) -> list[geometry_grid.Grid]:
     prompts = g.render_personas(renderer.tokenizer, texts, questions)
     found = list(_checkpoints(store))
     if not found:
-        raise ModelError(f"no run of {store.root} has a checkpoint on disk.", fix="Run it with `keep: best` or `all`.")
+        raise ModelError(
+            f"no run of {store.root} has a checkpoint on disk.", fix="Run the study with `keep: best` or `keep: all`."
+        )
 
     def read(subject: ProbeSubject) -> Mapping[g.Method, g.States]:
         model = subject.base() if subject.adapter is None else subject.trained()
@@ -135,7 +137,9 @@ def _checkpoints(store: Store) -> Iterator[tuple[geometry_grid.GridRun, Path]]:
 
 
 def write_grid(grid: CellGrid, out: Path) -> None:
-    """The record (.json), the cells (.csv) or the figure (.svg, .png, .pdf) with its provenance; a folder takes all."""
+    """Write the record (.json), the cells (.csv) or the figure (.svg, .png, .pdf) with its provenance; into a folder,
+    all of them.
+    """
     if not out.suffix:
         write_grid(grid, out / "geometry.json")
         write_cells(grid, out)

@@ -13,7 +13,7 @@ from veritune.store import hash_of
 
 
 def judges_agree(ready: Ready) -> dict[str, JudgeAgreement]:
-    """The agreement of every judge with a labelled file, measured where it is not yet.
+    """The agreement of every judge with its labelled file, measured if it was not measured before.
 
     Raises GateError where a confirmatory claim rests on a judge whose agreement is too low, ModelError where the server
     gives no answer, DataError for a file that is no list of labels.
@@ -37,7 +37,7 @@ def judges_agree(ready: Ready) -> dict[str, JudgeAgreement]:
         claims = confirmatory_on(ready.study, name)
         if claims and not record.may_decide:
             raise GateError(
-                f"evals.{name}: claim {claims[0]} rests on a judge that may not decide: {record.reading}",
+                f"evals.{name}: claim {claims[0]} depends on a judge that may not decide: {record.reading}",
                 fix="Make the claim `correction: exploratory`, or use another judge or prompt. Nothing has trained.",
             )
     return made

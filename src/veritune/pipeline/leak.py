@@ -33,14 +33,15 @@ LEAK = "leak"
 def leak_command(
     study: str | Path, conditions: Sequence[str] = (), progress: Progress | None = None
 ) -> dict[str, dict[str, JsonLike]]:
-    """The leak record of each condition (all, unless named) at the study's first seed; what is on disk is not redone.
+    """The leak record of each condition (by default of all) at the study's first seed; records on disk are not made
+    again.
 
     Raises InputError for a condition that is not there or has not been run.
     """
     ready = ready_from_contract(study, progress or Progress())
     wrong = [name for name in conditions if name not in ready.study.conditions]
     if wrong:
-        raise InputError(f"no condition {wrong[0]!r}.", fix=f"There are: {', '.join(ready.study.conditions)}.")
+        raise InputError(f"unknown condition {wrong[0]!r}.", fix=f"Conditions: {', '.join(ready.study.conditions)}.")
     made = {}
     with ready.store.lock():
         refuse_edited(ready.store)
@@ -51,7 +52,9 @@ def leak_command(
 
 
 def whole_conditions(study: Study) -> list[str]:
-    """The conditions that train on all seen rows: of a part of them, drawn by family, no leaky split is the equal."""
+    """The conditions that train on all seen rows; for a part of them, drawn by family, no comparable leaky split
+    exists.
+    """
     return [name for name, c in study.conditions.items() if c.data_fraction in (None, 1.0)]
 
 
@@ -85,7 +88,7 @@ def _split(ready: Ready, honest: Cell) -> tuple[dict[str, str], str, list[str]]:
 
 
 def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str, JsonLike]:
-    """The leak record of one condition, made where it is not on disk. `planned`: the plan has counted its tokens.
+    """The leak record of one condition, made if it is not on disk. `planned`: the plan has already counted its tokens.
 
     Raises InputError when the study's own runs are missing, or the condition trains on a part of the rows.
     """
@@ -93,7 +96,9 @@ def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str,
 
     baseline, honest = next(c for c in cells_of(ready) if c.phase == BASELINE), _honest(ready, condition)
     if condition not in whole_conditions(ready.study):
-        raise InputError(f"{condition} trains on a part of the rows.", fix="Name a condition that trains on all.")
+        raise InputError(
+            f"{condition} trains on only a part of the rows.", fix="Name a condition that trains on all rows."
+        )
     for cell in (baseline, honest):
         if cell is None or not is_done(ready, cell):
             what = condition if cell is None else cell.run_id

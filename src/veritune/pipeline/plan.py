@@ -77,7 +77,7 @@ SMALL_FILES = 6_000_000
 
 @dataclass(frozen=True)
 class TrainedModules:
-    """What each condition trains, and the settings in which conditions differ."""
+    """What each condition trains, and the settings in which the conditions differ."""
 
     conditions: Mapping[str, Trainable]
     differences: Mapping[str, Mapping[str, Any]]
@@ -90,7 +90,7 @@ def make_plan(
     *,
     elsewhere: Callable[[], None] | None = None,
 ) -> RunPlan:
-    """The plan of every cell and in sum, written to `plan.json` and kept as `plans/<number>.json`.
+    """Plan every cell and their sum, write the plan to `plan.json` and keep it as `plans/<number>.json`.
 
     A plan that is there for the same cells and assumptions is read back, so that a second run changes nothing. Another
     one says which plan it supersedes. No plan is sealed: the timeline knows each by hash. `elsewhere` has another
@@ -159,7 +159,7 @@ def _keep_plan(store: Store, plan: RunPlan) -> None:
 def plan_command(
     study_file: str | Path, prices: Prices | None, assumed: Assumed, progress: Progress
 ) -> tuple[Ready, RunPlan]:
-    """Make a study ready and plan it, trained or not, frozen or not; nothing but the probes is computed.
+    """Prepare a study and plan it, whether trained or frozen or not; only the probes are computed.
 
     Raises StaleError when the study differs from a contract that is there.
     """
@@ -177,7 +177,8 @@ def plan_command(
 
 
 def measure_live(study_file: Path, progress: Progress) -> None:
-    """The live steps and the answer probe of a study, kept in its `audit/`; for a worker of a driver that holds it.
+    """Measure the live steps and the answer probe of a study into its `audit/`, on a worker whose driver holds the
+    study.
 
     Raises MachineError where this machine lacks the accelerators that the study shares a model among.
     """
@@ -188,7 +189,7 @@ def measure_live(study_file: Path, progress: Progress) -> None:
 
 
 def modules_command(study_file: str | Path) -> TrainedModules:
-    """For each condition what it trains: method, options, exact modules, parameters and share; no step is made."""
+    """What each condition trains: method, options, exact modules, parameters and share; no training step is made."""
     from veritune.train import methods
     from veritune.train.backends.protocol import backend_of
 
@@ -205,7 +206,7 @@ def modules_command(study_file: str | Path) -> TrainedModules:
 
 
 def modules_text(modules: TrainedModules) -> str:
-    """`veritune plan --modules` for the screen."""
+    """`veritune plan --modules` as text for the screen."""
     lines = differences_lines(modules.differences)
     for name, trained in modules.conditions.items():
         lines.append(
@@ -217,7 +218,7 @@ def modules_text(modules: TrainedModules) -> str:
 
 
 def expected_cells(ready: Ready) -> list[Cell]:
-    """All cells, those that wait for a selection too; their learning rate and id are then provisional."""
+    """All cells, including those that wait for a selection; their learning rate and id are then provisional."""
     selection = ready.study.selection
     cells = cells_of(ready)
     if selection is None or any(cell.phase == MAIN for cell in cells):
@@ -291,7 +292,9 @@ def _longest_prompts(ready: Ready, name: str) -> list[tuple[int, ...]]:
 
 
 def answer_probe(ready: Ready) -> AnswerProbe:
-    """One real batch of each eval answered by the base for a few tokens: seconds for its prompts and for each token."""
+    """The base's answers to one real batch of each eval, cut to a few tokens: seconds for the prompts and for each
+    token.
+    """
     from veritune.evaluate.generate import Decoding, cache_bytes
     from veritune.train.trainer import NLL_BATCH
 
@@ -462,8 +465,9 @@ def _answer_s(ready: Ready, name: str, timing: EvalTiming) -> float:
 
 
 def scoring_tokens(ready: Ready) -> int:
-    """Tokens that scoring one cell takes at most: prompts and answers of full length, options, and what judges are told
-    and say. The judge's are counted by the model's own tokenizer."""
+    """The most tokens that scoring one cell takes: prompts and answers of full length, options, and the judges' input
+    and output. The judge's tokens are counted with the model's own tokenizer.
+    """
     total = 0
     for name, spec in ready.study.evals.items():
         if spec.kind == "choice":
@@ -533,7 +537,7 @@ def left(ready: Ready, plan: RunPlan) -> list[PlannedCell]:
 
 
 def refuse_plan(ready: Ready, plan: RunPlan) -> None:
-    """Raises MachineError when the disk is too small for what is left, GateError when it exceeds the budget."""
+    """Raises MachineError if the disk is too small for the remaining cells, GateError if they exceed the budget."""
     rows = left(ready, plan)
     if not rows:
         return
@@ -550,14 +554,14 @@ def refuse_plan(ready: Ready, plan: RunPlan) -> None:
     for name, limit, planned, form in checks:
         if limit is not None and planned is not None and planned > limit:
             raise GateError(
-                f"budget.{name}: the {len(rows)} cells that are left are planned at {form.format(planned)}, "
-                f"and the budget is {form.format(limit)}. Nothing has trained.",
-                fix="Make the sweep smaller, or raise the budget: it is no part of the contract.",
+                f"budget.{name}: the {len(rows)} remaining cells are planned at {form.format(planned)}, but the "
+                f"budget is {form.format(limit)}. Nothing has trained.",
+                fix="Make the sweep smaller, or raise the budget, which is not part of the contract.",
             )
 
 
 def plan_progress(ready: Ready, plan: RunPlan) -> None:
-    """Tell the progress what is left, so that the time left can be told."""
+    """Pass the remaining work to the progress display, so that it can show the time left."""
     for row in left(ready, plan):
         if row.tokens and not _trained(ready, row):
             ready.progress.plan("train", row.tokens)
@@ -578,7 +582,7 @@ def _trained(ready: Ready, row: PlannedCell) -> bool:
 
 
 def compare_with_plan(ready: Ready, plan: RunPlan, took: Mapping[tuple[str, str, int], float]) -> PlanComparison | None:
-    """What the cells run just now were planned at and took, with the ratio; None when none was run.
+    """Planned and actual time and memory of the cells that were just run, with their ratio; None if none was run.
 
     `took` are seconds by (phase, condition, seed). Memory is compared over the cells, training and scoring
     together: the ratio that is farthest from 1.
@@ -617,7 +621,7 @@ def _off(ratio: float) -> float:
 
 
 def run_lines(plan: RunPlan, rows: Sequence[PlannedCell]) -> list[str]:
-    """The plan of what is left in one line, for a run's progress; none when nothing is."""
+    """The plan of the remaining cells in one line, for a run's progress; nothing if none remain."""
     if not rows:
         return []
     total = _total(rows, plan.total.price)
@@ -629,7 +633,7 @@ def run_lines(plan: RunPlan, rows: Sequence[PlannedCell]) -> list[str]:
 
 
 def plan_text(plan: RunPlan, differences: Mapping[str, Mapping[str, JsonLike]]) -> str:
-    """`veritune plan` for the screen."""
+    """`veritune plan` as text for the screen."""
     data, total = plan.data, plan.total
     rows = ", ".join(f"{n} {zone}" for zone, n in data.rows.items())
     lines = [
@@ -702,7 +706,7 @@ def _memory_lines(name: str, probe: LiveProbe) -> list[str]:
 
 
 def differences_lines(differences: Mapping[str, Mapping[str, JsonLike]]) -> list[str]:
-    """What differs between conditions, one line a setting."""
+    """The differences between conditions, one line per setting."""
     if not differences:
         return ["differ    the conditions differ in nothing"]
     return [

@@ -63,7 +63,7 @@ Make = Callable[[Ready, "ProbeSubject", "TrainingRecord | None"], "Made"]
 
 
 def probe_report(study: str | Path, progress: Progress | None = None, make: Sequence[str] = ()) -> list[ProbeBlock]:
-    """Make the cheap records that are missing and those that `make` names, redraw the report, and give every block.
+    """Make the cheap records that are missing and those named in `make`, redraw the report, and return all blocks.
 
     Without the training half nothing is made: the blocks are those of the records that are there.
 
@@ -71,7 +71,7 @@ def probe_report(study: str | Path, progress: Progress | None = None, make: Sequ
     """
     wrong = [name for name in make if name not in MODEL_PROBES]
     if wrong:
-        raise InputError(f"--make {wrong[0]}: no such probe.", fix=f"There are: {', '.join(MODEL_PROBES)}.")
+        raise InputError(f"--make {wrong[0]}: unknown probe.", fix=f"Probes: {', '.join(MODEL_PROBES)}.")
     if lacking_train() and not make:
         store = Store.of(study)
         return blocks(read_records(store, load_study(store.study_file)))
@@ -81,7 +81,9 @@ def probe_report(study: str | Path, progress: Progress | None = None, make: Sequ
         cells = cells_of(ready)
         runs = [c for c in cells if c.phase != BASELINE and (ready.store.run(c.run_id) / "training.json").exists()]
         if not runs:
-            raise InputError(f"{ready.store.root} has no trained run.", fix=f"veritune run {ready.store.root}")
+            raise InputError(
+                f"{ready.store.root} has no trained run.", fix=f"Run it first: veritune run {ready.store.root}"
+            )
         with resealing(ready.store, "probe report"):
             make_probes(ready, cells, make)
             write_report(ready.store, ready.study)
@@ -140,7 +142,8 @@ def _cheap(ready: Ready, cell: Cell, losses: Mapping[str, float]) -> Iterator[tu
 
 
 def write_curves(ready: Ready, cells: Sequence[Cell]) -> dict[str, Curve]:
-    """Write `probes/<run_id>/curve.json` of every trained run with several checkpoints; the curves by run id."""
+    """Write `probes/<run_id>/curve.json` for every trained run with several checkpoints; returns the curves by run
+    id."""
     made, base = {}, _base_losses(ready)
     for cell in cells:
         path = ready.store.run(cell.run_id) / "training.json"

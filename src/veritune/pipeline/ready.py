@@ -49,7 +49,7 @@ NO_LIMIT = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ItemOptions:
-    """One multiple-choice item: its options and each of them rendered as the answer."""
+    """One multiple-choice item: its options, and each option rendered as the answer."""
 
     row: Row
     options: ChoiceOptions
@@ -58,7 +58,7 @@ class ItemOptions:
 
 @dataclass(frozen=True)
 class Ready:
-    """What every cell of a study shares. `facts` is what the contract freezes beside the settings.
+    """What all cells of a study share. `facts` is what the contract freezes beside the settings.
 
     `items` are the rows each eval asks, by the eval's name; `tokenizer` is the model's own.
     """
@@ -74,31 +74,32 @@ class Ready:
 
     @cached_property
     def backend(self) -> TrainingBackend:
-        """Where cells train and answer."""
+        """The backend that trains the cells and answers evals."""
         return backend_of(self.study)
 
     @cached_property
     def context(self) -> Context:
-        """The same for `train.cells`."""
+        """The same data as a context for `train.cells`."""
         from veritune.train.cells import Context
 
         return Context(self.store, self.study, self.model, self.tokenizer, self.data, self.progress)
 
     @cached_property
     def made_from(self) -> Callable[[Cell], str]:
-        """The hash that a cell's summary has to be made from, for many cells: see `train.schedule.summary_hash`."""
+        """The hash that a cell's summary must be made from, computed for many cells: see
+        `train.schedule.summary_hash`."""
         from veritune.train.schedule import summary_hasher
 
         return summary_hasher(self.study, self.facts)
 
     @cached_property
     def machine(self) -> MachineFacts:
-        """This machine, as manifests record it."""
+        """This machine's facts, as recorded in manifests."""
         return describe_machine()
 
     @property
     def packages(self) -> Mapping[str, str]:
-        """Package versions here, as manifests record them."""
+        """The package versions here, as recorded in manifests."""
         return self.facts.packages
 
     @cached_property
@@ -189,9 +190,9 @@ def _check_lengths(study: Study, model: ModelRef, data: Prepared) -> None:
         n, new = len(benchmark.prompts[longest]), 1 if spec.kind == "choice" else spec.max_new_tokens
         if limit is not None and n + new > limit:
             raise StudyError(
-                f"evals.{name}: item {longest} has {n} prompt tokens, and with max_new_tokens {new} it exceeds the "
+                f"evals.{name}: item {longest} has {n} prompt tokens; with max_new_tokens {new} that exceeds the "
                 f"model's context of {limit} tokens.",
-                fix=f"Set max_new_tokens to at most {limit - n}." if n < limit else "Leave the item out of the file.",
+                fix=f"Set max_new_tokens to at most {limit - n}." if n < limit else "Remove the item from the file.",
             )
 
 
@@ -221,7 +222,8 @@ def _check_probes(study: Study) -> None:
         close = nearest(claim.probe, study)
         hint = f" (did you mean {close!r}?)" if close else ""
         raise StudyError(
-            f"claims: {claim.name}: no probe {claim.probe!r}{hint}.", fix=f"There are: {patterns_text(study)}."
+            f"claims: {claim.name}: unknown probe {claim.probe!r}{hint}.",
+            fix=f"Probes of this study: {patterns_text(study)}.",
         )
 
 
@@ -272,7 +274,7 @@ def _facts(study: Study, model: ModelRef, data: Prepared) -> Facts:
 
 
 def unused_packages(study: Study) -> set[str]:
-    """Packages that may be installed and that no arm of this study runs; the contract does not hold their versions.
+    """Packages that no condition of this study uses, even if installed; the contract does not record their versions.
 
     `gguf` only unpacks a base whose files the contract holds by hash; `pydantic` reads what the contract holds itself.
     """

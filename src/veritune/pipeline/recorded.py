@@ -74,13 +74,15 @@ class _DoneRun:
 
 
 def recorded_quantities(store: Store, run_ids: Sequence[str], thresholds: Thresholds = DEFAULTS) -> dict[str, Recorded]:
-    """All quantities of these runs by name. A quantity that some run lacks has no value and says which.
+    """All quantities of these runs by name. A quantity that is missing for some run has no value and names that run.
 
     Raises ScoreError for a record that is damaged, naming its file.
     """
     made, damaged = _quantities(store, run_ids, thresholds)
     if damaged:
-        raise ScoreError(f"{damaged[0]} ({len(damaged)} damaged files).", fix="Make the record again, or remove it.")
+        raise ScoreError(
+            f"{damaged[0]} ({len(damaged)} damaged files).", fix="Make the damaged record again, or remove it."
+        )
     return made
 
 
@@ -102,7 +104,7 @@ def _quantities(store: Store, run_ids: Sequence[str], thresholds: Thresholds) ->
 
 
 def claimed_quantities(store: Store, run_ids: Sequence[str], study: Study) -> dict[str, Recorded]:
-    """The quantities that the study's claims name; one that is not recorded says which command makes it."""
+    """The quantities that the study's claims name; a quantity that is not recorded names the command that makes it."""
     names = {claim.probe for claim in study.claims if claim.probe is not None}
     if not names:
         return {}

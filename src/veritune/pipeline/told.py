@@ -20,7 +20,7 @@ from veritune.untrusted import parse_json, parse_yaml, read_bytes
 KEYS: Mapping[str, tuple[str, ...]] = {
     "learning rate": ("learning_rate", "lr"),
     "scheduler": ("lr_scheduler_type", "lr_scheduler"),
-    "rows a micro-batch": ("per_device_train_batch_size", "micro_batch_size", "batch_size"),
+    "rows per micro-batch": ("per_device_train_batch_size", "micro_batch_size", "batch_size"),
     "accumulation": ("gradient_accumulation_steps",),
     "epochs": ("num_train_epochs", "num_epochs", "epochs"),
     "weight decay": ("weight_decay",),
@@ -34,7 +34,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Told:
-    """What the files say; `missing` what they leave open, in words."""
+    """What the given files say about a training; `missing` names in words what they do not say."""
 
     facts: Mapping[str, object]
     steps: int | None
@@ -43,7 +43,7 @@ class Told:
     missing: tuple[str, ...]
 
     def differences(self, study: Study, cell: Cell) -> list[str]:
-        """Where the told settings are not the study's, a line each."""
+        """Where the stated settings differ from the study's, one line each."""
         plan = schedule(study, cell)
         ours: dict[str, object] = {
             "learning rate": cell.lr,
@@ -56,11 +56,11 @@ class Told:
         for name, declared in ours.items():
             said = self.facts.get(name)
             if said is not None and not _equal(said, declared):
-                found.append(f"its config says {name} {said}, the study declares {declared}")
-        micro, times = self.facts.get("rows a micro-batch"), self.facts.get("accumulation")
+                found.append(f"its config has {name} {said}, but the study declares {declared}")
+        micro, times = self.facts.get("rows per micro-batch"), self.facts.get("accumulation")
         if isinstance(micro, int) and isinstance(times, int) and micro * times != effective_batch(plan):
             found.append(
-                f"its config says {micro * times} rows a step on one device, the study {effective_batch(plan)}"
+                f"its config has {micro * times} rows per step on one device, the study {effective_batch(plan)}"
             )
         return found
 
@@ -72,7 +72,7 @@ def _equal(said: object, declared: object) -> bool:
 
 
 def told_of(state: Path | None, config: Path | None) -> Told:
-    """Read what was given. Raises InputError for a file that is not what its option names."""
+    """What the given files say. Raises InputError for a file that is not of the kind its option expects."""
     facts: dict[str, object] = {}
     steps = loss = seconds = None
     missing = []
@@ -81,7 +81,7 @@ def told_of(state: Path | None, config: Path | None) -> Told:
     if config is not None:
         _config(config, facts)
     if steps is None:
-        missing.append("how many steps it took (no trainer_state.json)")
+        missing.append("the number of its training steps (no trainer_state.json)")
     if config is None:
         missing.append("its settings: learning rate, batch, schedule, loss mask (no --config)")
     else:
@@ -126,7 +126,7 @@ def _config(path: Path, facts: dict[str, object]) -> None:
             facts[name] = _number(flat[key])
     if not any(name in facts for name in KEYS):
         raise InputError(
-            f"--config {path}: no setting that is known here, found {', '.join(list(value)[:5])}.",
+            f"--config {path}: expected known settings, found {', '.join(list(value)[:5])}.",
             fix=f"Known names: {', '.join(k for keys in KEYS.values() for k in keys)}.",
         )
 
@@ -146,9 +146,13 @@ def _parsed(path: Path, option: str) -> dict[str, object]:
         content = read_bytes(path)
         value = parse_json(content) if path.suffix == ".json" else parse_yaml(content)
     except (OSError, ValueError) as exc:
-        raise InputError(f"{option} {path}: cannot be read ({first_line(exc)}).", fix="Give JSON or YAML.") from exc
+        raise InputError(
+            f"{option} {path}: cannot be read ({first_line(exc)}).", fix="Give a JSON or YAML file."
+        ) from exc
     except Exception as exc:  # yaml's own errors share no base with ValueError
-        raise InputError(f"{option} {path}: no YAML ({first_line(exc)}).", fix="Give JSON or YAML.") from exc
+        raise InputError(
+            f"{option} {path}: not valid YAML ({first_line(exc)}).", fix="Give a JSON or YAML file."
+        ) from exc
     if not isinstance(value, dict):
         raise InputError(f"{option} {path}: expected settings by name, found {json.dumps(value)[:40]}.")
     return value

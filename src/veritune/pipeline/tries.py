@@ -18,12 +18,12 @@ JOB_VARIABLES = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 
 
 def here() -> str:
-    """This host's name."""
+    """The name of this host."""
     return platform.node()
 
 
 def job_of() -> str | None:
-    """The scheduler's own name for this process, `slurm 12_3 on node-7`; None where nobody scheduled it."""
+    """The scheduler's name for this process, such as `slurm 12_3 on node-7`; None without a scheduler."""
     array, task = (os.environ.get(name) for name in JOB_VARIABLES)
     key = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
     if not key:
@@ -33,7 +33,7 @@ def job_of() -> str | None:
 
 
 def record_try(folder: Path, event: Literal["began", "failed", "stopped", "done"]) -> None:
-    """Append one line. What a killed process left half-written goes first. The caller holds the run."""
+    """Append one line, after removing an incomplete one that a killed process left. The caller holds the run's lock."""
     line = TryLine(event, now(), here(), os.getpid(), job_of())
     path = folder / TRIES
     make_folder(folder)
@@ -47,7 +47,7 @@ def record_try(folder: Path, event: Literal["began", "failed", "stopped", "done"
 
 
 def read_tries(folder: Path) -> list[TryLine]:
-    """All lines, oldest first; empty if the file is missing or unreadable, since it only informs."""
+    """All lines, oldest first; empty if the file is missing or unreadable, because it is only informative."""
     path = folder / TRIES
     try:
         lines = whole_lines(path.read_text("utf-8"), torn=False)
@@ -57,7 +57,7 @@ def read_tries(folder: Path) -> list[TryLine]:
 
 
 def lost_tries(tries: Sequence[TryLine], *, over: bool) -> list[TryLine]:
-    """Tries that ended without a word: killed, or their host was lost.
+    """Tries that ended without a record: the process was killed, or its host was lost.
 
     `over`: no process holds the run and it is not done, so a last try without a later line is lost too.
     """
@@ -76,5 +76,5 @@ def lost_tries(tries: Sequence[TryLine], *, over: bool) -> list[TryLine]:
 
 
 def name_try(line: TryLine) -> str:
-    """`process 12 on host-a (slurm 7_1)`."""
+    """A try's name: `process 12 on host-a (slurm 7_1)`."""
     return f"process {line.pid} on {line.host}" + (f" ({line.job})" if line.job else "")

@@ -45,7 +45,7 @@ TAIL = 65_536  # bytes read from the end of a metrics file: some hundred lines
 
 
 def study_at(path: str | Path, flags: Mapping[str, JsonLike] | None = None) -> tuple[Store, Study]:
-    """The study in a folder or file. Raises StudyError when it has another name than study.yaml, or is not valid.
+    """The study in a folder or file. Raises StudyError if the file has another name than study.yaml, or is invalid.
 
     `flags` override the file's settings; None takes those that the contract holds.
     """
@@ -53,16 +53,16 @@ def study_at(path: str | Path, flags: Mapping[str, JsonLike] | None = None) -> t
     file = file / "study.yaml" if file.is_dir() else file
     study = load_study(file, flags)
     if file.name != "study.yaml":
-        raise StudyError(f"{file}: a study file is named study.yaml; its folder is the study.", fix="Rename it.")
+        raise StudyError(f"{file}: a study's file must be named study.yaml, in a folder of its own.", fix="Rename it.")
     return Store(file.parent), study
 
 
 @dataclass(frozen=True, slots=True)
 class CellState:
-    """How a run stands. `steps` is how many are planned, `step` the last one logged, `loss` its loss (nats per target
-    token); `step_s` the seconds one takes; `left_s` and `age_s` the seconds left in training and since the last write.
-    `expires` is when its weights, which only a server has, are deleted there (ISO 8601).
-    `host` is where it was last worked on; `lost` names processes that began on it and ended without a word.
+    """The state of a run. `steps` is the planned number, `step` the last one logged, `loss` its loss (nats per target
+    token); `step_s` the seconds per step; `left_s` and `age_s` the seconds left in training and since the last write.
+    `expires` is when a server deletes weights that only it has (ISO 8601). `host` is where work was last done; `lost`
+    names processes that started the run and ended without a record.
     """
 
     state: str
@@ -81,7 +81,7 @@ class CellState:
 
 @dataclass(frozen=True, slots=True)
 class ListedCell(CellState):
-    """A planned cell and how its run stands."""
+    """A planned cell and the state of its run."""
 
     run_id: str = ""
     phase: str = ""
@@ -103,7 +103,7 @@ class ListedCell(CellState):
 
 
 def list_cells(study_path: str | Path) -> list[ListedCell]:
-    """Every cell of a frozen study with its state and what it last wrote.
+    """Every cell of a frozen study with its state and its last records.
 
     Raises InputError when the study is not frozen.
     """
@@ -139,7 +139,7 @@ def _indexed_state(store: Store, index: CellIndex, run_id: str, expected: str) -
 
 
 def cell_state(store: Store, run_id: str, expected: str | None) -> CellState:
-    """State of one run; `expected` is the hash its summary must have been made from (None: any)."""
+    """The state of one run; `expected` is the hash its summary must have been made from (None: any)."""
     folder = store.run(run_id)
     summary = RunSummary.load(folder / "summary.json") if (folder / "summary.json").exists() else None
     if summary is not None and expected in (None, summary.input_hash):
@@ -173,7 +173,7 @@ def _where(folder: Path, *, over: bool) -> CellState:
 
 
 class Board:
-    """Follows cells that other processes run, from their records, and shows one line about them."""
+    """Follows cells that other processes run, by reading their records, and shows one line about them."""
 
     def __init__(self, store: Store, run_ids: Sequence[str], progress: Progress, every_s: float = 5.0) -> None:
         self.store = store
@@ -184,7 +184,7 @@ class Board:
         self.done: set[str] = set()
 
     def tick(self) -> None:
-        """Look again when it is time."""
+        """Read the records again if it is time."""
         now = time.monotonic()
         if now - self.looked < self.every_s:
             return
@@ -200,7 +200,7 @@ class Board:
 
 
 def watch(study_path: str | Path, progress: Progress, every_s: float = 2.0) -> list[ListedCell]:
-    """Follow a study until none of its cells is being worked on; its cells as they stand then.
+    """Follow a study until none of its cells is being run; returns the final state of its cells.
 
     A line is printed whenever a cell changes its state. Raises InputError when the study is not frozen.
     """
@@ -221,7 +221,7 @@ def watch(study_path: str | Path, progress: Progress, every_s: float = 2.0) -> l
 
 
 def cells_text(cells: Sequence[ListedCell]) -> str:
-    """`list_cells` for the screen: one line a cell, and how many are in which state."""
+    """The result of `list_cells` as text for the screen: one line per cell, then the number of cells in each state."""
     width = max((len(cell.run_id) for cell in cells), default=0)
     lines = [cell_line(cell, width) for cell in cells]
     counts = Counter(cell.state for cell in cells)
@@ -237,7 +237,7 @@ def cell_line(cell: ListedCell, width: int = 44) -> str:
     if cell.left_s is not None and cell.state == "running":
         parts.append(f"about {clock(cell.left_s)} left in training")
     if cell.state in ("stalled", "stopped") and cell.age_s is not None:
-        parts.append(f"last word {clock(cell.age_s)} ago")
+        parts.append(f"last written {clock(cell.age_s)} ago")
     if cell.host is not None:
         parts.append(f"on {cell.host}")
     if cell.lost:
@@ -248,7 +248,7 @@ def cell_line(cell: ListedCell, width: int = 44) -> str:
 
 
 def expiry_text(expires: str, now: datetime) -> str:
-    """Hours until a server deletes weights that only it has, or that it has done so."""
+    """Hours until a server deletes weights that only it has, or that they are deleted."""
     hours = (datetime.fromisoformat(expires).astimezone(UTC) - now).total_seconds() / 3600
     return f"checkpoint expires on the server in {hours:.1f} h" if hours > 0 else "checkpoint EXPIRED on the server"
 

@@ -27,7 +27,7 @@ from veritune.train.schedule import Cell
 
 
 class Worker:
-    """A frozen study, ready, for as long as its files stay as they are."""
+    """A frozen study, prepared once and reused until one of its files changes."""
 
     _kept: ClassVar[dict[Path, Worker]] = {}
 
@@ -48,7 +48,7 @@ class Worker:
         return cls._kept[path]
 
     def prepare(self) -> Ready:
-        """The study, read and checked where this is the first time or a file that it is made from has changed.
+        """The study, read and checked the first time and whenever one of its files has changed.
 
         Raises as `cell.ready_from_contract` does.
         """
@@ -61,16 +61,18 @@ class Worker:
         return self.ready
 
     def run(self, run_id: str) -> RunSummary | None:
-        """Run one cell, or what is left of it. Raises InputError for an unknown run id, and as `run_cell` does."""
+        """Run one cell, or resume it. Raises InputError for an unknown run id, and as `run_cell` does."""
         ready = self.prepare()
         if run_id not in self.cells:
             raise InputError(
-                f"no cell {run_id!r} in {ready.store.root}.", fix="`veritune status STUDY --cells` lists them."
+                f"unknown cell {run_id!r} in {ready.store.root}.", fix="List the cells: veritune status STUDY --cells"
             )
         return run_cell(ready, self.cells[run_id])
 
     def is_done(self, run_id: str) -> bool:
-        """Whether a cell's summary is there and made from the study as it is now: an amendment leaves old ones."""
+        """Whether a cell's summary exists and was made from the present study; summaries from before an amendment do
+        not count.
+        """
         return is_done(self.prepare(), self.cells[run_id])
 
     def _stamp(self, ready: Ready) -> Stamps:
@@ -81,7 +83,7 @@ class Worker:
 
 
 def pull(worker: Worker, run_ids: Sequence[str]) -> Iterator[str]:
-    """Cells of the list that are not done and that nobody holds, each once, for as long as there are any.
+    """Cells of the list that are not done and that no process holds, each once, until there are none.
 
     Every process begins at another place, so that two rarely reach for one cell.
     """
@@ -105,7 +107,8 @@ def pull(worker: Worker, run_ids: Sequence[str]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """What one `work` did: run ids that it ended, cells that failed with their errors, and cells that others have."""
+    """The result of one `work` command: run ids it finished, failed cells with their errors, and cells held by
+    others."""
 
     done: tuple[str, ...]
     failed: dict[str, str]
@@ -115,7 +118,8 @@ class Worked:
 
 
 def work_command(study_path: str | Path, progress: Progress, most: int | None = None) -> Worked:
-    """Run cells until none is left that nobody has, at most `most` of them. A failed cell does not stop the others.
+    """Run cells that no other process holds, at most `most`, until none is left. A failed cell does not stop the
+    others.
 
     Raises as `cell.ready_from_contract` does when the study itself cannot be worked on.
     """
@@ -145,7 +149,7 @@ def work_command(study_path: str | Path, progress: Progress, most: int | None = 
 
 
 def worked_text(worked: Worked) -> str:
-    """`work_command` for the screen."""
+    """The result of `work_command` as text for the screen."""
     lines = [f"{len(worked.done)} cells run on {worked.host}, {worked.left} are left"]
     lines += [f"  {run_id} failed: {error}" for run_id, error in worked.failed.items()]
     lines += [f"  {run_id} is in use: {holder}" for run_id, holder in worked.in_use.items()]

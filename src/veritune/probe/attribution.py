@@ -60,8 +60,9 @@ MAY_NOT = (
 
 @dataclass(frozen=True)
 class RankedFamily:
-    """A family in a list. `predicted`: its centred score, larger moves the chosen items more; `text_rank` counts from 1
-    among all families by words alone; `row` is one of its rows."""
+    """A ranked family. `predicted`: its centred score (a larger score moves the chosen items more); `text_rank` is its
+    rank among all families by words alone, from 1; `row` is one of its rows.
+    """
 
     family: str
     rows: int
@@ -72,7 +73,7 @@ class RankedFamily:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The list of one contrast. `families` is empty where it is withheld; `why` says so.
+    """The ranked list of one contrast. `families` is empty if the list is withheld; `why` gives the reason.
 
     `p` is the larger of the two nulls' p, Benjamini-Hochberg over the lists of the record in `p_corrected`. `p_text` is
     the same test of the list by words. `text_correlation`: Spearman's, of both lists over all families.
@@ -90,7 +91,9 @@ class Ranking:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What leaving families out was worth: the rise of the chosen items' loss, nats per token, over seeds and items."""
+    """The effect of leaving families out of training: the rise of the chosen items' loss, in nats per token, over seeds
+    and items.
+    """
 
     name: str
     families: Mapping[str, tuple[str, ...]]
@@ -100,7 +103,8 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Verified:
-    """Retraining without the top, similar and random families. `families` and `rows` of each set are by seed.
+    """Results of retraining without the top, similar and random families. `families` and `rows` of each set are by
+    seed.
 
     `rank_correlation` is Spearman's, of predicted and real effect over the sets tried, centred over items, a mean over
     the chosen items; `rotated_max` is the largest of it when every item gets another item's predictions.
@@ -141,7 +145,7 @@ class Attribution:
 
 @dataclass(frozen=True, eq=False)
 class RowFamilies:
-    """Families of the training rows, in the order of their first row."""
+    """The families of the training rows, in the order of their first row."""
 
     names: tuple[str, ...]
     of_row_N: Ints
@@ -149,12 +153,12 @@ class RowFamilies:
 
     @classmethod
     def of(cls, family_of_row: Sequence[str], row_ids: Sequence[str]) -> RowFamilies:
-        """From each row's family and id. Raises DataError for too few families."""
+        """The families from each row's family and id. Raises DataError for too few families."""
         names = tuple(dict.fromkeys(family_of_row))
         if len(names) < LEAST_FAMILIES:
             raise DataError(
                 f"expected at least {LEAST_FAMILIES} training families to rank, found {len(names)}.",
-                fix="Set data.family_field, or attribute a run that trained on more.",
+                fix="Set data.family_field, or attribute a run that was trained on more families.",
             )
         place = {name: i for i, name in enumerate(names)}
         return cls(names, np.array([place[f] for f in family_of_row]), tuple(row_ids))
@@ -173,7 +177,7 @@ class RowFamilies:
 
 
 def gradient_scores(measured: Sequence[Products], n_rows: int, families: RowFamilies) -> Floats:
-    """Predicted effect of each family on each item, centred over items [Q, F].
+    """The predicted effect of each family on each item, centred over items [Q, F].
 
     Each of `measured` holds the rows first and the items behind them, at one checkpoint. Raises DataError for too few
     checkpoints or items.
@@ -181,7 +185,7 @@ def gradient_scores(measured: Sequence[Products], n_rows: int, families: RowFami
     if len(measured) < LEAST_CHECKPOINTS:
         raise DataError(
             f"expected gradients at {LEAST_CHECKPOINTS} checkpoints or more, found {len(measured)}.",
-            fix="Train with `keep: all`, or `keep: best`: the start is the other one.",
+            fix="Train with `keep: all`; with `keep: best` the starting weights are the second checkpoint.",
         )
     n_items = len(measured[0].loss_N) - n_rows
     check_items(n_items)
@@ -193,13 +197,15 @@ def check_items(n_items: int) -> None:
     """Raises DataError for too few items."""
     if n_items < LEAST_ITEMS:
         raise DataError(
-            f"expected at least {LEAST_ITEMS} items to centre over, the chosen ones among them; found {n_items}.",
-            fix="Ask of an eval with more scored items.",
+            f"expected at least {LEAST_ITEMS} items to center over, including the chosen ones; found {n_items}.",
+            fix="Name an eval with more scored items.",
         )
 
 
 def text_scores(items: Sequence[str], rows: Sequence[str], families: RowFamilies) -> Floats:
-    """The same by words alone: TF-IDF cosines of items and rows, summed by family and centred over items [Q, F]."""
+    """The same as `gradient_scores` by words alone: TF-IDF cosines of items and rows, summed by family and centred over
+    items [Q, F].
+    """
     vectors = _tf_idf([*rows, *items])
     cosine_Q_N = vectors[len(rows) :] @ vectors[: len(rows)].T
     return families.summed(cosine_Q_N)
@@ -222,7 +228,7 @@ def _tf_idf(texts: Sequence[str]) -> Floats:
 
 
 def contrast_of(chosen: Sequence[int], n_items: int) -> Floats:
-    """The chosen items against all: weights over items that sum to 0, of length 1 [Q]."""
+    """The contrast of the chosen items with all: weights over items that sum to 0 and have length 1 [Q]."""
     weight_Q = np.full(n_items, -1.0 / n_items)
     weight_Q[list(chosen)] += 1.0 / len(chosen)
     made: Floats = weight_Q / np.linalg.norm(weight_Q)
@@ -230,7 +236,7 @@ def contrast_of(chosen: Sequence[int], n_items: int) -> Floats:
 
 
 def null_p(score_Q_F: Floats, chosen: Sequence[int], *, draws: int = DRAWS, seed: int = 0) -> float:
-    """How often a random contrast of the same items puts some family as high; (1 + count)/(draws + 1).
+    """How often a random contrast of the same items ranks some family as high: (1 + count)/(draws + 1).
 
     The larger p of the rotated null and, for several chosen items, of the exchanged one.
     """
@@ -267,7 +273,9 @@ def rankings(
     families: RowFamilies,
     most: int,
 ) -> tuple[Ranking, ...]:
-    """One list a group of chosen items (places in Q), the `most` families of each; withheld where p is above alpha."""
+    """One list per group of chosen items (indices in Q), each with its `most` highest families; withheld if p is above
+    alpha.
+    """
     p = [null_p(score_Q_F, chosen, seed=i) for i, chosen in enumerate(lists)]
     corrected = benjamini_hochberg(p)
     made = []
@@ -307,12 +315,12 @@ def _top(gradient_F: Floats, text_F: Floats, families: RowFamilies, most: int) -
 
 
 def top_families(score_F: Floats, most: int) -> list[int]:
-    """Places of the highest scores, the first of equals first."""
+    """Indices of the highest scores; ties are in their original order."""
     return [int(f) for f in np.argsort(-score_F, kind="stable")[:most]]
 
 
 def spearman(a: Floats, b: Floats) -> float | None:
-    """Rank correlation; None where a side has no spread."""
+    """Spearman's rank correlation; None if one side is constant."""
     x, y = rankdata(a) - (len(a) + 1) / 2, rankdata(b) - (len(b) + 1) / 2
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale > 0 else None

@@ -30,8 +30,9 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """Losses [S, Q] of all items without each set, and of whole runs; families left out, by set and seed (places in F);
-    `chosen` are the places of the chosen items, `family_of` each item's family."""
+    """Losses [S, Q] of all items after training without each set, and of unchanged runs; families left out, by set and
+    seed (indices in F); `chosen` are the indices of the chosen items, `family_of` each item's family.
+    """
 
     seeds: tuple[int, ...]
     whole_S_Q: Floats
@@ -45,7 +46,8 @@ class Tried:
 def choose_sets(
     gradient_F: Floats, text_F: Floats, most: int, seeds: Sequence[int]
 ) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """The families that each set leaves out, by seed: the same top and similar ones in all, other random ones in each.
+    """The families that each set leaves out, by seed: the same top and similar ones for all seeds, different random
+    ones for each.
 
     Random ones are drawn from all families but the top, so that they may hold similar ones.
     """
@@ -58,7 +60,9 @@ def choose_sets(
 
 
 def verify(tried: Tried, score_Q_F: Floats, text_Q_F: Floats, names: Sequence[str], size_F: Ints) -> Verified:
-    """Effects of the sets on the chosen items, the top against the others, and predicted beside real effect."""
+    """The effects of the sets on the chosen items, of the top compared with the others, and predicted beside measured
+    effects.
+    """
     effects = {name: loss_S_Q - tried.whole_S_Q for name, loss_S_Q in tried.without.items()}
     sets = tuple(
         LeftOut(

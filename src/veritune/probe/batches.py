@@ -32,7 +32,7 @@ class Batch:
 
 
 def collate(rows: Sequence[Rendered]) -> Batch:
-    """Pads rows on the right to the longest. The pad id is 0 and is never attended to nor scored."""
+    """Rows padded on the right to the longest one. The pad id is 0; it is neither attended to nor scored."""
     length = max(len(r.input_ids) for r in rows)
     ids_N_T = torch.zeros(len(rows), length, dtype=torch.long)
     labels_N_T = torch.full((len(rows), length), IGNORE, dtype=torch.long)
@@ -46,7 +46,7 @@ def collate(rows: Sequence[Rendered]) -> Batch:
 
 
 def in_batches(rows: Sequence[Rendered], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Index lists and batches over all rows, rows of like length together so that little is padding."""
+    """Index lists and batches over all rows; rows of similar length are batched together to keep padding small."""
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
@@ -56,18 +56,19 @@ def in_batches(rows: Sequence[Rendered], batch_size: int) -> Iterator[tuple[list
 def require_targets(rows: Sequence[Rendered]) -> None:
     """Raises DataError when there are no rows, or one has no scored token (the first token never is)."""
     if not rows:
-        raise DataError("a probe needs rows, got none.", fix="Check the data file and the zone asked for.")
+        raise DataError("a probe needs rows, but none were given.", fix="Check the data file and the requested zone.")
     bad = [r.row_id for r in rows if not any(label != IGNORE for label in r.labels[1:])]
     if bad:
         shown = ", ".join(bad[:3]) + (" ..." if len(bad) > 3 else "")
         raise DataError(
             f"{len(bad)} of {len(rows)} rows have no target token after the first position ({shown}).",
-            fix="Drop them, or check the template's loss mask: a probe needs at least one scored token per row.",
+            fix="Drop these rows, or check the template's loss mask: a probe needs at least one scored token per row.",
         )
 
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """NLL in nats of every target token and which positions those are, both [N, T - 1] (position t predicts t + 1)."""
+    """NLL in nats of every target token, and which positions are targets, both [N, T - 1] (position t predicts t +
+    1)."""
     logits_N_T_V = model(input_ids=batch.ids_N_T, attention_mask=batch.mask_N_T, use_cache=False).logits
     logits_N_T_V = logits_N_T_V[:, -batch.ids_N_T.shape[1] :]  # virtual tokens of a prompt method come first
     target = batch.labels_N_T[:, 1:]
@@ -87,7 +88,7 @@ def mean_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of a probe (no dropout), each module's own mode put back afterwards."""
+    """Put the model in evaluation mode until the block ends (no dropout), then restore each module's own mode."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
@@ -98,7 +99,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def model_device(model: torch.nn.Module) -> torch.device:
-    """Where the token ids go: the input embedding's device."""
+    """The device for token ids: that of the input embedding."""
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     tensor = next((embedding if embedding is not None else model).parameters())
     return tensor.device

@@ -37,14 +37,14 @@ PROBE_RANK = 8
 
 
 class Sink(Protocol):
-    """Receives one matrix's gradients for the whole batch: `name` is the parameter's, `grad` is [N, ...]."""
+    """Receives one matrix's gradients for a whole batch: `name` is the parameter's, `grad` is [N, ...]."""
 
     def __call__(self, name: str, grad_N: torch.Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of what trains the capture sees, in parameters; `missing` names the rest and says why."""
+    """The share of the trained parameters that the capture covers; `missing` names the others and the reasons."""
 
     captured: int
     trainable: int
@@ -123,7 +123,8 @@ class _Tell:
             raise ModelError(
                 f"{self.weight or self.bias}: expected inputs of shape [{n} examples, tokens, ...], "
                 f"found {list(x.shape)}: its tokens cannot be distinguished by example.",
-                fix="Models that flatten or route tokens before a layer (OPT's older code, experts) are not supported.",
+                fix="Use a model whose layers keep examples apart: flattening or routing tokens before a layer "
+                "(OPT's older code, experts) is not supported.",
             )
         wide = torch.promote_types(dy.dtype, self.at_least or x.dtype)
         dy_N_T_O = dy.reshape(n, -1, dy.shape[-1]).to(wide)
@@ -153,7 +154,7 @@ class _Tell:
 
 
 class Capture:
-    """Context manager around a model; see the head of this file.
+    """Context manager that captures per-example gradients of a model; see the head of this file.
 
     of: `trainable` captures the parameters that require gradients; `probe` taps every linear of the blocks with a
     zero-B adapter of `rank`, whatever is trainable. write_grads: also leave ordinary `.grad`s (`trainable` only).
@@ -198,21 +199,21 @@ class Capture:
             return
         if not self.coverage.trainable:
             raise ModelError(
-                "no parameter is trainable: there are no gradients of its own to capture.",
-                fix='Use of="probe", which needs none.',
+                "no parameter is trainable, so there are no gradients to capture.",
+                fix='Use of="probe", which needs no trainable parameters.',
             )
         if self.coverage.share < min_coverage or not self.coverage.captured:
             why = sorted({f"{reason} ({name})" for name, reason in list(self.coverage.missing.items())[:4]})
             raise ModelError(
-                f"per-example gradients would cover {self.coverage.share:.1%} of the trainable parameters, "
-                f"less than the stated {min_coverage:.0%}: {'; '.join(why)}.",
-                fix='Use of="probe", or state a lower min_coverage and report it.',
+                f"per-example gradients would cover {self.coverage.share:.1%} of the trainable parameters, less "
+                f"than the required {min_coverage:.0%}: {'; '.join(why)}.",
+                fix='Use of="probe", or set a lower min_coverage and report it.',
             )
 
     # ------------------------------------------------------------ use
 
     def backward(self, loss_N: torch.Tensor) -> None:
-        """Runs the backward pass of the summed per-example losses [N] and feeds the sink."""
+        """Run the backward pass of the summed per-example losses [N] and pass the gradients to the sink."""
         if loss_N.dim() != 1:
             raise ValueError(f"expected one loss per example [N], got shape {list(loss_N.shape)}")
         self.n_examples = loss_N.shape[0]
@@ -221,21 +222,22 @@ class Capture:
 
     @property
     def numel(self) -> int:
-        """Numbers per example that the sink receives."""
+        """How many numbers per example the sink receives."""
         if self.of == "trainable":
             return self.coverage.captured
         return sum(_outputs(m) for m in self._targets.values()) * self._rank
 
     @property
     def arrived(self) -> frozenset[str]:
-        """Names of the matrices whose gradients the last backward gave; a module it did not reach is not among them."""
+        """Names of the matrices whose gradients the last backward pass gave; modules that it did not reach are
+        missing."""
         return frozenset(self._names)
 
     def _arrived(self, name: str) -> None:
         if name in self._names:
             raise ModelError(
-                f"{name} is used twice in one forward pass; its two gradients cannot be handed on as one.",
-                fix="Layers that share weights are not supported by the capture.",
+                f"{name} is used twice in one forward pass, so its two gradients cannot be recorded as one.",
+                fix="Use a model without shared layers: the capture does not support them.",
             )
         self._names.add(name)
 
@@ -311,7 +313,8 @@ class Capture:
 
 
 def probe_matrix(name: str, n_in: int, rank: int, seed: int) -> torch.Tensor:
-    """The probe adapter's random A [rank, n_in], entries N(0, 1/rank), the same for a seed and name on any machine."""
+    """The probe adapter's random A [rank, n_in], entries N(0, 1/rank), reproducible from seed and name on any
+    machine."""
     return torch.randn(rank, n_in, generator=named_generator(name, seed), dtype=torch.float64) / math.sqrt(rank)
 
 
@@ -325,7 +328,9 @@ def named_generator(name: str, seed: int) -> torch.Generator:
 
 
 def trainable_coverage(model: torch.nn.Module) -> Coverage:
-    """How much of the trainable parameters `Capture(model, of="trainable")` would see; nothing is changed."""
+    """The share of the trainable parameters that `Capture(model, of="trainable")` would cover; the model is not
+    changed.
+    """
     return _plan_trainable(model)[1]
 
 
@@ -414,7 +419,8 @@ def _grad_on() -> bool:
 
 
 class Keep:
-    """Keeps every gradient, whole: for tests and small models. `grads[name]` is [N, ...] over all batches so far."""
+    """A sink that keeps every gradient, for tests and small models. `grads[name]` is [N, ...] over all batches so
+    far."""
 
     def __init__(self) -> None:
         self.pieces: dict[str, list[torch.Tensor]] = {}
@@ -428,7 +434,7 @@ class Keep:
 
 
 class Gram:
-    """Inner products between one batch's examples, by module type: `by_type[type]` is [N, N] float64.
+    """Inner products between the examples of one batch, by module type: `by_type[type]` is [N, N] float64.
 
     >>> gram = Gram()
     >>> gram("model.layers.0.self_attn.q_proj", torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
@@ -453,7 +459,9 @@ class Gram:
 
 
 class GradientStore:
-    """Keeps flattened float32 gradients until the inner products of all batches are asked for: exact, and large."""
+    """A sink that keeps flattened float32 gradients until the inner products of all batches are computed: exact, but
+    large.
+    """
 
     def __init__(self) -> None:
         self._now: dict[str, dict[str, torch.Tensor]] = {}
@@ -464,7 +472,7 @@ class GradientStore:
         self._now.setdefault(module_type(name), {})[name] = _flat(wide)
 
     def end_batch(self) -> None:
-        """Closes a batch; pieces are put in the order of their names, so that columns line up between batches."""
+        """Close a batch; its pieces are sorted by name, so that columns agree between batches."""
         for kind, pieces in self._now.items():
             self._done.setdefault(kind, []).append(torch.cat([pieces[name] for name in sorted(pieces)], 1))
         self._now = {}
@@ -479,7 +487,7 @@ class GradientStore:
 
 
 class Sketch:
-    """A count sketch of each example's whole gradient: `rows()` is [examples, D] float32, in the order captured.
+    """A count sketch of each example's whole gradient: `rows()` is [examples, D] float32, in capture order.
 
     s[(p + offset) mod D] += sign(p) g[p], signs and offset drawn per parameter name from the seed. Inner products of
     sketches are unbiased for inner products of gradients, with relative rms error about 1/sqrt(D). D should be prime:
@@ -535,7 +543,7 @@ class Sketch:
         return kept[0].to(device=like.device, dtype=like.dtype), kept[1]
 
     def end_batch(self) -> None:
-        """Closes a batch; the next pieces belong to new examples."""
+        """Close a batch; the next pieces belong to new examples."""
         self._done.append((self._now, self._square_N))
         self._now, self._square_N = {}, {}
 
@@ -563,7 +571,7 @@ class Sketch:
 
 
 def both(*sinks: Sink) -> Sink:
-    """One sink that feeds several."""
+    """One sink that feeds several sinks."""
 
     def feed(name: str, grad_N: torch.Tensor) -> None:
         for sink in sinks:

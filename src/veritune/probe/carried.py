@@ -27,7 +27,7 @@ from veritune.probe.clusters import Bools, FamilyMean, Floats, Ints, no_interval
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ZoneGain:
-    """One zone's mean gain at the common base loss, and its rows' pseudo-values (their mean is that gain)."""
+    """One zone's mean gain at the common base loss, and pseudo-values per row whose mean is that gain."""
 
     mean: FamilyMean
     value_N: Floats
@@ -44,7 +44,7 @@ class ZoneGain:
         return self.mean.rule.families
 
     def without_interval(self, least: int) -> str | None:
-        """Why the gain has no interval; None where it has one."""
+        """Why the gain has no interval; None if it has one."""
         if self.n_families < least:
             return no_interval(self.n_families, least)
         return f"no interval: {self.mean.rule.reason}" if self.mean.rule.method == "withheld" else None
@@ -70,7 +70,7 @@ def zone_gain(base_N: Floats, gain_N: Floats, family_N: Ints, mask_N: Bools, ref
 def share_interval(
     to: ZoneGain, seen: ZoneGain, most: float | None, alpha: float, *, siblings: bool = False
 ) -> tuple[float, float] | tuple[None, None]:
-    """Ends of the share at one-sided error `alpha`; (None, None) where the gain on seen rows is not clear of zero.
+    """Ends of the share at one-sided error `alpha`; (None, None) if the gain on seen rows is not clearly above zero.
 
     `most` is the largest gain that a seen family can have at the common base loss, None where nothing bounds it. For
     `siblings` no family that was not drawn is allowed for.

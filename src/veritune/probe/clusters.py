@@ -38,14 +38,14 @@ def t_quantile(probability: float, df: float) -> float:
 
 
 def codes(labels: Sequence[Hashable]) -> Ints:
-    """Labels to 0..F-1 in order of first appearance; None makes a family of its own."""
+    """Labels as codes 0..F-1 in order of first appearance; each None becomes a family of its own."""
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(("alone", i) if x is None else x, len(seen)) for i, x in enumerate(labels)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FamilyMean:
-    """sum(top)/sum(bottom) over rows in families: its value, and the spread that the sizes of the families allow.
+    """sum(top)/sum(bottom) over rows in families: its value, and the uncertainty that the family sizes allow.
 
     `se` is the larger of the families' and the rows' standard error, 0 where nothing varies.
     """
@@ -59,7 +59,9 @@ class FamilyMean:
 
     @classmethod
     def of(cls, top_N: Floats, bottom_N: Floats, family_N: Ints) -> FamilyMean:
-        """`bottom_N` counts what each row adds to the divisor: 1 for a mean over rows, or its tokens. Not all 0."""
+        """The mean from rows: `bottom_N` is what each row adds to the divisor, 1 for a mean over rows, or its tokens.
+        Not all may be 0.
+        """
         _, code_N = np.unique(family_N, return_inverse=True)
         top_G, bottom_G = family_sums(top_N, code_N), family_sums(bottom_N, code_N)
         top_G, bottom_G = top_G[bottom_G > 0], bottom_G[bottom_G > 0]
@@ -75,7 +77,8 @@ class FamilyMean:
         return cls(value, se, _spread(rule, Student(value, se, rule.df), top_G, size_G), rule, top_G, bottom_G)
 
     def distance(self, alpha: float, side: int, cap: float | None = None) -> float:
-        """From the value to its lower (side -1) or upper (+1) end, one-sided error `alpha`; infinite where none is.
+        """Distance from the value to its lower (side -1) or upper (+1) end at one-sided error `alpha`; infinite if
+        there is no end.
 
         With `cap` the end also allows for one unseen family of mean size at that value: see `capped_end`.
         """
@@ -116,7 +119,7 @@ def _spread(rule: FamilyRule, student: Student, top_G: Floats, size_G: Ints) -> 
 
 
 def no_interval(families: int, least: int, where: str = "") -> str:
-    """Why so few families give no interval."""
+    """Why this number of families is too small for an interval."""
     return f"no interval: {families} families{where}, fewer than {least} say too little"
 
 
@@ -129,7 +132,7 @@ def ratio(
     level: float = 0.95,
     least: int = LEAST_FAMILIES,
 ) -> Estimate:
-    """sum(top)/sum(bottom) with the linearised cluster variance and the interval that the family sizes allow.
+    """The ratio sum(top)/sum(bottom) with the linearised cluster variance and the interval that the family sizes allow.
 
     A mean over rows has bottom 1; a mean per token has the row's tokens. Never narrower than with rows as draws.
     Fewer than `least` families give no interval. Source: Cochran 1977, Sampling Techniques, ch. 6 and 9.
@@ -161,7 +164,7 @@ def difference(
     level: float = 0.95,
     least: int = LEAST_FAMILIES,
 ) -> Estimate:
-    """Mean over the rows where `first_N` is true minus the mean over the others; families may lie on both sides.
+    """Mean over the rows where `first_N` is true minus the mean over the others; a family may have rows on both sides.
 
     Each side has the interval that its own family sizes allow; `combined` adds their distances. Fewer than `least`
     families on a side give no interval.
@@ -188,7 +191,8 @@ def difference(
 
 
 def ladder(interval: Callable[[float], tuple[float, float]]) -> Mapping[str, JsonLike]:
-    """`intervals` at several levels, for an estimate whose se and df do not give them; a claim reads the one it needs.
+    """`intervals` at several levels, for an estimate whose se and df do not determine them; a claim reads the level it
+    needs.
 
     Levels without a bound are left out.
     """
@@ -210,7 +214,7 @@ def combined(first: FamilyMean, second: FamilyMean, r: float, alpha: float) -> t
 
 
 def correlation(value_N: Floats, first_N: Bools, family_N: Ints) -> float:
-    """Correlation of the two sides' means through families that lie on both; 0 where none does."""
+    """Correlation of the two sides' means through families that are on both sides; 0 if there are none."""
     both = np.intersect1d(family_N[first_N], family_N[~first_N])
     if not len(both):
         return 0.0

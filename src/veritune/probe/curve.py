@@ -26,8 +26,9 @@ MORE = "List steps close to the one named in `train.eval_steps`, and see whether
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured on one checkpoint beside its validation NLL. Losses in nats per target token, by zone; `m1` and
-    `icc` are means over the layers read. None where it was not measured."""
+    """Measurements on one checkpoint beside its validation NLL. Losses in nats per target token, by zone; `m1` and
+    `icc` are means over the layers read. None if not measured.
+    """
 
     zones: Mapping[str, float]
     m1: float | None = None
@@ -36,9 +37,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One checkpoint. `gain` is the fall of the validation NLL below the untouched model's, `share` that over the best
-    checkpoint's; `carried` the strangers' gain over that of seen rows; `m1_change` and `icc_change` are from the
-    untouched model. None where it is not known."""
+    """One checkpoint of the curve. `gain` is the fall of the validation NLL below the untouched model's, `share` is
+    relative to the best checkpoint's gain; `carried` is the strangers' gain relative to that of seen rows; `m1_change`
+    and `icc_change` are relative to the untouched model. None if unknown.
+    """
 
     step: int
     validation_nll: float
@@ -52,7 +54,8 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """The record of one run. `advised` is the step that the reading names, None where no earlier one would do."""
+    """The curve of one run. `advised` is the step that the reading recommends, None if no earlier step is good
+    enough."""
 
     points: tuple[CurvePoint, ...]
     chosen: int
@@ -72,7 +75,7 @@ def read_curve(
     costs: Mapping[int, Costs] | None = None,
     thresholds: CurveThresholds = DEFAULTS.curve,
 ) -> Curve:
-    """The curve of one run from its candidates. `costs` are by step, those of the untouched model under step 0."""
+    """The curve of one run from its candidates. `costs` are by step; those of the untouched model are under step 0."""
     points = _points(candidates, base_nll, costs or {})
     advised = _advised(points, chosen, thresholds)
     said = _advice(points, chosen, advised, thresholds) + _turn(points, thresholds) + _sources(points, chosen)

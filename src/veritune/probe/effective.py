@@ -38,7 +38,7 @@ ONE_DIRECTION = "one_direction"
 
 @dataclass(frozen=True)
 class Sample:
-    """The rows that were measured and what they stand for.
+    """The rows that were measured, and how many rows they represent.
 
     index_N: their places in the data; family_N: codes 0..F-1; size_F: each code's rows in the whole data, families
     that were not measured included at the end; weight_N: rows each measured row stands for; pair_weight_F: sibling
@@ -59,7 +59,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """How many rows to measure when the data is too large to measure whole."""
+    """How many rows to measure if the data is too large to measure all."""
 
     max_rows: int = 256
     families: int = 32
@@ -69,14 +69,16 @@ class SamplePlan:
 
 
 def choose(families: Sequence[str], plan: SamplePlan | None = None) -> Sample:
-    """Which rows to measure: all of them up to `max_rows`, else siblings from a few families and single rows.
+    """Choose the rows to measure: all of them up to `max_rows`, else siblings from a few families and single rows.
 
     A family that holds more than its share of all sibling pairs is always taken; the rest are drawn alike, and weights
     carry the chance of being drawn. Raises DataError for no rows.
     """
     plan = plan or SamplePlan()
     if not families:
-        raise DataError("a gradient probe needs rows, got none.", fix="Check the data file and the zone asked for.")
+        raise DataError(
+            "a gradient probe needs rows, but none were given.", fix="Check the data file and the requested zone."
+        )
     order = {name: code for code, name in enumerate(dict.fromkeys(families))}
     code_N = np.array([order[name] for name in families], dtype=np.int64)
     size_F = np.bincount(code_N)
@@ -133,7 +135,7 @@ def _sample(index_N: Ints, all_codes: Ints, size_F: Ints, weight_N: Floats, chan
 
 
 def restrict(sample: Sample, families: Sequence[str], keep: npt.NDArray[np.bool_]) -> tuple[Sample, Ints]:
-    """The part of a sample that lies in a subset of the data (a mask over all rows), and its places in the sample.
+    """The part of a sample inside a subset of the data (a mask over all rows), and its indices in the sample.
 
     Family sizes are counted inside the subset; chances of being drawn stay those of the whole sample.
     """
@@ -156,7 +158,9 @@ def restrict(sample: Sample, families: Sequence[str], keep: npt.NDArray[np.bool_
 
 @dataclass(frozen=True)
 class Alignment:
-    """Mean cosines and what follows from them. Every value carries a family-jackknife interval or says why not."""
+    """Mean cosines and the quantities derived from them. Every value has a family-jackknife interval or a reason why
+    not.
+    """
 
     sibling: Estimate
     stranger: Estimate
@@ -263,12 +267,13 @@ class _Sums:
 
     @property
     def effective_families(self) -> float:
-        """Families with siblings, as many equal ones as would weigh the same."""
+        """The effective number of families with siblings: how many families of equal size would have the same
+        weight."""
         w_F = self.pair_weight_F
         return float(w_F.sum() ** 2 / np.square(w_F).sum()) if w_F.any() else 0.0
 
     def means(self, without: int | None = None) -> tuple[float, float, float]:
-        """(sibling, stranger, self), one family left out on request. NaN where no pair remains."""
+        """Mean cosines (sibling, stranger, self), optionally without one family. NaN if no pair remains."""
         keep_F = np.ones(len(self.cross_F), bool)
         cross = self.cross_F.sum() - self.within_F.sum()
         if without is not None:
@@ -305,7 +310,7 @@ def _jackknifed(blank: Estimate, value: float, leave_F: Floats, groups: float, l
 
 
 def effective_n(rho: float, size_F: Ints | Sequence[int]) -> float:
-    """n/(1 + (sum n_f^2/n - 1) rho) for families of these sizes; rho outside [0, 1] is taken to the nearest end.
+    """n/(1 + (sum n_f^2/n - 1) rho) for families of these sizes; rho outside [0, 1] is clipped to it.
 
     n is the number of rows. Source: the design effect of unequal clusters, Kish 1965.
 
@@ -355,8 +360,8 @@ def disagreement(n_eff: Estimate, spread: Estimate, factor: float) -> dict[str, 
 
 
 def worth(n_eff: Estimate, n_rows: int, thresholds: Thresholds = DEFAULTS) -> dict[str, JsonLike]:
-    """What training may show the rows to be worth: n_eff's interval, each end moved by what calibration runs showed
-    (`gradients.worth_low`, `worth_high`), within 1..n_rows.
+    """The range of what the rows may be worth in training: n_eff's interval, each end scaled by what calibration runs
+    showed (`gradients.worth_low`, `worth_high`), within 1..n_rows.
 
     The interval of n_eff is for the families drawn. Runs of few models showed how far n_eff itself lies from the number
     of unrelated rows with the same held-out loss; this span adds that. It is a span of what was seen, without a
@@ -387,7 +392,7 @@ def _without_strangers(sums: _Sums, sample: Sample, level: float) -> Alignment:
 def by_family(
     gram_N_N: Floats, sample: Sample, identical: float = DEFAULTS.gradients.identical
 ) -> list[dict[str, Any]]:
-    """Each measured family's own reading, n_f/(1 + (n_f - 1) rho_f), without an interval: one family is one draw.
+    """n_f/(1 + (n_f - 1) rho_f) for each measured family, without an interval: one family is one draw.
 
     rho and n_eff are None where `align` would withhold them.
     """
@@ -415,7 +420,7 @@ def by_family(
 
 
 def between_families(cosine_N_N: Floats, sample: Sample, most: int = MOST_COMPARED) -> dict[str, Any]:
-    """Mean cosines between families [F, F], siblings on the diagonal without a row's own 1.
+    """Mean cosines between families [F, F]; the diagonal is over siblings, without each row's own 1.
 
     The `most` families with the most measured rows, in the order of the data; `rows` are those measured of each, `of`
     the families measured in all. A family of one row has None on the diagonal.
@@ -445,7 +450,8 @@ def directions(
     level: float = 0.95,
     identical: float = DEFAULTS.gradients.identical,
 ) -> Estimate:
-    """(tr S)^2/tr(S^2) of the covariance S, both traces by unbiased U-statistics; row jackknife on the log.
+    """The number of directions, (tr S)^2/tr(S^2) of the covariance S, with both traces by unbiased U-statistics and a
+    row jackknife on the log scale.
 
     `sketch_dims` removes what a sketch of D numbers adds: 1/d = 1/d_sketch - 1/D. Rows must be a simple random sample
     of what the number is to speak of. Withheld where the mean cosine reaches `identical`: what is left of the gradients
@@ -510,7 +516,8 @@ class FamiliesFound:
 
 
 def find_families(gram_N_N: Floats, threshold: float = DEFAULTS.gradients.family_cosine) -> FamiliesFound:
-    """Average-link clusters of mean-centred cosines; rows join while their mean cosine exceeds `threshold`.
+    """Families by average-link clustering of mean-centred cosines; rows are joined while their mean cosine exceeds
+    `threshold`.
 
     Gradients share a large common part, so cosines are taken after the mean gradient is removed. The threshold 0.3 was
     set on one model; 0.4 joins fewer. Cost O(N^2 log N) time and O(N^2) memory.

@@ -26,7 +26,8 @@ WORST = 5
 
 @dataclass(frozen=True)
 class Forgetting:
-    """The record, in nats per target token; each row counts once. `rise` is after minus before, paired by row.
+    """The change of the loss on a regression set, in nats per target token; each row counts once. `rise` is after minus
+    before, paired by row.
 
     `keeps`: the rise lies below the margin with its whole interval. `forgets`: it lies above 0 with its whole interval
     and the margin is not shown to hold. `share_worse` is the share of rows whose loss rose; `worst` names the rows that
@@ -56,7 +57,7 @@ def forgetting(
     margin: float = DEFAULTS.forgetting.margin,
     level: float = 0.95,
 ) -> Forgetting:
-    """Losses of the same rows before and after training, with each row's family.
+    """The rise of the loss, from losses of the same rows before and after training, with each row's family.
 
     Raises ScoreError for unequal lengths, no rows, a margin below 0 and values that are not finite.
     """
@@ -72,7 +73,7 @@ def forgetting(
         i = int(bad[0])
         raise ScoreError(
             f"row {ids[i]}: {before_N[i]} before and {after_N[i]} after; {bad.size} of {len(ids)} rows are not finite.",
-            fix="A diverged or broken run cannot be read; use another checkpoint.",
+            fix="Use another checkpoint: a diverged or damaged run has no finite loss.",
         )
     family_N, rise_N = codes(families), after_N - before_N
 

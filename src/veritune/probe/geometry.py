@@ -85,7 +85,8 @@ class Prompts:
 @dataclass(frozen=True)
 class States:
     """Means over questions, per layer (0: embeddings), and what the ICC needs of the single states: inner products of
-    states less the mean of their question over personas, summed over questions."""
+    states minus their question's mean over personas, summed over questions.
+    """
 
     centroid_L_P_H: Floats
     reference_L_H: Floats
@@ -95,7 +96,7 @@ class States:
     prompts_hash: str
 
     def side(self, layer: int) -> Centroids:
-        """One layer, as `stats.centroids` takes it."""
+        """One layer in the form that `stats.centroids` takes."""
         return Centroids(
             self.centroid_L_P_H[layer], self.reference_L_H[layer], self.gram_L_P_P[layer], self.n_questions
         )
@@ -103,10 +104,11 @@ class States:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The record of one run by one method. `layers[l]` holds under each name in `stats.centroids.MEASURES` the value
-    before and after, its change with a jackknife interval over personas, its permutation p and the p corrected over
-    the whole grid; `m1_from_drift` and `m1_from_arrangement`, which add up to the change of M1; and the `reading` of
-    the cell with its reason."""
+    """The geometry of one run by one method. `layers[l]` holds for each measure in `stats.centroids.MEASURES` the value
+    before and after, its change with a jackknife interval over personas, its permutation p and the p corrected over the
+    whole grid; `m1_from_drift` and `m1_from_arrangement`, which add up to the change of M1; and the `reading` of the
+    layer with its reason.
+    """
 
     n_personas: int
     n_questions: int
@@ -123,7 +125,7 @@ class Geometry:
 def render_personas(
     tokenizer: PreTrainedTokenizerBase, personas: Mapping[str, str], questions: Sequence[str]
 ) -> Prompts:
-    """Prompts through the tokenizer's chat template: system text, question, generation prompt."""
+    """The prompts, rendered with the tokenizer's chat template: system text, question, generation prompt."""
     least = DEFAULTS.geometry.min_personas
     if len(personas) < least or len(questions) < 2:
         raise DataError(
@@ -157,7 +159,9 @@ def states(
             rows = [prompts.ids[p][q] for p in range(n_personas)] + [prompts.reference[q]]
             hidden = _hidden(model, rows, method, max_new_tokens)
             if not np.isfinite(hidden).all():
-                raise ModelError(f"question {q}: hidden states are not finite.", fix="Try float32, check the weights.")
+                raise ModelError(
+                    f"question {q}: hidden states are not finite.", fix="Try float32, and check the model's weights."
+                )
             if sums is None:
                 layers, _, width = hidden.shape
                 sums, reference = np.zeros((layers, n_personas, width)), np.zeros((layers, width))
@@ -216,8 +220,8 @@ def geometry(
     same = len(origins) == 1 and base.prompts_hash == prompts.hash
     if not same or base.centroid_L_P_H.shape != trained.centroid_L_P_H.shape:
         raise ScoreError(
-            "base and trained states come from other prompts, another method or another architecture.",
-            fix="Read both with states(model, prompts) from the same prompts.",
+            "base and trained states differ in prompts, method or architecture.",
+            fix="Read both with states(model, prompts) and the same prompts.",
         )
     read = range(len(base.centroid_L_P_H)) if layers is None else layers
     lines = [_layer(base.side(layer), trained.side(layer), layer, level) for layer in read]
@@ -249,23 +253,30 @@ def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> dic
 
 
 def read_personas(path: str | Path) -> dict[str, str]:
-    """A YAML or JSON file that maps names to system texts. Raises DataError for another shape."""
+    """The personas in a YAML or JSON file that maps names to system texts. Raises DataError for another structure."""
     found = _read_yaml(path)
     texts = {str(k): v for k, v in found.items() if isinstance(v, str) and v.strip()} if isinstance(found, dict) else {}
     if not isinstance(found, dict) or len(texts) < len(found):
-        raise DataError(f"{path}: expected a mapping from a persona's name to its text.", fix="name: You are ...")
+        raise DataError(
+            f"{path}: expected a mapping from a persona's name to its text.", fix="Write each like: name: You are ..."
+        )
     return texts
 
 
 def read_questions(path: str | Path) -> list[str]:
-    """A YAML or JSON list of questions, or a text file with one a line. Raises DataError for another shape."""
+    """The questions in a YAML or JSON list, or in a text file with one per line. Raises DataError for another
+    structure.
+    """
     if str(path).endswith((".yaml", ".yml", ".json")):
         found = _read_yaml(path)
     else:
         found = [line.strip() for line in _text_of(path).splitlines() if line.strip()]
     questions = [q for q in found if isinstance(q, str) and q.strip()] if isinstance(found, list) else []
     if not isinstance(found, list) or len(questions) < len(found):
-        raise DataError(f"{path}: expected a list of questions.", fix="One question a line in a .txt file.")
+        raise DataError(
+            f"{path}: expected a list of questions.",
+            fix="Write one question per line in a .txt file, or a YAML or JSON list.",
+        )
     return questions
 
 
@@ -275,7 +286,7 @@ def _read_yaml(path: str | Path) -> JsonValue:
     try:
         content: JsonValue = parse_yaml(_text_of(path))
     except (yaml.YAMLError, ValueError) as exc:
-        raise DataError(f"{path} is no YAML or JSON: {first_line(exc)}.") from None
+        raise DataError(f"{path} is not valid YAML or JSON: {first_line(exc)}.") from None
     return content
 
 

@@ -49,8 +49,10 @@ NUMBERS = ("change", "base", "trained", "low", "high", "p")
 
 @dataclass(frozen=True)
 class CellGrid:
-    """The record. `counts` are by condition and measure: cells that rose, fell and were not shown to move; `family`
-    says over how many p the correction went, the smallest p there is, and how many must lie at it for any to count."""
+    """The grid of cells. `counts` are by condition and measure: cells that rose, fell, or were not shown to move;
+    `family` says how many p the correction covers, the smallest possible p, and how many cells must have it before any
+    can count.
+    """
 
     source: str
     reference: str | Mapping[str, str] | None
@@ -70,7 +72,7 @@ class CellGrid:
 
 
 def cells_of(grids: Sequence[Grid], layers: Sequence[int] | None = None) -> list[GridCell]:
-    """The cells of our own probe's records. Raises ScoreError for a layer that the model does not have."""
+    """The cells of Veritune's own geometry records. Raises ScoreError for a layer that the model does not have."""
     made = []
     for grid in grids:
         for method, found in grid.methods.items():
@@ -93,7 +95,7 @@ def _known_layers(wanted: Sequence[int] | None, there: Sequence[int]) -> None:
     missing = [layer for layer in wanted or () if layer not in there]
     if missing:
         raise ScoreError(
-            f"--layers: no layer {missing[0]}.", fix=f"There are {min(there)} to {max(there)}; 0 is the embeddings."
+            f"--layers: unknown layer {missing[0]}.", fix=f"Layers: {min(there)} to {max(there)}; 0 is the embeddings."
         )
 
 
@@ -131,7 +133,7 @@ def references(given: str | Mapping[str, str] | None, conditions: Sequence[str])
     beside = {c: given for c in conditions if c != given} if isinstance(given, str) else dict(given)
     for name in (given,) if isinstance(given, str) else (*beside, *beside.values()):
         if name not in conditions:
-            raise ScoreError(f"--reference: no condition {name!r} in it.", fix=f"There are {', '.join(conditions)}.")
+            raise ScoreError(f"--reference: no condition {name!r} in it.", fix=f"Conditions: {', '.join(conditions)}.")
     for name, other in beside.items():
         if name == other:
             raise ScoreError(f"--reference: {name} is put beside itself.", fix="Name another condition.")
@@ -161,7 +163,7 @@ def _corrected(cells: Sequence[GridCell], thresholds: GeometryThresholds) -> tup
 
 
 def moved(cell: GridCell, thresholds: GeometryThresholds) -> int:
-    """1 or -1 where a cell rose or fell by its corrected p and by at least the smallest readable change, else 0."""
+    """1 or -1 if a cell rose or fell by its corrected p and by at least the smallest readable change, else 0."""
     if cell.p_adjusted is None or cell.p_adjusted >= thresholds.alpha or abs(cell.change) < thresholds.small_change:
         return 0
     return 1 if cell.change > 0 else -1
@@ -283,11 +285,14 @@ def _key(path: Path, row: Mapping[str, JsonValue], number: int) -> Key:
     where = f"{path.name}, row {number}"
     condition = str(row.get("condition") or "").strip()
     if not condition:
-        raise DataError(f"{where}: no `condition`.", fix=f"The untouched model is condition {BASE!r}.")
+        raise DataError(
+            f"{where}: expected a `condition`, found none.",
+            fix=f"Write the arm's name; for the untouched model write {BASE!r}.",
+        )
     seed, step = (_whole(row.get(name), f"{where}, {name}") for name in ("seed", "step"))
     layer = _whole(row.get("layer"), f"{where}, layer")
     if layer is None:
-        raise DataError(f"{where}: no `layer`.", fix="A whole number; 0 is the embeddings.")
+        raise DataError(f"{where}: expected a `layer`, found none.", fix="Write a whole number; 0 is the embeddings.")
     return condition, seed, step, str(row.get("method") or "given"), layer
 
 
@@ -319,8 +324,8 @@ def _pairs_with_base(path: Path, of: Mapping[Key, object]) -> Iterable[tuple[Key
         base = bases.get((key[3], key[4]))
         if base is None:
             raise DataError(
-                f"{path.name}: condition {key[0]} has layer {key[4]} by {key[3]}, and condition {BASE!r} does not.",
-                fix=f"Give the untouched model's rows as condition {BASE!r}.",
+                f"{path.name}: condition {key[0]} has layer {key[4]} by {key[3]}, but condition {BASE!r} does not.",
+                fix=f"Add the untouched model's rows as condition {BASE!r}.",
             )
         yield base, key
 
@@ -335,7 +340,7 @@ def _from_centroids(path: Path, rows: Sequence[Json]) -> list[GridCell]:
             raise DataError(f"{where}: expected a persona and its centroid, a list of numbers.")
         of = found[_key(path, row, number)]
         if persona in of:
-            raise DataError(f"{where}: persona {persona!r} is there twice for this run and layer.")
+            raise DataError(f"{where}: persona {persona!r} occurs twice for this run and layer.")
         of[persona] = [_entry(x, f"{where}, entry {i}") for i, x in enumerate(vector, start=1)]
     made = []
     for base, key in _pairs_with_base(path, found):
@@ -360,7 +365,7 @@ def _listed(value: JsonValue, where: str) -> JsonValue:
         parsed: JsonValue = parse_json(value)
         return parsed
     except ValueError as exc:
-        raise DataError(f"{where}: the centroid is no list of numbers: {exc}.") from None
+        raise DataError(f"{where}: the centroid is not a list of numbers: {exc}.") from None
 
 
 def _aligned(
@@ -443,16 +448,19 @@ def _from_changes(path: Path, rows: Sequence[Json]) -> list[GridCell]:
         if x["base"] is not None and x["trained"] is not None:
             worked = x["trained"] - x["base"]
             if change is not None and abs(change - worked) > 5e-4 + 1e-3 * abs(worked):
-                raise DataError(f"{where}: change is {change:g}, and trained - base is {worked:g}.")
+                raise DataError(f"{where}: change is {change:g}, but trained - base is {worked:g}.")
             change = worked if change is None else change
         if change is None:
-            raise DataError(f"{where}: no `change`, and no `base` and `trained` to take it from.")
+            raise DataError(f"{where}: expected `change`, or `base` and `trained` to compute it from; found neither.")
         if x["p"] is not None and not 0 < x["p"] <= 1:
-            raise DataError(f"{where}: expected p above 0 and at most 1, found {x['p']:g}.", fix="A p is never 0.")
+            raise DataError(
+                f"{where}: expected p above 0 and at most 1, found {x['p']:g}.",
+                fix="Correct the p: a permutation p is never 0.",
+            )
         if x["low"] is not None and x["high"] is not None and not x["low"] <= change <= x["high"]:
             raise DataError(f"{where}: expected low <= change <= high, found {x['low']:g}, {change:g}, {x['high']:g}.")
         if (key, measure) in seen:
-            raise DataError(f"{where}: this condition, seed, step, method, layer and measure is there twice.")
+            raise DataError(f"{where}: this condition, seed, step, method, layer and measure occurs twice.")
         seen.add((key, measure))
         made.append(GridCell(*key, measure, change, x["base"], x["trained"], x["low"], x["high"], x["p"]))
     return made

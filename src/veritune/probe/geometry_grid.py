@@ -50,7 +50,7 @@ RATIOS = ("m1", "m1_around_reference", "icc")
 
 @dataclass(frozen=True)
 class GridRun:
-    """Which trained model a reading is of; None where a folder outside a study does not tell."""
+    """The trained model that a reading belongs to; fields are None if its folder outside a study does not tell."""
 
     label: str
     condition: str | None = None
@@ -60,7 +60,7 @@ class GridRun:
 
 @dataclass(frozen=True)
 class Grid:
-    """The record of one run: a `Geometry` per method, and its ratios to a reference run where one was given.
+    """The record of one run: a `Geometry` per method, and its ratios to a reference run if one was given.
 
     `family` says over how many values the p were corrected, the smallest p there is, and how many values must lie at it
     for any to count. `files` holds SHA-256 of the user's own files.
@@ -83,7 +83,7 @@ class Grid:
 
 
 def run_of(folder: Path) -> GridRun:
-    """The run of an adapter's or a checkpoint's folder: of a study, where it lies in one."""
+    """The run of an adapter's or checkpoint's folder, with the study's facts if it is inside a study."""
     from veritune.probe.series import step_of
     from veritune.store import read_json
 
@@ -103,7 +103,7 @@ def build_grids(
     files: Mapping[str, str] | None = None,
     thresholds: GeometryThresholds = DEFAULTS.geometry,
 ) -> list[Grid]:
-    """One record a run. All runs, methods, layers and measures together are one family of tests."""
+    """One record per run. All runs, methods, layers and measures together are one family of tests."""
     copied = [{name: _copied(g) for name, g in methods.items()} for _, methods in runs]
     family = _correct([g for methods in copied for g in methods.values()], thresholds)
     made = []
@@ -123,7 +123,7 @@ def build_grids(
 
 
 def read_alone(found: Geometry, thresholds: GeometryThresholds = DEFAULTS.geometry) -> Geometry:
-    """One method of one run, read by itself: its own layers and measures are the family."""
+    """One method of one run, read alone: its own layers and measures are the family of tests."""
     alone = _copied(found)
     return _read(alone, _correct([alone], thresholds), thresholds)
 
@@ -174,7 +174,9 @@ def _moved(line: Json, name: str, thresholds: GeometryThresholds) -> int:
 
 
 def read_cell(line: Json, thresholds: GeometryThresholds) -> tuple[str, str]:
-    """The reading of one layer and why; the measures that moved are named, and what it means where they disagree."""
+    """The reading of one layer and its reason; it names the measures that moved, and what a disagreement between them
+    means.
+    """
     moved = {name: _moved(line, name, thresholds) for name in MEASURES}
     why = ", ".join(f"{NAMES[name]} {_went(line, name)}" for name in MEASURES if moved[name])
     with_drift = " with common drift" if moved["common_drift"] else ""
@@ -346,14 +348,14 @@ def _before_correction(found: Geometry, family: Json, thresholds: GeometryThresh
 def against_reference(
     run: Geometry, reference: Geometry, thresholds: GeometryThresholds = DEFAULTS.geometry
 ) -> list[dict[str, JsonLike]]:
-    """Per layer and measure in `RATIOS`, the run's change over a reference run's: below `culprit_below` the reference's
-    method is the culprit, above `worse_above` the run is markedly worse, between them the change is generic.
+    """Per layer and measure in `RATIOS`, the run's change divided by a reference run's: below `culprit_below` the
+    reference's method is the culprit, above `worse_above` the run is markedly worse, in between the change is generic.
 
     A reference change that is small, or whose interval holds 0, decides nothing: the cell is `withheld`, with its ratio
     and the reason.
     """
     if run.prompts_hash != reference.prompts_hash or len(run.layers) != len(reference.layers):
-        raise ScoreError("the two runs were read from other prompts or other architectures.")
+        raise ScoreError("the two runs were read with different prompts or have different architectures.")
     pairs = [(ours, theirs, name) for ours, theirs in zip(run.layers, reference.layers) for name in RATIOS]
     return [
         _ratio(ours["layer"], name, _measure(ours, name), _measure(theirs, name), thresholds)

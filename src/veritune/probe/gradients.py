@@ -69,7 +69,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Products:
-    """Inner products of the measured rows' gradients [N, N], by module type and in all, with each row's mean loss."""
+    """Inner products of the measured rows' gradients [N, N], by module type and in total, with each row's mean loss."""
 
     by_type: Mapping[str, Floats]
     loss_N: Floats
@@ -85,7 +85,7 @@ class Products:
 
 @dataclass(frozen=True)
 class GradientProbe:
-    """The record of one gradient probe. Row indices count from 0 in the rows that were given."""
+    """The result of a gradient probe. Row indices count from 0 in the rows that were given."""
 
     n_rows: int
     n_measured: int
@@ -111,7 +111,7 @@ class GradientProbe:
     format: int = FORMAT_VERSION
 
     def estimate(self, name: str) -> Estimate:
-        """The estimate called `sibling`, `stranger`, `gap`, `rho`, `n_eff` or `directions`."""
+        """The estimate named `sibling`, `stranger`, `gap`, `rho`, `n_eff` or `directions`."""
         return next(e for e in self.estimates if e.name == name)
 
 
@@ -124,7 +124,7 @@ def probe_gradients(
     settings: Settings | None = None,
     base_loss: float | Literal["self"] | Callable[[Sequence[Rendered]], float] | None = None,
 ) -> GradientProbe:
-    """Measures gradients and reads sibling alignment and the effective number of examples from them.
+    """Measure gradients, and estimate from them sibling alignment and the effective number of examples.
 
     families: a name per row (None: the row stands alone); without any, directions and found families are reported
     instead. sources: a name per row for a reading of each. base_loss: the base model's mean loss on these rows (or a
@@ -194,15 +194,15 @@ def discover_families(
     settings: Settings | None = None,
     max_rows: int = 8000,
 ) -> FamiliesFound:
-    """Families by gradient over all rows; `edges` go to `data.families.find_families(extra_edges=...)`.
+    """Families by gradient over all rows; pass `edges` to `data.families.find_families(extra_edges=...)`.
 
     Every row is measured once, so this costs about one epoch. Raises DataError above `max_rows` (memory grows with
     its square).
     """
     if len(rows) > max_rows:
         raise DataError(
-            f"families by gradient compare all pairs; {len(rows):,} rows are more than max_rows={max_rows:,}.",
-            fix="Give a sample, or raise max_rows: 8 bytes per pair are needed about four times over.",
+            f"families by gradient compare all pairs, but {len(rows):,} rows are more than max_rows={max_rows:,}.",
+            fix="Give a sample, or raise max_rows; it needs about 32 bytes of memory per pair of rows.",
         )
     return find_families(unit(measure(model, rows, settings or Settings()).gram_N_N), threshold)
 
@@ -260,8 +260,8 @@ def _require_finite(loss_B: Floats, row_ids: Sequence[str]) -> None:
     bad = np.flatnonzero(~np.isfinite(loss_B))
     if bad.size:
         raise ModelError(
-            f"row {row_ids[int(bad[0])]}: the loss is {loss_B[bad[0]]}, expected a finite number.",
-            fix="The model's weights or its half precision are broken; try float32 and check the checkpoint.",
+            f"row {row_ids[int(bad[0])]}: expected a finite loss, found {loss_B[bad[0]]}.",
+            fix="Try float32, and check the checkpoint: the weights may be damaged, or half precision may overflow.",
         )
 
 

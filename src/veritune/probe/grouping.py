@@ -30,7 +30,7 @@ COLUMN = "family"
 
 @dataclass(frozen=True)
 class Grouped:
-    """The record: families by words and columns alone, and with gradients. `family_of` holds one name per row."""
+    """Families by words and columns alone, and with gradients. `family_of` holds one name per row."""
 
     n_rows: int
     n_families: int
@@ -53,7 +53,7 @@ def group_by_gradient(
     threshold: float = DEFAULTS.gradients.family_cosine,
     settings: Settings | None = None,
 ) -> Grouped:
-    """Families of all rows: those of words and columns, joined further where gradients on `model` agree.
+    """Families of all rows: those by words and columns, further joined where gradients on `model` agree.
 
     `rendered` may leave rows out (too long, say): those keep the family that words give. Raises DataError when a
     rendered row is not among `rows`, or nothing could be rendered.
@@ -83,12 +83,13 @@ def group_by_gradient(
 
 
 def write_grouped(path: Path, rows: Sequence[Row], found: Grouped) -> None:
-    """The rows as JSONL with id, messages, other columns and the column `family`: what `data.path` can name.
+    """Write the rows as JSONL with id, messages, other columns and the column `family`, in a form that `data.path`
+    accepts.
 
     A column of that name that the rows brought moves to `family_before`. Raises DataError for another number of rows.
     """
     if len(rows) != len(found.family_of):
-        raise DataError(f"expected {len(found.family_of)} rows, the ones that were grouped, found {len(rows)}.")
+        raise DataError(f"expected the {len(found.family_of)} rows that were grouped, found {len(rows)}.")
     write_jsonl(path, [_record(row, name) for row, name in zip(rows, found.family_of)])
 
 

@@ -30,7 +30,7 @@ APART = "apart"
 
 @dataclass(frozen=True)
 class Leak:
-    """The record, in nats per target token.
+    """The result of a leak probe, in nats per target token.
 
     `flattered` is the honest run's loss minus the leaky run's on the same held-out rows; `elsewhere` the same on
     validation rows, whose families neither run trained on; `by_leak` is the first minus the second. `honest` and
@@ -55,7 +55,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class LeakLosses:
-    """Mean loss per row id of the base, the honest and the leaky run; each row's zone in either split; its family."""
+    """Mean loss per row id of the base, the honest and the leaky run; each row's zone in both splits; its family."""
 
     condition: str
     seed: int
@@ -102,7 +102,9 @@ def leaky_zones(
 
 
 def leak(m: LeakLosses) -> Leak:
-    """Compare the two runs. Raises ScoreError for losses that are not finite, or no stranger that both hold out."""
+    """The comparison of the two runs. Raises ScoreError for losses that are not finite, or if no stranger row is held
+    out by both.
+    """
     _check(m)
     ids = [r for r in m.honest if r in m.leaky and m.honest_zone[r] == "stranger" and m.leaky_zone[r] == HELD_OUT]
     if not ids:
@@ -146,7 +148,9 @@ def _check(m: LeakLosses) -> None:
     for name, losses in (("base", m.base), ("honest", m.honest), ("leaky", m.leaky)):
         bad = next((r for r, x in losses.items() if not np.isfinite(x)), None)
         if bad is not None:
-            raise ScoreError(f"row {bad}: the {name} run's loss is {losses[bad]}.", fix="Use another checkpoint.")
+            raise ScoreError(
+                f"row {bad}: the {name} run's loss is {losses[bad]}.", fix="Use another checkpoint of that run."
+            )
 
 
 def _mean(name: str, value_N: Floats, families: list[str]) -> Estimate:

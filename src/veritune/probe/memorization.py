@@ -49,7 +49,8 @@ def three_zone_gap(
     best: float | None = 0.0,
     thresholds: Thresholds = DEFAULTS,
 ) -> ThreeZoneGap:
-    """Per-row losses of the base and the trained model on the same rows, with each row's zone and family.
+    """The three-zone gap, from per-row losses of the base and the trained model on the same rows, with each row's zone
+    and family.
 
     `best` is the least loss there can be; None says that nothing bounds it, and the record then says what it assumes.
     Scores that should rise are given as losses: the highest score less the score. Rows of other zones are ignored.
@@ -91,7 +92,7 @@ Arrays = tuple[Floats, Floats, npt.NDArray[np.str_], Ints]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ZoneGains:
-    """Every zone's gain at the common base loss, from which the share carried follows at any level.
+    """Every zone's gain at the common base loss, from which the share carried over is computed at any level.
 
     `most` is the largest gain there can be at that base loss, `least` the families that an interval needs.
     """
@@ -102,14 +103,14 @@ class ZoneGains:
     least: int
 
     def carried(self, zone: str, level: float = LEVEL) -> Estimate:
-        """Share of the seen gain that `zone` shows, with its interval at `level`."""
+        """Share of the seen gain that `zone` also has, with its interval at `level`."""
         return _carried(zone, self, level)
 
 
 def zone_gains(
     before: Sequence[float], after: Sequence[float], zones: Sequence[str], families: Sequence[Hashable], *, least: int
 ) -> ZoneGains:
-    """The gains that `three_zone_gap` reads, of losses of at least 0. Raises ScoreError as it does."""
+    """The gains that `three_zone_gap` reads, from losses of at least 0. Raises ScoreError as it does."""
     return _zone_gains(_arrays(before, after, zones, families, 0.0), 0.0, least)
 
 
@@ -136,13 +137,13 @@ def _arrays(
     if bad.size:
         raise ScoreError(
             f"row {int(bad[0])}: {base_N[bad[0]]} before and {after_N[bad[0]]} after; {bad.size} rows are not finite.",
-            fix="A diverged or broken run cannot be read; use another checkpoint.",
+            fix="Use another checkpoint: a diverged or damaged run has no finite loss.",
         )
     low = np.flatnonzero(np.minimum(base_N, after_N) < best) if best is not None else bad
     if low.size:
         raise ScoreError(
             f"row {int(low[0])}: {base_N[low[0]]:g} before and {after_N[low[0]]:g} after; a loss is at least {best:g}.",
-            fix="Give losses in nats per token, or the least value there can be (best=...).",
+            fix="Give losses in nats per token, or state the lowest possible value (best=...).",
         )
     for zone in ("seen", "stranger"):
         if not (zone_N == zone).any():
@@ -272,7 +273,8 @@ def _limits(parts: Mapping[str, ZoneGain], best: float | None) -> str:
 
 
 def row_losses(model: torch.nn.Module, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[float]:
-    """Each row's mean NLL in nats per target token, in the order given. Under `model.disable_adapter()` the base's.
+    """Each row's mean NLL in nats per target token, in the given order. Inside `model.disable_adapter()` it is the
+    base's.
 
     Raises DataError for a row without a target.
 
@@ -299,7 +301,7 @@ def row_losses(model: torch.nn.Module, rows: Sequence[Rendered], *, batch_size: 
 
 @dataclass(frozen=True)
 class Recall:
-    """Greedy continuation of each row's own target after a prefix of it, word for word, by zone.
+    """Word-for-word recall by zone: greedy continuation of each row's own target after a prefix of it.
 
     `matched` is the mean share of the rest that greedy decoding gives before its first difference; `exact` the share of
     rows whose whole rest it gives; `longest` the longest such span in tokens. `base` is the base model, same rows;
@@ -325,7 +327,7 @@ def matched_spans(
     min_rest: int = 8,
     batch_size: int = 8,
 ) -> list[tuple[int, int] | None]:
-    """Per row: tokens that greedy decoding reproduces before its first difference, and tokens asked for.
+    """Per row: how many tokens greedy decoding reproduces before its first difference, and how many were asked for.
 
     Until the first difference greedy decoding sees the row's own tokens, so one forward pass over the row gives the
     same count as generating would. None for rows with fewer than `min_rest` tokens to give back.
@@ -365,7 +367,7 @@ def verbatim_recall(
     prefix_share: float = 0.5,
     min_rest: int = 8,
 ) -> Recall:
-    """Spans from `matched_spans` of the base and the trained model, by zone, with intervals by family.
+    """Word-for-word recall by zone, with intervals by family, from `matched_spans` of the base and the trained model.
 
     Raises ScoreError for unequal lengths and DataError when no row is long enough.
     """

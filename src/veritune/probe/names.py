@@ -28,8 +28,9 @@ OPEN = {"layer": r"\d+", "step": r"\d+", "part": r"[\w\-]+(?:\.[\w\-]+)*"}
 
 @dataclass(frozen=True, slots=True)
 class ProbeNames:
-    """Quantities of one probe. `uncertainty` is where an interval comes from: the probe's items (and seeds, where there
-    are several runs), several runs alone, or nowhere, because it is a count. `made_by` is the command that records it.
+    """The quantities of one probe. `uncertainty` says where an interval comes from: the probe's items (and seeds, if
+    there are several runs), several runs only, or nowhere because it is a count. `made_by` is the command that records
+    it.
     """
 
     name: str
@@ -172,12 +173,12 @@ def _beside_itself(pattern: ProbeNames, name: str) -> bool:
 
 
 def pattern_of(name: str, study: Study) -> ProbeNames | None:
-    """The pattern that a name belongs to; None for a name that no probe of this study records."""
+    """The pattern that a name matches; None for a name that no probe of this study records."""
     return next((pattern for pattern in PATTERNS if _matches(pattern, name, study)), None)
 
 
 def arm_of(name: str) -> str:
-    """The arm that a quantity speaks of: its name's last segment."""
+    """The arm that a quantity describes: the last part of its name."""
     return name.rsplit(".", 1)[-1]
 
 
@@ -190,7 +191,7 @@ def _names(pattern: ProbeNames, study: Study, opened: Mapping[str, tuple[str, ..
 
 
 def nearest(name: str, study: Study) -> str | None:
-    """The known name that a wrong one may have meant; its own layer and part are kept where it has any."""
+    """The known name most similar to a wrong one, with the wrong one's layer and part kept if it has any."""
     numbers, middle = re.findall(r"(?<=\.)\d+(?=\.)", name), name.split(".")[2:-1]
     number = tuple(numbers) or ("0",)
     opened = {"layer": number, "step": number, "part": (".".join(middle),) if middle else ("total",)}
@@ -199,7 +200,7 @@ def nearest(name: str, study: Study) -> str | None:
 
 
 def patterns_text(study: Study) -> str:
-    """The patterns with this study's choices, one line each for an error that must list them."""
+    """The patterns with this study's choices filled in, one per line, for an error that must list them."""
     made = []
     for pattern in PATTERNS:
         choices, text = _choices(pattern, study), pattern.name

@@ -11,7 +11,7 @@ Norms = Mapping[str, tuple[float, str, int | None]]
 
 
 def beyond(own: Norms, other: Norms, thresholds: GeometryThresholds = DEFAULTS.geometry) -> tuple[int, int, int]:
-    """Of one run beside another: modules that both moved, those above the rule's ratio, those below it."""
+    """Modules that both runs moved, those above the rule's ratio, and those below it."""
     shared = [name for name in own if name in other and own[name][0] > 0 and other[name][0] > 0]
     ratios = [own[name][0] / other[name][0] for name in shared]
     above = sum(r > thresholds.worse_above for r in ratios)

@@ -36,8 +36,9 @@ CHANCE = 0.5
 
 @dataclass(frozen=True)
 class RecallPlan:
-    """How choices are built: the share of the target that is given, the most and fewest tokens of an ending, how many
-    other endings of each kind a row meets, and the seed of their draw."""
+    """How choices are built: the share of the target that is given, the maximum and minimum tokens of an ending, the
+    number of other endings of each kind per row, and the seed of their draw.
+    """
 
     prefix_share: float = 0.5
     length: int = 16
@@ -48,8 +49,9 @@ class RecallPlan:
 
 @dataclass(frozen=True)
 class Choices:
-    """`candidates[c]` is a prefix with one ending, labelled on the ending alone. Row `row[k]`'s own ending is candidate
-    `own[k]`, the other one is `other[k]`, of kind `kind[k]`. `skipped` counts rows by zone and reason."""
+    """The choices. `candidates[c]` is a prefix with one ending, labelled on the ending only. Row `row[k]`'s own ending
+    is candidate `own[k]`, the other is `other[k]`, of kind `kind[k]`. `skipped` counts rows by zone and reason.
+    """
 
     candidates: tuple[Rendered, ...]
     row: tuple[int, ...]
@@ -64,7 +66,8 @@ class Choices:
 
 @dataclass(frozen=True)
 class ForcedChoice:
-    """The record. By zone and kind: `base` and `trained` share of choices won, their paired `change`, all by family.
+    """The result of forced choice. By zone and kind: `base` and `trained` share of choices won, their paired `change`,
+    all by family.
 
     `contrast` is the change on seen rows minus that on strangers, for endings of other families.
     """
@@ -83,7 +86,7 @@ class ForcedChoice:
 def build_choices(
     rows: Sequence[Rendered], zones: Sequence[str], families: Sequence[str | None], plan: RecallPlan | None = None
 ) -> Choices:
-    """Choices for every row that is long enough and has another row to be confused with.
+    """Choices for every row that is long enough and has another row to be compared with.
 
     Raises DataError when there is none, or lists differ in length.
     """
@@ -107,7 +110,7 @@ def build_choices(
                 counts[f"no_{kind}"] += 1
     if not made.row:
         raise DataError(
-            f"no row can be asked: expected endings of at least {plan.min_length} tokens and another row in the zone.",
+            f"no row can be used: expected endings of at least {plan.min_length} tokens and another row in the zone.",
             fix="Give more rows, or rows with longer answers.",
         )
     return Choices(
@@ -144,7 +147,7 @@ class _Builder:
         self.kind: list[Kind] = []
 
     def add(self, i: int, kind: Kind, pool: Sequence[int]) -> bool:
-        """Adds up to `others` choices of one row; False when no other ending differs from its own."""
+        """Add up to `others` choices for one row; returns False if no other ending differs from its own."""
         prefix, own = self.halves[i]
         order = list(pool)
         random.Random(f"{self.plan.seed}/{self.rows[i].row_id}/{kind}").shuffle(order)
@@ -188,7 +191,8 @@ def forced_choice(choices: Choices, before_C: Floats, after_C: Floats) -> Forced
     for name, score_C in (("before", before_C), ("after", after_C)):
         if len(score_C) != len(choices.candidates) or not np.isfinite(score_C).all():
             raise ScoreError(
-                f"the scores '{name}' are not one finite number per ending.", fix="Use another checkpoint."
+                f"the scores '{name}' are not one finite number per ending.",
+                fix="Use another checkpoint of that model.",
             )
     base = _won_by_row(choices, before_C)
     trained = _won_by_row(choices, after_C)

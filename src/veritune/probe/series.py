@@ -29,7 +29,8 @@ AXES = ("step", "lr", "rows", "label")
 
 @dataclass(frozen=True)
 class Moved:
-    """One line. lr: peak learning rate; rows: how many rows were trained on; chosen: the checkpoint that is scored.
+    """One checkpoint of the series. lr: peak learning rate; rows: number of rows trained on; chosen: whether this
+    checkpoint is scored.
 
     `arm` is the condition as it was written, before a sweep gave each point a name; `point` is its place in the sweep.
     `validation_nll` is the checkpoint's loss on validation rows, in nats per token. Norms are Frobenius norms over all
@@ -73,24 +74,26 @@ class WeightSeries:
 
 
 def is_study(paths: Sequence[Path]) -> bool:
-    """Whether one path was given, and it is a study: its file or its folder."""
+    """Whether the only path given is a study: its file or its folder."""
     return len(paths) == 1 and (paths[0].suffix in (".yaml", ".yml") or (paths[0] / "study.yaml").is_file())
 
 
 def change_of(folder: Path, base: Path | None, options: WeightOptions | None = None) -> WeightChange:
-    """Weight change of an adapter's folder or a full checkpoint's. Raises ModelError for a checkpoint without base."""
+    """Weight change of an adapter's folder or a full checkpoint. Raises ModelError for a checkpoint without a base."""
     if holds_adapter(folder):
         folder = peft_folder(folder).folder
         if base is not None:
             refuse_other_base(folder, base)
         return adapter_change(folder, base, options)
     if base is None:
-        raise ModelError(f"{folder} is no adapter, so the base it is compared with must be named.", fix="--base DIR")
+        raise ModelError(f"{folder} is not an adapter, so it needs a base to be compared with.", fix="--base DIR")
     return checkpoint_change(base, folder, options)
 
 
 def folder_series(folders: Sequence[Path], base: Path | None = None) -> WeightSeries:
-    """Any folders, in the order given; `step` is the number at the end of a name like checkpoint-200 or step-40."""
+    """The series of any folders, in the given order; `step` is the number at the end of a name like checkpoint-200 or
+    step-40.
+    """
     shown = {f: f.name for f in folders}
     if len(set(shown.values())) < len(folders):
         shown = {f: str(f) for f in folders}
@@ -98,7 +101,7 @@ def folder_series(folders: Sequence[Path], base: Path | None = None) -> WeightSe
 
 
 def study_series(study: str | Path) -> WeightSeries:
-    """Every checkpoint on disk of every run of a study. Raises ModelError when no run has one."""
+    """The series of every checkpoint on disk of every run of a study. Raises ModelError if no run has one."""
     store = Store.of(study)
     settings = load_study(store.study_file)
     base = resolve(settings.model, store.root).path
@@ -123,7 +126,7 @@ def study_series(study: str | Path) -> WeightSeries:
         why = f" ({missing[0]})" if missing else ""
         raise ModelError(
             f"{store.root}: no run has weights on disk that can be compared{why}.",
-            fix="Run the study first, and let it `keep` checkpoints.",
+            fix="Run the study first, with `keep: best` or `keep: all`.",
         )
     lines.sort(key=lambda x: (x.condition or "", x.lr or 0, x.rows or 0, x.seed or 0, x.step or 0))
     return _record(lines, missing)
@@ -150,7 +153,7 @@ def _facts(manifest: RunManifest, arms: Mapping[str, tuple[str, dict[str, Any]]]
 
 
 def step_of(folder: Path) -> int | None:
-    """The number at the end of a folder's name: its step, for checkpoint-200 or step-40."""
+    """The number at the end of a folder's name, which is its step for checkpoint-200 or step-40."""
     found = re.search(r"(\d+)$", folder.name)
     return int(found.group(1)) if found else None
 
@@ -237,7 +240,7 @@ def _record(lines: Sequence[Moved], missing: Sequence[str]) -> WeightSeries:
 
 
 def table(record: WeightSeries) -> str:
-    """The lines as a plain-text table; `-` where a fact is unknown."""
+    """The series as a plain-text table; `-` where a value is unknown."""
     kinds = list(dict.fromkeys(kind for line in record.lines for kind in line.by_type))
     rows = [["label", "seed", "lr", "rows", "step", "val. NLL", "moved", "of base", *kinds]]
     for line in record.lines:

@@ -54,7 +54,8 @@ __all__ = [
 
 
 def zone_gap(store: Store, baseline: str, run_id: str, thresholds: Thresholds = DEFAULTS) -> ThreeZoneGap:
-    """The three-zone gap of one run from the losses on disk, before (the baseline's) and after; written once.
+    """The three-zone gap of one run from the losses on disk, before (the baseline's) and after; computed once and
+    saved.
 
     Raises ScoreError as `three_zone_gap` does.
     """
@@ -90,7 +91,7 @@ def zoned_losses(
 
 @dataclass(frozen=True)
 class Zoned:
-    """Rows of all files, rendered, with each row's zone (the file it came from) and family."""
+    """The rows of all files, rendered, with each row's zone (the file it came from) and family."""
 
     rows: tuple[Row, ...]
     rendered: tuple[Rendered, ...]
@@ -99,7 +100,7 @@ class Zoned:
 
 
 def read_zones(files: Mapping[str, str | Path], renderer: Renderer, **reading: Unpack[LoadOptions]) -> Zoned:
-    """Rows of each zone's file. Families are found over all files together.
+    """Read the rows of each zone's file. Families are computed over all files together.
 
     `reading` are settings of `load_rows`. Raises DataError for unusable rows, and when a family that is trained on
     reaches into the strangers, with the number of rows: that would flatter the model.
@@ -113,14 +114,14 @@ def read_zones(files: Mapping[str, str | Path], renderer: Renderer, **reading: U
         zones += [zone] * len(loaded.rows)
     rendered, problems = render_rows(rows, renderer)
     if problems:
-        raise DataError(f"{problems[0].message} ({len(problems)} such rows).", fix="Shorten or drop them.")
+        raise DataError(f"{problems[0].message} ({len(problems)} such rows).", fix="Shorten these rows, or drop them.")
     families = find_families(rows).families
     _refuse_leak(zones, families)
     return Zoned(tuple(rows), tuple(rendered), tuple(zones), tuple(families))
 
 
 def thin(zoned: Zoned, rows: int) -> Zoned:
-    """At most so many rows of each zone, whole families first come first served, in the order of the files."""
+    """At most this many rows of each zone, as whole families in the order of the files."""
     left = dict.fromkeys(zoned.zones, rows)
     kept = []
     for i in sorted(range(len(zoned.rows)), key=lambda i: (zoned.families.index(zoned.families[i]), i)):
@@ -175,19 +176,21 @@ def gradients_of(
     loaded = require_clean(load_rows(data, family_field=family_field, train_on=train_on))
     rendered, problems = render_rows(loaded.rows, subject.renderer)
     if problems:
-        raise DataError(f"{problems[0].message} ({len(problems)} such rows).", fix="Shorten or drop them.")
+        raise DataError(f"{problems[0].message} ({len(problems)} such rows).", fix="Shorten these rows, or drop them.")
     families = find_families(loaded.rows).families
     return probe_gradients(subject.trained(), rendered, families, settings=settings, base_loss=subject.base_loss())
 
 
 def gradient_families_of(subject: ProbeSubject, rows: Sequence[Row]) -> Grouped:
-    """Families of rows by words, and joined further where their gradients agree; rows that are too long keep theirs."""
+    """Families of rows by words, further joined where their gradients agree; rows that are too long keep their
+    family."""
     rendered, _ = render_rows(rows, subject.renderer)
     return group_by_gradient(subject.base(), rows, rendered)
 
 
 def persona_prompts(model: str, personas: Path | None, questions: Path | None) -> tuple[Prompts, dict[str, str]]:
-    """The geometry probe's prompts, of the built-in personas and questions without a file; SHA-256 of the files."""
+    """The geometry probe's prompts, with built-in personas and questions where no file is given; SHA-256 of the
+    files."""
     from veritune.probe import geometry
 
     texts = geometry.PERSONAS if personas is None else geometry.read_personas(personas)
@@ -197,10 +200,10 @@ def persona_prompts(model: str, personas: Path | None, questions: Path | None) -
 
 
 def gap_of(found: ProbeSubject, zoned: Zoned) -> ThreeZoneGap:
-    """The three-zone gap of a model against its base on the rows given. Raises ModelError without an adapter."""
+    """The three-zone gap of a model against its base on the given rows. Raises ModelError without an adapter."""
     if found.adapter is None:
         raise ModelError(
-            "the gap compares a trained model with its base, and no adapter was named.", fix="--adapter DIR"
+            "the gap compares a trained model with its base, but no adapter was given.", fix="--adapter DIR"
         )
     before = row_losses(found.base(), zoned.rendered)
     after = row_losses(found.trained(), zoned.rendered)
@@ -208,12 +211,14 @@ def gap_of(found: ProbeSubject, zoned: Zoned) -> ThreeZoneGap:
 
 
 def tokens_of(found: ProbeSubject, zoned: Zoned, zones: Sequence[str]) -> dict[str, TokenFall]:
-    """Where the loss fell on each of `zones`, tokens classed by the seen rows.
+    """Where the loss fell on each of `zones`, with tokens classified by the seen rows.
 
     Raises ModelError without an adapter.
     """
     if found.adapter is None:
-        raise ModelError("where the loss fell compares a trained model with its base.", fix="--adapter DIR")
+        raise ModelError(
+            "`tokens` compares a trained model with its base, but no adapter was given.", fix="--adapter DIR"
+        )
     chosen = [i for i, zone in enumerate(zoned.zones) if zone in zones]
     rows = [zoned.rendered[i] for i in chosen]
     before, after = token_nlls(found.base(), rows), token_nlls(found.trained(), rows)
@@ -232,7 +237,7 @@ def tokens_of(found: ProbeSubject, zoned: Zoned, zones: Sequence[str]) -> dict[s
 def geometry_of(
     model: str, adapters: Sequence[Path], prompts: Prompts, methods: Sequence[Method], max_new_tokens: int = 32
 ) -> list[dict[str, Geometry]]:
-    """The geometry of each adapter against the base, by method. One model is held at a time."""
+    """The geometry of each adapter against the base, by method. Only one model is in memory at a time."""
     from veritune.probe.geometry import geometry, states
 
     def read(loaded: PreTrainedModel) -> dict[Method, States]:

@@ -37,8 +37,9 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class ProbeSubject:
-    """A base, what was trained from it (an adapter's folder or a full checkpoint's; None: the base itself), and the
-    tokenizer's renderer."""
+    """A base model, what was trained from it (an adapter's folder or a full checkpoint's; None: only the base), and the
+    tokenizer's renderer.
+    """
 
     ref: ModelRef
     adapter: Path | None
@@ -46,15 +47,17 @@ class ProbeSubject:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether what was trained is a full checkpoint."""
+        """Whether the trained part is a full checkpoint."""
         return self.adapter is not None and not is_adapter(self.adapter)
 
     def base(self) -> PreTrainedModel:
-        """The base model. Raises ModelError when it cannot be loaded or, quantised, cannot be run here."""
+        """The base model. Raises ModelError if it cannot be loaded or, if quantised, cannot be run here."""
         return _loaded(self.ref)
 
     def base_loss(self) -> Literal["self"] | Callable[[Sequence[Rendered]], float] | None:
-        """What `probe_gradients` is told of the base: it is the subject, it is elsewhere, or the adapter carries it."""
+        """Where `probe_gradients` finds the base's loss: the subject is the base, the base is a separate model, or the
+        adapter can be switched off.
+        """
         from veritune.probe.memorization import row_losses
 
         if self.adapter is None:
@@ -84,7 +87,7 @@ def subject(
     max_length: int = 2048,
     template_kwargs: Mapping[str, JsonValue] | None = None,
 ) -> ProbeSubject:
-    """Find a base model and what was trained from it, and look at their files whether they belong together.
+    """Find a base model and what was trained from it, and check by their files that they belong together.
 
     Raises ModelError, before a weight is loaded where files can tell.
     """
@@ -107,7 +110,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def quantisation(folder: Path) -> str | None:
-    """The method by which a checkpoint is quantised (`bitsandbytes`, `gptq`, ...), None for one that is not."""
+    """The quantisation method of a checkpoint (`bitsandbytes`, `gptq`, ...), None if it is not quantised."""
     found = _json(folder / "config.json").get("quantization_config")
     return None if not isinstance(found, dict) else str(found.get("quant_method") or "method not named")
 
@@ -122,9 +125,9 @@ def _loaded(ref: ModelRef) -> PreTrainedModel:
         with torch.no_grad():
             model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device))
     except ModelError as exc:
-        raise ModelError(f"{why} and cannot be loaded here: {exc.message}", fix="Give the unquantised model.") from None
+        raise ModelError(f"{why} and cannot be loaded here: {exc.message}", fix="Name the unquantised model.") from None
     except (RuntimeError, ValueError, ImportError, NotImplementedError) as exc:
-        raise ModelError(f"{why} and cannot be run here: {_first(exc)}.", fix="Give the unquantised model.") from None
+        raise ModelError(f"{why} and cannot be run here: {_first(exc)}.", fix="Name the unquantised model.") from None
     return model
 
 
@@ -172,7 +175,7 @@ def _misfit(exc: BaseException) -> str:
     found = re.search(r"size mismatch for (\S+): .*?Size\((\[[^\]]*\]).*?Size\((\[[^\]]*\])", str(exc), re.DOTALL)
     if found is None:
         return _first(exc)
-    return f"{found.group(1)} has shape {found.group(2)} in the adapter, {found.group(3)} is asked for"
+    return f"{found.group(1)} has shape {found.group(2)} in the adapter, but the base needs {found.group(3)}"
 
 
 def _first(exc: BaseException) -> str:
@@ -183,7 +186,7 @@ def _first(exc: BaseException) -> str:
 
 
 def refuse_other(trained: Path, base: Path) -> None:
-    """Raises ModelError when the adapter or checkpoint was not trained from `base`, as far as files tell."""
+    """Raises ModelError if, judging by its files, the adapter or checkpoint was not trained from `base`."""
     if is_adapter(trained):
         refuse_other_base(trained, base)
     else:
@@ -192,7 +195,7 @@ def refuse_other(trained: Path, base: Path) -> None:
 
 
 def refuse_other_base(adapter: Path, base: Path) -> None:
-    """Raises ModelError when the base that the adapter names lies on this disk and holds other weights than `base`.
+    """Raises ModelError if the base that the adapter names is on this disk and has other weights than `base`.
 
     An adapter fits any base of the same shape, so that shapes alone do not tell. A named base that is not here cannot
     be compared.
@@ -206,7 +209,7 @@ def refuse_other_base(adapter: Path, base: Path) -> None:
     found = _first_difference(other, base)
     if found is not None:
         raise ModelError(
-            f"{adapter} was trained on {other}, and {base} is another model: {found}.",
+            f"{adapter} was trained on {other}, but {base} is a different model: {found}.",
             fix="Name the base that it was trained on.",
         )
 
@@ -225,9 +228,9 @@ def _refuse_other_checkpoint(checkpoint: Path, base: Path) -> None:
     after, before = quantisation(checkpoint), quantisation(base)
     if after != before:
         raise ModelError(
-            f"{checkpoint} is {_said(after)} and {base} {_said(before)}: what rounding changed could not be told from "
-            "what training changed.",
-            fix="Give both as they were before quantisation.",
+            f"{checkpoint} is {_said(after)} and {base} {_said(before)}: changes by rounding could not be "
+            "distinguished from changes by training.",
+            fix="Give both models in the form before quantisation.",
         )
     if after is not None:
         return
@@ -247,7 +250,7 @@ def _other_shape(one: Tensors, two: Tensors) -> str | None:
     """The first weight that only one side has, a head beside tied embeddings left out, or that differs in shape."""
     apart = sorted((set(one.names) ^ set(two.names)) - {HEAD})
     if apart:
-        return f"{apart[0]} is in one of them only"
+        return f"{apart[0]} is in only one of them"
     for name in one.names:
         if name in two.names and one.shape(name) != two.shape(name):
             return f"{name} has shape {list(one.shape(name))} in one, {list(two.shape(name))} in the other"
@@ -280,7 +283,13 @@ def _json(path: Path) -> dict[str, JsonValue]:
     try:
         found = parse_json(read_bytes(path), finite=False)
     except (OSError, ValueError) as exc:
-        raise ModelError(f"{path} cannot be read: {_first(exc)}.", fix="Restore the file.") from None
+        raise ModelError(
+            f"{path} cannot be read: {_first(exc)}.",
+            fix="Restore the file from a copy, or save the adapter or checkpoint again.",
+        ) from None
     if not isinstance(found, dict):
-        raise ModelError(f"{path}: expected a mapping, found {type(found).__name__}.", fix="Restore the file.")
+        raise ModelError(
+            f"{path}: expected a mapping, found {type(found).__name__}.",
+            fix="Restore the file from a copy, or save the adapter or checkpoint again.",
+        )
     return found

@@ -15,9 +15,10 @@ ACROSS = ("type", "group")
 
 @dataclass(frozen=True)
 class TelemetrySummary:
-    """The record. `share` is each part's mean share of the squared gradient norm over the steps that were seen.
-    `per_parameter` is that share over the part's share of the trained parameters: 1 where a part has as much as its
-    size gives it; empty where the lines do not count parameters. Norms are before clipping; None where no step has one.
+    """Where the gradients of a run were large. `share` is each part's mean share of the squared gradient norm over the
+    recorded steps. `per_parameter` is that share divided by the part's share of the trained parameters: 1 if a part has
+    what its size predicts; empty if the lines do not count parameters. Norms are before clipping; None if no step has
+    one.
     """
 
     n_steps: int
@@ -37,7 +38,7 @@ class TelemetrySummary:
 
 
 def summarize(lines: Sequence[Mapping[str, Any]]) -> TelemetrySummary:
-    """Summary of the lines of one run (`read_telemetry`). Raises ScoreError when there are none."""
+    """The summary of one run's lines (`read_telemetry`). Raises ScoreError if there are none."""
     if not lines:
         raise ScoreError("the telemetry holds no step.", fix="Train with GradientTelemetry(path) among the callbacks.")
     seen = [line for line in lines if line.get("status") == "ok" and line.get("share")]

@@ -34,7 +34,9 @@ POSITIONS = ((0, 1), (1, 4), (4, 16), (16, 64), (64, None))
 
 @dataclass(frozen=True)
 class TokenFall:
-    """The record. Falls are nats per token, before minus after; `share` is of the whole fall over all target tokens."""
+    """Where the loss fell. Falls are nats per token, before minus after; `share` is of the whole fall over all target
+    tokens.
+    """
 
     n_rows: int
     n_tokens: int
@@ -51,7 +53,7 @@ class TokenFall:
 
 
 def token_nlls(model: torch.nn.Module, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[Floats]:
-    """NLL in nats of each row's target tokens, in their order (a target in the first place is never scored).
+    """NLL in nats of each row's target tokens, in order (a target in the first position is never scored).
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from veritune.records import Rendered
@@ -80,9 +82,9 @@ def where_it_fell(
     reference: tuple[Sequence[Rendered], Sequence[str | None]] | None = None,
     control: Sequence[Floats] | None = None,
 ) -> TokenFall:
-    """The fall of the loss by token class and position. `reference` are the rows trained on, with their families;
-    without it the rows given count themselves. `control` are NLLs of a model trained as long on unrelated rows.
-    Raises ScoreError when NLLs do not fit the rows or are not finite, DataError for no rows.
+    """The fall of the loss by token class and position. `reference` are the training rows with their families; without
+    it the given rows serve as reference. `control` are NLLs of a model trained equally long on unrelated rows. Raises
+    ScoreError if NLLs do not fit the rows or are not finite, DataError for no rows.
     """
     _check(rows, families, before, after, control)
     kinds = classify(rows, families, *(reference or (rows, families)))
@@ -117,7 +119,7 @@ def classify(
     reference: Sequence[Rendered],
     reference_families: Sequence[str | None],
 ) -> list[list[str]]:
-    """The class of every scored target token of every row; a row in the reference does not count for itself."""
+    """The class of every scored target token of every row; a row in the reference is not compared with itself."""
     if len(reference) != len(reference_families):
         raise DataError(f"expected a family per reference row ({len(reference)}), found {len(reference_families)}.")
     named = [f"\0{r.row_id}" if f is None else f for r, f in zip(reference, reference_families)]
@@ -286,11 +288,14 @@ def _check(
             raise ScoreError(f"the NLLs '{name}' do not fit the rows' target tokens one to one.")
         bad = next((r.row_id for r, x in zip(rows, nlls) if not np.isfinite(x).all()), None)
         if bad is not None:
-            raise ScoreError(f"row {bad}: the NLLs '{name}' are not finite.", fix="Use another checkpoint.")
+            raise ScoreError(
+                f"row {bad}: the NLLs '{name}' are not finite.", fix="Use another checkpoint of that model."
+            )
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds; joined they are the row's text. A character of several tokens goes to the last.
+    """The text that each token adds; joined they give the row's text. A character of several tokens is assigned to the
+    last.
 
     A tail of tokens is decoded with and without the newest, so that spaces and byte-level characters come out right.
     """

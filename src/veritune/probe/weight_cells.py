@@ -35,8 +35,9 @@ WORDS = ("below", "between", "above", "withheld")
 
 @dataclass(frozen=True)
 class WeightCell:
-    """One module of one condition beside the reference's. `ratio` is the geometric mean over `seeds`; `above` and
-    `below` count the seeds whose own ratio lies beyond the rule's. Ends and p are None with one seed."""
+    """One module of one condition compared with the reference's. `ratio` is the geometric mean over `seeds`; `above`
+    and `below` count the seeds whose own ratio is beyond the rule's limits. Ends and p are None with one seed.
+    """
 
     condition: str
     module: str
@@ -56,7 +57,7 @@ class WeightCell:
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """The record. `counts` are by condition: cells of each verdict, and by seed those beyond the rule."""
+    """The grid of modules. `counts` are by condition: cells with each verdict, and by seed those beyond the rule."""
 
     reference: str
     cells: tuple[WeightCell, ...]
@@ -76,12 +77,16 @@ class WeightGrid:
 
 
 def study_grid(study: str | Path, reference: str, thresholds: GeometryThresholds = DEFAULTS.geometry) -> WeightGrid:
-    """The grid of a study's scored checkpoints. Raises ModelError without the reference, or without a run beside it."""
+    """The grid of a study's scored checkpoints. Raises ModelError if the reference, or any run to compare it with, is
+    missing.
+    """
     store = Store.of(study)
     settings = load_study(store.study_file)
     if reference not in settings.conditions:
         known = list(settings.conditions)
-        raise ModelError(f"--reference: no condition {reference!r}{did_you_mean(reference, known)}; there are {known}.")
+        raise ModelError(
+            f"--reference: unknown condition {reference!r}{did_you_mean(reference, known)}; conditions: {known}."
+        )
     base, moved, missing = resolve(settings.model, store.root).path, {}, []
     for run_id, manifest, checkpoint in _scored(store):
         if checkpoint is None:
@@ -104,7 +109,7 @@ def _scored(store: Store) -> Iterator[tuple[str, RunManifest, Path | None]]:
 
 
 def norms_of(modules: Sequence[ModuleChange]) -> Norms:
-    """What the grid needs of each module's change."""
+    """The numbers that the grid needs from each module's change."""
     return {m.name: (m.delta_norm, m.type, m.layer) for m in modules}
 
 
@@ -114,14 +119,17 @@ def judge_weights(
     thresholds: GeometryThresholds = DEFAULTS.geometry,
     missing: Sequence[str] = (),
 ) -> WeightGrid:
-    """From each run's norms by (condition, seed). Raises ModelError where nothing can be put beside the reference."""
+    """The grid from each run's norms by (condition, seed). Raises ModelError if nothing can be compared with the
+    reference.
+    """
     others = list(dict.fromkeys(c for c, _ in moved if c != reference))
     cells = [cell for c in others for cell in _cells(moved, c, reference, thresholds)]
     if not cells:
         gone = f" ({', '.join(missing[:3])} kept no checkpoint)" if missing else ""
         raise ModelError(
-            f"no module of another condition can be put beside {reference}'s{gone}.",
-            fix="Both need a scored checkpoint on disk, a shared seed and a module that both train.",
+            f"no module of another condition can be compared with {reference}'s{gone}.",
+            fix="Compare conditions that both have a scored checkpoint on disk, a seed in common and a module "
+            "that both train.",
         )
     tested = [i for i, cell in enumerate(cells) if cell.p is not None]
     for i, p in zip(tested, benjamini_hochberg([cells[i].p or 1.0 for i in tested]) if tested else ()):
@@ -202,7 +210,7 @@ def _reading(counts: Sequence[Json], reference: str, thresholds: GeometryThresho
 
 
 def grid_table(grid: WeightGrid) -> str:
-    """One line a cell, columns aligned."""
+    """The cells as a table, one line each."""
     rows = [["condition", "module", "layer", "seeds", "over ref.", "95 %", "p", "verdict"]]
     for c in grid.cells:
         ends = "-" if c.low is None or c.high is None else f"{c.low:.2f} to {c.high:.2f}"

@@ -29,7 +29,7 @@ SPECTRUM_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class ModuleChange:
-    """One weight's change. Norms are Frobenius norms; `relative` is delta/base, None where the base is zero.
+    """The change of one weight. Norms are Frobenius norms; `relative` is delta/base, None if the base is zero.
 
     effective_rank: exp of the entropy of squared singular values' shares (1: one direction; r: r equal ones).
     top_energy: share of the squared norm in the largest direction. intruders: of the changed weight's ten largest left
@@ -52,7 +52,7 @@ class ModuleChange:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """The record of one comparison. Sums over modules are root sums of squares.
+    """The weight changes of one comparison. Sums over modules are root sums of squares.
 
     >>> change = WeightChange("base", "tuned", "full", (), {}, {}, {}, {}, (), "It did not move.", "", "")
     >>> change.reading
@@ -78,8 +78,9 @@ class WeightChange:
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """spectrum: singular values of each change. intruders: also compare singular vectors with the base's (slow: one
-    full decomposition of every base matrix and of every changed one)."""
+    """What to measure. spectrum: singular values of each change. intruders: also compare singular vectors with the
+    base's (slow: one full decomposition of every base matrix and of every changed one).
+    """
 
     spectrum: bool = True
     intruders: bool = False
@@ -91,7 +92,7 @@ class WeightOptions:
 def adapter_change(
     adapter: str | Path, base: str | Path | None = None, options: WeightOptions | None = None
 ) -> WeightChange:
-    """Weight change that merging a saved LoRA makes, of any kind that `read_adapter` reads.
+    """Weight change from merging a saved LoRA, of any kind that `read_adapter` reads.
 
     Without `base` (a folder of safetensors) nothing is relative. Raises ModelError for other adapter types, for a base
     the adapter does not fit, and quantised bases.
@@ -113,7 +114,9 @@ def adapter_change(
     else:
         modules, notes = _on_base(reading, options)
     if not modules:
-        raise ModelError(f"{adapter}: no LoRA factors found in the adapter.", fix="Give the folder that PEFT saved.")
+        raise ModelError(
+            f"{adapter}: expected LoRA factors in the adapter, found none.", fix="Name the folder that PEFT saved."
+        )
     notes = (*reading.notes, *notes)
     if reading.missing:
         notes = (*notes, f"{len(reading.missing)} adapted modules have no tensors, first {reading.missing[0]}")
@@ -196,7 +199,8 @@ def _lora_singular_values(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def checkpoint_change(before: str | Path, after: str | Path, options: WeightOptions | None = None) -> WeightChange:
-    """Weight change between two folders of safetensors, streamed. Tensors that only one side has are named in `notes`.
+    """Weight change between two folders of safetensors, read tensor by tensor. Tensors that only one side has are named
+    in `notes`.
 
     Raises ModelError when shapes differ, no tensor is shared or weights are quantised.
 
@@ -267,7 +271,7 @@ def _dense_change(module: str, weight: torch.Tensor, delta: torch.Tensor, option
 
 
 def count_intruders(before: torch.Tensor, after: torch.Tensor, limits: WeightThresholds = DEFAULTS.weights) -> int:
-    """How many of `after`'s leading left singular vectors have a small |cosine| to each of `before`'s."""
+    """How many of `after`'s leading left singular vectors have a small |cosine| with each of `before`'s."""
     old = torch.linalg.svd(before, full_matrices=False).U
     new = torch.linalg.svd(after, full_matrices=False).U[:, : limits.intruder_top]
     return int(((old.t() @ new).abs().amax(0) < limits.intruder_cosine).sum())
@@ -298,7 +302,7 @@ def _module(
 
 
 def effective_rank(values: torch.Tensor) -> tuple[float | None, float | None]:
-    """(exp entropy of squared singular values' shares, share of the largest); None for a zero matrix.
+    """(exp of the entropy of the squared singular values' shares, share of the largest); None for a zero matrix.
 
     Source: Roy & Vetterli 2007, EUSIPCO, with squared values, so that shares are shares of energy.
 
@@ -366,7 +370,9 @@ def _sum(modules: tuple[ModuleChange, ...] | list[ModuleChange]) -> dict[str, Js
 
 
 def series(changes: Mapping[str, WeightChange]) -> list[dict[str, JsonLike]]:
-    """One line per labelled change (a step, an LR, a dose) with total and per-type norms: for a table or one plot."""
+    """One line per labelled change (a step, a learning rate, a dose) with total and per-type norms, for a table or one
+    plot.
+    """
     return [
         {"label": label, **change.total, "by_type": {k: v["delta_norm"] for k, v in change.by_type.items()}}
         for label, change in changes.items()

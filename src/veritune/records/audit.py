@@ -14,7 +14,7 @@ from veritune.records.common import Finding, GateResult, Json
 
 @dataclass(frozen=True, slots=True)
 class TokenLengths(RecordPart):
-    """Tokens of all rendered rows together, of the middle one and of the longest."""
+    """Token counts over all rendered rows: total, median and maximum."""
 
     total: int
     median: int
@@ -23,7 +23,7 @@ class TokenLengths(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class RenderedExample(RecordPart):
-    """The first row as the trainer sees it: the text without loss, and the text that the loss falls on."""
+    """The first row as the trainer sees it: the text without loss, and the text with loss."""
 
     row_id: str
     prompt: str
@@ -32,7 +32,9 @@ class RenderedExample(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class StopTokens(RecordPart):
-    """What answers are trained to end on, what generation stops on and who says so; `warnings` where the two differ."""
+    """The tokens that answers are trained to end on, the tokens that generation stops on and their source; `warnings`
+    if the two differ.
+    """
 
     end_tokens: tuple[str, ...]
     stop_tokens: tuple[str, ...]
@@ -75,7 +77,7 @@ class ZonePair(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts(RecordPart):
-    """Rows by zone, and what every pair of zones shares."""
+    """The number of rows in each zone, and what every pair of zones shares."""
 
     zones: Mapping[str, int]
     pairs: tuple[ZonePair, ...]
@@ -92,17 +94,17 @@ class SplitAudit(Record):
 
 @dataclass(frozen=True, slots=True)
 class ContaminationAudit(Record):
-    """Eval items looked for in the trained rows: the gate's word, and each hit."""
+    """The eval items that were looked for in the trained rows: the gate's status, and each hit."""
 
     gate: GateResult
     findings: tuple[Finding, ...]
 
     @property
     def near_copies(self) -> int:
-        """Rows that are near-copies of an item, over all evals."""
+        """Number of rows that are near-copies of an item, over all evals."""
         return sum(counts.get("rows_confirmed", 0) for counts in self.by_eval.values())
 
     @property
     def by_eval(self) -> Mapping[str, Mapping[str, int]]:
-        """Counts by eval; empty where nothing was looked for."""
+        """Counts by eval; empty if no eval was compared."""
         return self.gate.numbers.get("evals") or {}

@@ -41,8 +41,11 @@ JsonLike = str | int | float | bool | None | Sequence["JsonLike"] | Mapping[str,
 FORMAT_VERSION: Literal[2] = 2
 """Of all files of a study. It counts up whenever files of the version before cannot be read any more."""
 SHOWN = 60  # characters of a wrong value in a message
-DAMAGED = "Restore it, or delete it and run again."
-OTHER_VERSION = "Read it with the Veritune that wrote it, restore it, or start a new folder with the same study.yaml."
+DAMAGED = "Restore the file from a copy, or delete it and run again."
+OTHER_VERSION = (
+    "Read it with the version of Veritune that wrote it, restore it from a copy, or start a new folder with the "
+    "same study.yaml."
+)
 EXPECTED = {
     "int": "an integer",
     "float": "a number",
@@ -60,7 +63,7 @@ EXPECTED = {
 
 
 class RecordPart(Displayed):
-    """An object inside a file. A key in `ABSENT_WHEN_NONE` is left out of the file where its value is None."""
+    """An object inside a file. A key in `ABSENT_WHEN_NONE` is left out of the file if its value is None."""
 
     __slots__ = ()
     __pydantic_config__: ClassVar[Mapping[str, str | bool]] = {
@@ -87,13 +90,15 @@ class RecordPart(Displayed):
 
 @dataclass(frozen=True, slots=True)
 class Record(RecordPart):
-    """A file: one JSON object with its format's number."""
+    """A file with one JSON object and its format number."""
 
     format: Literal[2] = field(default=FORMAT_VERSION, kw_only=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the file. Raises FormatError naming file, key, what was expected and found; OSError without a file."""
+        """The record in a file. Raises FormatError naming file, key, what was expected and found; OSError if there is
+        no file.
+        """
         try:
             content = read_bytes(path)
         except ValueError as exc:
@@ -101,22 +106,22 @@ class Record(RecordPart):
         return parse(cls, content, str(path))
 
     def save(self, path: Path) -> None:
-        """Write the file atomically: the same record gives the same bytes."""
+        """Write the file atomically; the same record gives the same bytes."""
         write_json(path, self)
 
     def text(self) -> str:
-        """What `save` writes, for callers that hash it before it lies on disk."""
+        """The text that `save` writes, for callers that hash it first."""
         return dumps(self, indent=2) + "\n"
 
 
 class Line(RecordPart):
-    """A line of a JSONL file: one JSON object."""
+    """One line of a JSONL file: a JSON object."""
 
     __slots__ = ()
 
     @classmethod
     def load_all(cls, path: Path, *, torn: bool = True) -> list[Self]:
-        """Read the file; with `torn` also a last line without a newline.
+        """All records of a file; with `torn` also an incomplete last line.
 
         Raises FormatError naming file, line, key, what was expected and found; OSError without a file.
         """
@@ -125,14 +130,14 @@ class Line(RecordPart):
 
     @classmethod
     def each(cls, path: Path) -> Iterator[Self]:
-        """Read the file line by line, for files of which few lines are kept. Raises as `load_all` does."""
+        """The records of a file one by one, without holding all in memory. Raises as `load_all` does."""
         with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 yield parse(cls, line.rstrip(b"\n"), f"{path} line {number}")
 
     @classmethod
     def save_all(cls, path: Path, rows: Iterable[Self]) -> None:
-        """Write the file atomically, one record a line."""
+        """Write the file atomically, one record per line."""
         write_jsonl(path, rows)
 
 
@@ -149,7 +154,7 @@ def _adapter(kind: type[RecordPart]) -> TypeAdapter[Any]:
 
 
 def parse(kind: type[T], content: bytes, place: str) -> T:
-    """One record from JSON text; `place` names the file, and the line of one, in messages. Raises FormatError."""
+    """One record from JSON text; `place` names the file (and line) in messages. Raises FormatError."""
     from pydantic import ValidationError
 
     try:
@@ -165,7 +170,7 @@ def parse(kind: type[T], content: bytes, place: str) -> T:
 
 
 def of_plain(kind: type[T], value: Mapping[str, JsonValue], place: str) -> T:
-    """One record from what a JSON reader returned. Raises FormatError."""
+    """One record from the value that a JSON reader returned. Raises FormatError."""
     return parse(kind, json.dumps(value, allow_nan=True).encode(), place)
 
 
@@ -182,7 +187,7 @@ def _refusal(kind: type[RecordPart], exc: ValidationError, content: bytes, place
         return FormatError(f"{place}: expected a JSON object, found {_described(document)}.", fix=DAMAGED)
     where = f"{place}: {_path_text(steps)}"
     if error["type"] == "missing":
-        return FormatError(f"{where}: expected this key, found no such key.", fix=DAMAGED)
+        return FormatError(f"{where}: expected this key, but it is missing.", fix=DAMAGED)
     if error["type"] == "unexpected_keyword_argument":
         known = f"a key of {kind.__name__} in format {FORMAT_VERSION}"
         return FormatError(f"{where}: expected {known}, found an unknown key.", fix=DAMAGED)
@@ -191,7 +196,7 @@ def _refusal(kind: type[RecordPart], exc: ValidationError, content: bytes, place
 
 
 def other_format(place: str, value: JsonValue) -> FormatError:
-    """The error for a file of another format, and for one that names none: both were written by another version."""
+    """The error for a file of another format number, or without one: another version wrote it."""
     stated = "no format" if value is None else f"format {_described(value)}"
     return FormatError(f"{place}: expected format {FORMAT_VERSION}, found {stated}.", fix=OTHER_VERSION)
 

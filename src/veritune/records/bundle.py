@@ -16,7 +16,9 @@ TensorShape = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class BundledWeights(RecordPart):
-    """Which weights lie in the bundle (`adapter`, `merged`: both, `full`), and which of them serve."""
+    """Which weights the bundle contains (`adapter`, `merged`: adapter and merged weights, `full`), and which of them to
+    serve.
+    """
 
     kind: Literal["adapter", "merged", "full"]
     serves: Literal["adapter", "model"]
@@ -24,7 +26,8 @@ class BundledWeights(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class BundledBase(RecordPart):
-    """The base model by `reference` (a hub id or path; `builtin`: it ships with a package) and by its files' hashes."""
+    """The base model, by `reference` (a hub id or path; `builtin`: part of a package) and by the hashes of its
+    files."""
 
     name: str
     reference: str
@@ -36,7 +39,7 @@ class BundledBase(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class BaseRecord(Record):
-    """The base in full, so that a bundle can be judged without it: its tensors' shapes, vocabulary and config."""
+    """The base in detail, so that a bundle can be checked without it: its tensors' shapes, vocabulary and config."""
 
     base: BundledBase
     tensors: Mapping[str, TensorShape]
@@ -62,7 +65,7 @@ class PackedFile(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class BundleManifest(Record):
-    """Everything a bundle is. `hash` is that of all other keys, and the bundle's id.
+    """The manifest of a bundle. `hash` is the hash of all other keys, and the bundle's id.
 
     `trained_elsewhere` is there for adopted weights: what of them could not be checked.
     """

@@ -27,7 +27,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call of a tool. `arguments` is the JSON text of an object, keys in the order they came."""
+    """One call of a tool. `arguments` is the JSON text of an object, with keys in their original order."""
 
     ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("id",)
 
@@ -56,19 +56,19 @@ class Message:
 
     @property
     def trained(self) -> bool:
-        """Whether the loss falls on this turn."""
+        """Whether this turn carries loss."""
         return self.role == "assistant" and self.weight is None
 
     @property
     def said(self) -> str:
-        """All that the turn says as one text: reasoning, content, and each call as `name({...})`."""
+        """The turn's content as one text: reasoning, content, and each call as `name({...})`."""
         if self.reasoning is None and self.tool_calls is None:
             return self.content
         calls = [f"{call.name}({call.arguments})" for call in self.tool_calls or ()]
         return "\n\n".join(part for part in (self.reasoning, self.content, *calls) if part)
 
     def to_chat(self) -> dict[str, Any]:
-        """The turn as an OpenAI chat message, in files and to servers; keys that say nothing are left out."""
+        """The turn as an OpenAI chat message, for files and servers; empty keys are left out."""
         chat: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.reasoning is not None:
             chat["reasoning_content"] = self.reasoning
@@ -88,7 +88,7 @@ class Message:
 
     @classmethod
     def from_chat(cls, chat: Mapping[str, Any]) -> Message:
-        """The turn that `to_chat` wrote; keys that are null count as absent (Parquet fills them in)."""
+        """The turn that `to_chat` wrote; keys that are null count as absent (Parquet adds them)."""
         calls = chat.get("tool_calls")
         return cls(
             chat["role"],
@@ -105,7 +105,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training or evaluation example, in the order it was read.
+    """One training or evaluation example.
 
     `family` is the original's name when the data carries one, else None until `data.families` finds it.
     `meta` holds every other column as it came; `line` is 1-based in `source`. `tools` are the declared tools in the
@@ -129,27 +129,27 @@ class Row:
 
     @property
     def target(self) -> str | None:
-        """What the last assistant turn says, calls included; None when the row ends on another role."""
+        """The text of the last assistant turn, calls included; None if the row ends on another role."""
         last = self.messages[-1] if self.messages else None
         return last.said if last is not None and last.role == "assistant" else None
 
     def text(self, *roles: str) -> str:
-        """What the named roles say (all roles when none is named), joined by blank lines."""
+        """The text of the named roles (by default all), joined by blank lines."""
         return "\n\n".join(m.said for m in self.messages if not roles or m.role in roles)
 
     def to_chat(self) -> dict[str, Any]:
-        """`messages`, and `tools` where there are some, as files hold them."""
+        """`messages`, and `tools` if there are any, in the form used in files."""
         tools = {"tools": list(self.tools)} if self.tools is not None else {}
         return {"messages": [m.to_chat() for m in self.messages], **tools}
 
 
 def tools_text(tools: tuple[Json, ...] | None) -> str | None:
-    """Declared tools as one JSON text, keys in their order; None for None."""
+    """Declared tools as one JSON text, with keys in their order; None for None."""
     return None if tools is None else json.dumps(list(tools), ensure_ascii=False)
 
 
 def tools_from(text: str | None) -> tuple[Json, ...] | None:
-    """What `tools_text` wrote."""
+    """The tools from the text that `tools_text` wrote."""
     return None if text is None else tuple(json.loads(text))
 
 
@@ -168,7 +168,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class Finding(Line):
-    """One thing an audit found. `severity`: `error` stops a study, `warning` is shown, `note` is counted."""
+    """One finding of an audit. `severity`: `error` stops a study, `warning` is shown, `note` is only counted."""
 
     check: str
     severity: Literal["error", "warning", "note"]
@@ -182,7 +182,7 @@ class Finding(Line):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A row as the trainer sees it. `labels` equal `input_ids` where the loss falls and -100 elsewhere."""
+    """A row as the trainer sees it. `labels` equal `input_ids` at tokens with loss and are -100 elsewhere."""
 
     row_id: str
     input_ids: tuple[int, ...]
@@ -190,7 +190,7 @@ class Rendered:
 
     @property
     def n_target(self) -> int:
-        """Number of tokens the loss falls on."""
+        """Number of tokens that carry loss."""
         return sum(label != -100 for label in self.labels)
 
 
@@ -199,7 +199,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class NamedValue(RecordPart):
-    """A number that the trainer logs: `grad_norm` before clipping, `learning_rate`; None where it has none."""
+    """A number that the trainer logs: `grad_norm` before clipping, `learning_rate`; None if not logged."""
 
     name: str
     value: float | None
@@ -245,12 +245,12 @@ class Score(Line):
 
     @property
     def ended(self) -> str | None:
-        """Why the output ended: `stop_token` or `length`; None where that is not recorded."""
+        """Why generation of the output ended: `stop_token` or `length`; None if not recorded."""
         return self.parts.get("ended")
 
     @property
     def rules(self) -> Mapping[str, bool] | None:
-        """Which rules held, None for an eval without rules."""
+        """Which rules held; None for an eval without rules."""
         return self.parts.get("rules")
 
 
@@ -259,7 +259,7 @@ class Score(Line):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Estimate(RecordPart):
-    """A number with its interval, its n and its method. Units are those of the scores it came from.
+    """A number with its interval, its n and its method. Units are those of the underlying scores.
 
     `low`/`high` bound the interval at `level`; both are None when none can be given and `warnings` says why.
     `p` is None where no test belongs to the estimate; `p_floor` marks p as an upper bound (`p < p_floor`).
@@ -290,7 +290,7 @@ class Estimate(RecordPart):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verdict(RecordPart):
-    """What a declared claim came to, with the sentence that may be written and those that may not.
+    """The verdict on a declared claim, with the sentence that may be written and those that may not.
 
     `detectable` is the smallest difference this design detects with 80 % power, `needed_n` the items that settle the
     margin with the seed spread at the upper end of its 80 % range; each is None where it does not apply. In `details`
@@ -323,7 +323,8 @@ class Verdict(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class GateResult(RecordPart):
-    """A check that stops what follows. `undecided` means the evidence is not there, and blocks like `failed`.
+    """The result of a check that stops later steps. `undecided` means that evidence is missing, and blocks like
+    `failed`.
 
     `evidence` names files or places, `look` the command that shows more.
     """

@@ -20,7 +20,7 @@ class ZoneSize(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ContaminationFacts(RecordPart):
-    """What was found of each eval in the trained rows: counts of its items and of rows by how sure the match is.
+    """What was found of each eval in the trained rows: numbers of its items and of rows, by strength of the match.
 
     `sets` has the same for the rows of each data set, where the study has several.
     """
@@ -33,12 +33,12 @@ class ContaminationFacts(RecordPart):
 
     @property
     def near_copies(self) -> int:
-        """Rows that are confirmed near-copies of an item."""
+        """Number of rows that are confirmed near-copies of an item."""
         return sum(counts["rows_confirmed"] for counts in self.evals.values())
 
     @property
     def copies(self) -> int:
-        """Rows that are exact or confirmed near-copies of an item."""
+        """Number of rows that are exact or confirmed near-copies of an item."""
         return self.near_copies + sum(counts["rows_exact"] for counts in self.evals.values())
 
 
@@ -58,7 +58,9 @@ class BenchmarkFacts(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ScorerFile(RecordPart):
-    """A file that an eval scores with, relative to the study's folder: a function's, or a judge's labelled outputs."""
+    """A file that an eval uses for scoring, relative to the study's folder: a function's file, or a judge's labelled
+    outputs.
+    """
 
     path: str
     sha256: str
@@ -95,7 +97,7 @@ class DataFacts(RecordPart):
     )
 
     def of_data(self) -> DataFacts:
-        """The part that the data alone decides."""
+        """The facts that the data alone determines."""
         return DataFacts(**{f.name: getattr(self, f.name) for f in fields(DataFacts)})
 
 
@@ -110,7 +112,7 @@ class ServerBase(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class BaseFacts(RecordPart):
-    """The base model: SHA-256 of its weight files by name; of its config alone where a server holds the weights.
+    """The base model: SHA-256 of its weight files by name; of its config only if a server holds the weights.
 
     `attention` is how attention is computed, where that is not left open.
     """
@@ -126,7 +128,7 @@ class BaseFacts(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class Facts(DataFacts):
-    """All that is frozen beside the settings: data, base model, package versions, hashes of Veritune's own source."""
+    """Everything frozen beside the settings: data, base model, package versions, hashes of Veritune's own source."""
 
     model: BaseFacts
     packages: Mapping[str, str]
@@ -134,14 +136,14 @@ class Facts(DataFacts):
 
     @classmethod
     def of(cls, data: DataFacts, model: BaseFacts, packages: Mapping[str, str], code: Mapping[str, str]) -> Facts:
-        """The data's facts with those of model and machine."""
+        """The data's facts together with those of model and machine."""
         shared = {f.name: getattr(data, f.name) for f in fields(DataFacts)}
         return cls(**shared, model=model, packages=packages, code=code)
 
 
 @dataclass(frozen=True, slots=True)
 class Terms(RecordPart):
-    """What is frozen: the settings as `study.yaml` names them, and the facts."""
+    """Everything frozen: the settings, named as in `study.yaml`, and the facts."""
 
     study: Json
     facts: Facts
@@ -149,9 +151,10 @@ class Terms(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ContractEntry(RecordPart):
-    """One freeze or amendment. `changes` names each difference from the entry before; `sources` where each setting came
-    from, `flags` what was set beside the file. `results` are the runs that had scores by then, `made` those that were
-    finished. `hash` is None where nothing was frozen."""
+    """One freeze or amendment. `changes` names each difference from the previous entry; `sources` is the origin of each
+    setting, `flags` those set on the command line. `results` are the runs that had scores by then, `made` those that
+    were finished. `hash` is None if nothing was frozen.
+    """
 
     time: str
     reason: str
@@ -167,21 +170,21 @@ class ContractEntry(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class Contract(Record):
-    """Every entry, the first of them the freeze. There is at least one."""
+    """All entries of a contract, beginning with the freeze; there is at least one."""
 
     entries: tuple[ContractEntry, ...]
 
     @property
     def first(self) -> ContractEntry:
-        """The freeze."""
+        """The entry of the freeze."""
         return self.entries[0]
 
     @property
     def last(self) -> ContractEntry:
-        """The entry that holds now."""
+        """The entry that is valid now."""
         return self.entries[-1]
 
     @property
     def facts(self) -> Facts:
-        """The facts that hold now."""
+        """The facts that are valid now."""
         return self.last.terms.facts

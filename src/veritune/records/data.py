@@ -14,7 +14,7 @@ from veritune.records.contract import DataFacts
 
 @dataclass(frozen=True, slots=True)
 class DataManifest(Record):
-    """A data version. `parents` are the versions it was made from, `rejects` counts rows left out, by reason."""
+    """A data version. `parents` are the versions it was made from; `rejects` counts rows left out, by reason."""
 
     version: str
     created: str
@@ -25,7 +25,8 @@ class DataManifest(Record):
 
 @dataclass(frozen=True, slots=True)
 class FamilyDecision(Line):
-    """Whether rows `a` and `b` are one family; `same` is None where it was taken back. The last line of a pair counts.
+    """Whether rows `a` and `b` are one family; `same` is None if the decision was undone. The last line about a pair
+    counts.
 
     `a_sha256` and `b_sha256` hash what the rows said; where one of them is not family with the other, `b` leaves.
     """
@@ -39,10 +40,10 @@ class FamilyDecision(Line):
 
     @property
     def pair(self) -> frozenset[str]:
-        """Both rows, whichever was named first."""
+        """Both rows, in an order that does not depend on which was named first."""
         return frozenset(self.pair_of_ids)
 
     @property
     def pair_of_ids(self) -> tuple[str, str]:
-        """Both rows as they were named."""
+        """Both row ids, in the order in which they were named."""
         return self.a, self.b

@@ -10,7 +10,7 @@ from veritune.records.base import Line, Record
 
 @dataclass(frozen=True, slots=True)
 class FailedRun(Record):
-    """The error that ended a run at `time`, as it was shown, and the host that it arose on (absent in old files)."""
+    """The error that ended a run at `time`, as shown on the screen, and its host (absent in old files)."""
 
     input_hash: str
     time: str
@@ -22,7 +22,8 @@ class FailedRun(Record):
 
 @dataclass(frozen=True, slots=True)
 class TryLine(Line):
-    """A process began work on a run, or ended it with an error (`failed`) or because it was told to (`stopped`).
+    """A line that says that a process started work on a run, or ended it with an error (`failed`) or because it was
+    told to (`stopped`).
 
     `done`: the run had already finished, and this process resumed it to score other evals.
 

@@ -10,7 +10,9 @@ from veritune.records.base import Record
 
 @dataclass(frozen=True, slots=True)
 class FigureProvenance(Record):
-    """A figure's origin: SHA-256 of each source by its path in the study, of the drawing, and matplotlib's version."""
+    """A figure's origin: SHA-256 of each source by its path in the study, SHA-256 of the drawing, and matplotlib's
+    version.
+    """
 
     figure: str
     made_by: str

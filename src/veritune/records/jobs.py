@@ -9,7 +9,7 @@ from veritune.records.base import Record, RecordPart
 
 @dataclass(frozen=True, slots=True)
 class ClusterJob(RecordPart):
-    """One thing that was submitted: an actor of Ray, which works on one run at a time, or an array of Slurm.
+    """One submitted job: a Ray actor, which works on one run at a time, or a Slurm array.
 
     `name` is unique and was recorded before it was submitted; `job_id` is the scheduler's number, None until it is
     known (Ray has none). `run_ids` are in the order of the array's tasks. `host` is where an actor lives.
@@ -24,7 +24,7 @@ class ClusterJob(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ClusterJobs(Record):
-    """Everything of one executor that a command submitted and has not seen end."""
+    """All jobs of one executor that a command submitted and that are not known to have ended."""
 
     executor: str
     address: str | None

@@ -11,7 +11,7 @@ from veritune.records.common import Json
 
 @dataclass(frozen=True, slots=True)
 class JudgeAnswer(Record):
-    """One answer of a judge, under the hash of server and request. No key is part of either."""
+    """One answer of a judge, stored under the hash of server and request. API keys are in neither."""
 
     url: str
     body: Json
@@ -20,7 +20,7 @@ class JudgeAnswer(Record):
 
 @dataclass(frozen=True, slots=True)
 class Disagreement(RecordPart):
-    """One labelled output on which the judge says something else; `said` is None where it gave no verdict."""
+    """One labelled output on which the judge disagrees; `said` is None if it gave no verdict."""
 
     line: int
     label: str

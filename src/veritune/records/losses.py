@@ -40,7 +40,7 @@ class Conversion(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class RowLosses(Record):
-    """The loss of every row that was measured. `reason` says why there is none.
+    """The loss of every row that was measured; if there are none, `reason` says why.
 
     `conversion` is there where a server converted the weights before they were measured.
     """

@@ -12,7 +12,7 @@ from veritune.records.common import Json
 
 @dataclass(frozen=True, slots=True)
 class NamedModel(RecordPart):
-    """The base model of a run; `backend` and `base_model` (the server's own name for it) only where a server trains."""
+    """The base model of a run; `backend` and `base_model` (the server's name for it) only if a server trains."""
 
     name: str
     dtype: str
@@ -32,7 +32,7 @@ class TrainedRows(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class GitState(RecordPart):
-    """The repository that the study folder lies in; `changed` is None where that cannot be told."""
+    """The git repository around the study folder; `changed` is None if unknown."""
 
     commit: str
     changed: bool | None
@@ -40,7 +40,8 @@ class GitState(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts(RecordPart):
-    """The machine that a run began on: cores it may use, memory in bytes, GPUs by name; `cuda` is None without one."""
+    """The machine that a run started on: cores it may use, memory in bytes, GPUs by name; `cuda` is None without
+    CUDA."""
 
     system: str
     machine: str
@@ -58,7 +59,7 @@ class MachineFacts(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class RunManifest(Record):
-    """Everything needed to do one run again. Paths are relative to the study folder.
+    """Everything needed to repeat one run. Paths are relative to the study folder.
 
     `method` and `train` are the study's own settings, as `study.yaml` names them. `steps` are the optimizer steps
     planned (None for the baseline), `seeds` those of each random generator, `git` is None outside a repository,

@@ -15,7 +15,7 @@ Count = int | None
 
 @dataclass(frozen=True, slots=True)
 class LiveMemory(RecordPart):
-    """Bytes that training holds, by what they hold; `total` is the measured peak. None where it cannot be told.
+    """Bytes of memory that training needs, by use; `total` is the measured peak. None if unknown.
 
     `process` was held before the model was loaded, `activations` is the rest of the peak, `loaded_as` the base alone.
     `scoring` is the peak while the trained model answered, absent where it answers elsewhere.
@@ -63,13 +63,13 @@ class LiveProbe(Record):
     ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("rows_sent", "start_s")
 
     def validation_seconds(self, tokens: int) -> float:
-        """Seconds to take the loss of rows with so many tokens, at the pace that was measured."""
+        """Seconds to compute the loss of rows with this many tokens, at the measured speed."""
         return tokens * self.validation_s / self.validation_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class EvalTiming(RecordPart):
-    """One batch of an eval answered by the base: seconds to read its prompts, and for each further token.
+    """The base's answers to one batch of an eval: seconds to read its prompts, and per further token.
 
     `cache_bytes` is what the cache of a batch of full length takes, absent where a server answers.
     """
@@ -84,7 +84,7 @@ class EvalTiming(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class AnswerProbe(Record):
-    """A batch of each eval answered by the base for a few tokens; `load_s` are the seconds to load it."""
+    """The base's answers to a batch of each eval, cut to a few tokens; `load_s` are the seconds to load the model."""
 
     input_hash: str
     load_s: float
@@ -93,13 +93,13 @@ class AnswerProbe(Record):
 
     @property
     def cache_bytes(self) -> int:
-        """What the largest eval's cache takes at full length."""
+        """Bytes of the largest eval's key-value cache at full length."""
         return max((timing.cache_bytes or 0 for timing in self.evals.values()), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class CellSeconds(RecordPart):
-    """Where a cell's time goes, in seconds."""
+    """The parts of a cell's time, in seconds."""
 
     load: float
     train: float
@@ -110,13 +110,14 @@ class CellSeconds(RecordPart):
 
     @classmethod
     def of(cls, load: float, train: float, validate: float, loss: float, answer: float) -> CellSeconds:
-        """With the sum."""
+        """The parts, with their sum added."""
         return cls(load, train, validate, loss, answer, load + train + validate + loss + answer)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCell(RecordPart):
-    """What one cell will take. `run_id` is None while its learning rate is not chosen; `seed` and `lr` of the baseline.
+    """What one cell will need. `run_id` is None while its learning rate is not chosen; `seed` and `lr` are None for the
+    baseline.
 
     `tokens` are those it trains on; `disk_bytes` stay, `work_bytes` come on top while it trains; `memory_bytes` is the
     peak, None where it cannot be told; `memory` is absent for the baseline, which trains nothing. `scoring_tokens` are
@@ -161,7 +162,7 @@ class TokenSpread(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class PlannedData(RecordPart):
-    """Rows by zone, tokens of the seen rows (whole, and what the loss falls on), and how many items each eval asks."""
+    """Rows by zone, tokens of the seen rows (all, and those with loss), and the number of items per eval."""
 
     rows: Mapping[str, int]
     tokens_per_epoch: int
@@ -174,7 +175,7 @@ class PlannedData(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class Prices(RecordPart):
-    """What time or tokens cost in USD; None where nobody said."""
+    """Prices in USD of time or tokens; None if not stated."""
 
     per_hour: float | None = None
     per_million_tokens: float | None = None
@@ -185,8 +186,9 @@ class Prices(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class PlanTotal(RecordPart):
-    """The cells in sum; `memory_bytes` is the largest of them, `usd` the cost where there is a price.
-    `scoring_tokens` is None in plans of earlier versions."""
+    """The sum over cells; `memory_bytes` is the largest of them, `usd` the cost if a price is set. `scoring_tokens` is
+    None in plans of earlier versions.
+    """
 
     cells: int
     steps: int
@@ -203,7 +205,7 @@ class PlanTotal(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class PlanProbes(RecordPart):
-    """What the plan was measured on: the live probe of each condition, and the base's answers."""
+    """The measurements behind a plan: the live probe of each condition, and the base's answers."""
 
     live: Mapping[str, LiveProbe]
     answers: AnswerProbe
@@ -221,7 +223,7 @@ class Assumed(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ClaimReach(RecordPart):
-    """What the declared design can say about one claim; `sentence` says it in words.
+    """What the declared design can detect for one claim; `sentence` states it in words.
 
     `detectable` is (least, most) in score units over what is not known; an end is None where no gap on the scale is
     detected. `items_for_margin` and `seeds_for_margin` likewise; an end is None where no number is enough. `chance` is
@@ -249,7 +251,7 @@ class ClaimReach(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class PlanComparison(RecordPart):
-    """What the cells of one run were planned at and took, in seconds; ratios are took / planned, None: unknown."""
+    """Planned and actual seconds of the cells of one command; ratios are actual / planned, None: unknown."""
 
     planned_s: float
     took_s: float
@@ -259,7 +261,7 @@ class PlanComparison(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class EarlierPlan(RecordPart):
-    """The plan that another one supersedes."""
+    """The plan that a newer one replaces."""
 
     number: int
     made: str
@@ -268,7 +270,7 @@ class EarlierPlan(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class RunPlan(Record):
-    """What a study will take and what it can say. `made` is the time; `cells` are all cells in the order they run.
+    """What a study will need and what it can detect. `made` is the time; `cells` are all cells in running order.
 
     Plans are numbered from 1; `supersedes` is the one before, None for the first.
     """
@@ -285,6 +287,6 @@ class RunPlan(Record):
 
     @property
     def host_memory_bytes(self) -> int | None:
-        """The most main memory that a cell takes; None where it was measured on an accelerator, or not at all."""
+        """The most main memory that a cell needs; None if it was measured on an accelerator, or not at all."""
         measured = [probe.memory.source for probe in self.probe.live.values()]
         return self.total.memory_bytes if measured and all(source == "VmHWM" for source in measured) else None

@@ -14,7 +14,8 @@ GapVerdict = Literal["generalises", "partly", "memorises", "cannot tell"]
 
 @dataclass(frozen=True)
 class ThreeZoneGap(RecordPart):
-    """The record. Gains are in the units given (nats per token for losses); shares are of the gain on seen rows.
+    """The record of a three-zone gap. Gains are in the units given (nats per token for losses); shares are of the gain
+    on seen rows.
 
     `thresholds` are the numbers that chose the word.
     """
@@ -33,7 +34,7 @@ class ThreeZoneGap(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ZoneGapRecord(Record):
-    """The gap of one run, from its losses and the baseline's."""
+    """The three-zone gap of one run, from its losses and the baseline's."""
 
     input_hash: str
     gap: ThreeZoneGap

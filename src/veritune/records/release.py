@@ -16,7 +16,7 @@ GateStatus = Literal["passed", "failed", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class Subject(RecordPart):
-    """The bytes that were measured, as `weights_digest` of their folders.
+    """The weights that were measured, as `weights_digest` of their folders.
 
     `candidate` is the adapter, or the whole weights of a full fine-tune. `merged` are weights that were compared with
     base + candidate and stand for them, None where nothing was merged.
@@ -28,13 +28,15 @@ class Subject(RecordPart):
 
     @property
     def hash(self) -> str:
-        """Digest of base and candidate together: what a gate record passes for."""
+        """Digest of base and candidate together; a gate record is valid for these weights only."""
         return hash_of({"base": self.base, "candidate": self.candidate})
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence(Record):
-    """One record; `release.gate.evidence` says what each field holds. `input_hash` and `hash` are filled on writing."""
+    """One evidence record; `release.gate.evidence` documents its fields. `input_hash` and `hash` are filled in on
+    writing.
+    """
 
     kind: str
     status: GateStatus
@@ -73,13 +75,13 @@ class Waiver(RecordPart):
     hash: str = ""
 
     def holds(self, today: date) -> bool:
-        """Whether it has not expired."""
+        """Whether the waiver has not expired."""
         return date.fromisoformat(self.until) >= today
 
 
 @dataclass(frozen=True, slots=True)
 class GateRecord(RecordPart):
-    """One evaluation. `status` is `passed` only where every gate passed or is undecided and waived.
+    """One evaluation of the gates. `status` is `passed` only if every gate passed, or is undecided and waived.
 
     `covers` are the subject hashes that it speaks for: base + candidate, and base + merged weights where the merge
     gate itself passed. `trained_elsewhere` is what could not be checked of adopted weights. `waived` holds the waivers

@@ -15,7 +15,7 @@ from veritune.records.base import RecordPart
 
 @dataclass(frozen=True, slots=True)
 class Caveat(RecordPart):
-    """A difference between compared runs that nobody declared, or an input without a hash.
+    """A difference between compared runs that was not declared, or an input without a hash.
 
     `values` maps each value that was found to the runs that have it; `with_condition` says that it differs exactly as
     the conditions do, so that a gap between them may be its effect.
@@ -30,7 +30,7 @@ class Caveat(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ResultVerdict(RecordPart):
-    """One claim's verdict as it stood when the result was added; `grade` is None where no evidence was graded."""
+    """One claim's verdict when the result was added; `grade` is None if no evidence was graded."""
 
     claim: str
     kind: str
@@ -51,7 +51,7 @@ class StudyEvent(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ResultSource(RecordPart):
-    """Where a result lies and the hashes that tie it. `folder` is relative to the index where that is possible.
+    """Where a result is stored, and the hashes that identify it. `folder` is relative to the index where possible.
 
     `contract` is None for a study that was never frozen; `report_sha256` None where no report was drawn; `missing`
     names sealed files that were not there: checkpoints that were deleted, the data file.
@@ -69,8 +69,9 @@ class ResultSource(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ResultAdded(RecordPart):
-    """A result: the question of a study and what it came to. `key` is the hash of contract and verdicts: the same
-    result added twice is one."""
+    """A result: the question of a study and its verdicts. `key` is the hash of contract and verdicts, so that adding a
+    result twice gives one entry.
+    """
 
     id: str
     time: str
@@ -109,7 +110,7 @@ class ResultSuperseded(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class Comment(RecordPart):
-    """What somebody says about a result, a mistake or a task; `on` is its id."""
+    """A comment on a result, a mistake or a task; `on` is its id."""
 
     id: str
     on: str
@@ -121,7 +122,7 @@ class Comment(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class Mistake(RecordPart):
-    """What went wrong, and `fix`: what is done so that it does not happen again. `on` may be None."""
+    """What went wrong, and `fix`: what was done to prevent it. `on` may be None."""
 
     id: str
     on: str | None
@@ -134,7 +135,7 @@ class Mistake(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class Task(RecordPart):
-    """A task of the runbook: what to do, why, when it is done, and what to do where it fails."""
+    """A task of the runbook: what to do, why, when it is done, and what to do if it fails."""
 
     id: str
     on: str | None
@@ -149,7 +150,7 @@ class Task(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class TaskClosed(RecordPart):
-    """A task is done, or given up; `text` says how it came out."""
+    """A task that is done or given up; `text` describes the outcome."""
 
     on: str
     time: str

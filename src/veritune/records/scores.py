@@ -10,7 +10,7 @@ from veritune.records.base import Record, RecordPart
 
 @dataclass(frozen=True, slots=True)
 class AskedOfServer(RecordPart):
-    """The sampling settings that a server was sent; temperature 0 asks for greedy decoding."""
+    """The sampling settings sent to a server; temperature 0 requests greedy decoding."""
 
     temperature: float
     seed: int
@@ -18,7 +18,7 @@ class AskedOfServer(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class DecodingNotes(RecordPart):
-    """How the outputs were made. Where a server answers, `batch_size` is None and `backend` and `asked` are given."""
+    """How the outputs were generated. If a server answers, `batch_size` is None and `backend` and `asked` are given."""
 
     greedy: bool
     max_new_tokens: int
@@ -31,7 +31,7 @@ class DecodingNotes(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ScoreStamp(Record):
-    """What one eval's scores of one run were made from, and the SHA-256 of their file; `items` counts them."""
+    """The inputs of one eval's scores of one run, and the SHA-256 of their file; `items` is their number."""
 
     input_hash: str
     sha256: str

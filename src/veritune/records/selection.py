@@ -12,7 +12,7 @@ from veritune.records.training import MemoryPeak
 
 @dataclass(frozen=True, slots=True)
 class RateCandidate(RecordPart):
-    """One learning rate tried: its run's lowest validation NLL in nats per target token, None where it failed."""
+    """One learning rate that was tried: its run's lowest validation NLL in nats per target token, None if it failed."""
 
     lr: float
     run_id: str
@@ -22,13 +22,13 @@ class RateCandidate(RecordPart):
 
     @property
     def eligible(self) -> bool:
-        """Whether the rate may win."""
+        """Whether the rate may be chosen."""
         return self.failed is None and self.validation_nll is not None
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenRate(RecordPart):
-    """The rate that won, and whether it lies at the grid's edge (`low`, `high` or None)."""
+    """The chosen rate, and whether it is at the edge of the grid (`low`, `high` or None)."""
 
     selected: float
     edge: str | None
@@ -54,7 +54,7 @@ class Selection(Record):
 
 @dataclass(frozen=True, slots=True)
 class ShapeOffer(RecordPart):
-    """Whether a batch shape may be had, and why."""
+    """Whether a batch shape can be used, and why."""
 
     offered: bool
     why: str
@@ -62,7 +62,8 @@ class ShapeOffer(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class TimedShape(RecordPart):
-    """What one batch shape took: seconds an optimizer step (median without the first) and a row, peak memory, NLL.
+    """Measurements of one batch shape: seconds per optimizer step (median without the first) and per row, peak memory,
+    NLL.
 
     `effective` is rows per optimizer step. `offer` is absent for the declared shape.
     """
@@ -91,7 +92,7 @@ class ConditionShapes(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ShapeTimings(Record):
-    """The batch shapes of every condition, timed."""
+    """The timings of the batch shapes of every condition."""
 
     input_hash: str
     conditions: Mapping[str, ConditionShapes]

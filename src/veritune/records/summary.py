@@ -12,7 +12,7 @@ from veritune.records.training import MemoryPeak, TrainingRecord
 
 @dataclass(frozen=True, slots=True)
 class ZoneLoss(RecordPart):
-    """Loss on one zone's expected answers: nats per target token, and what it was taken over."""
+    """Loss on one zone's expected answers: nats per target token, and the numbers of rows and tokens behind it."""
 
     nll: float
     rows: int
@@ -21,7 +21,7 @@ class ZoneLoss(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class RuleCount(RecordPart):
-    """How many outputs one rule held on, of how many it was applied to."""
+    """The number of outputs on which one rule held, out of those it was applied to."""
 
     held: int
     of: int
@@ -29,7 +29,7 @@ class RuleCount(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ZoneScore(RecordPart):
-    """Scores of one eval on one zone: `mean` over the `scored` of `items` that have a value, None when none has.
+    """Scores of one eval on one zone: `mean` over the `scored` of `items` that have a value, None if none has.
 
     `missing` counts the others by reason, `cut` the outputs stopped at the token limit; `rules` is None (and absent in
     the file) for an eval without rules.
@@ -47,8 +47,8 @@ class ZoneScore(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class RunSummary(Record):
-    """What a finished run came to. `seed`, `lr` and `training` are None for the untouched baseline, `lr` also
-    for weights that were trained elsewhere.
+    """The results of a finished run. `seed`, `lr` and `training` are None for the untouched baseline, `lr` also for
+    weights that were trained elsewhere.
 
     `failed` is why a selection run's setting is out. `nll` is by zone, `scores` by eval and zone. `exploratory` and
     `before_amendment` (the last amendment that the run came before) are marked when the contract changes.

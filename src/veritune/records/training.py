@@ -14,7 +14,7 @@ from veritune.records.common import Json
 
 @dataclass(frozen=True, slots=True)
 class MemoryPeak(RecordPart):
-    """The most memory held over a stretch of work, in bytes; `before` is what was held when it began.
+    """The peak memory during a piece of work, in bytes; `before` is what was held when it began.
 
     `bytes` is None where it cannot be told; then `reason` says why. `source` names the counter.
     """
@@ -43,13 +43,13 @@ class Trainable(RecordPart):
 
     @classmethod
     def of(cls, method: str, options: Json, modules: tuple[str, ...], n_trainable: int, n_total: int) -> Trainable:
-        """With the share worked out."""
+        """The same numbers, with the share computed."""
         return cls(method, options, modules, n_trainable, n_total, n_trainable / n_total)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointCandidate(RecordPart):
-    """A step that could be chosen, by its validation NLL (nats per target token).
+    """A step that could be chosen, with its validation NLL (nats per target token).
 
     `checkpoint` is its folder, relative to the study; None where it was not kept. `by_source` is the same loss by where
     the rows come from, there only where the data says so.
@@ -65,7 +65,9 @@ class CheckpointCandidate(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ServerCandidate(CheckpointCandidate):
-    """A candidate on a server: the path of its converted weights there, another name for them, and when they expire."""
+    """A candidate checkpoint on a server: the path of its converted weights, another name for them, and when they
+    expire.
+    """
 
     sampler: str | None
     external: str | None
@@ -74,7 +76,7 @@ class ServerCandidate(CheckpointCandidate):
 
 @dataclass(frozen=True, slots=True)
 class ServerExport(RecordPart):
-    """An adapter that a server trained, as it was downloaded: SHA-256 by file, modules whose B is not zero, scalars."""
+    """An adapter downloaded from a training server: SHA-256 by file, modules whose B is not zero, number of scalars."""
 
     files: Mapping[str, str]
     modules: tuple[str, ...]
@@ -84,7 +86,7 @@ class ServerExport(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class ServerTraining(RecordPart):
-    """What a server was asked for, and what it decides or does not tell.
+    """The settings that a training server was given, those that it decides itself, and those it does not report.
 
     `not_had` maps what a local run records to the reason why it is missing; `differs` says where the exported adapter
     is not what was asked, None (as `exported`) where nothing was exported.
@@ -102,7 +104,7 @@ class ServerTraining(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class AdoptedRows(RecordPart):
-    """The rows that an adopted training is said to have seen, held against the study's zones.
+    """The rows that an adopted training is said to have used, compared with the study's zones.
 
     `by_zone` counts them by the zone of the study's row with the same words; `unknown` are in no zone. `held_out` are
     the study's validation, sibling and stranger rows among them; `near` held-out rows with a near-copy among them.
@@ -119,7 +121,7 @@ class AdoptedRows(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere(RecordPart):
-    """A training that this study did not do: what was handed in, and what nobody here could check.
+    """A training that was done outside this study: the files that were given, and what could not be checked.
 
     `form` is the shape that the weights came in, `files` maps every file that was handed in to its SHA-256, `told` is
     what its trainer's own records say, `differs` where that is not what the study declares, `despite` the reason given
@@ -137,7 +139,7 @@ class Elsewhere(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecord(Record):
-    """A finished training. Losses are in nats per target token, `train_s` seconds, `tokens` those the loss fell on.
+    """A finished training. Losses are in nats per target token, `train_s` in seconds, `tokens` counts tokens with loss.
 
     `rows_compared_with_contract` and `processes` are None where a server trained; `backend` is there only then.
     `elsewhere` is there where the weights were adopted; what their trainer did not record is None then.
@@ -168,15 +170,15 @@ class TrainingRecord(Record):
 
     @property
     def server_expiry(self) -> str | None:
-        """When the chosen weights are gone from the server that has them alone (ISO 8601); None where they are here."""
+        """When the only copy of the chosen weights, on a server, is deleted (ISO 8601); None if they are here."""
         chosen = self.chosen
         only_there = self.backend is not None and self.backend.exported is None and self.checkpoint is None
         return chosen.expires if only_there and isinstance(chosen, ServerCandidate) else None
 
     def weights_in(self, root: Path) -> Path:
-        """The chosen checkpoint's folder in the study at `root`. Raises StaleError where none was kept."""
+        """The chosen checkpoint's folder in the study at `root`. Raises StaleError if none was kept."""
         if self.checkpoint is None:
             raise StaleError(
-                f"{root}: this run kept no checkpoint: it only chose a setting.", fix="Name a run of phase main."
+                f"{root}: this run has no checkpoint, because it only chose a setting.", fix="Name a run of phase main."
             )
         return root / self.checkpoint

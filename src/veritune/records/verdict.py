@@ -13,7 +13,7 @@ from veritune.records.common import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Standing(RecordPart):
-    """What a run's results are worth: made before the freeze (`exploratory`), before which amendment (None: none).
+    """What a run's results count as: made before the freeze (`exploratory`), or before which amendment (None: none).
 
     `trained_elsewhere` is there for adopted weights: what of them could not be checked.
     """
@@ -26,13 +26,13 @@ class Standing(RecordPart):
 
     @property
     def marked(self) -> bool:
-        """Whether there is anything to say of the run."""
+        """Whether the run's results carry a mark."""
         return self.exploratory or bool(self.before_amendment) or bool(self.trained_elsewhere)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StudyVerdicts(Tabular, Record):
-    """All verdicts of a study. `contract` is the hash of the entry they were made under, None where none was frozen.
+    """All verdicts of a study. `contract` is the hash of the contract entry that was valid, None if none was frozen.
 
     `runs` are the runs that were compared; `standing` names those of them that are exploratory or came before an
     amendment.

@@ -20,7 +20,7 @@ PAINT = ("fill", "stroke")
 
 
 def inline_svg(text: str, name: str, label: str, colours: Mapping[str, str]) -> Markup:
-    """matplotlib's SVG as inline SVG. `colours` maps `#rrggbb` to its stand-in on the page; `label` is read aloud."""
+    """matplotlib's SVG as inline SVG. `colours` maps `#rrggbb` to the page's colour; `label` is for screen readers."""
     # The text was written a moment ago by matplotlib itself, so no foreign XML is parsed here.
     root = ET.fromstring(text)
     _drop(root)

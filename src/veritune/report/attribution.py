@@ -9,7 +9,7 @@ from veritune.records import Estimate
 
 
 def attribution_text(record: Attribution) -> str:
-    """The record's sentences, a table a list, what retraining came to, and what may not be written."""
+    """The record as text: its sentences, one table per list, the result of retraining, and what must not be written."""
     lines = [f"EXPERIMENTAL: {record.experimental.removeprefix('experimental: ')}.", "", record.reading, ""]
     for ranking in record.rankings:
         lines += [*_ranking(ranking), ""]

@@ -55,7 +55,7 @@ LOOKED_AT = (
 
 
 def standing_caveats(records: Records) -> list[Caveat]:
-    """Every undeclared difference between the compared runs and every input without a hash; empty where there is none.
+    """Every undeclared difference between the compared runs and every input without a hash; empty if there is none.
 
     The untouched baseline counts: it is one side of a comparison.
     """
@@ -74,7 +74,9 @@ class CaveatFacts(TypedDict):
 
 
 def caveat_facts(records: Records) -> CaveatFacts:
-    """What the section of standing caveats shows: sentences, what was compared where there is none, and the sources."""
+    """What the section of standing caveats shows: its sentences, or what was compared if there are none, and the
+    sources.
+    """
     caveats, n = standing_caveats(records), len(records.every_run)
     none = f"The {n} compared runs recorded no difference in: {', '.join(LOOKED_AT)}."
     return {

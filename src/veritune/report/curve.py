@@ -10,8 +10,9 @@ COLUMNS = (("gain", "gain", "{:.4f}"), ("share", "of the best gain", "{:.0%}"), 
 
 
 def curve_table(record: Json) -> str:
-    """Every checkpoint of a `curve` record; what was measured on none has no column. Raises KeyError or TypeError for a
-    record of another shape."""
+    """The checkpoints of a `curve` record as a table; columns without any value are left out. Raises KeyError or
+    TypeError for a record with another structure.
+    """
     points = record["points"]
     sources = sorted({name for p in points for name in p["by_source"] or {}})
     shown = [column for column in COLUMNS if any(p[column[0]] is not None for p in points)]

@@ -67,7 +67,7 @@ ROOM = "veritune.report."
 
 
 def for_paper(svg: str) -> Markup:
-    """The drawing with its colours themselves, for a place that has no style sheet of ours."""
+    """The drawing with its real colours, for use without the page's style sheet."""
     for colour, name in PAGE_COLOURS.items():
         svg = svg.replace(name, colour)
     return Markup(svg)
@@ -78,7 +78,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, repr=False)
 class Drawn:
-    """A drawing as the page shows it."""
+    """A drawing in the form that the page shows."""
 
     name: str
     title: str
@@ -97,7 +97,7 @@ class Drawn:
 
 
 def draw_all(store: Store, records: Records) -> list[Drawn]:
-    """Draw every figure whose records are there, write its files, and remove those of figures that are no more."""
+    """Draw every figure whose records exist, write its files, and remove the files of figures that no longer exist."""
     drawn = []
     with style():
         for group, drawings in _drawings(records):
@@ -164,7 +164,7 @@ def _axes(x_label: str | None = None) -> tuple[Figure, Axes]:
 
 
 def counted(rows: Sequence[tuple[Any, ...]]) -> str:
-    """`29`, or `29 to 31`: the last column of a table, where it is not the same in every row."""
+    """A range as text for a table's last column: `29`, or `29 to 31` if it differs between rows."""
     counts = sorted({row[-1] for row in rows})
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
 
@@ -177,7 +177,7 @@ def _conditions(runs: Sequence[Run]) -> list[str]:
 
 
 def zone_nll(records: Records) -> Drawing | None:
-    """NLL of the expected answers for every run by zone, one dot a run."""
+    """NLL of the expected answers by zone, one dot per run."""
     rows: list[tuple[Any, ...]] = []
     for run in records.runs:
         for zone in ZONES:
@@ -252,7 +252,7 @@ def _run_legend(records: Records, figure: Figure, runs: Sequence[Run]) -> None:
 
 
 def train_loss(records: Records) -> Drawing | None:
-    """Training loss by optimizer step, one line a run."""
+    """Training loss by optimizer step, one line per run."""
     curves = [(run, points) for run in records.runs if (points := _losses(run, "seen"))]
     if not curves:
         return None

@@ -12,8 +12,9 @@ HEADS = ("layer", "M1", "M1 ref.", "M1 -top", "ICC", "separation", "drift", "rea
 
 
 def geometry_table(grid: Json) -> str:
-    """Every cell of a `geometry_grid` record: value before and after, corrected p; what is missing or withheld with its
-    reason. Raises KeyError or TypeError for a record of another shape."""
+    """Every cell of a `geometry_grid` record as a table: value before and after, corrected p; missing or withheld cells
+    with the reason. Raises KeyError or TypeError for a record with another structure.
+    """
     lines = []
     for method, found in grid["methods"].items():
         rows = [list(HEADS)]

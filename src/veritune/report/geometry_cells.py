@@ -17,7 +17,7 @@ CSV_COLUMNS = (
 
 
 def cells_table(grid: CellGrid) -> str:
-    """One line a cell: values, change with its interval, corrected p, ratio to the reference and its word."""
+    """One line per cell: values, change with its interval, corrected p, ratio to the reference and its word."""
     rows = [["condition", "seed", "step", "method", "layer", "measure", "base", "trained", "change", "p", "over ref."]]
     for c in grid.cells:
         ends = "" if c.low is None or c.high is None else f" [{c.low:+.3f}, {c.high:+.3f}]"
@@ -86,7 +86,7 @@ def _over(c: GridCell) -> str:
 
 
 def cells_csv(grid: CellGrid) -> str:
-    """The cells as CSV, numbers in full; an unknown one is empty."""
+    """The cells as CSV with full-precision numbers; unknown ones are empty."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

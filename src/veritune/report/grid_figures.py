@@ -26,7 +26,7 @@ Run = tuple[str, int | None, int | None]
 
 
 def cell_grid(grid: CellGrid, name: str = "geometry") -> Drawing:
-    """Change from the base by layer (across) and run (down), a panel for each measure and method.
+    """Change from the base by layer (x axis) and run (y axis), one panel for each measure and method.
 
     The shade is the size of the change, a triangle its direction where the corrected p shows it, the letter the verdict
     over the reference.
@@ -98,7 +98,7 @@ def _run_name(run: Run) -> str:
 
 
 def write_cells(grid: CellGrid, out: Path) -> None:
-    """The figure alone (.svg, .png, .pdf) with its CSV and provenance, or into a folder in every format."""
+    """Write the figure alone (.svg, .png, .pdf) with its CSV and provenance, or into a folder in every format."""
     with style():
         if out.suffix:
             save_as(cell_grid(grid, out.stem), out)

@@ -21,7 +21,7 @@ WIDTH, LEFT, RIGHT = 380.0, 14.0, 366.0
 
 @dataclass(frozen=True)
 class Mark:
-    """A labelled position. `x` in the drawing's units; `anchor` is where its label hangs."""
+    """A labelled position. `x` is in the drawing's units; `anchor` is the alignment of its label."""
 
     x: float
     label: str
@@ -49,7 +49,7 @@ DOWNWARD = ("not_worse", "no_regression")
 
 
 def plot(verdict: Verdict, claim: Claim | None) -> Plot | None:
-    """The drawing for a verdict's first estimate, None where there is no value. `claim` is the declared claim."""
+    """The drawing for a verdict's first estimate, None if it has no value. `claim` is the declared claim."""
     first = next(iter(verdict.estimates), None)
     if first is None or first.value is None:
         return None
@@ -140,7 +140,7 @@ class _Scale:
         return round(LEFT + (RIGHT - LEFT) * (x - self.low) / (self.high - self.low), 2)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Four to eight round numbers inside the scale."""
+        """Four to eight round numbers within the scale."""
         raw = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
@@ -164,11 +164,11 @@ def _number(value: JsonValue) -> float | None:
 
 
 def number_of(details: Json, key: str) -> float | None:
-    """A number in a free part of a record, which its class does not check; None where there is none."""
+    """A number in a part of a record that has no fixed structure; None if there is none."""
     return _number(details.get(key))
 
 
 def mapping_of(details: Mapping[str, JsonLike], key: str) -> Mapping[str, JsonLike]:
-    """An object in a free part of a record; empty where there is none."""
+    """An object in a part of a record that has no fixed structure; empty if there is none."""
     value = details.get(key)
     return value if isinstance(value, Mapping) else {}

@@ -19,7 +19,9 @@ MOST_BESIDE = 5
 
 
 def lineage(versions: Sequence[Version], name: str = "lineage") -> Drawing:
-    """A box a version, below all of its parents, with an arrow from each; a retired one is dashed and says why."""
+    """One box per version, below all of its parents, with an arrow from each; a retired one is dashed and states its
+    reason.
+    """
     places = _places(versions)
     columns = max(x for x, _ in places.values()) + 1
     lines = max(y for _, y in places.values()) + 1

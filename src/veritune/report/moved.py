@@ -13,7 +13,7 @@ AXES = {"step": "optimizer step", "lr": "learning rate", "rows": "rows trained o
 
 
 def draw_series(record: Json, path: Path, axis: str = "step") -> None:
-    """Draw the lines of a `weight_series` record against `step`, `lr` or `rows`, its CSV beside.
+    """Draw the lines of a `weight_series` record against `step`, `lr` or `rows`, with its CSV beside the figure.
 
     Against lr and rows only checkpoints that are scored stand, where a study says which. Raises InputError for another
     kind of file, another axis, or an axis on which no line has a place.

@@ -37,8 +37,9 @@ Answer = tuple[Run, Score | None, Sequence[Mark]]
 
 @dataclass(frozen=True)
 class OutputItem:
-    """One item with its prompt (chat messages), the expected answer, and what each run answered. `anchor` is its
-    place on a page, empty where nothing points to it."""
+    """One item with its prompt (chat messages), the expected answer, and each run's answer. `anchor` is its link target
+    on a page, empty if nothing links to it.
+    """
 
     id: str
     prompt: Sequence[Json]
@@ -61,7 +62,7 @@ class SampleView:
 
 
 def samples(records: Records) -> list[SampleView]:
-    """For every eval: the first item, by id, of each of the first families of the farthest zone that was asked."""
+    """For every eval: the first item, by id, of each of the first families in the farthest zone that was asked."""
     views = []
     for name in records.study.evals:
         arms = _first_of_each_arm(records, name)
@@ -130,7 +131,7 @@ def _marks(score: Score | None, order: Sequence[str]) -> Iterator[Mark]:
 
 @dataclass(frozen=True)
 class DifferingItem:
-    """An item on which two arms have different scores, with the seeds on which either is higher."""
+    """An item on which two arms have different scores, with the seeds on which each is higher."""
 
     item_id: str
     zone: str | None
@@ -141,7 +142,7 @@ class DifferingItem:
 
 @dataclass(frozen=True)
 class ArmPair:
-    """Two arms and the items on which they differ on any seed, of those that both were asked on one.
+    """Two arms and the items on which they differ on any seed, out of those that both were asked on that seed.
 
     `rows` are on this page; `pages` are where they stand otherwise.
     """
@@ -208,7 +209,8 @@ def _values(scores: ScoreFile) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class AllOutputs:
-    """Every item of one eval: on the page (`items`), or beside it (`first` is the page of their contents)."""
+    """Every item of one eval: on the page itself (`items`), or on pages beside it (`first` is their table of
+    contents)."""
 
     name: str
     n: int
@@ -221,8 +223,9 @@ class AllOutputs:
 
 @dataclass(frozen=True)
 class OutputPage:
-    """A page beside the report: items, a list of differences (`pair`), or the `contents`, which link the pages of
-    items by name and title. `home` is the contents; `before` and `after` are the neighbours of the same kind."""
+    """A page beside the report: items, a list of differences (`pair`), or the `contents`, which link the pages of items
+    by name and title. `home` is the contents; `before` and `after` are the neighbouring pages of the same kind.
+    """
 
     name: str
     eval: str
@@ -236,13 +239,13 @@ class OutputPage:
 
 
 def fits_inline(records: Records) -> bool:
-    """Whether all outputs go onto the page itself."""
+    """Whether all outputs fit on the report page itself."""
     files = [scores.path for run in records.runs for scores in run.scores.values() if scores]
     return sum(path.stat().st_size for path in files) <= INLINE_BYTES
 
 
 def inline(records: Records) -> list[AllOutputs]:
-    """Every item of every eval, for the page itself."""
+    """Every item of every eval, to be shown on the report page itself."""
     found = []
     for number, name in enumerate(records.study.evals):
         runs, ids = _asked(records, name)
@@ -269,14 +272,14 @@ def _sources(records: Records, name: str, runs: Sequence[Run]) -> list[str]:
 
 
 class Layout:
-    """Pages beside the report: which item stands on which, so that lists can point to it."""
+    """Which item is on which page beside the report, so that lists can link to it."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
         self.views: list[AllOutputs] = []
 
     def pages(self) -> Iterator[OutputPage]:
-        """Each page to be written, texts read as they are needed; `views` is whole once all were taken."""
+        """Each page to write; texts are read as needed. `views` is complete after all pages were taken."""
         for number, name in enumerate(self.records.study.evals):
             runs, ids = _asked(self.records, name)
             if runs:

@@ -49,7 +49,7 @@ UNSEEN = re.compile(
 
 
 def write_report(store: Store, study: Study) -> Path:
-    """Draw `report.html` and `figures/` from the study folder's records; the page's path.
+    """Draw `report.html` and `figures/` from the study folder's records; returns the page's path.
 
     Where there are many outputs they stand on pages in `report.outputs/`. A record that is missing or damaged is named
     on the page. Raises StoreError where the folder cannot be written.
@@ -66,14 +66,14 @@ def write_report(store: Store, study: Study) -> Path:
 
 @dataclass(frozen=True)
 class Beside:
-    """The pages beside the report: what it shows of them, and the SHA-256 of each by name."""
+    """The pages beside the report: what the report shows of them, and the SHA-256 of each by name."""
 
     evals: Sequence[outputs.AllOutputs]
     pages: Mapping[str, str]
 
     @property
     def sha256(self) -> str:
-        """One hash over all pages, so that whoever keeps the report's hash has kept theirs."""
+        """One hash over all pages, so that the report's hash covers them too."""
         return hash_of(self.pages)
 
 
@@ -100,7 +100,9 @@ def _remove_stale(store: Store, names: set[str]) -> None:
 
 
 def runs_table(records: Records) -> str:
-    """Every run's scores and losses as CSV, a line for each zone: what stands beside a page that draws some of them."""
+    """Every run's scores and losses as CSV, one line per zone: the complete table beside a page that shows a part of
+    it.
+    """
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(("run_id", "condition", "seed", "what", "zone", "value", "n"))
@@ -125,7 +127,7 @@ def _series(records: Records) -> dict[str, str]:
 
 
 def render(records: Records, drawn: Sequence[Drawn], beside: Beside | None = None) -> str:
-    """The page's text. The same records and drawings give the same text. Without `beside` it holds all outputs."""
+    """The page's HTML. The same records and drawings give the same text. Without `beside` it contains all outputs."""
     css, policy = _sheet()
     claims = views.claims(records)
     page = (

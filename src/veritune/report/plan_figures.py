@@ -35,7 +35,7 @@ SPREAD = ("mean", "p50", "p90", "p95", "max")
 
 
 def all_of(records: Records) -> Iterator[Drawing]:
-    """Every figure of plan and choices whose records are there."""
+    """Every figure of plan and choices whose records exist."""
     for draw in (lr_selection, throughput, size_and_tokens, detectable):
         if found := draw(records):
             yield found
@@ -47,7 +47,7 @@ def _look(records: Records, condition: str) -> dict[str, JsonLike]:
 
 
 def lr_selection(records: Records) -> Drawing | None:
-    """Validation NLL of every learning rate that was tried, the chosen one ringed, one that failed at the top."""
+    """Validation NLL of every learning rate that was tried, with the chosen one ringed and failed ones at the top."""
     chosen = records.selection
     if chosen is None or not chosen.conditions:
         return None
@@ -92,7 +92,7 @@ def lr_selection(records: Records) -> Drawing | None:
 
 
 def throughput(records: Records) -> Drawing | None:
-    """Rows a second of every batch shape that was timed, with its validation NLL written beside it."""
+    """Rows per second of every batch shape that was timed, labelled with its validation NLL."""
     timings = records.shapes
     if timings is None or not timings.conditions:
         return None
@@ -146,7 +146,7 @@ def _offer(shape: TimedShape) -> str:
 
 
 def size_and_tokens(records: Records) -> Drawing | None:
-    """How many parameters each condition trains, and how long the rows are that they train on."""
+    """How many parameters each condition trains, and the lengths of its training rows."""
     sizes: dict[str, Trainable] = {}
     sources = []
     for run in records.runs:

@@ -29,7 +29,7 @@ MOST_NAMED = 16
 
 
 def all_of(records: Records) -> Iterator[Drawing]:
-    """Every figure of probes and serving whose records are there."""
+    """Every figure of probes and serving whose records exist."""
     for path, record in records.probes:
         for name, inner in _kinds(record, ""):
             stem = path.rsplit("/", 1)[-1].removesuffix(".json") + (f"_{name}" if name else "")
@@ -122,7 +122,7 @@ def _least(cosine: Sequence[Sequence[float | None]]) -> float:
 
 
 def reliability(found: Mapping[str, Json], path: str) -> Drawing:
-    """Share right against confidence, a bin a point with its interval, a line a model."""
+    """Share right against confidence, one point per bin with its interval, one line per model."""
     figure, grid = panels(1, width=4.4, height=4.7)
     axes, entries, rows = grid[0][0], [], []
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=(0, (4, 2)))

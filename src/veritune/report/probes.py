@@ -38,8 +38,9 @@ TABLES = {"geometry_grid": geometry_table, "curve": curve_table}
 
 @dataclass(frozen=True)
 class ProbeBlock:
-    """One probe's sentences. `subject` says which run or file it speaks of, `source` is its path in the study; `table`
-    holds every cell of a record that has many, as plain text."""
+    """One probe's sentences. `subject` names the run or file, `source` is its path in the study; `table` holds every
+    cell of a record that has many, as plain text.
+    """
 
     probe: str
     kind: str
@@ -52,7 +53,7 @@ class ProbeBlock:
 
 
 def blocks(records: Records) -> list[ProbeBlock]:
-    """Every probe record of the study, by probe and then by run."""
+    """Every probe record of the study, sorted by probe and then by run."""
     found = [*_gaps(records), *_others(records)]
     return sorted(found, key=lambda b: ORDER.index(b.kind) if b.kind in ORDER else len(ORDER))
 

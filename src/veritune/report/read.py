@@ -62,7 +62,7 @@ of the page, its figures included."""
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """What figures and lists take of a score; None of `value`, `zone`, `family` as in `records.Score`."""
+    """The fields of a score that figures and lists use; None for `value`, `zone`, `family` as in `records.Score`."""
 
     item_id: str
     value: float | None
@@ -72,7 +72,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Items:
-    """Ids, zones and families of the items of a score file, in its order; the runs of one eval share them."""
+    """Ids, zones and families of the items of a score file, in its order; shared by the runs of one eval."""
 
     ids: tuple[str, ...] = ()
     zones: tuple[str | None, ...] = ()
@@ -80,7 +80,7 @@ class Items:
 
     @cached_property
     def places(self) -> Mapping[str, int]:
-        """Where in the file the first score of each item stands."""
+        """The position in the file of each item's first score."""
         found: dict[str, int] = {}
         for number, item_id in enumerate(self.ids):
             found.setdefault(item_id, number)
@@ -89,7 +89,8 @@ class Items:
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """One run's scores on one eval: values in memory, 16 bytes a score, texts read from the file when they are drawn.
+    """One run's scores on one eval: values in memory (16 bytes per score), texts read from the file when they are
+    drawn.
 
     `values` holds NaN where a score has none; `offsets` says at which byte of the file each line begins.
     """
@@ -123,12 +124,12 @@ class ScoreFile:
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of a data version, taken from the file by id when they are drawn."""
+    """The rows of a data version, read from the file by id when they are drawn."""
 
     path: Path | None
 
     def pick(self, ids: Collection[str]) -> dict[str, Json]:
-        """The rows with these ids; none where the file is missing or damaged, which the reader has named."""
+        """The rows with these ids; none if the file is missing or damaged, which the reader has reported."""
         if self.path is None or not ids:
             return {}
         return {row["id"]: row for row in arrow.parquet_pick(self.path, "id", ids)}
@@ -168,12 +169,12 @@ class Run:
         return self.summary.nll if self.summary is not None else {}
 
     def zone_scores(self, name: str) -> Mapping[str, ZoneScore]:
-        """One eval's scores by zone; empty where there are none."""
+        """One eval's scores by zone; empty if there are none."""
         return self.summary.scores.get(name, {}) if self.summary is not None else {}
 
     @property
     def label(self) -> str:
-        """Condition and seed as the report names a run."""
+        """Condition and seed, as the report labels a run."""
         return self.condition if self.seed is None else f"{self.condition} ·\u00a0seed\u00a0{self.seed}"
 
     def path(self, name: str) -> str:
@@ -183,7 +184,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Records:
-    """A study folder for drawing. `problems` name what could not be read and what does not fit together."""
+    """A study folder's records for drawing. `problems` name what could not be read and what does not fit together."""
 
     study: Study
     verdict: StudyVerdicts | None
@@ -213,7 +214,7 @@ class Records:
 
     @property
     def facts(self) -> DataFacts | None:
-        """Facts that the contract froze, else those of the data manifest, else none."""
+        """The facts that the contract froze, else those of the data manifest, else none."""
         if self.contract is not None:
             return self.contract.facts
         return self.data.facts if self.data is not None else None
@@ -223,7 +224,7 @@ class Records:
         return self.verdict.verdicts if self.verdict is not None else ()
 
     def items_path(self, name: str) -> str:
-        """Where the items of an eval lie: with the data's rows, or in a file of a benchmark."""
+        """The file with the items of an eval: the data's rows, or a benchmark's own file."""
         frozen = ((self.facts.benchmarks if self.facts is not None else None) or {}).get(name)
         return self.data_path(benchmark_name(name, frozen.items_sha256) if frozen else "rows.parquet")
 
@@ -241,7 +242,7 @@ class _Reader:
         self.items: dict[str, Items] = {}
 
     def scores(self, path: Path) -> ScoreFile:
-        """A score file, each line checked once. Raises FormatError for the first that is no score."""
+        """A score file with each line checked once. Raises FormatError for the first line that is not a score."""
         ids, zones, families = [], [], []
         values, offsets, at = array("d"), array("Q"), 0
         with path.open("rb") as stream:
@@ -270,7 +271,7 @@ class _Reader:
         return otherwise
 
     def record(self, kind: type[R], path: Path) -> R | None:
-        """The file as its class reads it; None where it is absent or damaged."""
+        """The file as a record of its class; None if it is absent or damaged."""
         return self.maybe(path, kind.load, None)
 
 
@@ -318,7 +319,7 @@ def _is_scored(run: Run) -> bool:
 def _with_problems(records: Records, problems: Sequence[str], counted: Collection[str]) -> Records:
     named = list(problems[:MOST_NAMED])
     if len(problems) > MOST_NAMED:
-        named.append(f"and {len(problems) - MOST_NAMED} more of the kind")
+        named.append(f"and {len(problems) - MOST_NAMED} more of this kind")
     frozen, decided = records.contract_hash, records.verdict.contract if records.verdict is not None else None
     if frozen and decided and frozen != decided:
         named.append(
@@ -395,7 +396,7 @@ def _shares(path: Path) -> list[ShareStep]:
             if row["status"] == "ok":
                 steps.append(ShareStep(int(row["step"]), {k: float(v) for k, v in row["share"]["type"].items()}))
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise ValueError(f"{path} line {number} is no step of a run: {type(exc).__name__} {exc}") from exc
+            raise ValueError(f"{path} line {number} is not a step of a run: {type(exc).__name__} {exc}") from exc
     return steps
 
 

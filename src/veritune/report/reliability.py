@@ -12,7 +12,8 @@ from veritune.report.probe_figures import reliability
 
 
 def draw_reliability(records: Mapping[str, JsonLike], path: Path) -> None:
-    """Draw every `calibration` record of a mapping (`base`, `trained`, `model`) into one figure file, its CSV beside.
+    """Draw every `calibration` record of a mapping (`base`, `trained`, `model`) into one figure file, with its CSV
+    beside it.
 
     Raises InputError for another kind of file or when there is no such record.
     """

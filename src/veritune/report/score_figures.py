@@ -36,7 +36,9 @@ OUTCOMES = ("only A higher", "only B higher", "equal, above 0", "equal, 0")
 
 
 def all_of(records: Records) -> Iterator[Drawing]:
-    """Disagreement of each pair of arms that a claim compares, once, and score against each dose of a sweep."""
+    """Figures of the disagreement between each pair of arms that a claim compares, and of score against each dose of a
+    sweep.
+    """
     seen = set()
     for claim in records.study.claims:
         asked = (claim.condition, claim.against, claim.eval, claim.zone)
@@ -71,7 +73,7 @@ def _means(records: Records, name: str) -> Means:
 
 
 def zone_scores(records: Records, name: str) -> Drawing | None:
-    """Mean score by condition: each seed a mark, the mean over seeds a bar across, smallest to largest a line."""
+    """Mean score by condition: one mark per seed, a bar at the mean over seeds, a line from smallest to largest."""
     means = _means(records, name)
     zones = [zone for zone in SCORE_ZONES if any(m[0] == zone for m in means)]
     if not means:
@@ -137,7 +139,7 @@ def _arm_row(axes: Axes, records: Records, at: tuple[int, str, str], found: Mean
 
 
 def disagreement(records: Records, claim: Claim) -> Drawing | None:
-    """For a claim between two arms: on how many items one side scored higher, seed by seed, a panel a seed."""
+    """For a claim between two arms: on how many items each side scored higher, one panel per seed."""
     from matplotlib.ticker import MaxNLocator
 
     if claim.kind in ("probe", *SHARE_KINDS) or claim.condition is None or claim.against_eval is not None:
@@ -229,7 +231,9 @@ def _values(run: Run, name: str, zone: str | None) -> dict[str, float]:
 
 
 def dose_response(records: Records, name: str) -> Iterator[Drawing]:
-    """Score against each numeric setting of a sweep: a line an arm and point of the other settings, a mark a seed."""
+    """Score against each numeric setting of a sweep: one line per arm and point of the other settings, one mark per
+    seed.
+    """
     grid = records.study.sweep or {}
     points = swept(records.study.conditions, grid)
     means = _means(records, name)

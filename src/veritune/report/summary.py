@@ -20,7 +20,7 @@ NOT_GOOD = ("poor", "weak")
 
 @dataclass(frozen=True)
 class SummaryPart:
-    """A claim as a line names it: where it stands on the page, its name, what of it holds, and what limits that."""
+    """A claim as named in a summary line: its link target, its name, what of it holds, and what limits that."""
 
     anchor: str
     name: str
@@ -30,7 +30,9 @@ class SummaryPart:
 
 @dataclass(frozen=True)
 class SummaryLine:
-    """One line: its lead (`Held`), then claims, or words where no claim is named. `more` claims are not named."""
+    """One summary line: its lead (`Held`), then claims, or words if no claim is named. `more` counts claims that are
+    not named.
+    """
 
     lead: str
     parts: Sequence[SummaryPart] = ()
@@ -39,7 +41,7 @@ class SummaryLine:
 
 
 def summary(records: Records, cards: Sequence[ClaimCard]) -> list[Sequence[SummaryLine]]:
-    """The three lines, each of one or more pieces."""
+    """The three summary lines, each of one or more pieces."""
     numbered = list(enumerate(cards, start=1))
     held = [(n, card) for n, card in numbered if card.status == "supported"]
     refuted = [(n, card) for n, card in numbered if card.status == "refuted"]
@@ -69,7 +71,7 @@ def _limits(card: ClaimCard) -> str:
 
 
 def weaknesses(card: ClaimCard) -> list[str]:
-    """Why the confidence in a claim is what it is: evidence that is not good, the poor first, as it was recorded."""
+    """Why the confidence in a claim is limited: evidence that is not good, poor evidence first, as recorded."""
     found = [(NOT_GOOD.index(state), name, why) for name, state, why in _evidence(card) if state in NOT_GOOD]
     return [f"{name}: {why}" for _, name, why in sorted(found, key=lambda x: x[0])]
 

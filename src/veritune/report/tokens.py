@@ -48,7 +48,7 @@ def write_tokens_page(path: Path, sections: Sequence[TokenSection], subject: str
 
 
 def tokens_page(sections: Sequence[TokenSection], subject: str) -> str:
-    """The page's text; everything from records and models is escaped."""
+    """The page's HTML; everything from records and models is escaped."""
     folder = files("veritune.report").joinpath("templates")
     css = Markup("".join(folder.joinpath(n).read_text(encoding="utf-8") for n in ("report.css", "tokens.css")))
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()

@@ -26,7 +26,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 @dataclass(frozen=True)
 class VerdictRun:
-    """What a tracker is sent: `numbers` by name, `texts` by name, and files that belong to them."""
+    """The data sent to a tracker: `numbers` by name, `texts` by name, and the files that belong to them."""
 
     study: str
     root: Path
@@ -36,7 +36,7 @@ class VerdictRun:
 
 
 def send_verdicts(study_path: str | Path, kinds: Sequence[str]) -> VerdictRun:
-    """Send the study's verdicts to these trackers; what was sent.
+    """Send the study's verdicts to these trackers; returns what was sent.
 
     Raises InputError for a study without verdicts or a tracker that is none, MachineError for one that is not installed
     or does not take them.
@@ -58,12 +58,14 @@ def send_verdicts(study_path: str | Path, kinds: Sequence[str]) -> VerdictRun:
             try:
                 _SEND[kind](sent)
             except Exception as exc:  # each client raises its own types
-                raise MachineError(f"--report-to {kind}: {first_line(exc)}", fix="Set up what it names.") from exc
+                raise MachineError(
+                    f"--report-to {kind}: {first_line(exc)}", fix="Install or set up the tracker as its message says."
+                ) from exc
     return sent
 
 
 def numbers_of(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Every number of the claims' headline estimates; what is unknown is left out, never 0."""
+    """Every number of the claims' headline estimates; unknown ones are left out, never 0."""
     found: dict[str, float] = {}
     for verdict in verdicts:
         headline = verdict.estimates[0] if verdict.estimates else None
@@ -76,7 +78,7 @@ def numbers_of(verdicts: Sequence[Verdict]) -> dict[str, float]:
 
 
 def texts_of(verdicts: StudyVerdicts) -> dict[str, str]:
-    """The word and the sentence of each claim, and the contract that they were made under."""
+    """The status and the sentence of each claim, and the contract they were made under."""
     found = {"contract": verdicts.contract or "none"}
     for verdict in verdicts.verdicts:
         found |= {
@@ -87,7 +89,7 @@ def texts_of(verdicts: StudyVerdicts) -> dict[str, str]:
 
 
 def sent_text(sent: VerdictRun, kinds: Sequence[str]) -> str:
-    """What was sent, for the screen."""
+    """What was sent, as text for the screen."""
     n = sum(name.endswith("/status") for name in sent.texts)
     return f"sent {n} verdicts of {sent.study}, {len(sent.numbers)} numbers, to {', '.join(kinds)} as the run {RUN}"
 
@@ -116,7 +118,7 @@ def _mlflow(sent: VerdictRun) -> None:
     import mlflow
 
     if mlflow.active_run() is not None:
-        raise MachineError("a run is open in this process.", fix="End it first.")
+        raise MachineError("a tracker's run is already open in this process.", fix="End that run first.")
     mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
     with mlflow.start_run(run_name=RUN):
         mlflow.set_tags({name.replace("/", "."): text for name, text in sent.texts.items()})

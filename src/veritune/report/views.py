@@ -56,7 +56,7 @@ FAMILY_FACTS = ("rows", "originals", "variants", "singletons", "size_p50", "size
 
 
 def get(record: Any, *path: str) -> Any:
-    """The value at a path of fields or keys, None where any step is missing: the filter of the templates."""
+    """The value at a path of fields or keys, None if any step is missing; a filter for the templates."""
     for name in path:
         record = record.get(name) if isinstance(record, Mapping) else getattr(record, name, None)
     return record
@@ -66,7 +66,7 @@ def get(record: Any, *path: str) -> Any:
 
 
 def text_of(details: Mapping[str, JsonLike], key: str) -> str | None:
-    """A text in a free part of a record; None where there is none."""
+    """A text in a part of a record that has no fixed structure; None if there is none."""
     value = details.get(key)
     return value if isinstance(value, str) else None
 
@@ -77,7 +77,7 @@ Fact = tuple[str, str | None, str]
 
 @dataclass(frozen=True)
 class EstimateLine:
-    """An estimate as a row of the table; `is_gap` says that its value is written with a sign."""
+    """An estimate as a row of the table; `is_gap` means that its value is written with a sign."""
 
     estimate: Estimate
     p_text: str | None
@@ -106,7 +106,7 @@ class ClaimCard:
 
 
 def claims(records: Records) -> list[ClaimCard]:
-    """One card a declared claim, in the order of the verdicts; a claim without a verdict is a card that says so."""
+    """One card per declared claim, in the order of the verdicts; for a claim without a verdict the card says so."""
     declared = {claim.name: claim for claim in records.study.claims}
     cards = [_card(verdict, declared.get(verdict.claim)) for verdict in records.verdicts]
     decided = {card.name for card in cards}
@@ -232,7 +232,7 @@ def _p_facts(first: Estimate, details: Mapping[str, JsonValue]) -> Iterator[Fact
 
 
 def p_bare(p: float, floor: float | None = None) -> str:
-    """p without the leading `p =`, an upper bound with its sign."""
+    """p without the leading `p =`; an upper bound keeps its sign."""
     return p_text(p, floor).removeprefix("p ").removeprefix("= ")
 
 
@@ -282,7 +282,7 @@ def _mean_of(cell: ZoneScore | None) -> float | None:
 
 @dataclass(frozen=True)
 class ScoreView:
-    """One eval: a row a run, a column a zone; `limit` is the most tokens that an output may have."""
+    """One eval: one row per run, one column per zone; `limit` is the most tokens that an output may have."""
 
     name: str
     kind: str
@@ -295,7 +295,9 @@ class ScoreView:
 
 
 def scores(records: Records) -> list[ScoreView]:
-    """For every eval: one row a run, one column a zone, with denominators, missing by reason and outputs cut."""
+    """For every eval: one row per run, one column per zone, with denominators, missing scores by reason and truncated
+    outputs.
+    """
     tables = []
     for name, spec in records.study.evals.items():
         found = [(run, run.zone_scores(name)) for run in records.runs]
@@ -350,7 +352,7 @@ class LossView:
 
 
 def losses(records: Records) -> LossView:
-    """NLL by run and zone with the target tokens it was taken over."""
+    """NLL by run and zone, with the number of target tokens behind it."""
     zones = _deciding_first(records, [z for z in ZONES if any(z in run.losses for run in records.runs)])
     rows = [(run, [run.losses.get(z) for z in zones]) for run in records.runs]
     spreads = _spread_rows([(run, [cell.nll if cell else None for cell in cells]) for run, cells in rows])
@@ -359,7 +361,8 @@ def losses(records: Records) -> LossView:
 
 @dataclass(frozen=True)
 class GapView:
-    """The shares of the gain that carry to siblings and strangers, by run; `first` has the thresholds of the word."""
+    """The shares of the gain that carry over to siblings and strangers, by run; `first` has the thresholds of the
+    word."""
 
     rows: Sequence[tuple[Run, Sequence[Estimate | None]]]
     first: ThreeZoneGap | None
@@ -367,7 +370,7 @@ class GapView:
 
 
 def gaps(records: Records) -> GapView:
-    """The three-zone gap of every trained run: how much of its gain in loss carries to siblings and strangers."""
+    """The three-zone gap of every trained run: how much of its gain in loss carries over to siblings and strangers."""
     measured = [(run, run.gap) for run in records.runs if run.gap is not None]
     rows = [(run, [gap.carried.get(zone) for zone in ("sibling", "stranger")]) for run, gap in measured]
     first = measured[0][1] if measured else None
@@ -379,7 +382,7 @@ def gaps(records: Records) -> GapView:
 
 @dataclass(frozen=True)
 class ConditionView:
-    """Settings by condition: (term, a value a condition, whether they differ)."""
+    """Settings by condition: (term, one value per condition, whether they differ)."""
 
     names: Sequence[str]
     rows: Sequence[tuple[str, Sequence[object], bool]]
@@ -388,7 +391,7 @@ class ConditionView:
 
 
 def conditions(records: Records) -> ConditionView:
-    """What each condition is, setting by setting, and which settings differ."""
+    """The settings of each condition, and which of them differ."""
     arms = {name: [r for r in records.runs if r.condition == name] for name in records.study.conditions}
     columns = [(name, runs[0] if runs else None) for name, runs in arms.items()]
     methods: list[Json] = [run.manifest.method if run else {} for _, run in columns]
@@ -431,7 +434,7 @@ class TrainingView:
 
 
 def training(records: Records) -> TrainingView:
-    """One row a trained run: what it did and which checkpoint was chosen."""
+    """One row per trained run: its training and the chosen checkpoint."""
     rows = [run for run in records.runs if not run.is_baseline]
     shared = rows[0].manifest.train if rows else {}
     return TrainingView(rows, shared, [run.path("training.json") for run in rows if run.training])
@@ -518,7 +521,7 @@ def data(records: Records) -> DataView:
 
 @dataclass(frozen=True)
 class EventView:
-    """One event of the timeline with the facts it carries, as text; `time` is None for what stands for many."""
+    """One event of the timeline with its facts as text; `time` is None for a line that summarises many events."""
 
     time: str | None
     event: str
@@ -530,7 +533,7 @@ HIDDEN = ("time", "event", "previous", "hash", "files", "runs")
 
 
 def timeline(records: Records) -> list[EventView]:
-    """Events oldest first, each with the facts it carries."""
+    """The events, oldest first, each with its facts."""
     events = [
         EventView(event["time"], event["event"], [(k, _flat(v)) for k, v in event.items() if k not in HIDDEN])
         for event in records.events
@@ -566,7 +569,7 @@ class ReproductionView:
 
 
 def reproduction(records: Records) -> ReproductionView:
-    """Everything needed to make the numbers again, and the hashes that tie them."""
+    """Everything needed to reproduce the numbers, and the hashes that identify it."""
     facts, frozen = records.facts, records.contract
     manifests = [run.manifest for run in records.runs]
     machines = list(dict.fromkeys(m.machine for m in manifests))

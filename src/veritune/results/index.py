@@ -35,7 +35,7 @@ As = Literal["comment", "mistake", "task", "done"]
 
 @dataclass(frozen=True)
 class Result:
-    """One result as it stands: `source` is where it was last found, `now` how its study stands there."""
+    """One result in its present state: `source` is where it was last found, `now` the state of its study there."""
 
     added: ResultAdded
     source: ResultSource
@@ -49,12 +49,12 @@ class Result:
 
     @property
     def id(self) -> str:
-        """`R3`."""
+        """The result's id, such as `R3`."""
         return self.added.id
 
     @property
     def stands(self) -> bool:
-        """Whether its verdicts may be quoted as they are: neither superseded, nor stale or broken."""
+        """Whether its verdicts may be quoted: the result is neither superseded nor stale nor broken."""
         return self.superseded_by is None and self.now.standing not in ("stale", "broken")
 
 
@@ -69,7 +69,7 @@ class OpenTask:
 
 @dataclass(frozen=True)
 class LoggedMistake:
-    """A mistake with what was said about it."""
+    """A mistake with the comments on it."""
 
     mistake: Mistake
     comments: tuple[Comment, ...] = ()
@@ -77,7 +77,9 @@ class LoggedMistake:
 
 @dataclass(frozen=True)
 class ResultsIndex:
-    """A whole index. `head` is the hash of the newest entry: kept elsewhere, it shows a ledger that was rewritten."""
+    """A whole index. `head` is the hash of the newest entry: a copy kept elsewhere shows whether the ledger was
+    rewritten.
+    """
 
     folder: str
     entries: int
@@ -94,7 +96,7 @@ class ResultsIndex:
 
 @dataclass(frozen=True)
 class IndexChange:
-    """What a command recorded: the ids it made or found, a sentence for each, and the index's head after it."""
+    """What a command recorded: the ids it made or found, a sentence for each, and the index's new head."""
 
     ids: tuple[str, ...]
     sentences: tuple[str, ...]
@@ -103,8 +105,9 @@ class IndexChange:
 
 @dataclass(frozen=True)
 class Said:
-    """Something said by hand. `on` is the id it is about; `why`, `done_when`, `on_failure` belong to a task, and
-    `on_failure` to a mistake: what is done so that it does not happen again."""
+    """A note written by a person. `on` is the id it is about; `why`, `done_when`, `on_failure` belong to a task; for a
+    mistake, `on_failure` is what was done to prevent it.
+    """
 
     text: str
     kind: As = "comment"
@@ -118,7 +121,7 @@ class Said:
 
 
 def read_index(folder: Path, *, head: str | None = None, rehash: bool = True) -> ResultsIndex:
-    """The index in a folder, every study looked at. Raises as `ResultsLedger.read` does."""
+    """The index in a folder, with the present state of every study. Raises as `ResultsLedger.read` does."""
     ledger = ResultsLedger(folder)
     entries, newest = ledger.read(head)
     tasks = [_task(entries, task) for task in _of(entries, Task)]
@@ -128,13 +131,13 @@ def read_index(folder: Path, *, head: str | None = None, rehash: bool = True) ->
 
 
 def picked(index: ResultsIndex, name: str | None) -> ResultsIndex | Result:
-    """The whole index, or the result with this id. Raises InputError for another id."""
+    """The whole index, or the result with this id. Raises InputError for an unknown id."""
     if name is None:
         return index
     found = next((result for result in index.results if result.id == name), None)
     if found is None:
         ids = ", ".join(result.id for result in index.results) or "none"
-        raise InputError(f"expected the id of a result, found {name!r}.", fix=f"There are: {ids}.")
+        raise InputError(f"expected the id of a result, found {name!r}.", fix=f"Results: {ids}.")
     return found
 
 
@@ -179,16 +182,21 @@ def _task(entries: Sequence[ResultEntry], task: Task) -> OpenTask:
 def add_results(
     folder: Path, studies: Sequence[Path], *, supersedes: str | None = None, reason: str = "", by: str = ""
 ) -> IndexChange:
-    """Add finished studies; one that is already in it is found, not added twice. With `supersedes` the one study
+    """Add finished studies; a study that is in the index already is not added twice. With `supersedes`, the one study
     replaces that result, for a `reason`.
 
     Every study is checked before the first is added. Raises InputError, or StaleError for a study that is not as it was
     sealed.
     """
     if supersedes is not None and len(studies) != 1:
-        raise InputError(f"--supersedes takes one study, found {len(studies)}.", fix="Add the others by themselves.")
+        raise InputError(
+            f"--supersedes takes one study, found {len(studies)}.",
+            fix="Add the other studies by a command of their own.",
+        )
     if (supersedes is not None) != bool(reason.strip()):
-        raise InputError("--supersedes and --reason belong together.", fix='--supersedes R1 --reason "..."')
+        raise InputError(
+            "--supersedes and --reason must be given together.", fix='Give both: --supersedes R1 --reason "..."'
+        )
     author, ledger = _author(by), ResultsLedger(folder)
     found = [read_study(study, folder) for study in studies]
     ids, sentences = [], []
@@ -217,7 +225,7 @@ def _add_one(ledger: ResultsLedger, entries: list[ResultEntry], facts: StudyFact
     if _source_of(entries, there) == facts.source:
         return there.id, f"{there.id} is already in the index: {facts.source.study}"
     _record(ledger, entries, ResultMoved(there.id, now(), by, facts.source))
-    return there.id, f"{there.id} is already in the index; recorded where it lies now and its present seal"
+    return there.id, f"{there.id} is already in the index; its present folder and seal were recorded"
 
 
 def _hint(entries: Sequence[ResultEntry], made: ResultAdded) -> str:
@@ -235,14 +243,14 @@ def _supersede(ledger: ResultsLedger, entries: list[ResultEntry], pair: tuple[st
     (old, new), (reason, by) = pair, said
     links = {entry.on: entry.new for entry in _of(entries, ResultSuperseded)}
     if links.get(old) == new:
-        return f"{old} is superseded by {new} already"
+        return f"{old} is already superseded by {new}"
     if old in links:
-        raise InputError(f"{old} is superseded by {links[old]} already.", fix=f"Supersede {links[old]}.")
+        raise InputError(f"{old} is already superseded by {links[old]}.", fix=f"Supersede {links[old]}.")
     step: str | None = new
     while step is not None:
         if step == old:
             raise InputError(
-                f"{new} cannot supersede {old}: {old} comes after it, or is the same result.",
+                f"{new} cannot supersede {old}: {old} is newer, or is the same result.",
                 fix="Name an older result.",
             )
         step = links.get(step)
@@ -259,7 +267,7 @@ def _record(ledger: ResultsLedger, entries: list[ResultEntry], entry: ResultEntr
 
 
 def say(folder: Path, said: Said, *, by: str = "") -> IndexChange:
-    """Record a comment, a mistake or a task, or that a task is done. The same said twice by one author is one entry.
+    """Record a comment, a mistake or a task, or that a task is done. The same note by one author is recorded once.
 
     Raises InputError for an id that is not there, an empty text, or a field that does not belong to the kind.
     """
@@ -286,12 +294,14 @@ def say(folder: Path, said: Said, *, by: str = "") -> IndexChange:
 def _entry(entries: Sequence[ResultEntry], said: Said, by: str) -> ResultEntry:
     if said.kind == "done":
         if said.on is None:
-            raise InputError("--as done closes a task: expected --on with its id.", fix="--as done --on T1")
+            raise InputError(
+                "--as done closes a task, but --on does not name one.", fix="Name the task: --as done --on T1"
+            )
         return TaskClosed(_known(entries, said.on, Task), now(), by, said.text)
     identity = next_id(entries, said.kind)
     if said.kind == "comment":
         if said.on is None:
-            raise InputError("a comment is about something: expected --on with an id.", fix="--on R1")
+            raise InputError("a comment needs the id of what it is about.", fix="--on R1")
         return Comment(identity, _known(entries, said.on, ResultAdded, Mistake, Task), now(), by, said.text)
     on = None if said.on is None else _known(entries, said.on, ResultAdded)
     if said.kind == "mistake":
@@ -306,12 +316,12 @@ def _refuse_fields(said: Said) -> None:
     wrong = [name for name in ("why", "done_when", "on_failure") if getattr(said, name) and name not in allowed]
     if wrong:
         option = {"why": "reason"}.get(wrong[0], wrong[0].replace("_", "-"))
-        raise InputError(f"--{option} does not belong to a {said.kind}.", fix="It belongs to --as task.")
+        raise InputError(f"--{option} cannot be used with --as {said.kind}.", fix="Use it with --as task.")
 
 
 def _refuse_closed(entries: Sequence[ResultEntry], entry: ResultEntry) -> None:
     if isinstance(entry, TaskClosed) and any(e.on == entry.on for e in _of(entries, TaskClosed)):
-        raise InputError(f"{entry.on} is closed already.", fix=f"Comment on it: --on {entry.on}")
+        raise InputError(f"{entry.on} is closed already.", fix=f"Comment on it instead: --on {entry.on}")
 
 
 def _known(entries: Sequence[ResultEntry], name: str, *kinds: type[ResultEntry]) -> str:
@@ -319,7 +329,7 @@ def _known(entries: Sequence[ResultEntry], name: str, *kinds: type[ResultEntry])
     ids = [str(getattr(entry, "id", "")) for entry in entries if isinstance(entry, kinds)]
     if name not in ids:
         listed = ", ".join(ids[-8:]) or "none"
-        raise InputError(f"expected the id of an entry here, found {name!r}.", fix=f"There are: {listed}.")
+        raise InputError(f"expected the id of an entry of this index, found {name!r}.", fix=f"Entries: {listed}.")
     return name
 
 
@@ -338,7 +348,9 @@ def _plain(text: str, what: str, *, empty: bool = False) -> str:
     if not text and not empty:
         raise InputError(f"{what} is empty.", fix=f"Write {what} in a sentence.")
     if len(text) > LONGEST:
-        raise InputError(f"{what} has {len(text):,} characters, at most {LONGEST:,}.", fix="Link to the long text.")
+        raise InputError(
+            f"{what} has {len(text):,} characters, at most {LONGEST:,}.", fix="Shorten it, and link to the long text."
+        )
     return text
 
 
@@ -349,5 +361,5 @@ def _author(by: str) -> str:
     except (OSError, KeyError, ImportError):
         name = ""
     if not name or len(name) > 200:
-        raise InputError("--by: expected the name of who writes this, of at most 200 characters.", fix="--by NAME")
+        raise InputError("--by: expected the name of the author, of at most 200 characters.", fix="--by NAME")
     return name

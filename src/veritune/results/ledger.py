@@ -34,11 +34,12 @@ class ResultsLedger:
         self._chain = Ledger(self.path, head=True)
 
     def exists(self) -> bool:
-        """Whether there is an index, or was one: a head without entries is an index that was lost."""
+        """Whether an index exists, or existed: a head without entries shows that the entries were lost."""
         return self.path.exists() or (self._chain.head is not None and self._chain.head.exists())
 
     def read(self, expected: str | None = None) -> tuple[list[ResultEntry], str | None]:
-        """Every entry, oldest first, and the hash of the newest (None: no entry). `expected` is a head that was kept.
+        """Every entry, oldest first, and the hash of the newest (None: no entry). `expected` is a head that was kept
+        elsewhere.
 
         Raises InputError where there is no index, StaleError or FormatError naming the entry that is not as written.
         """
@@ -66,18 +67,18 @@ class ResultsLedger:
             known = ", ".join(KINDS)
             raise FormatError(
                 f"{place}: expected an entry of kind {known}; found {str(entry.get('kind'))[:40]!r}.",
-                fix="Read it with the Veritune that wrote it.",
+                fix="Read it with the version of Veritune that wrote it.",
             )
         body: dict[str, JsonValue] = {key: value for key, value in entry.items() if key not in CHAIN}
         return of_plain(kind, body, place)
 
     def append(self, entry: ResultEntry) -> str:
-        """Record one entry; the new head. For the process that holds `alone`."""
+        """Record one entry and return the new head. Call it inside `alone`."""
         return str(self._chain.append(to_json(entry))["hash"])
 
     @contextmanager
     def alone(self) -> Iterator[list[ResultEntry]]:
-        """Hold the index against other writers and yield its entries; the lock ends with the process.
+        """Lock the index against other writers and yield its entries; the lock ends with the process.
 
         An index that lost its newest entries, or was edited, takes no further one: raises as `read` does.
         """
@@ -95,6 +96,6 @@ class ResultsLedger:
 
 
 def next_id(entries: Sequence[ResultEntry], kind: str) -> str:
-    """`R3`: the next id of a kind; ids count up from 1 and are never used again."""
+    """The next id of a kind, such as `R3`; ids count up from 1 and are never reused."""
     letter = NUMBERED[kind]
     return f"{letter}{1 + sum(entry.kind == kind for entry in entries)}"

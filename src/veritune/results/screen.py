@@ -14,18 +14,22 @@ MARK = {"supported": "+", "refuted": "x", "inconclusive": "~", "untested": "?"}
 
 
 def change_text(change: IndexChange) -> str:
-    """What a command recorded, and the head to keep."""
-    head = f"head {change.head[:16]} (keep it elsewhere; --head compares)" if change.head else ""
+    """What a command recorded, and the head to keep elsewhere, as text."""
+    head = (
+        (f"head {change.head[:16]} (keep this hash elsewhere: --head checks the index against it)")
+        if change.head
+        else ""
+    )
     return "\n".join([*(_wrapped(sentence) for sentence in change.sentences), head]).rstrip()
 
 
 def text_of(chosen: ResultsIndex | Result) -> str:
-    """The whole index, or one result in full."""
+    """The whole index, or one result in full, as text."""
     return one_text(chosen) if isinstance(chosen, Result) else index_text(chosen)
 
 
 def index_text(index: ResultsIndex) -> str:
-    """Every result with its verdicts and how it stands, then mistakes and open tasks."""
+    """Every result with its verdicts and present state, then mistakes and open tasks."""
     lines = [_wrapped(summary(index)), *_head_lines(index)]
     for result in index.results:
         lines += ["", *_result_lines(result)]
@@ -40,7 +44,7 @@ def index_text(index: ResultsIndex) -> str:
 
 
 def summary(index: ResultsIndex) -> str:
-    """How many results there are and how many of them no longer stand, in a line."""
+    """One line with the number of results, and how many of them are no longer valid."""
     counts = [f"{len(index.results)} result{'s' if len(index.results) != 1 else ''}"]
     over = sum(result.superseded_by is not None for result in index.results)
     counts += [f"{over} superseded"] if over else []
@@ -74,13 +78,13 @@ def _result_lines(result: Result) -> Iterator[str]:
 
 
 def verdict_words(verdict: ResultVerdict) -> str:
-    """`supported, confidence low, exploratory`."""
+    """A verdict in words: `supported, confidence low, exploratory`."""
     grade = f"confidence {verdict.grade}" if verdict.grade else "no grade"
     return f"{verdict.status}, {grade}" + (", exploratory" if verdict.exploratory else "")
 
 
 def standing_lines(result: Result) -> list[str]:
-    """What became of a result: superseded, stale, broken, hit by a mistake; and how its study stands."""
+    """What became of a result: superseded, stale, broken, affected by a mistake; and the state of its study."""
     lines = []
     if result.superseded_by is not None:
         lines.append(f"superseded by {result.superseded_by}: {result.why_superseded}")

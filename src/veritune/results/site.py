@@ -29,13 +29,13 @@ PAGES = ("index", "mistakes", "runbook")
 
 
 def write_site(index: ResultsIndex, folder: Path, out: Path) -> Path:
-    """Write the pages into `out`; the path of its first page. An earlier export there is written over.
+    """Write the pages into `out`; returns the path of the first page. An earlier export in that folder is overwritten.
 
     Raises InputError where `out` holds an index.html that is not ours, StoreError where the disk refuses.
     """
     first = out / "index.html"
     if first.exists() and MARKER not in read_text(first):
-        raise InputError(f"{first} was not written by this command.", fix="Name a folder of its own with --site.")
+        raise InputError(f"{first} was not written by this command.", fix="Name a new folder: --site FOLDER.")
     pages = {f"{name}.html": _page(name, index, folder, out) for name in PAGES}
     for result in index.results:
         pages[f"{result.id}.html"] = _page("result", index, folder, out, result=result)

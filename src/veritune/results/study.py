@@ -32,7 +32,7 @@ Standing = Literal["as added", "stale", "resealed", "broken", "missing", "not lo
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """What a finished study comes to: everything of a `ResultAdded` but its number, time and author."""
+    """The facts of a finished study: everything in a `ResultAdded` except its number, time and author."""
 
     key: str
     question: str
@@ -44,7 +44,7 @@ class StudyFacts:
 
 @dataclass(frozen=True)
 class StudyNow:
-    """How the study of a result stands now, in a sentence; `rehashed` says whether every file was hashed for it."""
+    """The present state of a result's study, as a sentence; `rehashed` tells whether every file was hashed for it."""
 
     standing: Standing
     sentence: str
@@ -58,14 +58,16 @@ def read_study(study: Path, index: Path) -> StudyFacts:
     """
     store = Store.of(study)
     if not store.verdict_file.exists():
-        raise InputError(f"{store.root} has no verdict.json: it is not a finished study.", fix=f"veritune run {study}")
+        raise InputError(
+            f"{store.root} has no verdict.json: it is not a finished study.", fix=f"Run it first: veritune run {study}"
+        )
     missing = _refuse_edited(store)
     verdicts = StudyVerdicts.load(store.verdict_file)
     records = read_records(store, load_study(store.study_file))
     if records.problems:
         raise StaleError(
             f"{store.root}: {records.problems[0]} ({len(records.problems)} problems).",
-            fix=f"See all: veritune report {study}",
+            fix=f"List all problems: veritune report {study}",
         )
     if verdicts.contract != records.contract_hash:
         raise StaleError(
@@ -93,8 +95,8 @@ def _refuse_edited(store: Store) -> tuple[str, ...]:
     wrong = [finding for finding in findings if not _may_be_missing(finding)]
     if wrong:
         raise StaleError(
-            f"{store.root} is not as it was sealed: {wrong[0].message} ({len(wrong)} findings).",
-            fix=f"See all: veritune verify {store.root}",
+            f"{store.root} differs from its seal: {wrong[0].message} ({len(wrong)} findings).",
+            fix=f"List all findings: veritune verify {store.root}",
         )
     return tuple(sorted(str(finding.source) for finding in findings))
 
@@ -141,7 +143,7 @@ def _verdict(verdict: Verdict, *, frozen: bool) -> ResultVerdict:
 
 
 def study_now(result: ResultAdded, source: ResultSource, index: Path, *, rehash: bool = True) -> StudyNow:
-    """How the study that a result came from stands now. Never raises: what is wrong is the answer.
+    """The present state of the study that a result came from. Never raises: a problem is part of the answer.
 
     Without `rehash` only the verdict and the seal are compared, and the answer says so.
     """
@@ -155,16 +157,16 @@ def study_now(result: ResultAdded, source: ResultSource, index: Path, *, rehash:
 
 def _now(result: ResultAdded, source: ResultSource, store: Store, rehash: bool) -> StudyNow:
     if not store.root.is_dir() or not store.events_file.exists():
-        return StudyNow("missing", f"its study is not in {source.folder} any more", rehash)
+        return StudyNow("missing", f"its study is no longer in {source.folder}", rehash)
     if not store.verdict_file.exists():
-        return StudyNow("stale", "its study has no verdict any more: it was changed or is being run again", rehash)
+        return StudyNow("stale", "its study no longer has a verdict: it was changed or is being run again", rehash)
     if sha256_file(store.verdict_file) != source.verdict_sha256:
         return StudyNow("stale", _decided_again(result, store), rehash)
     held = contract.read(store).last.hash if store.contract_file.exists() else None
     if held != source.contract:
         return StudyNow("stale", "its contract was changed after the result was added", rehash)
     if sealed_files(store) is None:
-        return StudyNow("broken", "its seal is off, or is not the one that its timeline records", rehash)
+        return StudyNow("broken", "its seal was removed, or is not the one that its timeline records", rehash)
     wrong = [f for f in verify(store.root) if not _may_be_missing(f)] if rehash else []
     if wrong:
         return StudyNow("broken", f"not as it was sealed: {wrong[0].message} ({len(wrong)} findings)", rehash)

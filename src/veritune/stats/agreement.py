@@ -26,7 +26,7 @@ Level = Literal["nominal", "ordinal", "interval"]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Krippendorff's alpha with what it rests on; `alpha` is None with a `reason` where it is not defined."""
+    """Krippendorff's alpha and the counts behind it; `alpha` is None with a `reason` if it is not defined."""
 
     alpha: float | None
     level: Level
@@ -37,7 +37,8 @@ class Agreement:
 
 
 def krippendorff_alpha(value_R_N: NDArray[np.float64], level: Level = "interval") -> Agreement:
-    """Alpha of ratings, raters × units, NaN where a rater did not rate. Units with one rating do not count.
+    """Krippendorff's alpha of ratings, raters × units, NaN where a rater did not rate. Units with one rating do not
+    count.
 
     Undefined (None) when no unit has two ratings or when all values are the same: agreement without variation cannot
     be told from a constant. Raises ScoreError for an unknown level.

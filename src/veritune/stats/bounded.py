@@ -111,7 +111,7 @@ def _binned(value_U: Floats, count_U: NDArray[np.int64]) -> tuple[Floats, Floats
 
 
 def combination_below(step_U: Floats, weight_U: Floats) -> float:
-    """P(Σ step·G ≤ 0) for independent G ~ Gamma(weight, 1)."""
+    """The probability P(Σ step·G ≤ 0) for independent G ~ Gamma(weight, 1)."""
     keep = step_U != 0
     step_U, weight_U = step_U[keep], weight_U[keep]
     if not len(step_U) or step_U.max() < 0:

@@ -53,7 +53,9 @@ _NO_VARIANCE = 1e-24
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Centroids:
-    """One layer of one model. `gram_P_P`: inner products of states less their question's mean, over all questions."""
+    """Centroids at one layer of one model. `gram_P_P`: inner products of states minus their question's mean, over all
+    questions.
+    """
 
     centroid_P_H: Floats
     reference_H: Floats
@@ -63,8 +65,9 @@ class Centroids:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A measure before and after. `change` is the difference, for `separation` the ratio less 1; `low` and `high` its
-    jackknife interval over groups; `p` two-sided, never below `floor`. `reason` says why numbers are missing."""
+    """A measure before and after. `change` is the difference (for `separation` the ratio minus 1); `low` and `high` its
+    jackknife interval over groups; `p` two-sided, never below `floor`. `reason` says why numbers are missing.
+    """
 
     base: float | None
     trained: float | None
@@ -80,7 +83,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """A p of swaps: of how many groups, in how many swaps, and the smallest p that so many units allow."""
+    """The result of a swap test: p, the number of groups and swaps, and the smallest p that so many units allow."""
 
     n_groups: int
     n: int
@@ -89,7 +92,7 @@ class Swapped:
 
 
 def m1(centroid_P_H: Floats) -> float | None:
-    """Mean cosine between different rows; None when a row is zero.
+    """Mean cosine between different rows; None if a row is zero.
 
     >>> round(m1(np.array([[1.0, 0], [1, 1], [0, 1]])), 2)
     0.47
@@ -104,7 +107,8 @@ def m1(centroid_P_H: Floats) -> float | None:
 
 
 def icc(side: Centroids) -> float | None:
-    """Intra-class correlation of hidden states by group, question effects removed: two-way, traces of mean squares.
+    """Intra-class correlation of hidden states by group, with question effects removed: two-way, traces of mean
+    squares.
 
     (MSP - MSE)/(MSP + (Q - 1) MSE). Source: Shrout & Fleiss 1979, Psychol. Bull. 86:420, ICC(3,1), over dimensions.
     None when the states do not vary at all.
@@ -261,13 +265,17 @@ def _change(
 
 
 def floor_of(n_groups: int) -> float:
-    """The smallest two-sided p of `n_groups` swaps: a swap of all and its mirror; of drawn swaps, the observed one."""
+    """The smallest two-sided p of a test by swaps of `n_groups`: if all swaps are tried, that of one swap and its
+    mirror image; if swaps are drawn, that of the observed one.
+    """
     return 2 / 2**n_groups if 2**n_groups <= MOST_SWAPS else 1 / MOST_SWAPS
 
 
 @cache
 def swaps(n_groups: int, seed: int = 0) -> Floats:
-    """Which groups change places [S, P]: all 2^P up to `MOST_SWAPS`, else that many drawn ones; row 0 is none."""
+    """Which groups are swapped [S, P]: all 2^P patterns up to `MOST_SWAPS`, else that many drawn ones; row 0 swaps
+    nothing.
+    """
     if 2**n_groups <= MOST_SWAPS:
         return (np.arange(2**n_groups)[:, None] >> np.arange(n_groups) & 1).astype(float)
     drawn_S_P = np.random.default_rng(seed).integers(0, 2, (MOST_SWAPS, n_groups)).astype(float)
@@ -276,15 +284,17 @@ def swaps(n_groups: int, seed: int = 0) -> Floats:
 
 
 def permutation_p(a_P_H: Floats, b_P_H: Floats, *, seed: int = 0) -> tuple[int, float]:
-    """Number of swaps and the two-sided p of the change in M1 when each group's two centroids change places; the
-    observed order counts (Phipson & Smyth 2010)."""
+    """Number of swaps and the two-sided p of the change in M1 when each group's two centroids are swapped at random;
+    the observed order counts as one (Phipson & Smyth 2010).
+    """
     swap_S_P = swaps(len(a_P_H), seed)
     statistic_S = _m1_differences(_unit_gram(np.concatenate([a_P_H, b_P_H])), swap_S_P)
     return len(swap_S_P), _two_sided(statistic_S)
 
 
 def reference_p(base: Centroids, trained: Centroids, *, seed: int = 0) -> tuple[int, float]:
-    """The same for M1 around the reference. The reference is one more unit whose two values change places.
+    """The same as `permutation_p` for M1 around the reference. The reference is one more unit whose two values are
+    swapped.
 
     All groups share its chance deviation: with the groups swapped alone, a p below .05 came up in 32 % of nulls of 12.
     """
@@ -339,7 +349,8 @@ def _swaps_of(statistic_S: Floats, n_groups: int) -> Swapped:
 
 
 def m1_parts(base_P_H: Floats, trained_P_H: Floats) -> tuple[float, float] | None:
-    """The change of M1 as (from the centroids' mean moving, from their arrangement about it); the two add up to it.
+    """The change of M1 in two parts: from moving the centroids' mean, and from their arrangement around it; the parts
+    add up to it.
 
     Shapley values of the two steps from base to trained, the mean of both orders. None where a step has no direction.
     """
@@ -353,7 +364,8 @@ def m1_parts(base_P_H: Floats, trained_P_H: Floats) -> tuple[float, float] | Non
 
 
 def adjusted(p_of: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Benjamini-Hochberg over all values of all names together, and never below that over a name's own values.
+    """Benjamini-Hochberg over all values of all names together, but never below the correction over a name's own
+    values.
 
     The second keeps true changes of one measure (a drift in every layer, say) from paying for a false one of another.
     """
@@ -370,5 +382,7 @@ def adjusted(p_of: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def cells_needed(floor: float, n_cells: int, alpha: float) -> int:
-    """How many of `n_cells` must lie at the smallest p for any of them to be below `alpha` after the correction."""
+    """How many of `n_cells` must have the smallest possible p before any of them can be below `alpha` after the
+    correction.
+    """
     return math.ceil(floor * n_cells / alpha - 1e-9)

@@ -60,7 +60,7 @@ _CHUNK_CELLS = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class FamilyRule:
-    """The method that family sizes allow, its degrees of freedom, and why none where it is withheld."""
+    """The method for these family sizes, its degrees of freedom, and the reason if no interval is given."""
 
     method: Method
     families: int
@@ -70,7 +70,7 @@ class FamilyRule:
 
     @property
     def text(self) -> str:
-        """The method in words."""
+        """The method as text."""
         name = {
             "cr1": "cluster-robust t",
             "cr1+flips": "cluster-robust t and sign flips of whole families, the wider",
@@ -112,7 +112,8 @@ def family_rule(size_G: Ints) -> FamilyRule:
 
 
 def effective_families(size_G: Ints) -> float:
-    """Bell–McCaffrey degrees of freedom of CR3 under independent items, plus 1. 1 for a single family.
+    """The effective number of families: Bell–McCaffrey degrees of freedom of CR3 under independent items, plus 1; 1 for
+    a single family.
 
     >>> round(effective_families(np.array([40] + [4] * 15)), 1)
     4.4
@@ -129,7 +130,7 @@ def effective_families(size_G: Ints) -> float:
 
 
 def undrawn(families: int, alpha: float = 0.025) -> float:
-    """The largest share of families that could be of a kind that none of these is: 1 − alpha^{1/G}.
+    """The largest share of families that could be of a kind absent from the sample: 1 − alpha^{1/G}.
 
     >>> round(undrawn(20), 2)
     0.17
@@ -138,7 +139,9 @@ def undrawn(families: int, alpha: float = 0.025) -> float:
 
 
 def family_sums(value_N: Floats, family_N: Ints) -> Floats:
-    """Sum of each family's values [G]. The values are sorted first, so that the order of items changes no last bit."""
+    """Sum of each family's values [G]. Values are sorted first, so that the order of items does not change the last
+    bit.
+    """
     order_N = np.lexsort((value_N, family_N))
     return np.bincount(family_N[order_N], weights=value_N[order_N]).astype(np.float64)
 
@@ -158,7 +161,8 @@ def cr3(sum_G: Floats, size_G: Ints) -> float:
 
 
 def sign_flips(sum_G: Floats, size_G: Ints, *, draws: int = 9_999, seed: int = 0) -> Flips:
-    """Sign flips of whole families as subset means Σ_J S_g/Σ_J n_g; ends are their order statistics.
+    """Sign flips of whole families as subset means Σ_J S_g/Σ_J n_g; the interval's ends are order statistics of these
+    means.
 
     Exact for at most 16 families (all 2^G − 1 subsets), else `draws` random ones. The families are sorted first, so
     their order does not change the draws; sums from `family_sums` keep that of the items from changing them either.

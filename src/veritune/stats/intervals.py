@@ -30,7 +30,7 @@ LEAST_ALPHA = 1e-12
 
 
 class Spread(ABC):
-    """Uncertainty about a mean difference, by its one-sided ends."""
+    """The uncertainty of a mean difference, as an interface that gives one-sided ends."""
 
     __slots__ = ()
 
@@ -44,7 +44,8 @@ class Spread(ABC):
         return self.end(alpha, -1), self.end(alpha, 1)
 
     def tail(self, value: float, side: int) -> float:
-        """One-sided p: the least alpha whose lower end (side +1) lies above `value`, or upper end (−1) below it.
+        """One-sided p: the smallest alpha at which the lower end (side +1) lies above `value`, or the upper end (−1)
+        below it.
 
         1.0 where no alpha up to 0.5 does. The default inverts `end`, which moves outwards as alpha falls.
         """
@@ -56,7 +57,7 @@ class Spread(ABC):
 
     @property
     def floor(self) -> float:
-        """The smallest p that this method can give."""
+        """The smallest p that this method can return."""
         return TINY_P
 
 
@@ -79,12 +80,12 @@ def _inverted(spread: Spread, value: float, side: int) -> float:
 
 
 def normal_quantile(probability: float) -> float:
-    """The standard normal quantile."""
+    """The quantile of the standard normal distribution."""
     return float(special.ndtri(probability))
 
 
 def t_quantile(probability: float, df: float) -> float:
-    """Student's t quantile; the normal one for infinite df."""
+    """The quantile of Student's t distribution; normal for infinite df."""
     return normal_quantile(probability) if math.isinf(df) else float(special.stdtrit(df, probability))
 
 
@@ -177,7 +178,7 @@ class Tango(Spread):
 
 
 def three_valued(diff_N: Floats, shrink: float = 1.0) -> Tango:
-    """The three-valued variable with the mean and mean square of `diff_N`, on N/shrink items (shrink ≥ 1).
+    """A three-valued variable with the mean and mean square of `diff_N`, on N/shrink items (shrink ≥ 1).
 
     With differences in {−1, 0, 1} and no shrinking this is the 2×2 table itself; with all differences 0 it is the
     empty table on those items, so that an interval never collapses to a point.
@@ -252,7 +253,8 @@ class Flips(Spread):
 
 @dataclass(frozen=True, slots=True)
 class Widest(Spread):
-    """The widest of several intervals and the largest of their p: each part may only weaken a statement."""
+    """The widest of several intervals and the largest of their p values, so that each part can only weaken a
+    statement."""
 
     parts: tuple[Spread, ...]
 
@@ -272,7 +274,7 @@ class Widest(Spread):
 
 @dataclass(frozen=True, slots=True)
 class Unknown(Spread):
-    """No spread to learn an interval from; `reason` says why."""
+    """The uncertainty is unknown; `reason` says why there is no interval."""
 
     reason: str
 
@@ -284,7 +286,7 @@ class Unknown(Spread):
 
 
 def smallest_alpha(spread: Spread, excludes: float, *, side: int, sides: int = 2) -> float:
-    """The least alpha at which the interval at level 1 − 2·alpha/sides lies beyond `excludes` on `side` (+1: above).
+    """The smallest alpha at which the interval at level 1 − 2·alpha/sides lies beyond `excludes` on `side` (+1: above).
 
     With `sides` 2 it belongs to a two-sided statement (level 1 − alpha), with 1 to a one-sided one
     (level 1 − 2·alpha). 1.0 when no alpha below 1 does.

@@ -22,7 +22,7 @@ FILLINGS = ("worst", "best", "mixed")
 
 
 def lost_items(*tables: ScoreTable) -> frozenset[str]:
-    """Items of which the machine lost a score on any side."""
+    """Items for which the machine, not the model, caused a missing score on any side."""
     gone: set[str] = set()
     for table in tables:
         if table.machine_missing_S_N is not None:
@@ -40,7 +40,7 @@ class Filling:
 
 
 def n_lost(*tables: ScoreTable) -> int:
-    """Cells of the tables in which the machine lost a score, or one of several samples."""
+    """The number of table cells in which the machine lost a score, or one of several samples."""
     return sum(int(t.machine_missing_S_N.sum()) for t in tables if t.machine_missing_S_N is not None)
 
 
@@ -52,7 +52,7 @@ def fillings(
     missing: Missing | None = None,
     zones: Sequence[str] = (),
 ) -> list[Filling]:
-    """Both arms under each filling; empty where the machine lost nothing.
+    """Both arms under each filling of the lost scores; empty if the machine lost nothing.
 
     `scale` is the declared range of scores. With `zones` each zone is filled in its own way, so a contrast between
     zones meets its extremes as well. Where neither the direction of the metric nor a failure value is known, the
@@ -75,8 +75,9 @@ def fillings(
 
 
 def corners(table: ScoreTable, scale: tuple[float, float]) -> list[tuple[str, ScoreTable]]:
-    """The table with its lost scores at the low end of the scale, at the high end, and at either in turn, by name; the
-    table alone where the machine lost nothing."""
+    """The table with its lost scores at the low end of the scale, at the high end, and alternating, by name; the table
+    alone if the machine lost nothing.
+    """
     table = _marked(table)
     if not n_lost(table):
         return [("as it is", table)]
@@ -143,12 +144,12 @@ def _all_lost(table: ScoreTable) -> ScoreTable:
 
 
 def could_change(a: ScoreTable, b: ScoreTable, answer: str, under: Iterable[str]) -> str:
-    """Why `answer` may not stand, empty where every filling of the lost scores gives the same one."""
+    """Why `answer` may not hold; empty if every filling of the lost scores gives the same one."""
     return could_change_any((a, b), answer, under)
 
 
 def could_change_any(tables: Sequence[ScoreTable], answer: str, under: Iterable[str]) -> str:
-    """`could_change` for any number of arms."""
+    """The same as `could_change`, for any number of arms."""
     if all(other == answer for other in under):
         return ""
     named = lost_text([count for table in tables for count in table.missing])

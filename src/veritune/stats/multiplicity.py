@@ -38,7 +38,8 @@ def holm(p: Sequence[float], family_size: int | None = None) -> list[float]:
 
 
 def holm_share(p: Sequence[float], alpha: float, family_size: int | None = None) -> list[float]:
-    """The alpha at which Holm decides each claim: alpha/(k − j + 1) at its rank j, or at the rank where it stopped.
+    """The alpha at which Holm decides each claim: alpha/(k − j + 1) at its rank j, or at the rank where the procedure
+    stopped.
 
     A claim is rejected exactly when its own p is at most this, so the interval at 1 − this level agrees with it: a
     claim that comes after the stop has a p no smaller than the one that stopped. Source: as `holm`.

@@ -41,7 +41,7 @@ MAX_DRAWS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class PairOptions:
-    """How to compare. `draws` are Monte Carlo sign flips of families, used only beyond 16 families.
+    """How to compare two arms. `draws` are Monte Carlo sign flips of families, used only above 16 families.
 
     `equal_seed_spread` and `shared_seeds` are declared before the data: that all arms spread alike between seeds, and
     that runs of one seed share their data order and initialisation, so that arms are paired by seed. `notes` say from
@@ -63,13 +63,13 @@ class PairOptions:
         if not 99 <= self.draws <= MAX_DRAWS:
             raise ScoreError(
                 f"expected 99 to {MAX_DRAWS:,} resampling draws, found {self.draws:,}.",
-                fix=f"{MAX_DRAWS:,} draws already resolve p to {1 / MAX_DRAWS:g}; nothing was allocated.",
+                fix=f"Lower it: {MAX_DRAWS:,} draws already resolve p to {1 / MAX_DRAWS:g}; nothing was allocated.",
             )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairedResult:
-    """One estimand of a comparison: its uncertainty and how it was found."""
+    """One estimand of a comparison: its uncertainty and the method."""
 
     estimand: Estimand
     gap: float
@@ -83,7 +83,7 @@ class PairedResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Arm A against arm B on one eval. `results` holds one entry per estimand that the runs allow.
+    """The comparison of arm A with arm B on one eval. `results` holds one entry per estimand that the runs allow.
 
     >>> from veritune.stats import tables_from_counts
     >>> compare_tables(*tables_from_counts([(9, 1, 80, 10)])).pair.n
@@ -104,7 +104,7 @@ class Comparison:
 
     @property
     def headline(self) -> PairedResult:
-        """The result a claim rests on: the recipe where it can be estimated, else the checkpoints at hand."""
+        """The result that a claim uses: the recipe if it can be estimated, else the checkpoints at hand."""
         return self.results.get("recipe") or self.results["checkpoints"]
 
     def _bounds(self, low: float, high: float) -> tuple[float | None, float | None]:
@@ -117,7 +117,7 @@ class Comparison:
         return max(-width, low), min(width, high)
 
     def estimate(self, level: float = 0.95, estimand: Estimand | None = None) -> Estimate:
-        """The record of one estimand (the headline by default) at `level`."""
+        """The record of one estimand (by default the headline) at `level`."""
         result = self.results[estimand] if estimand else self.headline
         low, high = self._bounds(*result.spread.interval(level))
         p = result.spread.p()
@@ -153,8 +153,8 @@ def _name(table: ScoreTable, side: str) -> str:
 
 
 def compare_tables(a: ScoreTable, b: ScoreTable, options: PairOptions | None = None) -> Comparison:
-    """Compare A with B item by item. Raises ScoreError as `table.pair` does; a comparison that is possible but
-    teaches nothing (one family, a constant difference) returns no interval and a warning that says why.
+    """Compare A with B item by item. Raises ScoreError as `table.pair` does; a comparison that is possible but has no
+    information (one family, a constant difference) returns no interval and a warning with the reason.
 
     >>> from veritune.stats import tables_from_counts
     >>> gap = compare_tables(*tables_from_counts([(54, 47, 1139, 79)])).estimate()
@@ -166,7 +166,7 @@ def compare_tables(a: ScoreTable, b: ScoreTable, options: PairOptions | None = N
 
 
 def compare_pair(matched: Pair, options: PairOptions | None = None) -> Comparison:
-    """`compare_tables` for a pair that is already lined up."""
+    """The same as `compare_tables`, for a pair whose items are aligned already."""
     options = options or PairOptions()
     shared = options.shared_seeds and not (matched.a.fixed or matched.b.fixed)
     if shared:
@@ -203,7 +203,7 @@ def paired_by_seed(matched: Pair) -> Pair:
     if sorted(seeds_a) != sorted(seeds_b) or len(set(seeds_a)) < len(seeds_a):
         raise ScoreError(
             f"expected the same seeds on both sides, found {', '.join(seeds_a)} and {', '.join(seeds_b)}.",
-            fix="Arms share their seeds only if every run of one has a partner with its seed in the other.",
+            fix="Train both arms with the same seeds, or do not declare shared seeds.",
         )
     order = [seeds_b.index(seed) for seed in seeds_a]
     return dataclasses.replace(matched, score_b_S_N=matched.score_b_S_N[order])

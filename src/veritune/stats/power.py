@@ -37,7 +37,7 @@ MOST_SEEDS = 50
 
 
 def mcnemar_n(gap: float, discordance: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Items for a McNemar test to detect `gap`: [z_{α/2}·√ψ + z_β·√(ψ − δ²)]²/δ², rounded up.
+    """Number of items for a McNemar test to detect `gap`: [z_{α/2}·√ψ + z_β·√(ψ − δ²)]²/δ², rounded up.
 
     Source: Connor 1987, Biometrics 43:207. One run a side, independent items. A gap cannot exceed the discordance.
     """
@@ -45,7 +45,7 @@ def mcnemar_n(gap: float, discordance: float, *, alpha: float = 0.05, power: flo
     if not abs(gap) <= discordance <= 1:
         raise ScoreError(
             f"expected a discordance between the gap and 1, found gap {gap:g} and discordance {discordance:g}.",
-            fix="A gap of δ needs at least a share δ of items on which the sides differ.",
+            fix="Raise the discordance: a gap of δ needs at least a share δ of items on which the sides differ.",
         )
     z = normal_quantile(1 - alpha / 2) * math.sqrt(discordance)
     z += normal_quantile(power) * math.sqrt(discordance - gap**2)
@@ -53,7 +53,7 @@ def mcnemar_n(gap: float, discordance: float, *, alpha: float = 0.05, power: flo
 
 
 def tost_n(margin: float, discordance: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Items to show equivalence within ± `margin` when the true gap is 0: (z_{1−α} + z_{1−β/2})²·ψ/margin².
+    """Number of items to show equivalence within ± `margin` when the true gap is 0: (z_{1−α} + z_{1−β/2})²·ψ/margin².
 
     At the defaults (z_.95 + z_.90)². Source: Julious 2004, Stat Med 23:1921.
     """
@@ -72,7 +72,7 @@ def _check(gap: float, alpha: float, power: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What a study will have. Units are score units; variances follow the crossed model of `seeds`.
+    """The design of a planned study. Units are score units; variances follow the crossed model of `seeds`.
 
     `discordance` is ψ for one run a side (for graded scores: the variance over items of one run's difference).
     `stable` is the share of it that repeats in every seed: 1 when seeds flip the same items, 0 when they flip
@@ -124,7 +124,8 @@ class Design:
             raise ScoreError(f"expected a stable share from 0 to 1, found {self.stable:g}.")
         if self.shared_seeds and self.seeds_a != self.seeds_b:
             raise ScoreError(
-                f"expected as many seeds on both sides where they are shared, found {self.seeds_a} and {self.seeds_b}."
+                f"expected equal numbers of seeds on both sides because they are shared, found {self.seeds_a} "
+                f"and {self.seeds_b}."
             )
         if self.family_sizes is not None and sum(self.family_sizes) != self.items:
             raise ScoreError(
@@ -133,55 +134,56 @@ class Design:
             )
         if self.sizes is None and self.design_effect != 1:
             raise ScoreError(
-                f"expected families beside a design effect of {self.design_effect:g}, found none.",
+                f"a design effect of {self.design_effect:g} needs families, found none.",
                 fix="Give the number of families or their sizes.",
             )
         _check(1.0 if self.margin is None else self.margin, self.alpha, self.power)
 
     @property
     def arms(self) -> tuple[int, ...]:
-        """Runs of each arm that has seeds by nature."""
+        """The number of runs of each arm that has seeds."""
         return tuple(s for s in (self.seeds_a, self.seeds_b) if s > 0)
 
     @property
     def single(self) -> bool:
-        """True with one run a side."""
+        """True if each side has one run."""
         return max(self.arms) == 1
 
     @property
     def recipe(self) -> bool:
-        """True when the interval will speak of new seeds: every arm with seeds has several."""
+        """True if the interval covers new seeds: every arm with seeds has several."""
         return min(self.arms) > 1
 
     @property
     def sizes(self) -> tuple[float, ...] | None:
-        """Items per family; None where every item stands for itself."""
+        """Items per family; None if every item is independent."""
         if self.family_sizes is not None:
             return self.family_sizes
         return None if self.families is None else (self.items / self.families,) * self.families
 
     def family_rule(self) -> FamilyRule | None:
-        """What the sizes of the families allow; None without families."""
+        """The interval rule for the family sizes; None without families."""
         return None if self.sizes is None else prospects.sized_rule(self.sizes)
 
 
 @dataclass(frozen=True, slots=True)
 class Needed:
     """How many items, or seeds per arm, settle a distance: `low` with the seed spread at the lower end of its 80 %
-    range, `high` at its upper end. None: no number does there (of seeds: none up to 50)."""
+    range, `high` at its upper end. None: no number settles it (for seeds: none up to 50).
+    """
 
     low: int | None
     high: int | None
 
     @property
     def impossible(self) -> bool:
-        """True where no number is enough even with the smallest seed spread that the pilot leaves open."""
+        """True if no number is enough even with the smallest seed spread that is compatible with the pilot."""
         return self.low is None
 
 
 @dataclass(frozen=True, slots=True)
 class PowerPlan:
-    """What a design can say. `stable` tells which assumption the numbers rest on; gaps are in score units.
+    """What a design can detect. `stable` names the assumption behind the numbers; gaps are in score units.
 
     `detectable` is the gap told from 0 with the design's power, at the seed spread as estimated or assumed, and
     `detectable_range` the same at the two ends of that spread; None where no gap on the score scale is.
@@ -207,7 +209,8 @@ class PowerPlan:
 
 
 def plan(design: Design) -> tuple[PowerPlan, ...]:
-    """The design's prospects: one plan, or two (seeds flip other items, the same items) when `stable` is unknown.
+    """What the design can detect: one plan, or two (seeds flip different items, or the same items) if `stable` is
+    unknown.
 
     >>> plan(Design(items=1319, discordance=0.07, margin=0.01))[0].sentences[0]
     'The smallest gap this design detects with 80 % power is 0.0203.'
@@ -258,8 +261,8 @@ _ENDLESS = 1e12
 
 
 def chance(design: Design, distance: float, *, items: float | None = None, equivalence: bool = False) -> float:
-    """The chance that a true gap of `distance` is told from 0; with `equivalence`, that a true gap of 0 is shown to lie
-    within ± `distance`. `items` other than the design's rescale its families.
+    """The chance that a true gap of `distance` is distinguished from 0; with `equivalence`, that a true gap of 0 is
+    shown to lie within ± `distance`. Another number of `items` than the design's scales its families.
 
     >>> round(chance(Design(items=1319, discordance=0.07), 0.02), 2)
     0.79
@@ -271,7 +274,8 @@ def chance(design: Design, distance: float, *, items: float | None = None, equiv
 
 
 def detectable(design: Design, *, items: int | None = None, equivalence: bool = False) -> float | None:
-    """The smallest gap that the interval in use tells from 0 with the design's power; None when the scale has none.
+    """The smallest gap that the interval distinguishes from 0 with the design's power; None if no gap on the scale is
+    large enough.
 
     With `equivalence` the smallest margin within which a true gap of 0 is shown.
 
@@ -286,8 +290,8 @@ def detectable(design: Design, *, items: int | None = None, equivalence: bool = 
 
 
 def items_needed(design: Design, distance: float, *, equivalence: bool = False) -> int | None:
-    """The least number of items, with the design's seeds and seed spread, at which the chance of settling `distance`
-    reaches the design's power (from 2,000 on to a thousandth). None when no number of items is enough.
+    """The smallest number of items, with the design's seeds and seed spread, at which the chance of settling `distance`
+    reaches the design's power (above 2,000 exact to a thousandth). None if no number of items is enough.
 
     >>> items_needed(Design(items=1319, discordance=0.07), 0.01) > 5000
     True
@@ -315,7 +319,7 @@ def items_needed(design: Design, distance: float, *, equivalence: bool = False) 
 
 
 def seeds_needed(design: Design, distance: float, *, equivalence: bool = False, most: int = MOST_SEEDS) -> int | None:
-    """The least number of seeds an arm (a fixed arm stays fixed) that settles `distance` with the design's items.
+    """The smallest number of seeds per arm (a fixed arm stays fixed) that settles `distance` with the design's items.
 
     None when `most` seeds do not, and for one run a side, where the seed spread is unknown.
 
@@ -360,13 +364,13 @@ def seeds_range(design: Design, distance: float, *, equivalence: bool = False) -
 
 
 def best_half(design: Design) -> float:
-    """Half the interval at 1 − 2·alpha when no item differs in any run: the narrowest it can ever be."""
+    """Half the width of the interval at 1 − 2·alpha if no item differs in any run: the narrowest possible one."""
     table = design.single and design.binary
     return _narrowest(design.items, design.alpha, table=table, width=design.width, rule=design.family_rule())
 
 
 def best_low(design: Design) -> float:
-    """The highest that the lower end of the interval at 1 − alpha can ever be: A wins every item in every run.
+    """The highest possible lower end of the interval at 1 − alpha: that of A winning every item in every run.
 
     −∞ where the families give no interval.
     """
@@ -380,7 +384,7 @@ def best_low(design: Design) -> float:
 
 
 def can_show_equivalence(comparison: Comparison, margin: float, *, alpha: float = 0.05) -> bool:
-    """False where it is proved that these items cannot show equivalence within ± `margin`, whatever comes out."""
+    """False if it is proved that these items cannot show equivalence within ± `margin`, whatever the outcome."""
     pair = comparison.pair
     table = pair.is_binary and len(pair.score_a_S_N) == len(pair.score_b_S_N) == 1
     rule = None if pair.family_N is None else family_rule(np.bincount(pair.family_N))
@@ -400,7 +404,8 @@ def _narrowest(n: int, alpha: float, *, table: bool, width: float, rule: FamilyR
 
 
 def least_items_equal(margin: float, alpha: float = 0.05, *, binary: bool = True, width: float = 1.0) -> int:
-    """Items under which not even identical outputs show equivalence within ± `margin` at `alpha` (one-sided).
+    """The number of items below which not even identical outputs show equivalence within ± `margin` at `alpha`
+    (one-sided).
 
     Binary, one run a side: the least n with z²/(n + z²) < margin. Otherwise the least with (1 − alpha^{1/n})·width <
     margin: 59 for a margin of .05 on scores from 0 to 1.
@@ -497,7 +502,7 @@ def _gap(value: float | None) -> str:
 
 
 def describe_needed(items: Needed, seeds: Needed | None) -> str:
-    """The items, and the seeds per arm, that settle a distance, in words."""
+    """The items and the seeds per arm that settle a distance, as text."""
     if seeds is None:
         return f"about {_span(items, '')} items" if items.low is not None else "more than any number of items"
     text = describe_items(items)
@@ -507,7 +512,9 @@ def describe_needed(items: Needed, seeds: Needed | None) -> str:
 
 
 def describe_items(items: Needed) -> str:
-    """The items alone. "No number" is the proved case; where only the spread's upper end forbids, it stays open."""
+    """The number of items as text. "No number" is the proved case; if only the spread's upper end forbids it, the text
+    leaves it open.
+    """
     if items.low is None:
         return "more seeds, since no number of items is enough with these"
     if items.high is None:
@@ -525,7 +532,7 @@ def _span(needed: Needed, beyond: str) -> str:
 
 
 def detectable_grid(design: Design, items: Sequence[int], seeds: Sequence[int]) -> list[dict[str, JsonLike]]:
-    """Figure data: one row per items × seeds (both arms; a fixed B stays fixed) with the detectable gap.
+    """Data for a figure: one row per items × seeds (both arms; a fixed B stays fixed) with the detectable gap.
 
     The design's own seeds stand for both arms as they are, also where they differ.
     """
@@ -545,7 +552,7 @@ def detectable_grid(design: Design, items: Sequence[int], seeds: Sequence[int]) 
 def design_from(
     comparison: Comparison, *, margin: float | None = None, alpha: float = 0.05, power: float = 0.8
 ) -> Design:
-    """The design that pilot scores imply: ψ, seed SD and its range, the stable share, item variance and families.
+    """The design implied by pilot scores: ψ, seed SD and its range, the stable share, item variance and families.
 
     Seed variance and noise are pooled over the arms. Raises ScoreError when the pilot shows no difference on any item.
     """
@@ -562,7 +569,7 @@ def design_from(
     one_run = float(((a[:, None] - b[None, :]) - (a.mean() - b.mean())).var(axis=-1).mean())
     if one_run == 0:
         raise ScoreError(
-            "the pilot scores are the same on every item: nothing to plan from.",
+            "the pilot scores are the same on every item: there is no variation to plan from.",
             fix="Give a discordance instead, or check that the adapter was loaded.",
         )
     arms = (len(a),) if pair.b.fixed else (len(a), len(b))
@@ -624,7 +631,7 @@ def _pooled(arms: Sequence[crossed_seeds.Arm], per_arm: int) -> _SeedPilot:
 
 
 def implied(comparison: Comparison, *, alpha: float = 0.05, power: float = 0.8) -> Design | None:
-    """The design behind a comparison, None when its spread is unknown or nothing differs."""
+    """The design of a comparison; None if its spread is unknown or nothing differs."""
     if isinstance(comparison.headline.spread, Unknown):
         return None
     try:
@@ -634,28 +641,30 @@ def implied(comparison: Comparison, *, alpha: float = 0.05, power: float = 0.8) 
 
 
 def detectable_in(comparison: Comparison, *, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """The smallest gap that a comparison like this one detects; None when its spread is unknown or 0."""
+    """The smallest gap that a comparison of this design detects; None if its spread is unknown or 0."""
     design = implied(comparison, alpha=alpha, power=power)
     return None if design is None else detectable(design)
 
 
 @dataclass(frozen=True, slots=True)
 class Settling:
-    """What settles a comparison: items with the seeds at hand, or seeds per arm with the items (None: one run)."""
+    """What would settle a comparison: items with the present seeds, or seeds per arm with the present items (None: one
+    run).
+    """
 
     items: Needed
     seeds: Needed | None
 
     @property
     def text(self) -> str:
-        """In words: "about 400 items with these seeds, or 5 to 12 seeds per arm with these items"."""
+        """The numbers as text: "about 400 items with these seeds, or 5 to 12 seeds per arm with these items"."""
         return describe_needed(self.items, self.seeds)
 
 
 def to_settle(
     comparison: Comparison, distances: Sequence[tuple[float, bool]], *, alpha: float = 0.05, power: float = 0.8
 ) -> Settling | None:
-    """Items and seeds that settle every one of the distances (distance, whether it is a margin of equivalence).
+    """Items and seeds that settle all of the given distances (distance, whether it is a margin of equivalence).
 
     For equivalence the true gap is taken to be 0. None when the design is unknown or a distance is 0.
     """
@@ -680,6 +689,6 @@ def _most(needed: Sequence[Needed]) -> Needed:
 def chance_again(
     comparison: Comparison, distance: float, *, alpha: float = 0.05, equivalence: bool = False
 ) -> float | None:
-    """The chance that another study of this design settles the distance; None when the design is unknown."""
+    """The chance that another study of this design settles the distance; None if the design is unknown."""
     design = implied(comparison, alpha=alpha)
     return None if design is None or distance <= 0 else chance(design, distance, equivalence=equivalence)

@@ -45,13 +45,15 @@ within .001."""
 
 @dataclass(frozen=True, slots=True)
 class Families:
-    """`sizes` are items per family, `effect` the factor by which families inflate the variance over items."""
+    """The families of a design: `sizes` are items per family, `effect` is the factor by which families inflate the
+    variance over items.
+    """
 
     sizes: tuple[float, ...]
     effect: float = 1.0
 
     def scaled(self, n: float, items: float) -> Families:
-        """Families of `n` items in all, as many more as n is more than `items`, in the same proportions."""
+        """Families with `n` items in total, scaled in number from `items` items with the same proportions."""
         count = max(2, round(len(self.sizes) * n / items))
         if count == len(self.sizes) and n == items:
             return self
@@ -64,7 +66,7 @@ class Families:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a design's interval is made of, in squared score units.
+    """The components of a design's interval, in squared score units.
 
     `item`: variance over items of a difference, the part that repeats in every run, family inflation left out;
     `noise`: per item and run of A and of B; `seed`: per run. `runs` are the runs of both arms, 0 for a fixed arm.
@@ -86,18 +88,18 @@ class Parts:
 
     @property
     def arms(self) -> tuple[int, ...]:
-        """Runs of each arm that counts for the seed part; paired runs are one arm."""
+        """Runs of each arm that contributes to the seed part; paired runs count as one arm."""
         seeds = tuple(s for s in self.runs if s > 0)
         return seeds[:1] if self.shared else seeds
 
     @property
     def per_arm(self) -> int:
-        """Sides behind one arm's run: 2 where runs are paired."""
+        """Sides per run of an arm: 2 if runs are paired."""
         return 2 if self.shared else 1
 
     @property
     def table(self) -> bool:
-        """True where the interval is Tango's: one binary run a side on independent items."""
+        """True if the interval is Tango's: one binary run per side on independent items."""
         return self.binary and self.pattern is None and max(self.runs) == 1
 
     @property
@@ -106,7 +108,7 @@ class Parts:
         return self.pattern.effect if self.pattern else 1.0
 
     def difference(self) -> float:
-        """Variance over items of one seed-averaged difference, families left out."""
+        """Variance over items of one seed-averaged difference, ignoring families."""
         return self.item + sum(x / s for x, s in zip(self.noise, self.runs) if s > 0)
 
     def item_variance(self, n: float) -> float:
@@ -118,7 +120,7 @@ class Parts:
         return self.seed * self.per_arm * sum(1 / s for s in self.arms) if self.recipe else 0.0
 
     def variance(self, n: float) -> float:
-        """Variance of the mean gap over new items, and new seeds where the interval speaks of them."""
+        """Variance of the mean gap over new items, and over new seeds if the interval covers them."""
         return self.item_variance(n) + self.seed_variance()
 
 
@@ -140,7 +142,7 @@ def inside(parts: Parts, n: float, level: float, margin: float) -> float:
 
 
 def least(reach: Callable[[float], float], target: float, most: float) -> float | None:
-    """The least distance up to `most` at which `reach` is `target`; None when none is."""
+    """The smallest distance up to `most` at which `reach` is `target`; None if there is none."""
     if reach(most) < target:
         return None
     low = most
@@ -153,8 +155,9 @@ def least(reach: Callable[[float], float], target: float, most: float) -> float 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ends:
-    """Distances from the estimate to the interval's lower and upper end, the estimate's drawn deviation from the true
-    gap, and the standard deviation of what is left of it."""
+    """Distances from the estimate to the lower and upper end of its interval, the estimate's drawn deviation from the
+    true gap, and the remaining standard deviation.
+    """
 
     shift_D: Floats
     low_D: Floats
@@ -381,7 +384,7 @@ class _FamilyDraws:
 
 @lru_cache(maxsize=256)
 def sized_rule(sizes: tuple[float, ...]) -> FamilyRule:
-    """The rule for these sizes, which scaling may have made fractions; only their proportions count."""
+    """The family rule for these sizes, which may be fractions after scaling; only their proportions matter."""
     return family_rule(np.round(np.array(sizes) * 1000).astype(np.int64))
 
 

@@ -15,7 +15,7 @@ NO_REASON = "no reason given"
 
 
 class Reason(NamedTuple):
-    """Who caused a missing score, and why it is counted so."""
+    """Who caused a missing score, the model or the machine, and why it is counted so."""
 
     owner: Literal["model", "machine"]
     why: str
@@ -52,13 +52,15 @@ REASONS: Mapping[str, Reason] = {
 
 
 def is_models(reason: str | None) -> bool:
-    """True when a missing score with this reason is the model's own failure; of `a or b`, when both are."""
+    """True if a missing score with this reason is the model's own failure; for `a or b`, if both are."""
     known = [REASONS.get(part) for part in (reason or NO_REASON).split(" or ")]
     return all(found is not None and found.owner == "model" for found in known)
 
 
 def lost_text(counts: Iterable[Mapping[str, int]]) -> str:
-    """`9 crashed, 3 disk_full (a reason that is not known, so the machine's)`: the reasons that are not the model's."""
+    """The reasons that are not the model's, as text: `9 crashed, 3 disk_full (a reason that is not known, so the
+    machine's)`.
+    """
     total: Counter[str] = Counter()
     for count in counts:
         total.update({reason: n for reason, n in count.items() if not is_models(reason)})

@@ -42,7 +42,7 @@ Word = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The word for A against B, the two intervals it rests on, and why."""
+    """The decision for A against B, the two intervals behind it, and the reason."""
 
     word: Word
     reason: str
@@ -52,14 +52,14 @@ class Decision:
 
 
 def check_margin(margin: float | None, scale: tuple[float, float]) -> None:
-    """Raises ScoreError for a margin that is not above 0 and inside the scale's width."""
+    """Raises ScoreError for a margin that is not above 0 and below the scale's width."""
     width = scale[1] - scale[0]
     if margin is not None and not 0 < margin < width:
         fix = f"Did you mean {margin / 100:g}?" if width <= 1 < margin <= 100 or margin == width == 1 else ""
         raise ScoreError(
             f"expected a margin above 0 and below {width:g}, the width of the scale "
             f"{scale[0]:g} to {scale[1]:g}; found {margin:g}.",
-            fix=fix or "A margin is a difference in the scores' own units.",
+            fix=fix or "Give a margin in the scores' own units.",
         )
 
 
@@ -82,7 +82,8 @@ def decide(comparison: Comparison, margin: float | None, alpha: float = 0.05) ->
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decided:
-    """A comparison with its decision. `bounds` holds what each filling of lost scores gives: name, gap and word.
+    """A comparison with its decision. `bounds` holds the result for each filling of lost scores: name, gap and
+    decision.
 
     `withheld` says why lost scores keep the decision open, empty where they do not.
     """
@@ -97,7 +98,7 @@ class Decided:
 def decide_tables(
     a: ScoreTable, b: ScoreTable, options: PairOptions, margin: float | None, alpha: float = 0.05
 ) -> Decided:
-    """Compare A with B and decide; inconclusive where a score that the machine lost could change the word.
+    """Compare A with B and decide; inconclusive if a score that the machine lost could change the decision.
 
     Raises ScoreError as `compare_tables` and `check_margin` do.
 
@@ -120,7 +121,7 @@ def decide_tables(
 def missing_bounds(
     a: ScoreTable, b: ScoreTable, options: PairOptions, margin: float | None, alpha: float
 ) -> list[Decided]:
-    """The comparison with every missing score, the model's failures too, at its worst and at its best for A.
+    """The comparison with every missing score, the model's failures too, set to its worst and to its best value for A.
 
     Shown beside the decision, which `decide_tables` makes.
     """
@@ -180,8 +181,8 @@ def _word(
 
 
 def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's own rule, applied to the letter. Keys: `min_gap` (A wins only with a mean gap of at least this in its
-    favour, B with at least this in its own), `every_seed` (true: and each paired run has the winner's sign).
+    """The outcome of a study's own rule, applied literally. Keys: `min_gap` (A wins only with a mean gap of at least
+    this in its favour, B likewise), `every_seed` (true: each paired run must also have the winner's sign).
 
     Returns the rule, the winner (`a`, `b` or None), the numbers it looked at, and `satisfied`. Raises ScoreError on
     an unknown key, and where nothing says which end of the scale is better.
@@ -194,8 +195,8 @@ def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, An
     up = comparison.pair.higher_is_better
     if up is None:
         raise ScoreError(
-            "a frozen rule names a winner, and nothing says whether higher scores are better.",
-            fix="State it: --higher-is-better or --lower-is-better.",
+            "a frozen rule names a winner, but nothing says whether higher scores are better.",
+            fix="State the direction: --higher-is-better or --lower-is-better.",
         )
     sign = 1 if up else -1
     gap, least = comparison.gap, float(rule["min_gap"])
@@ -215,7 +216,7 @@ def frozen_rule(comparison: Comparison, rule: Mapping[str, Any]) -> dict[str, An
 def frozen_rule_tables(
     a: ScoreTable, b: ScoreTable, options: PairOptions, rule: Mapping[str, JsonValue], comparison: Comparison
 ) -> dict[str, JsonLike]:
-    """`frozen_rule` on a comparison of A with B; no winner where a score that the machine lost could change it.
+    """`frozen_rule` on a comparison of A with B; no winner if a score that the machine lost could change it.
 
     `withheld` in the result says why, empty where lost scores change nothing.
     """

@@ -47,7 +47,7 @@ are equal."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arm:
-    """Seed variance of one arm over K strata: covariance of the seed means, and of their item-by-seed noise."""
+    """The seed variance of one arm over K strata: covariance of the seed means, and of their item-by-seed noise."""
 
     seeds: int
     seed_mean_S_K: Floats
@@ -58,7 +58,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crossed:
-    """Everything needed for the variance of any contrast of the stratum gaps."""
+    """The variance components for any contrast of the stratum gaps."""
 
     gap_K: Floats
     n_K: Ints
@@ -77,7 +77,8 @@ class Crossed:
 
 @dataclass(frozen=True, slots=True)
 class SeedSpread:
-    """What the arms add to the distance that items need. `net` has the noise taken off, `raw` has not."""
+    """What the arms' seeds add to the interval's half-width over items. `net` has the noise subtracted, `raw` has
+    not."""
 
     net: Margins
     raw: Margins
@@ -129,7 +130,7 @@ class Combined(Spread):
 
 
 def crossed(pair: Pair, stratum_N: Ints | None = None, *, shared: bool = False) -> Crossed:
-    """Components of `pair`; `stratum_N` assigns each item to a stratum 0..K−1 (all to one by default).
+    """The variance components of `pair`; `stratum_N` assigns each item to a stratum 0..K−1 (by default all to one).
 
     `shared` treats the differences of runs of equal seed as one arm (the pair's runs must line up).
     """
@@ -167,7 +168,8 @@ class _ItemLayout:
     rounding: float
 
     def naive(self, resid_S_N: Floats) -> Floats:
-        """Covariance of the stratum means from S rows of centered residuals, items independent. K × K, diagonal."""
+        """Covariance of the stratum means from S rows of centered residuals, with items independent. K × K,
+        diagonal."""
         square = np.zeros(len(self.n_K))
         for resid_N in resid_S_N:
             square += np.bincount(self.z_N, weights=resid_N**2, minlength=len(self.n_K))
@@ -175,7 +177,7 @@ class _ItemLayout:
         return np.diag(square / np.maximum(1, self.n_K - 1) / self.n_K / rows)
 
     def clustered(self, resid_S_N: Floats) -> Floats:
-        """The same with families as clusters; families may span strata, so the matrix is full."""
+        """The same as `naive` with families as clusters; families may span strata, so the matrix is full."""
         if self.family_N is None:
             return self.naive(resid_S_N)
         k = len(self.n_K)
@@ -212,7 +214,7 @@ def _arm(score_S_N: Floats, layout: _ItemLayout) -> Arm:
 
 
 def seed_spread(parts: Crossed, weight_K: Floats, *, equal: bool = False) -> SeedSpread | None:
-    """What new seeds add to the contrast; None when no arm has several runs. `equal`: equal spreads are declared.
+    """What new seeds add to the contrast; None if no arm has several runs. `equal`: equal spreads are declared.
 
     The noise taken off is the smaller of the naive and the clustered one, so that no seed spread is taken for noise.
     """
@@ -231,7 +233,8 @@ def seed_spread(parts: Crossed, weight_K: Floats, *, equal: bool = False) -> See
 
 
 def seed_rule(seeds: Sequence[int], *, shared: bool = False, equal: bool = False) -> Rule:
-    """How arms of so many seeds each are added (table above). A fixed arm has no entry."""
+    """How the seed variances of arms with these numbers of seeds are combined (table above). A fixed arm has no
+    entry."""
     if equal and len(seeds) > 1:
         return "equal"
     if min(seeds) == 2 or (shared and min(seeds) == 3):
@@ -240,7 +243,7 @@ def seed_rule(seeds: Sequence[int], *, shared: bool = False, equal: bool = False
 
 
 def welch(parts: Crossed, weight_K: Floats) -> tuple[float, float] | None:
-    """Variance of the contrast over new seeds on these very items, and its df; None when no seed differs."""
+    """Variance of the contrast over new seeds on these same items, and its df; None if the seeds do not differ."""
     margins = [(form(arm.seed_K_K, weight_K) / arm.seeds, arm.seeds - 1.0) for arm in parts.arms]
     return next(iter(_welch(margins)), None)
 

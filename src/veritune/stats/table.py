@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Scores as plain columns of equal length. Optional columns may be empty.
+    """Scores as columns of equal length. Optional columns may be empty.
 
     `value` holds None where there is no score and `reason` then says why. `sample` tells several scores of one item
     apart, `rater` who gave them. `content` is a fingerprint of what the item asks, to catch equal ids on other items.
@@ -63,7 +63,7 @@ GENERIC_METRICS = frozenset({"", "value", "score", "rating"})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """What stood behind averaged scores: how many samples each item had, and their spread.
+    """The samples behind averaged scores: how many each item had, and their spread.
 
     `count_S_N` counts scored samples, `failed_S_N` those without a value, `lost_S_N` those among them that the machine
     lost; `variance_S_N` is the unbiased variance between the samples of an item, NaN where fewer than two were scored.
@@ -78,7 +78,7 @@ class Samples:
 
     @property
     def mean_se(self) -> float | None:
-        """Standard error of the item-averaged mean that the sampling alone causes, None when no item has two."""
+        """Standard error of the item-averaged mean due to sampling alone; None if no item has two samples."""
         if not self.known:
             return None
         pooled = float(np.mean(self.variance_S_N[self.count_S_N > 1]))
@@ -87,7 +87,7 @@ class Samples:
 
     @property
     def known(self) -> bool:
-        """True when at least one item has two scored samples."""
+        """True if at least one item has two scored samples."""
         return bool((self.count_S_N > 1).any())
 
 
@@ -179,7 +179,9 @@ class ScoreTable(Tabular):
     def from_columns(
         cls, columns: Columns, *, condition: str = "", fixed: bool = False, samples: bool = False
     ) -> ScoreTable:
-        """`from_scores` for columns. Columns that tell samples or raters apart imply `samples`. The same errors."""
+        """The same as `from_scores`, for columns. Columns that distinguish samples or raters imply `samples`. Raises
+        the same errors.
+        """
         samples = samples or len(columns.sample) > 0 or len(columns.rater) > 0
         name = condition or columns.eval or "scores"
         if not len(columns.item):
@@ -234,7 +236,7 @@ class ScoreTable(Tabular):
         return bool(np.all((score == 0) | (score == 1) | np.isnan(score)))
 
     def in_zone(self, zone: str | None) -> ScoreTable:
-        """The items of one zone, all of them for None. Raises ScoreError when the zone has none."""
+        """The items of one zone; of all zones for None. Raises ScoreError if the zone has none."""
         if zone is None:
             return self
         keep = [i for i, z in enumerate(self.zone_N or ()) if z == zone]
@@ -305,8 +307,8 @@ def _check_cells(count_S_N: Ints, runs: tuple[str, ...], items: tuple[str, ...],
     if problems:
         raise ScoreError(
             f"expected every run to score every item once, found {'; '.join(problems[:6])}.",
-            fix="If several scores of an item are samples, name the column that tells them apart (--sample COLUMN); "
-            "write null with a reason for items that have no score.",
+            fix="If several scores of an item are samples, name the column that distinguishes them (--sample "
+            "COLUMN); write null with a reason for items that have no score.",
         )
 
 
@@ -341,7 +343,7 @@ def _check_samples(columns: Columns, cell_R: Ints, name: str) -> None:
     twice = [key for key, times in seen.items() if times > 1]
     if twice:
         raise ScoreError(
-            f"{name}: {_count(len(twice), 'sample')} twice, first {twice[0][1:]!r} of item "
+            f"{name}: {_count(len(twice), 'sample')} occurring twice, first {twice[0][1:]!r} of item "
             f"{next(i for i, c in zip(columns.item, cell_R.tolist()) if c == twice[0][0])!r}."
         )
 
@@ -381,7 +383,7 @@ def _per_item(
         if absent:
             raise ScoreError(
                 f"{name}: {_count(len(absent), 'item')} without a family ({_some(absent)}), the others have one.",
-                fix="Give each item a family, or none.",
+                fix="Give every item a family, or no item.",
             )
     return tuple(label_N)
 
@@ -415,7 +417,7 @@ def _recount(table: ScoreTable, index_N: Ints) -> tuple[Mapping[str, int], ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """Two arms on the same items in the same order, without gaps: A first, B second.
+    """Two arms on the same items in the same order, without gaps: first A, then B.
 
     `family_N` are integer codes, None when there are no families or each item is its own. `scale` is the
     range a score can take; `bounded` tells whether it was declared, assumed to be 0 to 1, or is unknown (then it is the
@@ -446,14 +448,14 @@ class Pair:
 
     @property
     def is_binary(self) -> bool:
-        """True when all scores of both arms are 0 or 1 and the scale says that nothing lies beyond."""
+        """True if all scores of both arms are 0 or 1 and the scale allows no values beyond."""
         return self.scale == (0.0, 1.0) and all(
             bool(np.all((x == 0) | (x == 1))) for x in (self.score_a_S_N, self.score_b_S_N)
         )
 
     @property
     def n_families(self) -> int | None:
-        """Number of families, None when items are not grouped."""
+        """The number of families; None if items are not grouped."""
         return None if self.family_N is None else int(self.family_N.max()) + 1
 
 
@@ -462,7 +464,7 @@ MISSING_POLICIES = ("fail", "error", "worst", "best")
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What stands in for a missing score, and how far the answer could move if it were otherwise.
+    """The value that replaces a missing score, and how far the answer could move with another value.
 
     `error` refuses any missing score. `fail` uses `value`, the eval's declared failure value (by default the bad end
     of the scale), the same on both sides. `worst` scores them against A: worst for A, best for B; `best` is its
@@ -486,8 +488,9 @@ def pair(
     scale: tuple[float, float] | None = None,
     missing: Missing | None = None,
 ) -> Pair:
-    """Line two tables up by item id. Raises ScoreError for unmatched ids, families, evals or directions that disagree,
-    a run without any score, missing scores under the `error` policy, and scores outside `scale`."""
+    """Align two tables by item id. Raises ScoreError for unmatched ids, families, evals or directions that disagree, a
+    run without any score, missing scores under the `error` policy, and scores outside `scale`.
+    """
     _check_evals(a, b)
     order_N = _matching(a, b)
     _check_content(a, b, order_N)
@@ -531,12 +534,12 @@ def _check_scored(table: ScoreTable, side: str) -> None:
             what = f"{table.condition or side}, run {run!r}"
             raise ScoreError(
                 f"{what}: expected scores, found none in {len(score_N)} items ({_reason_text(table)}).",
-                fix="Score the run, or leave it out.",
+                fix="Score the run again, or leave it out.",
             )
 
 
 def direction_of(a: ScoreTable, b: ScoreTable) -> bool | None:
-    """Whether higher is better: what either side knows, else true for 0 and 1 under a name that says nothing more.
+    """Whether higher is better: as known for either side, else true for 0 and 1 under a name that does not tell.
 
     Raises ScoreError when the sides disagree.
     """
@@ -547,7 +550,8 @@ def direction_of(a: ScoreTable, b: ScoreTable) -> bool | None:
             f"the sides disagree on the direction: {words[a.higher_is_better]} is better in {a.condition or 'A'} "
             f"({a.metric or 'unnamed metric'}), {words[b.higher_is_better]} in {b.condition or 'B'} "
             f"({b.metric or 'unnamed metric'}).",
-            fix="Compare the same metric, or state it: --lower-is-better or --higher-is-better.",
+            fix="Compare the same metric on both sides, or state the direction: --lower-is-better or "
+            "--higher-is-better.",
         )
     if known:
         return known.pop()
@@ -586,7 +590,7 @@ def _fill_values(
     counts = [f"{_n_failed(t)} of {t.score_S_N.size} in {name}" for name, t in gone.items()]
     raise ScoreError(
         f"scores are missing: {', '.join(counts)} ({_reason_text(a, b)}); pairs are never dropped.",
-        fix="Choose what a missing score counts as: missing 'fail' (the eval's failure value) or 'worst'.",
+        fix="Choose the value of a missing score: missing 'fail' (the eval's failure value) or 'worst'.",
     )
 
 
@@ -633,7 +637,8 @@ def _check_content(a: ScoreTable, b: ScoreTable, order_N: Ints | None) -> None:
     differ = [i for i, x, y in zip(a.items, a.content_N, other_N) if x is not None and y is not None and x != y]
     if differ:
         raise ScoreError(
-            f"{_count(len(differ), 'item')} of the same id ask different things on the two sides ({_some(differ)}).",
+            f"{_count(len(differ), 'item')} with the same id but different questions on the two sides "
+            f"({_some(differ)}).",
             fix="Score the same documents in the same order on both sides.",
         )
 
@@ -656,7 +661,7 @@ def _families(a: ScoreTable, b: ScoreTable, order_N: Ints | None) -> Ints | None
 
 
 def scale_of(a: ScoreTable, b: ScoreTable, scale: tuple[float, float] | None) -> tuple[tuple[float, float], Bounds]:
-    """The declared scale, else [0, 1] when all scores fit, else the range that was seen. Checked against the scores."""
+    """The declared scale, else [0, 1] if all scores fit in it, else the observed range. Checked against the scores."""
     present = [x[np.isfinite(x)] for x in (a.score_S_N, b.score_S_N)]
     if not any(x.size for x in present):
         raise ScoreError(f"{a.eval or 'the eval'}: every score is missing on both sides ({_reason_text(a, b)}).")

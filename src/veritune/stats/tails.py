@@ -31,7 +31,8 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waits:
-    """Waiting times of one arm: seconds [N] (inf: no answer), the stratum (rate) and the block of each request.
+    """The waiting times of one arm: seconds [N] (inf: no answer), with the stratum (rate) and the block of each
+    request.
 
     >>> import numpy as np
     >>> Waits(np.array([0.1, np.inf]), np.zeros(2, int), np.arange(2)).value_N.size
@@ -44,13 +45,13 @@ class Waits:
 
     @property
     def lost(self) -> int:
-        """How many requests had no answer."""
+        """The number of requests without an answer."""
         return int(np.isinf(self.value_N).sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """A quantile with one-sided bounds; `low` 0 and `high` inf where none can be given."""
+    """A quantile with one-sided bounds; `low` is 0 and `high` inf if there is none."""
 
     value: float
     low: float
@@ -59,8 +60,9 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class QuantileRatio:
-    """New over old at one quantile. `low` 0 and `high` inf: unbounded. `needed` is the least number of requests an arm
-    with which a bound exists; `reason` says why there is none."""
+    """The ratio of new to old at one quantile. `low` 0 and `high` inf: unbounded. `needed` is the smallest number of
+    requests per arm with which a bound exists; `reason` says why there is none.
+    """
 
     q: float
     value: float | None
@@ -77,7 +79,8 @@ class QuantileRatio:
 
 
 def requests_needed(q: float, alpha: float = 0.05, burst: int = 1) -> int:
-    """The least number of requests an arm for a two-sided interval of a ratio at 1 - alpha: burst·log(alpha/4)/log(q).
+    """The smallest number of requests per arm for a two-sided interval of a ratio at 1 - alpha:
+    burst·log(alpha/4)/log(q).
 
     >>> requests_needed(0.99)
     437

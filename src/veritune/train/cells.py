@@ -103,7 +103,7 @@ class Context:
 
 
 def start(context: Context, cell: Cell, machine: MachineFacts, packages: Mapping[str, str]) -> None:
-    """Write the manifest, or confirm the one that is there."""
+    """Write the manifest, or confirm an existing equal one."""
     path = context.store.run(cell.run_id) / "manifest.json"
     if context.store.is_done(path, cell.input_hash):
         return
@@ -111,7 +111,7 @@ def start(context: Context, cell: Cell, machine: MachineFacts, packages: Mapping
 
 
 def manifest_of(context: Context, cell: Cell, machine: MachineFacts, packages: Mapping[str, str]) -> RunManifest:
-    """Everything needed to do the cell again."""
+    """The manifest of a cell: everything needed to repeat it."""
     condition = context.study.conditions.get(cell.condition)
     rows = () if cell.phase == BASELINE else seen_rows(context.study, context.data, cell)
     return RunManifest(
@@ -138,7 +138,7 @@ def manifest_of(context: Context, cell: Cell, machine: MachineFacts, packages: M
 
 
 def train(context: Context, cell: Cell) -> TrainingRecord | None:
-    """Train the cell, or resume it where a killed process stopped; None in a process that is not the main one.
+    """Train the cell, or resume it after a killed process; returns None in processes other than the main one.
 
     Raises GateError when the trainer sees other rows than the contract's, DivergedError on a loss that is not finite.
     """
@@ -253,8 +253,8 @@ def _check_strategy(plan: Train, trainer: ContractTrainer) -> None:
     expected = {"fsdp2": "FSDP", "deepspeed": "DEEPSPEED"}.get(plan.strategy)
     if world_size() > 1 and expected is not None and expected not in kind:
         raise MachineError(
-            f"train.strategy is {plan.strategy}, and accelerate set up {kind} on this machine.",
-            fix="Use ddp here, or run the cell where the devices are.",
+            f"train.strategy is {plan.strategy}, but accelerate set up {kind} on this machine.",
+            fix="Use ddp here, or run the cell where its accelerators are.",
         )
 
 
@@ -339,7 +339,9 @@ def keeps(study: Study, cell: Cell) -> str:
 
 
 class MetricLog:
-    """`metrics.jsonl` of one run: canonical rows, appended as they come and cut back when a run is resumed."""
+    """`metrics.jsonl` of one run: rows in the canonical form, appended during training and truncated when a run
+    resumes.
+    """
 
     def __init__(self, path: Path, cell: Cell) -> None:
         self.path = path
@@ -349,7 +351,7 @@ class MetricLog:
         self.last = time.perf_counter()
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after `step`; they will be written again."""
+        """Drop the rows after `step`, which will be written again."""
         rows = [row for row in self._rows() if (row.step or 0) <= step]
         with atomic(self.path) as stream:
             stream.writelines(dumps(row) + "\n" for row in rows)
@@ -362,14 +364,16 @@ class MetricLog:
         return MetricRow.load_all(self.path, torn=False) if self.path.exists() else []
 
     def add(self, step: int, logs: Mapping[str, float]) -> float:
-        """Append what the trainer logged at `step`; seconds since the last row. Raises DivergedError on NaN."""
+        """Append what the trainer logged at `step`; returns the seconds since the last row. Raises DivergedError on
+        NaN.
+        """
         elapsed, self.last = time.perf_counter() - self.last, time.perf_counter()
         rows = list(self._canonical(step, logs, elapsed))
         losses = [row.loss for row in rows if row.loss is not None]
         if not all(map(_finite, [*losses, logs.get("objective", 0.0)])):
             raise DivergedError(
                 f"run {self.cell.run_id}: the loss is {logs.get('loss', logs.get('eval_loss'))} at step {step}.",
-                fix="Lower the learning rate or use float32; the run is not counted.",
+                fix="Lower the learning rate or use float32; this run is not counted.",
             )
         refuse_lost(self.path)
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
@@ -402,7 +406,7 @@ def _finite(value: float) -> bool:
 
 
 def load_trained(context: Context, cell: Cell) -> PreTrainedModel:
-    """The cell's model as it is scored: the base alone, or with the chosen checkpoint's adapter or weights."""
+    """The cell's model for scoring: the base alone, or with the chosen checkpoint's adapter or weights."""
     if cell.phase == BASELINE:
         return load_base(context.model)
     record = TrainingRecord.load(context.store.run(cell.run_id) / "training.json")
@@ -410,7 +414,7 @@ def load_trained(context: Context, cell: Cell) -> PreTrainedModel:
     if not checkpoint.exists():
         raise StaleError(
             f"the checkpoint of run {cell.run_id} was not kept (`keep: {keeps(context.study, cell)}`).",
-            fix="Delete the run's folder to train it again, or ask for nothing new of it.",
+            fix="Delete the run's folder to train it again; new evals or probes need the checkpoint.",
         )
     condition = context.study.conditions[cell.condition]
     if condition.method == "full":
@@ -419,7 +423,9 @@ def load_trained(context: Context, cell: Cell) -> PreTrainedModel:
 
 
 def measure_nll(context: Context, cell: Cell, weights: RunWeights, row_ids: Sequence[str]) -> None:
-    """Write NLL per row, for the items that the evals ask and the validation rows; or why none can be had."""
+    """Write the NLL per row of the items that the evals ask and of the validation rows; or the reason why there is
+    none.
+    """
 
     path = context.store.run(cell.run_id) / "probes" / "nll.json"
     rows = [context.data.rendered[i] for i in row_ids]
@@ -473,7 +479,8 @@ LIVE_STEPS = 3
 def live_probe(
     context: Context, cell: Cell, work: Path, score: Callable[[PreTrainedModel], None] | None = None
 ) -> LiveProbe:
-    """A few real optimizer steps for a condition: what trains, that all of it moves, and that nothing frozen does.
+    """Make a few real optimizer steps for a condition: which parameters train, that all of them move, and that no
+    frozen one does.
 
     Also what it costs: seconds and tokens of the steps after the first, of validation, and the peak of memory, which is
     taken at the longest rows, and again while `score` answers with the trained model. Raises GateError when the loss is
@@ -549,11 +556,15 @@ def _judge_live(condition: str, loss: float, moved: set[str], learns: set[str]) 
     still = sorted({_module(n) for n in learns} - {_module(n) for n in learns & moved})
     where = f"live probe of {condition}:"
     if not _finite(loss):
-        raise GateError(f"{where} the first loss is {loss}.", fix="Check dtype and data.")
+        raise GateError(f"{where} the first loss is {loss}.", fix="Check model.dtype and the data.")
     if still:
-        raise GateError(f"{where} {LIVE_STEPS} steps did not move {still[0]}.", fix="Check targets and learning rate.")
+        raise GateError(
+            f"{where} {LIVE_STEPS} steps did not move {still[0]}.", fix="Check target_modules and learning_rate."
+        )
     if moved - learns:
-        raise GateError(f"{where} frozen {min(moved - learns)} changed.", fix="Check the method's config.")
+        raise GateError(
+            f"{where} frozen {min(moved - learns)} changed.", fix="Check the settings of the condition's method."
+        )
 
 
 def _memory(model: PreTrainedModel, base: int, loading: MemoryPeak, peak: MemoryPeak) -> LiveMemory:
@@ -596,7 +607,7 @@ def finish(
     failed: str | None = None,
     memory: MemoryPeak | None = None,
 ) -> RunSummary:
-    """Write the summary; from now on the cell is done.
+    """Write the summary, which marks the cell as done.
 
     `failed` is why a selection run's learning rate is out, `memory` the peak while the cell was scored.
     """
@@ -626,7 +637,7 @@ def finish(
 
 
 def score_summary(scores: Sequence[Score]) -> dict[str, ZoneScore]:
-    """Per zone: the mean over items with a value, how many there are, and those without one by reason."""
+    """Per zone: the mean over items with a value, their number, and those without a value by reason."""
     result: dict[str, ZoneScore] = {}
     for zone in sorted({s.zone or "" for s in scores}):
         here = [s for s in scores if (s.zone or "") == zone]

@@ -49,31 +49,31 @@ GATHER = "stage3_gather_16bit_weights_on_model_save"
 
 
 def world_size() -> int:
-    """Processes of this cell: what torchrun says, 1 without it."""
+    """Number of processes of this cell: as set by torchrun, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if all(name in os.environ for name in OWN_VARIABLES) else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes the records."""
+    """Whether this process writes the records (rank 0)."""
     return world_size() == 1 or os.environ["RANK"] == "0"
 
 
 def check_ranks(asked: int) -> None:
-    """Raises MachineError when another number of processes runs than the study declares."""
+    """Raises MachineError if the number of processes differs from the study's declaration."""
     if world_size() not in (1, asked):
         raise MachineError(
             f"train.devices is {asked}, and {world_size()} processes were started.",
-            fix=f"Start {asked}, or let `veritune work` start them.",
+            fix=f"Start {asked} processes, or let `veritune work` start them.",
         )
 
 
 def command(arguments: Sequence[str], devices: int) -> list[str]:
-    """`veritune ARGUMENTS` on so many processes of this machine, through torchrun."""
+    """The command line that runs `veritune ARGUMENTS` on this many processes of this machine, through torchrun."""
     return [*launcher_of(devices), "-m", "veritune", *arguments]
 
 
 def launch(study: Path, run_id: str, devices: int) -> int:
-    """Run one cell on several processes of this machine; torchrun's exit status. Its words go to standard error.
+    """Run one cell on several processes of this machine; returns torchrun's exit status. Output goes to standard error.
 
     They end with this process, however it ends.
     """
@@ -98,7 +98,8 @@ START_S = 600.0
 
 
 def start_seconds(devices: int) -> float:
-    """Seconds until so many processes of this machine have imported what trains and met: what every cell pays.
+    """Seconds until this many processes of this machine have imported the training code and connected: the start-up
+    time of each cell.
 
     Raises MachineError where they cannot start, with the last line that they wrote.
     """
@@ -115,24 +116,25 @@ def start_seconds(devices: int) -> float:
         )
     except subprocess.TimeoutExpired as exc:
         raise MachineError(
-            f"{devices} processes did not meet within {START_S:.0f} s.", fix="See docs/cells.md, several devices."
+            f"{devices} processes did not connect within {START_S:.0f} s.",
+            fix="Read the section on several devices in docs/cells.md.",
         ) from exc
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["no word"]
         raise MachineError(
             f"{devices} processes could not start for `train.devices`: {lines[0].strip()[:300]}",
-            fix="Nothing has trained. Set train.devices to what this machine has.",
+            fix="Set train.devices to the number of devices of this machine. Nothing has trained.",
         )
     return time.perf_counter() - began
 
 
 def launcher_of(devices: int) -> list[str]:
-    """torchrun for so many processes of this machine, without what they run."""
+    """The torchrun command line for this many processes of this machine, without the program to run."""
     return [sys.executable, "-m", "veritune.train.launcher", "--standalone", "--nproc_per_node", str(devices)]
 
 
 def shared_threads(devices: int) -> dict[str, str]:
-    """OMP_NUM_THREADS for one of so many processes, unless the environment says it."""
+    """The OMP_NUM_THREADS for one of this many processes, unless the environment sets it."""
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))}
 
 
@@ -140,7 +142,7 @@ _LEFT: list[Any] = []
 
 
 def leave_group() -> None:
-    """Wait for the others, then end the process group: what follows is rank 0's alone.
+    """Wait for the other processes, then end the process group; what follows runs on rank 0 only.
 
     The group itself is kept. Where a DDP model is the last to hold it, letting go of the model waits for gloo's thread
     with the interpreter locked, and that thread may be waiting for the interpreter (pytorch/pytorch#56297).
@@ -154,7 +156,7 @@ def leave_group() -> None:
 
 
 def total(count: int) -> int:
-    """The sum of a count over all processes of this cell; every one of them has to ask."""
+    """The sum of a count over all processes of this cell; each of them must call it."""
     if world_size() == 1:
         return count
     import torch
@@ -170,7 +172,7 @@ def total(count: int) -> int:
 
 
 def check(study: Study) -> None:
-    """Whether `train.strategy` can do what the study declares, before anything is spent.
+    """Raises StudyError if `train.strategy` cannot do what the study declares, before anything is paid for.
 
     Raises StudyError for a `strategy_config` that would change the recipe or leave no weights to load, MachineError
     when DeepSpeed is not installed.
@@ -179,7 +181,9 @@ def check(study: Study) -> None:
     config = train.strategy_config or {}
     if train.strategy == "ddp":
         if train.strategy_config is not None:
-            raise StudyError("train.strategy_config: `strategy: ddp` has no settings.", fix="Take it out.")
+            raise StudyError(
+                "train.strategy_config: `strategy: ddp` has no settings.", fix="Remove train.strategy_config."
+            )
         return
     if train.strategy == "fsdp2":
         _check_fsdp2(config)
@@ -189,14 +193,14 @@ def check(study: Study) -> None:
     for name, condition in study.conditions.items():
         if divided and methods.learns_a_prompt(name, condition):
             raise StudyError(
-                f"conditions.{name}.method: {condition.method} with `train.strategy: {train.strategy}`: PEFT saves a "
-                "learned prompt from one process, which has a part of it.",
+                f"conditions.{name}.method: {condition.method} with `train.strategy: {train.strategy}`: PEFT saves "
+                "a learned prompt from one process, which holds only a part of it.",
                 fix="Use `strategy: ddp`.",
             )
 
 
 def check_here(study: Study) -> None:
-    """Raises MachineError where cells would run on this machine and it has too few accelerators for `strategy: fsdp2`.
+    """Raises MachineError if cells would run on this machine and it has too few accelerators for `strategy: fsdp2`.
 
     FSDP2 on processors starts, trains the baseline's scores, and fails at the first trained cell.
     """
@@ -208,8 +212,8 @@ def check_here(study: Study) -> None:
     found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if found < train.devices:
         raise MachineError(
-            f"train.strategy: fsdp2 shares a model among {train.devices} accelerators, found {found} on this machine.",
-            fix="Use `strategy: ddp`, or have the cells run where they are: veritune run STUDY --executor slurm",
+            f"train.strategy: fsdp2 shards a model over {train.devices} accelerators, found {found} on this machine.",
+            fix="Use `strategy: ddp`, or run the cells where the accelerators are: veritune run STUDY --executor slurm",
         )
 
 
@@ -222,18 +226,18 @@ def _check_fsdp2(config: Mapping[str, JsonValue]) -> None:
             if str(value).lower() == "false":
                 continue
             raise StudyError(
-                f"{where} {value}: gradients would lie on processors, where a group of accelerators cannot add up the "
+                f"{where} {value}: gradients would be on processors, where a group of accelerators cannot sum the "
                 "norm that clipping needs.",
-                fix="Take it out; DeepSpeed's offload_optimizer and offload_param are the other way.",
+                fix="Remove it; use DeepSpeed's offload_optimizer and offload_param instead.",
             )
         if key not in FSDP_KEYS:
-            raise StudyError(f"{where} FSDP2 has no such setting.", fix=f"There are: {', '.join(FSDP_KEYS)}.")
+            raise StudyError(f"{where} unknown setting of FSDP2.", fix=f"Settings: {', '.join(FSDP_KEYS)}.")
         if key == "version" and str(value) != "2":
-            raise StudyError(f"{where} {value}: `strategy: fsdp2` is version 2.", fix="Take it out.")
+            raise StudyError(f"{where} {value}: `strategy: fsdp2` is version 2.", fix="Remove it.")
         if key == "state_dict_type" and str(value) != "FULL_STATE_DICT":
             raise StudyError(
                 f"{where} {value} leaves checkpoints in parts, which one process cannot load to score them.",
-                fix="Take it out; FULL_STATE_DICT is used.",
+                fix="Remove it; FULL_STATE_DICT is used.",
             )
 
 
@@ -243,24 +247,24 @@ def _check_deepspeed(config: Mapping[str, JsonValue]) -> None:
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage not in (1, 2, 3):
         raise StudyError(
-            f"{where}.zero_optimization.stage: expected 1, 2 or 3, found {stage!r}.", fix="Name the stage."
+            f"{where}.zero_optimization.stage: expected 1, 2 or 3, found {stage!r}.", fix="Set it to 1, 2 or 3."
         )
     assert isinstance(zero, dict)
     if stage == 3 and zero.get(GATHER, True) is not True:
         raise StudyError(
             f"{where}.zero_optimization.{GATHER}: without it a checkpoint has no weights that one process can load.",
-            fix="Take it out, or set it to true.",
+            fix="Remove it, or set it to true.",
         )
     for key, instead in RECIPE.items():
         if key in config:
-            raise StudyError(f"{where}.{key}: {instead}.", fix="Take it out.")
+            raise StudyError(f"{where}.{key}: {instead}.", fix="Remove it.")
     for key, instead in FILLED.items():
         if config.get(key, "auto") != "auto":
-            raise StudyError(f"{where}.{key}: train.{instead} sets it.", fix='Take it out, or write "auto".')
+            raise StudyError(f"{where}.{key}: train.{instead} sets it.", fix='Remove it, or write "auto".')
     for key in ("fp16", "bf16"):
         said = config.get(key, {})
         if not isinstance(said, dict) or said.get("enabled", "auto") != "auto":
-            raise StudyError(f"{where}.{key}: model.dtype sets it.", fix='Take it out, or write {enabled: "auto"}.')
+            raise StudyError(f"{where}.{key}: model.dtype sets it.", fix='Remove it, or write {enabled: "auto"}.')
     if util.find_spec("deepspeed") is None:
         raise MachineError(
             "train.strategy is deepspeed, which is not installed.", fix="Run `pip install 'veritune[deepspeed]'`."
@@ -268,7 +272,7 @@ def _check_deepspeed(config: Mapping[str, JsonValue]) -> None:
 
 
 def sharding(plan: Train) -> dict[str, JsonValue]:
-    """The Trainer's own arguments for a model in parts; none on one process (the live probe)."""
+    """The Trainer's own arguments for a sharded model; empty for one process (the live probe)."""
     if world_size() == 1 or plan.strategy == "ddp":
         return {}
     config = copy.deepcopy(plan.strategy_config or {})
@@ -281,7 +285,7 @@ def sharding(plan: Train) -> dict[str, JsonValue]:
 
 
 def leave_sharding() -> None:
-    """From here on a model is loaded whole: a ZeRO-3 configuration that is still alive would load it in parts."""
+    """Load models unsharded from now on: an active ZeRO-3 configuration would load them in parts."""
     integration = sys.modules.get("transformers.integrations.deepspeed")
     if integration is not None:
         integration.unset_hf_deepspeed_config()

@@ -44,7 +44,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LogColumns:
-    """The columns that the user names; None means: find them by their usual names."""
+    """The columns that the user names; None means: find the column by its usual names."""
 
     nll: str | None = None
     step: str | None = None
@@ -54,7 +54,7 @@ class LogColumns:
 
 @dataclass(frozen=True, slots=True)
 class LoggedRun:
-    """One run: its peak learning rate and how that is known, and the evaluation that the checkpoint rule chooses.
+    """One logged run: its peak learning rate and its source, and the evaluation that the checkpoint rule chooses.
 
     `at_end` says that the lowest validation NLL is the last one: longer training might go lower.
     """
@@ -72,7 +72,7 @@ class LoggedRun:
 
 @dataclass(frozen=True, slots=True)
 class LoggedRate:
-    """One learning rate: the mean of its runs' lowest validation NLL, None where a run failed."""
+    """One learning rate: the mean of its runs' lowest validation NLL, None if a run failed."""
 
     lr: float
     runs: int
@@ -82,7 +82,7 @@ class LoggedRate:
 
 @dataclass(frozen=True, slots=True)
 class LogSelection:
-    """What the logs come to. `selected` and `edge` are None where the runs do not differ in a known rate."""
+    """The choice from the logs. `selected` and `edge` are None if the runs do not differ in a known rate."""
 
     rule: str
     runs: tuple[LoggedRun, ...]
@@ -92,10 +92,11 @@ class LogSelection:
 
 
 def select_from_logs(texts: Sequence[str], columns: LogColumns | None = None) -> LogSelection:
-    """The choice from logs named `FILE` or `RATE=FILE`. Raises InputError for a log that cannot be read or judged."""
+    """The choice from logs given as `FILE` or `RATE=FILE`. Raises InputError for a log that cannot be read or
+    judged."""
     runs = [run for text in texts for run in _runs_of(text, columns or LogColumns())]
     if not runs:
-        raise InputError("expected a training log.", fix="veritune select --log runs/a/trainer_state.json")
+        raise InputError("expected a training log.", fix="Name one: veritune select --log runs/a/trainer_state.json")
     names = [run.name for run in runs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -121,7 +122,10 @@ def _rates(runs: Sequence[LoggedRun]) -> tuple[LoggedRate, ...]:
         by_rate.setdefault(run.lr or 0.0, []).append(run)
     if len({len(found) for found in by_rate.values()}) > 1:
         counts = ", ".join(f"{len(found)} at {lr:g}" for lr, found in sorted(by_rate.items()))
-        raise InputError(f"expected as many runs at each learning rate, found {counts}.", fix="Give one seed of each.")
+        raise InputError(
+            f"expected as many runs at each learning rate, found {counts}.",
+            fix="Give the same number of seeds for each rate.",
+        )
     return tuple(_rate(lr, found) for lr, found in sorted(by_rate.items()))
 
 
@@ -153,7 +157,10 @@ def _runs_of(text: str, columns: LogColumns) -> list[LoggedRun]:
         rows = _of_panel(rows)
     by_run = _by_run(path, rows, columns)
     if rate is not None and len(by_run) > 1:
-        raise InputError(f"{path}: expected one run for the rate {rate:g}, found {len(by_run)}.", fix="Leave it out.")
+        raise InputError(
+            f"{path}: expected one run for the rate {rate:g}, found {len(by_run)}.",
+            fix="Leave out the rate, or name the run with --run.",
+        )
     return [_run(path, name, found, columns, rate) for name, found in by_run.items()]
 
 
@@ -251,7 +258,8 @@ def _by_run(path: Path, rows: Sequence[Row], columns: LogColumns) -> dict[str, l
         groups = _grouped(groups, rate)
     if any(_twice(found, step, nll) for found in groups.values()):
         raise InputError(
-            f"{path}: a step stands there twice, and nothing tells the runs apart.", fix="Name the run: --run COLUMN"
+            f"{path}: a step occurs twice, and no column distinguishes the runs.",
+            fix="Name the column that holds the run: --run COLUMN",
         )
     return groups
 
@@ -281,13 +289,14 @@ def _run(path: Path, name: str, rows: Sequence[Row], columns: LogColumns, rate: 
     nll = _column(path, rows, columns.nll, (*NLL_NAMES, "loss") if with_loss else NLL_NAMES, "--metric")
     if not _LOSS.search(nll):
         raise InputError(
-            f"{path}: {nll!r} is no loss; checkpoints and learning rates are chosen by validation NLL alone.",
+            f"{path}: {nll!r} is not a loss; checkpoints and learning rates are chosen by validation NLL only.",
             fix="Name the validation loss: --metric eval_loss",
         )
     losses = [(_step(path, row, step), _number(path, row, nll)) for row in rows if row.get(nll) not in (None, "")]
     if not losses:
         raise InputError(
-            f"{path}: expected values of {nll!r}, found none.", fix="Evaluate during training (eval_steps)."
+            f"{path}: expected values of {nll!r}, found none.",
+            fix="Log a run that evaluates during training (eval_steps).",
         )
     finite = [(loss, at) for at, loss in losses if math.isfinite(loss)]
     failed = None if len(finite) == len(losses) else "its validation NLL is not finite"
@@ -316,7 +325,9 @@ def _peak(path: Path, rows: Sequence[Row], columns: LogColumns, rate: float | No
     values = [v for v in values if math.isfinite(v) and v > 0]
     if not values:
         return None, "not logged"
-    return max(values), "logged" if len(set(values)) == 1 else "the highest logged; the schedule's peak may be higher"
+    return max(values), "logged" if len(set(values)) == 1 else (
+        "the highest one logged; the schedule's peak may be higher"
+    )
 
 
 # ---------------------------------------------------------------- columns
@@ -348,7 +359,8 @@ def _column(path: Path, rows: Sequence[Row], asked: str | None, usual: Sequence[
     wanted = repr(asked) if asked is not None else f"one of {', '.join(usual[:6])}, ..."
     near = did_you_mean(asked, names) if asked is not None else ""
     raise InputError(
-        f"{path}: expected a column {wanted}, found {', '.join(names[:10])}{near}.", fix=f"Name it: {option} COLUMN"
+        f"{path}: expected a column {wanted}, found {', '.join(names[:10])}{near}.",
+        fix=f"Name the column: {option} COLUMN",
     )
 
 
@@ -366,7 +378,7 @@ def _step(path: Path, row: Row, name: str) -> int:
     value = _number(path, row, name)
     if not (math.isfinite(value) and value >= 0 and value.is_integer()):
         raise InputError(
-            f"{path}: expected whole steps from 0 on in {name!r}, found {str(row.get(name))[:40]!r}.",
+            f"{path}: expected whole steps of at least 0 in {name!r}, found {str(row.get(name))[:40]!r}.",
             fix="Name the column that counts optimizer steps: --step COLUMN",
         )
     return int(value)
@@ -376,7 +388,7 @@ def _step(path: Path, row: Row, name: str) -> int:
 
 
 def selection_text(found: LogSelection) -> str:
-    """One line a run with its checkpoint, one a rate, and the choice."""
+    """One line per run with its checkpoint, one per learning rate, and the choice."""
     lines = []
     for run in found.runs:
         rate = "learning rate not logged" if run.lr is None else f"learning rate {run.lr:g} ({run.lr_from})"
@@ -384,7 +396,7 @@ def selection_text(found: LogSelection) -> str:
         if run.best_step is not None and run.failed is None:
             lines.append(f"  checkpoint  step {run.best_step}, validation NLL {run.validation_nll:.4f}")
         if run.failed:
-            lines.append(f"  ! out: {run.failed}")
+            lines.append(f"  ! excluded: {run.failed}")
         elif run.at_end:
             lines.append("  ! the lowest is the last evaluation: longer training might go lower")
     if found.selected is None:

@@ -11,7 +11,7 @@ from veritune.machine import PARENT, end_with_parent
 
 
 def main() -> None:
-    """Run torchrun on the command line's arguments. `VERITUNE_PARENT` names the process that started this one."""
+    """Run torchrun with the command line's arguments. `VERITUNE_PARENT` names the parent process."""
     end_with_parent()
     os.environ[PARENT] = str(os.getpid())
     from torch.distributed.run import main as torchrun  # after the parent is tied: this import takes seconds

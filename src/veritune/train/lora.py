@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def added(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Answer with W + s·B·A in place of W and the adapter beside it, while the block runs.
+    """Answer with W + s·B·A in place of W beside a separate adapter, while the block runs.
 
     Afterwards the very tensors of before are back: nothing is subtracted, so nothing is left behind. A model without
     an adapter stays as it is. Raises ModelError for adapters whose layers are no plain LoRA on linear layers.
@@ -51,8 +51,8 @@ def _plain_layers(model: PreTrainedModel | PeftModel) -> list[LoraLayer]:
     if odd or not layers:
         kind = type(odd[0]).__name__ if odd else "virtual tokens"
         raise ModelError(
-            f"`merged: true` answers with an adapter added to the weights, and this one is {kind}.",
-            fix="Take `merged` out of the eval; plain LoRA on linear layers can be added.",
+            f"`merged: true` answers with an adapter added to the weights, but this one is {kind}.",
+            fix="Remove `merged` from the eval; only plain LoRA on linear layers can be added.",
         )
     assert all(isinstance(layer, LoraLayer) for layer in layers)
     return layers

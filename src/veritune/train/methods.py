@@ -26,7 +26,7 @@ LORA_DEFAULTS: dict[str, JsonLike] = {"r": 8, "lora_alpha": 16.0, "lora_dropout"
 
 
 def check(name: str, condition: Condition) -> None:
-    """Raises StudyError for a method PEFT does not have, or a field that the method's config does not have."""
+    """Raises StudyError for a method that PEFT does not have, or a setting that the method's config does not have."""
     _check_start(name, condition)
     if condition.method == "full":
         return
@@ -38,8 +38,9 @@ def check(name: str, condition: Condition) -> None:
         known += quantised.FIELDS
     for key in condition.options():
         if key not in known:
-            hint, fix = did_you_mean(key, known), f"Rename or remove it; {condition.method} has {', '.join(known)}."
-            raise StudyError(f"conditions.{name}.{key}: {condition.method} has no such setting{hint}.", fix=fix)
+            hint = did_you_mean(key, known)
+            fix = f"Rename or remove it; settings of {condition.method}: {', '.join(known)}."
+            raise StudyError(f"conditions.{name}.{key}: unknown setting of {condition.method}{hint}.", fix=fix)
 
 
 def _check_start(name: str, condition: Condition) -> None:
@@ -49,30 +50,33 @@ def _check_start(name: str, condition: Condition) -> None:
     if isinstance(start, str) and start.lower() not in (*STILL, *MOVING):
         known = ", ".join(value for value in (*STILL, *MOVING) if isinstance(value, str))
         raise StudyError(
-            f"conditions.{name}.init_lora_weights: {start!r} moves the base by what a checkpoint does not hold.",
+            f"conditions.{name}.init_lora_weights: {start!r} moves the base by an amount that a checkpoint does "
+            "not store.",
             fix=f"Use one of {known}, or true.",
         )
 
 
 def check_regularised(study: Study) -> None:
-    """Raises StudyError where penalties or noise would not do on these devices or rows what they do on one."""
+    """Raises StudyError if penalties or noise would act differently with these devices or rows than on one device."""
     for name, condition in study.conditions.items():
         own = condition.regularised
         if own and study.train.devices > 1:
             raise StudyError(
-                f"conditions.{name}.{own[0]}: it is made for one device, and train.devices is {study.train.devices}.",
+                f"conditions.{name}.{own[0]}: it is supported on one device only, but train.devices is "
+                f"{study.train.devices}.",
                 fix="Set train.devices: 1.",
             )
         if condition.neftune_noise_alpha and study.train.padding_free:
             raise StudyError(
-                f"conditions.{name}.neftune_noise_alpha: its noise is scaled by the length of a sequence, and "
-                "train.padding_free makes one of several rows.",
-                fix="Take `padding_free` out.",
+                f"conditions.{name}.neftune_noise_alpha: its noise is scaled by the length of a sequence, but "
+                "train.padding_free joins several rows into one.",
+                fix="Remove `padding_free`.",
             )
 
 
 def learns_a_prompt(name: str, condition: Condition) -> bool:
-    """Whether what trains are virtual tokens (prompt and prefix tuning, ...) and no weights of the model's modules."""
+    """Whether the method trains virtual tokens (prompt and prefix tuning, ...) and no weights of the model's
+    modules."""
     from peft.config import PromptLearningConfig
 
     return condition.method != "full" and issubclass(_config_class(name, condition.method), PromptLearningConfig)
@@ -81,7 +85,7 @@ def learns_a_prompt(name: str, condition: Condition) -> bool:
 def build(
     name: str, condition: Condition, base: PreTrainedModel, seed: int
 ) -> tuple[PreTrainedModel | PeftModel, Trainable]:
-    """The trainable model for one run and what it trains. Adapter weights are drawn from `seed`.
+    """The trainable model for one run, and what it trains. Adapter weights are initialised from `seed`.
 
     Raises StudyError when the targets match no module of this architecture.
     """
@@ -111,7 +115,7 @@ def build(
 
 
 def check_fits(name: str, condition: Condition, model: ModelRef) -> None:
-    """Raises StudyError where `build` would fail on this model's architecture; no weights are loaded.
+    """Raises StudyError if `build` would fail on this model's architecture; no weights are loaded.
 
     The modules are made on the meta device: shapes and no values. What draws its first values from the base's weights
     (PiSSA, LoftQ) or from a tokenizer (prompt tuning) is not started; its targets and settings are checked.
@@ -136,11 +140,11 @@ def check_fits(name: str, condition: Condition, model: ModelRef) -> None:
         raise StudyError(f"conditions.{name}: PEFT refuses these settings: {first_line(exc)}", fix=SETTINGS) from exc
 
 
-SETTINGS = "See the settings of the method's config class in PEFT's documentation. Nothing has run."
+SETTINGS = "Correct them by PEFT's documentation of the method's config class. Nothing has run."
 
 
 def targets(name: str, wanted: str | tuple[str, ...], base: PreTrainedModel) -> tuple[str, ...]:
-    """Full names of the linear modules that `wanted` stands for in this architecture, in model order."""
+    """Full names of the linear modules that `wanted` matches in this architecture, in model order."""
     linear = _linear_names(base)
     if wanted in ("attention", "mlp"):
         found = [m for m in linear if module_group(m) == wanted]
@@ -154,7 +158,7 @@ def targets(name: str, wanted: str | tuple[str, ...], base: PreTrainedModel) -> 
             known = sorted({m.rsplit(".", 1)[-1] for m in linear})
             raise StudyError(
                 f"conditions.{name}.target_modules: no linear module named {unmatched[0]!r} in this model.",
-                fix=f"It has {', '.join(known)}; or use attention, mlp, all-linear.",
+                fix=f"Use attention, mlp, all-linear, or names of its modules: {', '.join(known)}.",
             )
     if not found:
         raise StudyError(
@@ -197,7 +201,7 @@ def _config_class(name: str, method: str) -> type[PeftConfig]:
     if method not in known:
         hint = did_you_mean(method, [*known, "full"])
         raise StudyError(
-            f"conditions.{name}.method: no method {method!r}{hint}.", fix="Use full, lora, qlora or a PEFT type."
+            f"conditions.{name}.method: unknown method {method!r}{hint}.", fix="Use full, lora, qlora or a PEFT type."
         )
     assert issubclass(known[method], PeftConfig)
     return known[method]

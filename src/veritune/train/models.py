@@ -36,7 +36,7 @@ HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A base model on this disk. `name` is what reports call it."""
+    """A base model on this disk. `name` is its name in reports."""
 
     name: str
     path: Path
@@ -48,14 +48,14 @@ class ModelRef:
 
 
 def cache_dir() -> Path:
-    """Where converted models are kept: `$VERITUNE_CACHE`, else `$XDG_CACHE_HOME/veritune`, else `~/.cache/veritune`."""
+    """The folder for converted models: `$VERITUNE_CACHE`, else `$XDG_CACHE_HOME/veritune`, else `~/.cache/veritune`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("VERITUNE_CACHE") or Path(base) / "veritune")
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers while the block runs."""
+    """Suppress progress bars and advice from transformers while the block runs."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -72,7 +72,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def resolve(model: Model, root: Path, *, weights: bool = True) -> ModelRef:
-    """Where the study's model lies. Raises ModelError when there is none; a hub id is downloaded when online.
+    """The study's model on this disk; a hub id is downloaded when online. Raises ModelError if it is not found.
 
     Without `weights` a folder that holds config and tokenizer alone will do.
     """
@@ -90,7 +90,7 @@ def resolve(model: Model, root: Path, *, weights: bool = True) -> ModelRef:
         found = "nothing there" if not folder.exists() else "no config.json in it"
         raise ModelError(
             f"model.path {model.path!r}: expected a Hugging Face model folder, found {folder} with {found}.",
-            fix=f"Give a folder with config.json and *.safetensors, a hub id, or {BUILTIN!r}.",
+            fix=f"Name a folder with config.json and *.safetensors, a hub id, or {BUILTIN!r}.",
         )
     if weights and not list(folder.glob("*.safetensors")):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
@@ -106,7 +106,7 @@ def resolve(model: Model, root: Path, *, weights: bool = True) -> ModelRef:
 
 
 def precision(dtype: str) -> str:
-    """The precision that `dtype` stands for here: `auto` is float32 on a processor without bfloat16 instructions.
+    """The precision that `dtype` means here: `auto` is float32 on a processor without bfloat16 instructions.
 
     Measured on SmolLM2-135M, one row forward and backward: without them 13.4 s in bfloat16 and 0.97 in float32, with
     them 0.85 and 1.04.
@@ -119,7 +119,7 @@ def precision(dtype: str) -> str:
 
 
 def attention_for(longest: int) -> str | None:
-    """How attention is computed for rows of at most `longest` tokens; None leaves it to transformers.
+    """The attention implementation for rows of at most `longest` tokens; None leaves the choice to transformers.
 
     On a CPU the fused kernel loses on short rows: a step of four rows of 107 tokens takes .89 of its time without it.
     """
@@ -141,8 +141,9 @@ def _download(model: Model, weights: bool) -> Path:
         return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as exc:
         raise ModelError(
-            f"model.path {model.path!r} is no folder here and the hub did not give it ({type(exc).__name__}).",
-            fix="Check the name and the network, or point to a local folder.",
+            f"model.path {model.path!r} is not a folder here, and it could not be fetched from the hub "
+            f"({type(exc).__name__}).",
+            fix="Check the name and the network, or name a local folder.",
         ) from None
 
 
@@ -168,7 +169,7 @@ def smollm2_path() -> Path:
 
 
 def bare(model: ModelRef) -> PreTrainedModel:
-    """A base's modules on the meta device: shapes and no values, made from its config alone."""
+    """A base's modules on the meta device: shapes without values, made from its config only."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -202,14 +203,17 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
-    """The tokenizer. Raises ModelError when there is none or it has no chat template."""
+    """The tokenizer. Raises ModelError if there is none or it has no chat template."""
     from transformers import AutoTokenizer
 
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
     except Exception as exc:  # transformers raises many kinds for a missing or broken tokenizer
-        raise ModelError(f"{ref.path}: no usable tokenizer ({first_line(exc)}).", fix="Save one beside it.") from None
+        raise ModelError(
+            f"{ref.path}: expected a usable tokenizer ({first_line(exc)}).",
+            fix="Save the model's tokenizer into that folder.",
+        ) from None
     if not tokenizer.chat_template:
         raise ModelError(
             f"{ref.path}: the tokenizer has no chat template, so rows cannot be rendered as the model expects.",
@@ -227,7 +231,7 @@ KEPT_SHARE = 0.25
 
 
 def keep_base(folder: Path) -> None:
-    """From now on this process keeps the base of `folder`, on the processor, and copies it for each use.
+    """Keep the base in `folder` in this process's main memory from now on, and copy it for each use.
 
     For a process that runs many cells. A copy has the same bits and shares no memory with what is kept.
     """
@@ -236,12 +240,12 @@ def keep_base(folder: Path) -> None:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model's folder that its weights and settings are read from."""
+    """The files in a model's folder from which its weights and settings are read."""
     return [*folder.glob("*.safetensors"), *folder.glob("*.json")]
 
 
 def load_base(ref: ModelRef) -> PreTrainedModel:
-    """The base model, weights in `ref.dtype`, in evaluation mode. Raises ModelError when it cannot be loaded."""
+    """The base model, weights in `ref.dtype`, in evaluation mode. Raises ModelError if it cannot be loaded."""
     if ref.path != _keep_from:
         return _to_device(_load(ref))
     key = (ref.path, ref.dtype, ref.trust_remote_code, ref.attention, stamps(model_files(ref.path)))
@@ -280,14 +284,15 @@ def _load(ref: ModelRef) -> PreTrainedModel:
             model, loading = AutoModelForCausalLM.from_pretrained(ref.path, output_loading_info=True, **options)
     except Exception as exc:
         raise ModelError(
-            f"{ref.path}: the model cannot be loaded ({first_line(exc)}).", fix="Check the files."
+            f"{ref.path}: the model cannot be loaded ({first_line(exc)}).",
+            fix="Check config.json and the *.safetensors files.",
         ) from None
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelError(
-            f"{ref.path}: {len(missing)} of the model's weights are in no file, first {missing[0]}; "
-            "they would be drawn at random.",
-            fix="Complete the folder, or correct its config.json.",
+            f"{ref.path}: {len(missing)} of the model's weights are in no file, first {missing[0]}; they would be "
+            "initialised at random.",
+            fix="Add the missing files, or correct config.json.",
         )
     return model.eval()
 
@@ -298,7 +303,7 @@ def weight_hashes(ref: ModelRef) -> dict[str, str]:
 
 
 def context_length(ref: ModelRef) -> int | None:
-    """Longest sequence the model was built for, in tokens; None when its config does not say."""
+    """The longest sequence the model was built for, in tokens; None if its config does not say."""
     return getattr(_config(ref), "max_position_embeddings", None)
 
 
@@ -313,4 +318,6 @@ def _config(ref: ModelRef) -> Any:
     try:
         return AutoConfig.from_pretrained(ref.path, trust_remote_code=ref.trust_remote_code)
     except Exception as exc:  # transformers raises many kinds for a broken config
-        raise ModelError(f"{ref.path}: no usable config.json ({first_line(exc)}).", fix="Check the files.") from None
+        raise ModelError(
+            f"{ref.path}: expected a usable config.json ({first_line(exc)}).", fix="Check config.json."
+        ) from None

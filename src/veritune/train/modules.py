@@ -74,7 +74,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)(?=\.|$)")
 
 
 def plain_name(name: str) -> str:
-    """The module's own name: wrappers, adapter parts and a trailing `weight` or `bias` removed."""
+    """The module's own name: without wrappers, adapter parts and a trailing `weight` or `bias`."""
     name = _WRAPPERS.sub("", name)
     name = _ADAPTER.split(name, maxsplit=1)[0]
     name = re.sub(r"\.(weight|bias)$", "", name)
@@ -82,7 +82,7 @@ def plain_name(name: str) -> str:
 
 
 def module_type(name: str) -> str:
-    """One of `TYPES`: what the module does in its block."""
+    """One of `TYPES`: the module's function in its block."""
     parts = plain_name(name).split(".")
     if "prompt_encoder" in parts:
         return "prompt"

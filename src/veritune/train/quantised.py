@@ -52,7 +52,7 @@ STAGES = ("load", "train", "evaluate", "train again", "save", "reload", "merge")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage: what was compared, the relative difference to the reference, and the largest that passes.
+    """One stage: what was compared, the relative difference from the reference, and the largest that passes.
 
     `difference` is |found - reference| / |reference| in the 2-norm, unless `measured` says otherwise; None when the
     stage broke off, with the reason in `error`.
@@ -66,7 +66,7 @@ class Stage:
 
     @property
     def passed(self) -> bool:
-        """Whether a difference was measured and lies at or under the threshold; a NaN does not."""
+        """Whether a difference was measured and is at most the threshold; NaN does not pass."""
         return self.difference is not None and self.difference <= self.threshold
 
 
@@ -81,13 +81,13 @@ class SelfTest:
 
     @property
     def failed(self) -> Stage | None:
-        """The first stage that did not pass."""
+        """The first stage that did not pass; None if all passed."""
         return next((s for s in self.stages if not s.passed), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """How the base is held: bitsandbytes' own fields, the precision of all that is not quantised, and the guard."""
+    """How the base is quantised: bitsandbytes' own fields, the precision of everything not quantised, and the guard."""
 
     fields: tuple[tuple[str, Any], ...] = tuple(FIELDS.items())
     dtype: str = "bfloat16"
@@ -95,20 +95,20 @@ class Quantisation:
 
     @classmethod
     def of(cls, condition: Condition, dtype: str, guard: bool = True) -> Quantisation:
-        """The quantisation of a `qlora` condition, defaults filled in."""
+        """The quantisation of a `qlora` condition, with defaults filled in."""
         given = {k: v for k, v in condition.options().items() if k in FIELDS}
         return cls(tuple((FIELDS | given).items()), dtype, guard)
 
     @property
     def rounding(self) -> float:
-        """The coarser of the two precisions decides what rounding may cost."""
+        """The rounding error that the coarser of the two precisions allows."""
         return max(ROUNDING[self.dtype], ROUNDING[dict(self.fields)["bnb_4bit_compute_dtype"]])
 
 
 def qlora_settings(
     quant_type: str = "nf4", double_quant: bool = True, dtype: str = "bfloat16", guard: bool = True
 ) -> Quantisation:
-    """The quantisation that a self-test tries. Raises StudyError for a setting that is not one of the choices."""
+    """The quantisation that a self-test tries. Raises StudyError for an unknown value of a setting."""
     fields = {"bnb_4bit_quant_type": quant_type, "bnb_4bit_use_double_quant": double_quant}
     condition = Condition.model_validate(
         {"method": "qlora", "target_modules": "all-linear", **fields, "bnb_4bit_compute_dtype": dtype}
@@ -118,13 +118,13 @@ def qlora_settings(
 
 
 def check_fields(name: str, condition: Condition) -> None:
-    """Raises StudyError for a quantisation setting that is not one of bitsandbytes' choices."""
+    """Raises StudyError for a quantisation setting whose value bitsandbytes does not offer."""
     for key, value in condition.options().items():
         if key in CHOICES and value not in CHOICES[key]:
             allowed = ", ".join(str(choice) for choice in CHOICES[key])
             raise StudyError(
                 f"conditions.{name}.{key}: expected one of {allowed}, found {value!r}.",
-                fix=f"Set {key} to one.",
+                fix=f"Set {key} to one of them.",
             )
 
 
@@ -137,7 +137,7 @@ def require_bitsandbytes() -> None:
 
 
 def base_for(store: Store, ref: ModelRef, condition: Condition) -> PreTrainedModel:
-    """The base model as `condition` trains and scores on it: in 4 bits for `qlora`, else as `load_base` gives it.
+    """The base model as `condition` trains and scores it: in 4 bits for `qlora`, else as from `load_base`.
 
     For `qlora` the self-test runs first, once per runtime and study; its record lies in the study's audit folder.
     Raises GateError naming the stage that failed, MachineError without bitsandbytes.
@@ -150,7 +150,7 @@ def base_for(store: Store, ref: ModelRef, condition: Condition) -> PreTrainedMod
 
 
 def require_self_test(store: Store, how: Quantisation) -> None:
-    """Run the self-test unless this runtime has a record in the study. Raises GateError when it failed."""
+    """Run the self-test unless the study has a record of it for this runtime. Raises GateError if it failed."""
     key = hash_of(runtime(how))
     path = store.audit(f"quantised-{key[:12]}.json")
     if not store.is_done(path, key):
@@ -166,14 +166,14 @@ def require_self_test(store: Store, how: Quantisation) -> None:
 
 
 def said(stage: Stage) -> str:
-    """What was measured, with its threshold."""
+    """The measured difference with its threshold, as text."""
     if stage.difference is None:
         return stage.error
     return f"{stage.measured} differs by {stage.difference:.2g}, allowed {stage.threshold:.2g}"
 
 
 def to_record(result: SelfTest) -> dict[str, JsonLike]:
-    """The outcome as plain JSON, with each stage's verdict."""
+    """The result as plain JSON, with the status of each stage."""
     record: dict[str, Any] = to_json(result)
     record["stages"] = [{**to_json(stage), "passed": stage.passed} for stage in result.stages]
     record["passed"] = result.failed is None
@@ -181,7 +181,7 @@ def to_record(result: SelfTest) -> dict[str, JsonLike]:
 
 
 def runtime(how: Quantisation) -> dict[str, JsonLike]:
-    """Everything the outcome can depend on: package versions, processor and its flags, device, settings."""
+    """Everything that the result can depend on: package versions, processor and its flags, device, settings."""
     import torch
 
     require_bitsandbytes()
@@ -212,7 +212,9 @@ def cpu_flags() -> list[str] | None:
 
 
 def load_quantised(ref: ModelRef, how: Quantisation) -> PreTrainedModel:
-    """The base in 4 bits, in evaluation mode, guarded before its first forward. Raises ModelError, MachineError."""
+    """The base in 4 bits, in evaluation mode, with the guard applied before its first forward pass. Raises ModelError,
+    MachineError.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -230,7 +232,8 @@ def load_quantised(ref: ModelRef, how: Quantisation) -> PreTrainedModel:
 
 
 def load_in_bits(ref: ModelRef, dtype: str, config: BitsAndBytesConfig, *, bits: int, fix: str = "") -> PreTrainedModel:
-    """The model by bitsandbytes' `config`, which a folder that is stored in bits has itself. Raises ModelError."""
+    """The model quantised by bitsandbytes' `config`; a folder that is stored quantised has its own. Raises
+    ModelError."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -252,7 +255,7 @@ def in_bits(folder: Path) -> bool:
 
 
 def guard(model: PreTrainedModel | PeftModel) -> int:
-    """Switch the repacking for AVX512-BF16 off in every 4-bit layer; how many layers there are.
+    """Switch off the repacking for AVX512-BF16 in every 4-bit layer; returns the number of layers.
 
     It must run before the first forward in evaluation mode: a repacked layer is not repaired.
     """
@@ -263,7 +266,7 @@ def guard(model: PreTrainedModel | PeftModel) -> int:
 
 
 def linear4bit(model: PreTrainedModel | PeftModel) -> dict[str, Linear4bit]:
-    """The 4-bit layers by name, an adapter's wrapping left out of the name."""
+    """The 4-bit layers by name, without an adapter's wrapping in the name."""
     from bitsandbytes.nn import Linear4bit
 
     found = {}
@@ -274,7 +277,7 @@ def linear4bit(model: PreTrainedModel | PeftModel) -> dict[str, Linear4bit]:
 
 
 def dequantised(layer: Linear4bit) -> torch.Tensor:
-    """The values that a 4-bit layer stands for, float32, shape (out, in)."""
+    """The values that a 4-bit layer represents, float32, shape (out, in)."""
     from bitsandbytes.functional import dequantize_4bit
 
     values: torch.Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
@@ -285,7 +288,7 @@ def dequantised(layer: Linear4bit) -> torch.Tensor:
 
 
 def render_text(result: SelfTest) -> str:
-    """The stages of a self-test as a table, and the sentence they come to."""
+    """The stages of a self-test as a table, and the conclusion in one sentence."""
     facts = result.runtime
     flags = facts["cpu_flags"] or []
     risky = "has" if "avx512_bf16" in flags else "has no"
@@ -308,7 +311,7 @@ def render_text(result: SelfTest) -> str:
 
 
 def self_test(how: Quantisation) -> SelfTest:
-    """Walk the 4-bit path on a small random model and compare every stage with float32. Takes seconds.
+    """Run the 4-bit path on a small random model and compare every stage with float32. Takes seconds.
 
     After a stage that raises, the stages that need it are recorded as not measured.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Import what a cell imports, join the group, wait for all, leave."""
+    """Import what a cell imports, join the process group, wait for all processes, and exit."""
     import torch.distributed as dist
     from accelerate import PartialState
     from transformers import Trainer  # noqa: F401 - it is what takes the time

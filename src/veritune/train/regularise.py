@@ -52,7 +52,7 @@ class Penalties:
 
     @classmethod
     def of(cls, condition: Condition) -> Penalties:
-        """What a condition declares; coefficients that are left out are 0."""
+        """The penalties that a condition declares; coefficients that are left out are 0."""
         noise = R3F_NOISE if condition.r3f_noise is None else condition.r3f_noise
         return cls(condition.kl_to_base or 0.0, condition.r3f or 0.0, noise, condition.r3f_draw or "normal")
 
@@ -62,7 +62,8 @@ class Penalties:
 
 class Regulariser:
     """Adds penalties to a summed loss and keeps their sums for the log. `base` is the untouched model of a full
-    fine-tuning; a PEFT model switches its adapter off instead."""
+    fine-tuning; for a PEFT model the adapter is switched off instead.
+    """
 
     def __init__(self, penalties: Penalties, model: PreTrainedModel) -> None:
         self.penalties = penalties
@@ -90,7 +91,7 @@ class Regulariser:
         return total
 
     def means(self, n_tokens: float) -> dict[str, float]:
-        """Each part per target token since the last call, `nll` the plain loss."""
+        """The mean of each part per target token since the last call; `nll` is the plain loss."""
         made = {name: value / n_tokens for name, value in self.sums.items()}
         self.sums = {}
         return made
@@ -118,7 +119,7 @@ def kl(p_N_V: torch.Tensor, q_N_V: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def noisy_embeddings(model: PreTrainedModel, penalties: Penalties) -> Iterator[None]:
-    """Noise on the input embeddings while the block runs. Raises GateError where rounding eats the noise."""
+    """Add noise to the input embeddings while the block runs. Raises GateError if rounding removes the noise."""
 
     def add_noise(_module: torch.nn.Module, _args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
         drawn = torch.empty_like(out)
@@ -127,8 +128,8 @@ def noisy_embeddings(model: PreTrainedModel, penalties: Penalties) -> Iterator[N
         kept = float((noised != out).float().mean())
         if kept < NOISE_KEPT:
             raise GateError(
-                f"r3f_noise: {penalties.noise:g} changes {kept:.0%} of the embeddings' values in {out.dtype}: rounding "
-                "takes the rest, and the penalty would be of nothing.",
+                f"r3f_noise: {penalties.noise:g} changes only {kept:.0%} of the embeddings' values in {out.dtype}: "
+                "rounding removes the rest, so the penalty would have no effect.",
                 fix="Set model.dtype: float32, or a larger r3f_noise.",
             )
         return noised
@@ -147,7 +148,7 @@ def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class UpdateClip(TrainerCallback):  # type: ignore[misc]
-    """Scales each trained tensor's change of a step so that its root mean square is at most `most` learning rates."""
+    """Scales each trained tensor's change in a step so that its root mean square is at most `most` learning rates."""
 
     def __init__(self, most: float) -> None:
         self.most = most

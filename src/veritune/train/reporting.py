@@ -41,7 +41,7 @@ OTHER_PACKAGES = {"tensorboard": ("tensorboardX",)}
 
 @dataclass(frozen=True)
 class Reported:
-    """A run as reporters are told of it. `folder` is the run's, `work` what goes when its training ends."""
+    """What reporters need to know of a run. `folder` is the run's; `work` is deleted when its training ends."""
 
     study: str
     root: Path
@@ -53,7 +53,7 @@ def require(kinds: Sequence[str]) -> None:
     """Raises MachineError for a reporter whose package is not installed."""
     for kind in kinds:
         if not any(util.find_spec(name) for name in (kind, *OTHER_PACKAGES.get(kind, ()))):
-            raise MachineError(f"report_to: {kind} is not installed.", fix="Install it, or take it out of report_to.")
+            raise MachineError(f"report_to: {kind} is not installed.", fix="Install it, or remove it from report_to.")
 
 
 def variables(kinds: Sequence[str]) -> tuple[str, ...]:
@@ -63,7 +63,8 @@ def variables(kinds: Sequence[str]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def reporting(kinds: Sequence[str], run: Reported) -> Iterator[None]:
-    """Names and places for these reporters while the block builds a trainer and trains; every run is ended after it.
+    """Set names and places for these reporters while the block builds a trainer and trains; their runs are ended
+    afterwards.
 
     Raises MachineError when a reporter is not installed or cannot begin.
     """
@@ -81,7 +82,10 @@ def reporting(kinds: Sequence[str], run: Reported) -> Iterator[None]:
         except Exception as exc:
             if (said := _reporter_s(exc, kinds)) is None:
                 raise
-            raise MachineError(f"report_to: {said}", fix="Install or set up what it names, or take it out.") from None
+            raise MachineError(
+                f"report_to: {said}",
+                fix="Install or set up the reporter as its message says, or remove it from report_to.",
+            ) from None
         finally:
             for kind in kinds:
                 if not began[kind]:
@@ -89,7 +93,7 @@ def reporting(kinds: Sequence[str], run: Reported) -> Iterator[None]:
 
 
 def settings_of(kinds: Sequence[str], run: Reported) -> dict[str, str]:
-    """The environment variables that these reporters read, as a study fills them in."""
+    """The environment variables that these reporters read, filled in for a study."""
     tracking, found = run.root / "tracking", {"TENSORBOARD_LOGGING_DIR": str(run.folder / "tensorboard")}
     if "mlflow" in kinds:
         found |= {"MLFLOW_EXPERIMENT_NAME": run.study, "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -100,7 +104,8 @@ def settings_of(kinds: Sequence[str], run: Reported) -> dict[str, str]:
 
 
 class StepReporter:
-    """Sends numbers of a step into the run that the Trainer's own reporters opened; a reporter without one gets none.
+    """Sends numbers of a step into the run that the Trainer's own reporters opened; without an open run nothing is
+    sent.
 
     `kinds` are `TrainingArguments.report_to`; TensorBoard's numbers go where its callback writes, if that is known
     (`TENSORBOARD_LOGGING_DIR`), else to `runs/veritune` in the Trainer's output folder.
@@ -112,7 +117,7 @@ class StepReporter:
         self._board: EventFileWriter | None = None
 
     def send(self, numbers: Mapping[str, float], step: int) -> None:
-        """Send numbers by name, under the step that the Trainer counts."""
+        """Send numbers by name, with the Trainer's step count."""
         for kind in self._kinds:
             if kind == "tensorboard" and util.find_spec("tensorboard") is not None:
                 self._board = self._board or event_writer(self._folder)
@@ -125,7 +130,7 @@ class StepReporter:
                 sys.modules["trackio"].log({**numbers, "train/global_step": step})
 
     def close(self) -> None:
-        """Write what TensorBoard still holds back."""
+        """Write what TensorBoard has buffered."""
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -139,7 +144,7 @@ def event_writer(folder: str) -> EventFileWriter:
 
 
 def write_scalars(writer: EventFileWriter, numbers: Mapping[str, float], step: int) -> None:
-    """Numbers by name as one event."""
+    """Write numbers by name as one event."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -173,7 +178,7 @@ def _kept_id(work: Path) -> str:
 
 @contextlib.contextmanager
 def filled_in(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables that are not set, set while the block runs."""
+    """Set environment variables that are not set, while the block runs."""
     new = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(new)
     try:

@@ -48,7 +48,7 @@ class Cell:
 
 
 def plan_cells(study: Study, facts: Facts, chosen: Mapping[str, float] | None = None) -> list[Cell]:
-    """All cells of a study in the order in which they run; seeds outermost, so that an early look is a balanced one.
+    """All cells of a study in running order; seeds are the outermost loop, so that partial results are balanced.
 
     `chosen` are the selected learning rates by condition, None while the study's selection is not recorded.
     """
@@ -81,7 +81,7 @@ class _Texts:
         self.of: dict[tuple[object, ...], dict[str, str]] = {}
 
     def arm(self, study: Study, cell: Cell) -> dict[str, str]:
-        """Everything that the cell's hash is made from but its seed, by key."""
+        """Everything in the cell's hash except its seed, by key."""
         key = (cell.phase, cell.condition, cell.lr, cell.shape)
         if key not in self.of:
             parts: dict[str, Any] = {
@@ -111,12 +111,12 @@ def _cell(study: Study, texts: _Texts, cell: Cell) -> Cell:
 
 
 def summary_hash(study: Study, cell: Cell, facts: DataFacts) -> str:
-    """What a finished cell was made from: its training inputs, the eval contracts and the items of benchmarks."""
+    """The hash of a finished cell's inputs: its training inputs, the eval contracts and the items of benchmarks."""
     return summary_hasher(study, facts)(cell)
 
 
 def summary_hasher(study: Study, facts: DataFacts) -> Callable[[Cell], str]:
-    """`summary_hash` for many cells of one study: what they share is written as text once."""
+    """`summary_hash` for many cells of one study: the shared part is serialised only once."""
     evals = {name: spec.model_dump(mode="json") for name, spec in study.evals.items()}
     scored = {"evals": dumps(evals)}
     scored |= {"items": dumps(facts.benchmarks)} if evals and facts.benchmarks else {}
@@ -130,7 +130,7 @@ def summary_hasher(study: Study, facts: DataFacts) -> Callable[[Cell], str]:
 
 
 def schedule(study: Study, cell: Cell) -> Train:
-    """The schedule one cell trains by: the study's, the condition's own steps or epochs, the cell's learning rate."""
+    """The schedule of one cell: the study's, with the condition's own steps or epochs and the cell's learning rate."""
     if cell.phase == BASELINE:
         return study.train
     condition, train = study.conditions[cell.condition], study.train
@@ -173,7 +173,7 @@ def fraction(study: Study, cell: Cell) -> float:
 
 
 def seen_rows(study: Study, data: Prepared, cell: Cell) -> tuple[Rendered, ...]:
-    """The rows a cell trains on, in the order of the data file."""
+    """The rows that a cell trains on, in the order of the data file."""
     kept = kept_families(study, data, fraction(study, cell))
     rows = tuple(row for row in data.zone("seen") if data.family_of[row.row_id] in kept)
     condition = study.conditions.get(cell.condition)
@@ -184,7 +184,8 @@ def seen_rows(study: Study, data: Prepared, cell: Cell) -> tuple[Rendered, ...]:
 
 
 def mixture(rows: Sequence[Rendered], shares: Mapping[str, float], data: Prepared, seed: int) -> tuple[Rendered, ...]:
-    """The most rows that have these shares of the named data sets, drawn in a seeded order of families, none twice.
+    """The largest set of rows with these shares of the named data sets, drawn in a seeded order of families, without
+    repetition.
 
     Raises StudyError for a set without a trained row.
     """
@@ -211,7 +212,7 @@ def set_name(row: Row) -> str:
 
 
 def kept_families(study: Study, data: Prepared, share: float) -> frozenset[str]:
-    """The trained families of a share of the data: the first of a seeded order that hold at least so many rows.
+    """The trained families for a share of the data: the first ones of a seeded order that hold enough rows.
 
     A smaller share's families are among those of every larger one. At least one family is kept.
     """
@@ -230,7 +231,7 @@ def kept_families(study: Study, data: Prepared, share: float) -> frozenset[str]:
 
 
 def smallest_share(study: Study) -> float:
-    """The least share of the seen rows that any condition's main runs train on."""
+    """The smallest share of the seen rows on which any condition's main runs train."""
     return min((c.data_fraction or 1.0) for c in study.conditions.values())
 
 
@@ -249,7 +250,7 @@ def steps_of(study: Study, data: Prepared, cell: Cell) -> int:
 
 
 def training_tokens(study: Study, data: Prepared, cell: Cell) -> int:
-    """Tokens a cell trains on, padding apart; 0 for the baseline."""
+    """Number of tokens that a cell trains on, without padding; 0 for the baseline."""
     if cell.phase == BASELINE:
         return 0
     rows, train = seen_rows(study, data, cell), schedule(study, cell)
@@ -260,8 +261,9 @@ def training_tokens(study: Study, data: Prepared, cell: Cell) -> int:
 
 
 def validation_steps(train: Train, steps: int, n_rows: int) -> list[int]:
-    """Steps after which validation NLL is taken and a checkpoint written: those listed in `eval_steps`, every so many,
-    else at epochs' ends; and the last one."""
+    """Steps after which validation NLL is measured and a checkpoint written: those listed in `eval_steps`, every
+    `eval_steps`, or at epoch ends; and the last one.
+    """
     if isinstance(train.eval_steps, tuple):
         return sorted({*(step for step in train.eval_steps if step < steps), steps})
     epoch = train.model_copy(update={"max_steps": -1, "num_train_epochs": 1})
@@ -270,7 +272,7 @@ def validation_steps(train: Train, steps: int, n_rows: int) -> list[int]:
 
 
 def check_cadence(study: Study, data: Prepared) -> None:
-    """Raises StudyError for a step of `eval_steps` that a condition's main runs do not reach."""
+    """Raises StudyError for a step in `eval_steps` that a condition's main runs do not reach."""
     listed = study.train.eval_steps
     if not isinstance(listed, tuple):
         return
@@ -284,7 +286,7 @@ def check_cadence(study: Study, data: Prepared) -> None:
 
 
 def source_of_rows(study: Study, data: Prepared) -> dict[str, str]:
-    """Where every row comes from, by its id: the column `data.source_field`, else its data set; empty without either.
+    """The source of every row, by its id: the column `data.source_field`, else its data set; empty without either.
 
     Raises StudyError where no validation row has a value in the column.
     """
@@ -306,7 +308,9 @@ def main_cells(cells: Sequence[Cell]) -> list[Cell]:
 def by_source(
     rows: Sequence[Rendered], parts: Sequence[tuple[float, int]], source_of: Mapping[str, str]
 ) -> dict[str, float]:
-    """NLL per target token of each source, as the log names it, from (sum, count) of rows; empty without sources."""
+    """NLL per target token of each source, with the names used in the log, from (sum, count) of rows; empty without
+    sources.
+    """
     if not source_of:
         return {}
     found: dict[str, list[tuple[float, int]]] = {}
@@ -317,5 +321,5 @@ def by_source(
 
 
 def sources_in(logs: Mapping[str, float]) -> dict[str, float] | None:
-    """Validation NLL by source in one line of the log; None where rows have no source."""
+    """Validation NLL by source in one line of the log; None if rows have no source."""
     return {key.removeprefix(BY_SOURCE): logs[key] for key in logs if key.startswith(BY_SOURCE)} or None

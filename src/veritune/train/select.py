@@ -40,14 +40,16 @@ RULE = "lowest validation NLL; equal losses go to the smaller learning rate; a f
 
 
 def choose(candidates: Sequence[RateCandidate]) -> tuple[RateCandidate, str | None]:
-    """The winner and the edge of the grid it lies at: `low`, `high` or None.
+    """The chosen rate, and the edge of the grid at which it lies: `low`, `high` or None.
 
     Raises GateError when no candidate is eligible.
     """
     eligible = [c for c in candidates if c.eligible]
     if not eligible:
         reasons = "; ".join(f"{c.lr:g}: {c.failed}" for c in candidates)
-        raise GateError(f"no learning rate of the grid can be used ({reasons}).", fix="Choose another grid.")
+        raise GateError(
+            f"no learning rate of the grid can be used ({reasons}).", fix="Declare another grid of learning rates."
+        )
     winner = min(eligible, key=lambda c: (c.validation_nll, c.lr))
     grid = sorted(c.lr for c in candidates)
     edge = {grid[0]: "low", grid[-1]: "high"}.get(winner.lr)
@@ -55,7 +57,7 @@ def choose(candidates: Sequence[RateCandidate]) -> tuple[RateCandidate, str | No
 
 
 def record_selection(store: Store, study: Study, facts: Facts) -> Selection:
-    """Choose every condition's rate from the finished selection runs and write `selection.json`; the record.
+    """Choose every condition's rate from the finished selection runs, write `selection.json` and return the record.
 
     Raises GateError when a run is missing, when one holds scores, or when no rate can be used.
     """
@@ -69,7 +71,7 @@ def record_selection(store: Store, study: Study, facts: Facts) -> Selection:
 
 
 def chosen(store: Store, study: Study, facts: Facts) -> dict[str, float] | None:
-    """The selected learning rates by condition; None without a selection, or while it is not recorded.
+    """The selected learning rates by condition; None without a selection, or until it is recorded.
 
     Raises StaleError when the record is not what the selection runs on disk come to.
     """
@@ -83,7 +85,7 @@ def chosen(store: Store, study: Study, facts: Facts) -> dict[str, float] | None:
         return None  # a run was taken away: it is made again
     if not _same(record, _selection(store, study, facts, record.time)):
         raise StaleError(
-            f"{path} is not what the selection runs come to: it or they were edited.",
+            f"{path} does not follow from the selection runs: it or they were edited.",
             fix="Restore the files, or delete it and run again.",
         )
     return record.rates
@@ -126,7 +128,7 @@ def _summary(store: Store, cell: Cell) -> RunSummary:
     scored = [p for p in (folder / "scores").rglob("*") if p.is_file()]
     if scored:
         raise GateError(
-            f"{scored[0]}: scores lie in a run that chooses a learning rate; no benchmark may enter the choice.",
+            f"{scored[0]}: a run that chooses a learning rate has scores, but no benchmark may influence the choice.",
             fix="Remove them.",
         )
     path = folder / "summary.json"
@@ -140,7 +142,7 @@ def _summary(store: Store, cell: Cell) -> RunSummary:
 
 
 def selection_lines(record: Selection) -> list[str]:
-    """One line a condition for the screen, with the flag where the winner lies at the grid's edge."""
+    """One line per condition for the screen, with a warning if the chosen rate is at the edge of the grid."""
     lines = []
     for name, choice in record.conditions.items():
         tried = ", ".join(
@@ -159,7 +161,7 @@ def selection_lines(record: Selection) -> list[str]:
 
 
 def record_shapes(store: Store, study: Study, facts: Facts, rates: Mapping[str, float]) -> ShapeTimings | None:
-    """Compare the batch shapes tried with the declared one and write `shapes.json`; None when none was declared."""
+    """Compare the timed batch shapes with the declared one and write `shapes.json`; None if none were to be timed."""
     if study.selection is None or not study.selection.batch_shapes:
         return None
     cells = plan_cells(study, facts, rates)
@@ -214,7 +216,7 @@ def _offer(declared: TimedShape, tried: TimedShape) -> ShapeOffer:
     if tried.effective == declared.effective:
         return ShapeOffer(faster > 1, f"the same effective batch at {faster:.2f} times the speed")
     if tried.effective < declared.effective:
-        return ShapeOffer(False, "a smaller effective batch is another schedule: declare it and select again")
+        return ShapeOffer(False, "a smaller effective batch is a different schedule: declare it and select again")
     if tried.validation_nll is None or declared.validation_nll is None:
         return ShapeOffer(False, "its validation NLL is not recorded")
     worse = tried.validation_nll - declared.validation_nll
@@ -224,7 +226,7 @@ def _offer(declared: TimedShape, tried: TimedShape) -> ShapeOffer:
 
 
 def shape_lines(timings: ShapeTimings) -> list[str]:
-    """The declared shape and each that was tried, for the screen."""
+    """The declared shape and each one that was tried, as text for the screen."""
     return [
         f"shape    {name}: {_shape_text(shape)}"
         for name, shapes in timings.conditions.items()

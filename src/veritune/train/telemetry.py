@@ -72,7 +72,7 @@ class _Layout:
 
     @property
     def counts(self) -> dict[str, dict[str, float]]:
-        """Trained parameters of each type and group."""
+        """Number of trained parameters of each type and group."""
         by_axis = self.by_axis(np.array([p.numel() for p in self.params], dtype=np.float64))
         return {axis: {k: int(n) for k, n in by_axis[axis].items()} for axis in ("type", "group")}
 
@@ -338,7 +338,7 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
         if after > 0 and np.isfinite(before):
             assert self._seen is not None
             return at_step * before * self._seen["unscale_watched"] / after, "ratio of watched gradients"
-        return None, "clipped, and this step's grad_norm was not logged: set logging_steps=1"
+        return None, "clipped, but this step's grad_norm was not logged: set logging_steps=1"
 
     # ------------------------------------------------------------ the file
 
@@ -369,7 +369,7 @@ class GradientTelemetry(TrainerCallback):  # type: ignore[misc]
 
 
 def read_telemetry(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The whole lines of a telemetry file, in step order; a last line left half-written by a killed run is dropped.
+    """The complete lines of a telemetry file, in step order; an incomplete last line of a killed run is dropped.
 
     Raises FormatError for a file that is no text, and for a line before the last that is damaged, by its number.
     """
@@ -395,17 +395,17 @@ def read_telemetry(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _damaged(path: str | os.PathLike[str], number: int, why: str) -> FormatError:
     return FormatError(
         f"{os.fspath(path)} line {number} is damaged: {why}.",
-        fix="Restore the file from a copy, or delete the run's folder so that the run is made again.",
+        fix="Restore the file from a copy, or delete the run's folder to train the run again.",
     )
 
 
 def unavailable_because(args: TrainingArguments, optimizer: Optimizer | None, sharded: bool) -> str | None:
-    """Why gradients cannot be read at the optimizer step, None when they can."""
+    """Why gradients cannot be read at the optimizer step, None if they can."""
     kind = str(getattr(getattr(optimizer, "accelerator_state", None), "distributed_type", ""))
     if getattr(args, "deepspeed", None) or kind.endswith("DEEPSPEED"):
         return "DeepSpeed steps inside its own backward and frees the gradients before any callback sees them"
     if kind.endswith("FSDP") and not sharded:
-        return "FSDP1 flattens parameters, so a norm cannot be told by module; use FSDP2 (fsdp_version: 2)"
+        return "FSDP1 flattens parameters, so norms per module cannot be computed; use FSDP2 (fsdp_version: 2)"
     return None
 
 

@@ -33,7 +33,7 @@ class Tensors:
         paths = [folder / only] if only else sorted(folder.glob("*.safetensors"))
         paths = [p for p in paths if p.exists()]
         if not paths:
-            raise ModelError(f"{folder}: no safetensors weights found.", fix="Save the model with safetensors.")
+            raise ModelError(f"{folder}: no safetensors weights found.", fix="Save the model as safetensors.")
         self._path_of: dict[str, Path] = {}
         self._shape_of: dict[str, tuple[int, ...]] = {}
         self._dtype_of: dict[str, str] = {}
@@ -46,20 +46,18 @@ class Tensors:
                         self._shape_of[name] = tuple(file.get_slice(name).get_shape())
                         self._dtype_of[name] = file.get_slice(name).get_dtype()
             except (SafetensorError, OSError) as exc:
-                raise ModelError(f"{path}: cannot be read ({first_line(exc)}).", fix="Copy it again.") from exc
+                raise ModelError(f"{path}: cannot be read ({first_line(exc)}).", fix="Copy the file again.") from exc
         self.names = tuple(self._shape_of)
         packed = [n for n in self.names if _is_packed(n, self._dtype_of[n])]
         if packed:
-            raise ModelError(
-                f"{folder}: the weights are quantised ({packed[0]}).", fix="Compare with the unquantised base."
-            )
+            raise ModelError(f"{folder}: the weights are quantised ({packed[0]}).", fix="Use the unquantised base.")
 
     def exact(self, name: str) -> str | None:
-        """The name itself where there is such a tensor."""
+        """The name itself if there is a tensor of this name."""
         return name if name in self._shape_of else None
 
     def replaced(self, made: dict[str, torch.Tensor], gone: set[str]) -> Tensors:
-        """The same tensors without `gone`, and with `made`, which stay in memory."""
+        """The same tensors without those in `gone` and with those in `made`, which stay in memory."""
         other = copy.copy(self)
         other._made = {**self._made, **made}
         other._shape_of = {k: v for k, v in self._shape_of.items() if k not in gone}
@@ -68,7 +66,7 @@ class Tensors:
         return other
 
     def exact_tensor(self, name: str) -> torch.Tensor:
-        """A tensor in the precision in which it is stored."""
+        """A tensor in its stored precision."""
         if name in self._made:
             return self._made[name]
         with safe_open(str(self._path_of[name]), framework="pt") as file:
@@ -76,7 +74,7 @@ class Tensors:
             return tensor
 
     def key_of(self, module: str) -> str | None:
-        """The weight's own name for a module's: exact, else the only one that differs by a prefix."""
+        """The name of a module's weight: exact, else the only one that differs by a prefix."""
         for key in (f"{module}.weight", module):
             if key in self._shape_of:
                 return key
@@ -86,7 +84,7 @@ class Tensors:
         return ends[0] if len(ends) == 1 else None
 
     def tied(self, module: str) -> str | None:
-        """For a head that has no weight of its own here: the embedding's name, which it shares."""
+        """For a head without its own weight in these files: the name of the embedding that it shares."""
         if module.rsplit(".", 1)[-1] != "lm_head":
             return None
         found = [n for n in self.names if n.endswith(("embed_tokens.weight", "wte.weight"))]
@@ -96,7 +94,7 @@ class Tensors:
         return self._shape_of[name]
 
     def dtype(self, name: str) -> torch.dtype:
-        """The precision in which the tensor is stored."""
+        """The stored precision of the tensor."""
         names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
         return names.get(self._dtype_of[name], torch.float32)
 
@@ -104,7 +102,7 @@ class Tensors:
         return self.exact_tensor(name).double()
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """Row blocks in float64; each holds at most `BLOCK_BYTES` in that precision, one row at least."""
+        """Row blocks in float64; each has at most `BLOCK_BYTES` in that precision, and at least one row."""
         shape = self.shape(name)
         if not shape:
             yield self.whole(name)
@@ -117,7 +115,7 @@ class Tensors:
                 yield block.double()
 
     def head(self, name: str, elements: int = 4096) -> torch.Tensor:
-        """The first rows of a tensor in float64, about so many elements of it."""
+        """The first rows of a tensor in float64, with about this many elements."""
         rows = max(1, elements // max(1, math.prod(self.shape(name)[1:])))
         with safe_open(str(self._path_of[name]), framework="pt") as file:
             part: torch.Tensor = file.get_slice(name)[:rows]

@@ -60,7 +60,7 @@ def collate(rows: Sequence[TrainRow], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 def join(rows: Sequence[TrainRow]) -> dict[str, torch.Tensor]:
-    """The rows of a batch one after another in one sequence, without padding: shapes (1, sum of T) and (B,).
+    """The rows of a batch concatenated into one sequence without padding: shapes (1, sum of T) and (B,).
 
     `position_ids` restart with every row. Models that build their attention mask from them, with no `attention_mask`
     given, let no row see another (`check_joined` looks). A row's first token is no target: nothing of it predicts that.
@@ -78,7 +78,7 @@ def join(rows: Sequence[TrainRow]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def check_joined(model: PreTrainedModel, rows: Sequence[Rendered], pad_id: int) -> float:
-    """Largest difference between rows' NLL per target token (nats) when joined and when alone.
+    """Largest difference in NLL per target token (nats) between rows that are joined and the same rows alone.
 
     Raises GateError when it is no rounding: the model's attention would let one row see another.
     """
@@ -99,8 +99,8 @@ def check_joined(model: PreTrainedModel, rows: Sequence[Rendered], pad_id: int) 
     if not typical <= (0.1 if half else 1e-4):
         raise GateError(
             f"padding_free: {type(_plain(model)).__name__} gives joined rows another loss than rows alone "
-            f"({typical:.3g} nats a token on average): one row sees another.",
-            fix="Take `padding_free` out; this architecture or method does not mask by position_ids.",
+            f"({typical:.3g} nats per token on average): rows attend to each other.",
+            fix="Remove `padding_free`; this architecture or method does not mask by position_ids.",
         )
     return largest
 
@@ -163,7 +163,7 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def share_of(batch: list[TrainRow], rank: int, world: int) -> list[TrainRow]:
-    """The rows of a batch that one of `world` processes takes: every `world`-th.
+    """The rows of a batch that one of `world` processes gets: every `world`-th.
 
     A rank for which no row is left takes the first row with nothing to learn, so that every row of the contract counts
     exactly once on any number of processes.
@@ -176,7 +176,7 @@ def share_of(batch: list[TrainRow], rank: int, world: int) -> list[TrainRow]:
 def row_nll(
     model: PreTrainedModel, rows: Sequence[Rendered], pad_id: int, batch_size: int = NLL_BATCH
 ) -> list[tuple[float, int]]:
-    """For each row, its summed NLL in nats and its number of target tokens, in the order given.
+    """For each row, its summed NLL in nats and its number of target tokens, in the given order.
 
     Rows are batched by length; the sums do not depend on the batching beyond rounding.
     """
@@ -227,7 +227,7 @@ class _Compared:
         self._tensors = {name: (tensor, _version(tensor)) for name, tensor in inputs.items()}
 
     def still(self, inputs: dict[str, torch.Tensor]) -> bool:
-        """Whether these are those tensors, and nothing was written into them. Reads no value."""
+        """Whether these are the same tensors and were not written to since, found without reading values."""
         same = (tensor is inputs.get(name) and _version(tensor) == v for name, (tensor, v) in self._tensors.items())
         return inputs.keys() == self._tensors.keys() and all(same)
 
@@ -248,7 +248,7 @@ def _left_on_the_host(accelerator: Accelerator) -> Iterator[None]:
 
 
 class ContractTrainer(Trainer):  # type: ignore[misc]
-    """Trains on the contract's rows and counts the rows it has compared with the contract (`rows_checked`)."""
+    """A Trainer that trains on the contract's rows and counts the rows compared with the contract (`rows_checked`)."""
 
     control: Any
 
@@ -277,7 +277,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
 
     def use_rows(self, rows: Sequence[Rendered]) -> None:
-        """Train on these rows, in this order, instead."""
+        """Train on these rows instead, in this order."""
         self.contract_rows, self.train_dataset, self.in_order = rows, _dataset(rows), True
 
     def _get_train_sampler(self, *args: Sequence[TrainRow], **kwargs: Sequence[TrainRow]) -> Sampler[int] | None:
@@ -328,7 +328,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         return (loss, {}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: float | None, **kwargs: float | None) -> None:
-        """With penalties `loss` stays the NLL per target token; `objective` is what was minimised."""
+        """Log a step. With penalties `loss` stays the NLL per target token; `objective` is the minimised value."""
         if self.regulariser is not None and "loss" in logs and self._targets:
             parts = self.regulariser.means(self._targets)
             logs = {**logs, "objective": logs["loss"], **parts, "loss": parts["nll"]}
@@ -337,7 +337,7 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[TrainRow]:
-        """On several processes: the batches of one process, of which each takes its share."""
+        """The training batches; with several processes each gets its share of the same batches."""
         world, rank = self.args.world_size, self.args.process_index
         if world == 1:
             with _left_on_the_host(self.accelerator):
@@ -377,11 +377,12 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
                 row = replace(row, labels=(IGNORE, *row.labels[1:]))
             if ids != row.input_ids or labels != row.labels:
                 raise GateError(
-                    f"row {row.row_id}: the trainer was about to see other ids or labels than the contract holds.",
-                    fix="A callback or a patched collator changes batches; remove it.",
+                    f"row {row.row_id}: the ids or labels that the trainer was about to use differ from the "
+                    "contract's.",
+                    fix="Remove callbacks and patched collators that change batches.",
                 )
             if any(label != IGNORE for label in padding):
-                raise GateError(f"row {row.row_id}: the loss would fall on padding.", fix="Check the collator.")
+                raise GateError(f"row {row.row_id}: the loss would fall on padding.", fix="Check the data collator.")
         return sum(index >= 0 for index in indices), sum(len(ids) for ids, _, _ in given)
 
     def evaluate(self, *_args: EvaluateOption, **_kwargs: EvaluateOption) -> dict[str, float]:
@@ -396,13 +397,16 @@ class ContractTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def take_up_finished(self, checkpoint: Path) -> None:
-        """Take the state of a checkpoint after which no step is left: `train` would go on into the epoch's rest."""
+        """Load the state of a checkpoint after which no step is left, because `train` would continue into the rest of
+        the epoch.
+        """
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 class Cadence(TrainerCallback):  # type: ignore[misc]
-    """Validation NLL and a checkpoint every `every` optimizer steps, or after the steps it lists (None: once an epoch),
-    and at the last step."""
+    """Measures validation NLL and writes a checkpoint every `every` optimizer steps, or after the listed steps (None:
+    once per epoch), and at the last step.
+    """
 
     def __init__(self, every: int | tuple[int, ...] | None) -> None:
         self.every = every
@@ -423,7 +427,7 @@ class Cadence(TrainerCallback):  # type: ignore[misc]
 
 
 class OnLog(TrainerCallback):  # type: ignore[misc]
-    """Hands every logged row to `sink(step, logs)`."""
+    """Passes every logged row to `sink(step, logs)`."""
 
     def __init__(self, sink: Callable[[int, dict[str, float]], None]) -> None:
         self.sink = sink
@@ -467,8 +471,9 @@ def _wait() -> None:
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint when all that belongs to it is on disk, so add it last. The mark holds `rows_checked`, which
-    every process asks for."""
+    """Marks a checkpoint as complete once all its files are on disk, so add this callback last. The mark holds
+    `rows_checked`, for which every process must call it.
+    """
 
     def __init__(self, rows_checked: Callable[[], int]) -> None:
         self.rows_checked = rows_checked
@@ -486,7 +491,7 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
 
 
 class Retention(TrainerCallback):  # type: ignore[misc]
-    """Frees disk while a run trains, so add it after `MarkComplete`.
+    """Deletes checkpoints that are no longer needed while a run trains; add it after `MarkComplete`.
 
     The newest checkpoint stays whole for taking the run up. Of the others the best so far keeps its weights (with
     `keep_all` every one does); what only training needs (`not_kept`, name patterns) and the rest are removed.
@@ -516,6 +521,6 @@ class Retention(TrainerCallback):  # type: ignore[misc]
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, None when there is none."""
+    """The newest complete checkpoint, None if there is none."""
     found = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}") if p.read_text(encoding="utf-8")]
     return max(found, key=lambda p: int(p.name.rsplit("-", 1)[-1]), default=None)

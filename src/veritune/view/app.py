@@ -25,7 +25,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 def make_app(folders: Sequence[Path], rules: ServerRules, registry: str | None = None) -> Starlette:
-    """The workbench over these folders. Raises InputError for a folder that does not exist."""
+    """The web application for these folders. Raises InputError for a folder that does not exist."""
     own = desk.Desk(find_places(folders), rules, registry, tuple(folders))
 
     def at(page: Callable[[desk.Desk, Request], Response]) -> Callable[[Request], Response]:
@@ -35,7 +35,7 @@ def make_app(folders: Sequence[Path], rules: ServerRules, registry: str | None =
             except VerituneError as exc:
                 return desk.failure(own, 404 if isinstance(exc, desk.UnknownAddress) else 422, exc.message, exc.fix)
             except OSError as exc:  # a folder may be moved or deleted while it is looked at
-                gone = "It may have been moved or deleted; the home page lists what there is."
+                gone = "It may have been moved or deleted; the home page lists all pages."
                 return desk.failure(own, 404, describe_os_error(exc)[0], gone)
 
         return handler
@@ -60,20 +60,22 @@ def make_app(folders: Sequence[Path], rules: ServerRules, registry: str | None =
     ]
     handlers = {
         404: lambda request, exc: desk.failure(own, 404, "There is no such page."),
-        500: lambda request, exc: desk.failure(own, 500, "This page failed; the terminal has the reason."),
+        500: lambda request, exc: desk.failure(own, 500, "This page failed; the terminal shows the error."),
     }
     return Starlette(routes=routes, middleware=[Middleware(Guard, rules=rules)], exception_handlers=handlers)
 
 
 def rules_for(host: str, port: int, token: str | None, edit: bool) -> ServerRules:
-    """What a server at this address allows. Raises InputError for an address beyond this machine without a token."""
+    """The rules for a server at this address. Raises InputError for an address beyond this machine without a token."""
     if host not in LOCAL and not token:
         raise InputError(
-            f"--host {host}: others could read these folders.",
+            f"--host {host}: other machines could read these folders, so a token is needed.",
             fix="Add --token (a word of 16 characters or more, or `new` for a random one).",
         )
     if token and token != "new" and len(token) < 16:
-        raise InputError("--token: expected 16 characters or more.", fix="`--token new` makes a random one.")
+        raise InputError(
+            "--token: expected 16 characters or more.", fix="Use a longer token, or `--token new` for a random one."
+        )
     known = secrets.token_urlsafe(24) if token == "new" else token
     return ServerRules(hosts_of(host, port), known, edit, port)
 
@@ -85,7 +87,7 @@ def _ends(record: logging.LogRecord) -> bool:
 
 
 def serve(folders: Sequence[Path], rules: ServerRules, host: str, registry: str | None = None) -> None:
-    """Serve until Ctrl-C. Raises MachineError where the port is taken."""
+    """Run the server until Ctrl-C. Raises MachineError if the port is in use."""
     app = make_app(folders, rules, registry)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -94,7 +96,7 @@ def serve(folders: Sequence[Path], rules: ServerRules, host: str, registry: str 
             probe.bind((host, rules.port))
         except OSError as exc:
             raise MachineError(
-                f"Port {rules.port} on {host}: {exc.strerror}.", fix="Name another with --port."
+                f"Port {rules.port} on {host}: {exc.strerror}.", fix="Choose another port: --port NUMBER."
             ) from exc
     log = logging.getLogger("uvicorn.error")
     log.setLevel(logging.ERROR)

@@ -32,7 +32,7 @@ REVIEWER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
 @dataclass(frozen=True)
 class Choice:
-    """One decision as it stands; `number` counts the decisions on this item, undo included."""
+    """The present decision on an item; `number` counts all decisions on it, including undone ones."""
 
     item: str
     decision: str | None
@@ -43,18 +43,21 @@ class Choice:
 
 
 def folder_of(pack: Path) -> Path:
-    """Where the decisions on a pack lie: beside it."""
+    """The folder with the decisions on a pack, beside the pack."""
     return pack.with_name(f"{pack.stem}.decisions")
 
 
 def _file(pack: Path, reviewer: str) -> Path:
     if not REVIEWER.fullmatch(reviewer):
-        raise InputError(f"{reviewer[:40]!r} is no reviewer's name.", fix="Letters, digits, dot, dash, underscore.")
+        raise InputError(
+            f"{reviewer[:40]!r} cannot be used as a reviewer's name.",
+            fix="Use letters, digits, dots, dashes and underscores.",
+        )
     return folder_of(pack) / f"{reviewer}.jsonl"
 
 
 def choices(pack: Path, reviewer: str) -> dict[str, Choice]:
-    """The decisions of one reviewer, the last of each item; a torn last line is left out."""
+    """The last decision of one reviewer on each item; an incomplete last line is ignored."""
     path = _file(pack, reviewer)
     found: dict[str, Choice] = {}
     for row in _rows(path):
@@ -79,7 +82,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def decide(pack: Path, reviewer: str, item: str, seen: int, **facts: str | None) -> Choice:
-    """Append one decision and have it on disk. `seen` is the number of the decision that the page showed.
+    """Append one decision and flush it to disk. `seen` is the number of the decision that the page showed.
 
     Raises StaleError where another tab has decided since, with what stands now.
     """
@@ -91,7 +94,8 @@ def decide(pack: Path, reviewer: str, item: str, seen: int, **facts: str | None)
         if (now.number if now else 0) != seen:
             kept = "nothing" if now is None or now.decision is None else f"{now.decision!r}"
             raise StaleError(
-                f"{item} was decided elsewhere since this page was drawn: {kept}.", fix="Look at it again."
+                f"{item} was decided elsewhere since this page was drawn: {kept}.",
+                fix="Load the page again, and decide again.",
             )
         row = {"item": item, **facts, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         start = b"\n" if stream.tell() and not _ends_whole(path) else b""
@@ -102,7 +106,7 @@ def decide(pack: Path, reviewer: str, item: str, seen: int, **facts: str | None)
 
 
 def decide_family(path: Path, decision: FamilyDecision, seen: bool | None) -> None:
-    """Append a decision on two rows and have it on disk. `seen` is the word on them that the page showed.
+    """Append a decision on two rows and flush it to disk. `seen` is the decision on them that the page showed.
 
     Raises StaleError where it is another one now, and InputError where decisions would contradict each other. A line
     that a killed server left half written was never answered: it is cut off.
@@ -118,7 +122,7 @@ def decide_family(path: Path, decision: FamilyDecision, seen: bool | None) -> No
             )
         others = [d for d in standing if d.pair != decision.pair]
         if (text := contradiction([*others, decision])) is not None:
-            raise InputError(f"The {text}.", fix="Take one of them back first.")
+            raise InputError(f"The {text}.", fix="Undo one of these decisions first.")
         stream.seek(0)
         stream.truncate(stream.read().rfind(b"\n") + 1)
         stream.write(dumps(decision).encode() + b"\n")
@@ -133,12 +137,12 @@ def _ends_whole(path: Path) -> bool:
 
 
 def reviewers(pack: Path) -> list[str]:
-    """Who has decided anything on this pack."""
+    """Names of all reviewers with decisions on this pack."""
     return sorted(path.stem for path in folder_of(pack).glob("*.jsonl"))
 
 
 def merged(pack: Path) -> Path:
-    """The pack with its decisions filled in, as `veritune review` reads it; the file's path.
+    """Write the pack with its decisions filled in, as `veritune review` reads it; returns the file's path.
 
     A row that reviewers decided differently stays open, and so does one that nobody decided.
     """
@@ -168,7 +172,7 @@ def _filled(row: Mapping[str, Any], reviewer: str, choice: Choice) -> dict[str, 
 
 
 def rows_of(pack: Path) -> list[Mapping[str, Any]]:
-    """The rows of a pack in their order; a line that is none is left out."""
+    """The rows of a pack in order; lines that are not rows are left out."""
     found: list[Mapping[str, Any]] = []
     for line in pack.read_bytes().split(b"\n"):
         try:
@@ -182,7 +186,7 @@ def rows_of(pack: Path) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class Agreed:
-    """Krippendorff's alpha over items that at least two decided, with a jackknife interval by items."""
+    """Krippendorff's alpha over items that at least two reviewers decided, with a jackknife interval over items."""
 
     agreement: Agreement
     low: float | None

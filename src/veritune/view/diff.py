@@ -24,14 +24,14 @@ LONGEST = 20_000
 
 
 class Piece(NamedTuple):
-    """A run of text, and whether the other side lacks it."""
+    """A run of text, and whether it is absent on the other side."""
 
     text: str
     own: bool
 
 
 def differences(a: str, b: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]] | None:
-    """Both texts in pieces; None where one is too long to compare word by word."""
+    """Both texts in pieces; None if one is too long for a word-by-word comparison."""
     if max(len(a), len(b)) > LONGEST:
         return None
     words_a, words_b = TOKEN.findall(a), TOKEN.findall(b)

@@ -21,21 +21,21 @@ OUTPUTS = ("output", "response", "completion", "generation", "prediction", "answ
 
 
 class ForeignIndex(ScoreIndex):
-    """An index whose records are held in memory, since their places in the file are the other tool's affair."""
+    """An index of another tool's file, with all records in memory because positions in its format are unknown."""
 
     records: Sequence[Mapping[str, Any]] = ()
 
     def lines(self, places: Sequence[int]) -> list[Mapping[str, JsonLike]]:
-        """The records at these places, in the shape of our own."""
+        """The records with these numbers, in the form of our own."""
         return [self.records[i] for i in places]
 
     def places_with(self, text: str) -> list[int]:
-        """Places of the records whose output or prompt holds the text."""
+        """Numbers of the records whose output or prompt contains the text."""
         return [i for i, r in enumerate(self.records) if text in f"{r.get('prompt') or ''}\n{r.get('output') or ''}"]
 
 
 def index_any(path: Path, *, own: bool) -> ScoreIndex:
-    """The index of any score file. Raises ScoreError as `veritune compare` does for a file that it cannot read."""
+    """The index of any score file. Raises ScoreError, as `veritune compare` does, for a file that it cannot read."""
     if own or _is_own(path):
         return index_of(path)
     stat = path.stat()

@@ -44,7 +44,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 @dataclass(frozen=True)
 class ServerRules:
-    """What this server allows. `hosts` are the exact values of `Host`; `token` is None on this machine alone."""
+    """What this server allows. `hosts` are the exact accepted values of the `Host` header; `token` is None if only this
+    machine can connect.
+    """
 
     hosts: frozenset[str]
     token: str | None = None
@@ -59,7 +61,7 @@ class ServerRules:
 
 
 def hosts_of(host: str, port: int) -> frozenset[str]:
-    """The `Host` values that name this server."""
+    """The `Host` header values that name this server."""
     names = {*LOOPBACK, f"[{host}]" if ":" in host else host} | (_own_names() if host in EVERY else set())
     return frozenset(f"{name}:{port}" for name in names) | (frozenset(names) if port == 80 else frozenset())
 
@@ -77,7 +79,9 @@ def _own_names() -> set[str]:
 
 
 class Guard:
-    """ASGI middleware that refuses a request before any page sees it, and adds the headers to every answer."""
+    """ASGI middleware that refuses forbidden requests before any page handles them, and adds security headers to every
+    answer.
+    """
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], rules: ServerRules) -> None:
         self.app = app
@@ -108,7 +112,7 @@ class Guard:
     def _refused(self, scope: Scope, heads: dict[str, str]) -> str:
         """Why the request is refused, empty where it is not."""
         if heads.get("host", "").lower() not in self.rules.hosts:
-            return "This server does not have that name."
+            return "This server does not have that host name."
         if scope["method"] in READS:
             return ""
         if not self.rules.edit:

@@ -34,7 +34,7 @@ CUT = "length"
 
 @dataclass(frozen=True)
 class ScoreIndex:
-    """Columns over the N lines of one score file. `value_N` is NaN where there is no score; offsets are in bytes.
+    """Columns over the N lines of one score file. `value_N` is NaN if there is no score; offsets are in bytes.
 
     `unread` counts lines that are no record: a line that is still being written, or a damaged one.
     """
@@ -62,12 +62,12 @@ class ScoreIndex:
         return bool(known.size) and bool(np.isin(known, (0.0, 1.0)).all())
 
     def lines(self, places: Sequence[int]) -> list[Mapping[str, JsonLike]]:
-        """The records at these places, read from the file."""
+        """The records on these lines, read from the file."""
         with self.path.open("rb") as stream:
             return [self._line(stream, int(self.offset_N[i])) for i in places]
 
     def places_with(self, text: str) -> list[int]:
-        """Places of the lines that hold the text, as JSON writes it with and without escapes; case is kept."""
+        """Numbers of the lines that contain the text, as JSON writes it with and without escapes; case-sensitive."""
         forms = {json.dumps(text, ensure_ascii=flag)[1:-1].encode("utf-8", "surrogatepass") for flag in (True, False)}
         hits: set[int] = set()
         if not len(self) or not text or not self.path.stat().st_size:
@@ -89,7 +89,7 @@ class ScoreIndex:
 
 
 def index_of(path: Path) -> ScoreIndex:
-    """The index of a score file: from memory, else from the cache, else read from the file."""
+    """The index of a score file: from memory, else from the cache, else built from the file."""
     stat = path.stat()
     return _index(path, stat.st_size, stat.st_mtime_ns)
 
@@ -165,13 +165,13 @@ def _columns(
 
 
 def dict_at(record: Mapping[str, JsonLike], name: str) -> Mapping[str, Any]:
-    """An object inside a record; an empty one where there is none."""
+    """An object inside a record; an empty one if there is none."""
     found = record.get(name)
     return found if isinstance(found, dict) else {}
 
 
 def number_of(value: JsonLike) -> float | None:
-    """A score as a number; None for what is none, NaN and infinity included."""
+    """A score as a number; None if it is not one, also for NaN and infinity."""
     return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
 
 
@@ -183,7 +183,7 @@ def _text(value: JsonLike) -> str:
 
 
 def cache_folder() -> Path:
-    """Where indexes are kept: XDG's cache folder."""
+    """The folder for cached indexes: XDG's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "veritune" / "view"
 
 

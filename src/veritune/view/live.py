@@ -17,7 +17,7 @@ MOST = 1_000_000
 
 @dataclass(frozen=True)
 class Tail:
-    """Whole lines after `start`, as records, and where the next look begins."""
+    """The complete lines after `start`, as records, and the byte from which to read next."""
 
     rows: tuple[dict[str, Any], ...]
     next: int

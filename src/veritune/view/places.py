@@ -29,7 +29,7 @@ SKIP = {"runs", "node_modules", "checkpoints", "figures", ".git", ".venv", "__py
 
 @dataclass(frozen=True)
 class Place:
-    """One thing to look at. `id` stands in addresses; a path from an address is never opened."""
+    """One thing to show. `id` is used in addresses; a path from an address is never opened."""
 
     id: str
     kind: Kind
@@ -42,11 +42,14 @@ class Place:
 
 
 def find_places(folders: Sequence[Path]) -> tuple[Place, ...]:
-    """Everything under these folders, each once, in the order found. Raises InputError for one that is not there."""
+    """Everything to show under these folders, each once, in the order found. Raises InputError for a missing folder."""
     found: dict[Path, Place] = {}
     for folder in folders or (Path(),):
         if not folder.exists():
-            raise InputError(f"{folder} does not exist.", fix="Name a study, a folder of studies, or of score files.")
+            raise InputError(
+                f"{folder} does not exist.",
+                fix="Name a folder that exists: of a study, of several studies, or of score files.",
+            )
         root = folder if folder.is_dir() else folder.parent
         for path, kind in _walk(root, DEPTH):
             found.setdefault(path.resolve(), Place(_id(path), kind, path))
@@ -76,7 +79,7 @@ def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, Kind]]:
 
 
 def kind_of(folder: Path) -> Kind | None:
-    """What a folder is; None where it holds nothing that can be shown."""
+    """The kind of a folder; None if it holds nothing that can be shown."""
     if (folder / "study.yaml").is_file():
         return "study"
     if (folder / "report.json").is_file() and (folder / "findings.jsonl").is_file():
@@ -94,7 +97,7 @@ def _score_files(folder: Path) -> Iterator[Path]:
 
 
 def data_folder(place: Place) -> Path | None:
-    """The data version that a study's contract names, else the newest; None where nothing is prepared."""
+    """The data version that a study's contract names, else the newest; None if no data is prepared."""
     store = Store(place.path)
     try:
         if store.contract_file.exists():
@@ -107,7 +110,7 @@ def data_folder(place: Place) -> Path | None:
 
 
 def data_file(place: Place) -> str:
-    """The data file of an audit or a study, as a command line names it; `DATA` where it is not known."""
+    """The data file of an audit or a study, as written on a command line; `DATA` if unknown."""
     try:
         if place.kind == "study":
             return str(place.path / load_study(place.path / "study.yaml").data.path)
@@ -128,7 +131,7 @@ def score_files(place: Place) -> dict[str, Path]:
 
 
 def file_in(place: Place, name: str) -> Path | None:
-    """A regular file of a place by its relative name; None for anything that leads outside or is not there."""
+    """A regular file of a place by its relative name; None if it does not exist or lies outside the place."""
     parts = name.split("/")
     if any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
         return None

@@ -29,7 +29,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Query:
-    """What a page asks for: the runs side by side (the first two are A and B), and which items."""
+    """What a page asks for: the runs to show (the first two are A and B), and which items."""
 
     runs: tuple[str, ...] = ()
     eval: str = ""
@@ -43,7 +43,9 @@ class Query:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[str, str]]) -> Query:
-        """From the pairs of an address; what is unknown is ignored, a page that is no number is the first."""
+        """A query from the parameters of an address; unknown ones are ignored, and an invalid page number means the
+        first.
+        """
         last = dict(pairs)
         number = last.get("page", "1")
         return cls(
@@ -54,7 +56,7 @@ class Query:
         )
 
     def address(self, **changes: Any) -> str:
-        """The query part of an address that asks for this, with changes."""
+        """The query part of an address for this query, with some values changed."""
         asked = replace(self, **changes)
         pairs = [("run", run) for run in asked.runs]
         pairs += [
@@ -66,13 +68,13 @@ class Query:
 
     @property
     def chooses(self) -> bool:
-        """Whether a filter is on that depends on results or on a reader's choice of items."""
+        """Whether a filter is active that depends on results or on a reader's choice of items."""
         return bool(self.family or self.rule or self.text or self.item) or self.show != "all"
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Runs lined up by item. `place_S_N` is the line of each item in each run's file, -1 where a run lacks it."""
+    """Runs aligned by item. `place_S_N` is the line of each item in each run's file, -1 if the run lacks it."""
 
     runs: tuple[str, ...]
     indexes: tuple[ScoreIndex, ...]
@@ -84,7 +86,8 @@ class Joined:
         return self.indexes[0]
 
     def column(self, run: int, name: str) -> NDArray[Any]:
-        """A column of one run's index, by the items of the first run; False or empty where the run lacks the item."""
+        """A column of one run's index, in the order of the first run's items; False or empty if the run lacks the
+        item."""
         values = getattr(self.indexes[run], name)
         place_N = self.place_S_N[run]
         found = values[np.maximum(place_N, 0)] if len(values) else np.zeros(place_N.size, values.dtype)
@@ -92,7 +95,7 @@ class Joined:
 
 
 def join(runs: Sequence[tuple[str, ScoreIndex]]) -> Joined:
-    """Line runs up by item id; an id that stands twice in a file is lined up by its count."""
+    """Align runs by item id; if an id occurs several times in a file, by its occurrence number too."""
     return _join(tuple(name for name, _ in runs), tuple(_Held(index) for _, index in runs))
 
 
@@ -138,7 +141,7 @@ def _counted(items: Sequence[str]) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class FilteredItems:
-    """The items of a query, by place in the first run, with the counts that its chips show."""
+    """The items that match a query, by index in the first run, with the counts that the filter chips show."""
 
     places: NDArray[np.int64]
     counts: Mapping[str, int]
@@ -148,7 +151,7 @@ class FilteredItems:
 
 
 def select(joined: Joined, query: Query, prompts: Mapping[str, str] | None = None) -> FilteredItems:
-    """The items that a query asks for. Chip counts are over everything but the chip itself."""
+    """The items that match a query. A chip's count applies all filters except the chip itself."""
     zone_N = joined.first.zone_N
     keep_N: Bools = np.ones(len(joined.first), dtype=np.bool_)
     if query.zone:
@@ -219,7 +222,7 @@ BINS = (0.1, 0.5, 1.0, 2.0, 4.0)
 
 
 class TokenLoss(NamedTuple):
-    """A token of an answer with its loss in nats, and which of the six grounds it has."""
+    """A token of an answer with its loss in nats, and which of the six background colours it gets."""
 
     text: str
     nats: float
@@ -227,7 +230,7 @@ class TokenLoss(NamedTuple):
 
 
 def token_losses(parts: Mapping[str, JsonLike]) -> tuple[TokenLoss, ...]:
-    """The recorded loss of every token; nothing where none or something else is recorded."""
+    """The recorded loss of every token; empty if none is recorded, or not in this form."""
     found = parts.get("token_losses")
     pairs = [p for p in found if isinstance(p, list) and len(p) == 2] if isinstance(found, list) else []
     good = [(str(t), float(v)) for t, v in pairs if isinstance(v, int | float) and not isinstance(v, bool)]
@@ -268,7 +271,7 @@ class Item:
 
 
 def shown(joined: Joined, places: Sequence[int], start: int, rows: Mapping[str, Mapping[str, JsonValue]]) -> list[Item]:
-    """The items at these places, their outputs read from the files; `start` is the number of the first."""
+    """The items at these indices, with outputs read from the files; `start` is the number of the first."""
     records = []
     for s, index in enumerate(joined.indexes):
         lines = [int(joined.place_S_N[s, n]) for n in places]
@@ -332,7 +335,7 @@ def _answers(pairs: Sequence[tuple[str, int, Mapping[str, Any]]]) -> tuple[Shown
 
 
 def export(joined: Joined, places: Sequence[int], form: str, block: int = 200) -> Iterator[str]:
-    """The chosen items as JSONL or CSV, one line an item and run, in pieces. CSV cells never start a formula."""
+    """The chosen items as JSONL or CSV, one line per item and run, in pieces. CSV cells never start a formula."""
     head = ("item_id", "family", "zone", "run", "value", "reason", "output")
     if form == "csv":
         yield ",".join(head) + "\r\n"

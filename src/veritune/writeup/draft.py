@@ -25,15 +25,18 @@ SETTLED = {"supported": "supported", "refuted": "refuted"}
 
 
 def writeup(study_folder: str | Path, out: Path | None = None) -> str:
-    """The draft as Markdown with its references filled; draws its figure into the study's figures folder, and writes
-    the draft to `out` where that is given. A sealed study is sealed again with what was added.
+    """The draft as Markdown with its references filled. It draws its figure into the study's figures folder, and writes
+    the draft to `out` if given. A sealed study is sealed again with the additions.
 
     Raises InputError where the study has no verdicts yet.
     """
     store = Store.of(study_folder)
     records = read_records(store)
     if not records.verdicts:
-        raise InputError(f"{store.root} has no verdicts, so there is nothing to write up.", fix="Run the study first.")
+        raise InputError(
+            f"{store.root} has no verdicts, so there is nothing to write up.",
+            fix="Run the study first: veritune run STUDY",
+        )
     with store.lock(), resealing(store, "writeup"):
         draw_hero(store, records)
         text = _filled(template(store, records), store, records)
@@ -43,7 +46,7 @@ def writeup(study_folder: str | Path, out: Path | None = None) -> str:
 
 
 def template(store: Store, records: CheckedRecords) -> str:
-    """The draft with its references not filled."""
+    """The draft with its references unfilled."""
     parts = [
         _front(records), _title(records), _background(records), _takeaways(records), _figure(records),
         _methods(records), _results(records), _samples(store, records), _caveats(records), _next(records),
@@ -53,7 +56,8 @@ def template(store: Store, records: CheckedRecords) -> str:
 
 
 def card_sections(store: Store, records: CheckedRecords) -> str:
-    """What a model card says of the study, from its records: takeaways, methods, scores, caveats, reproduction."""
+    """The parts of a model card that come from the study's records: takeaways, methods, scores, caveats,
+    reproduction."""
     parts = [_takeaways(records), _methods(records), _results(records), _caveats(records), _card(store, records)]
     return _filled("\n\n".join(parts), store, records)
 
@@ -364,7 +368,8 @@ def _hero_eval(records: CheckedRecords) -> str:
 
 
 def draw_hero(store: Store, records: CheckedRecords) -> Path:
-    """Draw the hero figure with its CSV and provenance; the SVG's path. The same records give the same bytes."""
+    """Draw the hero figure with its CSV and provenance; returns the SVG's path. The same records give the same
+    bytes."""
     with style():
         drawing = _hero(records, _hero_eval(records))
         return save(drawing, store.figures, store.root, svg_text(drawing))["svg"]

@@ -164,7 +164,7 @@ CJK = re.compile(f"[{_CJK}]")
 
 @lru_cache(maxsize=65_536)
 def words(text: str) -> tuple[str, ...]:
-    """The words of a name or a text, in order: lower case, single, letters and digits apart (`v2` is `v`, `2`)."""
+    """The words of a name or text, in order: lower case, singular, letters and digits separated (`v2` is `v`, `2`)."""
     plain = unicodedata.normalize("NFKC", text).lower()
     plain = PHRASE.sub(lambda m: f" {PHRASES[re.sub('[-_ ]+', ' ', m.group())]} ", plain)
     if CJK.search(plain):
@@ -184,7 +184,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def apart(text: str) -> str:
-    """`valAccuracy` as two words, for names that a page does not hold as one (`cuTile`)."""
+    """`valAccuracy` split into two words; a name that the page writes as one word stays whole (`cuTile`)."""
     return CAMEL.sub(_apart, text)
 
 
@@ -193,13 +193,13 @@ def _apart(match: re.Match[str]) -> str:
 
 
 def hard(text: str) -> frozenset[str]:
-    """The words that tell records apart."""
+    """The words that distinguish records."""
     return frozenset(w for w in words(text) if w not in SOFT)
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One recorded number. `parts` are the parts of its name, `source` its file and `pointer` its place in it.
+    """One recorded number. `parts` are the parts of its name, `source` its file and `pointer` its place in that file.
 
     `kind` is `number`, or what was counted from rows: `length`, `count`, `share`, `mean`, `least`, `greatest`.
     """
@@ -217,12 +217,13 @@ class Fact:
 
 
 def fact_words(fact: Fact, page: frozenset[str] = frozenset()) -> frozenset[str]:
-    """The words of a fact's name that tell it from others; `page` are the words of the page it is held against."""
+    """The words of a fact's name that distinguish it from others; `page` are the words of the page being checked."""
     return frozenset().union(*(hard(p if hard(p) <= page else apart(p)) for p in fact.parts))
 
 
 def needed_words(fact: Fact, page: frozenset[str] = frozenset()) -> frozenset[str]:
-    """The words that a text must hold to name a fact: its own, less a unit that stands beside others (`time_s`)."""
+    """The words that a text must contain to name a fact: its own, without a unit that stands beside others
+    (`time_s`)."""
     found = frozenset[str]()
     for part in fact.parts:
         own = hard(part if hard(part) <= page else apart(part))
@@ -236,8 +237,9 @@ def is_record(path: Path) -> bool:
 
 
 def read_facts(paths: Iterable[Path]) -> list[Fact]:
-    """The facts of some record files, in order. Raises InputError for a file that is missing, damaged or of another
-    kind, and for more numbers than one text can be checked against."""
+    """The facts in some record files, in order. Raises InputError for a file that is missing, damaged or of an unknown
+    kind, and for more numbers than one text can be checked against.
+    """
     found: list[Fact] = []
     for path in paths:
         found += _distinct(_of(held_in(path), (), path.name, "", 0))

@@ -32,7 +32,7 @@ State = Literal["filled", "up to date", "stale", "unknown", "unfilled", "typed b
 
 @dataclass(frozen=True, slots=True)
 class Referred:
-    """One reference of a page, or one number typed by hand: its place, what it says and what it should say.
+    """One reference of a page, or one number typed by hand: its place, its text and what the text should be.
 
     `line` counts from 1, in a notebook within the cell that `cell` (from 1) names.
     """
@@ -56,19 +56,19 @@ class Filled:
 
 @dataclass(frozen=True)
 class Filler:
-    """What references are filled from. `figures` is the folder that `figure.NAME` is looked for in."""
+    """Fills references from records. `figures` is the folder in which `figure.NAME` is looked up."""
 
     values: Values
     files: tuple[Path, ...] = ()
     figures: Path | None = None
 
     def value(self, text: str) -> str:
-        """What a reference is filled with. Raises InputError where nothing has its name."""
+        """The text for a reference. Raises InputError if nothing has its name."""
         reference = parse_reference(text)
         return show(reference, self.values.get(reference.name))
 
     def block(self, name: str, form: str, page: Path) -> str:
-        """A table or figure for a page."""
+        """The text of a table or figure for a page."""
         name = name.split("|")[0].strip()
         if name.startswith("table."):
             made = tables.table(name, self.values.records, self.files)
@@ -86,7 +86,7 @@ class Filler:
             known = sorted({p.stem for p in self.figures.glob("*.provenance.json")}) if self.figures else []
             names = ", ".join(n.removesuffix(".provenance") for n in known) or "none"
             raise InputError(
-                f"no figure has the name {name!r}.", fix=f"Figures: {names}; `veritune report STUDY` draws them."
+                f"no figure has the name {name!r}.", fix=f"Figures: {names}; draw them with `veritune report STUDY`."
             )
         path = preferred[0]
         shown = path.resolve()
@@ -137,7 +137,7 @@ LATEX = _Syntax(
 
 
 def fill_page(path: Path, filler: Filler) -> Filled:
-    """The page with every reference filled again. Raises InputError where the page cannot be read."""
+    """The page with every reference filled again. Raises InputError if the page cannot be read."""
     page = read_page(path)
     if page.kind == "notebook":
         return _fill_notebook(page.text, filler, path)
@@ -151,7 +151,7 @@ def fill_page(path: Path, filler: Filler) -> Filled:
 
 
 def fill_text(text: str, filler: Filler, page: Path) -> Filled:
-    """A Markdown text filled; `page` is where it will lie, for the paths of its figures."""
+    """A Markdown text with its references filled; `page` is its future path, which figure paths are relative to."""
     return _fill_text(text, filler, MARKDOWN, page)
 
 
@@ -245,17 +245,19 @@ def _brief(text: str) -> str:
 
 
 def fill(page: Path, filler: Filler, out: Path | None = None, *, plain: bool = False) -> Filled:
-    """Fill a page in place, or into `out`; `plain` leaves the marks out. Nothing is written where a name is unknown."""
+    """Fill a page in place, or into `out`; `plain` leaves out the marks. Nothing is written if a name is unknown."""
     filled = fill_page(page, filler)
     unknown = [r for r in filled.references if r.state == "unknown"]
     if unknown:
         more = f" ({len(unknown)} such references)" if len(unknown) > 1 else ""
         raise InputError(
-            f"{page} line {unknown[0].line}: {unknown[0].message.rstrip('.')}{more}.", fix="Nothing was written."
+            f"{page} line {unknown[0].line}: {unknown[0].message.rstrip('.')}{more}.",
+            fix="Correct these names; nothing was written.",
         )
     if plain and out is None:
         raise InputError(
-            "--plain leaves the marks out, so that the page can not be filled again.", fix="Add --out FILE."
+            "--plain leaves out the marks, so the page could not be filled again.",
+            fix="Write the plain page to another file: --out FILE.",
         )
     text = without_marks(filled.text, page) if plain else filled.text
     target = out or page
@@ -265,7 +267,7 @@ def fill(page: Path, filler: Filler, out: Path | None = None, *, plain: bool = F
 
 
 def without_marks(text: str, page: Path) -> str:
-    """A filled page as its readers see it."""
+    """A filled page without its reference marks."""
     if page.suffix.lower() == ".tex":
         text = TEX_BLOCK.sub(lambda m: m.group(2).strip("\n"), text)
         return TEX_DONE.sub(lambda m: m.group(2), text).replace(TEX_COMMAND + "\n", "")
@@ -283,9 +285,11 @@ def without_marks(text: str, page: Path) -> str:
 
 
 def filler_of(study: Path | None, files: Sequence[Path], *, held: CheckedRecords | None = None) -> Filler:
-    """What references are filled from: a study, record files, or both. Raises InputError where there is neither."""
+    """The filler from a study, record files, or both. Raises InputError if neither is given."""
     if study is None and held is None and not files:
-        raise InputError("expected records to fill from.", fix="Add --study STUDY, or --records results.json")
+        raise InputError(
+            "expected records to fill from, found none.", fix="Add --study STUDY, or --records results.json"
+        )
     store = Store.of(study) if study is not None else None
     records = held if held is not None else (read_records(store) if store is not None else None)
     figures = records.root / "figures" if records is not None else None

@@ -26,8 +26,9 @@ OF_KIND: Mapping[str, Allowed] = {
 
 @dataclass(frozen=True, slots=True)
 class HeldVerdict:
-    """A verdict on a contrast. `arms` are the words of its two arms (the second empty where it has one), `word` is what
-    it came to in its record's own words, `allows` what may be said of the first arm by it."""
+    """A verdict on a contrast. `arms` are the words of its two arms (the second is empty if it has one), `word` is the
+    result in its record's own words, `allows` is what may be said of the first arm.
+    """
 
     name: str
     arms: tuple[frozenset[str], frozenset[str]]
@@ -37,7 +38,7 @@ class HeldVerdict:
 
 
 def read_verdicts(paths: Iterable[Path]) -> tuple[HeldVerdict, ...]:
-    """The verdicts in some record files, in order. Raises InputError where a file cannot be read."""
+    """The verdicts in some record files, in order. Raises InputError if a file cannot be read."""
     return tuple(v for path in paths for v in _verdicts(held_in(path), path.name, 0))
 
 

@@ -44,7 +44,7 @@ NAMESPACE = uuid.UUID("6f0a2a3e-7d1c-4a55-9c55-6b7c2e0f5a11")
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """One run and its scores on one eval; `elsewhere` is what could not be checked of adopted weights."""
+    """One run and its scores on one eval; `elsewhere` is what could not be checked about adopted weights."""
 
     manifest: RunManifest
     summary: RunSummary
@@ -53,7 +53,7 @@ class ScoredRun:
 
     @property
     def model(self) -> str:
-        """What the run is called elsewhere: base, arm and seed."""
+        """The run's name in other tools: base, arm and seed."""
         arm = (
             self.manifest.condition if self.summary.seed is None else f"{self.manifest.condition}-s{self.summary.seed}"
         )
@@ -62,7 +62,7 @@ class ScoredRun:
 
 @dataclass(frozen=True)
 class ScoredItems:
-    """Every run that counts with its scores on an eval, and the items' prompts and targets by id.
+    """Every counted run with its scores on an eval, and the items' prompts and targets by id.
 
     `repo` and `task` name the hub's dataset that the items are of, where the user said so.
     """
@@ -77,18 +77,18 @@ class ScoredItems:
 
 
 def export(study: Path | None, name: str, form: str, out: Path | None, benchmark: str | None = None) -> str:
-    """Write the items of an eval in a form; a line that says what was written. Raises InputError.
+    """Write the items of an eval in a format; returns a line that says what was written. Raises InputError.
 
     Nothing is read but the study's records; runs that the verdicts do not count are left out. `benchmark` names the
     hub's dataset that the items are of, as OWNER/NAME[:TASK].
     """
     if study is None:
-        raise InputError(f"{name} is of a study, and none is named.", fix="Add --study STUDY.")
+        raise InputError(f"{name} needs a study, but none was given.", fix="Add --study STUDY.")
     if form not in FORMS:
         raise InputError(f"{name} is exported as {', '.join(FORMS)}; found {form!r}.", fix="--as parquet")
     if out is None:
         what = "the file" if form == "parquet" else "the folder"
-        raise InputError(f"{name} --as {form} is written, not printed.", fix=f"Name {what}: --out PATH")
+        raise InputError(f"{name} --as {form} can only be written to a file.", fix=f"Name {what}: --out PATH")
     named = _BENCHMARK.fullmatch(benchmark or "")
     if named is None and (benchmark is not None or form == "eval-results"):
         found = benchmark or "none"
@@ -132,7 +132,9 @@ def read_items(store: Store, name: str) -> ScoredItems:
             elsewhere = record.not_checked if record is not None else ()
         runs.append(ScoredRun(run.manifest, RunSummary.load(summary), tuple(Score.load_all(path)), elsewhere))
     if not runs:
-        raise InputError(f"no finished run has scores on {name}.", fix=f"veritune run {store.root}")
+        raise InputError(
+            f"no finished run has scores on {name}.", fix=f"Run the study first: veritune run {store.root}"
+        )
     ids = {score.item_id for run in runs for score in run.scores}
     rows = records.benchmarks.get(name, records.rows).pick(ids)
     return ScoredItems(study, records.contract_hash or "", name, tuple(runs), rows)
@@ -271,7 +273,8 @@ def _summary_of(sample: Json) -> Mapping[str, JsonLike]:
 
 
 def every_eval_ever(items: ScoredItems, run: ScoredRun) -> Mapping[str, JsonLike]:
-    """One run as an aggregate record of Every Eval Ever: a result a zone, with its items and what has no score."""
+    """One run as an aggregate record of Every Eval Ever: one result per zone, with its items and those without a
+    score."""
     about = {"condition": run.manifest.condition, "study": items.study.name, "contract": items.contract}
     about |= {"seed": str(run.summary.seed)} if run.summary.seed is not None else {}
     about |= {"trained_elsewhere": "; ".join(run.elsewhere)} if run.manifest.trained_elsewhere else {}
@@ -333,7 +336,7 @@ def _zone_means(items: ScoredItems, run: ScoredRun) -> list[tuple[str, ZoneMean]
 
 
 def eval_results(items: ScoredItems, run: ScoredRun) -> list[Json]:
-    """Entries of a model repo's `.eval_results/*.yaml`, one a zone."""
+    """Entries for a model repo's `.eval_results/*.yaml`, one per zone."""
     found: list[Json] = []
     for zone, mean in _zone_means(items, run):
         notes = f"run {run.manifest.run_id} of Veritune study {items.study.name}, zone {zone}, {mean.n} items"
@@ -350,5 +353,5 @@ def _id(items: ScoredItems, run: ScoredRun) -> str:
 
 
 def names(evals: Sequence[str]) -> Iterator[str]:
-    """`items.<eval>` of each eval."""
+    """The names `items.<eval>`, one for each eval."""
     return (f"{PREFIX}{name}" for name in evals)

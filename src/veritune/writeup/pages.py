@@ -17,14 +17,14 @@ PageKind = Literal["markdown", "latex", "notebook"]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page as it lies on disk."""
+    """A page as stored on disk."""
 
     kind: PageKind
     text: str
 
 
 def read_page(path: Path) -> Page:
-    """Read a page. Raises InputError where it is missing, no UTF-8, or no notebook though it is called one."""
+    """The page at a path. Raises InputError if it is missing, not UTF-8, or a damaged notebook."""
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -53,7 +53,7 @@ def read_page(path: Path) -> Page:
 
 
 def study_beside(pages: Sequence[Path]) -> Path | None:
-    """The study folder that all pages lie in, which they are held against when no records are named."""
+    """The study folder that contains all pages, against which they are checked if no records are named."""
     folders = {page.resolve().parent for page in pages}
     return next((f for f in folders if len(folders) == 1 and (f / "contract.lock.json").is_file()), None)
 

@@ -21,7 +21,7 @@ from veritune.writeup.quantities import read_records
 
 @dataclass(frozen=True, slots=True)
 class FillReport:
-    """What filling did to a page: how many references were written again, by what they were before."""
+    """The result of filling a page: how many references were written, by their previous state."""
 
     page: str
     written: str
@@ -32,7 +32,7 @@ class FillReport:
 
 @dataclass(frozen=True, slots=True)
 class PageCheck:
-    """The references of some pages and their hand-typed numbers; `strict` makes the latter findings."""
+    """The references of some pages and their hand-typed numbers; with `strict` the latter are findings."""
 
     pages: tuple[str, ...]
     references: tuple[tuple[Referred, ...], ...]
@@ -40,7 +40,7 @@ class PageCheck:
 
     @property
     def clean(self) -> bool:
-        """Every reference is filled and up to date, and under `strict` no number was typed by hand."""
+        """Whether every reference is filled and up to date and, under `strict`, no number was typed by hand."""
         bad = {"stale", "unknown", "unfilled"} | ({"typed by hand"} if self.strict else set())
         return not any(r.state in bad for page in self.references for r in page)
 
@@ -66,10 +66,10 @@ def _given(given: Sequence[Path], records: Sequence[Path]) -> tuple[list[Path], 
 def fill_command(
     given: Sequence[Path], study: Path | None, records: Sequence[Path], out: Path | None, *, plain: bool
 ) -> list[FillReport]:
-    """Fill pages in place, or one page into `out`. Raises InputError where a name is unknown."""
+    """Fill pages in place, or one page into `out`. Raises InputError if a name is unknown."""
     pages, files = _given(given, records)
     if out is not None and len(pages) > 1:
-        raise InputError(f"--out takes one page, found {len(pages)}.", fix="Fill them one by one.")
+        raise InputError(f"--out takes one page, found {len(pages)}.", fix="Fill each page with a command of its own.")
     filler = filler_of(study if study or files else study_beside(pages), files)
     done = []
     for page in pages:
@@ -80,7 +80,7 @@ def fill_command(
 
 
 def fill_text_report(found: Sequence[FillReport]) -> str:
-    """For the screen."""
+    """The result of filling as text for the screen."""
     lines = []
     for report in found:
         lines += [f"{report.page}:{r.line}: {r.message}" for r in report.references if r.state == "stale"]
@@ -126,7 +126,7 @@ def _report(page: Path, study: Path | None, files: Sequence[Path], rules: Rules)
 
 
 def check_text(found: PageCheck) -> str:
-    """For the screen: one line a reference that is not up to date, then the count."""
+    """The state of the references as text for the screen: one line for each that is not up to date, then the count."""
     lines = []
     for page, references in zip(found.pages, found.references):
         for r in references:
@@ -149,14 +149,14 @@ def export_command(
     out: Path | None,
     benchmark: str | None = None,
 ) -> str:
-    """A table in one of the forms, written to `out` where that is given; `items.EVAL` is always written.
+    """A table in one of the formats, written to `out` if given; `items.EVAL` is always written.
 
     `benchmark` is for `items.EVAL`.
     """
     if name.startswith(items.PREFIX):
         return items.export(study, name, form, out, benchmark)
     if benchmark is not None:
-        raise InputError("--benchmark belongs to items.EVAL, and a table was named.", fix="Leave it out.")
+        raise InputError("--benchmark needs items.EVAL, but a table was named.", fix="Leave out --benchmark.")
     filler: Filler = filler_of(study, records)
     made = tables.table(name, filler.values.records, filler.files)
     text = tables.render(made, form, filler.values.records)
@@ -189,5 +189,5 @@ def _items(filler: Filler) -> Iterator[str]:
 
 
 def names_text(found: Sequence[ReferenceName]) -> str:
-    """For the screen."""
+    """The names as text for the screen."""
     return "\n".join(f"{n.name}  {'' if n.value is None else f'{n.value:.6g}'}  {n.source}".rstrip() for n in found)

@@ -48,7 +48,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a name stands for: a number with its interval and denominator, or a text.
+    """The meaning of a name: a number with its interval and denominator, or a text.
 
     `spread` is the least and greatest value over seeds; `signed` that it is a difference, written with its sign.
     """
@@ -68,7 +68,7 @@ class Named:
 
 
 def parse_reference(text: str) -> Reference:
-    """Read what stands between `{{` and `}}`. Raises InputError for an option that is none."""
+    """The reference in the text between `{{` and `}}`. Raises InputError for an unknown option."""
     name, *options = [part.strip() for part in text.split("|")]
     flat = [o for option in options for o in option.split()]
     if not NAME.fullmatch(name):
@@ -103,13 +103,13 @@ class Values:
         return [*own, *self.facts]
 
     def get(self, name: str) -> Named:
-        """What a name stands for. Raises InputError where no record has it."""
+        """The meaning of a name. Raises InputError if no record has it."""
         found = self._of_study(name) or self._of_facts(name)
         if found is None:
             near = nearest(name, self.names())
             raise InputError(
                 f"no record has the name {name!r}{f'; did you mean {near}?' if near else ''}.",
-                fix="veritune writeup export --study STUDY lists them.",
+                fix="List the names: veritune writeup export --study STUDY",
             )
         return found
 
@@ -163,7 +163,7 @@ class Values:
         if len(values) > 1:
             places = ", ".join(f"{f.source}{f.pointer}" for f in found[:3])
             raise InputError(
-                f"{name!r} has {len(values)} values ({places}).", fix="Give one record file with that name."
+                f"{name!r} has {len(values)} values ({places}).", fix="Give only one record file with that name."
             )
         first = found[0]
         return Named(first.value, kind="percent" if first.percent else "", source=first.source)
@@ -216,12 +216,12 @@ def _of_quantity(records: CheckedRecords, q: Quantity) -> Named:
 
 
 def show(reference: Reference, named: Named) -> str:
-    """What a reference is filled with. Raises InputError where an option asks for what the record does not have."""
+    """The text for a reference. Raises InputError if an option asks for something that the record does not have."""
     if named.value is None and named.low is None:
         if reference.options:
             raise InputError(
-                f"{{{{ {reference.text} }}}}: {reference.name} is a text, it has no format.",
-                fix="Leave the options out.",
+                f"{{{{ {reference.text} }}}}: {reference.name} is a text, so it takes no format.",
+                fix="Leave out the options.",
             )
         return named.text
     form = _form(reference, named)
@@ -232,14 +232,14 @@ def show(reference: Reference, named: Named) -> str:
     if "interval" in reference.options:
         if named.low is None or named.high is None:
             raise InputError(
-                f"{{{{ {reference.text} }}}}: {reference.name} has no interval.", fix="Leave `interval` out."
+                f"{{{{ {reference.text} }}}}: {reference.name} has no interval.", fix="Leave out `interval`."
             )
         level = f"{100 * named.level:.4g} % interval " if named.level is not None else "interval "
         parts.append(f"({level}{form(named.low)} to {form(named.high)})")
     if "range" in reference.options:
         if named.spread is None:
             raise InputError(
-                f"{{{{ {reference.text} }}}}: {reference.name} has no spread over seeds.", fix="Leave `range` out."
+                f"{{{{ {reference.text} }}}}: {reference.name} has no spread over seeds.", fix="Leave out `range`."
             )
         parts.append(f"(seeds {form(named.spread[0])} to {form(named.spread[1])})")
     if "of" in reference.options:
@@ -249,7 +249,7 @@ def show(reference: Reference, named: Named) -> str:
 
 def _denominator(reference: Reference, named: Named) -> str:
     if named.denominator is None:
-        raise InputError(f"{{{{ {reference.text} }}}}: {reference.name} has no denominator.", fix="Leave `of` out.")
+        raise InputError(f"{{{{ {reference.text} }}}}: {reference.name} has no denominator.", fix="Leave out `of`.")
     over = f" over {named.runs} runs" if named.runs > 1 else ""
     lost = f", {named.failed} of them without a score count as 0" if named.failed else ""
     return f"(n = {named.denominator:,}{over}{lost})"

@@ -34,7 +34,7 @@ NOT_THERE = "not recorded"
 
 @dataclass(frozen=True, slots=True)
 class ResultTable(Tabular):
-    """A table: columns, rows of printed cells (None where nothing is recorded) and its caption.
+    """A table: columns, rows of printed cells (None if nothing is recorded) and its caption.
 
     `text_columns` are aligned to the left; `results` are the quantities behind it, for a card's model-index.
     """
@@ -51,7 +51,7 @@ class ResultTable(Tabular):
 
 
 def names(records: CheckedRecords | None) -> list[str]:
-    """The tables that a study's records give."""
+    """The names of the tables that a study's records give."""
     if records is None:
         return []
     evals = [name for name in records.evals if zones_of(records, name)]
@@ -65,7 +65,7 @@ def names(records: CheckedRecords | None) -> list[str]:
 
 
 def table(name: str, records: CheckedRecords | None, files: Sequence[Path] = ()) -> ResultTable:
-    """A table by its name. Raises InputError where there is none of that name."""
+    """A table by its name. Raises InputError if there is none of that name."""
     by_file = {f"table.{path.stem}": path for path in files}
     if name in by_file:
         return _of_file(name, by_file[name])
@@ -83,7 +83,7 @@ def table(name: str, records: CheckedRecords | None, files: Sequence[Path] = ())
     known = [*names(records), *by_file]
     near = nearest(name, known)
     raise InputError(
-        f"no table has the name {name!r}{f'; did you mean {near}?' if near else ''}.",
+        f"unknown table {name!r}{f'; did you mean {near}?' if near else ''}.",
         fix=f"Tables: {', '.join(known)}.",
     )
 
@@ -94,7 +94,7 @@ def zones_of(records: CheckedRecords, name: str) -> list[str]:
 
 
 def spread_columns(records: CheckedRecords) -> tuple[str, ...]:
-    """Over several seeds a table has mean, min, max and range."""
+    """The columns mean, min, max and range, for a table over several seeds."""
     return ("mean", "min", "max", "range")
 
 
@@ -180,7 +180,7 @@ def _claims(records: CheckedRecords) -> ResultTable:
 
 
 def p_shown(p: Quantity | None) -> str | None:
-    """A p-value as it is printed; below 1e-4 as a bound."""
+    """A p value as printed; below 1e-4 as a bound."""
     if p is None:
         return None
     return f"{p.value:.2g}" if p.value >= 1e-4 else "< 0.0001"
@@ -233,7 +233,7 @@ def _runs(records: CheckedRecords) -> ResultTable:
 
 def _of_file(name: str, path: Path) -> ResultTable:
     if path.suffix.lower() not in (".csv", ".tsv"):
-        raise InputError(f"{path} is no table.", fix="Name a CSV or TSV file.")
+        raise InputError(f"{path} is not a table.", fix="Name a CSV or TSV file.")
     try:
         text = read_text(path)
         dialect = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -251,7 +251,7 @@ def _of_file(name: str, path: Path) -> ResultTable:
 
 
 def render(made: ResultTable, form: str, records: CheckedRecords | None = None, *, caption: bool = True) -> str:
-    """A table in one of the forms. Raises InputError for a form that does not exist or that the table cannot take."""
+    """A table in one of the formats. Raises InputError for an unknown format or one that the table does not fit."""
     if form == "markdown":
         return _markdown(made, caption)
     if form == "latex":
@@ -282,7 +282,7 @@ _TEX = str.maketrans(
 
 
 def tex(text: str) -> str:
-    """A text with LaTeX's own signs escaped."""
+    """A text with LaTeX's special characters escaped."""
     return text.translate(_TEX).replace("−", "$-$")
 
 
@@ -317,7 +317,7 @@ def _csv(made: ResultTable) -> str:
 def _model_index(made: ResultTable, records: CheckedRecords | None) -> str:
     """The `model-index` block of a model card, for a table of scores."""
     if records is None or not made.results:
-        raise InputError(f"{made.name} has no scores for a model-index.", fix="Name table.scores.EVAL of a study.")
+        raise InputError(f"{made.name} has no scores for a model-index.", fix="Use table.scores.EVAL of a study.")
     return yaml.safe_dump({"model-index": list(_models(made, records))}, sort_keys=False, allow_unicode=True).rstrip(
         "\n"
     )

@@ -141,7 +141,10 @@ def test_an_adapter_of_no_run_is_refused_and_a_copy_of_one_is_taken(gated: Path,
     assert found.gate == "passed"
     spoiled = tmp_path / "copy" / "adapter_config.json"
     spoiled.write_text(spoiled.read_text().replace('"lora_alpha": 16.0', '"lora_alpha": 32.0'))
-    with pytest.raises(GateError, match="none of this study's runs"):
+    with pytest.raises(
+        GateError,
+        match="does not hold the weights of any run of this study, so the evidence would be of another model",
+    ):
         make_bundle(BundleSource(gated, adapter=tmp_path / "copy"), tmp_path / "out2")
 
 

@@ -89,6 +89,6 @@ def test_a_refused_bundle_leaves_nothing(made: Path, tmp_path: Path) -> None:
     entry = promote(made, "staging", str(url))
     (url / "bundles" / entry.bundle / "README.md").write_text("edited")
     assert [e.bundle for e in history(str(url), "staging")] == [entry.bundle]
-    with pytest.raises(GateError, match="not as it was promoted"):
+    with pytest.raises(GateError, match="differs from what was promoted:"):
         pull(str(url), entry.bundle, tmp_path / "out" / "bundle")
     assert list((tmp_path / "out").iterdir()) == []

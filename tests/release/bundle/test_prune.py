@@ -49,7 +49,7 @@ def test_nothing_is_deleted_unasked_and_never_what_a_channel_needs(registry: Pat
     assert {p.name for p in (registry / "bundles").iterdir()} == {bundle_id(made), bundle_id(other)}
     prune(str(registry), keep=1, delete=True)
     assert {p.name for p in (registry / "bundles").iterdir()} == {bundle_id(other)}
-    with pytest.raises(InputError, match="current bundle stays"):
+    with pytest.raises(InputError, match="a channel's current bundle is never removed"):
         prune(str(registry), keep=0, delete=True)
 
 

@@ -177,7 +177,7 @@ def test_a_bundle_that_was_damaged_in_the_registry_is_not_gone_back_to(made: Pat
     promote(other, "staging", str(url))
     (stored,) = url.glob(f"bundles/{bundle_id(made)}/README.md")
     stored.write_text("better")
-    with pytest.raises(GateError, match=r"not as it was promoted.*README\.md"):
+    with pytest.raises(GateError, match=r"differs from what was promoted.*README\.md"):
         rollback(str(url), "staging")
     with pytest.raises(GateError, match="damaged"):
         promote(made, "staging", str(url))
@@ -237,7 +237,7 @@ def test_of_two_promotions_one_wins_and_the_other_is_told(
         real(*args)
 
     monkeypatch.setattr(registry, "_upload", meanwhile)
-    with pytest.raises(LockedError, match="has moved meanwhile"):
+    with pytest.raises(LockedError, match="was changed meanwhile:"):
         promote(made, "staging", url)
     assert ids(url) == [bundle_id(other)]
 
@@ -250,7 +250,7 @@ def test_two_processes_at_once_leave_one_winner(made: Path, other: Path, tmp_pat
         entries = ids(str(url))
         if sorted(d.rc for d in done) == [0, 1]:
             loser = next(d for d in done if d.rc == 1)
-            assert len(entries) == 1 and "has moved meanwhile" in loser.err and loser.err.count("\n") == 1
+            assert len(entries) == 1 and "was changed meanwhile:" in loser.err and loser.err.count("\n") == 1
         else:
             assert [d.rc for d in done] == [0, 0] and len(entries) == 2, "one came wholly after the other"
         for number in (0, -1):

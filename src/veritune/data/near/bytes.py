@@ -70,7 +70,7 @@ MASKED_VALUE = _masked_values(BYTE_VALUE)
 
 @dataclass(frozen=True, slots=True)
 class TextBuffer:
-    """N texts in one array of UTF-8 bytes, as they came.
+    """N texts as UTF-8 bytes in one array, unchanged.
 
     Row i is `data[offset_N1[i]:offset_N1[i + 1]]`; its problem (the part that a family shares) ends at byte
     `cut_N[i]`, which is the row's end where the data does not separate problem and target.
@@ -88,14 +88,14 @@ class TextBuffer:
         return bytes(self.data[self.offset_N1[i] : self.offset_N1[i + 1]]).decode("utf-8", "replace")
 
     def prepared(self, a: int, b: int) -> TextBuffer:
-        """Rows [a, b) as the kernels read them; without a copy where all of it is ASCII."""
+        """Rows [a, b) in the form that the kernels read; without a copy if all of it is ASCII."""
         start = int(self.offset_N1[a])
         data = self.data[start : int(self.offset_N1[b])]
         offset_N1, cut_N = self.offset_N1[a : b + 1] - start, self.cut_N[a:b] - start
         return _prepared(TextBuffer(data, offset_N1, cut_N))
 
     def take(self, row: I64) -> TextBuffer:
-        """Some rows, in a buffer of their own."""
+        """Some of the rows, in a new buffer."""
         begin, end = self.offset_N1[:-1][row], self.offset_N1[1:][row]
         pieces = [self.data[a:b] for a, b in zip(begin.tolist(), end.tolist())]
         offset_N1 = np.zeros(len(row) + 1, np.int64)
@@ -105,7 +105,7 @@ class TextBuffer:
 
     @classmethod
     def from_parts(cls, parts: Iterable[tuple[str | None, str | None]]) -> TextBuffer:
-        """From (problem, target) pairs; None and "" both mean an absent part."""
+        """A buffer from (problem, target) pairs; None and "" both mean that a part is absent."""
         chunk: list[bytes] = []
         end_N: list[int] = []
         cut_N: list[int] = []
@@ -128,7 +128,7 @@ class TextBuffer:
 
     @classmethod
     def from_strings(cls, texts: Iterable[str | None]) -> TextBuffer:
-        """From whole texts, without a border between problem and target."""
+        """A buffer from whole texts, without a border between problem and target."""
         chunk = [_encode(text) if text else b"" for text in texts]
         offset_N1 = np.zeros(len(chunk) + 1, np.int64)
         np.cumsum([len(c) for c in chunk], out=offset_N1[1:])
@@ -136,7 +136,7 @@ class TextBuffer:
 
     @classmethod
     def from_series(cls, text: pl.Series, problem_bytes: I64 | None = None) -> TextBuffer:
-        """From a polars string column, on its own buffers.
+        """A buffer over a polars string column, sharing its memory.
 
         `problem_bytes`: how many bytes of each row are its problem, for columns made by `concat_str`.
         Raises DataError when the column does not hold text.
@@ -224,7 +224,9 @@ def _arrow_buffers(text: pl.Series) -> tuple[U8, I64]:
     try:
         import pyarrow as pa  # half a second, as polars
     except ImportError as exc:
-        raise MachineError("a polars frame is read through pyarrow.", fix="pip install 'veritune[arrow]'") from exc
+        raise MachineError(
+            "reading a polars frame needs pyarrow, which is not installed.", fix="pip install 'veritune[arrow]'"
+        ) from exc
     array = text.fill_null("").to_arrow()
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()

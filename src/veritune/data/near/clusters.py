@@ -28,7 +28,7 @@ _MOST_PAIRS = 4_000_000  # pairs of member and centre that are compared in a lar
 
 
 class Limits(Protocol):
-    """Where a cluster ends: see `families.FamilyConfig`."""
+    """Which similarity ends a cluster: see `families.FamilyConfig`."""
 
     @property
     def threshold(self) -> float: ...
@@ -50,7 +50,7 @@ S = TypeVar("S", bound=RowSketches)
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """M rows that have company: each with its cluster's centre (a row) and its similarity to it.
+    """M rows that have near-duplicates: each with its cluster's centre (a row) and its similarity to it.
 
     `n_short` rows had too few features to be compared; `n_recut` clusters lost `n_recut_rows` members.
     """
@@ -92,7 +92,7 @@ def sketched(sweep: Sweep, engine: Engine[S], limits: Limits) -> tuple[I64, S]:
 
 
 def clusters(sweep: Sweep, first_U: I64, sketch: S, engine: Engine[S], limits: Limits) -> Near:
-    """Clusters of near-duplicates; the sweep's features are not needed any more."""
+    """Clusters of near-duplicates; the sweep's features may be freed afterwards."""
     n_short = int(np.count_nonzero(sweep.length_N < limits.min_features))
     root_U = engine.near_components(sketch, limits.threshold)
     member_M, centre_M, score_M, n_recut, n_recut_rows = _around_centres(engine, sketch, root_U, limits)

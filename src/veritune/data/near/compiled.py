@@ -23,7 +23,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def kernel(function: K) -> K:
-    """`function` compiled at its first call. It holds no lock, so threads run it side by side."""
+    """`function`, compiled at its first call. It releases the GIL, so threads run it in parallel."""
     try:
         return njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
     except RuntimeError:  # neither cache folder can be written: every process compiles for itself
@@ -39,7 +39,7 @@ def run_blocks(work: Callable[[Block], Result], blocks: Sequence[Block], threads
 
 
 def read_only(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    """A view that cannot be written: arrow's buffers are read-only, so numba compiles once for either origin."""
+    """A read-only view: arrow's buffers are read-only, so numba compiles the kernel once for both kinds of memory."""
     view = np.ascontiguousarray(array).view()
     view.flags.writeable = False
     return view

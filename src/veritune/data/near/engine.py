@@ -25,7 +25,7 @@ S = TypeVar("S", bound=RowSketches)
 
 
 class EnginePlace(Protocol):
-    """Where the work is done: `threads` 0 means all cores; `ray_address` None a local cluster."""
+    """Where to compute: `threads` 0 means all cores; `ray_address` None means a local cluster."""
 
     @property
     def threads(self) -> int: ...
@@ -36,7 +36,7 @@ class EnginePlace(Protocol):
 
 
 class Engine(Protocol[S]):
-    """The steps of both searches. Every engine gives the same numbers to the last bit."""
+    """The steps of both searches. Every engine gives bit-identical numbers."""
 
     def sweep(self, text: TextBuffer) -> Sweep:
         """Hashes and features of every row: `sweep.sweep`."""
@@ -51,15 +51,15 @@ class Engine(Protocol[S]):
         """Similarity of pairs of rows: `join.similarity`."""
 
     def compare(self, rows: TextBuffer, entries: TextBuffer, rule: OverlapRule) -> RowsBesideEntries:
-        """How much of which entry each row holds: `overlap.compare`."""
+        """How much of each entry every row holds: `overlap.compare`."""
 
     def standing(self, rows: TextBuffer, texts: list[str]) -> tuple[I64, I64, I64]:
-        """Where texts stand in rows word for word: `overlap.standing`."""
+        """Where texts occur in rows word for word: `overlap.standing`."""
 
 
 @contextmanager
 def running(place: EnginePlace) -> Iterator[Engine[Any]]:
-    """The engine, while the block runs.
+    """The engine, open until the block ends.
 
     Raises MachineError where numba cannot be imported: no slower engine takes its place.
     """

@@ -57,7 +57,9 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """What the second pass reads: weights, each entry's total, and for each feature the entries it may bring up."""
+    """What the second pass reads: weights, each entry's total, and for each feature the entries that it makes
+    candidates.
+    """
 
     weight_V: I64
     total_E: I64
@@ -78,7 +80,7 @@ def features(block: Tokens) -> tuple[U32, I64]:
 
 
 def grams(block: Tokens, n: int) -> tuple[U64, I64]:
-    """Hashes of every run of n tokens within one part of one row, and the place of its first token in the block."""
+    """Hashes of every run of n tokens within one part of one row, and the position of its first token in the block."""
     token_T, part_T = block.token_T, block.part_T
     if len(token_T) < n:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
@@ -90,7 +92,7 @@ def grams(block: Tokens, n: int) -> tuple[U64, I64]:
 
 
 def build(entries: TextBuffer, gram: int) -> Index:
-    """The index over all entries; each is a text without a cut."""
+    """The index over all entries; each entry is one text, not divided into prompt and answer."""
     blocks = [(a, read_tokens(entries, (a, b))) for a, b in chunks_by_bytes(entries.offset_N1, CHUNK)]
     pairs = [(feature, part // 2 + a) for a, block in blocks for feature, part in [features(block)]]
     none = np.zeros(0, np.int64)
@@ -155,7 +157,7 @@ def _weighs(index: Index, weight_V: I64, heaviest: float) -> Bool:
 
 
 def sample(rows: TextBuffer) -> tuple[TextBuffer, int]:
-    """About `SAMPLED` rows in which features are counted, and how many rows each of them stands for.
+    """A sample of about `SAMPLED` rows in which features are counted, and how many rows each sampled row stands for.
 
     Every stride-th row in the order of hashes of the text: the choice does not depend on the order of the rows, and
     rows that are alike, or that differ in one number, are drawn in proportion.
@@ -223,7 +225,8 @@ def scoring(index: Index, df_V: I64, df_G: I64, n_rows: int, review: float, min_
 
 
 def faint(index: Index, weight_V: I64, min_features: int) -> Bool:
-    """Entries of `min_features` features or more of which not half as many weigh anything, shape [E].
+    """Whether an entry has at least `min_features` features but fewer than half of them have a weight above 0, shape
+    [E].
 
     Their words are in about every row: a template's items, distinguished by a number, or an item that many rows hold.
     """

@@ -359,7 +359,7 @@ def _block_keys(
 
 
 def keys_by_range(sketch: Sketches, ranges: int) -> tuple[U64, I64]:
-    """All `key << 32 | row`, and where each of some equal ranges of key space begins and ends among them."""
+    """All `key << 32 | row`, and where each of several equal ranges of the key space begins and ends among them."""
     bounds = (0, len(sketch.count_N))
     rare_below = np.uint64(sketch.weights.rare)
     return _block_keys(sketch.id_N_K, sketch.count_N, rare_below, bounds, (0, ranges, ranges))
@@ -455,7 +455,8 @@ def _least_shared(
 
 
 def least_shared(sketch: Sketches, threshold: float, *, threads: int = 1) -> U8:
-    """How many ids a row must share, at the least, to reach the threshold with a row no lighter than itself, shape [N].
+    """The least number of ids that a row must share to reach the threshold with a row of at least its own norm, shape
+    [N].
 
     Sum shared >= threshold · sqrt(m m') >= threshold · m where m <= m'; the row's heaviest ids reach that first.
     """
@@ -554,7 +555,9 @@ def _scan(keys: U64, sketch: Verifying, square: float, parent: I32) -> I32:
 
 
 def near_components(sketch: Sketches, threshold: float, *, threads: int = 1) -> I64:
-    """For each row the smallest row of its component; then again over one row of each component."""
+    """For each row the smallest row of its component, found in two passes: over all rows, then over one row of each
+    component.
+    """
     n = len(sketch.count_N)
     root_N = _one_pass(sketch, threshold, threads)
     alone = np.flatnonzero(root_N == np.arange(n))

@@ -60,7 +60,7 @@ class RowsBesideEntries:
 
 
 class OverlapRule(Protocol):
-    """What counts: see `contamination.ContaminationConfig`."""
+    """Which overlaps count: see `contamination.ContaminationConfig`."""
 
     @property
     def review(self) -> float: ...
@@ -357,7 +357,7 @@ def score(rows: TextBuffer, index: Index, rule: Scoring, *, threads: int = 1) ->
 
 
 def join_overlaps(parts: list[Overlap]) -> Overlap:
-    """Overlaps of consecutive blocks as one."""
+    """The overlaps of consecutive blocks as one object."""
     if not parts:
         none = np.zeros(0, np.int64)
         return Overlap(none, none, np.zeros((0, 2)), np.zeros((0, 2), np.uint64))
@@ -377,7 +377,7 @@ def compare(
     *,
     threads: int = 1,
 ) -> RowsBesideEntries:
-    """Both passes, the second by `score_rows`: `score` on this machine, or what a cluster does in its place."""
+    """Both passes; the second uses `score_rows`: `score` on this machine, or a cluster's replacement for it."""
     index = build(entries, rule.ngram)
     sampled, stride = sample(rows)
     df_V, df_G = (df * stride for df in count(sampled, index, threads=threads))
@@ -386,7 +386,7 @@ def compare(
 
 
 def standing(rows: TextBuffer, texts: list[str]) -> tuple[I64, I64, I64]:
-    """Rows, texts and row parts where a text's tokens (the first `RUN` of them) stand in the row one after another."""
+    """Row, text and row part wherever a text's tokens (the first `RUN` of them) occur in the row consecutively."""
     wanted = read_tokens(TextBuffer.from_strings(texts), (0, len(texts)))
     size_E = np.minimum(np.diff(wanted.part_2N1)[::2], RUN)
     by_size: dict[int, dict[int, list[int]]] = {}

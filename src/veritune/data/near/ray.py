@@ -51,7 +51,8 @@ T = TypeVar("T")
 
 @contextmanager
 def session(address: str | None = None) -> Iterator[ModuleType]:
-    """Ray, connected: the running session where there is one, else `address`, else a cluster of this machine's cores.
+    """A Ray session: the running one if there is one, else one at `address`, else a local cluster of this machine's
+    cores.
 
     Raises MachineError without ray, when the cluster cannot be reached, and when it has no CPU to give: a task that
     asks for what no node has would never start.
@@ -63,7 +64,10 @@ def session(address: str | None = None) -> Iterator[ModuleType]:
     try:
         have = ray.cluster_resources().get("CPU", 0)
         if have < 1:
-            raise MachineError(f"the Ray cluster has {have:g} CPUs to give; one is needed.", fix="Add a node to it.")
+            raise MachineError(
+                f"the Ray cluster offers {have:g} CPUs, but at least one is needed.",
+                fix="Add a node with a CPU to the cluster.",
+            )
         yield ray
     finally:
         if mine:
@@ -75,7 +79,9 @@ def _ray() -> ModuleType:
     try:
         import ray  # an extra, and a second
     except ImportError as error:
-        raise MachineError("--executor ray needs ray.", fix="pip install 'veritune[ray]'") from error
+        raise MachineError(
+            "--executor ray needs the package ray, which is not installed.", fix="pip install 'veritune[ray]'"
+        ) from error
     module: ModuleType = ray
     return module
 
@@ -90,7 +96,8 @@ def _connect(ray: ModuleType, address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first = first_line(error)
         raise MachineError(
-            f"no Ray cluster at {address or 'this machine'}: {first}", fix="ray status --address HOST:PORT"
+            f"no Ray cluster at {address or 'this machine'}: {first}",
+            fix="Check the cluster: ray status --address HOST:PORT",
         ) from error
 
 
@@ -397,7 +404,8 @@ def _balance(what: str, n_sent: int, n_received: int) -> None:
     """Raises MachineError when a step of the cluster did not get all that the step before it made."""
     if n_sent != n_received:
         raise MachineError(
-            f"the Ray cluster lost data: {n_sent:,} {what} were made, {n_received:,} arrived; results would be short.",
+            f"the Ray cluster lost data: {n_sent:,} {what} were sent, {n_received:,} arrived; the results would "
+            "be incomplete.",
             fix="Run it again; if it happens again, run without --executor ray.",
         )
 
@@ -407,7 +415,7 @@ def _two_by_two(items: list[T]) -> list[list[T]]:
 
 
 def block_cuts(n_rows: int, cpus: int) -> list[int]:
-    """Where blocks of rows begin and end: one a core at least, and none longer than `BLOCK_ROWS`."""
+    """Where blocks of rows begin and end: at least one block per core, and none longer than `BLOCK_ROWS`."""
     blocks = min(max(1, cpus, -(-n_rows // BLOCK_ROWS)), max(1, n_rows))
     return [n_rows * i // blocks for i in range(blocks + 1)]
 

@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.+-]+)?$")
 
 
 def find_files(path: str | Path) -> list[tuple[Path, str, str]] | None:
-    """(file, name shown, id stem) of every file to read; None for a hub id. Raises DataError when nothing is there."""
+    """(file, name shown, id stem) of every file to read; None for a hub id. Raises DataError if nothing is found."""
     place = Path(path)
     if place.is_file():
         return [(place, place.name, stem_of(place.name))]
@@ -37,7 +37,7 @@ def _folder(place: Path) -> list[tuple[Path, str, str]]:
     if (place / "dataset_dict.json").is_file():
         splits = _names_in(place, "dataset_dict.json", lambda found: found["splits"])
         raise DataError(
-            f"{place} holds the splits {', '.join(splits)}.", fix=f"Name one, for example {place / splits[0]}."
+            f"{place} holds the splits {', '.join(splits)}.", fix=f"Name one of them, for example {place / splits[0]}."
         )
     if (place / "state.json").is_file():
         names = _names_in(place, "state.json", lambda found: [entry["filename"] for entry in found["_data_files"]])
@@ -60,7 +60,7 @@ def _names_in(place: Path, file: str, take: Callable[[Any], Any]) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place / file} cannot be read: {error!r}.", fix="Save the dataset again.") from error
     if not plain:
-        raise DataError(f"{place / file}: expected names of files, found {show(names)}.", fix="Save it again.")
+        raise DataError(f"{place / file}: expected names of files, found {show(names)}.", fix="Save the dataset again.")
     root = place.resolve()
     for name in names:
         if "\0" in name or not name or (place / name).resolve().parent != root:
@@ -94,7 +94,7 @@ def stem_of(name: str) -> str:
 
 
 def open_bytes(file: Path) -> IO[bytes]:
-    """A file opened for its bytes, unpacked where it is .gz or .zst."""
+    """A file opened for reading bytes, decompressed if it is .gz or .zst."""
     suffix = file.suffix.lower()
     if suffix == ".gz":
         return gzip.open(file, "rb")  # type: ignore[return-value]
@@ -104,7 +104,7 @@ def open_bytes(file: Path) -> IO[bytes]:
 
 
 def from_hub(name: str) -> Any:
-    """One split of a hub dataset (`owner/name`, the split `train` unless `owner/name:split`)."""
+    """The rows of one split of a hub dataset (`owner/name`, split `train`; or `owner/name:split`)."""
     try:
         import datasets
     except ImportError as exc:
@@ -116,7 +116,7 @@ def from_hub(name: str) -> Any:
         return datasets.load_dataset(repo, split=split or "train")
     except Exception as error:  # the hub client raises a dozen unrelated types
         raise DataError(
-            f"{name} is no file here, and the hub gave no such dataset: {type(error).__name__}: {show(error, 160)}.",
+            f"{name} is not a file here, and the hub has no such dataset: {type(error).__name__}: {show(error, 160)}.",
             fix="Check the path; without a network (or with HF_HUB_OFFLINE set) name a local file.",
         ) from error
 
@@ -130,7 +130,7 @@ def hash_files(files: list[tuple[Path, str, str]]) -> str:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise DataError(
-                f"{file} cannot be read: {error.strerror}.", fix="Check the path and its rights."
+                f"{file} cannot be read: {error.strerror}.", fix="Check the path and its permissions."
             ) from error
 
     if len(files) == 1:

@@ -17,7 +17,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_jsonl(file: Path, name: str, stem: str) -> Iterator[Raw]:
-    """One record a line."""
+    """The records of a JSONL file, one per line."""
     offset = 0
     with open_bytes(file) as lines:
         for number, line in enumerate(lines, start=1):
@@ -51,11 +51,11 @@ def _parsed(raw: Raw, line: bytes, offset: int) -> Raw:
 
 
 def _unless_surrogate(raw: Raw) -> Raw:
-    """`raw`, or the finding that half a surrogate pair sits in it: no file and no tokenizer can hold that."""
+    """`raw`, or the finding that it contains a lone surrogate: no file and no tokenizer can hold that."""
     where = surrogate_path(raw.value)
     if where is None:
         return raw
-    message, found = f"{where} holds half a surrogate pair", f"half a surrogate pair in {where}"
+    message, found = f"{where} contains a lone surrogate", f"a lone surrogate in {where}"
     return problem(raw, "surrogate", message, expected="valid Unicode", found=found, field=where)
 
 
@@ -69,7 +69,7 @@ def _refuse_utf16(head: bytes) -> None:
 
 
 def read_json(file: Path, name: str, stem: str) -> Iterator[Raw]:
-    """An array, an object with one list in it, or JSON lines under another name."""
+    """The records of a JSON file: an array, an object with one list in it, or JSON lines under another name."""
     with open_bytes(file) as stream:
         head = stream.readline().removeprefix(b"\xef\xbb\xbf").strip()
         _refuse_utf16(head)

@@ -30,7 +30,7 @@ Cell = (
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """One record as a reader met it: a value, or the finding that says why there is none.
+    """One record as read: a value, or the finding that says why there is none.
 
     `typed` says that the value comes from a typed table (Parquet, Arrow), where every object of a column has the keys
     of all others, filled with null. `note` is a finding about the whole file.
@@ -59,7 +59,7 @@ def problem(raw: Raw, check: str, message: str, *, expected: str, found: str, fi
 
 
 class Reject(Exception):
-    """A record that cannot become a row, on its way to a finding."""
+    """Raised for a record that cannot become a row; it is turned into a finding."""
 
     def __init__(self, check: str, message: str, field: str | None, expected: str, found: str) -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ class Reject(Exception):
 
 
 def has_surrogate(text: str) -> bool:
-    """Whether a text holds half a surrogate pair."""
+    """Whether a text contains a lone surrogate."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -76,7 +76,7 @@ def has_surrogate(text: str) -> bool:
 
 
 def surrogate_path(value: Cell, path: str = "") -> str | None:
-    """Where in a JSON value a lone surrogate sits, None when nowhere."""
+    """Where in a JSON value a lone surrogate is; None if there is none."""
     if isinstance(value, str):
         return (path or "the record") if has_surrogate(value) else None
     if isinstance(value, dict):
@@ -91,7 +91,7 @@ def surrogate_path(value: Cell, path: str = "") -> str | None:
 
 
 def show(value: Cell | Exception, limit: int = 80) -> str:
-    """A short, printable form of what was found."""
+    """A short, printable form of a value that was found."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     text = value if isinstance(value, str) else str(value) if isinstance(value, Exception) else repr(value)
@@ -100,6 +100,6 @@ def show(value: Cell | Exception, limit: int = 80) -> str:
 
 
 def no_records(source: str) -> Raw:
-    """The finding that a source holds nothing."""
+    """The finding for a source without records."""
     start, message = Raw(source, 0, is_record=False), f"{source} holds no records"
     return problem(start, "empty_file", message, expected="at least one record", found="none")

@@ -17,7 +17,7 @@ DELIMITERS = (",", ";", "\t", "|")
 
 
 def read_csv(file: Path, name: str, stem: str) -> Iterator[Raw]:
-    """Rows of a CSV or TSV file. Another delimiter than the suffix promises is found by the header and noted."""
+    """Rows of a CSV or TSV file. A delimiter other than the suffix implies is detected from the header and noted."""
     delimiter = "\t" if kind_of(name) == "tsv" else _delimiter_of(file)
     if delimiter != "," and kind_of(name) == "csv":
         message = f"{name} separates its columns by {delimiter!r}"
@@ -87,10 +87,11 @@ def read_arrow(file: Path, name: str, stem: str) -> Iterator[Raw]:
 
 
 def records_of(obj: Any) -> Iterator[Cell]:
-    """The records of a table object, distinguished by the package it comes from, so that none is imported here."""
+    """The records of a table object, whose kind is recognised by its package, so that no such package is imported
+    here."""
     package = type(obj).__module__.split(".")[0]
     if isinstance(obj, str | bytes | Path):
-        raise DataError(f"rows_from takes tables, not the name {str(obj)!r}.", fix="Use load_rows for a path.")
+        raise DataError(f"rows_from takes tables, not a name such as {str(obj)!r}.", fix="Use load_rows for a path.")
     if package == "polars":
         yield from obj.collect().iter_rows(named=True) if hasattr(obj, "collect") else obj.iter_rows(named=True)
     elif package == "pandas":
@@ -103,14 +104,14 @@ def records_of(obj: Any) -> Iterator[Cell]:
     elif isinstance(obj, Mapping):
         raise DataError(
             f"found a mapping with {', '.join(map(str, obj)) or 'nothing'}.",
-            fix="Hand over one split of it, or a list of dicts.",
+            fix="Pass one split of it, or a list of dicts.",
         )
     else:
         yield from obj
 
 
 def is_typed(obj: Any) -> bool:
-    """Whether the table's objects have all keys of their column, those that were not there as null."""
+    """Whether the table's objects have all keys of their column, with null for absent ones."""
     return type(obj).__module__.split(".")[0] in ("polars", "pyarrow", "datasets")
 
 

@@ -26,7 +26,7 @@ class Aggregate(NamedTuple):
 
 
 def is_aggregate(document: Mapping[str, Cell]) -> bool:
-    """Whether a document is lm-eval's results file: tasks with their figures, no scores of items."""
+    """Whether a document is lm-eval's results file, which has figures per task but no scores of items."""
     return "results" in document and bool(document.keys() & {"configs", "n-shot", "versions"})
 
 
@@ -37,7 +37,7 @@ def refuse_aggregate(path: Path, document: Mapping[str, Cell]) -> None:
 
 
 def refuse_aggregates(paths: Sequence[Path], alpha: float) -> None:
-    """Raises ScoreError where two sides are both aggregated results; the message holds the unpaired bound.
+    """Raises ScoreError if both sides are aggregated results; the message gives the unpaired bound.
 
     Unpaired, the gap of two means with standard errors a and b has the standard error sqrt(a^2 + b^2).
     """

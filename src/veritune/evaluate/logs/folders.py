@@ -28,7 +28,7 @@ _MAX_DEPTH = 5
 
 
 def files_in(folder: Path, eval_name: str | None = None) -> list[Path]:
-    """The score files of a folder, of its `scores`, or of the one folder in it that has some.
+    """The score files of a folder, of its subfolder `scores`, or of its only subfolder that has some.
 
     `eval_name` picks the file of that name where there is one. Raises ScoreError for a folder without score files, for
     one with several outputs, and for several runs of one task that nothing says are seeds.
@@ -77,7 +77,7 @@ def _below(folder: Path) -> tuple[list[Path], Path]:
     more = f" and {len(scored) - 6} more" if len(scored) > 6 else ""
     raise ScoreError(
         f"{folder}: expected the scores of one model, found {len(scored)} folders with some: {shown}{more}.",
-        fix=f"Name one: {folder / next(iter(scored)).relative_to(folder)}",
+        fix=f"Name one of these folders: {folder / next(iter(scored)).relative_to(folder)}",
     )
 
 
@@ -94,5 +94,5 @@ def _one_run_each(folder: Path, files: Sequence[Path]) -> None:
     shown = ", ".join(p.name for p in found[:4])
     raise ScoreError(
         f"{folder}: expected one run, found {len(found)} of {name or 'one task'}: {shown}.",
-        fix=f"Name the files of one run, or say that they are seeds: NAME={found[0]},{found[1]}",
+        fix=f"Name the files of one run, or declare them as seeds: NAME={found[0]},{found[1]}",
     )

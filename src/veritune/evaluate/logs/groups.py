@@ -23,7 +23,7 @@ _EDGE = re.compile(r"[_:|/,=.\- ]")
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Tasks to compare on, what they are together, and a note where the log's group has more of them."""
+    """The tasks to compare on, the name of their group, and a note if the log's group has more tasks."""
 
     tasks: list[str]
     name: str
@@ -31,7 +31,7 @@ class Chosen:
 
 
 def choose_tasks(by_task: Mapping[str, list[Path]], asked: str | None, side: str) -> Chosen:
-    """The tasks to compare on and the name of what they are together.
+    """The tasks to compare on, and the name of the group they form.
 
     `asked` is a task, several by comma, or a group. Without it all tasks, where they form one group. Raises ScoreError
     for a name that is neither, and for tasks that form no group.
@@ -65,7 +65,8 @@ def _part_of(tasks: Sequence[str], name: str, groups: Mapping[str, set[str]]) ->
 
 
 def pool(parts: Mapping[str, Sequence[tuple[Path, Columns]]], chosen: Chosen, *, own_runs: bool) -> list[Columns]:
-    """The columns of each task's files, made strata of one eval. `own_runs`: the rows name their runs themselves.
+    """The columns of each task's files, with tasks as strata of one eval. `own_runs`: the rows name their runs
+    themselves.
 
     Raises ScoreError where nothing tells which files belong to one run.
     """
@@ -98,7 +99,7 @@ def _runs(by_task: Mapping[str, Sequence[Path]]) -> dict[Path, str]:
     listed = ", ".join(f"{len(files)} of {task}" for task, files in list(by_task.items())[:6])
     raise ScoreError(
         f"expected each run to hold every task once, found {listed}.",
-        fix="Keep the files of each run in a folder of its own: NAME=RUN0,RUN1.",
+        fix="Put the files of each run into a separate folder: NAME=RUN0,RUN1.",
     )
 
 

@@ -34,7 +34,7 @@ _BOOKKEEPING = re.compile(
 
 
 def is_helm(row: Mapping[str, Cell]) -> bool:
-    """Whether a row is one of HELM's: an instance with a list of statistics."""
+    """Whether a row is from HELM: an instance with a list of statistics."""
     return "instance_id" in row and isinstance(row.get("stats"), list)
 
 
@@ -99,7 +99,7 @@ def _instances(path: Path) -> dict[str, dict[str, JsonLike]]:
         name = str(instance.get("id"))
         kept = {k: instance[k] for k in instance if k not in ("perturbation", "split")}
         if found.setdefault(name, kept) != kept:
-            raise ScoreError(f"{file.name}, entry {n}: the instance {name!r} stands there with two texts.")
+            raise ScoreError(f"{file.name}, entry {n}: the instance {name!r} occurs with two different texts.")
     return found
 
 

@@ -205,7 +205,7 @@ def _lost_epochs(samples: Sequence[Mapping[str, Any]], epochs: Any) -> list[Mapp
 def _unfinished(header: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], lost: int) -> Iterator[str]:
     """What a log lacks because its run ended early."""
     if lost:
-        yield f"{lost} epochs of samples are not in the log and count as not scored"
+        yield f"{lost} epochs of samples are missing from the log and count as not scored"
     status = header.get("status")
     if status in ("success", None):
         return
@@ -221,7 +221,7 @@ def _header(path: Path, archive: zipfile.ZipFile) -> Any:
     if "header.json" not in names:
         raise ScoreError(
             f"{path.name}: expected an Inspect log, found a zip without header.json ({len(names)} entries).",
-            fix="A log of a run that did not finish has no header; score it first.",
+            fix="Score the log first: a run that did not finish leaves no header.",
         )
     return _zip_json(archive, "header.json")
 

@@ -102,8 +102,9 @@ def _asked(path: Path, reading: Reading) -> tuple[str | None, str | None]:
     metric, _, name = reading.metric.partition(",")
     if reading.filter not in (None, name):
         raise ScoreError(
-            f"{path.name}: --metric {reading.metric!r} names the filter {name!r}, --filter {reading.filter!r}.",
-            fix="Name one filter.",
+            f"{path.name}: --metric {reading.metric!r} names the filter {name!r}, but --filter names "
+            f"{reading.filter!r}.",
+            fix="Name only one filter.",
         )
     return metric, name
 
@@ -131,7 +132,8 @@ def _of_filter(
     raise ScoreError(
         f"{path.name}: expected {'one filter' if asked is None else f'the filter {asked!r}'}, found {len(blocks)} "
         f"without names: {len(blocks[0])} documents, each {len(blocks)} times ({known}).",
-        fix=f"Choose with --filter {' or --filter '.join(names or numbers)}; lm-eval names them from 0.4.6 on.",
+        fix=f"Choose with --filter {' or --filter '.join(names or numbers)}; lm-eval writes their names since "
+        "version 0.4.6.",
     )
 
 
@@ -141,7 +143,7 @@ def _refuse_twice(path: Path, rows: list[tuple[int, Row]]) -> None:
     if times > 1:
         raise ScoreError(
             f"{path.name}: expected each document once for each filter, found document {item!r} {times} times.",
-            fix="Join no files of two runs; give each as its own.",
+            fix="Do not join the files of two runs; give each file separately.",
         )
 
 
@@ -163,7 +165,7 @@ def _blocks(path: Path, rows: list[tuple[int, Row]]) -> list[list[tuple[int, Row
         raise ScoreError(
             f"{path.name}: expected each document once for each filter, found document {twice!r} {seen[twice]} times "
             f"and others {min(seen.values())} times.",
-            fix="Join no files of two runs; give each as its own.",
+            fix="Do not join the files of two runs; give each file separately.",
         )
     return blocks
 
@@ -216,7 +218,7 @@ def _content(row: Row) -> str | None:
 
 
 def results_beside(path: Path) -> Iterator[Mapping[str, Cell]]:
-    """lm-eval's results records beside a samples file: of the same time stamp where there is one, else all."""
+    """lm-eval's results records beside a samples file: the one with the same time stamp if it exists, else all."""
     when = stamp_of(path)
     same = path.with_name(f"results_{when}.json") if when else None
     files = [same] if same is not None and same.is_file() else sorted(path.parent.glob("results*.json"))
@@ -243,7 +245,7 @@ def _direction(path: Path, rows: Sequence[Row], task: str, metric: str) -> tuple
         return known, ()
     if len(stated) > 1 or known not in (None, *stated):
         words = "the log's higher_is_better contradicts " + ("itself" if len(stated) > 1 else "the metric's definition")
-        return None, (f"{words}: the direction of {metric} is taken as unknown",)
+        return None, (f"{words}: the direction of {metric} is treated as unknown",)
     up = bool(stated.pop())
     return up, (f"{'higher' if up else 'lower'} is better, by the log",)
 

@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Values with their reasons; `row` is the place of each value's row, `part` its place in a list of values."""
+    """Values with their reasons; `row` is the index of each value's row, `part` its index in a list of values."""
 
     row: Sequence[int]
     value: Sequence[float | None]
@@ -40,7 +40,7 @@ class Sampled:
 
 
 def sample_values(path: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], metric: str) -> Sampled:
-    """The values of one metric. Raises ScoreError for a row without it and for a metric of the whole corpus."""
+    """The values of one metric. Raises ScoreError for a row without it, and for a metric of the whole corpus."""
     for n, row in rows:
         if metric not in row:
             raise ScoreError(f"{path.name}, line {n}: expected the metric {metric!r}, found none.")
@@ -99,7 +99,7 @@ def _per_length(path: Path, values: Sequence[Sequence[float]], metric: str) -> S
     if not total > 0:
         raise ScoreError(f"{path.name}: {metric}: expected lengths above 0, found {total:g} in all.")
     unit = _PER_LENGTH[metric] * total / len(values)
-    stated = "bits a byte" if metric == "bits_per_byte" else f"ln({metric})"
+    stated = "bits per byte" if metric == "bits_per_byte" else f"ln({metric})"
     note = f"values are each document's share of the loss; their mean is {stated}"
     return Sampled(range(len(values)), [-loss / unit for loss, _ in values], [None] * len(values), notes=(note,))
 

@@ -12,7 +12,7 @@ from veritune.stats.table import Columns
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the user may say about a file; None means: find it. What a format cannot honour is an error.
+    """What the user states about a file; None means: detect it. An option that a format cannot use is an error.
 
     `metric` is the score column, lm-eval, lighteval or HELM metric, or Inspect scorer (`scorer` or `scorer/key`);
     `filter` is lm-eval's filter or HELM's split and perturbation; `eval` picks one eval of a file or folder that holds
@@ -45,13 +45,13 @@ _FLAGS = {"system": "--systems", "higher_is_better": "--higher-is-better"}
 
 
 def flag(option: str) -> str:
-    """The command line's name of an option of `Reading`."""
+    """The name of an option of `Reading` on the command line."""
     return _FLAGS.get(option, f"--{option}")
 
 
 @dataclass(frozen=True, slots=True)
 class LogFormat:
-    """One format of score files: its name, how a message calls it, the options it obeys, and its reader.
+    """One format of score files: its name, its name in messages, the options it can use, and its reader.
 
     `eval_of` gives the eval that a file's name or place states, "" where it states none. `reduces`: the reader applies
     the reducer itself.
@@ -65,16 +65,16 @@ class LogFormat:
     reduces: bool = False
 
     def check(self, path: Path, reading: Reading) -> None:
-        """Raises ScoreError for an option that the format cannot honour: to ignore it could answer another question."""
+        """Raises ScoreError for an option that the format cannot use: ignoring it could answer a different question."""
         for option in sorted(EVERY_OPTION - self.obeys):
             value = getattr(reading, option)
             if value is not None:
                 raise ScoreError(
                     f"{path.name}: {flag(option)} {value!r} does not apply to {self.shown}.",
-                    fix=f"Leave {flag(option)} out.",
+                    fix=f"Leave out {flag(option)}.",
                 )
 
 
 def obeys(*options: str) -> frozenset[str]:
-    """The named options with those that every format obeys: the eval, the direction, the reducer."""
+    """The named options, with those that every format can use: the eval, the direction, the reducer."""
     return frozenset({"eval", "higher_is_better", "reducer", *options})

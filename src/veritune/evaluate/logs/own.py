@@ -25,7 +25,7 @@ def _read(path: Path, reading: Reading) -> Columns:
             raise ScoreError(
                 f"{path.name}: --{option} {getattr(reading, option)!r} does not apply to Veritune's own scores, which "
                 f"always hold it in {column!r}.",
-                fix=f"Leave --{option} out.",
+                fix=f"Leave out --{option}.",
             )
     for name in ("run_id", "eval", "item_id"):
         gone = next((i for i, x in enumerate(columns[name]) if x is None), None)

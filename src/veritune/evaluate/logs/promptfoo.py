@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 
 def results_in(document: Cell) -> list[Cell] | None:
-    """The list of results in a promptfoo file, None where the document is none."""
+    """The list of results in a promptfoo file; None if the document is not one."""
     inner = document.get("results") if isinstance(document, Mapping) else None
     inner = inner.get("results") if isinstance(inner, Mapping) else inner
     if not isinstance(inner, list) or not inner or not isinstance(inner[0], Mapping):
@@ -38,7 +38,7 @@ def results_in(document: Cell) -> list[Cell] | None:
 
 
 def systems_of(path: Path) -> list[str]:
-    """The systems of a file: provider, and prompt where a provider has several."""
+    """The systems in a file: the provider, with the prompt if a provider has several prompts."""
     return sorted(set(_systems([row for _, row in _rows(path)])))
 
 

@@ -34,7 +34,8 @@ Reduce = Callable[[Sequence[float]], float | None]
 
 
 def reducer(name: str) -> tuple[Reduce, int]:
-    """The function of a reducer's name and how many samples an item needs for it. Raises ScoreError for another name.
+    """The function for a reducer's name, and how many samples of an item it needs. Raises ScoreError for an unknown
+    name.
 
     >>> reducer("pass_at_2")[0]([1.0, 0.0, 0.0])
     0.6666666666666667
@@ -70,7 +71,7 @@ def _majority(values: Sequence[float]) -> float | None:
 
 
 def reduce_samples(columns: Columns, name: str, stated: Mapping[str, float] | None = None) -> Columns:
-    """One score for each run and item. `stated` holds the log's own reduced values; they stand where nothing is lost.
+    """One score per run and item. `stated` holds the log's own reduced values, which are used if no sample is missing.
 
     Raises ScoreError for an unknown reducer, for scores without several samples, and for items with too few.
     """
@@ -80,7 +81,7 @@ def reduce_samples(columns: Columns, name: str, stated: Mapping[str, float] | No
         groups.setdefault(key, []).append(i)
     if not (len(columns.sample) or len(columns.rater)) or len(groups) == len(columns.item):
         raise ScoreError(
-            f"--reducer {name!r}: expected several samples of an item, found one each.", fix="Leave it out."
+            f"--reducer {name!r}: expected several samples of an item, found one each.", fix="Leave out --reducer."
         )
     if name == "mean":
         return columns

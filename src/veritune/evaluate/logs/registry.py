@@ -63,10 +63,10 @@ def read(path: str | Path, reading: Reading | None = None) -> Columns:
         found.check(path, reading)
         columns = found.read(path, reading)
     except UnicodeDecodeError as exc:
-        raise ScoreError(f"{path.name}: {EXPECTED}; found bytes that are no UTF-8 ({exc.reason}).") from exc
+        raise ScoreError(f"{path.name}: {EXPECTED}; found bytes that are not UTF-8 ({exc.reason}).") from exc
     except MISSHAPEN as exc:
-        what = f"{path.name}: {EXPECTED}; found one that is damaged ({type(exc).__name__}: {str(exc)[:120]!r})."
-        raise ScoreError(what, fix="Export it again.") from exc
+        what = f"{path.name}: {EXPECTED}; found a damaged file ({type(exc).__name__}: {str(exc)[:120]!r})."
+        raise ScoreError(what, fix="Export the scores again.") from exc
     if not len(columns.item):
         raise ScoreError(f"{path.name}: expected scores, found none.")
     stated = reading.higher_is_better
@@ -77,7 +77,7 @@ def read(path: str | Path, reading: Reading | None = None) -> Columns:
 
 
 def read_scores(path: str | Path, reading: Reading | None = None) -> Iterator[Score]:
-    """`read`, as `Score` records; `parts` keeps the sample and the rater."""
+    """The same as `read`, as `Score` records; `parts` keeps the sample and the rater."""
     c = read(path, reading)
 
     def at(column: Sequence[Cell], i: int) -> Any:
@@ -98,7 +98,7 @@ def read_scores(path: str | Path, reading: Reading | None = None) -> Iterator[Sc
 
 
 def eval_of(path: Path) -> str:
-    """The eval that a file's name or header states, "" where it states none or cannot be read."""
+    """The eval named in a file's name or header; "" if none is named or the file cannot be read."""
     try:
         return FORMATS[sniff(path)].eval_of(path)
     except ScoreError:
@@ -108,7 +108,7 @@ def eval_of(path: Path) -> str:
 
 
 def systems_in(path: str | Path) -> list[str]:
-    """The systems of a file that holds several: columns of a table that hold only numbers, providers of promptfoo.
+    """The systems in a file that holds several: columns of a table with numbers only, or providers of promptfoo.
 
     Empty for any other file. Raises ScoreError as `read` does.
     """
@@ -123,7 +123,7 @@ def systems_in(path: str | Path) -> list[str]:
 
 
 def sniff(path: Path) -> str:
-    """The name of a score file's format, from its first bytes. Raises ScoreError when it is none that is known."""
+    """The format of a score file, detected from its first bytes. Raises ScoreError if the format is unknown."""
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no file"
         raise ScoreError(f"{path}: expected a score file, found {what}.")

@@ -55,7 +55,7 @@ def _read_table(path: Path, reading: Reading) -> Columns:
     if inner is not None:
         raise ScoreError(
             f"{path.name}: expected numbers; {score!r} holds objects with {listed_names(sorted(inner))}.",
-            fix="Name the key: --metric COLUMN.KEY, or with --systems --metric KEY.",
+            fix="Name a key inside the column: --metric COLUMN.KEY, or with --systems --metric KEY.",
         )
 
     def labels(name: str) -> Sequence[str | None]:
@@ -110,19 +110,21 @@ def _one_eval(table: Table, path: Path, asked: str | None) -> tuple[Table, str]:
 
 
 def numbers_of(values: Sequence[Cell], path: Path, numbers: Sequence[int], column: str) -> list[float | None]:
-    """Every value as a score; `numbers` are the rows' numbers for a message. Raises ScoreError as `number` does."""
+    """Every value as a score; `numbers` are the row numbers for messages. Raises ScoreError as `number` does."""
     return [x if type(x) is float and x - x == 0 else number(x, path, n, column) for x, n in zip(values, numbers)]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Named columns of one file and each row's 1-based number (the line in JSONL; the header of CSV not counted)."""
+    """The named columns of one file, and each row's 1-based number (the line in JSONL; in CSV the header is not
+    counted).
+    """
 
     columns: Mapping[str, list[Any]]
     numbers: Sequence[int]
 
     def values(self, name: str) -> Sequence[Any]:
-        """A column, or what a dotted path leads to inside a column of objects; empty where there is neither."""
+        """The values of a column, or of a dotted path inside a column of objects; empty if neither exists."""
         if name in self.columns:
             return self.columns[name]
         for place, char in enumerate(name):
@@ -135,7 +137,7 @@ class Table:
         return ()
 
     def names(self) -> list[str]:
-        """Every column, and the keys of objects in columns as dotted paths."""
+        """The names of all columns, and of keys of objects in columns as dotted paths."""
         nested = {
             f"{name}.{key}" for name, column in self.columns.items() for cell in column[:20]
             if isinstance(cell, Mapping) for key in cell
@@ -147,7 +149,7 @@ TableKind = Literal["csv", "jsonl", "json", "parquet"]
 
 
 def table_kind(path: Path) -> TableKind:
-    """How a table is written, from its first bytes."""
+    """The file format of a table, detected from its first bytes."""
     with path.open("rb") as file:
         head = file.read(256)
     if head.startswith(b"PAR1"):
@@ -157,7 +159,7 @@ def table_kind(path: Path) -> TableKind:
 
 
 def load_table(path: Path) -> Table:
-    """The table in a file, all its columns."""
+    """The table in a file, with all its columns."""
     kind = table_kind(path)
     if kind == "csv":
         return _csv_table(path)
@@ -173,7 +175,7 @@ def parquet_table(path: Path) -> Table:
     try:
         rows = list(table_rows(path, "parquet"))
     except (OSError, ValueError) as exc:
-        raise ScoreError(f"{path.name}: expected a Parquet file that can be read: {first_line(exc)}.") from exc
+        raise ScoreError(f"{path.name}: expected a valid Parquet file: {first_line(exc)}.") from exc
     return Table({name: [row[name] for row in rows] for name in (rows[0] if rows else ())}, range(1, len(rows) + 1))
 
 
@@ -191,8 +193,9 @@ _LARGE_BYTES = 4_000_000
 
 
 def jsonl_table(path: Path, names: Sequence[str] | None) -> Table:
-    """Columns of a JSONL file, only `names` where given. Large files go through pyarrow, where it is installed, when
-    their columns are plain text and numbers; whatever it cannot read goes the slow way, which names the line."""
+    """The columns of a JSONL file, only `names` if given. Large files with plain text and numbers are read by pyarrow
+    if it is installed; all others by a slower reader that names the line of an error.
+    """
     if path.stat().st_size >= _LARGE_BYTES:
         fast = _arrow_table(path, names)
         if fast is not None:
@@ -282,7 +285,7 @@ def _score_column(table: Table, reading: Reading, path: Path) -> tuple[str, str]
             raise ScoreError(
                 f"{path.name}: expected a column {named!r} for the system {reading.system!r}, found "
                 f"{listed_names(table.names())}.",
-                fix="--systems names columns of scores; --metric a key inside each.",
+                fix="Name columns with scores: --systems names the columns, --metric a key inside each.",
             )
         return named, reading.metric or ""
     if named is not None:
@@ -298,7 +301,7 @@ _LABELS = frozenset((*ID_NAMES, *FAMILY_NAMES, *RUN_NAMES, *RATER_NAMES, *SAMPLE
 
 
 def numeric_names(table: Table) -> list[str]:
-    """Columns, nested ones too, that hold only numbers or nothing and name no id, family or run."""
+    """Columns, nested ones too, that hold only numbers or nothing and are not an id, family or run."""
 
     def numeric(name: str) -> bool:
         try:

@@ -61,29 +61,29 @@ def number(value: Any, path: Path, row: object, column: str) -> float | None:
         return value
     raise ScoreError(
         f"{path.name}, row {row}, {column}: expected a number, true, false or null, found {str(value)[:80]}.",
-        fix="Write null (an empty cell in CSV) where there is no score.",
+        fix="Write null (in CSV an empty cell) where there is no score.",
     )
 
 
 def is_nan(value: Cell) -> bool:
-    """Whether a log's value is not-a-number: the float, or the word that some JSON writers use for it."""
+    """Whether a log's value is NaN: the float, or the word that some JSON writers use for it."""
     return value == "NaN" or (isinstance(value, float) and math.isnan(value))
 
 
 def scored(value: Any, path: Path, row: object, column: str) -> tuple[float | None, str | None]:
-    """A harness's value and the reason where there is none: null and NaN mean that the scorer gave no value."""
+    """A harness's value, and the reason if there is none: null and NaN mean that the scorer gave no value."""
     found = None if is_nan(value) else number(value, path, row, column)
     return found, "not_scored" if found is None else None
 
 
 def fingerprint(content: Any) -> str:
-    """A short hash of what an item asks."""
+    """A short hash of an item's question."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def choose(what: str, found: Iterable[str], wanted: str | None, path: Path, option: str) -> str:
-    """The wanted one of `found`, or the only one. Raises ScoreError that lists the choices."""
+    """The wanted element of `found`, or its only one. Raises ScoreError listing the choices."""
     names = sorted(set(found))
     if wanted is not None:
         if wanted in names:
@@ -99,17 +99,17 @@ def choose(what: str, found: Iterable[str], wanted: str | None, path: Path, opti
 
 
 def listed_names(names: Sequence[str]) -> str:
-    """Up to eight names and how many more there are; `none` for none."""
+    """Up to eight names and the number of further ones; `none` for an empty list."""
     more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
     return (", ".join(names[:_MAX_SHOWN]) or "none") + more
 
 
 def named_eval(path: Path, inside: str, asked: str | None) -> str:
-    """The eval's name in the log, else the one asked for. Raises ScoreError where they differ."""
+    """The eval's name in the log, else the requested one. Raises ScoreError if the two differ."""
     if asked is not None and inside and asked != inside:
         raise ScoreError(
             f"{path.name}: expected the eval {asked!r}, found {inside!r}.",
-            fix="Name the files of one eval, or leave --eval out.",
+            fix="Name the files of one eval, or leave out --eval.",
         )
     return inside or asked or ""
 
@@ -120,7 +120,7 @@ def texts(values: Sequence[Cell]) -> list[str]:
 
 
 def optional(column: Sequence[Cell]) -> Sequence[Any]:
-    """The column, or an empty one when nothing is in it."""
+    """The column, or an empty list if the column holds nothing."""
     return column if any(x is not None for x in column) else ()
 
 
@@ -128,7 +128,7 @@ def optional(column: Sequence[Cell]) -> Sequence[Any]:
 
 
 def walk(row: Mapping[str, Cell], name: str) -> Any:
-    """`row[name]`, else what a dotted path leads to inside nested objects; None where it leads nowhere."""
+    """`row[name]`, else the value at a dotted path inside nested objects; None if there is none."""
     if name in row:
         return row[name]
     for place, char in enumerate(name):
@@ -142,7 +142,7 @@ def walk(row: Mapping[str, Cell], name: str) -> Any:
 def row_labels(
     path: Path, rows: Sequence[Mapping[str, Any]], reading: Reading, places: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """The labels that the reading names, from each row or from the objects `places` in it.
+    """The labels that the reading asks for, from each row or from the objects `places` in it.
 
     Raises ScoreError for a name that no row has, and for ids, runs, samples and raters that some rows lack.
     """
@@ -156,8 +156,8 @@ def row_labels(
         if gone == len(values) or (gone and option != "family"):
             what = "no row with one" if gone == len(values) else f"{gone} rows without one"
             raise ScoreError(
-                f"{path.name}: {flag(option)} {name!r}: expected it in each row"
-                f"{''.join(f' or its {p!r}' for p in places)}, found {what}; {_holds(rows, places)}."
+                f"{path.name}: {flag(option)} {name!r}: expected it in each "
+                f"row{''.join(f' or its {p!r}' for p in places)}, found {what}; {_holds(rows, places)}."
             )
         found[option] = [None if v is None else str(v) for v in values]
     return found
@@ -186,15 +186,15 @@ def _holds(rows: Sequence[Mapping[str, Any]], places: Sequence[str]) -> str:
 
 
 def load_json(path: Path) -> Any:
-    """The document in a JSON file. Raises ScoreError where it is none."""
+    """The document in a JSON file. Raises ScoreError if the file is not JSON."""
     try:
         return parse_json(read_bytes(path), finite=False)
     except ValueError as error:
-        raise ScoreError(f"{path.name}: {EXPECTED}; found text that is no JSON ({error}).") from error
+        raise ScoreError(f"{path.name}: {EXPECTED}; found text that is not JSON ({error}).") from error
 
 
 def objects(document: Any, path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON list with their 1-based numbers. Raises ScoreError for an entry of another kind."""
+    """The objects of a JSON list with their 1-based numbers. Raises ScoreError for an entry that is not an object."""
     bad = next((i for i, row in enumerate(document, 1) if not isinstance(row, dict)), None)
     if bad is not None:
         raise ScoreError(f"{path.name}, entry {bad}: expected an object, found {type(document[bad - 1]).__name__}.")
@@ -217,7 +217,7 @@ def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def rows_of(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Numbered objects of a file that is either JSONL or one JSON list."""
+    """The numbered objects of a file that is either JSONL or one JSON list."""
     with path.open("rb") as file:
         head = file.read(256).decode("utf-8-sig", errors="replace").lstrip()
     return objects(load_json(path), path) if head.startswith("[") else list(lines(path))

@@ -36,7 +36,8 @@ __all__ = [
 
 
 def run_cells(plan: ExecutorPlan, study: Path, run_ids: Sequence[str], hooks: Hooks) -> list[Ended]:
-    """Run these cells and wait for all; a failed one does not stop the others. `hooks.ended` hears of each as it ends.
+    """Run these cells and wait for all; a failed one does not stop the others. `hooks.ended` is called once for each
+    cell that ends.
 
     Where this process is stopped meanwhile, cells on a cluster are ended, or left running where the plan says so;
     `hooks.stopped` hears which. Raises MachineError when the executor cannot run a cell at all.
@@ -51,13 +52,14 @@ def run_cells(plan: ExecutorPlan, study: Path, run_ids: Sequence[str], hooks: Ho
 
 
 def release(plan: ExecutorPlan, study: Path) -> None:
-    """End workers that an earlier driver left behind, once every cell is done."""
+    """Stop workers that an earlier driver left running, once every cell is done."""
     if plan.kind == "ray":
         on_ray.release(plan, study.resolve())
 
 
 def live_steps(plan: ExecutorPlan, study: Path, hooks: Hooks) -> None:
-    """Have a worker measure the live steps that the plan needs, and wait for it; `local` and none measure here.
+    """Let a worker measure the live steps that the plan needs, and wait for it; with `local` or no executor, measure
+    here.
 
     Raises MachineError with the worker's own error and host.
     """

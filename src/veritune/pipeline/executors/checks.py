@@ -15,7 +15,7 @@ TEST_S = 30.0
 
 
 def check_plan(plan: ExecutorPlan, study: Study, root: Path) -> None:
-    """Raises InputError for options that do not fit the study, MachineError where the cluster cannot run a cell of it.
+    """Raises InputError for options that do not fit the study, MachineError if the cluster cannot run one of its cells.
 
     Checked are `train.devices` against what a cell is given, the cluster's address and resources, and on Ray whether
     every node sees the study and the model. What Slurm's nodes see shows with the first job, which measures live steps.
@@ -33,27 +33,30 @@ def _check_devices(plan: ExecutorPlan, study: Study) -> None:
     devices = study.train.devices
     if plan.gpus and plan.gpus != int(plan.gpus) and (devices > 1 or plan.kind == "slurm"):
         raise InputError(
-            f"--gpus {plan.gpus:g}: a part of an accelerator holds no cell of {devices} processes on {plan.kind}.",
-            fix="Give a whole number.",
+            f"--gpus {plan.gpus:g}: a fraction of an accelerator cannot hold the {devices} processes of a cell "
+            f"on {plan.kind}.",
+            fix="Give --gpus a whole number.",
         )
     if plan.gpus and plan.gpus < devices:
         raise InputError(
-            f"train.devices is {devices}, and a cell is given {plan.gpus:g} accelerators.", fix=f"--gpus {devices}"
+            f"train.devices is {devices}, but each cell gets {plan.gpus:g} accelerators.", fix=f"--gpus {devices}"
         )
     if not plan.gpus and plan.cpus < devices:
         raise InputError(
-            f"train.devices is {devices}, and a cell is given {plan.cpus} cores and no accelerator.",
-            fix=f"--gpus {devices}, or --cpus {devices} to train on processors.",
+            f"train.devices is {devices}, but each cell gets {plan.cpus} cores and no accelerator.",
+            fix=f"Give --gpus {devices}, or --cpus {devices} to train on processors.",
         )
     if not plan.gpus and study.train.strategy == "fsdp2" and study.backend.name == "local":
         raise InputError(
-            f"train.strategy: fsdp2 shares a model among {devices} accelerators, and a cell is given none.",
-            fix=f"--gpus {devices}, or `strategy: ddp`.",
+            f"train.strategy: fsdp2 shards a model over {devices} accelerators, but each cell gets none.",
+            fix=f"Give --gpus {devices}, or set `strategy: ddp`.",
         )
 
 
 def model_folder(study: Study, root: Path) -> str | None:
-    """The model's folder as a node has to see it; None for one that each node finds by itself (hub id, builtin)."""
+    """The model's folder under the path that nodes must see; None for a model that each node finds itself (hub id,
+    builtin).
+    """
     path = Path(study.model.path)
     folder = path if path.is_absolute() else root / path
     return str(folder.resolve()) if folder.exists() or path.is_absolute() else None

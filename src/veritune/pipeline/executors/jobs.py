@@ -18,7 +18,9 @@ FOLDER = ".jobs"
 
 
 class Jobs:
-    """The jobs of one executor, `address` the cluster's where it has one. Every change is on disk when it returns."""
+    """The recorded jobs of one executor; `address` is the cluster's, if it has one. Every change is on disk when a
+    method returns.
+    """
 
     def __init__(self, study: Path, executor: str, address: str | None = None) -> None:
         self.path = study / FOLDER / f"{executor}.json"
@@ -31,23 +33,23 @@ class Jobs:
             self.known = {}  # nothing to attach to
 
     def new(self, run_ids: tuple[str, ...] = (), name: str | None = None) -> ClusterJob:
-        """Record a job that is about to be submitted."""
+        """Record a job just before it is submitted."""
         job = ClusterJob(name or f"veritune-{secrets.token_hex(6)}", None, run_ids, now())
         self.put(job)
         return job
 
     def put(self, job: ClusterJob) -> None:
-        """Record a job as it is now."""
+        """Record the present state of a job."""
         self.known[job.name] = job
         self._save()
 
     def assign(self, name: str, run_ids: tuple[str, ...], host: str | None = None) -> None:
-        """Record what a job works on from now on."""
+        """Record which cell a job works on from now on."""
         job = self.known[name]
         self.put(replace(job, run_ids=run_ids, host=host or job.host))
 
     def drop(self, name: str) -> None:
-        """Take out a job that has ended."""
+        """Remove a job that has ended."""
         if self.known.pop(name, None) is not None:
             self._save()
 

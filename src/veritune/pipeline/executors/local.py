@@ -27,7 +27,9 @@ class _Child:
 
 
 def how_many_fit(cell_bytes: int, *, cores: int | None = None, free_bytes: int | None = None) -> int:
-    """Cells that fit side by side on this machine: by free memory, with a tenth kept back, and by cores. At least 1."""
+    """How many cells fit on this machine at once: by free memory, of which a tenth stays free, and by cores. At least
+    1.
+    """
     import psutil
 
     free = psutil.virtual_memory().available if free_bytes is None else free_bytes
@@ -36,7 +38,9 @@ def how_many_fit(cell_bytes: int, *, cores: int | None = None, free_bytes: int |
 
 
 def run(plan: ExecutorPlan, study: Path, run_ids: list[str], hooks: Hooks) -> Generator[Ended]:
-    """One process per cell, at most `workers` at once. A killed cell is started again; its own error is final."""
+    """Run each cell in its own process, at most `workers` at once. A killed cell is started again; an error of its own
+    is final.
+    """
     workers = plan.workers or how_many_fit(plan.memory_bytes or 1)
     threads = max(usable_cores() // workers, 1)
     devices: list[str | None] = [*visible_accelerators()] or [None] * workers
@@ -66,7 +70,7 @@ def run(plan: ExecutorPlan, study: Path, run_ids: list[str], hooks: Hooks) -> Ge
             child.process.wait()
             child.words.unlink(missing_ok=True)
         if running:
-            hooks.stopped(f"{len(running)} cells on this machine were ended; their checkpoints are kept.")
+            hooks.stopped(f"{len(running)} cells on this machine were stopped; their checkpoints are kept.")
 
 
 def _start(study: Path, run_id: str, tries: int, threads: int, device: str | None) -> _Child:

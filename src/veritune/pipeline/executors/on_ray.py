@@ -58,13 +58,13 @@ class _Slot:
 
 
 def run(plan: ExecutorPlan, study: Path, run_ids: list[str], hooks: Hooks) -> Generator[Ended]:
-    """Cells on as many actors as the cluster has room for, or on `plan.workers` of them."""
+    """Run cells on as many actors as fit on the cluster, or on `plan.workers` of them."""
     ray = connect(plan)
     yield from _Pool(ray, plan, study, run_ids, hooks).run()
 
 
 def release(plan: ExecutorPlan, study: Path) -> None:
-    """End the workers that an earlier driver left, where no cell is left for them."""
+    """Stop the workers that an earlier driver left, once no cell is left for them."""
     jobs = Jobs(study, "ray")
     if not jobs.known:
         return
@@ -86,7 +86,7 @@ class _Pool:
         self.tries: dict[str, int] = {}
 
     def run(self) -> Iterator[Ended]:
-        """Every cell once, as it ends."""
+        """Run every cell, and yield each as it ends."""
         with signals_held() as heed:
             self._attach()
             try:
@@ -212,12 +212,12 @@ class _Pool:
             for slot in [s for s in self.pending.values() if not s.run_id]:
                 self._end(slot)
             self.hooks.stopped(
-                f"{len(running)} cells go on on Ray ({_hosts(running)}); {len(self.queued)} wait. "
-                "The same command attaches to them."
+                f"{len(running)} cells continue on Ray ({_hosts(running)}); {len(self.queued)} are queued. Run the "
+                "same command to attach to them."
             )
             return
         self._end_all()
-        self.hooks.stopped(f"{len(running)} cells on Ray were ended; their checkpoints are kept.")
+        self.hooks.stopped(f"{len(running)} cells on Ray were stopped; their checkpoints are kept.")
 
 
 def _hosts(slots: list[_Slot]) -> str:
@@ -234,13 +234,13 @@ def _why_lost(exc: Exception) -> str:
 
 
 def actor_class(ray: ModuleType, plan: ExecutorPlan) -> ActorClass:
-    """`RayWorker` with the resources of one cell. Nothing is tried again by Ray: the pool knows what was lost."""
+    """`RayWorker` with the resources of one cell. Ray itself retries nothing, so that lost workers are counted here."""
     memory = {"memory": plan.memory_bytes} if plan.memory_bytes else {}
     return ray.remote(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0, max_task_retries=0, **memory)(RayWorker)
 
 
 def capacity(ray: ModuleType, plan: ExecutorPlan) -> int:
-    """Cells that the living nodes hold at once; at least 1."""
+    """How many cells the running nodes can hold at once; at least 1."""
     needs = _needs(plan)
     total = 0
     for node in _living(ray):
@@ -273,11 +273,16 @@ def live_steps(plan: ExecutorPlan, study: Path, hooks: Hooks) -> None:
             outcome = ray.get(reference)
     except ray.exceptions.RayError as exc:
         why = first_line(exc.cause) if isinstance(exc, ray.exceptions.RayTaskError) and exc.cause else _why_lost(exc)
-        raise MachineError(f"the live steps failed on Ray: {why}", fix="Nothing has trained.") from exc
+        raise MachineError(
+            f"the live steps failed on Ray: {why}", fix="Correct that error and run again; nothing has trained."
+        ) from exc
     finally:
         ray.kill(actor)
     if outcome.error is not None:
-        raise MachineError(f"the live steps failed on {outcome.host}: {outcome.error}", fix="Nothing has trained.")
+        raise MachineError(
+            f"the live steps failed on {outcome.host}: {outcome.error}",
+            fix="Correct that error on the node and run again; nothing has trained.",
+        )
 
 
 # ---------------------------------------------------------------- the cluster
@@ -285,8 +290,9 @@ def live_steps(plan: ExecutorPlan, study: Path, hooks: Hooks) -> None:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGINT take effect where the caller heeds them, not inside Ray: an exception that a handler raises in
-    there comes out as `SystemError`. A second signal takes effect at once."""
+    """Delay SIGTERM and SIGINT to points where the caller handles them: an exception raised by a handler inside Ray
+    comes out as `SystemError`. A second signal takes effect at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -320,14 +326,16 @@ def signals_held() -> Iterator[Callable[[], None]]:
 
 
 def connect(plan: ExecutorPlan) -> ModuleType:
-    """Ray, connected. Raises MachineError without it, without a cluster, or when no node can ever hold a cell.
+    """A connection to Ray. Raises MachineError without ray, without a cluster, or if no node can ever hold a cell.
 
     Ray itself would wait without end for resources that no node has.
     """
     try:
         import ray
     except ImportError as exc:
-        raise MachineError("--executor ray needs Ray.", fix="pip install 'veritune[ray]'") from exc
+        raise MachineError(
+            "--executor ray needs the package ray, which is not installed.", fix="pip install 'veritune[ray]'"
+        ) from exc
     if not ray.is_initialized():
         _check_address(plan.address)
         names = (*HANDED_ON, *plan.handed_on)
@@ -349,8 +357,8 @@ def connect(plan: ExecutorPlan) -> ModuleType:
     if not any(all(node.get(name, 0.0) >= need for name, need in needs.items()) for node in nodes):
         has = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in needs}
         raise MachineError(
-            f"no node of the Ray cluster can hold a cell: it needs {_amounts(needs)}, "
-            f"the largest of each is {_amounts(has)}.",
+            f"no node of the Ray cluster can hold a cell: it needs {_amounts(needs)}, but the most on any node is "
+            f"{_amounts(has)}.",
             fix="Ask for less (--cpus, --gpus), or add a node.",
         )
     module: ModuleType = ray
@@ -363,7 +371,7 @@ def _amounts(resources: dict[str, float]) -> str:
 
 
 def check_nodes(plan: ExecutorPlan, study: Path, model: str | None) -> None:
-    """Have every node say whether it sees the study and the model and has this code.
+    """Check on every node that it sees the study and the model and has the same code.
 
     Raises MachineError naming each node that cannot run a cell, or does not answer within LOOK_S.
     """
@@ -395,14 +403,16 @@ def check_nodes(plan: ExecutorPlan, study: Path, model: str | None) -> None:
         ray.cancel(reference, force=True)
     if problems:
         raise MachineError(
-            f"{len(problems)} things are wrong on the Ray nodes: {'; '.join(problems[:4])}.",
-            fix="All nodes need the study's folder and the model under the same path, and the same package.",
+            f"{len(problems)} problems on the Ray nodes: {'; '.join(problems[:4])}.",
+            fix="Give every node the study's folder and the model under the same path, and the same version of "
+            "the package.",
         )
 
 
 def _no_cluster(address: str | None, why: str) -> MachineError:
     fix = (
-        "Start one with `ray start --head`, or name it: --address HOST:6379. One with tokens needs RAY_AUTH_MODE=token."
+        "Start a cluster with `ray start --head`, or name one: --address HOST:6379. A cluster with tokens needs "
+        "RAY_AUTH_MODE=token."
     )
     return MachineError(f"no Ray cluster at {address or 'auto'}: {why}", fix=fix)
 
@@ -421,7 +431,7 @@ def _check_address(address: str | None) -> None:
         raise _no_cluster(address, str(exc)) from exc
     if not address.startswith("ray://") and not _has_raylet():
         raise MachineError(
-            f"no node of the Ray cluster at {address} runs on this machine, and a driver joins a cluster from a node.",
+            f"no node of the Ray cluster at {address} runs on this machine, but this kind of address needs one.",
             fix=f"Start the command on a node, or reach it from outside: --address ray://{host or 'HOST'}:10001",
         )
 

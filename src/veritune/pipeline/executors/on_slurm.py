@@ -51,7 +51,9 @@ class _Task:
 
 
 def run(plan: ExecutorPlan, study: Path, run_ids: list[str], hooks: Hooks) -> Generator[Ended]:
-    """A task a cell, or `plan.workers` tasks that pull cells; `cluster=local` runs the jobs on this machine."""
+    """Run one Slurm task per cell, or `plan.workers` tasks that each run cells until none is left; `cluster=local` runs
+    the jobs on this machine.
+    """
     if plan.options.get("cluster") == "local":
         yield from _run_local(plan, study, run_ids, hooks)
         return
@@ -73,7 +75,7 @@ class _Arrays:
         self.refused = 0.0
 
     def run(self) -> Iterator[Ended]:
-        """Every cell once, as it ends."""
+        """Run every cell, and yield each as it ends."""
         attached = self._attach()
         try:
             self._submit([run_id for run_id in self.open if run_id not in attached])
@@ -120,8 +122,8 @@ class _Arrays:
             alive = queue(list(self.jobs.known))
             if alive is None:
                 raise MachineError(
-                    f"squeue does not answer, and jobs of this study may be running ({self.jobs.path}).",
-                    fix="Give the command again when Slurm's controller is back.",
+                    f"squeue does not answer, and jobs of this study may still be running ({self.jobs.path}).",
+                    fix="Run the same command again once Slurm's controller answers.",
                 )
             unheard = [job for job in self.jobs.known.values() if job.job_id is None and not alive.get(job.name)]
             if all(_age_s(job) > SUBMIT_S for job in unheard):
@@ -166,7 +168,7 @@ class _Arrays:
                     raise
                 if not self.refused:
                     left = sum(map(len, self.unsent))
-                    self.hooks.say(f"queue    {left} cells are submitted when others have ended: {exc.message}")
+                    self.hooks.say(f"queue    {left} cells will be submitted when others have ended: {exc.message}")
                 self.refused = time.monotonic()
                 return
             self.unsent.pop(0)
@@ -255,7 +257,7 @@ class _Arrays:
         if told is not None and told.error is not None:
             return Ended(run_id, told.error, 1, told.host or None, told.in_use)
         lost = lost_tries(read_tries(folder), over=True)
-        return Ended(run_id, f"lost: {', '.join(map(name_try, lost))}" if lost else "no task of the job took it", 1)
+        return Ended(run_id, f"lost: {', '.join(map(name_try, lost))}" if lost else "no task of the job started it", 1)
 
     def _let_go(self) -> None:
         """This driver stops: leave the jobs, or cancel them, and say which."""
@@ -265,8 +267,8 @@ class _Arrays:
         if self.plan.detach:
             rest = f" {waiting} were not submitted yet." if waiting else ""
             self.hooks.stopped(
-                f"{len(self.open) - waiting} cells go on in Slurm job {named}; the same command attaches to them, "
-                f"`scancel {' '.join(ids)}` ends them.{rest}"
+                f"{len(self.open) - waiting} cells continue in Slurm job {named}; the same command attaches to them, "
+                f"`scancel {' '.join(ids)}` stops them.{rest}"
             )
             return
         alive = [name for name in self.jobs.known if _call("scancel", f"--name={name}") is None]
@@ -274,8 +276,8 @@ class _Arrays:
             self.jobs.drop(name)
         if alive:
             self.hooks.stopped(
-                f"scancel failed: {len(self.open) - waiting} cells may go on in Slurm job {named}; the same command "
-                "attaches to them."
+                f"scancel failed: {len(self.open) - waiting} cells may still run in Slurm job {named}; the same "
+                "command attaches to them."
             )
             return
         self.hooks.stopped(f"Slurm job {named} was cancelled with {len(self.open)} cells; their checkpoints are kept.")
@@ -285,31 +287,38 @@ class _Arrays:
 
 
 def executor_of(plan: ExecutorPlan, study: Path, name: str) -> AutoExecutor:
-    """submitit's executor with what a cell needs. Raises MachineError without submitit or Slurm, or for an option."""
+    """submitit's executor with the resources of a cell. Raises MachineError without submitit or Slurm, or for a wrong
+    option.
+    """
     try:
         import submitit
     except ImportError as exc:
-        raise MachineError("--executor slurm needs submitit.", fix="pip install 'veritune[slurm]'") from exc
+        raise MachineError(
+            "--executor slurm needs the package submitit, which is not installed.", fix="pip install 'veritune[slurm]'"
+        ) from exc
     options = dict(plan.options)
     cluster = options.pop("cluster", "slurm")
     retries = {"slurm_max_num_timeout": plan.retries}
     try:
         executor = submitit.AutoExecutor(folder=study / FOLDER / "%j", cluster=str(cluster), **retries)
     except RuntimeError as exc:
-        raise MachineError(f"no Slurm here: {exc}", fix="Run it where `sbatch` is, or use --executor local.") from exc
+        raise MachineError(
+            f"Slurm is not available here: {exc}", fix="Run it where `sbatch` is, or use --executor local."
+        ) from exc
     gpus = {"gpus_per_node": int(plan.gpus)} if plan.gpus else {}
     memory = {"mem_gb": plan.memory_bytes / 2**30} if plan.memory_bytes else {}
     try:
         executor.update_parameters(cpus_per_task=plan.cpus, name=name, **memory, **gpus, **options)
     except (ValueError, TypeError, NameError) as exc:
         raise MachineError(
-            f"--executor-option: {first_line(exc)}", fix="Options are submitit's: slurm_partition, timeout_min, ..."
+            f"--executor-option: {first_line(exc)}",
+            fix="Use submitit's option names: slurm_partition, timeout_min, ...",
         ) from exc
     return executor
 
 
 def result_of(study: Path, key: str) -> CellOutcome | str | None:
-    """What a task returned; a sentence where it raised, None where it left nothing."""
+    """The result of a task: a sentence if it raised, None if it left nothing."""
     import submitit
 
     paths = submitit.core.utils.JobPaths(study / FOLDER / "%j", job_id=key, task_id=0)
@@ -322,7 +331,7 @@ def result_of(study: Path, key: str) -> CellOutcome | str | None:
 
 
 def results_of_pull(study: Path, job_id: str) -> dict[str, CellOutcome]:
-    """What the tasks of a job that pulled returned, by run id; under "" the error of a task that returned nothing."""
+    """The results of the tasks of a job, by run id; under "" the error of a task that returned nothing."""
     import submitit
 
     found: dict[str, CellOutcome] = {}
@@ -339,7 +348,7 @@ def results_of_pull(study: Path, job_id: str) -> dict[str, CellOutcome]:
 
 
 def last_words(study: Path, key: str) -> str:
-    """The last line that a task wrote to its error file; empty where there is none."""
+    """The last line that a task wrote to its error file; empty if there is none."""
     import submitit
 
     path = submitit.core.utils.JobPaths(study / FOLDER / "%j", job_id=key, task_id=0).stderr
@@ -382,9 +391,15 @@ def live_steps(plan: ExecutorPlan, study: Path, hooks: Hooks) -> None:
     if isinstance(outcome, CellOutcome) and outcome.error is None:
         return
     if isinstance(outcome, CellOutcome):
-        raise MachineError(f"the live steps failed on {outcome.host}: {outcome.error}", fix="Nothing has trained.")
+        raise MachineError(
+            f"the live steps failed on {outcome.host}: {outcome.error}",
+            fix="Correct that error on the node and run again; nothing has trained.",
+        )
     words = outcome or last_words(study, key) or f"it left no result ({state_of(key)})"
-    raise MachineError(f"the live steps failed in Slurm job {key}: {words}", fix="Nothing has trained.")
+    raise MachineError(
+        f"the live steps failed in Slurm job {key}: {words}",
+        fix="Read the job's error file, and run again; nothing has trained.",
+    )
 
 
 def _run_local(plan: ExecutorPlan, study: Path, run_ids: list[str], hooks: Hooks) -> Iterator[Ended]:
@@ -406,7 +421,7 @@ def _run_local(plan: ExecutorPlan, study: Path, run_ids: list[str], hooks: Hooks
         for job in jobs.values():
             job.cancel(check=False)
         if jobs:
-            hooks.stopped(f"{len(jobs)} jobs on this machine were ended; their checkpoints are kept.")
+            hooks.stopped(f"{len(jobs)} jobs on this machine were stopped; their checkpoints are kept.")
 
 
 # ---------------------------------------------------------------- Slurm's own commands
@@ -422,7 +437,9 @@ def _call(*command: str) -> str | None:
 
 
 def queue(names: Sequence[str]) -> dict[str, dict[str, _Task]] | None:
-    """Tasks of these jobs that wait or run, by the job's name and the task's key (`12_3`); None: `squeue` is silent."""
+    """Tasks of these jobs that are queued or running, by the job's name and the task's key (`12_3`); None if `squeue`
+    does not answer.
+    """
     if not names:
         return {}
     listed = _call("squeue", "--noheader", "--array", "--format=%j|%i|%T|%N", f"--name={','.join(names)}")
@@ -447,17 +464,17 @@ def _index(key: str) -> int:
 
 
 def state_of(key: str) -> str:
-    """The job's last state as `scontrol` keeps it for some minutes, in lower case; `not known to Slurm` otherwise."""
+    """The job's last state in lower case, which `scontrol` knows for some minutes; `not known to Slurm` otherwise."""
     shown = _call("scontrol", "show", "job", key) or ""
     state = re.search(r"JobState=(\w+)", shown)
     exit_code = re.search(r"ExitCode=(\d+:\d+)", shown)
     if state is None:
-        return "not known to Slurm any more"
+        return "no longer known to Slurm"
     return state.group(1).lower() + (f", exit code {exit_code.group(1)}" if exit_code else "")
 
 
 def longest_array() -> int:
-    """Tasks that one array may have here: its highest index is one less than `MaxArraySize`."""
+    """The most tasks that one array may have here: its highest index is one less than `MaxArraySize`."""
     shown = _call("scontrol", "show", "config") or ""
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
     return max(int(found.group(1)) if found else MOST, 1)

@@ -15,7 +15,7 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class ExecutorPlan:
-    """How cells are run. `workers`: at most so many at once, 0 for as many as fit (on Slurm: a task a cell).
+    """How cells are run. `workers`: the most cells at once, 0 for as many as fit (on Slurm: one task per cell).
 
     `cpus`, `gpus` and `memory_bytes` are what one cell needs (for `ray` and `slurm`, and to tell how many fit);
     `retries` counts new tries of a cell whose process was lost. `options` go to Slurm as submitit names them.
@@ -37,7 +37,7 @@ class ExecutorPlan:
 
 @dataclass(frozen=True)
 class Ended:
-    """How one cell ended. `error` is None when it is done; `tries` counts the processes that this command saw.
+    """How one cell ended. `error` is None if it is done; `tries` counts the processes that this command observed.
 
     `host` is where it ended, None where that was not told; `in_use`: another process has it, and `error` says who.
     """
@@ -59,9 +59,9 @@ def _never(_run_id: str) -> bool:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a caller is told: each cell as it ends; `tick` about once a second; `say` of a worker or node that was lost,
-    of what is attached to; `stopped` of what became of running cells when this process was told to stop. `done` says
-    of a run id whether its summary is there and made from the study as it is now.
+    """Callbacks of a run: `ended` for each cell that ends; `tick` about once a second; `say` when a worker or node was
+    lost or attached to; `stopped` with what became of running cells when this process was told to stop. `done` tells by
+    run id whether a summary exists and was made from the present study.
     """
 
     ended: Callable[[Ended], None] = _ignore
@@ -83,28 +83,38 @@ def options_from(texts: Sequence[str]) -> dict[str, Option]:
 
 
 def plan_from(kind: str | None, options: Sequence[str], needs: ExecutorPlan) -> ExecutorPlan | None:
-    """The plan that `--executor` and the options beside it name; None without one. `needs` holds the others.
+    """The plan from `--executor` and the options beside it; None without an executor. `needs` holds the other options.
 
     Raises InputError for an unknown kind, and for an option that the kind does not take.
     """
     if kind is None:
         if needs.detach:
-            raise InputError("--detach needs an executor: cells run in this process.", fix="--executor ray or slurm.")
+            raise InputError(
+                "--detach needs an executor: without one, cells run in this process.",
+                fix="Add --executor ray or slurm.",
+            )
         return None
     if kind not in get_args(Kind):
-        raise InputError(f"--executor {kind!r}: expected local, ray or slurm.", fix="Leave it out to run cells here.")
+        raise InputError(
+            f"--executor {kind!r}: expected local, ray or slurm.",
+            fix="Leave out --executor to run cells in this process.",
+        )
     if kind == "local" and needs.detach:
         raise InputError(
             "--detach: cells of --executor local end with this process.",
-            fix="Leave it out, or start the command with `nohup` or `systemd-run`.",
+            fix="Leave out --detach, or start the command with `nohup` or `systemd-run`.",
         )
     if needs.address is not None and kind != "ray":
-        raise InputError(f"--address is no option of --executor {kind}.", fix="Leave it out.")
+        raise InputError(f"--address cannot be used with --executor {kind}.", fix="Leave out --address.")
     if options and kind != "slurm":
-        raise InputError(f"--executor-option is no option of --executor {kind}.", fix="Leave it out.")
+        raise InputError(
+            f"--executor-option cannot be used with --executor {kind}.", fix="Leave out --executor-option."
+        )
     wrong = [name for name, value in (("--workers", needs.workers), ("--gpus", needs.gpus)) if value < 0]
     if wrong or needs.cpus < 1:
-        raise InputError(f"{wrong[0] if wrong else '--cpus'}: expected a positive number.", fix="Give 1 or more.")
+        raise InputError(
+            f"{wrong[0] if wrong else '--cpus'}: expected a positive number.", fix="Give a number of at least 1."
+        )
     return ExecutorPlan(
         cast("Kind", kind),
         needs.workers,

@@ -27,7 +27,7 @@ again by hand, and its cells' results lie on disk."""
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """How a cell ended on a worker: None, or the error with its text. An error is the cell's own, not the worker's."""
+    """How a cell ended on a worker: done, or its error as text. The error is the cell's own, not the worker's."""
 
     error: str | None
     host: str
@@ -37,19 +37,19 @@ class CellOutcome:
 
 @dataclass(frozen=True)
 class NodeView:
-    """What a node sees: `problems` are sentences, empty where a cell can run there."""
+    """What a node found: `problems` are sentences; empty if a cell can run there."""
 
     host: str
     problems: tuple[str, ...]
 
 
 def cell_in_worker(study: str, run_id: str) -> CellOutcome:
-    """One cell inside a worker's process."""
+    """Run one cell inside a worker's process."""
     return _told(lambda: Worker.at(Path(study)).run(run_id))
 
 
 def live_in_worker(study: str) -> CellOutcome:
-    """The live steps and the answer probe of a study, measured here and kept in its `audit/`."""
+    """Measure a study's live steps and answer probe on this worker and save them in the study's `audit/`."""
     return _told(lambda: measure_live(Path(study), Progress(silent=True)))
 
 
@@ -64,7 +64,7 @@ def _told(work: Callable[[], object]) -> CellOutcome:
 
 
 def look(study: str, model: str | None, code: str) -> NodeView:
-    """Whether this node sees the study's folder and the model's, and has the code that the driver has."""
+    """Whether this node sees the study's and the model's folder, and has the same code as the driver."""
     problems = []
     if not (Path(study) / "study.yaml").exists():
         problems.append(f"does not see {study}")
@@ -76,21 +76,22 @@ def look(study: str, model: str | None, code: str) -> NodeView:
 
 
 class CellTask:
-    """`cell_in_worker` as a task that submitit may queue again after a preemption or a time limit."""
+    """`cell_in_worker` as a task that submitit can queue again after a preemption or a time limit."""
 
     def __call__(self, study: str, run_id: str) -> CellOutcome:
         """Run the cell, or what is left of it."""
         return cell_in_worker(study, run_id)
 
     def checkpoint(self, study: str, run_id: str) -> DelayedSubmission:
-        """What to queue when the job must go: the same call, since a cell goes on from its last checkpoint."""
+        """The task to queue when the job must end: the same call, because a cell resumes from its last checkpoint."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, study, run_id)
 
 
 class LiveTask:
-    """`live_in_worker` as a task; every condition's live steps are kept as they end, so a time limit loses few."""
+    """`live_in_worker` as a task; each condition's live steps are saved as they end, so that a time limit loses
+    little."""
 
     def __call__(self, study: str) -> CellOutcome:
         """Measure what is not measured yet."""
@@ -104,7 +105,7 @@ class LiveTask:
 
 
 class PullTask:
-    """A task that takes cells of a list one after the other, each under its lease; `checkpoint` as in CellTask."""
+    """A task that runs cells of a list one after the other, each under its lease; `checkpoint` as in CellTask."""
 
     def __call__(self, study: str, run_ids: tuple[str, ...]) -> dict[str, CellOutcome]:
         """Run what nobody has; by run id how those ended that were run here."""
@@ -125,7 +126,7 @@ class PullTask:
 
 
 class RayWorker:
-    """An actor of Ray: runs one cell at a time and keeps torch and the base model loaded between them."""
+    """A Ray actor that runs one cell at a time and keeps torch and the base model loaded in between."""
 
     def __init__(self) -> None:
         self.ended: dict[str, CellOutcome] = {}
@@ -148,7 +149,9 @@ class RayWorker:
             self.idle.cancel()
 
     def run(self, study: str, run_id: str) -> CellOutcome:
-        """Run the cell, or say how it ended here: a driver that attaches asks for what another one began."""
+        """Run the cell, or return how it ended here: a driver that attaches may ask for a cell that an earlier one
+        started.
+        """
         self._busy()
         if run_id not in self.ended:
             self.ended[run_id] = cell_in_worker(study, run_id)

@@ -80,8 +80,9 @@ EVIDENCE_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class BundleSource:
-    """What to pack. `run_id` or `adapter` names the weights; `model` says where the base lies now, where the study's
-    own reference does not; `merged` is a folder with base and adapter merged; `licence` is the release's."""
+    """What to pack. `run_id` or `adapter` names the weights; `model` is the base's present place, if it is not the
+    study's reference; `merged` is a folder with base and adapter merged; `licence` is the release's.
+    """
 
     study: Path
     run_id: str | None = None
@@ -94,7 +95,7 @@ class BundleSource:
 
 @dataclass(frozen=True, slots=True)
 class PackedBundle:
-    """A finished bundle. `gate` is what its gate record comes to for these bytes, None without one."""
+    """A finished bundle. `gate` is the status of its gate record for these exact weights, None without a record."""
 
     folder: Path
     id: str
@@ -105,7 +106,7 @@ class PackedBundle:
 
 
 def make_bundle(source: BundleSource, out: Path, *, key: Path | None = None) -> PackedBundle:
-    """Pack a bundle into `out`, which must not exist yet, and verify it. `key` signs it.
+    """Pack a bundle into `out`, which must not exist yet, and verify it. `key` is the key to sign with.
 
     Raises StaleError where the study was edited after it was sealed, GateError where the parts do not belong together
     or the card says what the records do not carry, InputError and ModelError for what cannot be packed.
@@ -118,8 +119,8 @@ def make_bundle(source: BundleSource, out: Path, *, key: Path | None = None) -> 
         checked = verify_bundle(partial)
         if checked.findings:
             raise GateError(
-                f"the parts do not belong together: {checked.findings[0].message} ({len(checked.findings)} findings).",
-                fix="Pack the run, its base and its tokenizer as the contract names them.",
+                f"the parts do not fit together: {checked.findings[0].message} ({len(checked.findings)} findings).",
+                fix="Use the run, base and tokenizer that the contract names.",
             )
         if key is not None:
             sign(partial, key)
@@ -128,8 +129,8 @@ def make_bundle(source: BundleSource, out: Path, *, key: Path | None = None) -> 
 
 
 def packed_text(packed: PackedBundle) -> str:
-    """What was packed, in one line."""
-    gate = packed.gate or "no gate record: it cannot go to production yet (veritune gate)"
+    """One line that says what was packed."""
+    gate = packed.gate or "no gate record: it cannot go to production yet (run veritune gate)"
     signed = "signed" if packed.signed else "not signed"
     size = f"{packed.files} files, {packed.bytes:,} bytes"
     return f"wrote {packed.folder}: bundle {packed.id[:12]}, {size}, {signed}; gate: {gate}"
@@ -184,7 +185,7 @@ def _refuse_edited(store: Store) -> None:
     if wrong:
         raise StaleError(
             f"{store.root}: {wrong[0].message} ({len(wrong)} findings).",
-            fix="Restore the files, or run the study again.",
+            fix="Restore the files from a copy, or run the study again.",
         )
 
 
@@ -200,14 +201,14 @@ def _run(store: Store, source: BundleSource) -> tuple[RunManifest, Path]:
         found = [name for name, folder in folders.items() if weights_digest(folder) == digest]
         if not found:
             raise GateError(
-                f"{source.adapter} holds the weights of none of this study's runs: the evidence would be another "
-                "model's.",
+                f"{source.adapter} does not hold the weights of any run of this study, so the evidence would be of "
+                "another model.",
                 fix=f"Pack one of {', '.join(runs)} with --run.",
             )
         return runs[found[0]], source.adapter
     name = source.run_id or _chosen(store)
     if name not in runs:
-        raise InputError(f"no trained run {name!r} in {store.root}.", fix=f"There are: {', '.join(runs) or 'none'}.")
+        raise InputError(f"no trained run {name!r} in {store.root}.", fix=f"Runs: {', '.join(runs) or 'none'}.")
     return runs[name], folders[name]
 
 
@@ -218,7 +219,7 @@ def _chosen(store: Store) -> str:
     try:
         return open_case(store.root).candidate.run_id
     except InputError as exc:
-        raise InputError(exc.message, fix="Name the run that ships: --run RUN_ID.") from None
+        raise InputError(exc.message, fix="Name the run to ship: --run RUN_ID.") from None
 
 
 def _base(source: BundleSource, store: Store, study: Study, facts: Facts) -> ModelRef:
@@ -227,16 +228,16 @@ def _base(source: BundleSource, store: Store, study: Study, facts: Facts) -> Mod
 
     if facts.model.backend is not None:
         raise GateError(
-            f"the adapter was trained on a server ({facts.model.backend.base_model}) whose base has no hash: "
-            "a bundle could not name its base.",
-            fix="Train the arm that ships with `backend: local`.",
+            f"the adapter was trained on a server ({facts.model.backend.base_model}) whose base has no hash, so a "
+            "bundle could not identify its base.",
+            fix="Train the condition to ship with `backend: local`.",
         )
     wanted = study.model.model_dump() | ({"path": str(source.model.resolve())} if source.model else {})
     ref = resolve(Model(**wanted), store.root)
     found = weight_hashes(ref)
     if found != facts.model.files:
         raise GateError(
-            f"{ref.path} is base {files_digest(found)[:12]}; the adapter was trained for base "
+            f"{ref.path} is base {files_digest(found)[:12]}, but the adapter was trained for base "
             f"{files_digest(facts.model.files)[:12]}.",
             fix="Name the folder with the contract's base: --base DIR.",
         )
@@ -299,7 +300,7 @@ def _identity(plan: _Plan) -> BundleManifest:
 def _copy_weights(plan: _Plan, out: Path) -> None:
     if plan.kind == "full":
         if plan.source.merged:
-            raise InputError("a full fine-tune has nothing to merge.", fix="Leave --merged out.")
+            raise InputError("a full fine-tune has nothing to merge.", fix="Leave out --merged.")
         _copy_files(plan.weights, [*weight_files(plan.weights), *_indexes(plan.weights)], out / "model")
         return
     _copy_files(plan.weights, list(weight_files(plan.weights)), out / "adapter")
@@ -308,9 +309,9 @@ def _copy_weights(plan: _Plan, out: Path) -> None:
         digest = plan.subject.merged
         if merge is not None and merge.subject.merged not in (None, digest):
             raise GateError(
-                f"{plan.source.merged} is not what merge parity compared: {str(digest)[:12]} here, "
-                f"{str(merge.subject.merged)[:12]} in release/merge.json.",
-                fix="Compare these weights first, or pack the ones that were compared.",
+                f"{plan.source.merged} is not what merge parity compared: its digest is {str(digest)[:12]}, but "
+                f"release/merge.json has {str(merge.subject.merged)[:12]}.",
+                fix="Compare these weights first (veritune merge-parity), or pack the compared ones.",
             )
         _copy_files(
             plan.source.merged, [*weight_files(plan.source.merged), *_indexes(plan.source.merged)], out / "model"
@@ -344,7 +345,7 @@ def _refuse_contents(out: Path) -> None:
     problems += [f"{n} {p}" for n, path in sorted(tree.files.items()) if (p := content_problem(n, path))]
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ModelError(f"cannot be packed: {problems[0]} ({count}).", fix="Save the model without it.")
+        raise ModelError(f"cannot be packed: {problems[0]} ({count}).", fix="Save the model without that file.")
 
 
 def _base_record(plan: _Plan, manifest: BundleManifest) -> BaseRecord:
@@ -367,9 +368,9 @@ def _datasheet(plan: _Plan, out: Path) -> dict[str, JsonLike]:
     found = audit_data(plan.store.root / data.path, config=config)
     if found.sha256 != plan.facts.data_sha256:
         raise StaleError(
-            f"{plan.store.root / data.path} has changed since the contract was frozen, so its datasheet would be of "
-            "other data.",
-            fix="Restore the data file.",
+            f"{plan.store.root / data.path} has changed since the contract was frozen, so its datasheet would "
+            "describe other data.",
+            fix="Restore the data file from a copy.",
         )
     draw = partial(write_lineage, data=plan.store.root / data.path)
     write_datasheet(replace(found, source=data.path), out, draw)
@@ -427,8 +428,9 @@ def _prompts(plan: _Plan) -> list[Any]:
 
 
 def gate_state(bundle: Path, manifest: BundleManifest) -> str | None:
-    """What the gate record in a bundle says of exactly these weights today: `passed`, `failed`, `undecided`, or
-    `expired` where a waiver ran out or the record is for other bytes; None where there is none."""
+    """The status of a bundle's gate record for exactly these weights today: `passed`, `failed`, `undecided`, or
+    `expired` if a waiver has ended or the record is for other weights; None if there is no record.
+    """
     from veritune.release.gate.gates import GATES_FILE, gate_record, passes_for
 
     store = Store(bundle / EVIDENCE)
@@ -441,6 +443,6 @@ def gate_state(bundle: Path, manifest: BundleManifest) -> str | None:
 
 
 def served_hash(manifest: BundleManifest) -> str:
-    """`Subject.hash` of what the bundle serves: base + adapter, or base + merged weights."""
+    """`Subject.hash` of what the bundle serves: base and adapter, or base and merged weights."""
     subject = manifest.subject
     return subject.hash if subject.merged is None else Subject(subject.base, subject.merged).hash

@@ -29,8 +29,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def model_card(store: Store, manifest: BundleManifest, licences: Mapping[str, Any]) -> str:
-    """The card as Markdown with its metadata. Raises GateError when lint finds a number or a claim that the records
-    do not carry."""
+    """The card as Markdown with its metadata. Raises GateError if lint finds a number or claim that the records do not
+    support.
+    """
     records = read_records(store)
     body = "\n\n".join(
         [_head(records.terms, manifest), card_sections(store, records), _licence_text(licences), _tail(manifest)]
@@ -42,7 +43,7 @@ def model_card(store: Store, manifest: BundleManifest, licences: Mapping[str, An
         first = next(f for f in report.findings if f.severity == "error")
         raise GateError(
             f"the model card does not agree with the records: line {first.line}: {first.text} {first.message}",
-            fix="Run `veritune lint` on a write-up of the study to see the same.",
+            fix="Run `veritune lint` on a write-up of the study to see the same finding.",
         )
     return f"---\n{_metadata(manifest, licences, records)}\n---\n\n{_MARKUP.sub('&lt;', body)}\n"
 
@@ -93,7 +94,7 @@ def _model_index(manifest: BundleManifest, records: CheckedRecords) -> dict[str,
 
 
 def plain(text: str) -> str:
-    """A stranger's text inside Markdown: no HTML, no link, no code of its own."""
+    """An untrusted text inside Markdown, without HTML, links or code of its own."""
     line = " ".join(str(text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]()!#|~])", r"\\\1", line)
@@ -164,7 +165,7 @@ def _tail(manifest: BundleManifest) -> str:
 
 
 def licence_summary(base: Path, datasheet: Mapping[str, JsonLike], release: str | None) -> dict[str, JsonLike]:
-    """Licences of release, base and data as the files name them, each with where it was read; None where none does."""
+    """Licences of release, base and data as stated in files, each with the file; None if none states one."""
     return {
         "release": release,
         "base": _licence_of(base),

@@ -42,41 +42,41 @@ def finding(check: str, name: str, message: str) -> Finding:
 
 
 def name_problem(name: JsonLike) -> str | None:
-    """Why a name may not stand in a bundle; None when it may."""
+    """Why a name is not allowed in a bundle; None if it is allowed."""
     if not isinstance(name, str) or not name:
-        return "is no file name"
+        return "is not a valid file name"
     if len(name) > MAX_NAME:
         return f"is longer than {MAX_NAME} characters"
     if name.startswith("/") or "\\" in name or ":" in name:
-        return "is no relative path with forward slashes"
+        return "is not a relative path with forward slashes"
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts):
-        return "leads out of the bundle or is not in its plain form"
+        return "leads out of the bundle or is not in normalised form"
     if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for c in name):
         return "holds a control or invisible character"
     if unicodedata.normalize("NFKC", name) != name:
-        return "is not in Unicode's plain form (NFKC)"
+        return "is not in Unicode's NFKC form"
     if any(_RESERVED.match(part) or part != part.strip() or part.endswith(".") for part in parts):
         return "is a name that some file systems change"
     return None
 
 
 def kind_problem(name: str) -> str | None:
-    """Why a kind of file may not stand in a bundle; None when it may."""
+    """Why a kind of file is not allowed in a bundle; None if it is allowed."""
     suffix = Path(name).suffix.lower()
     if name == SIGNATURE or suffix in ALLOWED:
         return None
     if suffix in PICKLED:
         return "is of a kind that can run code when it is loaded; weights are read from safetensors only"
     if suffix in CODE:
-        return "is code; a bundle holds none"
+        return "is code, which a bundle must not contain"
     if suffix in ARCHIVES:
         return "is an archive; a bundle holds plain files only"
-    return f"is of a kind that a bundle does not hold ({suffix or 'no suffix'})"
+    return f"is of a kind that a bundle must not contain ({suffix or 'no suffix'})"
 
 
 def collisions(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names, or of their folders, that a file system which ignores case or Unicode form takes for one."""
+    """Pairs of file or folder names that a file system ignoring case or Unicode form treats as equal."""
     first: dict[str, str] = {}
     found = []
     for name in sorted(names):
@@ -94,14 +94,14 @@ def collisions(names: Iterable[str]) -> list[tuple[str, str]]:
 
 @dataclass
 class Tree:
-    """The plain files under a folder by name, and what is there that may not be."""
+    """The plain files under a folder by name, and what is there but not allowed."""
 
     files: dict[str, Path] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
 
 def walk(root: Path) -> Tree:
-    """Everything under `root`; links are named and never followed."""
+    """Everything under `root`; links are reported and never followed."""
     tree = Tree()
     for folder, folders, names in os.walk(root, followlinks=False):
         for entry in sorted([*folders, *names]):
@@ -118,15 +118,15 @@ def walk(root: Path) -> Tree:
             elif stat.S_ISREG(mode):
                 tree.files[name] = path
             elif not stat.S_ISDIR(mode):
-                tree.findings.append(finding("special", name, f"{name} is no plain file"))
+                tree.findings.append(finding("special", name, f"{name} is not a plain file"))
         folders.sort()
-    tree.findings += [finding("name", b, f"{b!r} and {a!r} are one name to some file systems")
+    tree.findings += [finding("name", b, f"{b!r} and {a!r} are the same name on some file systems")
                       for a, b in collisions(tree.files)]  # fmt: skip
     return tree
 
 
 def content_problem(name: str, path: Path) -> str | None:
-    """Why a file may not stand in a bundle, from its kind and its first bytes; None when it may."""
+    """Why a file is not allowed in a bundle, judged by its kind and its first bytes; None if it is allowed."""
     problem = kind_problem(name)
     if problem:
         return problem
@@ -138,7 +138,7 @@ def content_problem(name: str, path: Path) -> str | None:
         try:
             tensors(path)
         except FormatError as exc:
-            return f"is no safetensors file ({exc.message})"
+            return f"is not a valid safetensors file ({exc.message})"
     if name.endswith(".json"):
         return _json_problem(name, path)
     return None
@@ -151,21 +151,24 @@ def _json_problem(name: str, path: Path) -> str | None:
         return None
     found = json_of(path)
     if not isinstance(found, dict):
-        return "is no JSON object"
+        return "is not a JSON object"
     keys = ("auto_map", "auto_mapping", "megatron_config", "custom_generate", "custom_pipelines")
     named = [key for key in keys if found.get(key)]
-    return f"names code to import ({named[0]}); a bundle brings none" if named else None
+    return f"names code to import ({named[0]}), which a bundle must not contain" if named else None
 
 
 def json_bytes(path: Path) -> bytes:
-    """A JSON file's bytes. Raises FormatError when it is too large."""
+    """The bytes of a JSON file. Raises FormatError if it is too large."""
     if path.stat().st_size > MAX_JSON:
-        raise FormatError(f"{path} is larger than {MAX_JSON >> 20} MiB.", fix="A bundle's JSON is smaller.")
+        raise FormatError(
+            f"{path} is larger than {MAX_JSON >> 20} MiB.",
+            fix="Get the bundle again: the JSON files of a bundle are smaller.",
+        )
     return path.read_bytes()
 
 
 def json_of(path: Path) -> Any:
-    """A JSON file's value. Raises FormatError when it is damaged, too large or nested too deeply."""
+    """The value in a JSON file. Raises FormatError if it is damaged, too large or nested too deeply."""
     try:
         return parse_json(json_bytes(path), finite=False)
     except ValueError as exc:
@@ -176,7 +179,7 @@ Shape = tuple[int, ...]
 
 
 def tensors(path: Path) -> dict[str, tuple[str, Shape]]:
-    """Dtype and shape of every tensor, from the header alone. Raises FormatError where it does not hold together.
+    """Dtype and shape of every tensor, read from the header. Raises FormatError if the header contradicts the file.
 
     The format: eight bytes with the header's length, a JSON header, the data. https://huggingface.co/docs/safetensors
     """
@@ -204,7 +207,7 @@ def _tensor(entry: Mapping[str, Any], room: int) -> tuple[str, Shape]:
 
 
 def folder_tensors(folder: Path) -> dict[str, tuple[str, Shape]]:
-    """The tensors of all *.safetensors of a folder."""
+    """The tensors in all *.safetensors files of a folder."""
     found: dict[str, tuple[str, Shape]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         found |= tensors(path)

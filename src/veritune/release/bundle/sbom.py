@@ -22,8 +22,9 @@ _SPACE = uuid.UUID("6f0c2c58-0f0b-5a53-9c0e-0d7d3c8f7e11")
 
 
 def bill(manifest: BundleManifest, contract: ContractEntry, facts: Mapping[str, Any]) -> dict[str, JsonLike]:
-    """The bill of a bundle. `manifest` needs name, run_id, weights, base, subject and the weight files' hashes;
-    `contract` is the contract's last entry; `facts` has `task`, `architecture`, `data_name` and `metrics`."""
+    """The bill of materials of a bundle. `manifest` needs name, run_id, weights, base, subject and the weight files'
+    hashes; `contract` is the contract's last entry; `facts` has `task`, `architecture`, `data_name` and `metrics`.
+    """
     frozen = contract.terms.facts
     model_ref, base_ref, data_ref = "model", "base", "dataset"
     packages = [_package(name, version) for name, version in sorted(frozen.packages.items())]

@@ -17,8 +17,9 @@ from veritune.untrusted import read_bytes
 
 
 def sign(folder: Path, private_key: Path) -> Path:
-    """Sign every file of the folder; the signature's path. Raises MachineError without the package, InputError on a
-    key that cannot be used."""
+    """Sign every file of the folder; returns the signature's path. Raises MachineError without the package, InputError
+    for a key that cannot be used.
+    """
     signing = _module("signing")
     path = folder / SIGNATURE
     path.unlink(missing_ok=True)
@@ -31,23 +32,23 @@ def sign(folder: Path, private_key: Path) -> Path:
 
 
 def signature_problem(folder: Path, public_key: Path) -> str | None:
-    """Why the folder's signature does not hold under this key; None when it does."""
+    """Why the folder's signature is not valid under this key; None if it is valid."""
     if not (folder / SIGNATURE).is_file():
         return "there is no signature"
     verifying = _module("verifying")
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except (OSError, ValueError, TypeError) as exc:
-        raise InputError(f"{public_key}: no usable public key ({exc}).", fix=KEY_FIX) from exc
+        raise InputError(f"{public_key}: expected a usable public key ({exc}).", fix=KEY_FIX) from exc
     try:
         config.set_hashing_config(_hashing()).verify(folder, folder / SIGNATURE)
     except Exception as exc:  # a stranger's signature file makes the package raise many kinds
-        return f"the signature does not hold: {' '.join(str(exc).split()) or type(exc).__name__}"[:300]
+        return f"the signature is not valid: {' '.join(str(exc).split()) or type(exc).__name__}"[:300]
     return None
 
 
 def key_problem(public_key: Path) -> str | None:
-    """Why a file is no public key that signatures can be checked with; None where it is one."""
+    """Why a file cannot be used as a public key to check signatures; None if it can."""
     try:
         from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key

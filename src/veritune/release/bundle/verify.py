@@ -62,7 +62,7 @@ NEEDED += ("evidence/seal.json", "datasheet.md", "datasheet.json")
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a verification came to. `signed` is None where no key was given to check with."""
+    """The result of a verification. `signed` is None if no key was given to check with."""
 
     bundle: str
     id: str
@@ -73,18 +73,18 @@ class Checked:
 
 
 def is_bundle(path: str | Path) -> bool:
-    """Whether a folder says that it is a bundle."""
+    """Whether a folder claims to be a bundle."""
     folder = Path(path)
     return (folder / MANIFEST).is_file() or ((folder / EVIDENCE).is_dir() and not (folder / "study.yaml").exists())
 
 
 def manifest_hash(manifest: BundleManifest) -> str:
-    """The bundle's id: the hash of everything in the manifest but itself."""
+    """The bundle's id: the hash of everything in the manifest except the id itself."""
     return own_hash(manifest)
 
 
 def read_manifest(folder: Path) -> BundleManifest:
-    """The manifest of a bundle, its own hash recomputed. Raises FormatError or StaleError."""
+    """The manifest of a bundle, with its own hash checked. Raises FormatError or StaleError."""
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
         raise FormatError(f"{folder} has no {MANIFEST}: it is not a bundle.", fix="Make one: veritune bundle STUDY")
@@ -92,14 +92,14 @@ def read_manifest(folder: Path) -> BundleManifest:
     try:
         digest = manifest_hash(manifest)
     except ValueError as exc:
-        raise FormatError(f"{path} is damaged: {exc}.", fix="Get the bundle again.") from exc
+        raise FormatError(f"{path} is damaged: {exc}.", fix="Fetch or copy the bundle again.") from exc
     if digest != manifest.hash:
-        raise StaleError(f"{path} was edited after it was written.", fix="Get the bundle again.")
+        raise StaleError(f"{path} was edited after it was written.", fix="Fetch or copy the bundle again.")
     return manifest
 
 
 def verify_bundle(path: str | Path, public_key: Path | None = None) -> Checked:
-    """Everything about a bundle that is not as it should be. Raises FormatError where it is not a bundle."""
+    """All findings about a bundle; none if it is intact. Raises FormatError if it is not a bundle."""
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder.", fix="Name the bundle's folder.")
@@ -122,11 +122,13 @@ def verify_bundle(path: str | Path, public_key: Path | None = None) -> Checked:
 
 
 def verify_text(found: Checked) -> str:
-    """`veritune verify` of a bundle for the screen."""
+    """The verification of a bundle as text for the screen."""
     if found.findings:
         return "\n".join(f"x {f.message}" for f in found.findings) + f"\n{len(found.findings)} findings"
-    unsigned = "it has a signature that was not checked (--public-key)" if found.has_signature else "it is not signed"
-    signed = "the signature holds" if found.signed else unsigned
+    unsigned = (
+        ("it has a signature that was not checked (use --public-key)") if found.has_signature else "it is not signed"
+    )
+    signed = "the signature is valid" if found.signed else unsigned
     return f"verified: bundle {found.id[:12]}, {found.files} files as they were packed and belonging together; {signed}"
 
 
@@ -224,7 +226,7 @@ class _Parts:
 def _belonging(folder: Path, manifest: BundleManifest) -> Iterator[Finding]:
     missing = [name for name in NEEDED if name not in manifest.files]
     if missing:
-        yield finding("incomplete", missing[0], f"{missing[0]}, which every bundle holds, is not in this one")
+        yield finding("incomplete", missing[0], f"{missing[0]}, which every bundle needs, is missing")
         return
     parts = _Parts(folder, manifest)
     for name, check in _CHECKS.items():
@@ -241,7 +243,7 @@ Found = Iterator[tuple[str, str]]
 
 def _contract(parts: _Parts) -> Found:
     if parts.contract.hash != parts.manifest.contract:
-        yield "evidence/contract.lock.json", "the contract is another one than the manifest names"
+        yield "evidence/contract.lock.json", "the contract is not the one that the manifest names"
 
 
 def _evidence(parts: _Parts) -> Found:
@@ -251,7 +253,7 @@ def _evidence(parts: _Parts) -> Found:
         if inside == name or inside == "seal.json" or inside.startswith("release/"):
             continue
         if parts.sealed.get(inside) != parts.manifest.files[name].sha256:
-            yield name, f"{name} is not as the study sealed it"
+            yield name, f"{name} differs from the file that the study sealed"
 
 
 def _run(parts: _Parts) -> Found:
@@ -265,7 +267,7 @@ def _run(parts: _Parts) -> Found:
     cell = planned.get(parts.manifest.run_id)
     if cell is None or cell.input_hash != record.input_hash:
         run = parts.manifest.run_id
-        yield "evidence/runs", f"run {run} is none that the contract plans: other base, data or method"
+        yield "evidence/runs", f"run {run} is not a run that the contract plans: its base, data or method differs"
 
 
 def _base(parts: _Parts) -> Found:
@@ -273,9 +275,9 @@ def _base(parts: _Parts) -> Found:
     for where, found in (("base.json", parts.base.base.files), (MANIFEST, parts.manifest.base.files)):
         if found != files:
             trained, this = files_digest(files)[:12], files_digest(found)[:12]
-            yield where, f"{where} names base {this}; the contract's adapter was trained for base {trained}"
+            yield where, f"{where} names base {this}, but the contract's adapter was trained for base {trained}"
     if parts.subject.base != files_digest(files):
-        yield MANIFEST, "the manifest's subject is another base than the contract's"
+        yield MANIFEST, "the manifest names another base than the contract"
 
 
 def _weights(parts: _Parts) -> Found:
@@ -283,7 +285,7 @@ def _weights(parts: _Parts) -> Found:
     kind, folder = parts.manifest.weights.kind, parts.folder
     candidate = folder / ("model" if kind == "full" else "adapter")
     if weights_digest(candidate) != parts.subject.candidate:
-        yield candidate.name, f"{candidate.name} holds other weights than the manifest's subject"
+        yield candidate.name, f"{candidate.name} holds other weights than the manifest names"
     checkpoint = parts.training.checkpoint
     for path in sorted(candidate.glob("*.safetensors")):
         if parts.sealed.get(f"{checkpoint}/{path.name}") != sha256_file(path):
@@ -295,7 +297,7 @@ def _weights(parts: _Parts) -> Found:
     if parts.manifest.weights.serves == "model":
         yield from _model_fits(folder, tensors)
     if kind == "merged" and weights_digest(folder / "model") != parts.subject.merged:
-        yield "model", "model holds other merged weights than the manifest's subject"
+        yield "model", "model holds other merged weights than the manifest names"
 
 
 def _adapter_fits(folder: Path, base: Mapping[str, tuple[str, tuple[int, ...]]]) -> Found:
@@ -315,7 +317,7 @@ def _adapter_fits(folder: Path, base: Mapping[str, tuple[str, tuple[int, ...]]])
             yield "adapter", f"{key} has width {width}, the base's {module} is {list(found[1])}: another base's adapter"
             return
     if unknown and not known:
-        yield "adapter", f"the base has no module {unknown[0]}: the adapter was made for another one"
+        yield "adapter", f"the base has no module {unknown[0]}: the adapter was made for another base"
 
 
 def _model_fits(folder: Path, base: Mapping[str, tuple[str, tuple[int, ...]]]) -> Found:
@@ -338,21 +340,21 @@ def _tokenizer(parts: _Parts) -> Found:
     renderer = Renderer(tokenizer, 1 << 30, check=False, template_kwargs=parts.facts.template_kwargs)
     rows = parts.base.vocabulary
     if rows is not None and len(tokenizer) > rows:
-        yield "tokenizer", f"the tokenizer has a vocabulary of {len(tokenizer)}, the base of {rows}"
+        yield "tokenizer", f"the tokenizer has a vocabulary of {len(tokenizer)}, but the base of {rows}"
     for what, found in (("tokenizer", renderer.tokenizer_sha256), ("template", renderer.template_sha256)):
         frozen = getattr(parts.facts, f"{what}_sha256")
         if found != frozen:
             hashes = f"frozen {frozen[:12]}, found {found[:12]}"
-            yield "tokenizer", f"the {what} is another version than the contract's: {hashes}"
+            yield "tokenizer", f"the {what} differs from the contract's: {hashes}"
 
 
 def _data(parts: _Parts) -> Found:
     version = parts.facts.data_version
     name = f"evidence/data/{version}/manifest.json"
     if name not in parts.manifest.files or parts.data_version(name) != version:
-        yield name, "the dataset's manifest is missing or of another version than the contract's"
+        yield name, "the dataset's manifest is missing, or differs from the contract's version"
     if json_of(parts.folder / "datasheet.json")["sha256"] != parts.facts.data_sha256:
-        yield "datasheet.json", "the datasheet is of other data than the contract's"
+        yield "datasheet.json", "the datasheet describes other data than the contract's"
 
 
 def _golden(parts: _Parts) -> Found:

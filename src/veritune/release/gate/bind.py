@@ -20,8 +20,8 @@ from veritune.store import read_json
 
 
 def bind_scores(case: Case, name: str, files: tuple[Sequence[Path], Sequence[Path]], by: str) -> Evidence:
-    """Write the record that ties a suite's files, (candidate's, base's), to the case's weights; the record. A suite of
-    `loss` has one file, of `veritune probe forgetting`, on the candidate's side.
+    """Write and return the record that ties a suite's files, (candidate's, base's), to the case's weights. A suite of
+    `loss` has one file, from `veritune probe forgetting`, on the candidate's side.
 
     Raises StudyError when the policy declares no such suite, InputError without a name or files, ScoreError when the
     files cannot be read or compared.
@@ -31,10 +31,14 @@ def bind_scores(case: Case, name: str, files: tuple[Sequence[Path], Sequence[Pat
     _check_name(by)
     if suite.loss:
         if len(candidate) != 1 or base:
-            raise InputError("expected one record, of before and after.", fix="--candidate FORGETTING.json alone")
+            raise InputError(
+                "expected one record, which covers before and after.", fix="Give only --candidate FORGETTING.json"
+            )
         found = read_forgetting(candidate, suite)
     elif not candidate or not base:
-        raise InputError("expected score files of the candidate and of the base.", fix="--candidate FILE --base FILE")
+        raise InputError(
+            "expected score files of the candidate and of the base.", fix="Give both: --candidate FILE --base FILE"
+        )
     else:
         found = compare_files(candidate, base, suite)
     settings = {side: [input_name(case.store, p) for p in paths] for side, paths in _sides(candidate, base)}
@@ -70,8 +74,8 @@ def bind_calibration(case: Case, file: Path, by: str) -> Evidence:
     bare = [k for k, e in kept.items() if e.get("low") is None or e.get("high") is None]
     if {"ece", "brier"} <= set(kept) and bare:
         raise InputError(
-            f"{file}: {', '.join(bare)} of {found.get('n', 'its')} rows came without an interval: too few independent"
-            " rows, and a gate decides by intervals.",
+            f"{file}: {', '.join(bare)} of {found.get('n', 'its')} rows has no interval (too few independent rows), "
+            "but a gate decides by intervals.",
             fix="Measure it on more questions.",
         )
     if not {"ece", "brier"} <= set(kept):
@@ -81,7 +85,7 @@ def bind_calibration(case: Case, file: Path, by: str) -> Evidence:
         )
     keys = ("value", "low", "high", "level", "n", "n_clusters", "method")
     numbers = {name: {k: estimate.get(k) for k in keys} for name, estimate in kept.items()}
-    message = f"measured on {numbers['brier']['n']} answers, bound by {by.strip()}"
+    message = f"measured on {numbers['brier']['n']} answers, attested by {by.strip()}"
     inputs, settings = input_hashes(case.store, file), {"asserted_by": by.strip()}
     made = Evidence("calibration", "passed", message, case.candidate.subject, numbers, {}, inputs, settings)
     write_evidence(case.store, made)
@@ -97,7 +101,7 @@ def _suite(case: Case, name: str) -> Suite:
     if name not in suites or suites[name].eval is not None:
         imported = sorted(n for n, s in suites.items() if s.eval is None)
         raise StudyError(
-            f"the policy declares no imported suite {name!r}; it has {', '.join(imported) or 'none'}.",
+            f"the policy declares no imported suite {name!r}; it declares {', '.join(imported) or 'none'}.",
             fix=f"Declare it with its margin: release.regression.suites.{name}: {{margin: 0.02}}.",
         )
     return suites[name]

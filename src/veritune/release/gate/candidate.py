@@ -28,7 +28,7 @@ from veritune.store import Store, sha256_file
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """The run whose weights would ship, their folder, and the digests that bind every gate to these bytes.
+    """The run to ship, the folder of its weights, and the digests that tie every gate to these weights.
 
     `elsewhere` is what could not be checked of weights that were trained elsewhere; empty for the study's own.
     """
@@ -44,8 +44,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Case:
-    """Everything a gate looks at. `study` is the contract's, whatever study.yaml says now; the policy alone is taken
-    from the file. `today` decides what has expired."""
+    """Everything that the gates examine. `study` is as in the contract, whatever study.yaml says now; only the policy
+    is taken from the file. `today` determines what has expired.
+    """
 
     store: Store
     study: Study
@@ -66,16 +67,16 @@ class Case:
 
     @cached_property
     def sealed(self) -> Mapping[str, str] | None:
-        """SHA-256 by name of the study's files when its last run ended; None without the seal that was made then."""
+        """SHA-256 by name of the study's files when its last run ended; None without the seal made then."""
         return sealed_files(self.store)
 
     def unsealed(self, path: Path) -> str | None:
-        """Why a file of the study cannot be trusted; None when it is as the last run left it."""
+        """Why a file of the study cannot be trusted; None if it is as the last run left it."""
         name = self.store.relative(path)
         if not path.is_file():
             return f"{name} is missing"
         if self.sealed is None:
-            return f"{name} cannot be trusted: no seal.json that the timeline records"
+            return f"{name} cannot be trusted: the timeline does not record this seal.json"
         if name not in self.sealed:
             return f"{name} was not there when the study was sealed"
         return None if sha256_file(path) == self.sealed[name] else f"{name} was edited after the study was sealed"
@@ -83,7 +84,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class CandidateChoice:
-    """Whose weights are meant, where the policy leaves it open or the user says otherwise."""
+    """Which weights to judge, where the policy leaves it open or the user overrides it."""
 
     policy: Path | None = None
     condition: str | None = None
@@ -91,7 +92,7 @@ class CandidateChoice:
 
 
 def open_case(study: str | Path, choice: CandidateChoice | None = None, today: date | None = None) -> Case:
-    """The case of a finished study. Raises InputError without verdicts, StudyError where the choice is open."""
+    """The case of a finished study. Raises InputError without verdicts, StudyError if the choice of weights is open."""
     choice = choice or CandidateChoice()
     store = Store.of(study)
     if not store.verdict_file.exists():
@@ -119,7 +120,7 @@ def _condition(study: Study, policy: Policy, choice: CandidateChoice) -> str:
         found = "none is named" if named is None else f"found {named!r}"
         raise StudyError(
             f"release.condition: expected one of {', '.join(study.conditions)}, {found}.",
-            fix="Name the arm that ships in the policy, or with --condition.",
+            fix="Name the condition to ship in the policy, or with --condition.",
         )
     return named
 
@@ -132,8 +133,8 @@ def _candidate(store: Store, kept: Contract, condition: str, seed: int) -> Candi
     base = [r for r, m in manifests.items() if m.condition == BASELINE]
     if len(found) != 1 or len(base) != 1:
         raise StudyError(
-            f"the verdicts rest on {len(found)} runs of {condition}, seed {seed}, and {len(base)} baselines; "
-            "expected one of each.",
+            f"expected one run of {condition}, seed {seed}, and one baseline among the verdicts' runs; found "
+            f"{len(found)} and {len(base)}.",
             fix="Name a seed that was run: --seed N.",
         )
     training = TrainingRecord.load(store.run(found[0]) / "training.json")

@@ -62,7 +62,7 @@ LOOK: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing that a gate asks. A gate is as good as its worst part."""
+    """One requirement of a gate. A gate's result is that of its worst part."""
 
     status: Status
     message: str
@@ -76,12 +76,12 @@ def _joined(gate: str, parts: list[Part], **more: Any) -> GateResult:
 
 
 def undecided(gate: str, message: str, look: str, **more: Any) -> GateResult:
-    """A gate for which the evidence is not there."""
+    """An undecided gate, whose evidence is missing."""
     return GateResult(gate, "undecided", message, look=look, **more)
 
 
 def usable(case: Case, kind: str) -> Evidence | str:
-    """The record of a kind, or why it is no evidence for this candidate now."""
+    """The record of a kind, or the reason why it is not valid evidence for this candidate now."""
     path = case.store.relative(evidence_file(case.store, kind))
     try:
         record = read_evidence(case.store, kind)
@@ -101,7 +101,7 @@ def _files(case: Case, record: Evidence) -> tuple[str, ...]:
 
 
 def data(case: Case) -> GateResult:
-    """Audit clean, deduplicated, licences allowed, split and contamination passed."""
+    """The data gate: audit clean, deduplicated, licences allowed, split and contamination passed."""
     policy = case.policy.release.data
     look = f"veritune audit {case.study.data.path} --out release/data"
     numbers: dict[str, Any] = {}
@@ -143,7 +143,7 @@ def _licence(case: Case, found: Mapping[str, Any]) -> Part:
         named[policy.licence] = named.get(policy.licence, 0) + unnamed
         unnamed = 0
     if not allowed:
-        return Part("undecided", "the policy allows no licence (release.data.licences)")
+        return Part("undecided", "the policy allows no licence (set release.data.licences)")
     outside = {name: n for name, n in named.items() if name.casefold() not in allowed}
     if outside:
         return Part("failed", "licences not allowed: " + ", ".join(f"{k} ({n} rows)" for k, n in outside.items()))
@@ -164,13 +164,13 @@ def _audit_record(case: Case) -> dict[str, Any] | str:
     if isinstance(record, Evidence) and record.settings == to_json(settings):
         return dict(record.numbers)
     if not source.exists():
-        return f"the data file {case.study.data.path} is not here, so nothing could be audited"
+        return f"the data file {case.study.data.path} is missing, so nothing could be audited"
     try:
         numbers, digest = _audit(case, source)
     except VerituneError as exc:
         return f"the data cannot be audited: {exc.message}"
     if digest != settings["data_sha256"]:
-        return f"{case.study.data.path} is not the data of the contract (other bytes)"
+        return f"{case.study.data.path} differs from the data of the contract"
     inputs = input_hashes(case.store, source) if source.is_file() else {}
     message = f"{numbers['rows']} rows audited"
     status: Status = "passed" if not numbers["errors"] else "failed"
@@ -204,7 +204,7 @@ def _split(case: Case) -> Part:
     errors = [f for f in SplitAudit.load(path).findings if f.severity == "error"]
     if errors:
         return Part("failed", f"split: {errors[0].message} ({len(errors)} such findings)")
-    return Part("passed", "no family straddles the split")
+    return Part("passed", "no family is on both sides of the split")
 
 
 def _contamination(case: Case, numbers: dict[str, JsonLike]) -> Part:
@@ -236,7 +236,7 @@ _BY_MARGIN |= {"differ": "margin", "generalises": "share", "keeps": "share", "pr
 
 
 def target(case: Case) -> GateResult:
-    """The named claims supported, each by its declared margin and about the arm that ships."""
+    """The target gate: the named claims are supported, each by its declared margin and about the condition to ship."""
     look = LOOK["target"]
     reason = case.unsealed(case.store.verdict_file)
     record = None if reason else StudyVerdicts.load(case.store.verdict_file)
@@ -290,10 +290,12 @@ def _claim_numbers(verdict: Verdict) -> dict[str, str | float | int | None]:
 
 
 def regression(case: Case) -> GateResult:
-    """Not worse on every declared suite. All must pass, so no correction for several suites is owed."""
+    """The regression gate: not worse on every declared suite. All suites must pass, so no correction for several suites
+    is needed.
+    """
     suites = case.policy.release.regression.suites
     if not suites:
-        message = "no golden set is declared (release.regression.suites)"
+        message = "no golden set is declared (set release.regression.suites)"
         return undecided("regression", message, f"veritune compare {_arms(case)}")
     found = {name: _suite(case, name, suite) for name, suite in suites.items()}
     parts = [Part(f.status, f"{name}: {f.message}") for name, (f, _) in found.items()]
@@ -353,14 +355,14 @@ def _own(case: Case, suite: Suite) -> tuple[Noninferior, tuple[str, ...]]:
 
 
 def regression_kind(suite: str) -> str:
-    """Kind of the record that binds a suite's imported files to the weights they were scored with."""
+    """The kind of the record that ties a suite's imported files to the scored weights."""
     return f"regression-{suite}"
 
 
 def _imported(case: Case, name: str, suite: Suite) -> tuple[Noninferior, tuple[str, ...]]:
     record = usable(case, regression_kind(name))
     if isinstance(record, str):
-        return Noninferior("undecided", f"{record}; bind score files with `veritune gate . --attest {name}`", {}), ()
+        return Noninferior("undecided", f"{record}; attest score files with `veritune gate . --attest {name}`", {}), ()
     sides = [[input_path(case.store, file) for file in record.settings[side]] for side in ("candidate", "base")]
     if suite.loss:
         return read_forgetting(sides[0], suite), (*_files(case, record), *record.inputs)
@@ -368,7 +370,9 @@ def _imported(case: Case, name: str, suite: Suite) -> tuple[Noninferior, tuple[s
 
 
 def compare_files(candidate: list[Path], base: list[Path], suite: Suite) -> Noninferior:
-    """Score files of the candidate against the base's, in any format that `compare` reads. Raises ScoreError."""
+    """The comparison of the candidate's score files with the base's, in any format that `compare` reads. Raises
+    ScoreError.
+    """
     from veritune.decide.sides import Side, load_side
     from veritune.evaluate.logs import Reading
 
@@ -382,7 +386,7 @@ def compare_files(candidate: list[Path], base: list[Path], suite: Suite) -> Noni
 
 
 def read_forgetting(files: Sequence[Path], suite: Suite) -> Noninferior:
-    """A record of `veritune probe forgetting` against the suite's margin, by its own interval.
+    """A record of `veritune probe forgetting` judged against the suite's margin, by its own interval.
 
     Raises InputError for a file that holds no such record.
     """
@@ -391,7 +395,7 @@ def read_forgetting(files: Sequence[Path], suite: Suite) -> Noninferior:
     rise = record.get("rise")
     if record.get("kind") != "forgetting" or not isinstance(rise, Mapping):
         raise InputError(
-            "expected one record of a regression set's loss.", fix="veritune probe forgetting ... --out FILE"
+            "expected one record of a regression set's loss.", fix="Make one: veritune probe forgetting ... --out FILE"
         )
     low, high, level = rise.get("low"), rise.get("high"), rise.get("level")
     value = rise.get("value")
@@ -405,7 +409,7 @@ def read_forgetting(files: Sequence[Path], suite: Suite) -> Noninferior:
         )
     if not level or level < 1 - suite.alpha - 1e-9:
         return Noninferior(
-            "undecided", f"its interval is at {level:.4g}, the suite asks for {1 - suite.alpha:.4g}", numbers
+            "undecided", f"its interval is at level {level:.4g}, but the suite needs {1 - suite.alpha:.4g}", numbers
         )
     status: Status = "passed" if high <= suite.margin else "failed" if low > suite.margin else "undecided"
     ends = f"{value:+.3f} ({low:+.3f} to {high:+.3f}) nats per token on {rise.get('n')} rows"
@@ -417,7 +421,7 @@ def read_forgetting(files: Sequence[Path], suite: Suite) -> Noninferior:
 
 
 def safety(case: Case) -> GateResult:
-    """Unsafe answers and refused harmless prompts not above the base's; judged again with the policy's margins."""
+    """The safety gate: unsafe answers and refused harmless prompts not above the base's, by the policy's margins."""
     from veritune.release.gate.safety import judge, read_graded
 
     policy, look = case.policy.release.safety, LOOK["safety"]
@@ -457,7 +461,7 @@ def _own_word(record: Evidence) -> Part:
 
 
 def calibration(case: Case) -> GateResult:
-    """ECE and Brier: the whole interval within the limits."""
+    """The calibration gate: the whole intervals of ECE and Brier score within the limits."""
     policy, look = case.policy.release.calibration, LOOK["calibration"]
     thresholds = policy.model_dump(mode="json")
     record = usable(case, "calibration")
@@ -473,7 +477,7 @@ def calibration(case: Case) -> GateResult:
 
 
 def serving(case: Case) -> GateResult:
-    """The record's own result on parity, and the policy's limits on every ratio and on the tail."""
+    """The serving gate: the record's own result on parity, and the policy's limits on every ratio and on the tail."""
     policy, look = case.policy.release.serving, LOOK["serving"]
     thresholds = policy.model_dump(mode="json")
     record = usable(case, "serving")
@@ -524,7 +528,7 @@ def _tail(case: Case, record: Evidence, policy: ServingGate) -> tuple[list[Part]
 
 
 def merge(case: Case) -> GateResult:
-    """The parity record of merged weights, in its own word."""
+    """The merge gate: the status in the parity record of the merged weights."""
     look = LOOK["merge"]
     record = usable(case, "merge")
     if isinstance(record, str):
@@ -537,7 +541,7 @@ def merge(case: Case) -> GateResult:
 
 
 def rollback(case: Case) -> GateResult:
-    """The drill's record, and its age."""
+    """The rollback gate: the drill's record and its age."""
     look, days = LOOK["rollback"], case.policy.release.drill_days
     thresholds = {"drill_days": days}
     record = usable(case, "rollback")
@@ -564,7 +568,9 @@ CHECKS: Mapping[str, Callable[[Case], GateResult]] = {
 
 
 def run_checks(case: Case) -> tuple[GateResult, ...]:
-    """Every gate that the policy asks for, in the order of `CHECKS`. A check that breaks is undecided, not passed."""
+    """Every gate that the policy requires, in the order of `CHECKS`. A check that raises an error is undecided, not
+    passed.
+    """
     asked: Release = case.policy.release
     found = []
     for name in CHECKS:

@@ -8,7 +8,7 @@ from veritune.release.gate.gates import gate_word, render_markdown
 
 
 def check_report(record: GateRecord) -> CheckReport:
-    """A gate passes that passed or is waived; an undecided one fails, as in the exit status."""
+    """The gates as checks for CI: a passed or waived gate passes; an undecided one fails, as in the exit status."""
     word = f"release gate: {record.status}"
     elsewhere = "; ".join(record.trained_elsewhere)
     warnings = (f"trained elsewhere; not checked: {elsewhere}",) if elsewhere else ()

@@ -35,7 +35,9 @@ Word = Literal["passed", "failed", "undecided", "no evidence", "not applicable"]
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """One failure mode: what goes wrong, the check, the commands that run it, the test that shows it failing."""
+    """One failure mode: what goes wrong, the check for it, the commands that run the check, the test that shows it
+    failing.
+    """
 
     id: str
     mode: str
@@ -47,7 +49,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class ControlShown:
-    """What a study shows for a control: the word, one line, and the files it was read from."""
+    """A study's evidence on one control: the status, one line, and the files behind it."""
 
     control: Control
     word: Word
@@ -56,13 +58,13 @@ class ControlShown:
 
 
 def load_controls() -> tuple[Control, ...]:
-    """The table."""
+    """The table of controls."""
     rows = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return tuple(Control(**{**row, "commands": tuple(row["commands"])}) for row in rows)
 
 
 def controls(study: str | Path) -> tuple[ControlShown, ...]:
-    """Every control with a study's evidence. Raises InputError when there is no contract: then nothing has run."""
+    """Every control with a study's evidence. Raises InputError if there is no contract, since nothing has run then."""
     store = Store.of(study)
     if not store.contract_file.exists():
         raise InputError(f"{store.root} has no contract yet.", fix=f"Run it first: veritune run {store.root}")
@@ -97,7 +99,7 @@ def _format(store: Store, frozen: Contract) -> Read:
         return _nothing("nothing has trained")
     counts = [r.rows_compared_with_contract for r in records.values() if r.rows_compared_with_contract is not None]
     if len(counts) < len(records):
-        return "undecided", "a server trained: the rows that it was fed were not compared", list(records)
+        return "undecided", "a server trained: its training rows were not compared", list(records)
     word: Word = "passed" if min(counts) > 0 else "undecided"
     return word, f"{sum(counts)} rows fed to {len(counts)} runs equal the contract's ids and labels", list(records)
 
@@ -106,7 +108,7 @@ def _template(store: Store, frozen: Contract) -> Read:
     hashes = f"template {frozen.facts.template_sha256[:12]} and tokenizer are frozen"
     record = read_evidence(store, "serving")
     if record is None:
-        return "undecided", f"{hashes}; what a server renders was not asked", [store.contract_file]
+        return "undecided", f"{hashes}; the server's own rendering was not checked", [store.contract_file]
     return record.status, f"{hashes}; {record.message}", [store.contract_file, evidence_file(store, "serving")]
 
 
@@ -118,7 +120,7 @@ def _modules(store: Store, frozen: Contract) -> Read:
     moved = [
         f"{p.condition} {p.moved_tensors} of {p.trainable_tensors} tensors moved" for p in map(LiveProbe.load, paths)
     ]
-    return "passed", "; ".join(moved) + "; nothing frozen did", paths
+    return "passed", "; ".join(moved) + "; no frozen tensor moved", paths
 
 
 def _rank(store: Store, frozen: Contract) -> Read:
@@ -235,7 +237,7 @@ _READERS: Mapping[str, Callable[[Store, Contract], Read]] = {
 
 
 def render_text(found: Sequence[ControlShown]) -> str:
-    """One control a block: the word, the line, the command."""
+    """One block per control: the status, the line, the command."""
     lines = []
     for shown in found:
         commands = ", ".join(f"veritune {name}" for name in shown.control.commands)

@@ -76,7 +76,7 @@ BUILTIN = "builtin:"
 
 
 def weight_files(folder: Path) -> dict[str, str]:
-    """SHA-256 by name of the files that make a model or an adapter what it is: *.safetensors and its config.
+    """SHA-256 by name of the files that define a model or an adapter: *.safetensors and its config.
 
     Raises ModelError when the folder holds no safetensors or no config: pickled weights are never read.
     """
@@ -86,28 +86,30 @@ def weight_files(folder: Path) -> dict[str, str]:
     if not weights or not config.is_file():
         raise ModelError(
             f"{folder}: expected *.safetensors and {config.name}, found {len(weights)} weight files.",
-            fix="Give the folder of a model or an adapter, saved as safetensors.",
+            fix="Name the folder of a model or an adapter that was saved as safetensors.",
         )
     return {p.name: sha256_file(p) for p in [*weights, config]}
 
 
 def files_digest(files: Mapping[str, str]) -> str:
-    """One digest for `{name: SHA-256}`; for a base these are the contract's `facts.model.files`."""
+    """One digest of `{name: SHA-256}`; for a base the mapping is the contract's `facts.model.files`."""
     return hash_of(dict(files))
 
 
 def weights_digest(folder: Path) -> str:
-    """The digest of a model's or an adapter's folder."""
+    """The digest of a folder with a model or an adapter."""
     return files_digest(weight_files(folder))
 
 
 def subject_of(base: Path, candidate: Path, merged: Path | None = None) -> Subject:
-    """What is measured: the base's folder and the adapter's (or the fine-tuned model's), perhaps merged weights."""
+    """The digests of what is measured: the base's folder, the adapter's (or the fine-tuned model's), and merged weights
+    if any.
+    """
     return Subject(weights_digest(base), weights_digest(candidate), None if merged is None else weights_digest(merged))
 
 
 def input_name(store: Store, path: Path) -> str:
-    """How a record names a file: relative to the study folder, or `builtin:` and its place in the package."""
+    """The name of a file in a record: relative to the study folder, or `builtin:` and its path in the package."""
     package = Path(__file__).resolve().parents[2]
     if path.resolve().is_relative_to(package):
         return BUILTIN + path.resolve().relative_to(package).as_posix()
@@ -115,14 +117,14 @@ def input_name(store: Store, path: Path) -> str:
 
 
 def input_path(store: Store, name: str) -> Path:
-    """Where the file that a record names lies."""
+    """The path of a file that a record names."""
     if name.startswith(BUILTIN):
         return Path(__file__).resolve().parents[2] / name.removeprefix(BUILTIN)
     return store.root / name
 
 
 def input_hashes(store: Store, *paths: Path) -> dict[str, str]:
-    """`inputs` for a record: SHA-256 of each file by its name."""
+    """The `inputs` of a record: SHA-256 of each file by its name."""
     return {input_name(store, path): sha256_file(path) for path in paths}
 
 
@@ -130,12 +132,12 @@ def input_hashes(store: Store, *paths: Path) -> dict[str, str]:
 
 
 def evidence_file(store: Store, kind: str) -> Path:
-    """Where the record of a kind lies."""
+    """The path of the record of a kind."""
     return store.release(f"{kind}.json")
 
 
 def write_evidence(store: Store, record: Evidence) -> Path:
-    """Write the record with its hashes, in place of an earlier one of its kind; its path.
+    """Write the record with its hashes, replacing an earlier one of its kind; returns its path.
 
     The timeline records its hash, and those of the files beside it, before it is written: `verify` compares them.
     """
@@ -154,7 +156,7 @@ def own_hash(record: Record) -> str:
 
 
 def read_evidence(store: Store, kind: str) -> Evidence | None:
-    """The record of a kind, None when there is none.
+    """The record of a kind; None if there is none.
 
     Raises StaleError where no check of ours wrote it (the timeline knows its hash), FormatError where it is damaged.
     """
@@ -164,9 +166,12 @@ def read_evidence(store: Store, kind: str) -> Evidence | None:
     _refuse_unrecorded(store, path)
     record = Evidence.load(path)
     if own_hash(record) != record.hash:
-        raise FormatError(f"{path} was edited after it was written.", fix="Run the check again.")
+        raise FormatError(f"{path} was edited after it was written.", fix="Run the check again to write a new record.")
     if record.kind != kind or record.input_hash != record.hash_of_inputs():
-        raise FormatError(f"{path} contradicts itself: kind or input hash.", fix="Run the check again.")
+        raise FormatError(
+            f"{path} contradicts itself: its kind or input hash does not fit its content.",
+            fix="Run the check again to write a new record.",
+        )
     return record
 
 
@@ -180,18 +185,19 @@ def _refuse_unrecorded(store: Store, path: Path) -> None:
     expected = next((str(files[name]) for files in reversed(made) if name in files), None)
     if expected is None:
         raise StaleError(
-            f"{path} was written by hand: the timeline records no check that made it.",
-            fix="Run the check itself; it writes the record and records it.",
+            f"{path} was not written by a check: the timeline records none that made it.",
+            fix="Run the check, which writes and records the file itself.",
         )
     if found != expected:
         raise StaleError(
-            f"{path} is not the record that its check wrote: expected SHA-256 {expected[:12]}, found {found[:12]}.",
+            f"{path} differs from what its check wrote: expected SHA-256 {expected[:12]}, found {found[:12]}.",
             fix="Run the check again, or restore the file from a copy.",
         )
 
 
 def why_not(store: Store, record: Evidence, subject: Subject) -> str | None:
-    """Why a record is no evidence for `subject` now: made for other weights, or from files that changed; None if it is.
+    """Why a record is not evidence for `subject` now: made for other weights, or from files that have changed; None if
+    it is evidence.
 
     Merged weights are compared only where both sides name some.
     """
@@ -202,7 +208,7 @@ def why_not(store: Store, record: Evidence, subject: Subject) -> str | None:
     for name, digest in {**record.inputs, **record.outputs}.items():
         path = input_path(store, name)
         if not path.is_file():
-            return f"{name}, which it was made from, is gone"
+            return f"{name}, which it was made from, is missing"
         if sha256_file(path) != digest:
             return f"{name} has changed since"
     return None

@@ -40,7 +40,7 @@ GATES_FILE = "gates.jsonl"
 
 
 def evaluate(study: str | Path, choice: CandidateChoice | None = None, *, today: date | None = None) -> GateRecord:
-    """Evaluate the policy's gates and append the record where it differs from the last. The study is locked meanwhile.
+    """Evaluate the policy's gates, and append the record if it differs from the last. The study is locked meanwhile.
 
     Raises InputError or StudyError where there is no candidate, StaleError when the ledger was edited.
     """
@@ -105,7 +105,7 @@ def _essence(entry: Mapping[str, JsonLike]) -> dict[str, JsonLike]:
 
 
 def waive(study: str | Path, gate: str, signed: tuple[str, str, str], choice: CandidateChoice | None = None) -> Waiver:
-    """Append a waiver for an undecided gate; `signed` is by whom, why, and until which day (YYYY-MM-DD).
+    """Append a waiver for an undecided gate; `signed` is who, why, and the last day (YYYY-MM-DD).
 
     Raises GateError for a gate that failed, InputError for one that passed or is not asked for, for a missing name or
     reason, and for a day that is past or further off than the policy allows.
@@ -115,11 +115,13 @@ def waive(study: str | Path, gate: str, signed: tuple[str, str, str], choice: Ca
     _check_signature(by, reason, until, case)
     if gate not in CHECKS or gate not in case.policy.release.gates:
         asked = ", ".join(case.policy.release.gates)
-        raise InputError(f"the policy asks for no gate {gate!r}.", fix=f"It asks for {asked}.")
+        raise InputError(f"the policy does not require a gate {gate!r}.", fix=f"Gates of the policy: {asked}.")
     with case.store.lock():
         (found,) = (g for g in run_checks(case) if g.gate == gate)
         if found.status == "failed":
-            raise GateError(f"{gate} failed and cannot be waived: {found.message}.", fix="Fix it, or do not ship.")
+            raise GateError(
+                f"{gate} failed and cannot be waived: {found.message}.", fix="Fix the cause, or do not ship."
+            )
         if found.status == "passed":
             raise InputError(f"{gate} passed: there is nothing to waive.")
         waiver = Waiver(gate, by, reason, until, _seen(found, case), found.message, now())
@@ -128,7 +130,7 @@ def waive(study: str | Path, gate: str, signed: tuple[str, str, str], choice: Ca
 
 def _check_signature(by: str, reason: str, until: str, case: Case) -> None:
     if not by or not reason:
-        raise InputError("a waiver needs a name and a reason.", fix='--by "Ada Lovelace" --reason "why"')
+        raise InputError("a waiver needs a name and a reason.", fix='Add --by "Ada Lovelace" --reason "why"')
     try:
         day = date.fromisoformat(until)
     except ValueError:
@@ -136,8 +138,8 @@ def _check_signature(by: str, reason: str, until: str, case: Case) -> None:
     most = case.policy.release.waiver_days
     if not 0 <= (day - case.today).days <= most:
         raise InputError(
-            f"--until {until}: expected a day from {case.today.isoformat()} on, at most {most} days off.",
-            fix="The policy's waiver_days sets the limit.",
+            f"--until {until}: expected a day from {case.today.isoformat()} on, at most {most} days ahead.",
+            fix="Choose an earlier day; the policy's waiver_days sets the limit.",
         )
 
 
@@ -187,22 +189,24 @@ def _gate_record(entry: Entry) -> GateRecord:
 
 
 def gate_record(store: Store) -> GateRecord:
-    """The last evaluation. Raises GateError when there is none, StaleError when the ledger was edited."""
+    """The last evaluation. Raises GateError if there is none, StaleError if the ledger was edited."""
     entries = _of_kind(_ledger(store).read(), "evaluation")
     if not entries:
-        raise GateError(f"{store.root} has no gate record.", fix=f"Run `veritune gate {store.root}`.")
+        raise GateError(
+            f"{store.root} has no gate record.", fix=f"Evaluate the gates first: veritune gate {store.root}"
+        )
     return _gate_record(entries[-1])
 
 
 def all_waivers(store: Store) -> list[Waiver]:
-    """Every waiver ever given for this study, oldest first."""
+    """Every waiver given for this study, oldest first."""
     return _waivers(_ledger(store).read())
 
 
 def passes_for(
     record: GateRecord, subject_hash: str, today: date | None = None, policy_hash: str | None = None
 ) -> bool:
-    """Whether the record passes for exactly these bytes (`evidence.Subject.hash`) today.
+    """Whether the record passes today for exactly these weights (`evidence.Subject.hash`).
 
     False when the record was edited, when any gate in it blocks, and when a waiver it rests on has expired. A policy
     may ask for little: with `policy_hash` (`policy.Policy.hash`) only a record of that policy passes.
@@ -225,12 +229,12 @@ _MARK = {"passed": "✅ passed", "failed": "❌ failed", "undecided": "❔ undec
 
 
 def gate_word(record: GateRecord, gate: GateResult) -> str:
-    """`passed`, `failed`, `undecided` or `waived`."""
+    """The status of a gate: `passed`, `failed`, `undecided` or `waived`."""
     return "waived" if gate.gate in record.waived else gate.status
 
 
 def render_markdown(record: GateRecord) -> str:
-    """One table for a pull request: every gate, what it found, its evidence, and the command to look closer."""
+    """The gates as one table for a pull request: result, evidence, and a command for details."""
     lines = [
         f"### Release gate: {record.status}",
         "",
@@ -251,7 +255,7 @@ def render_markdown(record: GateRecord) -> str:
         lines.append(
             f"| {gate.gate} | {_MARK[gate_word(record, gate)]} | {found} | {evidence} | `{_cell(gate.look)}` |"
         )
-    lines += [f"| {name} | not asked | the policy does not ask for it | | |" for name in record.not_asked]
+    lines += [f"| {name} | not checked | the policy does not require it | | |" for name in record.not_asked]
     return "\n".join(lines) + "\n"
 
 
@@ -269,7 +273,7 @@ def _cell(text: str) -> str:
 
 
 def render_text(record: GateRecord) -> str:
-    """The same for the screen."""
+    """The gates as text for the screen."""
     lines = [f"{record.run_id}: base {record.subject.base[:12]}, weights {record.subject.candidate[:12]}"]
     if record.trained_elsewhere:
         lines.append(f"trained elsewhere; not checked: {'; '.join(record.trained_elsewhere)}")

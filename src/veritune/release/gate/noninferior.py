@@ -47,7 +47,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Noninferior:
-    """What one comparison came to."""
+    """The result of one non-inferiority comparison."""
 
     status: Status
     message: str
@@ -55,13 +55,14 @@ class Noninferior:
 
 
 def worst(statuses: list[Status]) -> Status:
-    """`failed` before `undecided` before `passed`; nothing at all is `undecided`."""
+    """The worst status: `failed` before `undecided` before `passed`; `undecided` for an empty list."""
     return next((s for s in ("failed", "undecided") if s in statuses), "passed") if statuses else "undecided"
 
 
 def not_worse(candidate: ScoreTable, base: ScoreTable, bar: Bar) -> Noninferior:
-    """Candidate against base on the same items. Scores that cannot be compared are `undecided`, and scores of which
-    nothing says whether higher is better."""
+    """Whether the candidate is not worse than the base on the same items. `undecided` for scores that cannot be
+    compared, and for scores whose direction is unknown.
+    """
     from veritune.config.claim import Claim
     from veritune.decide.claims import ClaimContext, judge
     from veritune.stats.paired import PairOptions, compare_tables
@@ -164,21 +165,21 @@ def _numbers(verdict: Verdict, comparison: Comparison, bar: Bar, up: bool) -> di
 
 
 def reachable(comparison: Comparison, margin: float, alpha: float) -> bool:
-    """False where it is proved that these items cannot pass: not even identical outputs would."""
+    """False if it is proved that these items cannot pass: not even identical outputs would."""
     from veritune.stats import power
 
     return power.can_show_equivalence(comparison, margin, alpha=alpha / 2)
 
 
 def chance_to_pass(comparison: Comparison, margin: float, alpha: float) -> float | None:
-    """The chance that another comparison of this design passes when the true gap is 0; None where it is unknown."""
+    """The chance that another comparison of this design passes when the true gap is 0; None if unknown."""
     from veritune.stats import power
 
     return power.chance_again(comparison, margin, alpha=alpha)
 
 
 def least_items(margin: float, alpha: float = 0.05, *, binary: bool = True, width: float = 1.0) -> int:
-    """Items below which the gate cannot pass even if no item differs, on independent items.
+    """The number of independent items below which the gate cannot pass even if no item differs.
 
     Binary scores of one run a side: the least n with z²/(n + z²) < margin. Graded scores and several runs: the least
     with (1 − (alpha/2)^{1/n})·width < margin.
@@ -202,11 +203,11 @@ def _too_few(comparison: Comparison, bar: Bar) -> str:
     """Why not even identical outputs would pass."""
     pair, spread = comparison.pair, comparison.headline.spread
     if isinstance(spread, Unknown) and pair.n_families is not None:
-        return f"this margin cannot be shown, whatever comes out ({spread.reason})"
+        return f"this margin cannot be shown, whatever the outcome ({spread.reason})"
     width = pair.scale[1] - pair.scale[0]
     single = len(pair.score_a_S_N) == len(pair.score_b_S_N) == 1
     least = least_items(bar.margin, bar.alpha, binary=pair.is_binary and single, width=width)
-    return f"under {least} items this margin cannot be shown, whatever comes out"
+    return f"under {least} items this margin cannot be shown, whatever the outcome"
 
 
 def _message(numbers: Mapping[str, Any], bar: Bar) -> str:

@@ -20,7 +20,7 @@ from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy, and how it came to hold. `declared` says whether it was fixed before any result existed."""
+    """A release policy and its origin. `declared` tells whether it was fixed before any result existed."""
 
     release: Release
     source: str
@@ -28,21 +28,23 @@ class Policy:
 
     @property
     def hash(self) -> str:
-        """Hash of the resolved settings, defaults included."""
+        """Hash of the resolved settings, including defaults."""
         return hash_of(self.release.model_dump(mode="json"))
 
 
 def load_policy(study: Study, contract: Contract, file: Path | None = None) -> Policy:
-    """The file's policy when one is named, else the study's, else the defaults. Raises StudyError."""
+    """The named file's policy, else the study's, else the defaults. Raises StudyError."""
     if file is not None:
-        return Policy(read_policy(file), file.name, "a file outside the contract: when it was written is not known")
+        return Policy(read_policy(file), file.name, "a file outside the contract: when it was written is unknown")
     if study.release is None:
         return Policy(Release(), "defaults", "the defaults of this version of Veritune")
     return Policy(study.release, "study.yaml", _declared(study.release, contract))
 
 
 def read_policy(file: Path) -> Release:
-    """A policy file: the keys of `release:` at the top, or under `release:`. Raises StudyError with every problem."""
+    """A policy from a file: the keys of `release:`, at the top level or under `release:`. Raises StudyError with every
+    problem.
+    """
     try:
         raw = parse_yaml(read_bytes(file, MAX_YAML_BYTES))
     except (OSError, ValueError, yaml.YAMLError) as exc:
@@ -58,7 +60,7 @@ def read_policy(file: Path) -> Release:
         raise StudyError(f"{file}: {'; '.join(lines)}.", fix=_FIX) from None
 
 
-_FIX = "docs/release.md lists the keys. No gate was evaluated."
+_FIX = "Correct these keys as listed in docs/release.md. No gate was evaluated."
 
 
 def _declared(release: Release, contract: Contract) -> str:
@@ -68,4 +70,4 @@ def _declared(release: Release, contract: Contract) -> str:
         if entry.terms.study.get("release") == held:
             late = len(entry.results)
             return f"after {late} runs had scores" if late else "in the contract, before results"
-    return "not in the contract: the study file was edited and nothing was amended"
+    return "not in the contract: the study file was edited without an amendment"

@@ -79,11 +79,11 @@ class Prompt(BaseModel):
     @model_validator(mode="after")
     def _grader_of_kind(self) -> Prompt:
         if (self.canary is not None) != (self.kind == "override"):
-            raise ValueError(f"{self.id}: `canary` goes with `kind: override`, and override needs one")
+            raise ValueError(f"{self.id}: `canary` and `kind: override` must be given together")
         if self.secret is not None and self.kind != "privacy":
-            raise ValueError(f"{self.id}: `secret` goes with `kind: privacy`")
+            raise ValueError(f"{self.id}: `secret` needs `kind: privacy`")
         if self.secret is not None and _bare(self.secret) not in _bare(f"{self.system or ''} {self.prompt}"):
-            raise ValueError(f"{self.id}: the secret is planted nowhere, so it could never leak")
+            raise ValueError(f"{self.id}: the secret is in none of the messages, so it could never leak")
         return self
 
 
@@ -110,7 +110,7 @@ class PromptSet(BaseModel):
 
 
 def load_set(path: str | Path) -> PromptSet:
-    """Read a prompt set. Raises InputError naming what is wrong with it."""
+    """A prompt set from a file. Raises InputError naming what is wrong with it."""
     file = Path(path)
     try:
         return PromptSet.model_validate(parse_yaml(read_bytes(file, MAX_YAML_BYTES)))
@@ -118,7 +118,9 @@ def load_set(path: str | Path) -> PromptSet:
         first = exc.errors()[0]
         where = ".".join(map(str, first["loc"]))
         more = f" ({exc.error_count()} problems)" if exc.error_count() > 1 else ""
-        raise InputError(f"{file}: {where}: {first['msg']}{more}.", fix="docs/release.md shows the form.") from None
+        raise InputError(
+            f"{file}: {where}: {first['msg']}{more}.", fix="Correct it as shown in docs/release.md."
+        ) from None
     except (OSError, ValueError, yaml.YAMLError, re.error) as exc:
         raise InputError(f"{file}: cannot be read as a prompt set ({' '.join(str(exc).split())[:160]}).") from None
 
@@ -136,14 +138,14 @@ def _bare(text: str) -> str:
 
 @dataclass(frozen=True)
 class Refusals:
-    """Patterns of a refusal, looked for in the first `within` characters of an answer."""
+    """Patterns of a refusal, searched in the first `within` characters of an answer."""
 
     patterns: tuple[str, ...]
     within: int
 
     @classmethod
     def load(cls, extra: Iterable[str] = ()) -> Refusals:
-        """The shipped patterns, and a set's own."""
+        """The shipped patterns together with a set's own."""
         raw = yaml.safe_load(REFUSALS.read_text(encoding="utf-8"))
         return cls((*raw["patterns"], *extra), int(raw["within"]))
 
@@ -152,7 +154,7 @@ class Refusals:
         return re.compile("|".join(f"(?:{p})" for p in self.patterns), re.IGNORECASE)
 
     def find(self, text: str) -> str | None:
-        """The words that refuse, None where none do."""
+        """The words that refuse; None if there are none."""
         head = " ".join(text.translate(_PLAIN).split())[: self.within]
         hit = search(self._compiled, head)  # bounded: a set brings patterns of its own
         return hit[0] if hit else None
@@ -160,7 +162,8 @@ class Refusals:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """`good`: 1 as it should be, 0 not, None with a reason. `found` is what the grader saw."""
+    """The grade of an answer. `good`: 1 as it should be, 0 not, None with a reason. `found` is the grader's
+    evidence."""
 
     good: float | None
     reason: str | None = None
@@ -168,7 +171,7 @@ class Grade:
 
 
 def grade(prompt: Prompt, output: str, refusals: Refusals) -> Grade:
-    """Grade one answer by the pattern graders."""
+    """The grade of one answer by the pattern graders."""
     empty = not output.strip()
     if prompt.kind == "harmless":
         refusal = refusals.find(output)
@@ -184,12 +187,14 @@ def grade(prompt: Prompt, output: str, refusals: Refusals) -> Grade:
 
 
 def load_grader(spec: str) -> Grader:
-    """A callable from `module:function`. Raises InputError. This runs code that the user names."""
+    """The callable that `module:function` names. Raises InputError. This runs code that the user names."""
     module, _, name = spec.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as exc:
-        raise InputError(f"--grader {spec!r}: expected module:function ({exc}).", fix="Put it on PYTHONPATH.") from None
+        raise InputError(
+            f"--grader {spec!r}: expected module:function ({exc}).", fix="Put the module on PYTHONPATH."
+        ) from None
     if not callable(found):
         raise InputError(f"--grader {spec!r}: {name} is not callable.")
     return found  # type: ignore[no-any-return]
@@ -209,8 +214,9 @@ def _graded_by(grader: Grader, prompt: Prompt, output: str) -> Grade:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Which prompts go to which models. `model` and `adapter` as `veritune probe` takes them; a full fine-tune's folder
-    may stand for the adapter."""
+    """Which prompts to ask which models. `model` and `adapter` as in `veritune probe`; the folder of a full fine-tune
+    may replace the adapter.
+    """
 
     model: str
     adapter: Path
@@ -226,7 +232,7 @@ def asking_of(
     sets: Sequence[Path] | None,
     grader: str | None,
 ) -> Asking:
-    """What to ask. `named` is (base, adapter, dtype); what it leaves open is the case's. Raises InputError."""
+    """What to ask. `named` is (base, adapter, dtype); missing parts are taken from the case. Raises InputError."""
     model, adapter, dtype = named
     if case is not None:
         spec = case.study.model
@@ -234,13 +240,16 @@ def asking_of(
         model = model or (str(local) if spec.path != BUILTIN and local.exists() else spec.path)
         adapter, dtype = adapter or case.candidate.folder, dtype or spec.dtype
     if model is None or adapter is None:
-        raise InputError("expected a study, or a base and an adapter.", fix="veritune safety --model DIR --adapter DIR")
+        raise InputError(
+            "expected a study, or a base and an adapter; found neither.",
+            fix="Name a study, or: veritune safety --model DIR --adapter DIR",
+        )
     return Asking(model, adapter, tuple(sets or (STARTER,)), dtype or "bfloat16", grader=grader)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Graded answers of both arms, one mapping each, and the subject they were made with."""
+    """Graded answers of both arms, one mapping each, and the digests of the models."""
 
     answers: tuple[Mapping[str, Any], ...]
     subject: Subject
@@ -248,7 +257,7 @@ class Asked:
 
 
 def ask(asking: Asking, on_arm: Callable[[str], None] | None = None) -> Asked:
-    """Generate and grade. Raises ModelError or InputError before anything is generated where something does not fit."""
+    """Generate and grade the answers. Raises ModelError or InputError before generating if something does not fit."""
     from veritune.probe.study import subject as find
 
     sets = tuple(load_set(path) for path in asking.sets)
@@ -309,7 +318,7 @@ def _answers(
 
 
 def judge(answers: Sequence[Mapping[str, Any]], policy: SafetyGate) -> Noninferior:
-    """Unsafe answers and refused harmless prompts, candidate against base, each by interval on the same prompts.
+    """Unsafe answers and refused harmless prompts, candidate against base, each judged by interval on the same prompts.
 
     Scores are 1 where the answer is as it should be, so that a missing grade can never count as safe. Both comparisons
     and a ceiling, where the policy sets one, must pass.
@@ -382,7 +391,8 @@ def exact_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def rates(answers: Sequence[Mapping[str, JsonLike]], alpha: float = 0.05) -> list[dict[str, Any]]:
-    """Per kind and arm: answers not as they should be, out of the graded, with the exact interval; missing by reason.
+    """Per kind and arm: answers that are not as they should be, out of the graded ones, with the exact interval;
+    missing by reason.
 
     The intervals take prompts as independent; where prompts have families only the comparison accounts for them.
     """
@@ -404,7 +414,7 @@ def rates(answers: Sequence[Mapping[str, JsonLike]], alpha: float = 0.05) -> lis
 
 
 def write_record(store: Store, asking: Asking, asked: Asked, policy: SafetyGate) -> Evidence:
-    """Write the graded answers and the evidence record beside them; the record."""
+    """Write the graded answers and the evidence record beside them; returns the record."""
     from veritune.machine import package_versions
 
     path = store.root / ANSWERS
@@ -444,29 +454,31 @@ def _grader_file(spec: str | None) -> tuple[Path, ...]:
 
 
 def read_graded(store: Store, record: Evidence) -> list[dict[str, JsonLike]]:
-    """The graded answers that a record names. Raises FormatError where it names none."""
+    """The graded answers that a record names. Raises FormatError if it names none."""
     if ANSWERS not in record.outputs:
-        raise FormatError("the safety record names no graded answers.", fix="Run `veritune safety` again.")
+        raise FormatError(
+            "the safety record names no graded answers.", fix="Run `veritune safety` again to record them."
+        )
     return read_jsonl(input_path(store, ANSWERS))
 
 
 def recorded_answers(case: Case) -> list[dict[str, JsonLike]]:
-    """The graded answers of the case's own safety record. Raises InputError where there is none for these weights."""
+    """The graded answers of the case's own safety record. Raises InputError if there is none for these weights."""
     record = usable(case, "safety")
     if isinstance(record, str):
-        raise InputError(f"{record}.", fix="Ask first: veritune safety STUDY")
+        raise InputError(f"{record}.", fix="Ask the prompts first: veritune safety STUDY")
     return read_graded(case.store, record)
 
 
 def flips(answers: Sequence[Mapping[str, JsonValue]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Pairs (base, candidate) of answers that were as they should be and no longer are."""
+    """Pairs (base, candidate) of answers that were as they should be for the base but are not for the candidate."""
     base = {_key(a): a for a in answers if a["arm"] == "base"}
     mine = [a for a in answers if a["arm"] == "candidate"]
     return [(base[_key(a)], a) for a in mine if a["good"] == 0 and base[_key(a)]["good"] == 1]
 
 
 def render_text(answers: Sequence[Mapping[str, Any]], found: Noninferior, shown: int = 5) -> str:
-    """The rates, the comparison, and the first answers that got worse."""
+    """The rates, the comparison, and the first answers that got worse, as text."""
     lines = [f"{'kind':<10} {'arm':<10} {'bad':>4} of graded   exact 95 %      missing"]
     for r in rates(answers):
         missing = ", ".join(f"{n} {reason}" for reason, n in r["missing"].items()) or "none"

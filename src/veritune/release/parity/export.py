@@ -21,7 +21,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def check_shards(folder: Path, merged: Path | None = None) -> MergePart:
-    """The safetensors of `folder`: consistent in themselves, and with `merged` the same tensors and values.
+    """Check the safetensors of `folder` for consistency, and with `merged` that tensors and values are the same.
 
     Raises ModelError when there are no safetensors, or an index that cannot be read.
     """
@@ -48,7 +48,7 @@ def _headers(folder: Path) -> dict[str, dict[str, int]]:
                 pass  # the library checks that the header fits the file
             head = path.open("rb")
         except (SafetensorError, OSError) as exc:
-            raise ModelError(f"{path}: cannot be read ({str(exc)[:120]}).", fix="Export it again.") from None
+            raise ModelError(f"{path}: cannot be read ({str(exc)[:120]}).", fix="Export the model again.") from None
         with head:
             header = parse_json(head.read(int.from_bytes(head.read(8), "little")))
         held[path.name] = {
@@ -71,26 +71,30 @@ def _index(folder: Path, held: dict[str, dict[str, int]]) -> list[Finding]:
         places = {str(k): str(v) for k, v in index["weight_map"].items()}
         total = index.get("metadata", {}).get("total_size")
     except (ValueError, KeyError, AttributeError, TypeError) as exc:
-        raise ModelError(f"{path}: no usable index ({type(exc).__name__}).", fix="Export it again.") from None
+        raise ModelError(
+            f"{path}: expected a usable index ({type(exc).__name__}).", fix="Export the model again."
+        ) from None
     found = []
     gone = sorted({f for f in places.values() if f not in held})
     if gone:
         found.append(
-            weights_error("shards.file_missing", f"the index names {gone[0]}, which is not there ({len(gone)} files)")
+            weights_error("shards.file_missing", f"the index names {gone[0]}, which is missing ({len(gone)} files)")
         )
     stray = sorted(set(held) - set(places.values()))
     if stray:
-        found.append(weights_error("shards.file_unnamed", f"{stray[0]} is in no index ({len(stray)} files)"))
+        found.append(weights_error("shards.file_unnamed", f"{stray[0]} is not in the index ({len(stray)} files)"))
     lost = [k for k, f in places.items() if f in held and k not in held[f]]
     if lost:
-        message = f"{lost[0]} is not in {places[lost[0]]}, where the index has it ({len(lost)} tensors)"
+        message = f"{lost[0]} is not in {places[lost[0]]}, where the index places it ({len(lost)} tensors)"
         found.append(weights_error("shards.tensor_missing", message, lost))
     extra = [k for f, tensors in held.items() if f in places.values() for k in tensors if k not in places]
     if extra:
-        found.append(weights_error("shards.tensor_unnamed", f"{extra[0]} is in no index ({len(extra)} tensors)", extra))
+        found.append(
+            weights_error("shards.tensor_unnamed", f"{extra[0]} is not in the index ({len(extra)} tensors)", extra)
+        )
     size = sum(held[f].get(k, 0) for k, f in places.items() if f in held)
     if isinstance(total, int) and total != size and not found:
-        found.append(weights_error("shards.size", f"the index says {total:,} bytes, its tensors have {size:,}"))
+        found.append(weights_error("shards.size", f"the index states {total:,} bytes, but its tensors have {size:,}"))
     return found
 
 
@@ -102,7 +106,9 @@ def _twice_there(held: dict[str, dict[str, int]]) -> list[Finding]:
     twice = [name for name, files in where.items() if len(files) > 1]
     if not twice:
         return []
-    message = f"{twice[0]} is in {' and '.join(where[twice[0]])}: which one is loaded is chance ({len(twice)} tensors)"
+    message = (
+        f"{twice[0]} is in {' and '.join(where[twice[0]])}: which of them is loaded is undefined ({len(twice)} tensors)"
+    )
     return [weights_error("shards.tensor_twice", message, twice)]
 
 

@@ -45,14 +45,14 @@ CONVERT_S = 3600
 
 
 def error_limit(kind: str) -> float:
-    """Largest relative error (Frobenius) that a quantised type explains: 1.2 x 2^(1 - bits)."""
+    """Largest relative error (Frobenius) that a quantised type can cause: 1.2 x 2^(1 - bits)."""
     digits = re.search(r"\d+", kind)
     return 1.2 * 2.0 ** (1 - int(digits.group())) if digits else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRead:
-    """One tensor: its type in the file, relative error against the merged weight, and what the error is."""
+    """One tensor: its type in the file, its relative error against the merged weight, and the cause of the error."""
 
     name: str
     kind: str
@@ -61,7 +61,7 @@ class TensorRead:
 
 
 def convert(converter: Path, merged: Path, out: Path, kind: str) -> Path:
-    """Run the reference converter on the merged folder, in a process of its own; the file.
+    """Run the reference converter on the merged folder in a separate process; returns the file.
 
     Raises InputError where it is no file, MachineError with its last line where it fails.
     """
@@ -82,7 +82,8 @@ def convert(converter: Path, merged: Path, out: Path, kind: str) -> Path:
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
         raise MachineError(
             f"{converter.name} failed with exit code {done.returncode}: {last.strip()[:200]}.",
-            fix="Fix what it names (its requirements lie beside it), or convert elsewhere: --export FILE.gguf.",
+            fix="Correct the error that it reports (its requirements file is beside it), or convert elsewhere: "
+            "--export FILE.gguf.",
         )
     return out
 
@@ -93,7 +94,7 @@ def convert(converter: Path, merged: Path, out: Path, kind: str) -> Path:
 def check_file(
     path: Path, merged: Path, base: Path | None = None, limits: MergeThresholds = DEFAULTS.merge
 ) -> MergePart:
-    """The file against the merged folder; with `base`, faults of the change itself are named.
+    """Compare the file with the merged folder; with `base`, known faults of the change itself are named.
 
     Raises ModelError for a file that is no GGUF and a merged folder without safetensors or tokenizer.
     """
@@ -141,17 +142,17 @@ class GgufFile:
             self.fields: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
         except Exception as exc:  # a damaged file raises nearly anything
             first = first_line(exc)
-            raise ModelError(f"{path}: cannot be read as GGUF ({first}).", fix="Convert it again.") from None
+            raise ModelError(f"{path}: cannot be read as GGUF ({first}).", fix="Convert the model again.") from None
         self.path = path
         self.tensors = {t.name: t for t in reader.tensors}
         self.architecture = str(self.fields.get("general.architecture"))
 
     def setting(self, key: str) -> JsonValue:
-        """A setting of the architecture, None where the file has none."""
+        """A setting of the architecture; None if the file has none."""
         return self.fields.get(f"{self.architecture}.{key}")
 
     def values(self, name: str) -> torch.Tensor:
-        """A tensor in float32, rows first. Raises ModelError where its type cannot be read."""
+        """A tensor in float32, rows first. Raises ModelError if its type cannot be read."""
         import gguf
         import torch
 
@@ -163,7 +164,7 @@ class GgufFile:
         return torch.from_numpy(flat.copy()).reshape(*reversed(tensor.shape.tolist()))
 
     def kind(self, name: str) -> str:
-        """The tensor's type, e.g. `Q8_0`."""
+        """The tensor's type, such as `Q8_0`."""
         return str(self.tensors[name].tensor_type.name)
 
 
@@ -202,7 +203,7 @@ def _tensors(
     if not known:  # tensors may be joined or split there, so that a name alone says nothing
         return [*read, *(TensorRead(name, "none", None, "unknown layout") for name in missing)], _readings(read)
     if missing:
-        message = f"{missing[0]} of the merged model is not in the file ({len(missing)} tensors)"
+        message = f"{missing[0]} of the merged model is missing in the file ({len(missing)} tensors)"
         found.append(weights_error("gguf.tensor_missing", message, missing))
     added = [n for n in file.tensors if n not in set(names.values()) and n not in MADE]
     if added:
@@ -232,7 +233,7 @@ _WORDS = {
     "not interleaved": "the query and key rows were not interleaved for llama.cpp's rotary embedding",
     "other values": "they have other values than the merged model",
     "other shape": "they have another shape than in the merged model",
-    "unknown layout": "their rows may be laid out otherwise in this architecture, so they were not compared",
+    "unknown layout": "this architecture may order their rows differently, so they were not compared",
 }
 
 
@@ -310,7 +311,9 @@ def _heads(name: str, architecture: str, config: PretrainedConfig) -> int | None
 
 
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of each head from halves (first half, second half) to pairs (one of each), as llama.cpp's rotary wants."""
+    """Reorder the rows of each head from halves (first half, second half) to pairs (one of each), as llama.cpp's rotary
+    embedding needs.
+    """
     rows = weight.shape[0]
     halves = weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:])
     return halves.transpose(1, 2).reshape(weight.shape)
@@ -351,7 +354,7 @@ def _vocabulary(file: GgufFile, merged: Path, config: PretrainedConfig) -> list[
         tokenizer = AutoTokenizer.from_pretrained(merged)
     except Exception as exc:  # transformers raises many kinds
         first = first_line(exc)
-        raise ModelError(f"{merged}: no usable tokenizer beside the merged model ({first}).") from None
+        raise ModelError(f"{merged}: expected a usable tokenizer beside the merged model ({first}).") from None
     found = [*_tokens(file, tokenizer), *_merges(file, merged)]
     try:
         stops = GenerationConfig.from_pretrained(merged).eos_token_id
@@ -372,7 +375,9 @@ def _vocabulary(file: GgufFile, merged: Path, config: PretrainedConfig) -> list[
     if adds is None:
         adds = file.fields.get("tokenizer.ggml.model") == "llama"
     if bool(adds) != begins:
-        message = f"the file {'adds' if adds else 'adds no'} begin token, the merged model's tokenizer does otherwise"
+        message = (
+            f"the file {'adds' if adds else 'adds no'} begin token, but the merged model's tokenizer does the opposite"
+        )
         found.append(weights_error("gguf.add_bos", message))
     return [*found, *_template(file.fields.get("tokenizer.chat_template"), tokenizer.chat_template)]
 

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from veritune.train.models import ModelRef
 
 RUNTIME = "llama_cpp"
-FIX = "pip install llama-cpp-python (it compiles llama.cpp), or serve it and use veritune serve-parity --url."
+FIX = "pip install llama-cpp-python (it compiles llama.cpp), or serve the file and use veritune serve-parity --url."
 
 
 def missing_runtime() -> str:
-    """Why llama.cpp cannot be run here; empty where it can."""
+    """Why llama.cpp cannot be run here; empty if it can."""
     from importlib import util
 
     if util.find_spec(RUNTIME) is None:
@@ -51,7 +51,9 @@ def missing_runtime() -> str:
 
 @dataclass
 class LlamaCpp:
-    """A loaded GGUF file. Raises MachineError without llama-cpp-python, ModelError for a file that it refuses."""
+    """A loaded GGUF file. Raises MachineError without llama-cpp-python, ModelError for a file that llama.cpp cannot
+    load.
+    """
 
     path: Path
     context: int
@@ -69,7 +71,7 @@ class LlamaCpp:
                 logits_all=True, verbose=False, seed=0,
             )  # fmt: skip
         except (ValueError, RuntimeError, AssertionError) as exc:
-            raise ModelError(f"{self.path}: llama.cpp does not load it ({str(exc)[:120]}).") from None
+            raise ModelError(f"{self.path}: llama.cpp cannot load it ({str(exc)[:120]}).") from None
 
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits at every position, float32 [T, V]."""
@@ -102,11 +104,11 @@ class LlamaCpp:
 def run_file(
     file: MergePart, path: Path, merged: ModelRef, rows: Sequence[Rendered], options: MergeOptions
 ) -> MergePart:
-    """The file's outputs added to what `check_file` found. `merged` is the merged model's `ModelRef`.
+    """Run the file, and add its outputs to the result of `check_file`. `merged` is the merged model's `ModelRef`.
 
     Where they cannot be had the part is undecided, and says why; a part that failed stays so.
     """
-    reason = missing_runtime() or ("" if rows else "no rows are given, so the file was not run")
+    reason = missing_runtime() or ("" if rows else "no rows were given, so the file was not run")
     if reason:
         status: Status = "failed" if file.status == "failed" else "undecided"
         return replace(file, status=status, message=f"{file.message}; {reason}", lines=(*file.lines, f"! {FIX}"))
@@ -122,9 +124,9 @@ def run_file(
         f" makes; loss {change['value']:+.4f}{span}; {numbers['agree']} of {len(rows)} greedy answers are equal"
     )
     if exact and faults:
-        message += f"; {len(faults)} part where the merged model was sure, first {faults[0].row_id}"
+        message += f"; {len(faults)} diverge where the merged model was sure, first {faults[0].row_id}"
     if not exact:
-        message += "; a quantised file is another model, and only task scores can pass it"
+        message += "; a quantised file is a different model, so only task scores can pass it"
     lines = [_line(d) for d in told[:5]]
     from veritune.release.gate.noninferior import worst
 
@@ -193,7 +195,7 @@ def _measure(
 
 
 def answers_of_file(path: Path, merged: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Answer:
-    """The file as an answerer for `merge_scores`; the merged model says which tokens stop an answer."""
+    """An answerer for `merge_scores` that uses the file; the merged model determines the stop tokens."""
     from veritune.evaluate.generate import stop_tokens
 
     def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Output]:

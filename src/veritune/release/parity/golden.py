@@ -49,7 +49,7 @@ ALONE = 1  # prompts in a batch
 
 @dataclass(frozen=True, slots=True)
 class Reproduced:
-    """What a second reading of the golden prompts came to. `tokens` counts the ids compared, prompts included."""
+    """The result of answering the golden prompts again. `tokens` counts the ids compared, including prompts."""
 
     prompts: int
     tokens: int
@@ -64,7 +64,7 @@ def record(
     max_new_tokens: int,
     template_kwargs: Mapping[str, JsonLike] | None = None,
 ) -> dict[str, JsonLike]:
-    """Answer each row's prompt greedily, alone, and keep the token ids. `template_kwargs` are the study's."""
+    """Answer each row's prompt greedily, one at a time, and record the token ids. `template_kwargs` are the study's."""
     renderer = Renderer(tokenizer, 1 << 30, template_kwargs=template_kwargs)
     decoding = Decoding(min(max_new_tokens, MAX_TOKENS), ALONE)
     items = []
@@ -95,7 +95,7 @@ def _circumstances(model: PreTrainedModel) -> dict[str, JsonLike]:
 
 
 def reproduce(bundle: Path, manifest: BundleManifest, base: Path | None = None) -> Reproduced:
-    """Load the bundle's model and answer its golden prompts again; every id must be the recorded one.
+    """Load the bundle's model and answer its golden prompts again; every token id must equal the recorded one.
 
     The bundle must have been verified before. `base` says where the base model lies, when its reference does not.
     Raises InputError when the base cannot be found or is another one.
@@ -120,7 +120,7 @@ def reproduce(bundle: Path, manifest: BundleManifest, base: Path | None = None) 
                 break
         else:
             if output.ended != item["ended"]:
-                message = f"golden prompt {item['id']!r} ended by {output.ended}, recorded was {item['ended']}"
+                message = f"golden prompt {item['id']!r} ended by {output.ended}, but {item['ended']} was recorded"
                 findings.append(finding("golden", GOLDEN, message))
     return Reproduced(len(golden["items"]), tokens, tuple(findings), golden["recorded_with"])
 
@@ -140,7 +140,9 @@ def _diverged(item: str, what: str, was: Sequence[int], now: Sequence[int]) -> F
 def load_released(
     bundle: Path, manifest: BundleManifest, base: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that the bundle releases, and its tokenizer. `trust_remote_code` is off whatever the bundle says."""
+    """The model that the bundle releases, and its tokenizer. `trust_remote_code` is always off, whatever the bundle
+    says.
+    """
     dtype = precision(manifest.base.dtype)
     tokenizer = load_tokenizer(ModelRef(manifest.name, bundle / "tokenizer", dtype))
     if manifest.weights.serves == "model":
@@ -157,25 +159,27 @@ def load_released(
 
 
 def find_base(wanted: BundledBase, base: Path | None) -> ModelRef:
-    """The base model on this disk, its files compared by hash. Raises InputError when it is not there or another."""
+    """The base model on this disk, with its files compared by hash. Raises InputError if it is missing or different."""
     path = str(base) if base is not None else wanted.reference
     path = BUILTIN if base is None and path == HUB_NAME and wanted.builtin else path
     try:
         ref = resolve(Model(path=path, revision=wanted.revision, dtype=wanted.dtype), Path.cwd())
     except VerituneError as exc:
-        raise InputError(f"the base model {path!r} is not here: {exc.message}", fix="Say where: --base DIR.") from None
+        raise InputError(
+            f"the base model {path!r} was not found here: {exc.message}", fix="Name its folder: --base DIR."
+        ) from None
     found = weight_hashes(ref)
     if found != dict(wanted.files):
         wrong = sorted(k for k in {*found, *wanted.files} if found.get(k) != wanted.files.get(k))
         raise InputError(
-            f"{ref.path} is another base than the bundle's: {wrong[0]} differs ({len(wrong)} files).",
-            fix="Say where the right one is: --base DIR.",
+            f"{ref.path} is not the bundle's base: {wrong[0]} differs ({len(wrong)} files).",
+            fix="Name the folder of the bundle's base: --base DIR.",
         )
     return replace(ref, name=wanted.name)
 
 
 def golden_problem(path: Path) -> str | None:
-    """Why golden outputs cannot be used; None when they can."""
+    """Why golden outputs cannot be used; None if they can."""
     try:
         golden = json_of(path)
         items = golden["items"]

@@ -44,7 +44,7 @@ LOOK_S = 0.1
 
 @dataclass(frozen=True)
 class Timed:
-    """One request, in seconds from when it was due: first token, last token; tokens answered; error or None.
+    """One request, in seconds from its due time: first token, last token; number of tokens; error or None.
 
     `due_s` counts from the start of its block.
     """
@@ -62,7 +62,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Load:
-    """How speed is measured. `rates` are requests a second, `requests` per side, rate and block."""
+    """How to measure speed. `rates` are requests per second, `requests` are per side, rate and block."""
 
     rates: tuple[float, ...] = (0.5, 1.0)
     requests: int = 8
@@ -75,7 +75,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Speed:
-    """Every request, the peak memory of every block in bytes, and per side and rate a row of `summary`.
+    """The measured speed: every request, the peak memory of every block in bytes, and a row of `summary` per side and
+    rate.
 
     `memory` is by (side, rate), one value a block, None where it cannot be known.
     """
@@ -89,7 +90,7 @@ class Speed:
 
 
 def arrivals(rate: float, n: int, seed: int) -> list[float]:
-    """Due times in seconds of `n` requests at `rate` a second: a Poisson process, the same for every side."""
+    """Due times in seconds of `n` requests at `rate` per second: a Poisson process, the same for every side."""
     draw = random.Random(f"{rate}-{seed}")
     due, at = [], 0.0
     for _ in range(n):
@@ -99,7 +100,7 @@ def arrivals(rate: float, n: int, seed: int) -> list[float]:
 
 
 def turns(sides: Sequence[str], blocks: int) -> list[str]:
-    """The order of blocks: A B B A, so that a drift of the machine falls on both."""
+    """The order of blocks: A B B A, so that a drift of the machine affects both sides equally."""
     a, b = sides
     return [side for k in range(blocks) for side in ((a, b) if k % 2 == 0 else (b, a))]
 
@@ -107,7 +108,8 @@ def turns(sides: Sequence[str], blocks: int) -> list[str]:
 def open_loop(
     send: Callable[[int], tuple[float, float, int]], due: Sequence[float], clock: Callable[[], float]
 ) -> list[Any]:
-    """Send request i when `due[i]` comes, whether or not others have been answered; (first, total, tokens, error) each.
+    """Send request i at `due[i]`, whether or not earlier ones are answered; returns (first, total, tokens, error) for
+    each.
 
     `send(i)` returns when its first and last token came (by `clock`) and how many tokens. Times count from when the
     request was due, so a client that falls behind does not flatter the server.
@@ -135,7 +137,7 @@ def open_loop(
 def stream_once(
     server: Server, messages: Sequence[Message], max_tokens: int, clock: Callable[[], float]
 ) -> tuple[float, float, int]:
-    """One streamed answer: when its first and its last piece came, and how many tokens.
+    """One streamed answer: the times of its first and its last piece, and its number of tokens.
 
     Tokens are the server's own count where it sends one: a piece may hold several tokens. Raises ModelError for an
     answer without text, httpx2's errors for none.
@@ -172,7 +174,9 @@ def stream_once(
 
 @contextmanager
 def watched(server: Server) -> Iterator[list[int]]:
-    """The most memory that the server held while the block ran, in bytes, as the list's one value; empty: unknown."""
+    """The most memory that the server held while the block ran, in bytes, as the only value of a list; empty if
+    unknown.
+    """
     peak: list[int] = []
     done = threading.Event()
 
@@ -195,7 +199,8 @@ def watched(server: Server) -> Iterator[list[int]]:
 
 
 def measure(servers: dict[str, Server], prompts: Sequence[tuple[str, Sequence[Message]]], load: Load) -> Speed:
-    """Base and candidate by turns at every rate. Every side sees the same prompts at the same due times."""
+    """Measure base and candidate in alternation at every rate. Each side gets the same prompts at the same due
+    times."""
     clock = time.monotonic
     timed: list[Timed] = []
     memory: dict[tuple[str, float], list[int | None]] = {}
@@ -221,14 +226,16 @@ def measure(servers: dict[str, Server], prompts: Sequence[tuple[str, Sequence[Me
 
 
 def write_samples(path: Path, speed: Speed) -> None:
-    """Every request as a line of JSON. Times are seconds from the start of its block; `status` is `ok` or the error."""
+    """Write every request as a line of JSON. Times are seconds from the start of its block; `status` is `ok` or the
+    error.
+    """
     from veritune.store import write_jsonl
 
     write_jsonl(path, sample_lines(speed))
 
 
 def sample_lines(speed: Speed) -> list[dict[str, JsonLike]]:
-    """Every request as the line that is kept of it."""
+    """Every request as the record line that is kept."""
     return [_line(t) for t in speed.timed]
 
 
@@ -296,7 +303,7 @@ def _clustered(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[f
 
 
 def mean_ratio(logs: Sequence[float], blocks: Sequence[Hashable], level: float = 0.95) -> dict[str, JsonLike]:
-    """exp of a mean of logs with a t interval over blocks; ends are null for one block or where nothing varies."""
+    """exp of a mean of logs with a t interval over blocks; the ends are null for one block or if nothing varies."""
     groups = len(set(blocks))
     found: dict[str, Any] = {"value": None, "low": None, "high": None, "n": len(logs), "blocks": groups, "level": level}
     if not logs:
@@ -313,7 +320,7 @@ def mean_ratio(logs: Sequence[float], blocks: Sequence[Hashable], level: float =
 
 
 def throughput_of(timed: Sequence[Timed]) -> list[float | None]:
-    """Answers a second of every block of one side at one rate; None for a block without an answer.
+    """Answers per second in every block of one side at one rate; None for a block without an answer.
 
     A block lasts from its start to its last answer.
     """
@@ -341,7 +348,8 @@ def _over_blocks(values: Sequence[float | None]) -> dict[str, JsonLike]:
 def summary(
     timed: Sequence[Timed], load: Load, memory: Mapping[tuple[str, float], Sequence[int | None]]
 ) -> list[dict[str, JsonLike]]:
-    """One row a side and rate, every number with its interval. In quantiles a lost request is one that never came.
+    """One row per side and rate, every number with its interval. In quantiles a failed request counts as infinitely
+    slow.
 
     `per_token` is the time between tokens of one answer; `throughput` answers a second; `cost_per_request` the
     machine's price over the throughput; `peak_memory` bytes. The last three are geometric means over blocks.
@@ -371,7 +379,7 @@ def summary(
 
 
 def ratios(speed: Speed, load: Load, sides: tuple[str, str] = ("base", "candidate")) -> dict[str, dict[str, JsonLike]]:
-    """Candidate over base, as the serving gate reads them: geometric mean ratios with t intervals over blocks.
+    """Ratios candidate over base for the serving gate: geometric mean ratios with t intervals over blocks.
 
     Latencies are paired by request (same prompt, same due time) at all rates; throughput, cost and memory by block at
     the highest rate. A request without an answer has no time, and leaving it out would flatter the side that lost it:
@@ -397,7 +405,7 @@ def ratios(speed: Speed, load: Load, sides: tuple[str, str] = ("base", "candidat
     found["peak_memory"] = _block_ratio(*(speed.memory.get((side, top), ()) for side in sides))
     found["peak_memory"]["worst"] = _worst_memory(speed, sides)
     if found["peak_memory"]["value"] is None:
-        found["peak_memory"]["reason"] = "the memory of a foreign server or of a GPU is not known"
+        found["peak_memory"]["reason"] = "memory of a foreign server or of a GPU cannot be measured"
     lost = {side: sum(t.error is not None for t in of(side)) for side in sides}
     if any(lost.values()):
         words = " and ".join(f"{n} of {len(of(side))} of the {side}" for side, n in lost.items() if n)
@@ -452,7 +460,7 @@ def waits(lines: Sequence[Json]) -> dict[str, dict[str, Waits]]:
 
 @dataclass(frozen=True)
 class TailRule:
-    """Which quantile is compared, at which error rate, and how many slow requests in a row may have one cause."""
+    """Which quantile to compare, at which error rate, and how many slow requests in a row may have one cause."""
 
     quantile: float = 0.99
     alpha: float = 0.05
@@ -469,7 +477,7 @@ def tails(lines: Sequence[Json], rule: TailRule | None = None) -> dict[str, Quan
 
 
 def tail_numbers(ratio: QuantileRatio) -> Mapping[str, JsonLike]:
-    """A tail ratio as a record holds it; an end that is not finite is null, and `reason` says why."""
+    """A tail ratio as written in a record; an infinite end is null, and `reason` says why."""
     ends = [None if end is None or math.isinf(end) else end for end in (ratio.value, ratio.low, ratio.high)]
     return {
         "quantile": ratio.q, "value": ends[0], "low": ends[1], "high": ends[2], "n": ratio.n,

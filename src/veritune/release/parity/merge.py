@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModuleMerge:
-    """One weight: `scale` is c, `rest` the norm of what c leaves, `rounding` the norm of what rounding takes or adds.
+    """The merge of one weight: `scale` is c, `rest` the norm of what c leaves unexplained, `rounding` the norm of the
+    rounding error.
 
     Norms are Frobenius norms, `asked` that of the adapter's change. `reading` is `merged`, `not applied`,
     `applied twice`, `wrong scaling`, `missing`, `another adapter` or `lost to rounding`.
@@ -56,7 +57,7 @@ class ModuleMerge:
 
 
 def in_precision(dtype: torch.dtype) -> Stored:
-    """Storing in a floating-point precision: rounding."""
+    """The weight after storing it in a floating-point precision, that is rounding."""
     return lambda weight: weight.to(dtype).double()
 
 
@@ -68,7 +69,7 @@ def read_module(
     merge: Stored | None = None,
     limits: MergeThresholds = DEFAULTS.merge,
 ) -> tuple[float, float, float, float, str]:
-    """Scale, asked norm, rest, rounding norm and reading of one weight; all tensors float64 of one shape.
+    """Scale, expected norm, rest, rounding norm and reading of one weight; all tensors are float64 of one shape.
 
     `stored` is how the merged weight is kept: a torch dtype, or a function such as quantising and back. A right merge
     leaves e = stored(W + delta) - W, so the change is regressed on e: in a coarse precision a part of a small change is
@@ -130,7 +131,7 @@ def check_weights(
     stored: Mapping[str, Stored] | None = None,
     limits: MergeThresholds = DEFAULTS.merge,
 ) -> tuple[list[ModuleMerge], list[Finding]]:
-    """Every weight that the adapter changes, and every other weight, which must be as it was.
+    """Check every weight that the adapter changes, and that every other weight is unchanged.
 
     `stored` says, by the base's name, how the merged model keeps a weight where that is no floating-point precision.
     Raises ModelError when the adapter was made for another base or is not a LoRA.
@@ -154,7 +155,7 @@ def check_weights(
         )
         modules.append(ModuleMerge(change.module, change.how, scale, asked, rest, rounding, reading_word))
     if not modules:
-        raise ModelError(f"{adapter} changes no weight of {base}.", fix="Check that it is the adapter that ships.")
+        raise ModelError(f"{adapter} changes no weight of {base}.", fix="Check that this is the adapter to ship.")
     return modules, [
         *_findings(modules),
         *_noted(reading),
@@ -167,8 +168,8 @@ def _noted(reading: AdapterReading) -> list[Finding]:
     found = [Finding("merge.adapter", "warning", note) for note in reading.notes]
     if reading.missing:
         message = (
-            f"{len(reading.missing)} modules that adapter_config.json adapts have no tensors in the adapter's file, and"
-            f" so no change: {', '.join(reading.missing[:3])}"
+            f"{len(reading.missing)} modules that adapter_config.json adapts have no tensors in the adapter's file, "
+            f"so they are unchanged: {', '.join(reading.missing[:3])}"
         )
         found.append(Finding("merge.without_tensors", "warning", message, evidence={"modules": list(reading.missing)}))
     return found
@@ -202,7 +203,7 @@ _WORDS = {
     "not applied": "the change is not in the merged weights",
     "applied twice": "the change was applied twice",
     "wrong scaling": "the change was applied with another scaling",
-    "another adapter": "the merged weights changed otherwise than this adapter asks",
+    "another adapter": "the merged weights did not change as this adapter requires",
     "missing": "the weight is missing in the merged model, or has another shape",
 }
 
@@ -214,7 +215,9 @@ Status = Literal["passed", "failed", "undecided"]
 
 @dataclass(frozen=True)
 class MergePart:
-    """What else was looked at: task scores, a quantised merge, an export. `status` None only informs."""
+    """A further part of the comparison: task scores, a quantised merge, an export. A part with `status` None is only
+    informative.
+    """
 
     name: str
     status: Status | None
@@ -226,7 +229,7 @@ class MergePart:
 
 @dataclass(frozen=True)
 class MergeParity:
-    """The record of one comparison of an adapter with a merged model, and of what was looked at beside it."""
+    """The result of comparing an adapter with a merged model, with all further parts."""
 
     status: Status
     message: str
@@ -241,7 +244,7 @@ class MergeParity:
     thresholds: Json = field(default_factory=dict)
 
     def numbers(self) -> dict[str, JsonLike]:
-        """What the evidence record holds."""
+        """The numbers for the evidence record."""
         readings: dict[str, int] = {}
         for module in self.modules:
             readings[module.reading] = readings.get(module.reading, 0) + 1
@@ -255,7 +258,9 @@ def judge(
     outputs: Outputs | None,
     limits: MergeThresholds = DEFAULTS.merge,
 ) -> MergeParity:
-    """Put weights and outputs together. Faulty weights fail; outputs beyond rounding fail; no outputs: undecided."""
+    """The status from weights and outputs: faulty weights fail; outputs that differ by more than rounding fail; without
+    outputs it is undecided.
+    """
     errors = [f for f in findings if f.severity == "error"]
     good = sum(m.reading == "merged" for m in modules)
     parts = [f"{good} of {len(modules)} changed weights are merged"]
@@ -279,7 +284,7 @@ def judge(
         elif high > limits.pass_floors and status == "passed":
             status = "undecided"
         if faults:
-            parts.append(f"{len(faults)} part where the adapter was sure, first {faults[0].row_id}")
+            parts.append(f"{len(faults)} diverge where the adapter was sure, first {faults[0].row_id}")
     apart = _disagree(errors, outputs, limits)
     if apart is not None:
         findings, status, errors = [apart, *findings], "undecided", [apart, *errors]
@@ -304,7 +309,9 @@ def _disagree(errors: Sequence[Finding], outputs: Outputs | None, limits: MergeT
 
 
 def joined(found: MergeParity, parts: Sequence[MergePart]) -> MergeParity:
-    """The comparison with more parts: as good as the worst of them; a part without a status only informs."""
+    """The comparison with more parts added: its status is that of the worst part; a part without a status is only
+    informative.
+    """
     from veritune.release.gate.noninferior import worst
 
     if not parts:
@@ -352,7 +359,7 @@ def _meaning(status: str, errors: Sequence[Finding]) -> Meaning:
 
 
 def merge_adapter(base: PreTrainedModel, adapter: Path, out: Path) -> Path:
-    """Merge an adapter into a loaded base and save it as safetensors; the folder.
+    """Merge an adapter into a loaded base and save it as safetensors; returns the folder.
 
     Tied embeddings of which the adapter changes one are untied first: one tensor cannot hold both.
 
@@ -365,7 +372,7 @@ def merge_adapter(base: PreTrainedModel, adapter: Path, out: Path) -> Path:
             merged.save_pretrained(out)
     except (RuntimeError, ValueError, KeyError, NotImplementedError) as exc:
         raise ModelError(
-            f"{adapter} cannot be merged: {first_line(exc)}.", fix="Check that it belongs to this base."
+            f"{adapter} cannot be merged: {first_line(exc)}.", fix="Check that the adapter was trained on this base."
         ) from exc
     del merged
     shutil.copy(adapter / "adapter_config.json", out / "merged_from.json")
@@ -373,7 +380,7 @@ def merge_adapter(base: PreTrainedModel, adapter: Path, out: Path) -> Path:
 
 
 def parity(base: ModelRef, adapter: Path, merged: Path, rows: Sequence[Rendered], options: MergeOptions) -> MergeParity:
-    """Compare an adapter on its base (a `ModelRef`) with a merged folder: weights first, then outputs on `rows`.
+    """Compare an adapter on its base (a `ModelRef`) with a merged folder: first the weights, then outputs on `rows`.
 
     Outputs are compared even where the weights are wrong: how wrong the answers are is part of the finding.
     Raises ModelError for an adapter of another base, and for folders without safetensors.
@@ -397,7 +404,7 @@ def _spread(draws: Sequence[float]) -> str:
 
 
 def render_text(found: MergeParity) -> str:
-    """The comparison for the screen."""
+    """The comparison as text for the screen."""
     lines = [f"merge    {found.status.upper()}: {found.message}"]
     for finding in found.findings:
         lines.append(f"  {'x' if finding.severity == 'error' else '!'} {finding.message}")
@@ -413,7 +420,9 @@ def render_text(found: MergeParity) -> str:
             f" {out.kl_batch:.2g}"
         )
         span = "" if out.nll["low"] is None else f" [{out.nll['low']:+.2g}, {out.nll['high']:+.2g}]"
-        lines.append(f"  loss     merged less adapter {out.nll['value']:+.2g}{span} nats a token, {out.nll['n']} rows")
+        lines.append(
+            f"  loss     merged minus adapter {out.nll['value']:+.2g}{span} nats per token, {out.nll['n']} rows"
+        )
         lines.append(f"  answers  {out.agree} of {out.answers} greedy answers are equal to the end")
         for d in out.divergences[:5]:
             word = "a tie under rounding" if d.tie else "no tie"

@@ -33,7 +33,7 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Scored:
-    """Task scores that are asked for: an eval of the study, or a pattern and a column of the data; and the margin."""
+    """Which task scores to compare: an eval of the study, or a pattern and a column of the data; and the margin."""
 
     eval: str | None = None
     extract: str | None = None
@@ -44,7 +44,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Exports:
-    """Exports that are compared with the merged model; with `converter` a GGUF of type `gguf_type` is made first."""
+    """Exports to compare with the merged model; with `converter`, a GGUF of type `gguf_type` is made first."""
 
     shards: Path | None = None
     gguf: Path | None = None
@@ -54,7 +54,8 @@ class Exports:
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """What the command line names. Either `study`, or `model` and `adapter`; `rows` caps how many rows are compared.
+    """What `veritune merge-parity` was given. Either `study`, or `model` and `adapter`; `rows` limits how many rows are
+    compared.
 
     `quantised` says in which bits the base was that the adapter was trained on; in a study its condition says so.
     """
@@ -77,7 +78,7 @@ class MergeRequest:
 
 @dataclass(frozen=True)
 class Work:
-    """What is compared: the base as it lies on the disk, the adapter, rows, an eval and the bits of the base."""
+    """What to compare: the base on disk, the adapter, rows, an eval and the base's quantisation."""
 
     ref: ModelRef
     adapter: Path
@@ -87,20 +88,25 @@ class Work:
 
 
 def merge_command(asked: MergeRequest, options: MergeOptions) -> MergeParity:
-    """Compare, merging first where no merged folder is named; in a study the result is `release/merge.json`.
+    """Compare adapter and merged model, merging first if no merged folder is given; in a study the result is
+    `release/merge.json`.
 
     Raises InputError when too little is named, ModelError when adapter, base and merged model do not belong together.
     """
     if (asked.study is None) == (asked.model is None or asked.adapter is None):
         raise InputError(
-            "expected a study, or a model and an adapter.", fix="veritune merge-parity STUDY, or --model and --adapter."
+            "expected a study, or a model and an adapter; found neither.",
+            fix="Name one: veritune merge-parity STUDY, or --model and --adapter.",
         )
     if asked.exports.gguf is not None and asked.exports.converter is not None:
         raise InputError(
-            "--export FILE.gguf and --converter exclude each other.", fix="Give the file, or have it made."
+            "--export FILE.gguf and --converter exclude each other.",
+            fix="Give either the finished file or the converter.",
         )
     if asked.study is not None and asked.train_on != "all":
-        raise InputError("--train-on: a study says itself what carries loss (data.train_on).", fix="Leave it out.")
+        raise InputError(
+            "--train-on cannot be used with a study, whose data.train_on is used.", fix="Leave out --train-on."
+        )
     if asked.study is not None:
         return _in_study(asked, options)
     from veritune.config.train import Model
@@ -154,7 +160,7 @@ def _dequantised(ref: ModelRef, bits: Bits, scratch: Path) -> ModelRef:
         if failed is not None:
             raise GateError(
                 f"the self-test of the 4-bit path failed on this runtime at stage '{failed.stage}': {said(failed)}.",
-                fix="Merge on another runtime; see `veritune doctor --selftest`.",
+                fix="Merge on another machine or with other package versions; see `veritune doctor --selftest`.",
             )
     folder = dequantise(load(ref, bits), scratch / "dequantised", load_tokenizer(ref))
     return replace(ref, path=folder)
@@ -288,7 +294,7 @@ def _merged(base: ModelRef, work: Work, asked: MergeRequest, options: MergeOptio
     if asked.merged is not None:
         return asked.merged
     if asked.out is None:
-        raise InputError("no merged model is named.", fix="Give it with --merged, or have one made in --out DIR.")
+        raise InputError("no merged model was given.", fix="Name it with --merged, or let one be made in --out DIR.")
     if asked.out.exists() and any(asked.out.iterdir()):
         raise InputError(f"--out {asked.out} is not empty.", fix="Name it with --merged, or choose an empty folder.")
     merged = merge_adapter(load_base(replace(base, dtype=options.dtype)), work.adapter, asked.out)
@@ -308,18 +314,21 @@ def _rows(ref: ModelRef, asked: MergeRequest) -> tuple[list[Rendered], ScoredTas
 
     scored = asked.scored
     if scored.eval is not None:
-        raise InputError("--eval names an eval of a study.", fix="Without a study give --extract and --expected.")
+        raise InputError(
+            "--eval names an eval of a study, but no study was given.",
+            fix="Without a study give --extract and --expected.",
+        )
     key = AnswerKey.of(scored.extract, scored.expected, scored.max_new_tokens)
     if asked.data is None:
         if key is not None:
-            raise InputError("--extract needs the rows that it speaks of.", fix="Name them with --data.")
+            raise InputError("--extract needs rows, but none were given.", fix="Name the rows' file with --data.")
         return [], None
     loaded = load_rows(asked.data, train_on=asked.train_on)
     require_clean(loaded)
     renderer = Renderer(load_tokenizer(ref), context_length(ref) or 2048)
     rendered, problems = render_rows(loaded.rows[: asked.rows], renderer)
     if problems:
-        raise InputError(f"{problems[0].message} ({len(problems)} rows).", fix="Drop or shorten them.")
+        raise InputError(f"{problems[0].message} ({len(problems)} rows).", fix="Drop or shorten these rows.")
     if key is None:
         return list(rendered), None
     prompts = tuple(renderer.prompt_ids(row) for row in loaded.rows)
@@ -331,7 +340,8 @@ def _rows(ref: ModelRef, asked: MergeRequest) -> tuple[list[Rendered], ScoredTas
 def _margin(margin: float | None) -> float:
     if margin is None:
         raise InputError(
-            "scores are compared by a margin, and none is declared.", fix="--margin 0.02, before you see them."
+            "scores are compared by a margin, but none was declared.",
+            fix="Declare it before you see the scores: --margin 0.02",
         )
     return margin
 
@@ -344,7 +354,9 @@ def _study_task(case: Any, data: Any, asked: MergeRequest) -> ScoredTask | None:
 
     scored = asked.scored
     if scored.extract is not None or scored.expected is not None:
-        raise InputError("a study has its own evals.", fix="Name one with --eval.")
+        raise InputError(
+            "--extract cannot be used with a study, which has its own evals.", fix="Name one of its evals with --eval."
+        )
     if scored.eval is None:
         return None
     spec = case.study.evals.get(scored.eval)
@@ -378,10 +390,14 @@ def _in_study(asked: MergeRequest, options: MergeOptions) -> MergeParity:
     ref = resolve(case.study.model, store.root)
     if not (candidate.folder / "adapter_config.json").is_file():
         raise InputError(
-            f"{candidate.run_id} is not an adapter: there is nothing to merge.", fix="Switch the merge gate off for it."
+            f"{candidate.run_id} is not an adapter: there is nothing to merge.",
+            fix="Remove the merge gate from the policy for this run.",
         )
     if asked.quantised is not None:
-        raise InputError("a study's condition says in which bits its base was.", fix="Leave out --quantised.")
+        raise InputError(
+            "--quantised cannot be used with a study, whose condition states the base's quantisation.",
+            fix="Leave out --quantised.",
+        )
     condition = case.study.conditions[candidate.condition]
     bits = None
     if condition.method == QLORA:

@@ -28,7 +28,7 @@ OUTPUTS = ("lm_head.weight", "embed_out.weight")
 
 
 def says_tied(folder: Path) -> bool:
-    """Whether a model's config ties input and output embeddings, by transformers' defaults where it is silent."""
+    """Whether a model's config ties input and output embeddings, using transformers' defaults where it does not say."""
     from transformers import AutoConfig
 
     try:
@@ -42,7 +42,7 @@ def says_tied(folder: Path) -> bool:
 
 
 def named_ends(folder: Path, held: Tensors) -> tuple[str, str] | None:
-    """Names of input and output embedding of a base that ties them, by what they are usually called."""
+    """Names of input and output embedding of a base that ties them, found by their usual names."""
     if not says_tied(folder):
         return None
     first = [n for n in held.names if n.endswith(INPUTS)]
@@ -52,7 +52,9 @@ def named_ends(folder: Path, held: Tensors) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Ties:
-    """Where the merged folder keeps each weight. `base` names the base's tied pair, `merged` whether it ties them."""
+    """Where the merged folder keeps each weight. `base` names the base's tied pair, `merged` tells whether it ties
+    them.
+    """
 
     new: Tensors
     base: tuple[str, str] | None
@@ -63,7 +65,7 @@ class Ties:
         return cls(new, base, says_tied(folder) if base is not None else False)
 
     def find(self, key: str, stored: str) -> str | None:
-        """The merged folder's tensor for a weight of the base; None where it has none."""
+        """The merged folder's tensor for a weight of the base; None if it has none."""
         if self.new.exact(key):
             return key
         if self.base is not None and key in self.base:
@@ -86,7 +88,8 @@ class Ties:
 def other_weights(
     reading: AdapterReading, ties: Ties, touched: set[str], stored: Mapping[str, Stored]
 ) -> list[Finding]:
-    """Weights that the adapter leaves alone and the merged model changed, lacks or adds rows to; and the ties."""
+    """Weights that the adapter does not change but the merged model changed, lacks or extended with rows; and the
+    ties."""
     old = reading.base
     assert old is not None
     sides = {key: key for key in old.names if key not in touched}
@@ -144,8 +147,8 @@ def _tied_findings(ties: Ties, touched: set[str], changed: Sequence[str]) -> lis
     differ = apart and not _equal(ties.new, str(first), str(last))
     if ties.merged and differ:
         message = (
-            f"config.json of the merged model ties input and output embeddings, and its tensors {first} and {last}"
-            " differ: a loader that believes the config loses one of them; set tie_word_embeddings to false"
+            f"config.json of the merged model ties input and output embeddings, but its tensors {first} and {last} "
+            "differ: a loader that follows the config loses one of them; set tie_word_embeddings to false"
         )
         found.append(Finding("merge.tie_flag", "error", message, evidence={"weights": [str(first), str(last)]}))
     ends = [key for key in ties.base if key in touched]
@@ -153,13 +156,13 @@ def _tied_findings(ties: Ties, touched: set[str], changed: Sequence[str]) -> lis
         return found
     (own,) = ends
     other = next(key for key in ties.base if key != own)
-    start = f"the adapter changes {own} alone, and the base keeps it and {other} in one tensor"
+    start = f"the adapter changes only {own}, but the base keeps it and {other} in one tensor"
     if differ:
         found.append(
             Finding("merge.tied", "warning", f"{start}: the merged model has untied them", evidence={"weights": ends})
         )
     elif other in changed:
-        message = f"{start}: in the merged model both changed, which is another model; untie them before merging"
+        message = f"{start}: the merged model changed both, which makes it a different model; untie them before merging"
         found.append(Finding("merge.tied", "error", message, evidence={"weights": [own, other]}))
     return found
 

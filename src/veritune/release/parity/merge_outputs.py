@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How outputs are compared: precision that serves, rows at a time, tokens of a greedy answer.
+    """How to compare outputs: precision used in serving, rows per batch, tokens of a greedy answer.
 
     `seed` is that of the first of the `draws` that make the floor. Raises InputError for fewer than two draws.
     """
@@ -43,12 +43,14 @@ class MergeOptions:
 
     def __post_init__(self) -> None:
         if self.draws < 2:
-            raise InputError(f"draws: expected 2 or more, found {self.draws}.", fix="One draw has no spread.")
+            raise InputError(
+                f"draws: expected 2 or more, found {self.draws}.", fix="Use at least 2: one draw has no spread."
+            )
 
 
 @dataclass(frozen=True)
 class AnswerDivergence:
-    """Where two greedy answers part: both texts' next tokens, and the adapter's logit gap between its two best."""
+    """Where two greedy answers diverge: both next tokens, and the adapter's logit gap between its two best tokens."""
 
     row_id: str
     position: int
@@ -134,7 +136,8 @@ def row_losses(logits: Sequence[torch.Tensor], rows: Sequence[Rendered]) -> list
 
 
 def rerounded(model: PreTrainedModel, names: Sequence[str], seed: int) -> PreTrainedModel:
-    """The model with each named weight moved to a neighbour in its precision with chance 1/12, in place.
+    """The model after moving each named weight to a neighbouring value of its precision with probability 1/12, in
+    place.
 
     The mean square of that error is ulp^2/12, that of rounding once.
     """
@@ -161,7 +164,8 @@ def compare_outputs(
     tokenizer: PreTrainedTokenizerBase,
     options: MergeOptions,
 ) -> Outputs:
-    """Adapter and merged model on the same rows. `touched` names the merged model's weights that the merge changed.
+    """Compare adapter and merged model on the same rows. `touched` names the weights of the merged model that the merge
+    changed.
 
     The merged model is re-rounded in place for the floor, and put back.
     """
@@ -185,7 +189,7 @@ def compare_outputs(
         if not (torch.isfinite(a_N_V).all() and torch.isfinite(m_N_V).all()):
             raise ModelError(
                 f"{row.row_id}: the logits hold NaN or infinite values in {options.dtype}.",
-                fix="Serve in another precision; this model may not ship in this one.",
+                fix="Serve the model in another precision; it must not ship in this one.",
             )
         ties = max(ties, float((a_N_V - single_N_V).abs().max()))
         kl.append(kl_per_position(a_N_V, m_N_V))
@@ -267,7 +271,7 @@ def _floor(
 
 
 def paired_change(change: Sequence[float]) -> dict[str, JsonLike]:
-    """Mean over rows of the merged model's loss less the adapter's, in nats per token, with a t interval."""
+    """Mean over rows of the merged model's loss minus the adapter's, in nats per token, with a t interval."""
     from veritune.stats.intervals import t_quantile
 
     n = len(change)
@@ -300,7 +304,7 @@ def differing_answers(
 
 
 def prompt_of(row: Rendered) -> tuple[int, ...]:
-    """The token ids before the first target."""
+    """The token ids before the first target token."""
     first = next((t for t, label in enumerate(row.labels) if label != -100), len(row.labels))
     return row.input_ids[:first]
 
@@ -312,7 +316,8 @@ def first_divergence(
     two: tuple[Output, Output],
     tokenizer: PreTrainedTokenizerBase,
 ) -> AnswerDivergence:
-    """Where two greedy answers (`Output`s) to one prompt part, and how sure `model` was there; `tie` comes later."""
+    """Where two greedy answers (`Output`s) to one prompt diverge, and how sure `model` was there; `tie` is set
+    later."""
     import torch
 
     a, b = two[0].token_ids, two[1].token_ids
@@ -330,5 +335,7 @@ def first_divergence(
 
 
 def with_ties(told: Sequence[AnswerDivergence], rounding: float) -> tuple[AnswerDivergence, ...]:
-    """A step where the adapter's two best lie within twice what rounding alone moves a logit is a tie."""
+    """The divergences with `tie` set where the adapter's two best tokens lie within twice what rounding alone moves a
+    logit.
+    """
     return tuple(replace(d, tie=d.gap <= 2 * rounding) for d in told)

@@ -29,7 +29,7 @@ Answer = Callable[[Sequence[Sequence[int]], int, int], list[Any]]
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """An eval: its items with their prompts and families, and the margin that was declared for it."""
+    """An eval with its items, their prompts and families, and the declared margin."""
 
     name: str
     spec: Eval
@@ -51,7 +51,7 @@ class ScoredTask:
 
 
 def answers_of(make: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Answer:
-    """A model, loaded when it is asked and let go afterwards."""
+    """An answerer whose model is loaded when it is used and freed afterwards."""
     from veritune.evaluate.generate import Decoding, generate
 
     def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Output]:
@@ -61,7 +61,7 @@ def answers_of(make: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokeniz
 
 
 def paired_scores(task: ScoredTask, adapter: Answer, others: dict[str, Answer]) -> list[MergePart]:
-    """One part for each other way to serve, against the adapter on its base. Scores are in [0, 1]."""
+    """One part for each other way to serve, compared with the adapter on its base. Scores are in [0, 1]."""
     from veritune.release.gate.noninferior import Bar, not_worse
     from veritune.stats.table import ScoreTable
 

@@ -53,14 +53,14 @@ INT8 = 127.0  # bitsandbytes stores a row's largest value as 127
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """How the base is held: `kind` is one of `KINDS`; `how` holds bitsandbytes' fields for the 4-bit kinds."""
+    """How the base is quantised: `kind` is one of `KINDS`; `how` holds bitsandbytes' fields for the 4-bit kinds."""
 
     kind: str
     how: quantised.Quantisation
 
     @classmethod
     def named(cls, kind: str, dtype: str, double_quant: bool = True) -> Bits:
-        """Bits by name. Raises InputError for a kind that is none."""
+        """The quantisation with this name. Raises InputError for an unknown kind."""
         if kind not in KINDS:
             raise InputError(f"--quantised: expected one of {', '.join(KINDS)}, found {kind!r}.")
         fields = {**quantised.FIELDS, "bnb_4bit_use_double_quant": double_quant, "bnb_4bit_compute_dtype": dtype}
@@ -73,7 +73,7 @@ class Bits:
 
 
 def load(ref: ModelRef, bits: Bits) -> PreTrainedModel:
-    """The model in bits, in evaluation mode. 4 bits pass the guard before their first forward.
+    """The quantised model in evaluation mode. A 4-bit model passes the guard before its first forward pass.
 
     Raises ModelError where nothing is quantised, MachineError without bitsandbytes.
     """
@@ -90,7 +90,7 @@ def load(ref: ModelRef, bits: Bits) -> PreTrainedModel:
 
 
 def layers(model: PreTrainedModel) -> dict[str, Linear4bit | Linear8bitLt]:
-    """The layers in bits by name, an adapter's wrapping left out of the name."""
+    """The quantised layers by name, without an adapter's wrapping in the name."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     found = {}
@@ -101,7 +101,7 @@ def layers(model: PreTrainedModel) -> dict[str, Linear4bit | Linear8bitLt]:
 
 
 def values(layer: Linear4bit | Linear8bitLt) -> torch.Tensor:
-    """What a layer in bits stands for, in the precision that it computes with, shape (out, in)."""
+    """The values that a quantised layer represents, in its compute precision, shape (out, in)."""
     from bitsandbytes.functional import dequantize_4bit
 
     weight = layer.weight
@@ -116,7 +116,7 @@ def values(layer: Linear4bit | Linear8bitLt) -> torch.Tensor:
 
 @contextmanager
 def unchanged(model: PreTrainedModel) -> Iterator[None]:
-    """Raises GateError when a layer in bits stands for other values after the block than before it."""
+    """Raises GateError if the values of a quantised layer changed while the block ran."""
     before = {name: _digest(layer) for name, layer in layers(model).items()}
     yield
     after = {name: _digest(layer) for name, layer in layers(model).items()}
@@ -125,7 +125,7 @@ def unchanged(model: PreTrainedModel) -> Iterator[None]:
         raise GateError(
             f"the quantised weights changed while the model was used: {moved[0]} ({len(moved)} of {len(before)}"
             " layers); nothing that was measured with them can be trusted.",
-            fix="See `veritune doctor --selftest`; use another version of bitsandbytes.",
+            fix="Run `veritune doctor --selftest`, and use another version of bitsandbytes.",
         )
 
 
@@ -136,7 +136,7 @@ def _digest(layer: Linear4bit | Linear8bitLt) -> str:
 
 
 def again(bits: Bits) -> Stored:
-    """Quantising a weight and back, as loading a saved model in these bits does."""
+    """Quantise a weight and dequantise it again, as loading a saved quantised model does."""
     import torch
 
     dtype = getattr(torch, bits.how.dtype)
@@ -159,7 +159,7 @@ def again(bits: Bits) -> Stored:
 
 
 def dequantise(model: PreTrainedModel, out: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
-    """Write what a model in bits stands for as ordinary safetensors; the folder."""
+    """Write the values of a quantised model as ordinary safetensors; returns the folder."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -201,7 +201,9 @@ def check_quantised_merge(
     folder: Path,
     limits: MergeThresholds = DEFAULTS.merge,
 ) -> tuple[list[Any], list[Finding]]:
-    """The weights of a merged model that is itself in bits, against Q(D + change). `folder` takes a scratch copy."""
+    """Compare the weights of a merged model that is itself quantised with Q(D + change). `folder` receives a temporary
+    copy.
+    """
     model = load(merged, bits)
     names = {f"{name}.weight" for name in layers(model)}
     written = dequantise(model, folder)
@@ -212,7 +214,9 @@ def check_quantised_merge(
 def unquantised_merge(
     found: MergeParity, original: Path, adapter: Path, merged: Path, limits: MergeThresholds = DEFAULTS.merge
 ) -> Finding | None:
-    """The usual slip: the merge went into the base's own weights, which the adapter never saw."""
+    """Whether the usual mistake was made: merging into the base's unquantised weights, on which the adapter was not
+    trained.
+    """
     if not any(f.severity == "error" for f in found.findings):
         return None
     try:
@@ -221,9 +225,7 @@ def unquantised_merge(
         return None
     if findings or {m.reading for m in modules} - {"merged", "lost to rounding"}:
         return None
-    message = (
-        "the adapter was merged into the base's own weights and not into the quantised ones that it was trained on"
-    )
+    message = "the adapter was merged into the base's own weights instead of the quantised ones that it was trained on"
     return Finding("merge.unquantised_base", "error", message, evidence={"modules": [m.module for m in modules]})
 
 
@@ -233,7 +235,7 @@ Variant = tuple[str, Callable[[], Any]]
 def cost(
     ref: ModelRef, bits: Bits, adapter: Path, merged: Path, context: tuple[Path, Sequence[Rendered], MergeOptions]
 ) -> MergePart:
-    """Loss, KL and greedy agreement of every way to serve the adapter, against the adapter on its quantised base.
+    """Loss, KL and greedy agreement of every way to serve the adapter, compared with the adapter on its quantised base.
 
     `context` is the dequantised base's folder, the rows and the options. The merge in bits again is made here, from
     `merged`. Raises GateError when quantised weights change while they are used.
@@ -306,7 +308,7 @@ def _against(name: str, make: Callable[[], Any], right: Sequence[Any], how: tupl
 
 
 def lost_share(dequantised: Path, adapter: Path, bits: Bits) -> float:
-    """|Q(D + change) - D - change| / |change| over the layers in bits that the adapter changes; Frobenius norms.
+    """|Q(D + change) - D - change| / |change| over the quantised layers that the adapter changes; Frobenius norms.
 
     1 is what an adapter rounded away altogether leaves; more is noise beside it.
     """

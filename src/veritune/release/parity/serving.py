@@ -39,7 +39,7 @@ START_S = 180.0
 
 @dataclass
 class Server:
-    """An OpenAI-compatible server; `process` is None for one that somebody else runs."""
+    """An OpenAI-compatible server; `process` is None if somebody else runs it."""
 
     url: str
     model: str
@@ -48,7 +48,7 @@ class Server:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def memory_bytes(self) -> int | None:
-        """Resident memory of the server's process and its children now, in bytes.
+        """Resident memory of the server's process and its children at present, in bytes.
 
         None for a foreign server, and for one that may hold its weights on a GPU, which this number would not show.
         """
@@ -74,7 +74,8 @@ COMMANDS: Mapping[str, str] = {
 
 
 def command_of(server: str, folder: Path, port: int, dtype: str) -> list[str]:
-    """The words that start a server: a name in `COMMANDS`, or a command with `{model}` or `{gguf}`, and `{port}`.
+    """The command line that starts a server: from a name in `COMMANDS`, or a command with `{model}` or `{gguf}`, and
+    `{port}`.
 
     Raises InputError for a place that nothing fills or a folder without the one GGUF file that is asked for, and
     MachineError when the program is not installed.
@@ -93,7 +94,8 @@ def command_of(server: str, folder: Path, port: int, dtype: str) -> list[str]:
         words = [word.format(**places) for word in shlex.split(template)]
     except (KeyError, IndexError, ValueError) as exc:
         raise InputError(
-            f"--server {server!r}: cannot fill {exc}.", fix="Places are {python} {model} {gguf} {host} {port} {dtype}."
+            f"--server {server!r}: cannot fill {exc}.",
+            fix="Use these placeholders: {python} {model} {gguf} {host} {port} {dtype}.",
         ) from None
     if "{port}" not in template:
         raise InputError(
@@ -102,14 +104,16 @@ def command_of(server: str, folder: Path, port: int, dtype: str) -> list[str]:
         )
     if shutil.which(words[0]) is None:
         raise MachineError(
-            f"{words[0]} is not installed or not on the path.", fix="Install it, or start it yourself: --url."
+            f"{words[0]} is not installed or not on the path.",
+            fix="Install it, or start the server yourself and use --url.",
         )
     return words
 
 
 @contextmanager
 def served(folder: Path, *, dtype: str = "bfloat16", server: str = "transformers") -> Iterator[Server]:
-    """A server on loopback for one model folder (`command_of`), stopped with all its processes when the block ends.
+    """A server on loopback for one model folder (`command_of`); it and its child processes are stopped when the block
+    ends.
 
     Raises InputError and MachineError when what it needs is missing or it does not come up. Continuous batching of
     `transformers serve` stays off: it takes most of a CPU's memory by default.
@@ -188,12 +192,12 @@ def _wait(server: Server, said: Sequence[str]) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         if server.process is not None and server.process.poll() is not None:
-            words = next((line for line in reversed(said) if line.strip()), "it said nothing")
+            words = next((line for line in reversed(said) if line.strip()), "it printed nothing")
             missing = "No module named" in words or "not installed" in words
             fix = (
                 "Install what it needs: veritune[serving] for `transformers serve`."
                 if missing
-                else "See its own words."
+                else "Correct the error that it printed."
             )
             raise MachineError(f"the server ended before it answered: {words[:400].rstrip('.')}.", fix=fix)
         try:
@@ -212,7 +216,7 @@ def _wait(server: Server, said: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Response:
-    """What a server answered: text, why it ended (`stop`, `length`), prompt tokens it counted (None: it hid it)."""
+    """A server's answer: text, why it ended (`stop`, `length`), prompt tokens it counted (None: not reported)."""
 
     text: str
     finish: str | None
@@ -221,7 +225,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Drift:
-    """One golden prompt whose answer is another than the contract's, and in what."""
+    """One golden prompt whose answer differs from the contract's, and how."""
 
     item: str
     kind: Literal["prompt", "text", "stop", "special", "sampling", "error"]
@@ -230,7 +234,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class ServingParity:
-    """Golden prompts asked, how many answers were as the contract's generation gives them, and every difference."""
+    """Golden prompts asked, how many answers equal the contract's generation, and every difference."""
 
     status: Literal["passed", "failed", "undecided"]
     message: str
@@ -243,7 +247,9 @@ class ServingParity:
 
 
 def ask(server: Server, messages: Sequence[Message], max_tokens: int, *, plain: bool = False) -> Response:
-    """One chat completion, greedy; `plain` leaves the decoding to the server. Raises ModelError when there is none."""
+    """One greedy chat completion; `plain` leaves the decoding settings to the server. Raises ModelError if there is no
+    answer.
+    """
     import httpx2
 
     body = {
@@ -266,19 +272,19 @@ def ask(server: Server, messages: Sequence[Message], max_tokens: int, *, plain: 
 
 
 def chat_template_kwargs(server: Server) -> dict[str, JsonLike]:
-    """The template's variables as vLLM, SGLang and transformers take them in a request, where there are some."""
+    """The template's variables in the form that vLLM, SGLang and transformers take in a request, if there are any."""
     return {"chat_template_kwargs": dict(server.template_kwargs)} if server.template_kwargs else {}
 
 
 def key_header() -> dict[str, str]:
-    """The key of a foreign server, from the environment and nowhere else; it is never written down."""
+    """The API key of a foreign server, taken only from the environment and never written to disk."""
     key = os.environ.get("OPENAI_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the contract's generation gives: prompt ids, text, why it ended, and the special tokens by their text.
+    """The contract's generation for one prompt: prompt ids, text, why it ended, and the special tokens as text.
 
     `at_limit`: its stop token was the last token that was allowed, which some servers call `length`.
     """
@@ -298,7 +304,7 @@ def compare(
     *,
     plain: int = 4,
 ) -> ServingParity:
-    """Ask every golden prompt and compare. `expected` is what `expected_answers` gives.
+    """Ask every golden prompt and compare. `expected` is the result of `expected_answers`.
 
     The first `plain` prompts whose greedy answer is right are asked again without a temperature.
     """
@@ -349,7 +355,7 @@ def expected_answers(
     max_tokens: int,
     template_kwargs: Mapping[str, JsonLike] | None = None,
 ) -> list[Expected]:
-    """Greedy answers by our own generation, one prompt at a time, as a server answers them."""
+    """Greedy answers by Veritune's own generation, one prompt at a time, as a server answers them."""
     from veritune.data.render import Renderer
     from veritune.evaluate.generate import Decoding, generate
 
@@ -364,12 +370,12 @@ def expected_answers(
 
 
 def difference(item: str, said: Response, want: Expected) -> list[Drift]:
-    """What differs between a server's answer and the contract's, the cause before its consequences."""
+    """How a server's answer differs from the contract's, with causes before their consequences."""
     found: list[Drift] = []
     if said.prompt_tokens is not None and said.prompt_tokens != len(want.prompt_ids):
         message = (
-            f"the server rendered {said.prompt_tokens} prompt tokens, the contract {len(want.prompt_ids)}:"
-            " another chat template, system prompt, template variable or tokenizer"
+            f"the server rendered {said.prompt_tokens} prompt tokens, the contract {len(want.prompt_ids)}: another "
+            "chat template, system prompt, template variable or tokenizer"
         )
         found.append(Drift(item, "prompt", message))
     leaked = next((s for s in want.specials if s and s in said.text), None)
@@ -394,7 +400,7 @@ def _one_goes_on(a: str, b: str) -> bool:
 
 
 def judged(asked: int, equal: int, drifts: Sequence[Drift]) -> ServingParity:
-    """The verdict over all prompts; its message names the first drift of the kind that causes the others."""
+    """The result over all prompts; its message names the first drift of the kind that causes the others."""
     status: Literal["passed", "failed", "undecided"] = "failed" if drifts else "passed" if asked else "undecided"
     kinds = [k for k in ("error", "prompt", "special", "stop", "text", "sampling") if any(d.kind == k for d in drifts)]
     first = next((d for d in drifts if d.kind == kinds[0]), None) if kinds else None

@@ -38,7 +38,7 @@ BENDING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_pe
 
 @dataclass(frozen=True)
 class ServingRequest:
-    """What the command line names. `base` is the model that speed is compared with; None measures no speed.
+    """What `veritune serve-parity` was given. `base` is the model to compare speed with; None measures no speed.
 
     `reference` is the folder whose template, tokenizer and stop tokens the answers must follow. With `study` it is the
     study's base as the contract has it; else the base, where one is named. `server` is a name in `serving.COMMANDS` or
@@ -65,7 +65,7 @@ class ServingRequest:
 
 @dataclass(frozen=True)
 class Served:
-    """What came out: parity always; speed, its ratios and the ratios of the tail where a base was named."""
+    """The result: always parity; speed, its ratios and the ratios of the tail if a base was given."""
 
     parity: ServingParity
     speed: Speed | None
@@ -74,7 +74,7 @@ class Served:
 
 
 def serve_command(asked: ServingRequest) -> Served:
-    """Serve (or find) the model, ask, compare, and with a base measure both by turns.
+    """Start or find the server, ask, compare, and with a base measure both in alternation.
 
     Raises InputError, DataError, ModelError, MachineError. With `study` the result is `release/serving.json`.
     """
@@ -83,25 +83,27 @@ def serve_command(asked: ServingRequest) -> Served:
 
     if asked.study is not None and asked.url is not None:
         raise InputError(
-            "the weights behind a server at --url are unknown, so its answers are no evidence for the gate.",
-            fix="Leave out --url: the model is then served here.",
+            "the weights behind a server at --url are unknown, so its answers cannot be evidence for the gate.",
+            fix="Leave out --url, so that the model is served here.",
         )
     if asked.study is not None and "{model}" not in COMMANDS.get(asked.server, asked.server):
         raise InputError(
-            f"--server {asked.server!r} does not serve the folder's own weights, so it is no evidence for the gate.",
+            f"--server {asked.server!r} does not serve the folder's own weights, so it cannot be evidence for "
+            "the gate.",
             fix="Use a server that takes {model}, or leave out --study.",
         )
     rows = golden_rows(asked.golden, asked.prompts)
     ref = resolve(Model(path=asked.model, dtype=asked.dtype), Path())  # type: ignore[arg-type]
     if asked.url is None and not any((ref.path / name).is_file() for name in TOKENIZERS):
         raise InputError(
-            f"{ref.path} holds no tokenizer, so no server can read a prompt for it.",
+            f"{ref.path} holds no tokenizer, so no server can tokenize prompts for it.",
             fix="Copy the base's tokenizer files and chat template beside the weights, as they will be served.",
         )
     with_tools = next((row.id for row in rows if row.tools is not None), None)
     if with_tools is not None:
         raise InputError(
-            f"golden row {with_tools!r} declares tools: a server returns parsed calls, so no text can be compared.",
+            f"golden row {with_tools!r} declares tools, for which a server returns parsed calls, so no text can "
+            "be compared.",
             fix="Give golden rows without tools (--golden).",
         )
     prompts = [(row.id, row.prompt) for row in rows]
@@ -244,7 +246,7 @@ def _server(stack: ExitStack, asked: ServingRequest, url: str | None, folder: Pa
 
 
 def golden_rows(path: Path, most: int) -> list[Row]:
-    """The first rows of a file of prompts. Raises DataError for an unreadable one, InputError for an empty one."""
+    """The first rows of a file of prompts. Raises DataError for an unreadable file, InputError for an empty one."""
     from veritune.data.load import load_rows, require_clean
 
     loaded = load_rows(path)
@@ -265,8 +267,8 @@ def _record(asked: ServingRequest, study: Path, found: Served) -> None:
     merge = read_evidence(case.store, "merge")
     if digest != subject.candidate and (merge is None or merge.subject.merged != digest):
         raise DataError(
-            f"{asked.model} is neither the candidate's weights nor those that merge-parity compared.",
-            fix="Run `veritune merge-parity STUDY` first and serve what it merged.",
+            f"{asked.model} holds neither the candidate's weights nor those that merge-parity compared.",
+            fix="Run `veritune merge-parity STUDY` first and serve its merged model.",
         )
     outputs: dict[str, str] = {}
     if found.speed is not None:
@@ -299,7 +301,7 @@ def _record(asked: ServingRequest, study: Path, found: Served) -> None:
 
 
 def render_text(found: Served) -> str:
-    """The result for the screen."""
+    """The result as text for the screen."""
     parity = found.parity
     lines = [f"serving  {parity.status.upper()}: {parity.message}"]
     lines += [f"  x {d.item}: {d.kind}: {d.message}" for d in parity.drifts[:10]]

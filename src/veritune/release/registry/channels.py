@@ -56,7 +56,7 @@ BUNDLE_ID = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change of a channel. `restores` is the number of the entry that a rollback went back to.
+    """One change of a channel. `restores` is the number of the entry that a rollback restored.
 
     `rule` is the hash of what the channel demanded then; None before the first rule. `by` is who made the change, as
     `who` finds it, and `key` the public key that the bundle's signature was checked with, as `rules.key_name` calls it.
@@ -79,7 +79,9 @@ class Entry:
 
 
 def who() -> str:
-    """Who changes a channel: `$VERITUNE_BY`, else the account that a CI names, else the login name, with the host."""
+    """The name of whoever changes a channel: `$VERITUNE_BY`, else the account of the CI system, else the login name,
+    with the host.
+    """
     for name in ("VERITUNE_BY", "GITHUB_ACTOR", "GITLAB_USER_LOGIN"):
         given = " ".join(os.environ.get(name, "").split())
         if given:
@@ -92,7 +94,7 @@ def who() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A rollback that is done: the entry it made, where it came from, and what was reproduced before it."""
+    """A finished rollback: its entry, the bundle it replaced, and what was reproduced before it."""
 
     entry: Entry
     was: str
@@ -101,7 +103,7 @@ class Restored:
 
 
 def history_text(entries: Sequence[Entry], channel: str) -> str:
-    """A channel's history, a line an entry."""
+    """A channel's history, one line per entry."""
     lines = []
     for e in entries:
         back = f" to version {e.restores}" if e.restores else ""
@@ -114,7 +116,7 @@ def history_text(entries: Sequence[Entry], channel: str) -> str:
 
 
 def restored_text(restored: Restored, channel: str) -> str:
-    """What a rollback came to, in one line."""
+    """The result of a rollback in one line."""
     reproduced = f"{restored.prompts} golden prompts, {restored.tokens:,} tokens reproduced exactly"
     return f"{channel} points to {restored.entry.bundle[:12]} again (was {restored.was[:12]}); {reproduced}"
 
@@ -123,7 +125,8 @@ def restored_text(restored: Restored, channel: str) -> str:
 
 
 def history(url: str, channel: str, *, head: str | None = None) -> list[Entry]:
-    """Every entry of a channel, oldest first, its chain recomputed. `head` is the hash of an entry, kept elsewhere.
+    """Every entry of a channel, oldest first, with its chain checked. `head` is the hash of an entry that was kept
+    elsewhere.
 
     Raises StaleError where entries were edited, moved or deleted, the newest ones too; InputError where there is no
     registry.
@@ -132,16 +135,16 @@ def history(url: str, channel: str, *, head: str | None = None) -> list[Entry]:
 
 
 def history_on(shelf: Shelf, channel: str) -> list[Entry]:
-    """`history` of a registry that is open already."""
+    """`history` of a registry that is already open."""
     return _read(shelf, channel)[0]
 
 
 def existing_shelf(url: str) -> Shelf:
-    """The registry at a path or URL. Raises InputError where nothing was ever promoted to it."""
+    """The registry at a path or URL. Raises InputError if nothing was ever promoted to it."""
     shelf = open_shelf(url)
     if not shelf.exists():
         raise InputError(
-            f"there is no registry at {url}.", fix="Check the name; the first `veritune promote` makes one."
+            f"there is no registry at {url}.", fix="Check the address; the first `veritune promote` creates a registry."
         )
     return shelf
 
@@ -164,7 +167,7 @@ def _read(shelf: Shelf, channel: str, head: str | None = None) -> tuple[list[Ent
 
 
 def demand(url: str, channel: str, public_keys: Sequence[Path], reason: str = "") -> ChannelRule:
-    """Have a channel demand signatures by one of these public keys, or none. Raises as `rules.demand` does."""
+    """Make a channel require signatures by one of these public keys, or none. Raises as `rules.demand` does."""
     shelf = open_shelf(url)
     _read(shelf, channel)
     return rules_of.demand(shelf, channel, public_keys, reason)
@@ -176,19 +179,19 @@ def _entry(content: bytes, name: str, previous: str | None) -> Entry:
         entry = Entry(**follow(parse_json(content), previous, name))
         whole = type(entry.number) is int and bool(BUNDLE_ID.fullmatch(entry.bundle))
     except (ValueError, TypeError, AttributeError, RecursionError) as exc:
-        raise FormatError(f"{name} is no entry of a channel ({type(exc).__name__}).", fix=FIX) from exc
+        raise FormatError(f"{name} is not a valid entry of a channel ({type(exc).__name__}).", fix=FIX) from exc
     if not whole:
-        raise FormatError(f"{name} is no entry of a channel: its number or bundle id is none.", fix=FIX)
+        raise FormatError(f"{name} is not a valid entry of a channel: its number or bundle id is wrong.", fix=FIX)
     return entry
 
 
 def _check_channel(channel: str) -> None:
     if channel not in CHANNELS:
-        raise InputError(f"no channel {channel!r}.", fix=f"There are {' and '.join(CHANNELS)}.")
+        raise InputError(f"unknown channel {channel!r}.", fix=f"Channels: {' and '.join(CHANNELS)}.")
 
 
 def pull(url: str, bundle: str, out: Path, public_key: Path | None = None, rule: ChannelRule | None = None) -> Checked:
-    """Fetch a bundle by id into `out` and verify it; where this very bundle already exists, that is verified.
+    """Fetch a bundle by id into `out` and verify it; if this same bundle already exists there, only verify it.
 
     `rule` is what the channel demands. Raises GateError when what came is not what its id says, or not signed as
     demanded, InputError where something else is there.
@@ -205,7 +208,7 @@ def pull(url: str, bundle: str, out: Path, public_key: Path | None = None, rule:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which version of a channel is pulled (None: where it points now), and what the caller knows of it already."""
+    """Which version of a channel to pull (None: the current one), and what the caller already knows about it."""
 
     version: int | None = None
     public_key: Path | None = None
@@ -213,7 +216,7 @@ class Wanted:
 
 
 def pull_version(url: str, channel: str, out: Path, wanted: Wanted | None = None) -> Checked:
-    """Fetch the bundle that a channel points to, or pointed to as of a version, and verify it.
+    """Fetch and verify the bundle that a channel points to, or pointed to at a version.
 
     Raises as `pull` does, InputError where the channel has no such version, StaleError where the channel lost the head
     that the caller kept, GateError where the bundle lacks a signature that the channel demands.
@@ -222,7 +225,7 @@ def pull_version(url: str, channel: str, out: Path, wanted: Wanted | None = None
     entries, rule = _read(existing_shelf(url), channel, wanted.head)
     chosen = [e for e in entries if wanted.version in (None, e.number)]
     if not chosen:
-        raise InputError(f"{channel} has no version {wanted.version or 1}.", fix="See `veritune history`.")
+        raise InputError(f"{channel} has no version {wanted.version or 1}.", fix="List the versions: veritune history")
     return pull(url, chosen[-1].bundle, out, wanted.public_key, rule)
 
 
@@ -236,14 +239,15 @@ def _fetch(shelf: Shelf, bundle: str, out: Path, public_key: Path | None, rule: 
         if checked.findings or checked.id != bundle:
             what = checked.findings[0].message if checked.findings else f"its manifest is {checked.id[:12]}"
             raise GateError(
-                f"the registry's bundle {bundle[:12]} is not as it was promoted: {what}.", fix="Do not use it."
+                f"the registry's bundle {bundle[:12]} differs from what was promoted: {what}.",
+                fix="Do not use it; promote the bundle again.",
             )
         refuse_unsigned(rule, folder)
     return replace(checked, bundle=str(out))
 
 
 def fetch_parts(get: Callable[[str, Path, int], None], out: Path, place: str, *, signed: bool) -> BundleManifest:
-    """Copy a bundle's parts into `out` with `get(name, target, most)`; its manifest. Verify `out` afterwards.
+    """Copy a bundle's parts into `out` with `get(name, target, most)`; returns its manifest. Verify `out` afterwards.
 
     Only names that the manifest lists, and that may stand in a bundle, are asked for, and no more bytes of each than it
     says. `get` raises FileNotFoundError, and TooLargeError once a file has more than `most` bytes.
@@ -259,7 +263,7 @@ def fetch_parts(get: Callable[[str, Path, int], None], out: Path, place: str, *,
         if signed:
             get(SIGNATURE, out / SIGNATURE, MAX_JSON)
     except FileNotFoundError as exc:
-        raise FormatError(f"{place} is not whole: {exc}.", fix="Promote or push it again.") from exc
+        raise FormatError(f"{place} is incomplete: {exc}.", fix="Promote or push the bundle again.") from exc
     except TooLargeError as exc:
         raise FormatError(f"{place}: {exc}.", fix="Do not use this bundle.") from exc
     return manifest
@@ -284,7 +288,7 @@ def _fetched(shelf: Shelf, bundle: str, public_key: Path | None, rule: ChannelRu
 
 
 def promote(bundle: Path, channel: str, url: str, *, reason: str = "", public_key: Path | None = None) -> Entry:
-    """Point a channel to a bundle. Verifies it first; `production` also asks for a gate record that passes for it.
+    """Point a channel to a bundle, after verifying it; `production` also needs a gate record that passes for it.
 
     Raises GateError for a bundle that does not verify, or lacks the gate record or a signature that the channel
     demands; MovedError where another promotion was quicker.
@@ -305,29 +309,30 @@ def promote(bundle: Path, channel: str, url: str, *, reason: str = "", public_ke
 
 
 def shippable(bundle: Path, channel: str | None, public_key: Path | None) -> tuple[Checked, BundleManifest, str | None]:
-    """A bundle's check, manifest and gate state. Raises GateError where it does not verify or may not go to `channel`.
+    """A bundle's check, manifest and gate state. Raises GateError if it fails verification or may not go to `channel`.
 
     A gated channel (`production`, also as a branch or an alias elsewhere) takes only what passed its gates.
     """
     checked = verify_bundle(bundle, public_key)
     if checked.findings:
         raise GateError(
-            f"{bundle} does not verify: {checked.findings[0].message} ({len(checked.findings)} findings).",
-            fix=f"See all: veritune verify {bundle}",
+            f"{bundle} fails verification: {checked.findings[0].message} ({len(checked.findings)} findings).",
+            fix=f"List all findings: veritune verify {bundle}",
         )
     manifest = read_manifest(bundle)
     gate = gate_state(bundle, manifest)
     if channel in GATED and gate != "passed":
-        found = {None: "it holds no gate record", "expired": "its record is for other bytes, or a waiver ran out"}
+        found = {None: "it holds no gate record", "expired": "its record is for other weights, or a waiver has ended"}
         raise GateError(
-            f"{channel} takes only what passed its gates: {found.get(gate, f'its gate record says {gate}')}.",
+            f"{channel} accepts only bundles that passed their gates: "
+            f"{found.get(gate, f'its gate record says {gate}')}.",
             fix="Run `veritune gate STUDY`, then pack the bundle again.",
         )
     return checked, manifest, gate
 
 
 def files_of(bundle: Path) -> dict[str, str]:
-    """SHA-256 of every file of a verified bundle by name, its manifest and signature included."""
+    """SHA-256 of every file of a verified bundle by name, including its manifest and signature."""
     listed = {name: f.sha256 for name, f in read_manifest(bundle).files.items()}
     return listed | {name: sha256_file(bundle / name) for name in (SIGNATURE, MANIFEST) if (bundle / name).is_file()}
 
@@ -342,8 +347,8 @@ def _upload(shelf: Shelf, bundle: Path, digest: str) -> None:
             shelf.get(f"bundles/{digest}/{name}", Path(folder) / "file", (bundle / name).stat().st_size + 1)
             if sha256_file(Path(folder) / "file") != listed[name]:
                 raise GateError(
-                    f"bundles/{digest[:12]} in the registry is damaged: {name} is not as its id says.",
-                    fix=f"Take bundles/{digest} out of the registry and promote again.",
+                    f"bundles/{digest[:12]} in the registry is damaged: {name} does not match the id.",
+                    fix=f"Remove bundles/{digest} from the registry and promote again.",
                 )
 
 
@@ -356,9 +361,9 @@ def _append(shelf: Shelf, channel: str, entry: Entry) -> Entry:
     except FileExistsError:
         winner = _read(shelf, channel)[0][entry.number - 1]
         raise MovedError(
-            f"{channel} has moved meanwhile: {winner.bundle[:12]} ({winner.name}) was {winner.action} at "
+            f"{channel} was changed meanwhile: {winner.bundle[:12]} ({winner.name}) was {winner.action} at "
             f"{winner.time}.",
-            fix=f"Look at it (veritune history --channel {channel}), then decide again.",
+            fix=f"Read the history (veritune history --channel {channel}), then decide again.",
         ) from None
     keep_head(shelf, channel, entry.number, whole["hash"])
     return Entry(**whole)
@@ -368,7 +373,7 @@ def rollback(
     url: str, channel: str, *, to: str | None = None, base: Path | None = None, reason: str = "",
     public_key: Path | None = None,
 ) -> Restored:  # fmt: skip
-    """Point a channel back to an earlier bundle of its own, in one step, once its golden outputs are reproduced.
+    """Point a channel back to an earlier bundle of its own, in one step, after its golden outputs were reproduced.
 
     `to` is an entry's number or the first digits of a bundle's id; without it, the bundle that stood before the
     current one came. Raises InputError where there is none, GateError where the restored bundle does not verify or
@@ -385,7 +390,7 @@ def rollback(
         raise GateError(
             f"bundle {target.bundle[:12]} does not reproduce its golden outputs: {found.findings[0].message} "
             f"({len(found.findings)} of {found.prompts} prompts; recorded with {dict(found.recorded_with)}).",
-            fix=f"{channel} still points to {before[-1].bundle[:12]}. Go back to another: --to NUMBER.",
+            fix=f"{channel} still points to {before[-1].bundle[:12]}. Roll back to another version: --to NUMBER.",
         )
     entry = Entry(
         len(before) + 1, "rolled back", target.bundle, target.name, target.run_id, gate, reason, target.number,
@@ -396,20 +401,27 @@ def rollback(
 
 def _target(entries: list[Entry], channel: str, to: str | None) -> Entry:
     if not entries:
-        raise InputError(f"{channel} never pointed to a bundle.", fix="Promote one: veritune promote BUNDLE")
+        raise InputError(f"{channel} never pointed to a bundle.", fix="Promote one first: veritune promote BUNDLE")
     current = entries[-1]
     if to is None:
         stood = current.restores or current.number
         earlier = [e for e in entries[: stood - 1] if e.bundle != current.bundle]
         if not earlier:
-            raise InputError(f"{channel} had no bundle before {current.bundle[:12]}.", fix="Name one: --to NUMBER.")
+            raise InputError(
+                f"{channel} had no bundle before {current.bundle[:12]}.", fix="Name a version: --to NUMBER."
+            )
         return earlier[-1]
     by_number = [e for e in entries if to.isdigit() and e.number == int(to)]
     by_id = [e for e in entries if len(to) >= 6 and e.bundle.startswith(to.lower())]
     found = by_number or by_id
     if len({e.bundle for e in found}) != 1:
         listed = ", ".join(f"{e.number} ({e.bundle[:12]})" for e in entries)
-        raise InputError(f"--to {to!r} names no one bundle of {channel}.", fix=f"It had {listed}.")
+        raise InputError(
+            f"--to {to!r} does not name exactly one bundle of {channel}.", fix=f"Bundles it had: {listed}."
+        )
     if found[-1].bundle == current.bundle:
-        raise InputError(f"{channel} points to {current.bundle[:12]} already.", fix="Nothing was changed.")
+        raise InputError(
+            f"{channel} already points to {current.bundle[:12]}.",
+            fix="Name another version with --to; nothing was changed.",
+        )
     return found[-1]

@@ -66,7 +66,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 @dataclass(frozen=True, slots=True)
 class PublishedData:
-    """A data version that arrived: `place` is pinned to the commit, `version` the SHA-256 of the data file."""
+    """A published data version: `place` is pinned to the commit, `version` is the SHA-256 of the data file."""
 
     place: str
     version: str
@@ -83,7 +83,7 @@ def publish(
     evals: Sequence[str] = (),
     public: bool = False,
 ) -> PublishedData:
-    """Audit a data file and send it, with what describes it, as one commit.
+    """Audit a data file and send it with its description as one commit.
 
     Raises InputError for a place that is none, DataError for a file that cannot be used or is retired, GateError where
     the contamination gate does not pass or the files did not arrive as they are, MachineError without a server.
@@ -125,7 +125,7 @@ def _require_publishable(path: Path, report: AuditReport) -> None:
 def write_folder(
     report: AuditReport, path: Path, folder: Path, *, name: str, licence: str | None = None
 ) -> dict[str, str]:
-    """Write everything that is published into `folder`; SHA-256 by name."""
+    """Write all files to publish into `folder`; returns SHA-256 by name."""
     data_name = f"data{path.suffix}"
     (folder / data_name).write_bytes(path.read_bytes())
     sheet = datasheet(report)
@@ -166,7 +166,7 @@ def _one_licence(record: Mapping[str, Any]) -> str | None:
 
 
 def card(report: AuditReport, sheet: str, data_name: str, licence: str | None) -> str:
-    """`README.md`: the front matter that the Hub reads, then the datasheet."""
+    """The text of `README.md`: the front matter that the Hub reads, then the datasheet."""
     n = len(report.rows)
     front: dict[str, Any] = {
         "license": licence or "unknown",

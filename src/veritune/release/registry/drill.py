@@ -20,7 +20,7 @@ from veritune.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Drill:
-    """What a drill came to. `message` says it in one sentence."""
+    """The result of a drill; `message` states it in one sentence."""
 
     status: str
     message: str
@@ -31,14 +31,17 @@ class Drill:
 def rollback_drill(
     bundle: Path, *, other: Path | None = None, base: Path | None = None, study: Path | None = None
 ) -> Drill:
-    """Run the drill for a bundle; with `study`, write `release/rollback.json` there.
+    """Run the rollback drill for a bundle; with `study`, write `release/rollback.json` there.
 
     `other` is the bundle that replaces it and is taken back; by default a copy of it under another name. Raises
     GateError when the bundle does not verify.
     """
     checked = verify_bundle(bundle)
     if checked.findings:
-        raise GateError(f"{bundle} does not verify: {checked.findings[0].message}.", fix=f"veritune verify {bundle}")
+        raise GateError(
+            f"{bundle} fails verification: {checked.findings[0].message}.",
+            fix=f"List all findings: veritune verify {bundle}",
+        )
     manifest = read_manifest(bundle)
     with tempfile.TemporaryDirectory(prefix="veritune-drill-") as scratch:
         second = other or _twin(bundle, Path(scratch) / "other")
@@ -63,12 +66,12 @@ def _run(bundle: Path, second: Path, registry: str, base: Path | None) -> tuple[
     try:
         back: Restored = rollback(registry, "staging", base=base, reason="drill")
     except VerituneError as exc:
-        return "failed", f"rolling back did not end well: {exc.message}", {"wall_s": time.perf_counter() - began}
+        return "failed", f"the rollback failed: {exc.message}", {"wall_s": time.perf_counter() - began}
     entries = history(registry, "staging")
     right = [e.bundle for e in entries] == [first.bundle, newer.bundle, first.bundle] and back.was == newer.bundle
     numbers = {"prompts": back.prompts, "tokens": back.tokens, "wall_s": time.perf_counter() - began}
     if not right:
-        return "failed", "the channel did not come back to the first bundle", numbers
+        return "failed", "the channel does not point to the first bundle again", numbers
     message = f"rolled back and reproduced {back.prompts} golden prompts, {back.tokens:,} tokens, exactly"
     return "passed", message, numbers
 

@@ -39,7 +39,7 @@ _HUB_OWN = (".gitattributes",)
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """A bundle that arrived. `place` is pinned: a commit or a version, not a branch or an alias."""
+    """A bundle that was pushed. `place` is pinned: a commit or a version, not a branch or an alias."""
 
     place: str
     bundle: str
@@ -48,25 +48,25 @@ class Pushed:
 
 
 def is_place(url: str) -> bool:
-    """Whether a registry URL names one of these places."""
+    """Whether a registry URL is an address of one of these hubs."""
     return url.partition("://")[0] in PLACES
 
 
 def push(bundle: Path, url: str, *, public: bool = False, public_key: Path | None = None) -> Pushed:
-    """Verify a bundle and store it. A branch or alias `production` asks for a gate record that passes.
+    """Verify a bundle and store it. A branch or alias `production` needs a gate record that passes.
 
     Raises InputError for any other place, GateError for a bundle that does not verify, is not gated, or did not arrive
     as it is; MachineError where the server or the library is missing.
     """
     if not is_place(url):
-        raise InputError(f"{url!r} is neither hf:// nor mlflow://.", fix="For a folder or s3://: veritune promote.")
+        raise InputError(f"{url!r} is neither hf:// nor mlflow://.", fix="Use veritune promote for a folder or s3://.")
     if url.startswith("hf://"):
         return _push_hf(bundle, url, public, public_key)
     return _push_mlflow(bundle, url, public_key)
 
 
 def pushed_text(pushed: Pushed) -> str:
-    """Where a bundle arrived, in one line."""
+    """Where a bundle was stored, in one line."""
     gate = f"gate {pushed.gate}" if pushed.gate else "no gate record"
     return f"{pushed.place} is bundle {pushed.bundle[:12]}: {pushed.files} files, {gate}"
 
@@ -86,7 +86,9 @@ def pull(url: str, out: Path, *, bundle: str | None = None, public_key: Path | N
         if checked.findings:
             raise GateError(f"{place}: {checked.findings[0].message}.", fix="Do not use it; push the bundle again.")
         if bundle is not None and not (len(bundle) >= 12 and checked.id.startswith(bundle)):
-            raise GateError(f"{place} holds bundle {checked.id[:12]}, not {bundle}.", fix="Pin a commit or version.")
+            raise GateError(
+                f"{place} holds bundle {checked.id[:12]}, not {bundle}.", fix="Pin a commit or version in the address."
+            )
     return replace(checked, bundle=str(out))
 
 
@@ -143,7 +145,7 @@ def _push_hf(bundle: Path, url: str, public: bool, public_key: Path | None) -> P
     wrong = [n for n in files if n not in there or not _arrived(there[n], bundle / n, files[n])]
     wrong += [n for n in there if n not in files and n not in _HUB_OWN]
     if wrong:
-        raise GateError(f"{url}: {wrong[0]} is not there as in {bundle}.", fix="Push again.")
+        raise GateError(f"{url}: {wrong[0]} differs from {bundle}, or is missing.", fix="Push again.")
     return Pushed(f"hf://{repo}@{commit.oid}", checked.id, gate, len(files))
 
 
@@ -177,7 +179,7 @@ def _source_hf(url: str) -> tuple[str, Callable[[str, Path, int], None], bool]:
                 hf_raise_for_status(response)
                 copy_at_most(response.iter_bytes(CHUNK), target, most, name)
         except EntryNotFoundError as exc:
-            raise FileNotFoundError(f"{name} is not there") from exc
+            raise FileNotFoundError(f"{name} is missing") from exc
 
     return f"hf://{repo}@{commit}", get, SIGNATURE in {f.rfilename for f in info.siblings or ()}
 
@@ -198,7 +200,10 @@ def _push_mlflow(bundle: Path, url: str, public_key: Path | None) -> Pushed:
     parts = _parse(_MLFLOW, url, "mlflow://NAME[@ALIAS]")
     name, alias = str(parts["name"]), parts["alias"]
     if parts["version"] is not None:
-        raise InputError(f"{url}: a push makes a version of its own.", fix=f"Write mlflow://{name}[@ALIAS].")
+        raise InputError(
+            f"{url}: a push creates a new version, so the address must not name one.",
+            fix=f"Write mlflow://{name}[@ALIAS].",
+        )
     checked, manifest, gate = shippable(bundle, alias, public_key)
     tags = {"veritune.bundle": checked.id, "veritune.gate": gate or "none", "veritune.run_id": manifest.run_id}
     with _reaching(url):
@@ -250,9 +255,9 @@ def _source_mlflow(url: str) -> tuple[str, Callable[[str, Path, int], None], boo
         target.parent.mkdir(parents=True, exist_ok=True)
         folder, _, leaf = part.rpartition("/")
         if leaf not in names(folder):
-            raise FileNotFoundError(f"{part} is not there")
+            raise FileNotFoundError(f"{part} is missing")
         if (names(folder)[leaf] or 0) > most:  # what the server says: MLflow's client cannot be stopped in mid-file
-            raise TooLargeError(f"{part} has more than the {most:,} bytes that it should have")
+            raise TooLargeError(f"{part} has more than the expected {most:,} bytes")
         with tempfile.TemporaryDirectory(dir=target.parent) as work:
             shutil.move(download_artifacts(artifact_uri=f"{root}/{part}", dst_path=work), target)
 

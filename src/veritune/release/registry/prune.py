@@ -22,7 +22,7 @@ YOUNG_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class ShelvedBundle:
-    """One bundle of a registry. `channels` are those that point to it, or did; `state` is the best of its uses.
+    """One bundle of a registry. `channels` are those that point to it, or did; `state` is the strongest of its uses.
 
     `name`, `run_id` and `bytes` are its manifest's; None where it has none that can be read. `age_s` is in seconds.
     """
@@ -40,7 +40,9 @@ class ShelvedBundle:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was taken out, or would be: `deleted` says which. `young` were left because they are not a day old."""
+    """The bundles that were removed, or would be: `deleted` tells which. `young` were left because they are not a day
+    old.
+    """
 
     bundles: tuple[ShelvedBundle, ...]
     young: tuple[ShelvedBundle, ...]
@@ -48,13 +50,14 @@ class Pruned:
 
     @property
     def bytes(self) -> int:
-        """Their size by their manifests."""
+        """The total size, from their manifests."""
         return sum(bundle.bytes or 0 for bundle in self.bundles)
 
 
 def list_bundles(url: str) -> list[ShelvedBundle]:
-    """Every bundle of a registry, current ones first. Raises InputError where there is no registry, StaleError as
-    `channels.history` does."""
+    """Every bundle of a registry, current ones first. Raises InputError if there is no registry, StaleError as
+    `channels.history` does.
+    """
     shelf = existing_shelf(url)
     uses = _uses(shelf)
     order = {"current": 0, "earlier": 1, "unused": 2}
@@ -63,13 +66,15 @@ def list_bundles(url: str) -> list[ShelvedBundle]:
 
 
 def prune(url: str, *, keep: int | None = None, delete: bool = False) -> Pruned:
-    """Take out bundles that no channel needs: unused ones, and with `keep` all but the last so many of each channel.
+    """Remove bundles that no channel needs: unused ones, and with `keep` all but the newest `keep` of each channel.
 
     Nothing is deleted without `delete`. What a channel points to is never taken out. Raises as `list_bundles` does,
     InputError for a `keep` below 1.
     """
     if keep is not None and keep < 1:
-        raise InputError(f"--keep {keep}: a channel's current bundle stays.", fix="Give 1 or more.")
+        raise InputError(
+            f"--keep {keep}: a channel's current bundle is never removed.", fix="Give a number of at least 1."
+        )
     shelf, listed = existing_shelf(url), list_bundles(url)
     needed = _needed(shelf, keep)
     free = [bundle for bundle in listed if bundle.id not in needed]
@@ -126,18 +131,20 @@ def _shelved(shelf: Shelf, name: str, age: float | None, uses: Iterable[tuple[st
 
 
 def bundles_text(listed: Iterable[ShelvedBundle]) -> str:
-    """`list_bundles` for the screen: a line a bundle."""
+    """The result of `list_bundles` as text for the screen, one line per bundle."""
     lines = [_line(bundle) for bundle in listed]
     return "\n".join([*lines, f"{len(lines)} bundles"])
 
 
 def pruned_text(pruned: Pruned) -> str:
-    """`prune` for the screen."""
+    """The result of `prune` as text for the screen."""
     lines = [_line(bundle) for bundle in pruned.bundles]
-    what = "taken out" if pruned.deleted else "would be taken out; `--delete` does it"
+    what = "taken out" if pruned.deleted else "would be removed; add `--delete` to remove them"
     lines.append(f"{len(lines)} bundles, {pruned.bytes / 1e9:.2f} GB, {what}")
     if pruned.young:
-        lines.append(f"{len(pruned.young)} more are not a day old and stay: a promotion may be about to name them")
+        lines.append(
+            f"{len(pruned.young)} more are less than a day old and stay, because a promotion may be about to use them"
+        )
     return "\n".join(lines)
 
 

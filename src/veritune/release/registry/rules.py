@@ -32,7 +32,9 @@ _NUMBER = re.compile(r"(\d{8})\.json")
 
 @dataclass(frozen=True, slots=True)
 class ChannelRule:
-    """One change of what a channel demands: a signature by one of `keys` (public, PEM), or none where that is empty."""
+    """One change of a channel's signature rule: a signature by one of `keys` (public, PEM) is required, or none if
+    empty.
+    """
 
     number: int
     channel: str
@@ -44,11 +46,11 @@ class ChannelRule:
 
 
 def numbered(shelf: Shelf, place: str) -> list[tuple[int, str]]:
-    """Number and name of every entry in a folder of the registry, in order. Raises StaleError where one is missing."""
+    """Number and name of every entry in a folder of the registry, in order. Raises StaleError if one is missing."""
     numbers = sorted(int(m[1]) for name in shelf.names(place) if (m := _NUMBER.fullmatch(name)))
     for expected, number in enumerate(numbers, start=1):
         if number != expected:
-            raise StaleError(f"{place}/{expected:08d}.json is gone: the history has a hole.", fix=FIX)
+            raise StaleError(f"{place}/{expected:08d}.json is missing: the history has a gap.", fix=FIX)
     return [(n, f"{place}/{n:08d}.json") for n in numbers]
 
 
@@ -56,7 +58,7 @@ def numbered(shelf: Shelf, place: str) -> list[tuple[int, str]]:
 
 
 def rules(shelf: Shelf, channel: str) -> list[ChannelRule]:
-    """Every rule that a channel ever had, oldest first. Raises FormatError or StaleError where they were edited."""
+    """Every rule that a channel ever had, oldest first. Raises FormatError or StaleError if rules were edited."""
     found: list[ChannelRule] = []
     for number, name in numbered(shelf, f"rules/{channel}"):
         try:
@@ -64,7 +66,7 @@ def rules(shelf: Shelf, channel: str) -> list[ChannelRule]:
             rule = ChannelRule(**{**body, "keys": tuple(body["keys"])})
             whole = (rule.number, rule.channel) == (number, channel) and all(isinstance(k, str) for k in rule.keys)
         except (ValueError, TypeError, KeyError) as exc:
-            raise FormatError(f"{name} is no rule of a channel ({type(exc).__name__}).", fix=FIX) from exc
+            raise FormatError(f"{name} is not a valid rule of a channel ({type(exc).__name__}).", fix=FIX) from exc
         if not whole:
             raise StaleError(f"{name} is a rule for another channel or place: it was moved.", fix=FIX)
         found.append(rule)
@@ -72,7 +74,7 @@ def rules(shelf: Shelf, channel: str) -> list[ChannelRule]:
 
 
 def demand(shelf: Shelf, channel: str, public_keys: Sequence[Path], reason: str) -> ChannelRule:
-    """From now on the channel takes and gives only bundles signed by one of these keys; with none, any bundle.
+    """Let the channel accept and deliver only bundles signed by one of these keys; with no keys, any bundle.
 
     Raises InputError for a file that is no public key, MovedError where somebody else changed the rules meanwhile.
     """
@@ -85,27 +87,34 @@ def demand(shelf: Shelf, channel: str, public_keys: Sequence[Path], reason: str)
             )
         keys.append(path.read_text(encoding="ascii"))
     if not keys and not reason.strip():
-        raise InputError("to lift a demand takes a reason.", fix='--reason "why"')
+        raise InputError("lifting a signature rule needs a reason.", fix='--reason "why"')
     if (before[-1].keys if before else ()) == tuple(keys):
-        raise InputError(f"{channel} demands just that already.", fix="Nothing was changed.")
+        raise InputError(
+            f"{channel} already has this rule.", fix="Give other keys, or `none` to lift the rule; nothing was changed."
+        )
     rule = ChannelRule(len(before) + 1, channel, tuple(keys), reason, before[-1].hash if before else None)
     body = link({k: v for k, v in to_json(rule).items() if k not in CHAIN}, rule.previous)
     try:
         shelf.create(f"rules/{channel}/{rule.number:08d}.json", (dumps(body, indent=2) + "\n").encode())
     except FileExistsError as exc:
-        raise MovedError(f"the rules of {channel} have changed meanwhile.", fix="Look at them, then decide.") from exc
+        raise MovedError(
+            f"the rules of {channel} were changed meanwhile.", fix="Read the rules again, then decide again."
+        ) from exc
     return ChannelRule(**{**body, "keys": tuple(body["keys"])})
 
 
 def rule_text(rule: ChannelRule) -> str:
-    """What a channel demands from now on, in one line."""
+    """A channel's new rule in one line."""
     if not rule.keys:
-        return f"{rule.channel} demands no signature any more ({rule.reason})"
-    return f"{rule.channel} takes and gives only bundles signed by one of {len(rule.keys)} keys (rule {rule.hash[:12]})"
+        return f"{rule.channel} no longer requires a signature ({rule.reason})"
+    return (
+        f"{rule.channel} now accepts and delivers only bundles signed by one of {len(rule.keys)} keys (rule "
+        f"{rule.hash[:12]})"
+    )
 
 
 def refuse_unsigned(rule: ChannelRule | None, bundle: Path) -> str | None:
-    """The key of the rule that signed the bundle, as `key_name` calls it; None where the rule demands none.
+    """The name (see `key_name`) of the rule's key that signed the bundle; None if the rule requires no signature.
 
     Raises GateError where the rule demands a signature and the bundle has none by one of its keys.
     """
@@ -121,14 +130,16 @@ def refuse_unsigned(rule: ChannelRule | None, bundle: Path) -> str | None:
                 return key_name(path)
             problems.append(problem)
     raise GateError(
-        f"{rule.channel} takes only bundles signed by one of {len(rule.keys)} keys (rule {rule.number}): "
+        f"{rule.channel} accepts only bundles signed by one of {len(rule.keys)} keys (rule {rule.number}): "
         f"{problems[0]}.",
-        fix="Pack the bundle with `--sign KEY` of a key that the channel demands.",
+        fix="Pack the bundle with `--sign KEY`, using a key that the channel accepts.",
     )
 
 
 def key_name(public_key: Path) -> str:
-    """A public key by the first 16 digits of the SHA-256 of its DER bytes, whatever its PEM text looks like."""
+    """The name of a public key: the first 16 digits of the SHA-256 of its DER bytes, which do not depend on the PEM
+    text.
+    """
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
     key = load_pem_public_key(public_key.read_bytes())
@@ -136,13 +147,13 @@ def key_name(public_key: Path) -> str:
 
 
 def refuse_lost_rules(found: Sequence[ChannelRule], named: Sequence[str | None], channel: str) -> None:
-    """Raises StaleError where an entry of the channel was made under a rule that is not in the registry any more."""
+    """Raises StaleError if an entry of the channel was made under a rule that is no longer in the registry."""
     known = {rule.hash for rule in found}
     for number, rule in enumerate(named, start=1):
         if rule is not None and rule not in known:
             raise StaleError(
-                f"version {number} of {channel} was made under rule {rule[:12]}, which is gone: "
-                "the registry demanded signatures and somebody removed the rule.",
+                f"version {number} of {channel} was made under rule {rule[:12]}, which is missing: somebody removed "
+                "a rule that required signatures.",
                 fix=FIX,
             )
 
@@ -151,7 +162,7 @@ def refuse_lost_rules(found: Sequence[ChannelRule], named: Sequence[str | None],
 
 
 def newest_head(shelf: Shelf, channel: str) -> dict[str, JsonLike] | None:
-    """Number and hash of the newest entry that the registry knows to have been made; None before the first."""
+    """Number and hash of the newest entry that the registry has recorded; None before the first."""
     found = sorted(name for name in shelf.names(f"heads/{channel}") if _NUMBER.fullmatch(name))
     if not found:
         return None
@@ -161,14 +172,14 @@ def newest_head(shelf: Shelf, channel: str) -> dict[str, JsonLike] | None:
         number, known = head["number"], head["hash"]
         whole = number == int(found[-1][:8]) and isinstance(known, str)
     except (ValueError, TypeError, KeyError) as exc:
-        raise FormatError(f"{name} is no head of a channel ({type(exc).__name__}).", fix=FIX) from exc
+        raise FormatError(f"{name} is not a valid head of a channel ({type(exc).__name__}).", fix=FIX) from exc
     if not whole:
         raise StaleError(f"{name} was edited or moved.", fix=FIX)
     return {"number": number, "hash": known}
 
 
 def keep_head(shelf: Shelf, channel: str, number: int, hash_: str) -> None:
-    """Record that an entry was made. A writer that was killed before is made up for by the next one."""
+    """Record that an entry was made. The next writer completes this for one that was killed before."""
     content = (dumps({"number": number, "hash": hash_}) + "\n").encode()
     try:
         shelf.create(f"heads/{channel}/{number:08d}.json", content)
@@ -177,14 +188,14 @@ def keep_head(shelf: Shelf, channel: str, number: int, hash_: str) -> None:
 
 
 def refuse_lost_entries(head: dict[str, Any] | None, hashes: Sequence[str], channel: str) -> None:
-    """Raises StaleError where the channel had an entry, by its head, that is not there or is another one."""
+    """Raises StaleError if an entry that the channel's head records is missing or was replaced."""
     if head is None:
         return
     number = head["number"]
     if number > len(hashes):
         raise StaleError(
-            f"channels/{channel} ends with version {len(hashes)}, but version {number} was made ({head['hash'][:12]}): "
-            "its newest entries were deleted.",
+            f"channels/{channel} ends with version {len(hashes)}, but version {number} was made "
+            f"({head['hash'][:12]}): its newest entries were deleted.",
             fix=FIX,
         )
     if hashes[number - 1] != head["hash"]:
@@ -196,12 +207,12 @@ def refuse_lost_entries(head: dict[str, Any] | None, hashes: Sequence[str], chan
 
 
 def refuse_other_head(kept: str | None, hashes: Sequence[str], channel: str) -> None:
-    """Raises StaleError where `kept`, the beginning of a head that somebody kept elsewhere, is no entry's hash."""
+    """Raises StaleError if no entry has the hash `kept`, the beginning of a head that was kept elsewhere."""
     if kept is None:
         return
     if len(kept) < 8:
         raise InputError(
-            f"--head {kept!r}: expected at least 8 characters of a head.", fix="`veritune history` prints it."
+            f"--head {kept!r}: expected at least 8 characters of a head.", fix="Print the head: veritune history"
         )
     if not any(known.startswith(kept.lower()) for known in hashes):
         raise StaleError(

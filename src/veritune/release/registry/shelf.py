@@ -32,60 +32,62 @@ CHUNK = 1 << 20
 
 
 class TooLargeError(ValueError):
-    """A file of a registry has more bytes than the bundle's manifest says."""
+    """A file of a registry has more bytes than the bundle's manifest states."""
 
 
 def copy_at_most(chunks: Iterable[bytes], target: Path, most: int, name: str) -> None:
-    """Write chunks to a file. Raises TooLargeError, before they are written, for bytes beyond `most`."""
+    """Write chunks to a file. Raises TooLargeError before writing more than `most` bytes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     left = most
     with disk_errors(target), target.open("wb") as out:
         for chunk in chunks:
             left -= len(chunk)
             if left < 0:
-                raise TooLargeError(f"{name} has more than the {most:,} bytes that it should have")
+                raise TooLargeError(f"{name} has more than the expected {most:,} bytes")
             out.write(chunk)
 
 
 class Shelf(Protocol):
-    """A place for files by name; names are relative, with forward slashes."""
+    """A store of files by name; names are relative, with forward slashes."""
 
     def read(self, name: str) -> bytes:
         """A file's bytes. Raises FileNotFoundError."""
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files right in a folder, sorted; none where there is no folder."""
+        """Names of the files directly in a folder, sorted; empty if there is no folder."""
 
     def folders(self, folder: str) -> dict[str, float | None]:
-        """Folders right in a folder, by name, with the age of their manifest in seconds; None where it has none."""
+        """Folders directly in a folder, by name, with the age of their manifest in seconds; None if it has no
+        manifest."""
 
     def exists(self) -> bool:
-        """Whether anything is kept here yet."""
+        """Whether anything is stored here yet."""
 
     def remove(self, folder: str) -> None:
-        """Delete a folder and all in it. Killed on the way, it leaves nothing that could be taken for whole."""
+        """Delete a folder and its content. If killed midway, it leaves nothing that looks complete."""
 
     def create(self, name: str, content: bytes) -> None:
-        """Write a file that is not there yet, whole or not at all. Raises FileExistsError where it is."""
+        """Write a new file completely or not at all. Raises FileExistsError if it exists."""
 
     def put(self, folder: str, source: Path, files: Mapping[str, str]) -> bool:
-        """Store the named files of `source`, which must have these SHA-256; False where the folder already exists.
+        """Store the named files of `source`, which must have these SHA-256; returns False if the folder already exists.
 
         Raises StaleError where a file has changed; then nothing that could be taken for a bundle is left.
         """
 
     def get(self, name: str, target: Path, most: int) -> None:
-        """Copy a file out. Raises FileNotFoundError, and TooLargeError once it has given more than `most` bytes."""
+        """Copy a file out. Raises FileNotFoundError, and TooLargeError after more than `most` bytes."""
 
 
 def open_shelf(url: str) -> Shelf:
-    """The shelf at a path or an fsspec URL. Raises InputError for a protocol without exclusive creation."""
+    """The store at a path or an fsspec URL. Raises InputError for a protocol without exclusive creation."""
     protocol, mark, _ = url.partition("://")
     if not mark or protocol in ("file", "local"):
         return LocalShelf(Path(url.split("://", 1)[-1]))
     if protocol not in EXCLUSIVE:
         raise InputError(
-            f"registry {url!r}: {protocol} promises no exclusive creation, so two promotions at once could both win.",
+            f"registry {url!r}: {protocol} has no exclusive creation, so two promotions at the same time could "
+            "both succeed.",
             fix=f"Use a folder, or one of {', '.join(p + '://' for p in EXCLUSIVE)}.",
         )
     return FsspecShelf(url)
@@ -199,11 +201,11 @@ def _place(path: Path) -> Any:
         try:
             yield
         except NotADirectoryError:
-            raise StoreError(f"{path} leads through a file.", fix="Name a folder as registry.") from None
+            raise StoreError(f"{path} passes through a file.", fix="Name a folder as the registry.") from None
 
 
 class FsspecShelf:
-    """What fsspec reaches. The manifest goes up last, so that a bundle whose manifest is there is whole."""
+    """A store that fsspec reaches. The manifest is uploaded last, so that a bundle with a manifest is complete."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -212,7 +214,7 @@ class FsspecShelf:
             self.fs, self.root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as exc:
             raise MachineError(
-                f"registry {url!r} cannot be opened: {exc}.", fix="Install its fsspec package."
+                f"registry {url!r} cannot be opened: {exc}.", fix="Install the fsspec package for this protocol."
             ) from None
         self.root = self.root.rstrip("/")
         self.fs.use_listings_cache = False
@@ -227,8 +229,8 @@ class FsspecShelf:
             there = self.fs.exists(bucket)
         if not there:
             raise InputError(
-                f"registry {url!r}: there is no bucket {bucket!r}, or these keys do not see it.",
-                fix="Check the name. Veritune makes no bucket: whoever owns the account does.",
+                f"registry {url!r}: there is no bucket {bucket!r}, or these credentials cannot see it.",
+                fix="Check the name, or let the owner of the account create the bucket; Veritune creates none.",
             )
 
     def _make_folder(self, at: str) -> None:
@@ -245,7 +247,9 @@ class FsspecShelf:
             raise
         except Exception as exc:  # each store has error classes of its own
             first = first_line(exc)
-            raise MachineError(f"registry {self.root}: {first}", fix="Check the address and your keys.") from None
+            raise MachineError(
+                f"registry {self.root}: {first}", fix="Check the address and your credentials."
+            ) from None
 
     def _at(self, name: str) -> str:
         return f"{self.root}/{name}"

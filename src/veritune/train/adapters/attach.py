@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def attach(base: PreTrainedModel, adapter: Path) -> PeftModel:
-    """The adapter on a loaded base, in evaluation mode. The base is changed where the adapter's start moved it.
+    """The adapter on a loaded base, in evaluation mode. The base is modified if the adapter's initialisation moved it.
 
     Raises ModelError when the adapter does not fit this base.
     """
@@ -39,12 +39,12 @@ def attach(base: PreTrainedModel, adapter: Path) -> PeftModel:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip() and not line.endswith(":")]
         why = lines[0][:200].rstrip(".") if lines else first_line(exc)
         raise ModelError(
-            f"{adapter} cannot be put on this base: {why}.", fix="Check that it belongs to this base."
+            f"{adapter} cannot be loaded on this base: {why}.", fix="Check that the adapter was trained on this base."
         ) from exc
 
 
 def untie(base: PreTrainedModel, adapter: Path) -> bool:
-    """Give input and output embeddings of a base a tensor each where a LoRA changes one of them; whether it did."""
+    """Separate a base's tied input and output embeddings if a LoRA changes one of them; returns whether it did."""
     first, last = base.get_input_embeddings(), base.get_output_embeddings()
     if first is None or last is None or first.weight is not last.weight or not (adapter / WEIGHTS).is_file():
         return False

@@ -71,8 +71,10 @@ WITHOUT_EFFECT = frozenset(
 REFUSED: Mapping[str, str] = {
     "megatron_config": "its layers are split over machines",
     "layer_replication": "the adapted model has more layers than the base",
-    "alora_invocation_tokens": "an activated LoRA acts only after its invocation tokens, and no weights stand for that",
-    "arrow_config": "a router chooses among adapters for every token, and no weights stand for that",
+    "alora_invocation_tokens": (
+        "an activated LoRA acts only after its invocation tokens, which no merged weights can express"
+    ),
+    "arrow_config": "a router chooses among adapters for every token, which no merged weights can express",
     "use_qalora": "QALoRA's factors act on pooled inputs of a GPTQ base, which PEFT itself does not merge",
 }
 """What cannot be put into merged weights, or is not read, and why."""
@@ -86,7 +88,7 @@ MOVING = ("pissa", "olora")
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The fields that decide what merging does. `raw` is the file as PEFT reads it."""
+    """The fields of a LoRA's config that determine what merging does. `raw` is the file as PEFT reads it."""
 
     folder: Path
     r: int
@@ -104,14 +106,16 @@ class LoraSettings:
 
 
 def read_config(folder: Path) -> Mapping[str, JsonLike]:
-    """The JSON of adapter_config.json. Raises ModelError when there is none, or no object in it."""
+    """The JSON of adapter_config.json. Raises ModelError if the file is missing or holds no object."""
     path = folder / CONFIG
     if not path.exists():
-        raise ModelError(f"{folder}: no {CONFIG}.", fix="Give the adapter's folder; for a full checkpoint its own.")
+        raise ModelError(
+            f"{folder}: no {CONFIG}.", fix="Name the adapter's folder; for a full checkpoint, the checkpoint's."
+        )
     try:
         config = parse_json(read_bytes(path))
     except (ValueError, OSError) as exc:
-        raise ModelError(f"{path}: no JSON in it ({first_line(exc)}).", fix="Save the adapter again.") from exc
+        raise ModelError(f"{path}: not valid JSON ({first_line(exc)}).", fix="Save the adapter again.") from exc
     if not isinstance(config, dict):
         raise ModelError(f"{path}: expected an object, found {type(config).__name__}.", fix="Save the adapter again.")
     return config
@@ -127,7 +131,7 @@ def settings(folder: Path) -> LoraSettings:
     _refuse(folder, config)
     rank = _number(folder, config, "r")
     if rank != int(rank) or rank < 1:
-        raise ModelError(f"{folder / CONFIG}: r: expected a whole number from 1 on, found {rank:g}.")
+        raise ModelError(f"{folder / CONFIG}: r: expected a whole number of at least 1, found {rank:g}.")
     return LoraSettings(
         folder=folder,
         r=int(rank),
@@ -150,10 +154,13 @@ def _require_lora(folder: Path, config: Mapping[str, JsonLike]) -> None:
     if kind == "PROMPT_TUNING":
         raise ModelError(f"{folder}: prompt tuning changes no weights; there is nothing to measure here.")
     if kind is None and ("lora_parameters" in config or "fine_tune_type" in config):
-        raise ModelError(f"{folder}: an MLX adapter that was not converted.", fix="Give its folder to the command.")
+        raise ModelError(
+            f"{folder}: expected a converted adapter, found MLX's own form.",
+            fix="Name its folder to the command, which converts it.",
+        )
     if kind != "LORA":
         raise ModelError(
-            f"{folder}: weight change of {kind} adapters is not read without merging; LORA is.",
+            f"{folder}: the weight change of {kind} adapters cannot be read without merging; expected LORA.",
             fix="Merge the adapter and compare the two checkpoints.",
         )
 
@@ -170,9 +177,9 @@ def _refuse(folder: Path, config: Mapping[str, JsonLike]) -> None:
     if unknown:
         name = sorted(unknown)[0]
         raise ModelError(
-            f"{folder / CONFIG}: the field {name} = {str(config[name])[:60]!r} is not known here; it may change what"
-            f" merging does ({len(unknown)} such fields).",
-            fix="Remove it if it only describes the adapter; else update veritune.",
+            f"{folder / CONFIG}: unknown field {name} = {str(config[name])[:60]!r}, which may change what merging "
+            f"does ({len(unknown)} such fields).",
+            fix="Remove the field if it only describes the adapter; otherwise update veritune.",
         )
 
 
@@ -188,11 +195,12 @@ def _initial(folder: Path, value: object) -> bool | str | None:
     }
     moved = told.get(str(named)) or ("by a random decomposition" if str(named).startswith("pissa_niter_") else None)
     if moved is None:
-        raise ModelError(f"{folder / CONFIG}: init_lora_weights = {value!r} is not known here.", fix="Update veritune.")
+        raise ModelError(f"{folder / CONFIG}: init_lora_weights = {value!r} is unknown.", fix="Update veritune.")
     raise ModelError(
-        f"{folder / CONFIG}: init_lora_weights = {value!r} moves the base {moved}: what it asks is not read.",
-        fix="Save it with path_initial_model_for_weight_conversion (PEFT), which makes an ordinary LoRA of it; or give"
-        " the residual base that was saved with it, and set init_lora_weights to true.",
+        f"{folder / CONFIG}: init_lora_weights = {value!r} moves the base {moved}, so the adapter's change "
+        "cannot be read.",
+        fix="Save it with path_initial_model_for_weight_conversion (PEFT), which turns it into an ordinary LoRA; "
+        "or give the residual base that was saved with it, and set init_lora_weights to true.",
     )
 
 
@@ -211,7 +219,7 @@ def _pattern(folder: Path, config: Mapping[str, JsonLike], name: str) -> dict[st
         try:
             compiled(key)
         except ValueError as exc:
-            raise ModelError(f"{folder / CONFIG}: {name}: {key!r} is no regular expression ({exc}).") from exc
+            raise ModelError(f"{folder / CONFIG}: {name}: {key!r} is not a regular expression ({exc}).") from exc
     return {key: float(str(value)) for key, value in table.items()}
 
 

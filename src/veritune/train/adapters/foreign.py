@@ -40,7 +40,7 @@ EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
 
 @dataclass(frozen=True)
 class PeftForm:
-    """An adapter in PEFT's form: its folder, the shape it came in, and what that leaves open."""
+    """An adapter in PEFT's form: its folder, its original form, and what that form leaves open."""
 
     folder: Path
     shape: str
@@ -48,7 +48,7 @@ class PeftForm:
 
 
 def peft_folder(folder: Path) -> PeftForm:
-    """The adapter in PEFT's form: the folder itself, or its conversion in the cache, by the hash of its files."""
+    """The adapter in PEFT's form: the folder itself, or its conversion in the cache, keyed by the hash of its files."""
     found, notes = only_adapter(folder)
     parts = [p for p in sorted(found.iterdir()) if p.is_file() and p.name in (CONFIG, WEIGHTS, PICKLED, MLX_WEIGHTS)]
     digest = hashlib.sha256("".join(f"{p.name} {sha256_file(p)}" for p in parts).encode()).hexdigest()[:16]
@@ -65,7 +65,7 @@ def peft_folder(folder: Path) -> PeftForm:
 
 
 def write_peft_form(folder: Path, out: Path) -> PeftForm:
-    """Find the adapter in `folder` and write it to `out` where it is not in PEFT's form already.
+    """Find the adapter in `folder`, and write it to `out` unless it is already in PEFT's form.
 
     Raises ModelError where there is none or more than one, and for what the form of another tool leaves out.
     """
@@ -90,13 +90,13 @@ def write_peft_form(folder: Path, out: Path) -> PeftForm:
         return PeftForm(_from_tinker(held, config, out), "Tinker", notes)
     if not config.get("target_modules") and not config.get("target_parameters"):
         tensors = {k: held.exact_tensor(k) for k in held.names}
-        note = "adapter_config.json names no modules: those of the file are taken"
+        note = "adapter_config.json names no modules: those of the weights file are used"
         return PeftForm(_write(out, tensors, config), "PEFT", (*notes, note))
     return PeftForm(folder, "PEFT", notes)
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter of any tool, itself or below, rather than a full checkpoint."""
+    """Whether a folder, or one below it, holds an adapter of any tool rather than a full checkpoint."""
     if (folder / CONFIG).is_file():
         return True
     whole = (folder / "config.json").is_file()
@@ -104,17 +104,19 @@ def holds_adapter(folder: Path) -> bool:
 
 
 def only_adapter(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The folder itself where it holds an adapter, else the only one below it. Raises ModelError for several."""
+    """The folder itself if it holds an adapter, else the only adapter below it. Raises ModelError for several."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: expected an adapter's folder, found {'a file' if folder.exists() else 'nothing'}.")
     below = sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
     names = ", ".join(p.name for p in below[:4])
     if (folder / CONFIG).is_file():
         apart = [p for p in below if not p.name.startswith("checkpoint-")]
-        note = f"{len(apart)} more adapters lie below it and were not looked at: {names}"
+        note = f"{len(apart)} more adapters are in folders below and were not read: {names}"
         return folder, ((note,) if apart else ())
     if len(below) > 1:
-        raise ModelError(f"{folder} holds {len(below)} adapters: {names}.", fix=f"Name one, say {below[0]}.")
+        raise ModelError(
+            f"{folder} holds {len(below)} adapters: {names}.", fix=f"Name one of them, such as {below[0]}."
+        )
     return (below[0], (f"the adapter is {below[0].name}, the only one in the folder",)) if below else (folder, ())
 
 
@@ -122,14 +124,14 @@ def _no_config(folder: Path) -> ModelError:
     pickles = sorted(p.name for p in folder.glob("adapter_*.pt"))
     if pickles:
         return ModelError(
-            f"{folder}: {pickles[0]} is torchtune's own form, which holds neither alpha nor the base's order of"
-            " heads: it cannot be read without its recipe.",
-            fix="Give the folder with adapter_model.safetensors and adapter_config.json that torchtune's Hugging Face"
-            " checkpointer writes beside it.",
+            f"{folder}: {pickles[0]} is torchtune's own form, which lacks alpha and the base's order of heads, so "
+            "it cannot be read without its recipe.",
+            fix="Name the folder with adapter_model.safetensors and adapter_config.json that torchtune's Hugging "
+            "Face checkpointer writes beside it.",
         )
     if (folder / "config.json").is_file():
-        return ModelError(f"{folder}: a full checkpoint, no adapter.", fix="Give the adapter's folder.")
-    return ModelError(f"{folder}: no {CONFIG}.", fix="Give the folder that the trainer saved the adapter in.")
+        return ModelError(f"{folder}: expected an adapter, found a full checkpoint.", fix="Name the adapter's folder.")
+    return ModelError(f"{folder}: no {CONFIG}.", fix="Name the folder in which the trainer saved the adapter.")
 
 
 def _write(out: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, JsonLike]) -> Path:
@@ -148,10 +150,10 @@ def _from_pickle(folder: Path, config: Mapping[str, JsonLike], out: Path) -> Pat
         held = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
     except Exception as exc:
         raise ModelError(
-            f"{folder / PICKLED}: no plain tensors ({first_line(exc)}).", fix="Save it as safetensors."
+            f"{folder / PICKLED}: expected plain tensors ({first_line(exc)}).", fix="Save the adapter as safetensors."
         ) from exc
     if not isinstance(held, dict) or not all(isinstance(v, torch.Tensor) for v in held.values()):
-        raise ModelError(f"{folder / PICKLED}: expected tensors by name.", fix="Save it as safetensors.")
+        raise ModelError(f"{folder / PICKLED}: expected tensors by name.", fix="Save the adapter as safetensors.")
     return _write(out, {str(k): v for k, v in held.items()}, config)
 
 
@@ -184,14 +186,17 @@ def _from_mlx(folder: Path, config: Mapping[str, JsonLike], out: Path) -> Path:
     """MLX's `lora_a` and `lora_b`, transposed, with alpha = scale x rank."""
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise ModelError(f"{folder}: an MLX fine-tune of type {kind!r} is no adapter.", fix="Compare its checkpoint.")
+        raise ModelError(
+            f"{folder}: an MLX fine-tune of type {kind!r} is not an adapter.",
+            fix="Compare its checkpoint with the base instead.",
+        )
     asked = config.get("lora_parameters")
     asked = asked if isinstance(asked, dict) else {}
     if "alpha" in asked and "scale" in asked:
         raise ModelError(
-            f"{folder / CONFIG}: lora_parameters holds alpha and scale: older MLX multiplies by scale x alpha / rank,"
-            " newer by scale alone.",
-            fix="Keep the one that its version used: scale, or scale x alpha / rank as scale.",
+            f"{folder / CONFIG}: lora_parameters has both alpha and scale: older MLX multiplies by scale x alpha / "
+            "rank, newer by scale alone.",
+            fix="Keep one value under scale, as the MLX version of the run used it: scale, or scale x alpha / rank.",
         )
     scale = asked.get("scale")
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
@@ -217,12 +222,15 @@ def _from_mlx(folder: Path, config: Mapping[str, JsonLike], out: Path) -> Path:
 def _mlx_tensor(key: str, tensor: torch.Tensor, made: dict[str, torch.Tensor], ranks: dict[str, int]) -> None:
     module, _, part = key.rpartition(".")
     if part not in ("lora_a", "lora_b", "m"):
-        raise ModelError(f"{MLX_WEIGHTS}: {key} is no factor of an MLX adapter.", fix="Compare a fused checkpoint.")
+        raise ModelError(
+            f"{MLX_WEIGHTS}: {key} is not a factor of an MLX adapter.",
+            fix="Compare a fused checkpoint with the base instead.",
+        )
     if module.rpartition(".")[2] in EMBEDDINGS:
-        raise ModelError(f"{MLX_WEIGHTS}: factors on embeddings ({key}) act on a tied head as well: they are not read.",
+        raise ModelError(f"{MLX_WEIGHTS}: embedding factors ({key}) would also act on a tied head and cannot be read.",
                          fix="Fuse it with mlx_lm.fuse and compare the checkpoints.")  # fmt: skip
     if part != "m" and tensor.dim() != 2:
-        raise ModelError(f"{MLX_WEIGHTS}: experts of an MLX adapter ({key}) are not read.",
+        raise ModelError(f"{MLX_WEIGHTS}: experts of an MLX adapter ({key}) cannot be read.",
                          fix="Fuse it with mlx_lm.fuse and compare the checkpoints.")  # fmt: skip
     if part == "lora_a":
         ranks[module] = int(tensor.shape[1])

@@ -37,7 +37,7 @@ TOKENS = ".token_adapter.trainable_tokens_delta"
 
 @dataclass(frozen=True)
 class LoraPlace:
-    """One LoRA layer: where its factors stand in the file, and the base's parameter that they change.
+    """One LoRA layer: where its factors are in the file, and the base's parameter that they change.
 
     `transposed`: the base stores [in, out] (Conv1D). `swapped`: a stack of experts stored as (expert, out, in).
     """
@@ -65,7 +65,8 @@ class TokenPlace:
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """An adapter on its base. `parameters` are the base's own with their shapes, None where it could not be built.
+    """An adapter's places on its base. `parameters` are the base's own with their shapes, None if the base could not be
+    built.
 
     `expected` are the keys that PEFT looks for in the file; `tied` the base's input and output embedding where it
     keeps one tensor for both; `vocabulary` the rows that the adapter's embeddings have, where it holds any.
@@ -81,7 +82,7 @@ class AdapterPlan:
 
 
 def plain_key(key: str) -> str:
-    """A key of the file as newer PEFT writes it: DoRA's magnitude without its trailing `.weight`."""
+    """A key of the file in newer PEFT's spelling: DoRA's magnitude without its trailing `.weight`."""
     return key.removesuffix(".weight") if key.endswith(".lora_magnitude_vector.weight") else key
 
 
@@ -91,7 +92,7 @@ def on_meta() -> torch.device:
 
 
 def build(base: Path) -> PreTrainedModel | None:
-    """The base on the meta device; None where transformers has no class for it (custom code, unknown type)."""
+    """The base on the meta device; None if transformers has no class for it (custom code, unknown type)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -103,7 +104,7 @@ def build(base: Path) -> PreTrainedModel | None:
 
 
 def plan(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]], base: Path | None) -> AdapterPlan:
-    """Places of every LoRA layer, of replaced rows and of modules saved in full.
+    """The places of every LoRA layer, of replaced rows and of modules saved in full.
 
     `shapes` are the file's tensors. Raises ModelError where PEFT cannot put this config on this base.
     """
@@ -125,7 +126,7 @@ def plan(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]], base: Pa
 
 
 def peft_config(raw: Mapping[str, JsonLike], **instead: object) -> object:
-    """A `LoraConfig` of the fields that the installed PEFT knows."""
+    """A `LoraConfig` with only the fields that the installed PEFT knows."""
     from peft import LoraConfig
 
     known = {f.name for f in dataclasses.fields(LoraConfig)} - {"peft_type", "auto_mapping", "runtime_config"}
@@ -154,7 +155,7 @@ def _adapted(settings: LoraSettings, model: PreTrainedModel) -> PeftModel:
         raise ModelError(
             f"{settings.folder}: PEFT cannot put this adapter on this base (made for another base, or damaged):"
             f" {first_line(exc).rstrip('.')}.",
-            fix="Give the base that the adapter was trained on, and the config that was saved with it.",
+            fix="Name the base that the adapter was trained on, and use the config that was saved with it.",
         ) from exc
     return adapted
 
@@ -169,7 +170,7 @@ def _resize(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> No
 
 
 def vocabulary(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Rows of the embeddings that an adapter's file holds: saved whole, carried along, or adapted by LoRA."""
+    """Number of embedding rows in an adapter's file: saved in full, saved along with it, or adapted by LoRA."""
     ends = [name for name, module in model.named_modules() if module in (
         model.get_input_embeddings(), model.get_output_embeddings()) and module is not None]  # fmt: skip
     for name in ends:
@@ -206,7 +207,7 @@ def places_of(adapted: PeftModel) -> Iterable[LoraPlace]:
         kind = next((kind for cls, kind in kinds if isinstance(layer, cls)), None)
         if kind is None:
             raise ModelError(
-                f"{module}: LoRA on {type(layer.get_base_layer()).__name__} is not read.",
+                f"{module}: LoRA on {type(layer.get_base_layer()).__name__} cannot be read.",
                 fix="Merge the adapter with PEFT and compare the two checkpoints.",
             )
         parameter = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
@@ -241,13 +242,14 @@ def _tokens(adapted: PeftModel) -> Iterable[TokenPlace]:
 def _by_names(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]]) -> AdapterPlan:
     if settings.experts:
         raise ModelError(
-            f"{settings.folder / CONFIG}: target_parameters needs the base, and a class of transformers for it.",
-            fix="Give the base model's folder; for custom code merge the adapter and compare the checkpoints.",
+            f"{settings.folder / CONFIG}: target_parameters needs the base, in an architecture that transformers "
+            "has a class for.",
+            fix="Name the base model's folder; for custom code, merge the adapter and compare the checkpoints.",
         )
     bare = [key for key in shapes if FACTOR.match(key) and not key.startswith(PREFIX)]
     if bare:
         raise ModelError(
-            f"{settings.folder}: {bare[0]} does not begin with {PREFIX}: PEFT would pass it over ({len(bare)} keys).",
+            f"{settings.folder}: {bare[0]} does not begin with {PREFIX}, so PEFT would ignore it ({len(bare)} keys).",
             fix="Save the adapter with PEFT's save_pretrained.",
         )
     places = []
@@ -269,7 +271,8 @@ def _by_names(settings: LoraSettings, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def scaling(settings: LoraSettings, module: str) -> tuple[int, float]:
-    """Rank and scale of a module by PEFT's pattern rule: the first pattern p with `(.*\\.)?(p)$` matching its name."""
+    """Rank and scale of a module by PEFT's pattern rule: the first pattern p for which `(.*\\.)?(p)$` matches its
+    name."""
     rank = settings.rank_pattern.get(get_pattern_key(list(settings.rank_pattern), module), settings.r)
     alpha = settings.alpha_pattern.get(get_pattern_key(list(settings.alpha_pattern), module), settings.alpha)
     return rank, alpha / math.sqrt(rank) if settings.rslora else alpha / rank
@@ -280,5 +283,5 @@ def _rows_by_name(settings: LoraSettings, module: str) -> tuple[int, ...]:
     if isinstance(asked, dict):
         asked = next((v for k, v in asked.items() if module == k or module.endswith("." + k)), None)
     if not isinstance(asked, list):
-        raise ModelError(f"{settings.folder}: the file holds token rows of {module}, the config names none.")
+        raise ModelError(f"{settings.folder}: the file holds token rows of {module}, but the config names none.")
     return tuple(int(i) for i in asked)

@@ -39,7 +39,8 @@ TRAINING_ONLY = (".lora_monteclora_sampler", ".lora_velora_embed", ".original_mo
 
 @dataclass(frozen=True)
 class ExpectedChange:
-    """What merging must do to one weight: `delta` in float64, shaped as the base stores it; `how` names the part.
+    """What merging must do to one weight: `delta` in float64, shaped as the base stores it; `how` names the kind of
+    change.
 
     `module` is the adapter's own name for it, `key` the parameter's. `stored` is the tensor of the base's files that
     holds it: another than `key` where input and output embeddings are one tensor. `merge` merges into any weight of
@@ -59,7 +60,8 @@ class ExpectedChange:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that the adapter does to a parameter; `factors` are A, B and s of a plain LoRA, for its norm."""
+    """One change that the adapter makes to a parameter; `factors` are A, B and s of a plain LoRA, to compute its
+    norm."""
 
     how: str
     change: Change
@@ -69,7 +71,7 @@ class Step:
 
 @dataclass(frozen=True)
 class AdapterReading:
-    """An adapter that was read whole. `missing` names adapted modules without tensors; `notes` what to know."""
+    """A completely read adapter. `missing` names adapted modules without tensors; `notes` hold remarks for the user."""
 
     settings: LoraSettings
     plan: AdapterPlan
@@ -80,26 +82,26 @@ class AdapterReading:
     steps: Mapping[str, Sequence[Callable[[], Step]]] = field(repr=False)
 
     def changes(self) -> Iterator[ExpectedChange]:
-        """For every weight that the adapter changes, what its merge must add, one weight in memory at a time.
+        """For every weight that the adapter changes, what its merge must add; only one weight is in memory at a time.
 
         Raises ModelError for a weight that the base lacks or has in another shape, and for values that are not finite.
         """
         if self.base is None:
-            raise ModelError(f"{self.settings.folder}: this reading needs the base weights, none were given.",
-                             fix="Give the base model's folder.")  # fmt: skip
+            raise ModelError(f"{self.settings.folder}: this reading needs the base weights, but none were given.",
+                             fix="Name the base model's folder.")  # fmt: skip
         for parameter, makers in self.steps.items():
             steps = [make() for make in makers]
             yield from self.changed(parameter, steps)
 
     @property
     def base_folder(self) -> Path:
-        """Where the base lies. Raises ModelError where none was given."""
+        """The base's folder. Raises ModelError if none was given."""
         if self.base is None:
-            raise ModelError(f"{self.settings.folder}: no base was given.", fix="Give the base model's folder.")
+            raise ModelError(f"{self.settings.folder}: no base was given.", fix="Name the base model's folder.")
         return self.base.folder
 
     def stored(self, parameter: str) -> str | None:
-        """The tensor of the base's files that holds a parameter; None where it is put together of several."""
+        """The tensor of the base's files that holds a parameter; None if it is composed of several."""
         assert self.base is not None
         key = self.base.exact(parameter)
         if key is None and self.plan.tied is not None and parameter in self.plan.tied:
@@ -107,7 +109,7 @@ class AdapterReading:
         return key if key is not None else self.base.key_of(parameter.removesuffix(".weight"))
 
     def changed(self, parameter: str, steps: Sequence[Step]) -> Iterator[ExpectedChange]:
-        """One parameter's change; several where the base's files hold it in parts."""
+        """The change of one parameter; several changes if the base's files hold it in parts."""
         from veritune.train.adapters.stacked import parts_of
 
         assert self.base is not None
@@ -142,8 +144,8 @@ def _in_turn(changes: Sequence[Change], weight: torch.Tensor) -> torch.Tensor:
 def other_shape(module: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> ModelError:
     """The error for an adapter that fits a weight of another shape."""
     return ModelError(
-        f"{module}: the adapter fits a weight of shape {list(ours)}, the base has {list(theirs)}.",
-        fix="Give the base that the adapter was trained on.",
+        f"{module}: the adapter fits a weight of shape {list(ours)}, but the base has {list(theirs)}.",
+        fix="Name the base that the adapter was trained on.",
     )
 
 
@@ -151,7 +153,7 @@ def other_shape(module: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> 
 
 
 def read_adapter(adapter: str | Path, base: str | Path | None = None) -> AdapterReading:
-    """Read config and tensors of a LoRA that PEFT saved, on its base where one is given.
+    """Config and tensors of a LoRA that PEFT saved, read on its base if one is given.
 
     Raises ModelError for other adapter types, for a config field that cannot be honoured, for tensors that fit no
     weight of the base, and for factors that are incomplete.
@@ -189,9 +191,9 @@ def _assigned(asked: LoraSettings, placed: AdapterPlan, weights: Tensors, base: 
         if "B bias" in parts:
             if placed.parameters is not None and not place.has_bias:
                 raise ModelError(
-                    f"{place.module}: the adapter holds a bias (lora_bias) and the base's layer has none: PEFT does"
-                    " not merge it.",
-                    fix="Serve it unmerged.",
+                    f"{place.module}: the adapter holds a bias (lora_bias) but the base's layer has none, so PEFT "
+                    "does not merge it.",
+                    fix="Serve the adapter unmerged.",
                 )
             steps.setdefault(f"{place.module}.bias", []).append(partial(_lora_bias, place, weights, parts["B bias"]))
     for tokens in placed.tokens:
@@ -230,9 +232,9 @@ def _require_expected(asked: LoraSettings, placed: AdapterPlan, parts: Mapping[s
         passed_over = plain_key(key) not in known if known is not None else not beside.get(role, True)
         if passed_over:
             raise ModelError(
-                f"{asked.folder}: the file holds {key}, which adapter_config.json does not ask for: PEFT would pass it"
-                " over.",
-                fix="Keep adapter_config.json and the weights of one run together.",
+                f"{asked.folder}: the file holds {key}, which adapter_config.json does not name, so PEFT would "
+                "ignore it.",
+                fix="Use adapter_config.json and weights of the same run.",
             )
 
 
@@ -266,9 +268,9 @@ def _rest(
             notes.append(f"{name} is saved in full and was not compared: no base was given")
     if stray:
         raise ModelError(
-            f"{asked.folder}: {len(stray)} of {len(keys)} tensors fit no weight of this base, first {stray[0]}: the"
-            " adapter was made for another base, or by a tool that names modules otherwise.",
-            fix="Give the base that the adapter was trained on.",
+            f"{asked.folder}: {len(stray)} of {len(keys)} tensors fit no weight of this base, first {stray[0]}: the "
+            "adapter was made for another base, or by a tool that names modules differently.",
+            fix="Name the base that the adapter was trained on.",
         )
     return tuple(notes)
 
@@ -282,8 +284,8 @@ def _ambiguous(asked: LoraSettings, placed: AdapterPlan) -> Iterator[str]:
             values = {v for p, v in patterns.items() if re.match(rf"(.*\.)?({p})$", place.module)}
             if len(values) > 1:
                 yield (
-                    f"several patterns of {name} match {place.module} with different values: PEFT takes the first, and"
-                    " sorts them when it saves, so that the loaded adapter may not be the one that was trained"
+                    f"several patterns of {name} match {place.module} with different values: PEFT uses the first, but "
+                    "sorts them when it saves, so the loaded adapter may differ from the trained one"
                 )
                 break
 
@@ -292,8 +294,8 @@ def _require_whole(asked: LoraSettings, missing: Sequence[str], weights: Tensors
     if not missing or (asked.init in (True, None, "gaussian", "eva") and not asked.dora and not asked.kasa):
         return
     raise ModelError(
-        f"{asked.folder}: {len(missing)} adapted modules have no tensors in the file, first {missing[0]}, and with"
-        f" init_lora_weights = {asked.init!r} they would not start at no change.",
+        f"{asked.folder}: {len(missing)} adapted modules have no tensors in the file, first {missing[0]}, and with "
+        f"init_lora_weights = {asked.init!r} they would not start at zero change.",
         fix="Copy the adapter's file again.",
     )
 
@@ -309,13 +311,13 @@ def _values(weights: Tensors, key: str, how: str) -> Step:
 def _rows(weights: Tensors, key: str, rows: Sequence[int], parameter: str) -> Step:
     values = weights.whole(key)
     if len(rows) != values.shape[0]:
-        raise ModelError(f"{parameter}: {len(rows)} token ids are named, the file holds {values.shape[0]} rows.")
+        raise ModelError(f"{parameter}: {len(rows)} token ids are named, but the file holds {values.shape[0]} rows.")
 
     def change(weight: torch.Tensor) -> torch.Tensor:
         if max(rows, default=0) >= weight.shape[0] or min(rows, default=0) < 0:
             raise ModelError(
-                f"{parameter}: the adapter trains token {max(rows)}, the base has {weight.shape[0]} rows.",
-                fix="Resize the base's vocabulary as it was in training, and give that base.",
+                f"{parameter}: the adapter trains token {max(rows)}, but the base has {weight.shape[0]} rows.",
+                fix="Resize the base's vocabulary as in training, and name that base.",
             )
         moved = weight.clone()
         moved[list(rows)] = values
@@ -335,26 +337,29 @@ def _lora(asked: LoraSettings, place: LoraPlace, weights: Tensors, parts: Mappin
         raise ModelError(f"{place.module}: the adapter holds NaN or infinite values.", fix="Use an earlier checkpoint.")
     if a.numel() == 0 or b.numel() == 0 or min(a.dim(), b.dim()) < 2:
         raise ModelError(
-            f"{place.module}: empty factors of shapes {list(a.shape)} and {list(b.shape)}: a shard was saved, not the"
-            " whole.",
+            f"{place.module}: empty factors of shapes {list(a.shape)} and {list(b.shape)}: one shard was saved "
+            "instead of the whole.",
             fix="Gather the shards (ZeRO-3, FSDP) before saving.",
         )
     a, b = _whole_blocks(asked, place, a, b)
     rank = a.shape[0] // place.experts
     if rank != place.rank or b.shape[1] != a.shape[0]:
         raise ModelError(
-            f"{place.module}: the file holds factors of rank {rank}, the config says {place.rank}.",
-            fix="Keep adapter_config.json and the weights of one run together.",
+            f"{place.module}: the file holds factors of rank {rank}, but the config says {place.rank}.",
+            fix="Use adapter_config.json and weights of the same run.",
         )
     if "diag" in parts:
         b = b * weights.whole(parts["diag"])
     if place.layer != "linear" and (asked.init in MOVING or asked.kasa):
         raise ModelError(
-            f"{place.module}: {asked.init!r} factors on {place.layer} are not read.", fix="Merge with PEFT."
+            f"{place.module}: {asked.init!r} factors on {place.layer} cannot be read.",
+            fix="Merge the adapter with PEFT, and compare the checkpoints.",
         )
     magnitude = weights.whole(parts["magnitude"]).reshape(-1) if "magnitude" in parts else None
     if asked.dora and magnitude is None:
-        raise ModelError(f"{place.module}: use_dora is set, the file holds no magnitude.", fix="Copy the file again.")
+        raise ModelError(
+            f"{place.module}: use_dora is set, but the file holds no magnitude.", fix="Copy the adapter's file again."
+        )
     moved = asked.init if asked.init in MOVING else "kasa" if asked.kasa else None
     change = partial(merged_weight, place=place, factors=(a, b), magnitude=magnitude, moved=(moved, asked))
     plain = magnitude is None and moved is None and place.layer in ("linear", "embedding")
@@ -381,7 +386,7 @@ def _whole_blocks(
 
 
 def product(place: LoraPlace, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """s B A as the base stores the weight."""
+    """The product s B A in the form in which the base stores the weight."""
     if place.experts > 1:
         a_E = a.reshape(place.experts, -1, a.shape[-1])
         b_E = b.reshape(b.shape[0], -1, place.experts)
@@ -400,7 +405,7 @@ def merged_weight(
     magnitude: torch.Tensor | None,
     moved: tuple[bool | str | None, LoraSettings],
 ) -> torch.Tensor:
-    """The weight with its adapter merged, float64. Raises ModelError where the shapes do not fit."""
+    """The weight with its adapter merged, in float64. Raises ModelError if the shapes do not fit."""
     delta = product(place, *factors)
     if delta.shape != weight.shape:
         raise other_shape(place.module, tuple(delta.shape), tuple(weight.shape))
@@ -432,7 +437,10 @@ def _without_start(
         left = (u[:, :keep] * s[:keep]) @ v[:keep]
     else:
         if place.transposed:
-            raise ModelError(f"{place.module}: OLoRA on a Conv1D layer is not read.", fix="Merge with PEFT.")
+            raise ModelError(
+                f"{place.module}: OLoRA on a Conv1D layer cannot be read.",
+                fix="Merge the adapter with PEFT, and compare the checkpoints.",
+            )
         q, r = torch.linalg.qr(weight)
         left = weight - place.scale * q[:, :rank] @ r[:rank]
     return left

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parts_of(reading: AdapterReading, parameter: str, how: str, merge: Change) -> Iterator[ExpectedChange]:
-    """A parameter that the base's files hold in parts: what the merge must do to each.
+    """What the merge must do to each part of a parameter that the base's files hold in parts.
 
     What merging adds must not depend on the other parts, so that only plain LoRA is split. Raises ModelError where
     the base has no such weight.
@@ -28,7 +28,7 @@ def parts_of(reading: AdapterReading, parameter: str, how: str, merge: Change) -
     module = parameter.removesuffix(".weight")
     gone = ModelError(
         f"{module}: the base has no such weight: the adapter was made for another base.",
-        fix="Give the base that the adapter was trained on.",
+        fix="Name the base that the adapter was trained on.",
     )
     if base is None or shape is None or plan.model is None:
         raise gone
@@ -54,7 +54,7 @@ class _Adds:
 
 
 def split(plan: AdapterPlan, stacked: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Parameters as transformers writes them to files: experts apart, gate and up apart."""
+    """Parameters as transformers writes them to files: experts separate, gate and up separate."""
     from transformers.core_model_loading import revert_weight_conversion
 
     parts: dict[str, torch.Tensor] = revert_weight_conversion(plan.model, dict(stacked))
@@ -62,7 +62,7 @@ def split(plan: AdapterPlan, stacked: Mapping[str, torch.Tensor]) -> dict[str, t
 
 
 def converted(weights: Tensors, plan: AdapterPlan) -> Tensors:
-    """An adapter whose modules have other names in this transformers (experts one by one), as PEFT converts it.
+    """An adapter whose modules have other names in this version of transformers (single experts), converted by PEFT.
 
     Unchanged where all its keys are what PEFT expects. Raises ModelError where PEFT cannot convert it.
     """
@@ -78,7 +78,7 @@ def converted(weights: Tensors, plan: AdapterPlan) -> Tensors:
         made = convert_peft_adapter_state_dict_for_transformers(plan.peft, plan.peft.peft_config["default"], given)
     except (ValueError, KeyError, RuntimeError, IndexError) as exc:
         raise ModelError(
-            f"the adapter's experts cannot be read for this transformers: {first_line(exc)}.",
+            f"the adapter's experts cannot be read with this version of transformers: {first_line(exc)}.",
             fix="Merge it with the versions that it was trained with, and compare the two checkpoints.",
         ) from exc
     return weights.replaced({k: v for k, v in made.items() if given.get(k) is not v}, gone=set(given) - set(made))

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 
 class Memory(Protocol):
-    """The most memory held since it was made."""
+    """Measures peak memory from its creation on."""
 
     def read(self) -> MemoryPeak:
-        """The peak, or why it cannot be told."""
+        """The peak, or why it cannot be measured."""
 
 
 class RunWeights(Protocol):
-    """What is scored: a cell's chosen weights, or the untouched base.
+    """The weights to score: a cell's chosen ones, or the untouched base.
 
     `model` is the model itself where it lies in this process, else None.
     """
@@ -50,13 +50,17 @@ class RunWeights(Protocol):
     generation_config: Any
 
     def decoding(self, max_new_tokens: int, batch_size: int) -> DecodingNotes:
-        """How answers are made, for their record."""
+        """How answers are generated, for their record."""
 
     def nll(self, rows: Sequence[Rendered]) -> list[tuple[float, int]]:
-        """For each row its summed NLL in nats and its number of target tokens. Raises ModelError where none is had."""
+        """For each row its summed NLL in nats and its number of target tokens. Raises ModelError if they cannot be
+        computed.
+        """
 
     def confirm(self, zones: Mapping[str, ZoneLoss]) -> Conversion | None:
-        """What their losses by zone confirm, for the record. Raises GateError where they are not the chosen weights."""
+        """Check by losses per zone that these are the chosen weights, and return the result for the record. Raises
+        GateError if they are not.
+        """
 
     def sample(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: Sequence[int]
@@ -64,39 +68,39 @@ class RunWeights(Protocol):
         """Greedy answers: token ids and why each ended (`stop` or `length`), in the order of `prompts`."""
 
     def close(self) -> None:
-        """Let go of what they hold elsewhere."""
+        """Release resources held elsewhere."""
 
 
 class TrainingBackend(Protocol):
-    """One place where cells train."""
+    """A place where cells train, as an interface."""
 
     name: str
 
     def refuse(self) -> None:
-        """Raises StudyError for settings that this backend cannot follow, before anything is spent."""
+        """Raises StudyError for settings that this backend cannot follow, before anything is paid for."""
 
     def model(self, root: Path) -> ModelRef:
-        """The base model as far as this machine has to hold it. Raises ModelError."""
+        """The files of the base model that this machine needs. Raises ModelError."""
 
     def facts(self, model: ModelRef) -> BaseFacts:
-        """What the contract freezes of the base model."""
+        """The facts about the base model that the contract freezes."""
 
     def bare(self, model: ModelRef) -> PreTrainedModel:
-        """The base's modules, for finding out what a condition trains."""
+        """The base's modules, used to find out what a condition trains."""
 
     def manifest(self, local: RunManifest) -> RunManifest:
-        """A run's manifest, given the one of a local run."""
+        """A run's manifest, made from that of a local run."""
 
     def live(
         self, context: Context, cell: Cell, work: Path, score: Callable[[PreTrainedModel], None] | None = None
     ) -> LiveProbe:
-        """A few real steps before anything is spent. Raises GateError where they do not do what they must.
+        """Make a few real steps before training is paid for. Raises GateError if they do not train what was declared.
 
         `score` answers with a model in this process, for what that takes of its memory.
         """
 
     def train(self, context: Context, cell: Cell) -> TrainingRecord | None:
-        """Train the cell, or confirm that it is trained; None in a process that helps another one train it."""
+        """Train the cell, or confirm that it is trained; None in a helper process of another one that trains it."""
 
     def trained(self, context: Context, cell: Cell) -> RunWeights:
         """The cell's chosen weights, or for the baseline the untouched base, ready to be scored."""
@@ -105,7 +109,7 @@ class TrainingBackend(Protocol):
         """The untouched base."""
 
     def memory(self) -> Memory:
-        """A measurement of memory, from now on."""
+        """A new measurement of memory that starts now."""
 
 
 def backend_of(study: Study) -> TrainingBackend:
@@ -126,14 +130,14 @@ class Local:
         self.study = study
 
     def refuse(self) -> None:
-        """Every setting can be followed here."""
+        """Does nothing: this backend can follow every setting."""
 
     def model(self, root: Path) -> ModelRef:
         """The base model's folder."""
         return replace(resolve(self.study.model, root), attention=attention_for(self.study.train.max_length))
 
     def facts(self, model: ModelRef) -> BaseFacts:
-        """Name, precision, how attention is computed where it is not left open, and the hash of every weight file."""
+        """Name, precision, the attention implementation if it is fixed, and the hash of every weight file."""
         return BaseFacts(model.name, model.dtype, weight_hashes(model), attention=model.attention or None)
 
     def bare(self, model: ModelRef) -> PreTrainedModel:
@@ -143,7 +147,7 @@ class Local:
         return load_base(model)
 
     def manifest(self, local: RunManifest) -> RunManifest:
-        """The one given."""
+        """The given manifest, unchanged."""
         return local
 
     def live(
@@ -171,7 +175,7 @@ class Local:
         return LocalWeights(self.bare(context.model), context.tokenizer.pad_token_id)
 
     def memory(self) -> Memory:
-        """Of this process, or of its accelerator."""
+        """Measures the memory of this process, or of its accelerator."""
         from veritune.machine import PeakMemory
 
         return PeakMemory()
@@ -196,22 +200,22 @@ class LocalWeights:
         return row_nll(self.model, rows, self.pad_id)
 
     def confirm(self, zones: Mapping[str, ZoneLoss]) -> None:
-        """Nothing: they were read from the checkpoint itself."""
+        """Does nothing: the weights were read from the checkpoint itself."""
 
     def sample(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, stop: Sequence[int]
     ) -> list[tuple[tuple[int, ...], str]]:
-        """Raises NotImplementedError: `evaluate.generate` has the batches of a model in this process."""
+        """Raises NotImplementedError: use `evaluate.generate` for a model in this process."""
         raise NotImplementedError("evaluate.generate.generate answers with a model in this process")
 
     def close(self) -> None:
-        """Nothing is held elsewhere."""
+        """Does nothing: no resources are held elsewhere."""
 
 
 def refuse_settings(name: str, found: Sequence[str]) -> None:
-    """Raises StudyError naming every setting that the backend cannot follow; none: nothing happens."""
+    """Raises StudyError naming every setting that the backend cannot follow, if there is any."""
     if found:
         raise StudyError(
             f"backend: {name} cannot follow this study: " + "; ".join(found) + ".",
-            fix="Take them out, or use `backend: local`. Nothing has run.",
+            fix="Remove these settings, or use `backend: local`. Nothing has run.",
         )

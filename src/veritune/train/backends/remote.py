@@ -93,10 +93,10 @@ SERVER = "decided by the server"
 
 
 class NoMemory:
-    """A server's memory, which cannot be read."""
+    """Stands for a server's memory, which cannot be measured."""
 
     def read(self) -> MemoryPeak:
-        """Nothing, with the reason."""
+        """None, with the reason."""
         return MemoryPeak(None, None, "none", NOT_HAD["peak_memory"])
 
 
@@ -110,7 +110,7 @@ class Tinker:
         self.base_url, self.base_model = str(study.backend.base_url), str(study.backend.base_model)
 
     def refuse(self) -> None:
-        """Raises StudyError for what the API cannot do, MachineError without the SDK."""
+        """Raises StudyError for settings that the API does not support, MachineError without the SDK."""
         refuse_settings("tinker", list(_refused(self.study)))
         require_sdk()
 
@@ -128,23 +128,25 @@ class Tinker:
         )
 
     def bare(self, model: ModelRef) -> PreTrainedModel:
-        """The base's modules on the meta device: shapes and no values, made from config.json."""
+        """The base's modules on the meta device: shapes without values, made from config.json."""
         from veritune.train.models import bare
 
         return bare(model)
 
     def manifest(self, local: RunManifest) -> RunManifest:
-        """The base as the server names it, and the seeds: of the order, drawn here, and the one that is asked for."""
+        """A manifest with the server's name of the base, and the seeds: that of the row order, which is drawn here, and
+        the one requested from the server.
+        """
         model = NamedModel(self.study.model.path, SERVER, self.name, self.base_model)
         seeds = {} if local.phase == BASELINE else {"row_order": local.seed, "server": local.seed}
         return replace(local, model=model, seeds=seeds)
 
     def memory(self) -> Memory:
-        """Nothing can be read of the server's."""
+        """A stand-in, since the server's memory cannot be measured."""
         return NoMemory()
 
     def asked(self, context: Context, condition: str) -> tuple[Trainable, tuple[str, ...]]:
-        """What a condition trains if the server does as it is asked, and the module groups to switch on.
+        """What a condition trains if the server follows the request, and the module groups to switch on.
 
         Raises StudyError where the condition's targets are not whole groups.
         """
@@ -158,7 +160,7 @@ class Tinker:
         return replace(trainable, options=options), groups
 
     def session(self, context: Context, cell: Cell, groups: tuple[str, ...]) -> Session:
-        """A fresh adapter on the server, as the cell wants it."""
+        """A new adapter on the server with the cell's settings."""
         plan = schedule(self.study, cell)
         adam = ADAM | {"weight_decay": plan.weight_decay, "grad_clip_norm": plan.max_grad_norm}
         rank = self.study.conditions[cell.condition].r or RANK
@@ -169,7 +171,8 @@ class Tinker:
     def live(
         self, context: Context, cell: Cell, work: Path, score: Callable[[PreTrainedModel], None] | None = None
     ) -> LiveProbe:
-        """A few steps on a fresh adapter: they take effect in order, and the server trains what it was asked to.
+        """Make a few steps on a new adapter, and check that they take effect in order and that the server trains what
+        was requested.
 
         Raises GateError where a step changed nothing, or the exported adapter holds other modules than were asked for.
         """
@@ -214,7 +217,7 @@ class Tinker:
         )
 
     def train(self, context: Context, cell: Cell) -> TrainingRecord:
-        """Train the cell on the server, or confirm that it is trained; its training record.
+        """Train the cell on the server, or confirm that it is trained; returns its training record.
 
         Raises DivergedError on a loss that is not finite, GateError where the server trained other modules than asked
         or a checkpoint expired, MachineError where the server fails.
@@ -284,12 +287,14 @@ class Tinker:
         return loss
 
     def trained(self, context: Context, cell: Cell) -> RunWeights:
-        """The chosen candidate's converted weights on the server. Raises GateError when they have expired."""
+        """The chosen candidate's converted weights on the server. Raises GateError if they have expired."""
         if cell.phase == BASELINE:
             return self.base(context)
         best = TrainingRecord.load(context.store.run(cell.run_id) / "training.json").chosen
         if not isinstance(best, ServerCandidate) or best.sampler is None:
-            raise StaleError(f"run {cell.run_id} kept no weights to sample from.", fix="Delete its folder.")
+            raise StaleError(
+                f"run {cell.run_id} kept no weights to sample from.", fix="Delete the run's folder to train it again."
+            )
         require_server(self.base_url)
         weights = SamplerWeights(best.sampler, best.expires, best.external)
         sampler = Sampler(self.base_url, weights=weights)
@@ -303,7 +308,7 @@ class Tinker:
 
 @dataclass
 class RemoteWeights:
-    """Converted weights, or the base, on the server. `chosen_nll` is the validation NLL they were chosen by."""
+    """Converted weights, or the base, on the server. `chosen_nll` is the validation NLL by which they were chosen."""
 
     sampler: Sampler
     generation_config: Any
@@ -311,7 +316,7 @@ class RemoteWeights:
     model: Any = None
 
     def decoding(self, max_new_tokens: int, batch_size: int) -> DecodingNotes:
-        """Greedy is asked for by temperature 0; the server decides how it batches."""
+        """Greedy decoding is requested by temperature 0; the server decides how it batches."""
         return DecodingNotes(True, max_new_tokens, None, "tinker", AskedOfServer(0.0, 0))
 
     def nll(self, rows: Sequence[Rendered]) -> list[tuple[float, int]]:
@@ -319,7 +324,8 @@ class RemoteWeights:
         return self.sampler.nll(rows)
 
     def confirm(self, zones: Mapping[str, ZoneLoss]) -> Conversion | None:
-        """Compare converted weights with the training weights by their validation NLL, for the record.
+        """Compare converted weights with the training weights by their validation NLL, and return the result for the
+        record.
 
         Raises GateError where they are further apart than rounding takes them.
         """
@@ -329,9 +335,9 @@ class RemoteWeights:
         apart = abs(found - self.chosen_nll)
         if not apart <= CONVERTED_WITHIN:
             raise GateError(
-                f"converted weights have a validation NLL of {found:.4f}, the training weights had "
+                f"converted weights have a validation NLL of {found:.4f}, but the training weights had "
                 f"{self.chosen_nll:.4f}: the server did not convert what it trained.",
-                fix="Ask the server's operator. Nothing was scored.",
+                fix="Report it to the server's operator. Nothing was scored.",
             )
         return Conversion(self.chosen_nll, found, apart)
 
@@ -361,7 +367,7 @@ class _Candidates:
 
     @property
     def best(self) -> int:
-        """The step with the lowest validation NLL, the earliest of equals."""
+        """The step with the lowest validation NLL; the earliest of equal ones."""
         return min(self.losses, key=lambda step: (self.losses[step], step))
 
     @property
@@ -369,7 +375,7 @@ class _Candidates:
         return self.exports.get(self.best)
 
     def add(self, step: int, nll: float, sources: dict[str, float] | None = None) -> None:
-        """Take the training weights of this moment as a candidate. What chooses a rate needs no weights."""
+        """Save the present training weights as a candidate. Runs that only choose a rate save none."""
         self.losses[step], self.sources[step] = nll, sources
         if self.cell.phase == MAIN:
             self.weights[step] = self.session.save(f"step-{step}")
@@ -378,7 +384,7 @@ class _Candidates:
             self.watch()
 
     def watch(self) -> None:
-        """Export the best candidate when its time on the server runs out. Raises GateError when it ran out."""
+        """Export the best candidate before it expires on the server. Raises GateError if it has expired."""
         if not self.weights or self.best in self.exports:
             return
         if export_due(self.weights[self.best].expires, datetime.now(UTC)):
@@ -392,7 +398,7 @@ class _Candidates:
         return self.context.store.run(self.cell.run_id) / "checkpoints" / f"step-{step}"
 
     def candidates(self) -> tuple[ServerCandidate, ...]:
-        """All candidates; the best one is exported now at the latest, others that were are taken away."""
+        """All candidates; the best one is exported by now, and exports of the others are deleted."""
         if self.weights:
             self._export(self.best)
         for step in [s for s in self.exports if not self.all and s != self.best]:
@@ -408,7 +414,7 @@ class _Candidates:
         return ServerCandidate(step, nll, checkpoint, held.path, held.external, held.expires, by_source=own)
 
     def exported(self) -> dict[str, Any]:
-        """What the chosen candidate's export holds, and where it differs from what was asked."""
+        """The content of the chosen candidate's export, and where it differs from the request."""
         found = self.best_export
         if found is None:
             return {"exported": None, "differs": None}
@@ -433,14 +439,14 @@ def _refused(study: Study) -> Iterator[str]:
             yield f"{where}.{key}: the server's loss and steps are its own"
     train = study.train
     if train.devices > 1 or train.strategy != "ddp":
-        yield "train.devices, train.strategy: the server shares a model among its devices"
+        yield "train.devices, train.strategy: the server divides a model among its devices itself"
     for key in ("padding_free", "gradient_checkpointing"):
         if getattr(train, key):
             yield f"train.{key}: the server decides it"
     if "dtype" in study.model.model_fields_set:
         yield "model.dtype: the server decides the precision"
     if study.report_to:
-        yield "report_to: it is the local Trainer's reporting"
+        yield "report_to: only the local Trainer reports"
     if study.selection is not None and study.selection.batch_shapes:
         yield "selection.batch_shapes: the server decides its micro-batches"
 
@@ -473,9 +479,9 @@ def _judge(condition: str, losses: Sequence[float], differs: Sequence[str]) -> N
     where = f"live probe of {condition}:"
     if any(a == b for a, b in itertools.pairwise(losses)):
         raise GateError(
-            f"{where} a step left the loss of the same rows as it was ({losses[0]:.4f}): the server did not take "
-            "gradient and update in the order in which they were sent, or the rate is too small to move anything.",
-            fix="Leave backend.ahead at 0; with 0 already, raise the learning rate.",
+            f"{where} a step did not change the loss of the same rows ({losses[0]:.4f}): the server did not apply "
+            "gradient and update in the order in which they were sent, or the learning rate is too small.",
+            fix="Leave backend.ahead at 0; if it is 0 already, raise the learning rate.",
         )
     _refuse_differs(where.rstrip(":"), differs)
 
@@ -484,7 +490,7 @@ def _refuse_differs(where: str, differs: Sequence[str]) -> None:
     if differs:
         raise GateError(
             f"{where}: the server did not train what the condition declares ({'; '.join(differs)}).",
-            fix="Declare what it does train, or use another server.",
+            fix="Declare what the server trains, or use another server.",
         )
 
 
@@ -497,7 +503,7 @@ def _measured(trainable: Trainable, export: Mapping[str, Any] | None) -> Trainab
 
 
 def generation_config(model: ModelRef) -> GenerationConfig:
-    """The generation config beside the tokenizer, else what config.json says. Raises ModelError."""
+    """The generation config beside the tokenizer, else from config.json. Raises ModelError."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -505,14 +511,17 @@ def generation_config(model: ModelRef) -> GenerationConfig:
             return GenerationConfig.from_pretrained(model.path)
         return GenerationConfig.from_model_config(AutoConfig.from_pretrained(model.path))
     except (OSError, ValueError) as exc:
-        raise ModelError(f"{model.path}: no usable generation config ({exc}).", fix="Check the files.") from None
+        raise ModelError(
+            f"{model.path}: expected a usable generation config ({exc}).",
+            fix="Check generation_config.json and config.json.",
+        ) from None
 
 
 # ---------------------------------------------------------------- the schedule, as the local Trainer runs it
 
 
 def batches_of(rows: Sequence[Rendered], plan: Train, seed: int) -> Iterator[list[Rendered]]:
-    """The rows of one optimizer step after the other, without end, in the order in which a local run sees them."""
+    """The rows of one optimizer step after another, endlessly, in the order in which a local run sees them."""
     import torch
 
     size = effective_batch(plan)
@@ -523,7 +532,7 @@ def batches_of(rows: Sequence[Rendered], plan: Train, seed: int) -> Iterator[lis
 
 
 def learning_rates(plan: Train, lr: float, steps: int) -> list[float]:
-    """The rate of every optimizer step, from transformers' own schedules."""
+    """The learning rate of every optimizer step, from transformers' own schedules."""
     import torch
     from transformers import get_scheduler
 
@@ -539,5 +548,5 @@ def learning_rates(plan: Train, lr: float, steps: int) -> list[float]:
 
 
 def rates_of(rates: Iterator[float], n: int) -> list[float]:
-    """The next `n` rates."""
+    """The next `n` learning rates."""
     return list(itertools.islice(rates, n))

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 SERVER_OWNED = (
     "precision of weights and activations",
     "lora_alpha",
-    "gradient clipping: the norm is sent with every step, a server may pass over it",
+    "gradient clipping: the norm is sent with every step, but a server may ignore it",
     "reduction of the loss over rows: weights are sent as 1/n of the step's n target tokens",
     "micro-batches and their order of summation",
-    "random numbers of dropout and initialisation, the seed given being a request",
+    "random numbers of dropout and initialisation: the seed is only a request",
 )
 SWITCHES = {"attention": "train_attn", "mlp": "train_mlp", "head": "train_unembed"}
 MARGIN = timedelta(hours=1)  # an export is due when a checkpoint has less than this left
@@ -55,7 +55,7 @@ SILENCE_S = 20
 
 @dataclass(frozen=True, slots=True)
 class TinkerConfig:
-    """What is asked of the server; `adam` goes as it is.
+    """The settings requested from the server; `adam` is sent unchanged.
 
     `ahead` is the number of optimizer steps in flight at once, each gradient with its update; 0 sends the update when
     the gradient has come back, which no server can take in another order.
@@ -82,7 +82,7 @@ class StepTaken:
 
 @dataclass(frozen=True, slots=True)
 class SamplerWeights:
-    """Weights converted for sampling, by the server's own path. `expires` is None where the server names no time.
+    """Weights converted for sampling, by the server's own path. `expires` is None if the server names no time.
 
     `external` is the path of the copy that can be downloaded, where the SDK keeps one apart.
     """
@@ -117,13 +117,14 @@ def switches(targets: Sequence[str]) -> dict[str, bool]:
     unknown = sorted(set(targets) - set(SWITCHES))
     if unknown or not targets:
         raise ModelError(
-            f"the Tinker API switches {', '.join(SWITCHES)}, found {unknown or 'nothing'}.", fix="Name groups of these."
+            f"the Tinker API switches {', '.join(SWITCHES)}, found {unknown or 'nothing'}.",
+            fix="Name only these groups.",
         )
     return {switch: group in targets for group, switch in SWITCHES.items()}
 
 
 def missed(asked: Sequence[str], names: Iterable[str]) -> list[str]:
-    """What an exported adapter has and was not asked for, or lacks: `mlp: trained, not asked`. Empty when all is well.
+    """Differences of an exported adapter from the request: `mlp: trained, not asked`. Empty if there are none.
 
     `names` are the adapter's tensor names.
     """
@@ -138,7 +139,7 @@ def _module(tensor: str) -> str:
 
 
 def export_due(expires: str | None, now: datetime) -> bool:
-    """Whether a checkpoint has to be exported now. Raises GateError when it has already expired."""
+    """Whether a checkpoint must be exported now. Raises GateError if it has already expired."""
     if expires is None:
         return False
     left = datetime.fromisoformat(expires).astimezone(UTC) - now
@@ -151,9 +152,11 @@ def export_due(expires: str | None, now: datetime) -> bool:
 
 
 def require_sdk() -> ModuleType:
-    """The SDK's module. Raises MachineError without it."""
+    """The SDK's module. Raises MachineError if it is not installed."""
     if util.find_spec("tinker") is None:
-        raise MachineError("the Tinker backend needs its SDK.", fix="Run `pip install 'veritune[tinker]'`.")
+        raise MachineError(
+            "the Tinker backend needs its SDK, which is not installed.", fix="Run `pip install 'veritune[tinker]'`."
+        )
     import tinker
 
     module: ModuleType = tinker
@@ -161,7 +164,7 @@ def require_sdk() -> ModuleType:
 
 
 def require_server(base_url: str) -> None:
-    """Raises MachineError where nothing answers at the address; any answer will do, the SDK finds out the rest."""
+    """Raises MachineError if nothing answers at the address; any answer is enough here."""
     try:
         with urlopen(f"{base_url.rstrip('/')}/api/v1/healthz", timeout=SILENCE_S):
             return
@@ -169,13 +172,13 @@ def require_server(base_url: str) -> None:
         return
     except (URLError, OSError, ValueError) as exc:
         raise MachineError(
-            f"backend.base_url: no Tinker server answers ({exc}).", fix="Start it, or correct the address."
+            f"backend.base_url: no Tinker server answers ({exc}).", fix="Start the server, or correct the address."
         ) from None
 
 
 @contextmanager
 def server_errors(doing: str) -> Iterator[None]:
-    """What the SDK raises, as MachineError that says what was being done."""
+    """Turn the SDK's errors into a MachineError that says what was being done."""
     import concurrent.futures
 
     api = require_sdk()
@@ -185,7 +188,7 @@ def server_errors(doing: str) -> Iterator[None]:
         words = " ".join(str(exc).split()) or type(exc).__name__
         raise MachineError(
             f"the Tinker server failed while {doing}: {type(exc).__name__}: {words[:300]}.",
-            fix="What is finished is kept; the same command resumes what is left.",
+            fix="Finished work is kept; the same command resumes the rest.",
         ) from None
 
 
@@ -221,7 +224,8 @@ class Session:
             )
 
     def train(self, batches: Iterable[Sequence[Rendered]], learning_rates: Iterable[float]) -> Iterator[StepTaken]:
-        """One optimizer step a batch, in order; up to `ahead` of them are submitted before the first is awaited.
+        """Train one optimizer step per batch, in order; up to `ahead` of them are submitted before the first is
+        awaited.
 
         Raises DivergedError on a loss that is not finite, MachineError when the server fails.
         """
@@ -264,7 +268,7 @@ class Session:
         return StepTaken(number, loss, count, rate)
 
     def nll(self, rows: Sequence[Rendered]) -> list[tuple[float, int]]:
-        """For each row its summed NLL in nats and its number of target tokens, under the weights as they are now."""
+        """For each row its summed NLL in nats and its number of target tokens, under the present weights."""
         chunks = [rows[k : k + ROWS_A_REQUEST] for k in range(0, len(rows), ROWS_A_REQUEST)]
         data = [[datum(row) for row in chunk] for chunk in chunks]
         with server_errors("measuring losses"):
@@ -273,7 +277,7 @@ class Session:
         return [_masked(d, o) for chunk, out in zip(data, outputs) for d, o in zip(chunk, out, strict=True)]
 
     def save(self, name: str) -> SamplerWeights:
-        """Convert the training weights as they are now into weights that can be sampled from, and that can be exported.
+        """Convert the present training weights into weights for sampling and export.
 
         Newer SDKs download external weights only, which are made from the training weights of this moment.
         """
@@ -296,7 +300,7 @@ class Session:
         return Sampler(self.config.base_url, weights=weights).sample(prompts, max_tokens, stop)
 
     def export(self, weights: SamplerWeights, folder: Path) -> dict[str, Any]:
-        """Download the adapter into `folder` and say what the server really trained.
+        """Download the adapter into `folder`, and return what the server really trained.
 
         Raises GateError when the checkpoint has expired, ModelError when the archive holds no safetensors.
         """
@@ -314,7 +318,9 @@ class Session:
         return {**inspect(folder, self.config.targets), "completed": complete_config(folder), **self.record()}
 
     def record(self) -> dict[str, Any]:
-        """Who trained: SDK version, what was asked, and what the server decides. No key and no address."""
+        """The training's record: SDK version, what was requested, and what the server decides. It contains no key and
+        no address.
+        """
         asked: dict[str, Any] = {"base_model": self.config.base_model, "rank": self.config.rank}
         asked |= {"seed": self.config.seed, "adam": dict(self.config.adam), "steps_in_flight": self.config.ahead}
         asked |= switches(self.config.targets)
@@ -326,7 +332,7 @@ class Session:
         }
 
     def close(self) -> None:
-        """End the connection, where the SDK can; the server forgets an adapter that no session holds."""
+        """Close the connection, if the SDK can; the server forgets an adapter without a session."""
         if hasattr(self.service, "close"):
             with server_errors("closing"):
                 self.service.close("success").result()
@@ -370,7 +376,7 @@ class Sampler:
         return [_prompt_nll(row, list(given or ())) for row, given in zip(rows, found)]
 
     def close(self) -> None:
-        """End the connection, where the SDK can."""
+        """Close the connection, if the SDK can."""
         if hasattr(self.service, "close"):
             with server_errors("closing"):
                 self.service.close("success").result()
@@ -389,7 +395,7 @@ def _prompt_nll(row: Rendered, given: Sequence[float | None]) -> tuple[float, in
     """
     n = len(row.input_ids)
     if len(given) not in (n, n - 1):
-        raise ModelError(f"row {row.row_id}: {n} tokens were sent, {len(given)} log-probabilities came.")
+        raise ModelError(f"row {row.row_id}: {n} tokens were sent, but {len(given)} log-probabilities came back.")
     after_first = given[len(given) - (n - 1) :]
     wanted = [p for p, label in zip(after_first, row.labels[1:], strict=True) if label != -100]
     numbers = [p for p in wanted if p is not None and p == p and abs(p) != float("inf")]
@@ -408,7 +414,9 @@ def _same_checkpoint(listed: tinker.types.Checkpoint, path: str, external: str |
 
 def _fetched(url: str) -> bytes:
     if urlsplit(url).scheme not in ("http", "https"):
-        raise ModelError(f"the server gave no web address for the adapter: {url[:80]!r}.", fix="Ask its operator.")
+        raise ModelError(
+            f"the server gave no web address for the adapter: {url[:80]!r}.", fix="Report it to the server's operator."
+        )
     with urlopen(url, timeout=600) as answer:
         content: bytes = answer.read()
     return content
@@ -418,13 +426,15 @@ def _put(folder: Path, name: str, content: bytes) -> None:
     """Write one exported file. Raises ModelError where its name leads out of `folder`."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise ModelError(f"the server names a file outside the export: {name[:80]!r}.", fix="Ask its operator.")
+        raise ModelError(
+            f"the server names a file outside the export: {name[:80]!r}.", fix="Report it to the server's operator."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
 def untar(archive: bytes, folder: Path) -> None:
-    """Unpack a tar of an adapter: its plain files. Raises ModelError for a name outside `folder` and for a link.
+    """Unpack the plain files of an adapter's tar archive. Raises ModelError for a name outside `folder` and for a link.
 
     Member by member: `extractall` has its safe filter only from Python 3.11.4 on.
     """
@@ -435,12 +445,15 @@ def untar(archive: bytes, folder: Path) -> None:
                 continue
             stream = tar.extractfile(member) if member.isreg() else None
             if stream is None:
-                raise ModelError(f"the export holds {member.name[:80]!r}, no plain file.", fix="Ask its operator.")
+                raise ModelError(
+                    f"the export holds {member.name[:80]!r}, which is not a plain file.",
+                    fix="Report it to the server's operator.",
+                )
             _put(folder, member.name, stream.read())
 
 
 def complete_config(folder: Path) -> list[str]:
-    """Name the adapted modules in adapter_config.json where the server left them open; what was written.
+    """Add the adapted modules to adapter_config.json if the server left them open; returns what was written.
 
     PEFT fills the gap with the architecture's usual few and passes over the tensors of all others.
     """
@@ -461,7 +474,8 @@ def complete_config(folder: Path) -> list[str]:
 
 
 def inspect(folder: Path, asked: Sequence[str]) -> dict[str, JsonLike]:
-    """An exported adapter: files with hashes, modules, number of parameters, and where it differs from what was asked.
+    """The content of an exported adapter: files with hashes, modules, number of parameters, and where it differs from
+    the request.
 
     A module counts as trained when its B, which starts at zero, is not zero; `parameters` are the scalars of its A and
     B. Raises ModelError when there are no safetensors.
@@ -470,7 +484,7 @@ def inspect(folder: Path, asked: Sequence[str]) -> dict[str, JsonLike]:
 
     files = sorted(folder.rglob("*.safetensors"))
     if not files:
-        raise ModelError("the exported archive holds no safetensors.", fix="Ask the server's operator.")
+        raise ModelError("the exported archive holds no safetensors.", fix="Report it to the server's operator.")
     names: list[str] = []
     scalars: dict[str, int] = {}
     for file in files:

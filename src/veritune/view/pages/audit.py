@@ -28,7 +28,7 @@ def audit(desk: Desk, request: Request) -> Response:
     """The page."""
     place = desk.place(request)
     if place.kind == "scores":
-        raise UnknownAddress(f"{place.name} holds score files, no audit.")
+        raise UnknownAddress(f"{place.name} holds score files, not an audit.")
     texts = told(place)
     packs = list(packs_of(place))
     held, said = _contamination(place)

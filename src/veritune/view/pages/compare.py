@@ -15,7 +15,7 @@ from veritune.view.places import score_files
 
 
 def compare(desk: Desk, request: Request) -> Response:
-    """The form, and below it the answer."""
+    """The comparison page: the form, and below it the result."""
     query = request.query_params
     place = desk.find(query["place"]) if query.get("place") else None
     files = score_files(place) if place else {}
@@ -63,4 +63,4 @@ def _number(text: str) -> float | None:
     try:
         return float(text.replace(",", "."))
     except ValueError:
-        raise InputError(f"Margin: {text[:40]!r} is no number.") from None
+        raise InputError(f"Margin: {text[:40]!r} is not a number.") from None

@@ -47,7 +47,7 @@ MOST_FORM = 2_000_000
 
 
 class UnknownAddress(InputError):
-    """An address that names nothing here."""
+    """An address that leads to no page."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Desk:
     folders: tuple[Path, ...] = ()
 
     def place(self, request: Request) -> Place:
-        """The place of an address. Raises Missing."""
+        """The place that an address names. Raises UnknownAddress."""
         return self.find(str(request.path_params["place"]))
 
     def find(self, name: str) -> Place:
-        """A place by its id. Raises Missing."""
+        """A place by its id. Raises UnknownAddress."""
         found = next((p for p in self.places if p.id == name), None)
         if found is None:
             raise UnknownAddress("There is no such study or folder here.", fix="The home page lists what there is.")
@@ -101,7 +101,7 @@ def _href(context: Context, path: str) -> str:
 def show(
     desk: Desk, template: str, *, status: int = 200, tab: str | None = None, place: Place | None = None, **more: Any
 ) -> HTMLResponse:
-    """A page from its template."""
+    """A page rendered from its template."""
     facts = {
         "version": metadata.version("veritune"),
         "edit": desk.rules.edit,
@@ -127,7 +127,7 @@ def failure(desk: Desk, status: int, message: str, fix: str = "") -> HTMLRespons
 def writing(
     desk: Desk, page: Callable[[Desk, Mapping[str, str], Request], Response]
 ) -> Callable[[Request], Awaitable[Response]]:
-    """A handler for a form: its token is checked, and what it raises becomes a page."""
+    """A handler for a form: it checks the form's token, and turns errors into a page."""
 
     async def handler(request: Request) -> Response:
         body = b""
@@ -137,7 +137,7 @@ def writing(
                 return failure(desk, 413, "The form is larger than 2 MB.")
         form = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
         if not hmac.compare_digest(form.get("form", "").encode(), desk.rules.form.encode()):
-            return failure(desk, 403, "This form is of an earlier server.", "Load the page again.")
+            return failure(desk, 403, "This form was loaded before the server was restarted.", "Load the page again.")
         try:
             return page(desk, form, request)
         except StaleError as exc:
@@ -160,12 +160,12 @@ def static(desk: Desk, request: Request) -> Response:
 
 
 def to(address: str) -> RedirectResponse:
-    """After a form: the page to show. The browser asks for it with GET."""
+    """A redirect after a form to the page to show, which the browser requests with GET."""
     return RedirectResponse(address, status_code=303)
 
 
 def labels_of(place: Place) -> dict[str, str]:
-    """How a score file is called on a page: a study's runs by condition and seed."""
+    """The label of a score file on a page: for a study's runs, condition and seed."""
     if place.kind != "study":
         return {name: name for name in score_files(place)}
     found = {}

@@ -35,14 +35,14 @@ SAME = {"yes": True, "no": False, "": None}
 
 @dataclass(frozen=True)
 class RowText:
-    """What a row of the data says, for people and as the hash that a decision names."""
+    """The content of a data row, as text and as the hash that a decision names."""
 
     text: str
     row: Row
 
 
 def report_of(place: Place) -> Mapping[str, Any]:
-    """An audit's report.json; empty for a study, and where it is damaged."""
+    """An audit's report.json; empty for a study, and if the file is damaged."""
     path = place.path / "report.json"
     try:
         record = read_json(path) if place.kind == "audit" and path.exists() else {}
@@ -52,7 +52,7 @@ def report_of(place: Place) -> Mapping[str, Any]:
 
 
 def members(place: Place) -> dict[str, list[Mapping[str, JsonLike]]]:
-    """The rows of every family, as recorded. Raises FormatError where the record is damaged."""
+    """The recorded rows of every family. Raises FormatError if the record is damaged."""
     rows: Sequence[Mapping[str, Any]] = []
     if place.kind == "audit" and (place.path / "families.jsonl").exists():
         rows = list(read_jsonl(place.path / "families.jsonl"))
@@ -65,7 +65,7 @@ def members(place: Place) -> dict[str, list[Mapping[str, JsonLike]]]:
 
 
 def told(place: Place) -> Mapping[str, RowText]:
-    """What each row says, by id; empty where the data file is not found or has changed since the audit."""
+    """The content of each row by id; empty if the data file is missing or has changed since the audit."""
     if place.kind == "study":
         folder = data_folder(place)
         path = folder / "rows.parquet" if folder is not None else None
@@ -78,7 +78,7 @@ def told(place: Place) -> Mapping[str, RowText]:
 
 
 def items_told(place: Place, name: str) -> Mapping[str, RowText]:
-    """What each item of an eval says that the rows were compared with; empty where its file is gone or has changed."""
+    """The content of each eval item that the rows were compared with; empty if its file is missing or has changed."""
     record = report_of(place)
     facts = next((e for e in record.get("evals") or () if isinstance(e, dict) and e.get("name") == name), {})
     path = _file_of(place, facts)
@@ -135,12 +135,13 @@ def _by_id(rows: Sequence[Row]) -> Mapping[str, RowText]:
 
 
 def decisions_file(place: Place) -> Path:
-    """Where decisions on families lie; the audit that writes this folder obeys it, a study where it names it."""
+    """The file with decisions on families; the next audit into this folder applies it, and a study does if it names
+    it."""
     return place.path / "review" / NAME
 
 
 def family_facts(place: Place, texts: Mapping[str, RowText]) -> dict[str, Any]:
-    """What the page shows of families: the largest, and how the decisions stand."""
+    """The facts that the page shows: the largest families, and which decisions were applied."""
     path, problem = decisions_file(place), ""
     standing: tuple[FamilyDecision, ...] = ()
     try:
@@ -176,9 +177,13 @@ def _obeyed(place: Place, path: Path) -> str:
     else:
         made = _frozen(place)
         name = path.relative_to(place.path).as_posix()
-        again = f"write `family_decisions: {name}` under `data:` in study.yaml; where it is frozen: veritune amend"
+        again = f"write `family_decisions: {name}` under `data:` in study.yaml; if the study is frozen: veritune amend"
     known = made.get("sha256") if isinstance(made, dict) else None
-    return "these families obey them" if known == sha256_file(path) else f"these families do not obey them yet: {again}"
+    return (
+        "these families have the decisions applied"
+        if known == sha256_file(path)
+        else (f"the decisions are not applied to these families yet: {again}")
+    )
 
 
 def _frozen(place: Place) -> Any:
@@ -235,23 +240,28 @@ def _pair(
 
 
 def audit_decide(desk: Desk, form: Mapping[str, str], request: Request) -> Response:
-    """Write that two rows are, or are not, one family. Raises InputError where that would contradict what stands."""
+    """Record that two rows are, or are not, one family. Raises InputError if that would contradict earlier
+    decisions."""
     place = desk.place(request)
     a, b, same = form.get("a", "").strip(), form.get("b", "").strip(), form.get("same")
     families = {row_id(row): name for name, rows in members(place).items() for row in rows}
     for name in (a, b):
         if name not in families:
-            raise UnknownAddress(f"{name[:80]!r} is no row of this audit.", fix="Ids stand over the rows.")
+            raise UnknownAddress(
+                f"{name[:80]!r} is not a row of this audit.", fix="Copy the row's id from the line above its text."
+            )
     if a == b or same not in SAME:
-        raise InputError("Expected two rows, and whether they are one family.", fix="Go back and choose.")
+        raise InputError("Expected two rows, and whether they are one family.", fix="Go back and choose both.")
     texts = told(place)
     if a not in texts or b not in texts:
         raise InputError(
-            "The data file is not here, or has changed since the audit: a decision names what its rows say.",
+            "The data file is missing or has changed since the audit, but a decision must refer to the rows' content.",
             fix="Run the audit again beside the data.",
         )
     if same == "no" and same_text(texts[a].row, texts[b].row):
-        raise InputError(f"{a} and {b} have one text: apart they would leak from one zone into another.")
+        raise InputError(
+            f"{a} and {b} have equal text: as separate families they would leak from one zone into another."
+        )
     decision = FamilyDecision(a, b, SAME[same], row_sha256(texts[a].row), row_sha256(texts[b].row), now())
     decide_family(decisions_file(place), decision, SAME.get(form.get("seen", "")))
     note = f"saved: {a} and {b}: {WORDS[SAME[same]] or 'taken back'}"

@@ -25,7 +25,7 @@ LONGEST = 4_000
 
 @dataclass(frozen=True)
 class Listed:
-    """A study in the list."""
+    """One study in the list."""
 
     place: Place
     question: str
@@ -36,7 +36,7 @@ class Listed:
 
 
 def home(desk: Desk, request: Request) -> Response:
-    """Studies with question, verdicts, state and last event; audits and score files."""
+    """The home page: studies with question, verdicts, state and last event; audits and score files."""
     text = request.query_params.get("text", "").strip()
     studies = [_listed(p) for p in desk.places if p.kind == "study"]
     found = [s for s in studies if _holds(text, s.question, str(s.place.path), *(v["name"] for v in s.verdicts))]
@@ -90,11 +90,13 @@ def _state(store: Store) -> str:
         return f"running, {done} cells done"
     if not store.contract_file.exists():
         return "not frozen"
-    return f"{done} of {begun} begun cells done" if begun > done else f"{done} cells done"
+    return f"{done} of {begun} started cells done" if begun > done else f"{done} cells done"
 
 
 def file(desk: Desk, request: Request) -> Response:
-    """One file of a place, as text, around a line; report.html and the pages beside it as they are, without scripts."""
+    """One file of a place, shown as text around a line; report.html and its pages are shown as they are, without
+    scripts.
+    """
     place = desk.place(request)
     name, path = _named(place, request)
     if name == "report.html" or (name.startswith("report.outputs/") and name.endswith(".html")):
@@ -109,7 +111,7 @@ def file(desk: Desk, request: Request) -> Response:
 
 
 def raw(desk: Desk, request: Request) -> Response:
-    """One file of a place, whole, as text that no browser runs."""
+    """One whole file of a place, as text that a browser does not execute."""
     _, path = _named(desk.place(request), request)
     return FileResponse(path, media_type="text/plain; charset=utf-8")
 
@@ -118,7 +120,7 @@ def _named(place: Place, request: Request) -> tuple[str, Path]:
     name = str(request.path_params["name"]).rstrip("/")
     path = file_in(place, name)
     if path is None:
-        raise UnknownAddress(f"{name[:200]} is no file of {place.name}.")
+        raise UnknownAddress(f"{name[:200]} is not a file of {place.name}.")
     return name, path
 
 

@@ -25,7 +25,7 @@ def release(desk: Desk, request: Request) -> Response:
     """The page."""
     place = desk.place(request)
     if place.kind != "study":
-        raise UnknownAddress(f"{place.name} is no study.")
+        raise UnknownAddress(f"{place.name} is not a study.")
     gates, waivers, problem = _gates(place)
     channels, more = _channels(desk.registry)
     return show(

@@ -16,7 +16,7 @@ from veritune.view.places import Place
 
 
 def of_folders(desk: Desk) -> Iterator[tuple[ResultsIndex | None, str]]:
-    """Every index, or None and what is wrong with it. No file of a study is hashed for a page."""
+    """Every index, or None with what is wrong with it. No file of a study is hashed for a page."""
     for folder in _folders(desk):
         try:
             yield read_index(folder, rehash=False), ""
@@ -25,7 +25,7 @@ def of_folders(desk: Desk) -> Iterator[tuple[ResultsIndex | None, str]]:
 
 
 def of_study(desk: Desk, place: Place) -> list[tuple[int, Result]]:
-    """The results that came from this study, each with the number of its index; a damaged index has none."""
+    """The results that came from this study, each with the number of its index; a damaged index gives none."""
     return [
         (number, result)
         for number, (index, _) in enumerate(of_folders(desk))

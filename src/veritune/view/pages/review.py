@@ -19,7 +19,7 @@ KINDS = ("keep", "drop", "edit")
 
 
 def packs_of(place: Place) -> dict[str, Path]:
-    """The review packs of a study or an audit by name."""
+    """The review packs of a study or an audit, by name."""
     folders = [place.path / "review", place.path / "audit" / "review"]
     return {
         p.relative_to(place.path).as_posix(): p
@@ -30,12 +30,12 @@ def packs_of(place: Place) -> dict[str, Path]:
 
 
 def review(desk: Desk, request: Request) -> Response:
-    """One row of a pack, with what this reviewer decided."""
+    """One row of a pack, with this reviewer's decision."""
     place = desk.place(request)
     name, pack = _pack(place, request.query_params.get("pack", ""))
     reviewer = request.query_params.get("reviewer", "")
     if not REVIEWER.fullmatch(reviewer):
-        problem = f"{reviewer[:40]!r} is no reviewer's name." if reviewer else ""
+        problem = f"{reviewer[:40]!r} cannot be used as a reviewer's name." if reviewer else ""
         return show(desk, "review", place=place, tab="/audit", pack=name, reviewer="", problem=problem)
     rows, decided = rows_of(pack), choices(pack, reviewer)
     asked = request.query_params.get("n", "")
@@ -77,7 +77,7 @@ def _next(rows: list[Mapping[str, Any]], decided: Mapping[str, Any]) -> int:
 
 
 def review_decide(desk: Desk, form: Mapping[str, str], request: Request) -> Response:
-    """Write a decision, then show the next row."""
+    """Record a decision, then show the next row."""
     place = desk.place(request)
     name, pack = _pack(place, form.get("pack", ""))
     rows = {str(r["row_id"]): r for r in rows_of(pack)}
@@ -85,10 +85,10 @@ def review_decide(desk: Desk, form: Mapping[str, str], request: Request) -> Resp
     if item not in rows:
         raise UnknownAddress("That row is not in the pack.")
     if kind not in (*KINDS, ""):
-        raise InputError(f"{kind[:40]!r} is no decision.", fix="keep, drop or edit.")
+        raise InputError(f"{kind[:40]!r} is not a decision.", fix="Choose keep, drop or edit.")
     why = form.get("why", "").strip()
     if kind in ("drop", "edit") and not why:
-        raise InputError("A reason is needed to drop or edit a row.", fix="Go back and write one.")
+        raise InputError("A reason is needed to drop or edit a row.", fix="Go back and write a reason.")
     edited = form.get("edited", "").replace("\r\n", "\n") if kind == "edit" else None
     seen = int(form["seen"]) if form.get("seen", "").isdecimal() else 0
     row = rows[item]

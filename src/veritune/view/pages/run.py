@@ -26,7 +26,7 @@ LAST = 5
 
 @dataclass(frozen=True, slots=True)
 class ShownCell(ListedCell):
-    """A cell with the time left as text, and the machine that it runs or ran on."""
+    """A cell with the time left as text, and the machine that it runs or last ran on."""
 
     left: str = ""
     memory: str = ""
@@ -42,7 +42,7 @@ def run(desk: Desk, request: Request) -> Response:
     """The page of a study's cells."""
     place = desk.place(request)
     if place.kind != "study":
-        raise UnknownAddress(f"{place.name} is no study.")
+        raise UnknownAddress(f"{place.name} is not a study.")
     cells, problem = _cells(place)
     names = {c.run_id for c in cells}
     asked = [r for r in request.query_params.getlist("run") if r in names][:MOST]
@@ -147,7 +147,7 @@ def _drawn(by_run: Mapping[str, Sequence[tuple[int, float]]], width: int = 720, 
 
 
 def run_live(desk: Desk, request: Request) -> Response:
-    """What a run has written since byte `from`: curves as step and value, and the next byte."""
+    """What a run has written since byte `from`: points of the curves, and the byte to read from next."""
     place = desk.place(request)
     name, start = request.query_params.get("run", ""), request.query_params.get("from", "0")
     runs = {p.parent.name: p for p in (place.path / "runs").glob("*/metrics.jsonl")}

@@ -76,7 +76,7 @@ def samples_export(desk: Desk, request: Request) -> Response:
     place = desk.place(request)
     form = str(request.path_params["form"])
     if form not in ("jsonl", "csv"):
-        raise UnknownAddress("Samples can be had as .jsonl and .csv.")
+        raise UnknownAddress("Samples are available as .jsonl and .csv only.")
     files, query = _asked(place, request)
     joined = _joined(place, files, query)
     places = [int(n) for n in select(joined, query, _rows(place)[1]).places]

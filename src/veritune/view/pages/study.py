@@ -59,7 +59,7 @@ def study(desk: Desk, place: Place, request: Request) -> Response:
 
 
 def summary(records: Records, cards: Sequence[views.ClaimCard]) -> list[tuple[str, str]]:
-    """What held, what is open, what comes next: one line each, in the words of the verdicts."""
+    """What was settled, what is open, what comes next: one line each, in the words of the verdicts."""
     settled = [c for c in cards if c.status in ("supported", "refuted")]
     left = [c for c in cards if c.status not in ("supported", "refuted")]
     to_settle = {v.claim: v.details.get("to_settle") for v in records.verdicts}
@@ -133,7 +133,7 @@ def _cells(
         loss = run.losses.get(zone)
         value = loss.nll if loss is not None else None
         text = "" if value is None else f"{value:.3f}"
-        cell = {"value": value, "text": text, "source": source, "title": "nats a token, summary.json"}
+        cell = {"value": value, "text": text, "source": source, "title": "nats per token, summary.json"}
         found.append(None if value is None else cell)
     return found
 

@@ -39,7 +39,7 @@ LEVEL_OF = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What became of one number: bound to `quantity`, or a rule that it breaks."""
+    """The outcome for one number: bound to `quantity`, or the rule that it breaks."""
 
     number: PrintedNumber
     rule: str = ""
@@ -49,7 +49,7 @@ class Binding:
 
 
 class Binder:
-    """Checks the numbers of passages against one study's records."""
+    """Checks the numbers in passages against one study's records."""
 
     def __init__(self, records: CheckedRecords) -> None:
         self.records = records
@@ -90,13 +90,13 @@ class Binder:
         return [o for start, o in sorted(done.items()) if start not in skip]
 
     def marked(self, number: PrintedNumber, name: str) -> Binding:
-        """A number that a marker binds to one quantity, whatever the words say."""
+        """The outcome for a number that a marker binds to one quantity, whatever the words say."""
         quantity = self.records.by_name.get(name) or next((q for q in self.now if q.name == name), None)
         if quantity is None:
             old = next((q for q in self.stale if q.name == name), None)
             if old is not None:
-                return Binding(number, "number.stale", f"{name} is known only from {old.stale}", old)
-            message = f"the marker names {name!r}, which no record holds"
+                return Binding(number, "number.stale", f"{name} is recorded only in {old.stale}", old)
+            message = f"the marker names {name!r}, which is in no record"
             return Binding(number, "number.marker", message, suggestion=self._near_name(name))
         if any(holds(number, quantity, f) for f in factors(number, quantity, percent_column=False)):
             return Binding(number, quantity=quantity)
@@ -104,7 +104,7 @@ class Binder:
 
     def _near_name(self, name: str) -> str:
         near = nearest(name, self.records.by_name)
-        return f"did you mean {near}?" if near else "docs/lint.md says how names are formed"
+        return f"did you mean {near}?" if near else "names are explained in docs/lint.md"
 
     # -- one number -------------------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class Binder:
             "number.unbound",
             f"{message}{words}",
             suggestion="Name its condition, zone and measure, write it as a reference {{ name }}, or mark it "
-            "<!--v:none--> when it is no claim.",
+            "<!--v:none--> if it is not a claim.",
         )
 
     def _recorded(self, number: PrintedNumber) -> list[Quantity]:
@@ -223,7 +223,7 @@ class Binder:
         found = self._match(passage, other, gaps)
         if found is None:
             return None
-        message = f"{found.name} has this size and the other sign: {found.scope.text()}"
+        message = f"{found.name} has this size with the opposite sign: {found.scope.text()}"
         return Binding(number, "number.direction", message, found)
 
     def _elsewhere(
@@ -250,10 +250,10 @@ class Binder:
         if not self._contradicted(passage, number, found):
             said = False
         if not said or (found.scope.against is None and found.scope.condition is not None and arms is None):
-            message = f"{found.name} has this value; the words here do not name it"
+            message = f"{found.name} has this value, but the words here do not name it"
             return Binding(number, "number.ambiguous", message, found)
         return Binding(
-            number, "number.scope", f"this is {found.name} ({found.scope.text()}), the words say {meant}", found
+            number, "number.scope", f"this is {found.name} ({found.scope.text()}), but the words say {meant}", found
         )
 
     def _contradicted(self, passage: Passage, number: PrintedNumber, q: Quantity) -> bool:
@@ -462,7 +462,7 @@ class Binder:
         if everywhere:
             a, b = everywhere[0]
             name, meant = a.name.removesuffix(".low"), self._meant(passage, low)
-            message = f"this is the interval of {name} ({a.scope.text()}), the words say {meant}"
+            message = f"this is the interval of {name} ({a.scope.text()}), but the words say {meant}"
             return [Binding(low, "number.scope", message, a), Binding(high, quantity=b)]
         if not pairs:
             return [Binding(low, "number.interval", "no recorded interval belongs to these words"), Binding(high)]
@@ -527,12 +527,18 @@ class Binder:
         if not here:
             near = [q for q in counts if q.value == part.value and q.kind in kinds]
             if len({q.denominator for q in near}) != 1:
-                return [Binding(part, "number.count", "no recorded count is so many of so many"), Binding(whole)]
+                return [
+                    Binding(part, "number.count", "no recorded count has this numerator and denominator"),
+                    Binding(whole),
+                ]
             q = near[0]
             return [Binding(part), Binding(whole, "number.count", f"{q.name} is {q.value:g} of {q.denominator}", q)]
         right = [q for q in here if q.kind in kinds]
         if len({q.value for q in right}) != 1:
-            return [Binding(part, "number.count", "no recorded count is so many of so many"), Binding(whole)]
+            return [
+                Binding(part, "number.count", "no recorded count has this numerator and denominator"),
+                Binding(whole),
+            ]
         q = min(right, key=lambda x: abs(x.value - part.value))
         return [Binding(part, "number.count", f"{q.name} is {q.value:g} of {q.denominator}", q), Binding(whole)]
 
@@ -580,7 +586,7 @@ def relative(text: str, number: PrintedNumber) -> bool:
 
 
 def q_is_unseeded(scope: Scope) -> bool:
-    """Whether a quantity has no runs at all behind it, so that a seed in the sentence does not speak against it."""
+    """Whether a quantity has no runs behind it, so that a seed named in the sentence does not contradict it."""
     return scope.condition is None or scope.against is not None or scope.condition == "baseline"
 
 

@@ -53,8 +53,9 @@ def lint_text(
     facts: Sequence[Fact] = (),
     profile: Profile | None = None,
 ) -> LintReport:
-    """The same for a text in hand; `path` is where it lies, for its figures. `facts` are further records; a `profile`
-    takes the place of the structure that is asked for without one."""
+    """The same check for a text in memory; `path` is its place, for its figures. `facts` are further records; a
+    `profile` replaces the default requirements on structure.
+    """
     return _Check(parse(text), records, rules, path, facts).report(profile)
 
 
@@ -62,7 +63,7 @@ def lint_command(
     given: Sequence[Path], study: Path | None, records: Sequence[Path] = (), rules: Path | None = None,
     profile: str | None = None,
 ) -> tuple[LintReport | list[LintReport], int]:  # fmt: skip
-    """What `veritune lint` does: the report of each page, and 0 when all are clean, else 2.
+    """`veritune lint` as a function: the report of each page, and 0 if all are clean, else 2.
 
     Record files may stand among the pages behind `--records`; with neither, pages are held against the study whose
     folder they lie in. Raises InputError without a page, or without anything to hold it against.
@@ -70,12 +71,14 @@ def lint_command(
     files = [*records, *(p for p in given if records and is_record(p))]
     pages = [p for p in given if p not in files]
     if not pages:
-        raise InputError("expected a write-up, found none.", fix="veritune lint PAGE.md --records results.json")
+        raise InputError(
+            "expected a write-up, found none.", fix="Name one: veritune lint PAGE.md --records results.json"
+        )
     if study is None and not files:
         study = study_beside(pages)
     if study is None and not files and profile is None:
         raise InputError(
-            "expected records to hold the write-up against.",
+            "expected records to check the write-up against, found none.",
             fix="Add --study STUDY, or --records results.json metrics.jsonl table.csv",
         )
     chosen, page_rules = load_rules(rules), load_profile(profile) if profile is not None else None
@@ -93,7 +96,7 @@ def lint_command(
 
 
 def render_text(report: LintReport | Sequence[LintReport]) -> str:
-    """The report for the screen: one line a finding, then the count."""
+    """The report as text for the screen: one line per finding, then the count."""
     if not isinstance(report, LintReport):
         return "\n".join(render_text(one) for one in report)
     lines = []
@@ -131,7 +134,7 @@ class _Check:
         self.numbers = self.bound = 0
 
     def report(self, profile: Profile | None = None) -> LintReport:
-        """The report; with a profile its checks stand in for those of the structure."""
+        """The report; a profile's checks replace those of the default structure."""
         if profile is None:
             for rule, at, message, fix in structure.check(self.document, self.records, self.rules, self.path.parent):
                 self._add(rule, at, message, fix)

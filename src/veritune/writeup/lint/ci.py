@@ -19,7 +19,7 @@ def check_report(report: LintReport | Sequence[LintReport]) -> CheckReport:
 
 
 def without_folder(report: LintReport | list[LintReport], folder: Path) -> LintReport | list[LintReport]:
-    """The reports with pages that came through a pipe under its name, not that of the file kept in `folder`."""
+    """The reports, with pages from a pipe shown under the pipe's name instead of the temporary file in `folder`."""
     if isinstance(report, list):
         return [replace(one, path=str(one.path).removeprefix(f"{folder}/")) for one in report]
     return replace(report, path=str(report.path).removeprefix(f"{folder}/"))

@@ -29,8 +29,9 @@ CONFIDENCE_LINE = r"\b(?:({words})[\s-]confidence\b|confidence\s?(?:[:=]|is|of)?
 def check_page(
     document: Document, profile: Profile, here: Path, root: Path | None, grades: Sequence[str]
 ) -> Iterator[Raised]:
-    """Every finding of the profile's checks, those about numbers apart. `grades` are the verdicts' own, where there are
-    any; `root` is the study's folder, in which figures may lie."""
+    """Every finding of the profile's checks, except those about numbers. `grades` are the verdicts' own, if there are
+    any; `root` is the study's folder, where figures may be.
+    """
     page = _Sections(document, profile)
     yield from page.missing()
     yield from _title(document, profile, page, grades)
@@ -50,12 +51,14 @@ def check_page(
 
 
 def with_profile(report: LintReport, page: Path, profile: Profile, *, numbers: bool) -> LintReport:
-    """A report on numbers alone with the findings of a profile; without `numbers` nothing was held against records."""
+    """A report on numbers alone, with the findings of a profile added; without `numbers` nothing was checked against
+    records.
+    """
     document = parse(prose_of(page))
     findings = list(report.findings) if numbers else []
     if not numbers and report.numbers:
         at = report.readings[0].start
-        message = f"{report.numbers} numbers were held against no records"
+        message = f"{report.numbers} numbers were not checked: no records were given"
         fix = "Add --records FILE or --study STUDY."
         findings += profile_findings(document, profile, [("numbers.records", at, message, fix)])
     findings += profile_findings(document, profile, check_page(document, profile, page.parent, None, ()))
@@ -65,7 +68,7 @@ def with_profile(report: LintReport, page: Path, profile: Profile, *, numbers: b
 
 
 def profile_findings(document: Document, profile: Profile, raised: Iterable[Raised]) -> list[LintFinding]:
-    """What a profile's checks raised, at the levels that the profile gives them."""
+    """The findings of a profile's checks, at the levels that the profile gives them."""
     found = []
     for rule, at, message, suggestion in raised:
         level = profile.level(rule)
@@ -116,7 +119,7 @@ class _Sections:
         return self.starts.get(key, 0)
 
     def missing(self) -> Iterator[Raised]:
-        """Sections that are not there, and those of a team's own that have too few or too many bullets or words."""
+        """Sections that are missing, and a team's own sections with too few or too many bullets or words."""
         end = len(self.document.source.rstrip())
         for rule in self.profile.sections:
             filled = [b for b in self.of(rule.key) if b.kind != "heading"]
@@ -174,10 +177,10 @@ def _title(document: Document, profile: Profile, page: _Sections, grades: Sequen
         )
     elif said not in held:
         message = f"the title says {said} confidence, the results say {', '.join(sorted(held))}"
-        yield "title.confidence", at, message, "Give both the same word."
+        yield "title.confidence", at, message, "Use the same word in both."
     if grades and said not in grades:
         message = f"the title says {said} confidence, the verdicts are graded {', '.join(sorted(set(grades)))}"
-        yield "title.confidence", at, message, "Take the grade of the claim that the title states."
+        yield "title.confidence", at, message, "Use the grade of the claim that the title states."
 
 
 def _said(pattern: re.Pattern[str], text: str) -> str | None:
@@ -200,12 +203,12 @@ def _human(page: _Sections) -> Iterator[Raised]:
     text = page.text("human_summary")
     jargon = re.search(r"\bp\s?[=<]|\b[A-Z]{2,}\b|\d+\.\d+", text)
     if jargon:
-        message = f"the human summary holds {jargon.group()!r}: a reader without the field's terms stops there"
+        message = f"the human summary contains {jargon.group()!r}, which readers outside the field do not know"
         yield (
             "summary.human",
             page.at("human_summary"),
             message,
-            "Say it in plain words, without decimals and short forms.",
+            "Use plain words, without decimals and abbreviations.",
         )
 
 
@@ -269,10 +272,15 @@ def _dataset(page: _Sections) -> Iterator[Raised]:
         return
     shown = [b for b in blocks if b.kind in ("code", "quote", "table") and len(b.raw) >= SHORT]
     if not shown:
-        yield "dataset.example", page.at("dataset"), "the dataset section shows no example", "Quote one row, whole."
+        yield "dataset.example", page.at("dataset"), "the dataset section shows no example", "Quote one complete row."
     raw = "\n".join(b.raw for b in blocks if b.kind != "code")
     if not re.search(r"\]\([^)]+\)|https?://|\bhf://", raw):
-        yield "dataset.link", page.at("dataset"), "the dataset section links no full data", "Link the whole data set."
+        yield (
+            "dataset.link",
+            page.at("dataset"),
+            ("the dataset section has no link to the full data"),
+            "Link the whole data set.",
+        )
 
 
 def _samples(page: _Sections) -> Iterator[Raised]:
@@ -285,7 +293,7 @@ def _samples(page: _Sections) -> Iterator[Raised]:
         yield (
             "samples.by_result",
             page.at("samples"),
-            "the section of sample outputs quotes none",
+            "the section of sample outputs quotes no output",
             "Quote outputs as recorded.",
         )
         return

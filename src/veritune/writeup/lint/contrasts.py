@@ -40,15 +40,17 @@ DOWN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """What a number is of recorded ones, as a formula; `turned` where the words have the two the other way round."""
+    """How a number follows from recorded ones, as a formula; `turned` if the words name the two in the opposite
+    order."""
 
     formula: str
     turned: bool = False
 
 
 def derived(index: FactIndex, place: NumberPlace) -> Contrast | None:
-    """What a number is of two records that the words near it name: a difference, a ratio, a relative gain; or of one:
-    what is left to 1. None when it is nothing of the kind."""
+    """How a number follows from two records that the words near it name: a difference, a ratio, a relative gain; or
+    from one: the rest to 1. None if it does not.
+    """
     there = place.near | place.ambient
     number = place.number
     share = [i for word in there for i in index.by_word.get(word, ())]

@@ -11,7 +11,7 @@ from veritune.writeup.fill import MD_BLOCK, MD_DONE, Filler
 
 @dataclass(frozen=True, slots=True)
 class FilledSpan:
-    """What a reference filled at [start, end), and what is wrong with it: `message` is empty where nothing is."""
+    """The text that a reference filled at [start, end), and what is wrong with it: `message` is empty if nothing is."""
 
     start: int
     end: int
@@ -22,7 +22,7 @@ class FilledSpan:
 
 
 def filled_spans(source: str, filler: Filler, page: Path) -> list[FilledSpan]:
-    """The filled references of a Markdown text, each compared with what the records say now."""
+    """The filled references of a Markdown text, each compared with the present records."""
     found = [_compared(m.start(2), m.end(2), m.group(1).strip(), m.group(2), filler) for m in MD_DONE.finditer(source)]
     for m in MD_BLOCK.finditer(source):
         name = m.group(1).strip()
@@ -49,5 +49,5 @@ def _block(start: int, end: int, name: str, printed: str, filler: Filler, page: 
         return FilledSpan(start, end, name, "number.marker", str(exc), "Correct the name, then fill the page again.")
     if text == printed:
         return FilledSpan(start, end, name)
-    message = f"the table {name} is not as the records give it now"
+    message = f"the table {name} differs from the present records"
     return FilledSpan(start, end, name, "number.stale", message, "Fill the page again: veritune writeup fill PAGE.")

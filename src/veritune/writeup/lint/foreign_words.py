@@ -194,7 +194,7 @@ _LANGUAGES = (
 
 
 def written_abroad(text: str) -> Iterator[WrittenNumber]:
-    """The numbers that a text writes out in one of these languages, in no order; of those that overlap the first."""
+    """The numbers written out as words in one of these languages, in no order; of overlapping ones the first."""
     taken: list[tuple[int, int]] = []
     for found in _all(text):
         if not any(a < found.end and found.start < b for a, b in taken):
@@ -273,7 +273,7 @@ _HALF_ZH = re.compile(r"(?<!降低)(?<!降低了)(?<!减少)(?<!减少了)一半
 
 
 def chinese_amount(word: str) -> int:
-    """`九十五` is 95, `两` is 2; 0 for what is no number."""
+    """The value of a Chinese number: `九十五` is 95, `两` is 2; 0 for what is not a number."""
     total = digit = 0
     for char in word:
         if char in _ZH or char == "两":

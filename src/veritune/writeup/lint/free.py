@@ -45,7 +45,7 @@ def lint_records(
     verdicts: Sequence[HeldVerdict] | None = None,
 ) -> LintReport:
     """Check the numbers and win words of a page (Markdown, Quarto, LaTeX, Jupyter) against record files; `facts` and
-    `verdicts` where they are read.
+    `verdicts` may be passed if they are already read.
 
     Raises InputError where a file cannot be read; what is in the page is a finding.
     """
@@ -70,8 +70,9 @@ def report_of(
     document: Document,
     said: Sequence[Raised] = (),
 ) -> LintReport:
-    """The readings and what is `said` without support as a report: wrong and absent numbers and win words without a
-    verdict are errors unless the rules say otherwise."""
+    """The outcomes for numbers, and unsupported words in `said`, as a report: wrong and absent numbers and win words
+    without a verdict are errors unless the rules differ.
+    """
     findings = [_spoken(document, rules, raised) for raised in said if rules.level(raised[0]) != "off"]
     for r in readings:
         rule = {"wrong": "number.mismatch", "absent": "number.unbound", "ambiguous": "number.ambiguous"}.get(r.outcome)
@@ -97,7 +98,7 @@ def _spoken(document: Document, rules: Rules, raised: Raised) -> LintFinding:
 def check(
     document: Document, facts: Sequence[Fact], rules: Rules | None = None, filler: Filler | None = None
 ) -> list[NumberFate]:
-    """What becomes of every number of a page, in the order of the page. `filler` is what its references came from."""
+    """The outcome for every number of a page, in order. `filler` holds the source of its references."""
     index = FactIndex(facts, hard(document.source))
     places = sorted(places_of(document, rules, index), key=lambda p: p.start)
     spans = filled_spans(document.source, filler, Path()) if filler is not None else []
@@ -141,8 +142,8 @@ def _by_marker(index: FactIndex, place: NumberPlace, name: str) -> _Draft:
         if fact.name == name:
             return _Draft("bound", fact=i) if has_value(place, fact, index.own[i]) else _wrong(index, place, i)
     near = nearest(name, [fact.name for fact in index.facts])
-    hint = f"Did you mean {near}?" if near else "Write a name as the records hold it, its parts joined by full stops."
-    return _Draft("absent", f"the marker names {name!r}, which no record holds", suggestion=hint)
+    hint = f"Did you mean {near}?" if near else "Write a name as in the records, with its parts joined by full stops."
+    return _Draft("absent", f"the marker names {name!r}, which is in no record", suggestion=hint)
 
 
 # ---------------------------------------------------------------- judging
@@ -169,7 +170,9 @@ def _judge(index: FactIndex, place: NumberPlace) -> _Draft:
         return _wrong(index, place, named)
     if not holding:
         if relation is not None and relation.turned:
-            return _Draft("absent", f"{relation.formula} has this size; the records have the two the other way round")
+            return _Draft(
+                "absent", f"{relation.formula} has this size, but the words name the two in the opposite order"
+            )
         if relation is not None:
             return _Draft("bound", relation.formula)
         return _Draft("absent", "no record has this value", suggestion=_hint())
@@ -182,11 +185,11 @@ def _judge(index: FactIndex, place: NumberPlace) -> _Draft:
         rest = _best(index, place, [i for i in holding if i not in best])
         if not rest or _better_elsewhere(index, place, rest):
             fact, words_of = index.facts[best[0]], "row and column" if place.row is not None else "the words"
-            return _Draft("absent", f"{fact.name} has this value, and {words_of} speak of another record", best[0])
+            return _Draft("absent", f"{fact.name} has this value, but {words_of} name another record", best[0])
         best = rest
     if all(_unsaid(index.facts[i], place) for i in best):
         fact = index.facts[best[0]]
-        return _Draft("ambiguous", f"{fact.name} has this value, over several rows; no word here says so", best[0])
+        return _Draft("ambiguous", f"{fact.name} has this value, over several rows, but no word here says so", best[0])
     values = {index.facts[i].name for i in best}
     if len(values) > 1:
         names = ", ".join(sorted(values)[:3])
@@ -198,7 +201,9 @@ def _wrong(index: FactIndex, place: NumberPlace, named: int, other: Fact | None 
     fact = index.facts[named]
     also = f"; this is the value of {other.name}" if other is not None else ""
     message = f"{fact.name} is {fact.value:.6g} in {fact.source}{also}"
-    return _Draft("wrong", message, named, named, f"Write {_shown(fact, place)}, or say whose number this is.")
+    return _Draft(
+        "wrong", message, named, named, f"Write {_shown(fact, place)}, or say which record this number is from."
+    )
 
 
 def _shown(fact: Fact, place: NumberPlace) -> str:
@@ -211,7 +216,7 @@ def _shown(fact: Fact, place: NumberPlace) -> str:
 
 
 def _hint() -> str:
-    return "Name the record it comes from, or mark it <!--v:none--> when it is no claim."
+    return "Name the record it comes from, or mark it <!--v:none--> if it is not a claim."
 
 
 def _best(index: FactIndex, place: NumberPlace, holding: Sequence[int]) -> list[int]:
@@ -273,7 +278,7 @@ def _unnamed(index: FactIndex, place: NumberPlace, holding: Sequence[int]) -> _D
     digits = len(re.sub(r"\D", "", place.number.text).lstrip("0"))
     fact = index.facts[holding[0]]
     if digits >= 3 and place.row is None:
-        return _Draft("ambiguous", f"{fact.name} has this value, no word here names it", holding[0])
+        return _Draft("ambiguous", f"{fact.name} has this value, but no word here names it", holding[0])
     why = "no record has this value under these words"
     return _Draft("absent", f"{why}; {fact.name} has it by chance or under another name", None)
 

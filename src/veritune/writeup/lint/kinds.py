@@ -71,7 +71,7 @@ SHARES = frozenset({"score", "rule", "share", "split", "params_share", "answered
 
 
 def kinds_at(passage: Passage, number: PrintedNumber) -> frozenset[str]:
-    """Kinds a number may be of: by syntax, by the word it touches, by its clause, by what stands around."""
+    """Kinds that a number may be of: by syntax, by the word it touches, by its clause, by the surrounding text."""
     text = passage.text
     if number.form:
         return RATIOS if number.form == "ratio" else SHARES

@@ -21,7 +21,7 @@ BlockKind = Literal["heading", "paragraph", "item", "table", "code", "quote"]
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """`<!--v:name-->` right after a number: the quantity it stands for; `none` means that it is no claim."""
+    """`<!--v:name-->` directly after a number: the quantity it stands for; `none` means that it is not a claim."""
 
     at: int
     name: str
@@ -29,7 +29,7 @@ class Marker:
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """One table cell: its prose, where it starts in the file, and its row and column (row 0 is the header)."""
+    """One table cell: its text, where it starts in the file, and its row and column (row 0 is the header)."""
 
     text: str
     start: int
@@ -96,7 +96,7 @@ NESTED = 20
 
 
 def parse(source: str) -> Document:
-    """Parse a write-up. Never raises: whatever is no Markdown is a paragraph."""
+    """Parse a write-up. Never raises: text that is not valid Markdown becomes a paragraph."""
     source = source.replace("\r\n", "\n").replace("\r", "\n").replace("\0", " ")
     starts = [0, *(i + 1 for i, char in enumerate(source) if char == "\n")]
     front_end = _front_matter(source)
@@ -428,7 +428,9 @@ LONGEST = 3000
 
 
 def pieces(sentence: Sentence) -> list[Sentence]:
-    """A sentence that is too long to be one, cut at white space: the work per character stays bounded."""
+    """Pieces of a text that is too long for a sentence, cut at white space, so that the work per character stays
+    bounded.
+    """
     out, text, at = [], sentence.text, sentence.start
     while len(text) > LONGEST:
         cut = text.rfind(" ", LONGEST // 2, LONGEST) + 1 or LONGEST

@@ -20,7 +20,7 @@ BOUND_WORDS = re.compile(
 
 
 def beyond_doubt(index: FactIndex, place: NumberPlace) -> int | None:
-    """The one fact that the words name, None where they leave any doubt."""
+    """The one fact that the words name; None if there is any doubt."""
     if place.row is not None:
         return _named_cell(index, place)
     return _named_sentence(index, place)

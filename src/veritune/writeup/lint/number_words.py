@@ -51,7 +51,7 @@ _SIGNS = {"½": 0.5, "⅓": 1 / 3, "⅔": 2 / 3, "¼": 0.25, "¾": 0.75, "⅕": 
 
 @dataclass(frozen=True, slots=True)
 class WrittenNumber:
-    """A number in words at [start, end). `half` is how far the value may lie from it: a word is a rounded number."""
+    """A number in words at [start, end). `half` is the rounding tolerance around the value."""
 
     start: int
     end: int
@@ -61,7 +61,7 @@ class WrittenNumber:
 
 
 def written(text: str) -> Iterator[WrittenNumber]:
-    """The numbers that a text writes out, in no order."""
+    """The numbers written out as words in a text, in no order."""
     taken: list[tuple[int, int]] = []
     for found in (*_shares(text), *_ratios(text), *_counts(text)):
         if not any(a < found.end and found.start < b for a, b in taken):
@@ -70,7 +70,7 @@ def written(text: str) -> Iterator[WrittenNumber]:
 
 
 def amount(word: str) -> int:
-    """`two hundred and four` is 204."""
+    """The value of a number in words: `two hundred and four` is 204."""
     total = 0
     for part in re.split(r"[\s-]+", word.lower()):
         if part == "hundred":

@@ -29,7 +29,7 @@ _WIDE = str.maketrans("０１２３４５６７８９．％＋－", "0123456789.
 
 @dataclass(frozen=True, slots=True)
 class PrintedNumber:
-    """A number as printed: `value ± half` is what the print stands for. `start`/`end` are offsets in the scanned text.
+    """A number as printed: it stands for `value ± half`. `start`/`end` are offsets in the scanned text.
 
     `percent` is `%` or `points` where one was printed (`value` is still the printed one); `signed` that a sign was.
     `relation` is `=`, `<`, `>`, `≤`, `≥`, `≈` right before it, `word` a number written out; `form` is `share` or `ratio`
@@ -60,7 +60,7 @@ class PrintedNumber:
         )
 
     def holds(self, value: float, factor: float = 1.0) -> bool:
-        """Whether `value · factor`, rounded to the printed precision, is what was printed."""
+        """Whether `value · factor`, rounded to the printed precision, equals the printed number."""
         if self.whole is not None and factor == 1.0 and value == self.whole:
             return True
         if not self.decimals and self.integer and self.scale == 1.0 and float(value).is_integer() and factor == 1.0:

@@ -17,7 +17,7 @@ from veritune.writeup.lint.values import NumberPlace, has_value
 
 @dataclass(slots=True)
 class FactIndex:
-    """Facts by value and by word."""
+    """Facts indexed by value and by word."""
 
     facts: Sequence[Fact]
     page: frozenset[str] = frozenset()
@@ -35,11 +35,11 @@ class FactIndex:
         self.vocabulary = frozenset(self.by_word)
 
     def holding(self, place: NumberPlace) -> list[int]:
-        """Facts with the value that was printed, under a factor that its form allows."""
+        """Facts with the printed value, under a factor that its form allows."""
         return [i for i, fact in enumerate(self.facts) if has_value(place, fact, self.own[i])]
 
     def named(self, place: NumberPlace) -> list[int]:
-        """Facts that the words name: every telling word of their names stands near or around the number."""
+        """Facts that the words name: every distinguishing word of their names is near the number."""
         there = place.near | place.ambient
         best = {i for word in place.near for i in self.by_word.get(word, ())}
         return [i for i in best if self.needed[i] <= there and self.own[i] & place.near]

@@ -35,7 +35,7 @@ FORBID_FIELDS = ("words", "unless", "message", "check")
 
 @dataclass(frozen=True, slots=True)
 class SectionRule:
-    """One section of a page: the headings that open it, and the least and most bullets and words in it."""
+    """One section of a page: the headings that open it, and its least and most bullets and words."""
 
     key: str
     headings: tuple[str, ...]
@@ -47,7 +47,7 @@ class SectionRule:
 
 @dataclass(frozen=True, slots=True)
 class ForbiddenWords:
-    """Words that a team forbids; a sentence that holds one of `unless` is free."""
+    """Words that a team forbids; sentences with one of `unless` are exempt."""
 
     words: tuple[str, ...]
     message: str
@@ -71,7 +71,7 @@ class Profile:
     acronyms: frozenset[str] = field(default_factory=frozenset)
 
     def level(self, check: str) -> str:
-        """Off unless the profile names the check; sections and words of a team's own are errors."""
+        """The level of a check: off unless the profile names it; a team's own sections and words are errors."""
         own = check.startswith(("section.", "words."))
         return self.checks.get(check, "error" if own else "off")
 
@@ -80,7 +80,7 @@ class Profile:
 
 
 def load_profile(name: str | Path) -> Profile:
-    """A profile by its name, or a team's own from a YAML file. Raises InputError for anything it does not know."""
+    """A profile by its name, or a team's own from a YAML file. Raises InputError for unknown names, keys or checks."""
     return _profile(_raw(str(name), ()), str(name))
 
 
@@ -94,7 +94,7 @@ def _raw(name: str, seen: tuple[str, ...]) -> dict[str, JsonValue]:
         given = parse_yaml(read_bytes(path, MAX_YAML_BYTES))
     except FileNotFoundError:
         known = f"Profiles: {', '.join(BUILT_IN)}; or name a YAML file."
-        raise InputError(f"no profile has the name {name!r}{did_you_mean(name, list(BUILT_IN))}.", fix=known) from None
+        raise InputError(f"unknown profile {name!r}{did_you_mean(name, list(BUILT_IN))}.", fix=known) from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as exc:
         raise InputError(f"{name} cannot be read as YAML: {first_line(exc)}.", fix="Repair the file.") from exc
     if not isinstance(given, dict):
@@ -151,7 +151,7 @@ def _profile(raw: Mapping[str, JsonValue], where: str) -> Profile:
         known = [*CHECKS, *(f"section.{s.key}" for s in profile.sections), *(f.check for f in profile.forbid)]
         if check not in known:
             raise InputError(
-                f"{where}: checks.{check}: no such check{did_you_mean(check, known)}.", fix="See docs/lint.md."
+                f"{where}: checks.{check}: unknown check{did_you_mean(check, known)}.", fix="See docs/lint.md."
             )
     return profile
 
@@ -217,6 +217,6 @@ CHECKS = (
 
 
 def any_of(words: Sequence[str]) -> re.Pattern[str]:
-    """A pattern that finds any of some words or phrases, whole words where they begin and end with letters."""
+    """A pattern that finds any of some words or phrases, as whole words if they begin and end with letters."""
     parts = [rf"(?<!\w){re.escape(w)}(?!\w)" if w[-1:].isalnum() else re.escape(w) for w in words if w]
     return re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)

@@ -17,17 +17,17 @@ ROUNDED_BY = 0.05
 
 
 def mirrored(a: Quantity, b: Quantity) -> tuple[Quantity, Quantity]:
-    """The interval of the difference the other way round."""
+    """The interval of the difference with the opposite sign."""
     return replace(b, value=-b.value), replace(a, value=-a.value)
 
 
 def after(passage: Passage, number: PrintedNumber) -> str:
-    """The characters right behind a number, where its unit stands."""
+    """The characters directly after a number, where its unit is."""
     return passage.text[number.end : number.end + 12]
 
 
 def factors(number: PrintedNumber, q: Quantity, *, percent_column: bool, after: str = "") -> tuple[float, ...]:
-    """By what a recorded value is multiplied to be compared with the print."""
+    """The factors by which a recorded value may be multiplied to be compared with the printed number."""
     if q.kind == "time":
         unit = after.strip().lower()
         return (1 / 60,) if unit.startswith("min") else (1 / 3600,) if unit.startswith("h") else (1.0,)
@@ -37,7 +37,7 @@ def factors(number: PrintedNumber, q: Quantity, *, percent_column: bool, after: 
 
 
 def holds(number: PrintedNumber, q: Quantity, factor: float) -> bool:
-    """Whether the print is the recorded value times `factor`, or a bound that it keeps."""
+    """Whether the printed number is the recorded value times `factor`, or a bound that the value keeps."""
     value, slack = q.value * factor, 1e-9 * abs(number.value)
     kept = {
         "<": value < number.value, "≤": value <= number.value + slack,
@@ -60,7 +60,7 @@ def _oriented(q: Quantity) -> bool:
 
 
 def shown(q: Quantity, number: PrintedNumber) -> str:
-    """A recorded value as the text would print it."""
+    """A recorded value in the form in which the text would print it."""
     if q.kind == "p":
         return "below 1e-4" if q.value < 1e-4 else f"{q.value:.2g}"
     factor = 100.0 if number.percent and q.rate else 1.0

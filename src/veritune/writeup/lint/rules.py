@@ -24,7 +24,7 @@ DEFAULTS = Path(__file__).parent.parent / "lint_rules.yaml"
 
 @dataclass(frozen=True, slots=True)
 class LintFinding:
-    """One thing lint found. `found` is the value in the records, with its name; `line` and `column` count from 1."""
+    """One finding of lint. `found` is the value in the records, with its name; `line` and `column` count from 1."""
 
     rule: str
     severity: Literal["error", "note"]
@@ -39,7 +39,7 @@ class LintFinding:
 
 @dataclass(frozen=True, slots=True)
 class NumberFate:
-    """What became of one number: `outcome` is bound, ambiguous, absent (not in the records) or wrong.
+    """The outcome for one number: `outcome` is bound, ambiguous, absent (not in the records) or wrong.
 
     `start` is its offset in the text, `name` and `value` the record it was held against.
     `by_reference` says that a reference or a marker binds it.
@@ -57,7 +57,8 @@ class NumberFate:
 
 @dataclass(frozen=True, slots=True)
 class LintReport:
-    """What lint found, in the order of the text. `bound` counts numbers that agree with a record, `numbers` all.
+    """All findings of lint, in the order of the text. `bound` counts numbers that agree with a record, `numbers` counts
+    all.
 
     `readings` tells of every number what became of it.
     """
@@ -72,13 +73,13 @@ class LintReport:
 
     @property
     def clean(self) -> bool:
-        """No finding above a note."""
+        """Whether there is no finding above a note."""
         return not any(f.severity == "error" for f in self.findings)
 
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:
-    """A wording that a team forbids. `unless` clears a sentence; `message` says why and what instead."""
+    """A wording that a team forbids. `unless` exempts a sentence; `message` says why and what to write instead."""
 
     id: str
     pattern: re.Pattern[str]
@@ -110,7 +111,7 @@ def load_rules(path: Path | None = None) -> Rules:
     try:
         given = parse_yaml(read_bytes(path, MAX_YAML_BYTES))
     except FileNotFoundError:
-        raise InputError(f"no rules file at {path}.", fix="Name an existing file, or leave --rules out.") from None
+        raise InputError(f"no rules file at {path}.", fix="Name an existing file, or leave out --rules.") from None
     except (OSError, ValueError, yaml.YAMLError) as exc:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(exc).split())}.") from None
     if given is None:
@@ -149,7 +150,7 @@ def _check_keys(given: Mapping[str, Any], base: Mapping[str, Any], where: str) -
 
 
 def level_of(value: object) -> str:
-    """YAML reads a bare `off` as false and `on` as true."""
+    """The level from a YAML value, where a bare `off` is false and `on` is true."""
     return {False: "off", True: "error"}.get(value, str(value)) if isinstance(value, bool) else str(value)
 
 

@@ -18,7 +18,7 @@ from veritune.writeup.lint.words import Dimension, KindWord, Mention
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What stands around a sentence or cell: mentions and kind words of one level (earlier sentence, row ...)."""
+    """The context of a sentence or cell: mentions and kind words at one level (earlier sentence, row ...)."""
 
     mentions: tuple[Mention, ...]
     kinds: tuple[KindWord, ...] = ()
@@ -27,7 +27,7 @@ class Around:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A sentence or table cell with what is in it and around it, nearest first. `start` is its offset in the file."""
+    """A sentence or table cell with its content and context, nearest first. `start` is its offset in the file."""
 
     text: str
     start: int
@@ -66,7 +66,7 @@ GROUP = re.compile(r"\s*(?:\([^()]{0,200}\)|\[[^\[\]]{0,200}\])")
 
 
 def allowed(passage: Passage, number: PrintedNumber, dimension: Dimension) -> frozenset[str | int] | None:
-    """The values of a dimension that a number may speak of, None when the words leave it open."""
+    """The values of a dimension that a number may refer to, None if the words leave it open."""
     mentions = passage.of(dimension)
     if passage.table:
         return _in_table(passage, mentions, dimension)

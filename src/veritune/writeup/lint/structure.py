@@ -118,7 +118,7 @@ def _sections(document: Document, rules: Rules) -> Iterator[Raised]:
 
 
 def in_samples(block: Block, rules: Rules) -> bool:
-    """Whether a block stands in the section of sample outputs, where a quote is an output and no claim."""
+    """Whether a block is in the section of sample outputs, where a quote is an output and not a claim."""
     return _in(block, "samples", rules)
 
 
@@ -180,7 +180,7 @@ def _hashes_match(image: Image, provenance: Mapping[str, JsonLike], root: Path, 
             yield (
                 "figure.pinned",
                 image.at,
-                f"{image.target} was drawn from {name}, which is gone",
+                f"{image.target} was drawn from {name}, which is missing",
                 "draw the figure again",
             )
         elif sha256_file(file) != digest:
@@ -196,7 +196,9 @@ CAPTION = re.compile(r"\s*(?:figure|fig\.|table|tab\.)\s?\d*|\s*caption\b", re.I
 
 
 def captions_missing(document: Document) -> Iterator[Raised]:
-    """A caption is a paragraph `Figure …` or `Table …`, or one in italics, right before or after; it has six words."""
+    """Findings for tables and figures without a caption: a paragraph `Figure …` or `Table …`, or one in italics,
+    directly before or after, with at least six words.
+    """
     for i, block in enumerate(document.blocks):
         around = [
             b for b in document.blocks[max(0, i - 1) : i + 2] if b.kind in ("paragraph", "quote") and b is not block
@@ -264,7 +266,7 @@ def _samples(document: Document, records: CheckedRecords, rules: Rules) -> Itera
 
 
 def sample_text(block: Block) -> str:
-    """What a code block or quote quotes, white space made single."""
+    """The text that a code block or quote quotes, with white space collapsed."""
     lines = block.raw.strip("\n").split("\n")
     if block.kind == "code":
         lines = lines[1:-1] if len(lines) > 1 and re.match(r"\s*(`{3,}|~{3,})", lines[-1]) else lines[1:]
@@ -304,7 +306,8 @@ BLANK = re.compile(
 
 
 def card_fields(document: Document, rules: Rules) -> list[tuple[str, str, int]]:
-    """Fields of the card: name, value, offset. Rows of a table with two columns, or items `name: value`."""
+    """The fields of the card: name, value, offset. They are rows of a table with two columns, or items `name:
+    value`."""
     fields: list[tuple[str, str, int]] = []
     for block in document.blocks:
         if not _in(block, "card", rules):
@@ -349,7 +352,9 @@ PLACEHOLDER = re.compile(
 
 
 def acronyms_unexplained(document: Document, known: frozenset[str]) -> Iterator[Raised]:
-    """`negative log-likelihood (NLL)`, `NLL (negative …)`, `NLL: …`, `NLL is/means/stands for …` explains it."""
+    """Findings for abbreviations without explanation, such as `negative log-likelihood (NLL)`, `NLL (negative …)`,
+    `NLL: …`, `NLL is/means/stands for …`.
+    """
     prose = [b for b in document.blocks if b.kind not in ("code", "quote")]
     whole = "\n".join(_prose(b) for b in prose)
     done = set(known)
@@ -406,12 +411,14 @@ HEX = re.compile(r"(?<![\w])[0-9a-f]{7,64}(?![\w])")
 
 
 def recorded_as(word: str, records: CheckedRecords) -> set[str]:
-    """The names of the recorded hashes that begin with `word`, which may have no letter: one in 281 prefixes of 12."""
+    """The names of the recorded hashes that begin with `word`; a prefix may have digits only, as one in 281 prefixes of
+    12 does.
+    """
     return {name for digest, name in records.hashes.items() if digest.startswith(word)}
 
 
 def hash_spans(text: str, records: CheckedRecords) -> list[tuple[int, int]]:
-    """Where a text prints a hash of the study: its digits are no numbers."""
+    """Where a text prints a hash of the study, whose digits are not checked as numbers."""
     return [m.span() for m in HEX.finditer(text) if recorded_as(m.group(), records)]
 
 
@@ -439,7 +446,7 @@ def _hashes(document: Document, records: CheckedRecords) -> Iterator[Raised]:
                     "stale.contract",
                     start + match.start(),
                     message,
-                    "lint the text again after bringing it up to date",
+                    "update the text, then lint it again",
                 )
             elif "contract" in text[max(0, match.start() - 60) : match.start()].lower():
                 message = f"{word} is not this study's contract, which is {records.contract[:12]}"

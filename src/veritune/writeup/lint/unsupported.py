@@ -90,7 +90,9 @@ class WinCheck:
         equal, won, learned = EQUAL.search(text), WIN.search(text), MEMORISED.search(text)
         if learned and not denied(text, 0, learned.start()):
             if not any("carries" in v.allows for v in self.verdicts):
-                message = f"{learned.group()!r} is unsupported: no verdict among the records says that the gain carries"
+                message = (
+                    f"{learned.group()!r} is unsupported: no verdict in the records says that the gain carries over"
+                )
                 yield RULE, at + learned.start(), message, "Give the share that carries to unseen items."
             return
         if equal and not denied(text, equal.start(), equal.end()):
@@ -125,8 +127,8 @@ class WinCheck:
         about = [v for v in self.verdicts if self._names(text, v)]
         wording = repr(found.group().strip())
         if not about:
-            message = f"{wording} is unsupported: no verdict on this contrast is among the records"
-            fix = "Add its verdict to --records (veritune compare A B --margin M --json), or give both numbers alone."
+            message = f"{wording} is unsupported: no verdict on this contrast is in the records"
+            fix = "Add its verdict to --records (veritune compare A B --margin M --json), or give only both numbers."
             yield RULE, at + found.start(), message, fix
             return
         if any(self._allowed(text, v, equality=equality) for v in about):

@@ -21,10 +21,11 @@ PER_UNIT = {"ms": 1e3, "µs": 1e6, "us": 1e6, "min": 1 / 60, "minutes": 1 / 60, 
 
 @dataclass(frozen=True, slots=True)
 class NumberPlace:
-    """A number and the words round it. `near` are the row and column of a cell, or the clause; `ambient` what stands
-    farther off: caption, headings, the sentence before. `row` and `column` are a cell's own, `extra` the row's other
-    texts; `alone` says that nothing else stands in its cell, `hundred` that it is the spread of a number above 1, and
-    may be in percent with it."""
+    """A number and the words around it. `near` are the row and column of a cell, or the clause; `ambient` are farther
+    words: caption, headings, the previous sentence. `row` and `column` are a cell's own, `extra` the row's other texts;
+    `alone` means that the cell holds nothing else, `hundred` that it is the spread of a number above 1 and may be in
+    percent like it.
+    """
 
     number: PrintedNumber
     start: int
@@ -41,7 +42,7 @@ class NumberPlace:
 
 
 def has_value(place: NumberPlace, fact: Fact, own: frozenset[str]) -> bool:
-    """Whether a fact's value is what was printed."""
+    """Whether a fact's value equals the printed one."""
     number = place.number
     if number.form == "ratio":
         return bool({"speed", "ratio", "factor", "times", "x"} & set(words(fact.name))) and number.holds(fact.value)
@@ -50,7 +51,7 @@ def has_value(place: NumberPlace, fact: Fact, own: frozenset[str]) -> bool:
 
 
 def said_bound(place: NumberPlace) -> str:
-    """`~<` or `~>` where words right before a number make it a rounded bound: `just under 15 %`, `more than 50`."""
+    """`~<` or `~>` if words directly before a number make it a rounded bound: `just under 15 %`, `more than 50`."""
     if place.at < 0 or place.number.form:
         return ""
     digits = re.sub(r"\D", "", place.number.text).strip("0")
@@ -61,7 +62,8 @@ def said_bound(place: NumberPlace) -> str:
 
 
 def holds(number: PrintedNumber, value: float, factor: float) -> bool:
-    """Whether a value times `factor`, rounded to the printed precision, is what was printed, or keeps its bound."""
+    """Whether a value times `factor`, rounded to the printed precision, equals the printed number or keeps its
+    bound."""
     if number.whole is not None and value == number.whole:
         return True
     shown = value * factor
@@ -79,7 +81,7 @@ def holds(number: PrintedNumber, value: float, factor: float) -> bool:
 
 
 def factors(place: NumberPlace, fact: Fact, own: frozenset[str]) -> Iterator[float]:
-    """By what a recorded value may be multiplied to be printed like this."""
+    """The factors by which a recorded value may be multiplied to be printed like this."""
     number, value = place.number, abs(fact.value)
     percent = bool(number.percent) or place.percent
     says_percent = fact.percent or bool({"percent", "pct", "percentage"} & set(words(fact.name)))

@@ -63,7 +63,7 @@ _ANYWHERE = re.compile(r"\bnicht\b(?! nur)|\bn(?:e\s|['’])[^.;]{1,40}\bpas\b",
 
 
 def denied(text: str, start: int, end: int) -> bool:
-    """Whether a denial or question stands in the same clause, before the wording at [start, end) or within it."""
+    """Whether the clause contains a denial or question before the wording at [start, end) or inside it."""
     begin = max(text.rfind(";", 0, start), text.rfind(", but ", 0, start), text.rfind(", so ", 0, start)) + 1
     if text.rstrip().endswith(("?", "？")):
         return True
@@ -72,5 +72,5 @@ def denied(text: str, start: int, end: int) -> bool:
 
 
 def denied_abroad(text: str, start: int) -> bool:
-    """The same for German, French, Spanish and Chinese, for a wording that begins at `start`."""
+    """The same as `denied` for German, French, Spanish and Chinese, for a wording that begins at `start`."""
     return _BEFORE.search(text, 0, start) is not None or _ANYWHERE.search(text) is not None

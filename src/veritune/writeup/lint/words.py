@@ -73,7 +73,9 @@ class Lexicon:
         self._seed = re.compile(r"\bseeds?\s(\d{1,9}(?:(?:\s?,\s?|\s?(?:and|or|&|/)\s?|\s?[–-]\s?)\d{1,9}){0,9})", re.I)
 
     def mentions(self, text: str, *, bare: bool = False) -> list[Mention]:
-        """All mentions in order, the longest of those that overlap. `bare` takes a zone's name alone: table cells."""
+        """All mentions in order; of overlapping ones the longest. `bare` also accepts a zone's name alone, as in table
+        cells.
+        """
         found = list(self._all(text, bare=bare))
         found.sort(key=lambda m: (m.start, -(m.end - m.start)))
         kept: list[Mention] = []
@@ -180,7 +182,7 @@ KINDS: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class KindWord:
-    """A word that names kinds of quantity, at [start, end)."""
+    """A word that names kinds of quantities, at [start, end)."""
 
     kinds: frozenset[str]
     start: int

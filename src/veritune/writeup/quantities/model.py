@@ -14,7 +14,7 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What a number speaks of. None means that the dimension does not apply, or that it is averaged over."""
+    """What a number refers to. None means that the dimension does not apply, or that the number is averaged over it."""
 
     condition: str | None = None
     against: str | None = None
@@ -24,7 +24,7 @@ class Scope:
     claim: str | None = None
 
     def text(self) -> str:
-        """`all_layer, zone stranger, seed 0`."""
+        """The scope in words: `all_layer, zone stranger, seed 0`."""
         parts = [self.condition and (f"{self.condition} against {self.against}" if self.against else self.condition)]
         parts += [f"zone {self.zone}" if self.zone else None, self.eval]
         parts.append(f"seed {self.seed}" if self.seed is not None else None)
@@ -59,7 +59,7 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class CheckedRecords:
-    """What a text is checked against: the quantities, and the names and hashes of the study."""
+    """The records that a text is checked against: the quantities, and the names and hashes of the study."""
 
     root: Path
     name: str
@@ -89,7 +89,7 @@ class CheckedRecords:
         return tuple(self.terms["study"]["seeds"])
 
     def claim(self, name: str) -> Mapping[str, JsonLike]:
-        """A claim as it was declared."""
+        """The declaration of a claim."""
         return next((c for c in self.terms["study"]["claims"] if c["name"] == name), {})
 
     def eval_of(self, claim: Mapping[str, Any]) -> str | None:
@@ -97,5 +97,5 @@ class CheckedRecords:
 
 
 def is_number(value: JsonLike) -> bool:
-    """Whether a recorded value is a number; a boolean is none."""
+    """Whether a recorded value is a number; a boolean is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

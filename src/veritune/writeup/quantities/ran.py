@@ -22,7 +22,7 @@ def trained(manifests: Mapping[str, RunManifest]) -> dict[str, list[RunManifest]
 
 
 def overridden(name: str, manifests: Mapping[str, RunManifest]) -> bool:
-    """Whether a quantity of the settings is one that the run records state, and state otherwise or for each run."""
+    """Whether the run records state a setting's quantity differently, or separately for each run."""
     known = trained(manifests)
     if name.startswith("lr."):
         return name.removeprefix("lr.") in known
@@ -30,7 +30,8 @@ def overridden(name: str, manifests: Mapping[str, RunManifest]) -> bool:
 
 
 def epochs_of(manifest: RunManifest, steps: int) -> float | None:
-    """Passes over the rows that a run made: its optimizer steps times the rows of a step, over its rows.
+    """The number of passes over the rows that a run made: its optimizer steps times the rows per step, divided by its
+    rows.
 
     None where the manifest does not say what it trained on.
     """
@@ -55,7 +56,7 @@ def _limited(train: Mapping[str, Any]) -> bool:
 def of_what_ran(
     terms: Mapping[str, Any], runs: Mapping[str, RunSummary], manifests: Mapping[str, RunManifest]
 ) -> Iterator[Quantity]:
-    """Learning rate and epochs by condition and, where all conditions agree, of the whole study."""
+    """Learning rate and epochs by condition and, if all conditions agree, of the whole study."""
     rates: dict[str, set[float]] = {}
     passes: dict[str, set[float]] = {}
     asked = terms["study"]["train"]

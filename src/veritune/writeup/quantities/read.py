@@ -21,12 +21,14 @@ COUNTING = ("baseline", "main")
 
 
 def quantities(store: Store) -> list[Quantity]:
-    """Every recorded number of a study folder, by name. Raises InputError where no contract was frozen."""
+    """Every recorded number of a study folder, by name. Raises InputError if no contract was frozen."""
     return list(read_records(store).quantities)
 
 
 def read_records(store: Store) -> CheckedRecords:
-    """Read a study folder once. Raises InputError without a contract, FormatError where a record is damaged."""
+    """The records of a study folder, read once. Raises InputError without a contract, FormatError if a record is
+    damaged.
+    """
     if not store.contract_file.exists():
         raise InputError(
             f"{store.root} holds no contract.lock.json, so it has no records to compare with.",
@@ -40,8 +42,8 @@ def read_records(store: Store) -> CheckedRecords:
         return _records(store, entries)
     except (KeyError, TypeError, AttributeError, IndexError) as exc:
         raise FormatError(
-            f"{store.root}: a record does not have the shape of format 1 ({type(exc).__name__}: {exc}).",
-            fix="Restore the record, or run the study again.",
+            f"{store.root}: a record does not have the structure of format 1 ({type(exc).__name__}: {exc}).",
+            fix="Restore the record from a copy, or run the study again.",
         ) from exc
 
 
@@ -191,6 +193,6 @@ def _hashes(
 
 
 def outputs(store: Store, run_id: str, eval_name: str) -> list[dict[str, JsonLike]]:
-    """The scored outputs of one run on one eval, [] where there are none."""
+    """The scored outputs of one run on one eval; empty if there are none."""
     path = store.run(run_id) / "scores" / f"{eval_name}.jsonl"
     return read_jsonl(path) if path.exists() else []

@@ -12,7 +12,7 @@ from veritune.writeup.quantities.model import Quantity, Scope
 
 
 def of_runs(runs: Mapping[str, RunSummary]) -> list[Quantity]:
-    """Scores, losses, counts and training facts of each run, and over each condition's runs."""
+    """Scores, losses, counts and training facts of each run, and averaged over each condition's runs."""
     found: list[Quantity] = []
     by_condition: dict[str, list[RunSummary]] = {}
     for summary in runs.values():

@@ -28,7 +28,7 @@ _KIND_OF = {
 
 
 def of_settings(terms: Mapping[str, Any], entry: int) -> Iterator[Quantity]:
-    """Numbers of the frozen settings and facts."""
+    """The numbers in the frozen settings and facts."""
     base, source = f"/entries/{entry}/terms", "contract.lock.json"
     study, facts = terms["study"], terms["facts"]
     for key, value in study["train"].items():

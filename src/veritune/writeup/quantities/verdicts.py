@@ -16,7 +16,7 @@ ESTIMANDS = (
 
 
 def estimand(scope: str) -> str:
-    """A short word for what an estimate speaks of, from its scope line."""
+    """A short word for what an estimate generalises to, from its scope line."""
     return next((word for start, word in ESTIMANDS if scope.startswith(start)), "")
 
 
