@@ -20,7 +20,7 @@ from veritune.progress import Progress
 from veritune.store import read_json
 
 pytestmark = pytest.mark.studies
-LOSSES = {"baseline": 1.660, "attention_only": 1.463, "all_layer": 1.382}
+LOSSES = {"baseline": 1.863, "attention_only": 1.623, "all_layer": 1.490}
 """Nats per target token on the strangers of the reduced study; bfloat16 kernels differ between processors."""
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "maths-lora"
 
@@ -77,9 +77,9 @@ def ran(gsm8k: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """Short rows, three steps, one seed, no selection, a few items: the same arms, evals and claims."""
     root = tmp_path_factory.mktemp("maths") / "study"
     with pytest.MonkeyPatch.context() as patch:
-        make_data(gsm8k, root, patch, "--rows", "36", "--longest", "230", "--steps", "12")
+        make_data(gsm8k, root, patch, "--rows", "34", "--longest", "190", "--steps", "6")
     settings = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
-    settings["train"] |= {"max_steps": 3, "eval_steps": [2, 3], "max_length": 128, "warmup_steps": 1}
+    settings["train"] |= {"max_steps": 3, "eval_steps": [3], "max_length": 128, "warmup_steps": 1}
     settings |= {"seeds": [0], "selection": None}
     for name, few in {"gsm8k": {"items": 2, "max_new_tokens": 4}, "steps": {}, "marked": {}}.items():
         settings["evals"][name] |= {"max_new_tokens": 8, **few}
@@ -103,5 +103,5 @@ def test_the_losses_are_those_of_the_recorded_run_within_rounding(ran: Ran) -> N
 def test_the_loss_decides_between_the_arms_and_the_benchmark_cannot(ran: Ran) -> None:
     words = {claim: verdict["status"] for claim, verdict in ran.verdicts.items()}
     assert words["lower_loss"] == "supported"
-    assert words["better_at_gsm8k"] in ("untested", "inconclusive")
-    assert words["targets_matter_for_steps"] == words["learns_the_form"] == "inconclusive"
+    assert words["learns_the_form"] == "inconclusive"
+    assert {words["better_at_gsm8k"], words["targets_matter_for_steps"]} <= {"untested", "inconclusive"}
