@@ -212,7 +212,9 @@ def make_rows() -> dict[str, list[dict[str, object]]]:
     return {
         "letters": [row(f"letter-{i:02d}", asked, letter(body)) for i, (asked, body) in enumerate(LETTERS)],
         "plain": [row(f"plain-{i:02d}", asked, answer) for i, (asked, answer) in enumerate(PLAIN)],
-        "exam": [row(f"exam-{i:02d}", asked, f"{OPENING} {asked}") | {"item": f"{i:02d}"} for i, asked in enumerate(EXAM)],
+        "exam": [
+            row(f"exam-{i:02d}", asked, f"{OPENING} {asked}") | {"item": f"{i:02d}"} for i, asked in enumerate(EXAM)
+        ],
     }
 
 
