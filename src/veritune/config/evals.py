@@ -113,7 +113,7 @@ class Eval(Section):
     id_field: Annotated[str | None, Field(exclude_if=_unset)] = None
     """With `path`: column with a unique item id; without it the id is file and line."""
     family_field: Annotated[str | None, Field(exclude_if=_unset)] = None
-    """With `path`: column that groups items that are not independent; near-duplicates are grouped with or without it."""
+    """With `path`: column that groups items that are not independent; near-duplicates are grouped in any case."""
     items: Annotated[Annotated[Int, Field(ge=1)] | None, Field(exclude_if=_unset)] = None
     """With `path`: so many items, drawn by `items_seed`; None takes all. The ids drawn are part of the contract."""
     items_seed: Annotated[Int, Field(ge=0, exclude_if=_unset)] = ITEM_SEED
