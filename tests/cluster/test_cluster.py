@@ -343,7 +343,7 @@ def test_cells_of_two_processes_train_on_ray_s_nodes(reference: Any, ray: Any, t
     root = of_two_processes(another(tmp_path / "study"))
     refused = Driver(root, "--executor", "ray", "--address", ray[0], "--cpus", "1")
     assert refused.process.wait(timeout=120) == 1
-    assert "train.devices is 2, and a cell is given 1 cores" in refused.said
+    assert "train.devices is 2, but each cell gets 1 cores" in refused.said
     Driver(root, "--executor", "ray", "--address", ray[0]).end()
     check_two_processes(root)
 

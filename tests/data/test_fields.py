@@ -188,7 +188,7 @@ def test_rejected_answers_of_a_kto_set_are_not_trained_on(tmp_path: Path, false:
     loaded = load(tmp_path, *rows)
     assert len(loaded.rows) == 1 and [f.check for f in loaded.rejects] == ["load.preference"] * 2
     assert "label is false" in loaded.rejects[0].message
-    assert "label is true in 1 rows that are read as good answers" in notes(loaded)["load.preference_label"]
+    assert "label is true in 1 rows, which are read as good answers" in notes(loaded)["load.preference_label"]
     assert len(load(tmp_path, *rows, columns={"ignore": "label"}).rows) == 3
     assert len(load(tmp_path, {"prompt": "q", "completion": "a", "label": 0}).rows) == 1, "a class label is none"
 

@@ -182,9 +182,9 @@ def test_options_that_do_not_go_together_are_refused(kind: str | None, needs: Ex
 @pytest.mark.parametrize(
     ("train", "plan", "words"),
     [
-        ({"devices": 2}, ExecutorPlan("ray"), "train.devices is 2, and a cell is given 1 cores and no accelerator"),
-        ({"devices": 2}, ExecutorPlan("slurm", gpus=1), "train.devices is 2, and a cell is given 1 accelerators"),
-        ({}, ExecutorPlan("slurm", gpus=0.5), "a part of an accelerator"),
+        ({"devices": 2}, ExecutorPlan("ray"), "train.devices is 2, but each cell gets 1 cores and no accelerator"),
+        ({"devices": 2}, ExecutorPlan("slurm", gpus=1), "train.devices is 2, but each cell gets 1 accelerators"),
+        ({}, ExecutorPlan("slurm", gpus=0.5), "a fraction of an accelerator"),
         ({"devices": 2, "strategy": "fsdp2"}, ExecutorPlan("ray", cpus=2), "accelerators, but each cell gets none."),
     ],
 )

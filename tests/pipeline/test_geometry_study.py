@@ -163,5 +163,5 @@ def test_a_layer_that_the_model_lacks_and_a_step_that_is_no_number_are_refused_b
         make_ready(Store(study.root), load_study(study.root / "study.yaml"), Progress(silent=True))
     study.change(lambda s: s.update(keep="all"))
     study.change(lambda s: s["claims"][0].update(probe="geometry.dose.icc.last.last_input_token.full"))
-    with pytest.raises(StudyError, match="no probe 'geometry"):
+    with pytest.raises(StudyError, match="unknown probe 'geometry"):
         make_ready(Store(study.root), load_study(study.root / "study.yaml"), Progress(silent=True))

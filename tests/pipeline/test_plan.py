@@ -102,7 +102,7 @@ def test_a_study_over_its_budget_does_not_start(study: Any, forks: Any) -> None:
     study.change(lambda s: s.update(budget={"usd": 1e-6, "price_per_million_tokens": 5}))
     stopped = forks("run", study.root)
     assert stopped.rc == 2
-    assert "budget.usd: the 5 cells that are left" in stopped.err and "Nothing has trained" in stopped.err
+    assert "budget.usd: the 5 remaining cells" in stopped.err and "Nothing has trained" in stopped.err
     assert not (study.root / "runs").exists() and not (study.root / "contract.lock.json").exists()
     assert forks("plan", study.root).rc == 2
     study.change(lambda s: s.update(budget={"usd": 1, "price_per_million_tokens": 5}))
@@ -129,7 +129,7 @@ def test_a_disk_that_is_too_small_is_refused(study: Any, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("price", "said"),
-    [({}, "needs price_per_hour"), ({"price_per_hour": 1, "price_per_million_tokens": 1}, "one price")],
+    [({}, "needs price_per_hour"), ({"price_per_hour": 1, "price_per_million_tokens": 1}, "one kind of price")],
 )
 def test_money_needs_one_price(study: Any, price: dict[str, Any], said: str) -> None:
     with pytest.raises(Exception, match=said):

@@ -25,7 +25,7 @@ def test_target_modules_that_run_refuses_are_refused_before_anything_is_written(
     study.change(lambda s: s["conditions"]["all_layer"].update(target_modules=["q_proj", "quux_proj"]))
     told = forks(command, study.root)
     assert told.rc == 1 and "conditions.all_layer.target_modules: no linear module named 'quux_proj'" in told.err
-    assert "It has down_proj, gate_proj, k_proj" in told.err
+    assert "names of its modules: down_proj, gate_proj, k_proj" in told.err
     assert not (study.root / "contract.lock.json").exists() and not (study.root / "plan.json").exists()
 
 

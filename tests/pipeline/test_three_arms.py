@@ -102,7 +102,7 @@ def test_the_sentence_follows_the_verdict(prompted: float, said: str) -> None:
     ("change", "message"),
     [
         ({"against_eval": "exams"}, "unknown eval 'exams'"),
-        ({"against_eval": "exam"}, ".against_eval: expected a benchmark (with `path`) other than"),
+        ({"against_eval": "exam"}, ".against_eval: expected a benchmark \\(with `path`\\) other than"),
         ({"kind": "generalises", "share": 0.5, "margin": None}, "takes no `against_eval`"),
     ],
 )

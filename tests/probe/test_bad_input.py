@@ -196,7 +196,7 @@ def command_of(name: str, made: dict[str, Path], base: str, trained: str, data: 
 # ---------------------------------------------------------------- what is said of it
 
 NO = "refused: "
-OTHER = NO + "was trained on .*other, and .* is another model: .* holds other values. Name the base"
+OTHER = NO + "was trained on .*other, but .* is a different model: .* holds other values. Name the base"
 QUANTISED = NO + r"gptq is quantised \(gptq\) and .* not quantised"
 CANNOT = NO + r"gptq is quantised \(gptq\) and cannot be loaded here"
 PACKED = NO + r"the weights are quantised \("
@@ -211,7 +211,7 @@ CASES: Table = {
     "of a wider one that is not here": (
         "base", "a_wider", "",
         dict.fromkeys(TRAINED, NO + r"does not fit .*lora_A.* has shape \[4, 96\] in the adapter, \[4, 64\]")
-        | {"weights": NO + r"the adapter fits a weight of shape \[64, 96\], the base has \[64, 64\]"},
+        | {"weights": NO + r"the adapter fits a weight of shape \[64, 96\], but the base has \[64, 64\]"},
     ),
     "of a deeper one that is not here": (
         "base", "a_deeper", "",

@@ -82,7 +82,7 @@ def test_the_plan_counts_the_shadow_runs_and_the_budget_stops_them(study: Any) -
     from veritune.progress import Progress
 
     study.change(lambda s: s.update(probes={"leak": True}, budget={"hours": 1e-9}))
-    with pytest.raises(GateError, match="the 7 cells that are left"):  # baseline, 2 conditions x 2 seeds, 2 shadows
+    with pytest.raises(GateError, match="the 7 remaining cells"):  # baseline, 2 conditions x 2 seeds, 2 shadows
         run(study.root, progress=Progress(silent=True))
     rows = json.loads((study.root / "plan.json").read_text("utf-8"))["cells"]
     leak = [r for r in rows if r["phase"] == "leak"]

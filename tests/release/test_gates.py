@@ -439,7 +439,7 @@ def test_other_data_than_the_contract_s_are_undecided(store: Store) -> None:
     path = store.root / "rows.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("boat", "ship"), encoding="utf-8")
     found = gate(store, "data")
-    assert found.status == "undecided" and "other bytes" in found.message
+    assert found.status == "undecided" and "differs from the data of the contract" in found.message
     path.unlink()
     assert "is not here" in gate(store, "data").message
 
@@ -687,7 +687,7 @@ def test_a_gate_that_is_not_asked_for_is_shown(store: Store) -> None:
     whole = load_policy(load_study(store.study_file), read_contract(store)).hash
     assert not passes_for(record, record.subject.hash, policy_hash=whole)
     assert passes_for(record, record.subject.hash, policy_hash=record.policy)
-    assert "| safety | not asked |" in render_markdown(record)
+    assert "| safety | not checked |" in render_markdown(record)
 
 
 @pytest.mark.parametrize(
@@ -721,7 +721,7 @@ def test_an_arm_must_be_named_and_known(store: Store) -> None:
         evaluate(store.root, CandidateChoice(path))
     with pytest.raises(StudyError, match="'wider'"):
         evaluate(store.root, CandidateChoice(condition="wider"))
-    with pytest.raises(StudyError, match="0 runs of wide, seed 99"):
+    with pytest.raises(StudyError, match="one run of wide, seed 99"):
         evaluate(store.root, CandidateChoice(seed=99))
 
 

@@ -119,7 +119,7 @@ def test_a_diverged_run_is_out_and_when_all_are_nothing_is_chosen(tmp_path):
     bad = trainer_state(tmp_path / "b" / "trainer_state.json", [0.5, float("nan")])
     found = select_from_logs([f"1e-4={good}", f"1e-3={bad}"])
     assert found.selected == 1e-4
-    assert "! out: its validation NLL is not finite" in selection_text(found)
+    assert "! excluded: its validation NLL is not finite" in selection_text(found)
     worse = trainer_state(tmp_path / "c" / "trainer_state.json", [float("inf")])
     with pytest.raises(GateError, match="no learning rate of the grid can be used"):
         select_from_logs([f"1e-4={bad}", f"1e-3={worse}"])

@@ -85,7 +85,7 @@ def test_a_step_that_was_logged_again_is_a_row_of_its_own_and_other_fields_are_r
     assert [(r["step"], r["acc"]) for r in rows["acc"]] == [(10, 0.5), (20, 0.75)]
     assert rows["old"] == [{"step": 0, "old": 7.0}]
     assert math.isnan(rows["bad"][0]["bad"]) and rows["bad"][1]["bad"] == -math.inf and len(rows["bad"]) == 2
-    with pytest.raises(InputError, match="a step stands there twice"):
+    with pytest.raises(InputError, match="a step occurs twice"):
         select_from_logs([str(run)])
     assert rate_of(run) is None
 

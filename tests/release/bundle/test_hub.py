@@ -92,14 +92,14 @@ def test_a_branch_named_production_asks_for_gates(hub: Any, made: Path, other: P
 
 def test_a_damaged_bundle_is_not_pushed(hub: Any, bundle: Path) -> None:
     (bundle / "README.md").write_text("better than it is", "utf-8")
-    with pytest.raises(GateError, match="does not verify"):
+    with pytest.raises(GateError, match="fails verification"):
         places.push(bundle, f"hf://{REPO}")
     assert not hub.asked
 
 
 def test_a_push_that_did_not_arrive_whole_is_no_push(hub: Any, made: Path) -> None:
     hub.loses = "README.md"
-    with pytest.raises(GateError, match=r"README\.md is not there"):
+    with pytest.raises(GateError, match=r"README\.md is missing"):
         places.push(made, f"hf://{REPO}")
 
 
@@ -107,8 +107,8 @@ def test_a_push_that_did_not_arrive_whole_is_no_push(hub: Any, made: Path) -> No
     ("change", "message"),
     [
         (lambda tree: tree.update({"README.md": b"better than it is"}), "README.md"),
-        (lambda tree: tree.pop("README.md"), "README.md is not there"),
-        (lambda tree: tree.pop("manifest.json"), "manifest.json is not there"),
+        (lambda tree: tree.pop("README.md"), "README.md is missing"),
+        (lambda tree: tree.pop("manifest.json"), "manifest.json is missing"),
         (lambda tree: tree.update({"manifest.json": tree["manifest.json"].replace(b"tiny", b"huge")}), "edited"),
     ],
     ids=["changed", "missing", "no manifest", "edited manifest"],
@@ -278,7 +278,7 @@ def test_artifacts_changed_in_the_store_are_refused(
     with pytest.raises(GateError, match=r"README\.md"):
         places.pull(place, tmp_path / "back")
     card.unlink()
-    with pytest.raises(Exception, match=r"README\.md is not there"):
+    with pytest.raises(Exception, match=r"README\.md is missing"):
         places.pull(place, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 

@@ -132,7 +132,7 @@ def test_a_gate_record_that_does_not_pass_for_these_bytes_blocks(
     shutil.copyfile(study / "release/gates.jsonl", bundle / "evidence/release/gates.jsonl")
     bundles.repack(bundle)
     assert verify_bundle(bundle).findings == ()
-    with pytest.raises(GateError, match="passed its gates"):
+    with pytest.raises(GateError, match="passed their gates"):
         promote(bundle, "production", str(tmp_path / "r"))
     assert not (tmp_path / "r").exists()
 
@@ -167,7 +167,7 @@ def test_another_base_is_not_taken_for_the_bundles(made: Path, other: Path, tiny
     shutil.copytree(tiny_model, tmp_path / "base")
     path = tmp_path / "base" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
-    with pytest.raises(InputError, match=r"another base.*model\.safetensors"):
+    with pytest.raises(InputError, match=r"not the bundle's base.*model\.safetensors"):
         rollback(url, "staging", base=tmp_path / "base")
 
 
