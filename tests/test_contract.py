@@ -131,7 +131,7 @@ def test_an_entry_taken_out_is_noticed(store: Store, settings: dict[str, Any]) -
     kept = json.loads(store.contract_file.read_text())
     del kept["entries"][0]
     store.contract_file.write_text(json.dumps(kept))
-    with pytest.raises(StaleError, match="entry 0 does not follow"):
+    with pytest.raises(StaleError, match="entry 0 does not continue"):
         contract.read(store)
 
 

@@ -259,7 +259,7 @@ def test_what_was_read_before_is_believed_only_byte_for_byte(tmp_path: Path) -> 
     path.write_bytes(b"".join(whole.splitlines(True)[:3]))
     assert [entry["number"] for entry in Ledger(path).read()] == [0, 1, 2]
     path.write_bytes(b"".join([*whole.splitlines(True)[:3], *whole.splitlines(True)[4:]]))
-    with pytest.raises(StaleError, match="line 4 does not follow"):
+    with pytest.raises(StaleError, match="line 4 does not continue"):
         Ledger(path).read()
     path.write_bytes(whole[:-3])
     assert len(Ledger(path).read()) == 4

@@ -246,7 +246,7 @@ def test_an_edited_timeline_is_noticed(tmp_path: Path, damage: str) -> None:
     else:
         lines.insert(1, lines[1])
     store.events_file.write_text("".join(line + "\n" for line in lines))
-    with pytest.raises(StaleError, match=r"events\.jsonl line [234] (does not follow|was edited)"):
+    with pytest.raises(StaleError, match=r"events\.jsonl line [234] (does not continue|was edited)"):
         store.check_events()
 
 

@@ -155,7 +155,7 @@ def test_wrong_settings_are_named_with_path_and_what_to_do(case: str, settings: 
     for word in words:
         assert word in said
     assert "\n" not in said
-    assert said.endswith("Nothing has run.")
+    assert said.endswith("nothing has run.")
 
 
 def test_every_problem_is_named_at_once(settings: dict[str, Any]) -> None:
@@ -292,7 +292,7 @@ def test_a_study_comes_back_from_its_own_json(settings: dict[str, Any]) -> None:
         ("improves", {"mingap": 0.01}, "min_gap"),
         ("improves", {"min_gap": -1}, "at least 0"),
         ("improves", {"min_gap": True}, "expected min_gap to be a number"),
-        ("generalises", {"min_gap": 0.01}, "has none of its own"),
+        ("generalises", {"min_gap": 0.01}, "has no such gap"),
         ("improves", {"min_gap": 0.01, "every_seed": True}, None),
     ],
 )

@@ -345,7 +345,7 @@ def files_of(root: Path, run: str) -> list[str]:
 def test_a_signature_is_refused_for_a_study_that_is_not_as_it_was_sealed(root: Path, keys: Any) -> None:
     pytest.importorskip("model_signing")
     perfect_scores(root)
-    with pytest.raises(StaleError, match="is not as it was sealed"):
+    with pytest.raises(StaleError, match="differs from its seal"):
         sign_seal(root, keys("mine")[0])
     assert not (root / "seal.sig").exists()
 

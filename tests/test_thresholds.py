@@ -40,6 +40,7 @@ ELSEWHERE = {
     "probe/forgetting.py": {"WORST"},
     # how text is read: reach of a phrase, longest sentence; the words found there have their own tests
     "writeup/lint/bind.py": {"MOST"},
+    "writeup/lint/recorded.py": {"ROUNDED_BY"},
     "writeup/lint/markdown.py": {"LONGEST", "NESTED"},
     "writeup/lint/clean.py": {"SHORT"},
     "writeup/lint/contrasts.py": {"NEAR"},

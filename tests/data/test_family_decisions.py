@@ -112,7 +112,7 @@ def test_unknown_and_changed_rows_are_named_and_not_obeyed(tmp_path: Path) -> No
     assert (done.unknown, done.stale, done.already) == ((("b0", "gone"),), (("b0", "b1"),), (("f0", "f1"),))
     texts = [f.message for f in done.findings()]
     assert texts[0].startswith("1 of 3 decisions of") and "(gone)" in texts[0]
-    assert "say something else now (b0 and b1)" in texts[1]
+    assert "rows whose text has changed since (b0 and b1)" in texts[1]
     assert families.family_of(0) == families.family_of(1)
 
 

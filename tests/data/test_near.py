@@ -301,7 +301,7 @@ PINNED = {
     "quickstart": {
         "families": "0143532f9ded1bab",
         "words alone": "5c21c1194779e631",
-        "contamination": "3f85c25bd27bbe61",
+        "contamination": "e1bfe27c4a6bd84d",
     },
     "edited": {"families": "e8d902e2f84f8f31", "words alone": "4bab8c8bcbadfc0c", "contamination": "70b8c375419a462d"},
     "template": {

@@ -123,7 +123,7 @@ def test_what_a_step_did_not_get_stops_the_run_and_changes_the_rows(
     local = find_families(rows, **MEETING)
     assert local.summary["variants"] > 200
     spoil(monkeypatch, step, number, change)
-    with pytest.raises(MachineError, match=f"lost data.*{named} were made"):
+    with pytest.raises(MachineError, match=f"lost data.*{named} were sent"):
         find_families(rows, executor="ray", **MEETING)
     monkeypatch.undo()
     monkeypatch.setattr(near_ray, "KEYS_A_RANGE", 4_000)

@@ -143,7 +143,7 @@ ODD_TEMPLATES = {
         CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}"),
         "does not follow its generation prompt: they differ from character",
     ),
-    "refuses": ("{{ raise_exception('no') }}", "refuses it"),
+    "refuses": ("{{ raise_exception('no') }}", "refuses the row"),
 }  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_a_version_is_written_with_parent_counts_and_rejects(tmp_path: Path) -> 
 
 def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
     raw = first_version(tmp_path)
-    with pytest.raises(DataError, match="written once"):
+    with pytest.raises(DataError, match="never overwritten"):
         write_version(rows(2), raw, parents=[])
 
 
@@ -265,10 +265,10 @@ def test_a_version_given_again_is_handed_back(tmp_path: Path) -> None:
     made = load_rows(raw).rows[:7]
     first = write_version(made, tmp_path / "v2.jsonl", parents=[raw], how="review")
     assert write_version(made, tmp_path / "v2.jsonl", parents=[raw], how="review") == first
-    with pytest.raises(DataError, match="written once"):
+    with pytest.raises(DataError, match="never overwritten"):
         write_version(made[:6], tmp_path / "v2.jsonl", parents=[raw])
     (tmp_path / "v2.jsonl").write_text("edited\n")
-    with pytest.raises(DataError, match="written once"):
+    with pytest.raises(DataError, match="never overwritten"):
         write_version(made, tmp_path / "v2.jsonl", parents=[raw])
 
 

@@ -85,7 +85,7 @@ def test_not_worse_counts_in_the_good_direction(tmp_path):
         (["--fail-unless", "best"], "expected one of better, not_worse, equivalent"),
         (["--fail-unless", "not_worse"], "needs a margin"),
         (["--fail-unless", "equivalent"], "needs a margin"),
-        (["--json", "--markdown", "-"], "both print"),
+        (["--json", "--markdown", "-"], "both write to the screen"),
     ],
 )
 def test_a_demand_that_cannot_be_judged_is_the_users_input_and_nothing_is_written(sides, tmp_path, options, says):
@@ -158,7 +158,7 @@ def test_standard_input_and_process_substitution_are_files(sides):
     named = cli("new=-", sides["poor"], text=sides["good"].read_text())
     assert "A  new" in named.output
     twice = cli("a=-", "b=-", text=sides["good"].read_text())
-    assert twice.exit_code == 1 and "each pipe once" in str(twice.exception)
+    assert twice.exit_code == 1 and "can be read only once" in str(twice.exception)
     script = f'"{sys.executable}" -m veritune compare <(cat "{sides["good"]}") b=<(cat "{sides["poor"]}")'
     ran = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(SRC)}, check=False

@@ -229,9 +229,9 @@ def test_counts_of_several_seeds_take_the_widest_interval_over_items_and_say_so(
         (["--table", "1,2,3,4", "a"], "no names or two"),
         (["--table", "99999999999,0,0,0"], "at most 10,000,000 items"),
         (["--table", "1,2,3,4", "a", "a"], "two different names"),
-        (["--table", "1,2,3,4", "--metric", "acc"], "--metric does not apply"),
-        (["--table", "1,2,3,4", "--fixed", "B"], "--fixed does not apply"),
-        (["--table", "1,2,3,4", "--zone", "seen"], "--zone does not apply"),
+        (["--table", "1,2,3,4", "--metric", "acc"], "--metric needs item scores"),
+        (["--table", "1,2,3,4", "--fixed", "B"], "--fixed needs item scores"),
+        (["--table", "1,2,3,4", "--zone", "seen"], "--zone needs item scores"),
         (["--table", "1,2,3,4", "--adapter", "C"], "found 'C'"),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_file_without_runs_is_one_run_named_after_the_file(tmp_path):
         ("a.jsonl", '{"id": 1, "score": 1}\n[2]\n', "line 2: expected a JSON object, found list"),
         ("a.json", "[1, 2]", "entry 1: expected an object, found int"),
         ("a.json", '{\n "a": 1}', "found a JSON document of dict"),
-        ("a.eval", "PK\x03\x04 no zip", "no JSON"),
+        ("a.eval", "PK\x03\x04 no zip", "not JSON"),
     ],
 )
 def test_a_bad_file_says_where_and_what(tmp_path, name, text, says):

@@ -100,13 +100,13 @@ def test_labels_of_the_file_itself_come_first() -> None:
     [
         (
             {"options": ["a", "b"], "answer": 2},
-            "expected the right option's place from 0, its letter or its text, found 2",
+            "expected the right option's index from 0, its letter or its text, found 2",
         ),
         ({"options": ["a", "b"], "answer": True}, "found True"),
         ({"options": ["a", "a"], "answer": 0}, "at least two different options"),
         ({"options": "a,b", "answer": 0}, "expected a list of options in column 'options', found str"),
         ({"options": ["B", "C"], "answer": "B"}, "is the text of one option and the label of another"),
-        ({"options": ["a", "b"]}, "no column 'answer' with the right option"),
+        ({"options": ["a", "b"]}, "expected a column 'answer' with the right option"),
     ],
 )
 def test_options_that_cannot_be_told_are_refused_by_item(meta: dict[str, Any], words: str) -> None:
@@ -162,7 +162,7 @@ def test_a_function_cannot_change_the_item_and_is_not_asked_about_nothing(tmp_pa
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("mine.py:other", "mine.py has no function 'other'. It has: score"),
+        ("mine.py:other", "mine.py has no function 'other'. Its functions: score"),
         ("absent.py:score", "function: no file at"),
         ("../mine.py:score", "lies outside the study's folder"),
         ("broken.py:score", "broken.py cannot be run: SyntaxError"),

@@ -210,7 +210,7 @@ CASES: Table = {
     "an adapter of another base": ("base", "a_other", "", dict.fromkeys(TRAINED, OTHER)),
     "of a wider one that is not here": (
         "base", "a_wider", "",
-        dict.fromkeys(TRAINED, NO + r"does not fit .*lora_A.* has shape \[4, 96\] in the adapter, \[4, 64\]")
+        dict.fromkeys(TRAINED, NO + r"does not fit .*lora_A.* has shape \[4, 96\] .*, but the base needs \[4, 64\]")
         | {"weights": NO + r"the adapter fits a weight of shape \[64, 96\], but the base has \[64, 64\]"},
     ),
     "of a deeper one that is not here": (

@@ -254,7 +254,7 @@ def test_a_file_that_is_not_there_is_the_system_s_error(tmp_path: Path) -> None:
 
 def test_a_run_without_a_checkpoint_has_no_weights_to_load(tmp_path: Path) -> None:
     assert TRAINING.weights_in(tmp_path) == tmp_path / KEPT
-    with pytest.raises(StaleError, match="kept no checkpoint"):
+    with pytest.raises(StaleError, match="this run has no checkpoint"):
         replace(TRAINING, checkpoint=None).weights_in(tmp_path)
 
 

@@ -441,7 +441,7 @@ def test_other_data_than_the_contract_s_are_undecided(store: Store) -> None:
     found = gate(store, "data")
     assert found.status == "undecided" and "differs from the data of the contract" in found.message
     path.unlink()
-    assert "is not here" in gate(store, "data").message
+    assert "rows.jsonl is missing" in gate(store, "data").message
 
 
 def test_a_family_that_straddles_the_split_fails(store: Store) -> None:

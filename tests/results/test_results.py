@@ -220,7 +220,7 @@ def test_every_edit_of_the_ledger_is_found_and_stops_every_command(study: Path, 
     edits = {
         "was edited": honest.replace("few", "many"),
         "lost its newest entries": lines[0],
-        "does not follow": lines[1],
+        "does not continue": lines[1],
         "is damaged": honest.replace("{", "[", 1),
     }
     for message, text in edits.items():

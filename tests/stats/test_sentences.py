@@ -324,7 +324,7 @@ def test_draws_are_bounded() -> None:
         with pytest.raises(ScoreError) as error:
             PairOptions(draws=draws)
         assert error.value.message == f"expected 99 to {most:,} resampling draws, found {draws:,}."
-        assert error.value.fix == f"{most:,} draws already resolve p to {1 / most:g}; nothing was allocated."
+        assert error.value.fix == f"Lower it: {most:,} draws already resolve p to {1 / most:g}; nothing was allocated."
     assert (PairOptions(draws=99).draws, PairOptions(draws=most).draws) == (99, most)
 
 

@@ -103,7 +103,7 @@ def test_samples_must_be_declared_and_are_averaged_with_their_variance():
 
 def test_the_same_sample_twice_is_refused():
     rows = [Score("r", "sums", "q0", v, parts={"sample": k}) for v, k in ((1.0, 1), (0.0, 2), (0.0, 2))]
-    with pytest.raises(ScoreError, match="1 sample twice"):
+    with pytest.raises(ScoreError, match="1 sample occurring twice"):
         ScoreTable.from_scores(rows)
 
 

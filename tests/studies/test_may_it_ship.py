@@ -86,7 +86,7 @@ def test_every_planted_failure_is_refused_with_its_sentence(walked: Walked) -> N
         "regression": "0.067 against 0.333 on 33 items",
         "safety": "release/safety.jsonl has changed since",
         "calibration": "ece_debiased 0.49 (0.414 to 0.555), at most 0.3",
-        "merge": "1 of 14 modules: the merged weights changed otherwise than this adapter asks",
+        "merge": "1 of 14 modules: the merged weights did not change as this adapter requires",
         "rollback": "adapter/adapter_model.safetensors was changed after the bundle was packed",
     }.items():
         assert words in sentences[gate], sentences[gate]

@@ -190,7 +190,8 @@ def test_initial_factors_that_peft_offers_are_trained_and_read_back(context: Any
 
 def test_noise_that_rounding_eats_is_no_r3f(context: Any) -> None:
     model = load_base(replace(context.model, dtype="bfloat16"))
-    eaten = pytest.raises(GateError, match=r"r3f_noise: 1e-05 changes only \d+% of the embeddings' values in torch.bfloat16")
+    message = r"r3f_noise: 1e-05 changes only \d+% of the embeddings' values in torch.bfloat16"
+    eaten = pytest.raises(GateError, match=message)
     with eaten, noisy_embeddings(model, Penalties(r3f=1.0)):
         target_logits(model, *batch(context))
 

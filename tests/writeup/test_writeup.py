@@ -38,7 +38,8 @@ def test_short_forms_in_the_question_are_the_user_s_words(tmp_path: Path, monkey
     text = folder / "WRITEUP.md"
     text.write_text(writeup(folder), encoding="utf-8")
     report, code = lint_command([text], folder)
-    assert "> Does LoRA on the KV cache learn the TLDR?" in text.read_text(encoding="utf-8")
+    quoted = "<!--v:study.question-->Does LoRA on the KV cache learn the TLDR?<!--/v-->"
+    assert f"> {quoted}" in text.read_text(encoding="utf-8")
     assert report.findings == () and code == 0, render_text(report)
 
 

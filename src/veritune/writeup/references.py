@@ -121,7 +121,7 @@ class Values:
             return None
         words = {"study.name": records.name, "study.contract": records.contract}
         if name in words or name == "study.question":
-            return Named(text=words.get(name) or str(records.terms["study"]["question"]).strip())
+            return Named(text=words.get(name) or " ".join(str(records.terms["study"]["question"]).split()))
         if name.startswith("claim."):
             return self._of_claim(records, name.removeprefix("claim."))
         quantity = records.by_name.get(name)

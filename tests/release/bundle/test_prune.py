@@ -63,7 +63,8 @@ def test_a_bundle_that_was_just_stored_is_left_for_its_promotion(registry: Path)
 def test_a_mistyped_registry_is_an_error_in_one_line_and_is_not_made(forks: Any, tmp_path: Path) -> None:
     for command in ("history", "prune", "rollback"):
         done = forks(command, "--registry", tmp_path / "nothere")
-        assert done.rc == 1 and f"there is no registry at {tmp_path / 'nothere'}. Check the address" in done.err, command
+        said = f"there is no registry at {tmp_path / 'nothere'}. Check the address"
+        assert done.rc == 1 and said in done.err, command
     assert not (tmp_path / "nothere").exists()
 
 
