@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: help setup quickstart test test-theory test-crash test-cluster test-studies test-docs site fuzz check format docs screenshots build bench clean
 help:
 	@echo "make quickstart   a real study on a real model, on the CPU, in minutes"
-	@echo "make test         every test;  make check  lint and types;  make fuzz SECONDS=300;  make test-theory test-crash test-cluster;  make docs  regenerate the CLI reference"
+	@echo "make test         every test;  make check  lint and types;  make fuzz SECONDS=300;  make test-theory test-crash test-cluster test-studies;  make docs  regenerate the CLI reference"
 
 $(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Veritune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 quickstart")'
