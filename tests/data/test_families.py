@@ -370,14 +370,14 @@ def test_a_chain_of_neighbours_is_cut_and_reported() -> None:
     assert glued.summary["size_max"] == 60
 
 
-def _torn_families(corpus: ModuleType, threshold: float) -> tuple[int, int]:
+def _torn_families(corpus: ModuleType, gsm8k: list[tuple[str, str]], threshold: float) -> tuple[int, int]:
     """Families that are whole and found families that mix two, over 8 sets of 30 problems x 4 rows with few templates.
 
     Every non-original is edited; one in twenty-five is its original's question word for word inside a template.
     """
     wrap = "Solve this math problem step by step and show all of your work before the answer.\n\nProblem: {}\n\nGo."
     heavy = [lambda pair, draw: corpus.synonyms(corpus.reorder(pair, draw), draw), corpus.swap_numbers]
-    originals = corpus.load()
+    originals = list(gsm8k)
     whole = mixed = 0
     for seed in range(8):
         draw = random.Random(seed)
@@ -401,19 +401,19 @@ def _torn_families(corpus: ModuleType, threshold: float) -> tuple[int, int]:
     return whole, mixed
 
 
-def test_a_template_takes_no_row_away_from_its_original(corpus: ModuleType) -> None:
+def test_a_template_takes_no_row_away_from_its_original(corpus: ModuleType, gsm8k: list[tuple[str, str]]) -> None:
     """Lower thresholds let a template chain problems together; the cut must not leave a row with another problem."""
-    strict, _ = _torn_families(corpus, 0.38)
-    safe, mixed = _torn_families(corpus, SPLIT_SAFE_THRESHOLD)
+    strict, _ = _torn_families(corpus, gsm8k, 0.38)
+    safe, mixed = _torn_families(corpus, gsm8k, SPLIT_SAFE_THRESHOLD)
     assert safe >= strict
     assert mixed == 0
 
 
 def test_a_row_of_a_large_component_goes_to_its_closest_centre(
-    corpus: ModuleType, monkeypatch: pytest.MonkeyPatch
+    corpus: ModuleType, gsm8k: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.import_module("veritune.data.near.clusters"), "_ALL_PAIRS", 2)
-    _, closest = _torn_families(corpus, SPLIT_SAFE_THRESHOLD)
+    _, closest = _torn_families(corpus, gsm8k, SPLIT_SAFE_THRESHOLD)
     assert closest <= 1
 
 

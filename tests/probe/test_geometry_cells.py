@@ -235,7 +235,7 @@ def test_every_condition_may_have_a_reference_of_its_own() -> None:
         (0.5, "generic"), (2.0, "worse"), (None, None), (None, None),
     ]  # fmt: skip
     assert "of a and fell in 0 (against lora_a: generic in 1)" in grid.reading
-    with pytest.raises(ScoreError, match="no condition 'lira' in it"):
+    with pytest.raises(ScoreError, match="unknown condition 'lira'"):
         judge_cells(cells, {"a": "lira"})
     with pytest.raises(ScoreError, match="a is put beside itself"):
         judge_cells(cells, {"a": "a"})
