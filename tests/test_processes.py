@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import children
 
 from veritune.commands.terminal import PlainStream, plain, plain_streams
 from veritune.errors import LockedError, StoreError
@@ -182,24 +183,12 @@ def test_runs_may_be_a_link_to_another_disk(study: Any, forks: Any, tmp_path: Pa
 # ---------------------------------------------------------------- signals
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_leaves_no_cell_running(study: Any, forks: Any, how: signal.Signals) -> None:
     """SIGTERM ends the cells and says so; a run that is killed outright takes its cells with it (Linux)."""
     study.change(lambda s: s["train"].update(max_steps=4000))
     started = forks.start("run", study.root, "--executor", "local", "--workers", "1", "--quiet")
-    cells = wait_for(lambda: _children(started["pid"]), 120)
+    cells = wait_for(lambda: children(started["pid"]), 120)
     assert cells, "no cell was started"
     wait_for(lambda: Store(study.root).held_runs(), 120)
     os.kill(started["pid"], how)

@@ -1,8 +1,8 @@
 """Parquet and Arrow files as plain Python values, through arro3 (33 MB; pyarrow takes 170 and half a second to import).
 
-Values come back as pyarrow's `to_pylist` gives them; a test compares the two for every type of column. arro3 0.9 ends
-the whole process on some damaged files (3 of 1,500 Parquet files with changed bytes, 34 of 400 Arrow files), so a file
-is read once by a process of its own before this one opens it: 50 ms.
+Values have the Python types that pyarrow's `to_pylist` returns; a test compares the two for every type of column.
+arro3 0.9 ends the whole process on some damaged files (3 of 1,500 Parquet files with changed bytes, 34 of 400 Arrow
+files), so a file is read once by a process of its own before this one opens it: 50 ms.
 """
 
 from __future__ import annotations

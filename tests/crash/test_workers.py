@@ -14,24 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import children
 
 from veritune.seal import verify
 from veritune.store import Store
 
 CELLS = int(os.environ.get("VERITUNE_CELLS", "5"))
-
-
-def cells_of(pid: int) -> list[int]:
-    """Process ids of the cells that a run has started."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
 
 
 def is_over(pid: int) -> bool:
@@ -53,7 +41,7 @@ def test_two_workers_killed_at_random_lose_and_double_nothing(
         wanted = max(CELLS // 10, 2)
         while killed < wanted and not is_over(started["pid"]):
             time.sleep(draw.uniform(0.2, 2.0))
-            cells = cells_of(started["pid"])
+            cells = children(started["pid"])
             if cells:
                 os.kill(draw.choice(cells), signal.SIGKILL)
                 killed += 1

@@ -629,3 +629,10 @@ def test_the_lower_end_is_not_the_upper_one(records: CheckedRecords) -> None:
     ):
         found = said(f"The {word} end of the interval of learns_the_style is {end}.", records)
         assert ([r for r in found if r.startswith("number")] == []) == right, (word, end, found)
+
+
+def test_a_seed_in_a_list_is_no_count_of_seeds(tmp_path: Path) -> None:
+    """Of seeds 0 and 1 there are two, and seed 2 is none of them."""
+    records = read_records(Store(lint_study.build(tmp_path, (0, 1))))
+    assert "number.unbound" in said("all_layer was trained with seeds 1 and 2.", records)
+    assert not [r for r in said("all_layer was trained with seeds 0 and 1.", records) if r.startswith("number")]

@@ -149,7 +149,7 @@ class Eval(Section):
     answer turn, from the last `\\boxed{}` or `####` on; `choice` without it takes `answer`: an option's place from 0,
     its letter, its label or its text."""
     choices: Annotated[str | tuple[str, ...] | None, Field(exclude_if=_unset)] = None
-    """For `choice`: the column with the list of options, or the options themselves, the same for every item."""
+    """For `choice`: the column that holds the list of options, or one list of options for all items."""
     choices_as: Annotated[Literal["text", "letters"], Field(exclude_if=lambda value: value == "text")] = "text"
     """For `choice`: what the model is to say, an option's `text` or its letter. With `letters` a benchmark's prompt has
     the options, where `template` has `{choices}`, or beneath the question without a template."""

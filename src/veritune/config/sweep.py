@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def expand_sweep(raw: dict[str, Any]) -> dict[str, JsonLike]:
-    """The settings with each condition repeated for every point of `sweep`, named `NAME-r4-data0p25`.
+    """Return the settings with one condition for each point of the `sweep` grid, named `NAME-r4-data0p25`.
 
     Settings that are expanded already stay as they are. Raises ValueError for a bad grid or a field written twice.
     """

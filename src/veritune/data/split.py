@@ -96,7 +96,7 @@ class ZoneOverlap:
 
 
 def split_zones(rows: Sequence[Row], family_of: Mapping[str, str], config: SplitConfig | None = None) -> Split:
-    """A zone for every row: whole families in `stranger` and `validation`, stratified, reproducible from the seed.
+    """Assign each row to a zone: whole families to `stranger` and `validation`, stratified, reproducible from the seed.
 
     Raises DataError for shares that cannot be, for row ids used twice, for rows without a family, and where fewer than
     two families would be left for `stranger`, `validation` or training.

@@ -4,7 +4,8 @@
     not_worse    the interval of the decision lies above - the margin, counted in the good direction
     equivalent   the decision is "equivalent"
 
-A score that the machine lost may be anything: a demand is met only if it is met for every filling of them (`lost`).
+A score that was lost to a crash or a full disk is unknown: a demand is met only if every possible value of the lost
+scores meets it (`lost`).
 """
 
 from __future__ import annotations

@@ -52,8 +52,10 @@ def read_page(path: Path) -> Page:
     return Page("notebook", text)
 
 
-def study_beside(pages: Sequence[Path]) -> Path | None:
-    """The study folder that contains all pages, against which they are checked if no records are named."""
+def held_against(pages: Sequence[Path], study: Path | None, records: Sequence[Path]) -> Path | None:
+    """The study that pages are held against: the one named, or without any records the one whose folder they lie in."""
+    if study is not None or records:
+        return study
     folders = {page.resolve().parent for page in pages}
     return next((f for f in folders if len(folders) == 1 and (f / "contract.lock.json").is_file()), None)
 

@@ -15,7 +15,7 @@ from veritune.writeup.fill import Filled, Filler, Referred, fill, fill_page, fil
 from veritune.writeup.lint.check import lint_text
 from veritune.writeup.lint.free import lint_records
 from veritune.writeup.lint.rules import LintReport, Rules, load_rules
-from veritune.writeup.pages import PAGES, prose_of, study_beside
+from veritune.writeup.pages import PAGES, held_against, prose_of
 from veritune.writeup.quantities import read_records
 
 
@@ -70,7 +70,7 @@ def fill_command(
     pages, files = _given(given, records)
     if out is not None and len(pages) > 1:
         raise InputError(f"--out takes one page, found {len(pages)}.", fix="Fill each page with a command of its own.")
-    filler = filler_of(study if study or files else study_beside(pages), files)
+    filler = filler_of(held_against(pages, study, files), files)
     done = []
     for page in pages:
         filled: Filled = fill(page, filler, out, plain=plain)
@@ -91,7 +91,7 @@ def fill_text_report(found: Sequence[FillReport]) -> str:
 def check_command(given: Sequence[Path], study: Path | None, records: Sequence[Path], *, strict: bool) -> PageCheck:
     """The state of every reference and hand-typed number of some pages."""
     pages, files = _given(given, records)
-    study = study if study or files else study_beside(pages)
+    study = held_against(pages, study, files)
     filler = filler_of(study, files)
     found = []
     for page in pages:

@@ -27,7 +27,7 @@ from veritune.writeup.lint.rules import LintFinding, LintReport, NumberFate, Rul
 from veritune.writeup.lint.scope import Around, Passage
 from veritune.writeup.lint.speech import FORBIDDEN_SECTIONS, QUOTED, Speech
 from veritune.writeup.lint.words import KindWord, Lexicon, kind_words
-from veritune.writeup.pages import prose_of, study_beside
+from veritune.writeup.pages import held_against, prose_of
 from veritune.writeup.quantities import CheckedRecords, read_records
 from veritune.writeup.references import Values
 
@@ -74,8 +74,7 @@ def lint_command(
         raise InputError(
             "expected a write-up, found none.", fix="Name one: veritune lint PAGE.md --records results.json"
         )
-    if study is None and not files:
-        study = study_beside(pages)
+    study = held_against(pages, study, files)
     if study is None and not files and profile is None:
         raise InputError(
             "expected records to check the write-up against, found none.",

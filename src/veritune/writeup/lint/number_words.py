@@ -70,7 +70,9 @@ def written(text: str) -> Iterator[WrittenNumber]:
 
 
 def amount(word: str) -> int:
-    """The value of a number in words: `two hundred and four` is 204."""
+    """The value of a count in digits or in words: `204` and `two hundred and four` are 204."""
+    if word.isdigit():
+        return int(word)
     total = 0
     for part in re.split(r"[\s-]+", word.lower()):
         if part == "hundred":
@@ -82,7 +84,7 @@ def amount(word: str) -> int:
 
 def _shares(text: str) -> Iterator[WrittenNumber]:
     for match in IN_TEN.finditer(text):
-        top = int(match.group(1)) if match.group(1).isdigit() else amount(match.group(1))
+        top = amount(match.group(1))
         word = match.group(2).lower()
         bottom = 100 if word.endswith("hundred") else amount(word)
         if 0 < top <= bottom:

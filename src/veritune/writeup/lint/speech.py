@@ -314,11 +314,11 @@ class Speech:
                 right |= {(n, None), (n, len(group))}
             total = None
             if match["all"]:
-                said = total = len(confirmatory) if match["of"] is None else _amount(match["of"])
+                said = total = len(confirmatory) if match["of"] is None else amount(match["of"])
             elif match["none"]:
                 said = 0
             else:
-                said, total = _amount(match["n"]), _amount(match["whole"]) if match["whole"] else None
+                said, total = amount(match["n"]), amount(match["whole"]) if match["whole"] else None
             if (said, total) not in right:
                 n = sum(v["status"] == status for v in confirmatory)
                 message = f"{match.group()!r}: {n} of {len(confirmatory)} declared claims are {status}"
@@ -482,11 +482,6 @@ def _compared_subject(text: str, arms: list[Mention], word: re.Match[str]) -> Me
         if among:
             return among[0] if len({m.value for m in among}) == 1 else None
     return next((m for m in arms if free(m)), arms[0])
-
-
-def _amount(word: str) -> int:
-    """A count in digits or in words."""
-    return int(word) if word.isdigit() else amount(word)
 
 
 def _equivalent(verdict: Mapping[str, Any]) -> bool:
