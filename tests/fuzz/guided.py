@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of everything that reads a stranger's file; only a VerituneError may come out.
 
     make fuzz SECONDS=300                     (or: python tests/fuzz/guided.py --seconds 300)
-    python tests/fuzz/guided.py --runs 5000 --seed 1 --out FRESH     (the same inputs each time: a sample for CI)
+    python tests/fuzz/guided.py --each 125    (the same changes on every machine: what CI runs)
     python tests/fuzz/guided.py FILE          (a case that was found, once more, with its traceback)
 
 Beside `test_strangers_files.py`, whose files and readers it shares: hypothesis makes files near a valid one, atheris
@@ -14,6 +14,7 @@ case that it found.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -297,6 +298,14 @@ def words(seeds: list[bytes]) -> list[str]:
     return sorted(w for w in found if w and w.isascii() and w.isprintable() and '"' not in w and "\\" not in w)
 
 
+def odd_values() -> list[Any]:
+    """What a place of a stranger's JSON may hold instead of what we expect."""
+    import test_strangers_files as known
+
+    huge = [2**63, 10**400, 1e308, float("inf"), float("nan")]
+    return [None, True, 0, -1, *huge, [], {}, [[]], {"": None}, *known.ODD_TEXTS]
+
+
 def changed(content: bytes, seeds: list[bytes], seed: int) -> bytes | None:
     """One or two places of the JSON (of its first line, for JSONL) replaced or taken out; None where it is none.
 
@@ -312,14 +321,44 @@ def changed(content: bytes, seeds: list[bytes], seed: int) -> bytes | None:
     for part, tail in ((body, b""), (first, newline + rest)):
         try:
             value = json.loads(part)
-            odd = [None, True, 0, -1, 2**63, 10**400, 1e308, float("inf"), float("nan"), [], {}, [[]], {"": None}]
-            new = [
-                (draw.randrange(10**6), draw.choice([*odd, *known.ODD_TEXTS]), draw.random() < 0.2) for _ in range(2)
-            ]
+            new = [(draw.randrange(10**6), draw.choice(odd_values()), draw.random() < 0.2) for _ in range(2)]
             return content[:1] + known.text_of(known.changed(value, new[: draw.randint(1, 2)])) + tail
         except (ValueError, RecursionError):
             continue
     return None
+
+
+def one_place_changed(content: bytes) -> list[bytes]:
+    """A valid file with each place of its JSON replaced by each hostile value, or taken out; cut off, where none is."""
+    import test_strangers_files as known
+
+    first, newline, rest = content[1:].partition(b"\n")
+    for part, tail in ((content[1:], b""), (first, newline + rest)):
+        try:
+            value = json.loads(part)
+        except ValueError:
+            continue
+        new = [*((value, False) for value in odd_values()), (None, True)]
+        each = itertools.product(range(len(known.places(value))), new)
+        return [content[:1] + known.text_of(known.changed(value, [(pick, *to)])) + tail for pick, to in each]
+    return [content[:end] for end in range(1, len(content))]
+
+
+def every_place(valid: list[bytes], most: int, once: Callable[[bytes], None], out: Path) -> None:
+    """At most so many changes of each valid file, evenly spread; one that ends in another error is kept and raised."""
+    count = 0
+    for start in valid:
+        changes = one_place_changed(start)
+        for content in changes[:: -(-len(changes) // most)]:
+            count += 1
+            try:
+                once(content)
+            except BaseException:
+                out.mkdir(parents=True, exist_ok=True)
+                (out / f"case-{count}").write_bytes(content)
+                print(f"found; again with: {sys.argv[0]} {out / f'case-{count}'}")
+                raise
+    print(f"{count} inputs from {len(valid)} valid files: only a VerituneError, or none, came out")
 
 
 def main() -> None:
@@ -327,12 +366,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("case", nargs="?", type=Path, help="a case that was found")
     options.add_argument("--seconds", type=int, default=60)
-    options.add_argument("--runs", type=int, help="end after so many inputs; with --seed the same ones each time")
-    options.add_argument("--seed", type=int, help="of the changes; without one a new one each time")
+    options.add_argument("--each", type=int, help="no luck: at most so many changes of each valid file, evenly spread")
     options.add_argument("--out", type=Path, default=Path(".fuzz"), help="corpus and found cases; kept between runs")
     asked = options.parse_args()
     sys.path.insert(0, str(HERE))
-    if asked.case is None:
+    if asked.case is None and asked.each is None:
         try:
             import atheris
         except ImportError:
@@ -351,7 +389,9 @@ def main() -> None:
             return
         name = names[content[0] % len(names)]
         runs[name] += 1
-        if sum(runs.values()) % 500 == 0:  # libFuzzer ends the process itself: nothing runs afterwards
+        if (
+            asked.each is None and sum(runs.values()) % 500 == 0
+        ):  # libFuzzer ends the process itself: nothing runs afterwards
             (asked.out / "inputs.json").write_text(json.dumps(runs, indent=1))
         try:
             known[name][0](folder, content[1:])
@@ -364,6 +404,10 @@ def main() -> None:
         once(content)
         print("only a VerituneError, or none, came out")
         return
+    valid = [bytes([k]) + seed for k, (_, seeds) in enumerate(known.values()) for seed in seeds]
+    if asked.each is not None:
+        every_place(valid, asked.each, once, asked.out)
+        return
     corpus = asked.out / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     for k, (_, seeds) in enumerate(known.values()):
@@ -373,10 +417,7 @@ def main() -> None:
         "".join(f'"{w}"\n' for w in words([s for _, ss in known.values() for s in ss]))
     )
     flags = [f"-max_total_time={asked.seconds}", "-max_len=8192", "-timeout=120", "-rss_limit_mb=4096"]
-    flags += [] if asked.runs is None else [f"-runs={asked.runs}"]
-    flags += [] if asked.seed is None else [f"-seed={asked.seed}"]
     flags += [f"-artifact_prefix={asked.out}/", f"-dict={asked.out / 'words.txt'}", "-print_final_stats=1"]
-    valid = [bytes([k]) + seed for k, (_, seeds) in enumerate(known.values()) for seed in seeds]
 
     def mutate(content: bytes, most: int, seed: int) -> bytes:
         new = changed(content, valid, seed) if seed % 2 else None

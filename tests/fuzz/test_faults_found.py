@@ -157,3 +157,26 @@ def test_a_notebook_whose_source_is_not_text(tmp_path: Path, part: str) -> None:
     path.write_text(f'{{"cells": [{{"cell_type": "markdown", "source": [{part}]}}]}}')
     with pytest.raises(InputError, match="the source of a cell is not text"):
         prose_of(path)
+
+
+def test_a_folder_whose_named_templates_have_odd_names(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from veritune.data.template import twin_templates
+
+    (tmp_path / "chat_template.jinja").write_text("a")
+    named = [{"name": ["default"], "template": "x"}, {"name": {}}, 3, {"name": "default", "template": "b"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    tokenizer = SimpleNamespace(name_or_path=str(tmp_path), chat_template="b")
+    assert twin_templates(tokenizer) == ("tokenizer_config.json", "chat_template.jinja")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("epochs", [10_001, 2**63])
+def test_an_inspect_log_that_promises_more_epochs_than_memory_holds(tmp_path: Path, epochs: int) -> None:
+    from veritune.evaluate.logs import read
+
+    sample = {"id": 1, "epoch": 1, "input": "q", "scores": {"match": {"value": "C"}}}
+    log = {"version": 2, "status": "success", "eval": {"task": "t", "config": {"epochs": epochs}}, "samples": [sample]}
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    with pytest.raises(ScoreError, match="expected at most 10,000, found more"):
+        read(tmp_path / "log.json")

@@ -235,8 +235,8 @@ def twin_templates(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
             continue
         template = found.get("chat_template") if isinstance(found, dict) else None
         if isinstance(template, list):
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = named.get("default")
+            named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+            template = named[-1].get("template") if named else None
         if isinstance(template, str):
             held[name] = template
     if len({text.strip() for text in held.values()}) < 2:

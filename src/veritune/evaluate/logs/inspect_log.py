@@ -32,6 +32,10 @@ _MAX_ENTRY_BYTES = 1 << 30
 """Largest entry of a log that is unpacked: a sample of 1 GiB is a damaged or hostile archive."""
 
 
+_MOST_EPOCHS = 10_000
+"""Epochs of a sample that a log may promise: each one that is missing becomes a sample without a score."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Log:
     """What a log's header says, its samples, and its own reductions."""
@@ -191,6 +195,8 @@ def _lost_epochs(samples: Sequence[Mapping[str, Any]], epochs: Any) -> list[Mapp
     """The epochs that the log's settings promise of a sample and that it does not hold, as samples without a score."""
     if not isinstance(epochs, int) or epochs < 2:
         return []
+    if epochs > _MOST_EPOCHS:
+        raise ScoreError(f"eval.config.epochs of the Inspect log: expected at most {_MOST_EPOCHS:,}, found more.")
     held: dict[str, dict[int, Mapping[str, Any]]] = {}
     for sample in samples:
         held.setdefault(str(sample["id"]), {})[int(sample.get("epoch", 1))] = sample
