@@ -9,8 +9,8 @@ import pytest
 
 from veritune.config.load import parse_study
 from veritune.decide.reach import limits, resolution
-from veritune.errors import MachineError
-from veritune.pipeline.plan import plan_command, refuse_plan
+from veritune.errors import GateError, MachineError
+from veritune.pipeline.plan import plan_command, plan_text, refuse_plan
 from veritune.progress import Progress
 from veritune.records import (
     Assumed,
@@ -109,6 +109,27 @@ def test_a_study_over_its_budget_does_not_start(study: Any, forks: Any) -> None:
     assert forks("plan", study.root).rc == 0
 
 
+def test_the_plan_counts_the_time_of_probes(study: Any) -> None:
+    """Each probe that `run` makes has a line, its models and seconds, which the sum and the budget count."""
+    _, plain = plan_command(study.root, None, Assumed(), QUIET)
+    asked = {"make": ["gradients", "recall", "tokens", "geometry"], "geometry": {"methods": ["last_input_token"]}}
+    study.change(lambda s: s.update(probes=asked, keep="all"))
+    _, plan = plan_command(study.root, None, Assumed(), QUIET)
+    assert plain.beside is None and plan.beside is not None and plan.number == 2
+    runs = [row for row in plan.cells if row.phase == "main"]
+    found = {probe.probe: probe for probe in plan.beside}
+    assert list(found) == ["geometry of checkpoints", "gradients", "recall", "tokens", "geometry"]
+    assert found["geometry of checkpoints"].models == 1 + sum(row.checkpoints for row in runs)
+    assert found["gradients"].models == 1 and found["recall"].models == found["geometry"].models == 2 * len(runs)
+    assert all(probe.seconds > 0 for probe in plan.beside)
+    alone = sum(row.seconds.total for row in plan.cells)
+    assert plan.total.seconds == pytest.approx(alone + sum(probe.seconds for probe in plan.beside))
+    assert "probe geometry of checkpoints" in plan_text(plan, {})
+    study.change(lambda s: s.update(budget={"hours": (alone + 0.5 * found["recall"].seconds) / 3600}))
+    with pytest.raises(GateError, match=r"budget\.hours"):
+        refuse_plan(*plan_command(study.root, None, Assumed(), QUIET))
+
+
 def test_a_finished_study_is_over_no_budget(finished_copy: Any, forks: Any) -> None:
     finished_copy.change(lambda s: s.update(budget={"usd": 1e-9, "price_per_million_tokens": 5}))
     assert forks("run", finished_copy.root).rc in (0, 2)
@@ -195,6 +216,33 @@ def test_what_can_never_be_decided_is_said_at_declaration(study: Any, claim: Any
     assert [says in line for line in found] == ([True] if says else [])
     (record,) = resolution(parsed, where, Assumed())
     assert (says in record.undecidable) and bool(record.undecidable) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("probe", "families", "zone"),
+    [
+        ("leak.by_leak.all_layer", {"stranger": 20, "validation": 7}, "validation"),
+        ("leak.flattered.all_layer", {"stranger": 20, "validation": 7}, ""),
+        ("leak.flattered.all_layer", {"stranger": 7, "validation": 20}, "stranger"),
+        ("nll.stranger.all_layer", {"seen": 7, "stranger": 8}, ""),
+        ("recall.contrast.all_layer", {"seen": 7, "stranger": 8}, "seen"),
+        ("final_loss.all_layer", {}, ""),
+    ],
+)
+def test_a_claim_on_a_probe_over_too_few_families_is_said_at_declaration(
+    study: Any, probe: str, families: Any, zone: str
+) -> None:
+    settings = study.settings()
+    settings["evals"]["style"]["zones"] = ["seen", "stranger"]
+    settings["claims"] = [{"name": "c", "kind": "probe", "probe": probe, "op": "<", "threshold": 0}]
+    parsed = parse_study(settings)
+    (record,) = resolution(parsed, {"style": []}, families=families)
+    lines = limits(parsed, {"style": []}, families)
+    if zone:
+        says = f"at least 8 families of {zone} rows, this split has 7"
+        assert says in record.undecidable and says in record.sentence and says in lines[0]
+    else:
+        assert not record.undecidable and not lines
 
 
 def test_a_gap_beyond_the_scale_of_the_scores_is_none(study: Any) -> None:

@@ -55,8 +55,8 @@ class Probes(Section):
     leak: bool = False
     """Also train each condition once (first seed) on a split that ignores families: what would the leak flatter?"""
     make: Annotated[tuple[MadeProbe, ...], Field(exclude_if=lambda value: not value)] = ()
-    """Probes that `run` makes of every run before it decides, as `veritune report STUDY --make` does. `plan` does not
-    count their time."""
+    """Probes that `run` makes of every run before it decides, as `veritune report STUDY --make` does; `plan` counts
+    their time."""
     geometry: GeometryProbe | None = None
     """Read the geometry of personas from every checkpoint once all cells are done; `keep: all` gives every step."""
 

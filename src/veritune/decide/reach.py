@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from veritune.config.claim import Claim
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
-from veritune.probe.names import arm_of, pattern_of
+from veritune.probe.names import arm_of, averaged_zones, pattern_of
 from veritune.records import Assumed, ClaimReach
 from veritune.stats.power import Design, Needed, best_half, best_low, least_items_equal, plan
 
@@ -28,20 +28,38 @@ N = TypeVar("N", int, float)
 
 
 def resolution(
-    study: Study, items: Mapping[str, Sequence[tuple[str, str]]], assumed: Assumed | None = None
+    study: Study,
+    items: Mapping[str, Sequence[tuple[str, str]]],
+    assumed: Assumed | None = None,
+    *,
+    families: Mapping[str, int] | None = None,
 ) -> list[ClaimReach]:
-    """What the design can resolve, one record per claim. `items` are (zone, family) of each item, by eval."""
+    """What the design can resolve, one record per claim. `items` are (zone, family) of each item, by eval; `families`
+    counts those of each zone's rows.
+    """
     assumed = assumed or Assumed()
-    confirmatory = sum(c.correction == "confirmatory" and not _is_count(study, c) for c in study.claims)
-    return [_claim(study, claim, items, assumed, max(1, confirmatory)) for claim in study.claims]
+    confirmatory = max(1, sum(c.correction == "confirmatory" and not _is_count(study, c) for c in study.claims))
+    found = []
+    for claim in study.claims:
+        if claim.kind == "probe":
+            never, sentence = _probe_never(study, claim, families), _probe_sentence(study, claim, confirmatory)
+            reach = ClaimReach(claim.name, claim.kind, claim.margin, never or sentence)
+            found.append(replace(reach, undecidable=never) if never else reach)
+        else:
+            found.append(_claim(study, claim, items, assumed, confirmatory))
+    return found
 
 
-def limits(study: Study, items: Mapping[str, Sequence[tuple[str, str]]]) -> list[str]:
+def limits(
+    study: Study, items: Mapping[str, Sequence[tuple[str, str]]], families: Mapping[str, int] | None = None
+) -> list[str]:
     """What the declared design can never decide, one line per claim, at the claim's own alpha and without any
     assumption.
     """
     lines = []
     for claim in study.claims:
+        if claim.kind == "probe" and (never := _probe_never(study, claim, families)):
+            lines.append(f"{claim.name}: {never}")
         here = _items_of(study, claim, items)
         if claim.kind != "probe" and len(here) > 1:
             never = _never(claim, _designs(study, claim, here, Assumed(), claim.alpha)[0])
@@ -79,8 +97,6 @@ def _claim(
     assumed: Assumed,
     confirmatory: int,
 ) -> ClaimReach:
-    if claim.kind == "probe":
-        return ClaimReach(claim.name, claim.kind, claim.margin, _probe_sentence(study, claim, confirmatory))
     here = _items_of(study, claim, items)
     alpha = claim.alpha / (confirmatory if claim.correction == "confirmatory" else 1)
     if len(here) < 2:
@@ -147,6 +163,18 @@ def _probe_sentence(study: Study, claim: Claim, confirmatory: int) -> str:
         return "one number a run and one seed: it has no interval, so this claim can only stay open; declare more seeds"
     few = "; with two its ends lie 13 standard errors away or more" if seeds == 2 else ""
     return f"one number a run: decided by {over}, a t over {seeds} seeds{few}"
+
+
+def _probe_never(study: Study, claim: Claim, families: Mapping[str, int] | None) -> str:
+    """Why a claim on a probe can only stay open: a zone that its interval averages over has too few families."""
+    least = study.thresholds.families.for_interval
+    for zone in averaged_zones(claim.probe or ""):
+        if families is not None and families.get(zone, 0) < least:
+            return (
+                f"can never be decided: its interval takes at least {least} families of {zone} rows,"
+                f" this split has {families.get(zone, 0)}"
+            )
+    return ""
 
 
 def _designs(study: Study, claim: Claim, here: Sequence[str], assumed: Assumed, alpha: float) -> list[Design]:

@@ -10,7 +10,7 @@ from veritune import contract
 from veritune.config.load import frozen_flags
 from veritune.decide.reach import limits
 from veritune.errors import InputError
-from veritune.pipeline.plan import items_by_eval
+from veritune.pipeline.plan import families_by_zone, items_by_eval
 from veritune.pipeline.ready import Ready, make_ready
 from veritune.pipeline.watch import study_at
 from veritune.progress import Progress
@@ -124,7 +124,7 @@ def _frozen(store: Store, kept: Contract, ready: Ready) -> Frozen:
         marked=kept.last.made if len(kept.entries) > 1 else (),
         sources=kept.last.sources,
         facts=kept.facts,
-        limits=tuple(limits(ready.study, items_by_eval(ready))),
+        limits=tuple(limits(ready.study, items_by_eval(ready), families_by_zone(ready))),
     )
 
 

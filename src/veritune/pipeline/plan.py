@@ -23,6 +23,7 @@ from veritune.errors import GateError
 from veritune.evaluate.judge import MAX_TOKENS
 from veritune.pipeline.cell import cells_of, is_done
 from veritune.pipeline.leak import LEAK, leak_is_done, measured_rows, whole_conditions
+from veritune.pipeline.probe_costs import planned_probes
 from veritune.pipeline.ready import Ready, make_ready
 from veritune.pipeline.watch import study_at
 from veritune.progress import Progress, clock
@@ -37,6 +38,7 @@ from veritune.records import (
     PlanComparison,
     PlannedCell,
     PlannedData,
+    PlannedProbe,
     PlanProbes,
     PlanTotal,
     Prices,
@@ -109,6 +111,10 @@ def make_plan(
     inputs |= {"claims": [c.model_dump(mode="json") for c in ready.study.claims], "prices": asdict(prices)}
     if ready.study.probes.leak:
         inputs["leak"] = True
+    if ready.study.probes.make:
+        inputs["make"] = ready.study.probes.make
+    if ready.study.probes.geometry is not None:
+        inputs["geometry"] = ready.study.probes.geometry.model_dump(mode="json")
     digest, path = hash_of(inputs), ready.store.root / PLAN
     there = ready.store.made(RunPlan, path, digest)
     if there is not None:
@@ -127,6 +133,7 @@ def make_plan(
     answers = answer_probe(ready)
     certain = frozenset(cells_of(ready))
     rows = [_cell_plan(ready, cell, certain, probes, answers) for cell in cells]
+    beside = planned_probes(ready, rows, probes, answers)
     rows += _leak_plans(ready, rows, probes)
     plan = RunPlan(
         input_hash=digest,
@@ -136,8 +143,9 @@ def make_plan(
         data=_data_plan(ready),
         probe=PlanProbes(probes, answers),
         cells=tuple(rows),
-        total=_total(rows, prices),
-        resolution=tuple(resolution(ready.study, items_by_eval(ready), assumed)),
+        total=_total(rows, prices, beside),
+        beside=beside,
+        resolution=tuple(resolution(ready.study, items_by_eval(ready), assumed, families=families_by_zone(ready))),
     )
     _keep_plan(ready.store, plan)
     return plan
@@ -244,6 +252,14 @@ def items_by_eval(ready: Ready) -> dict[str, list[tuple[str, str]]]:
     """Zone and family of every item, by eval."""
     place = ready.data.place_of
     return {name: [place(r.id)[::-1] for r in rows] for name, rows in ready.items.items()}
+
+
+def families_by_zone(ready: Ready) -> dict[str, int]:
+    """How many families the rows of each zone come from."""
+    found: dict[str, set[str]] = {}
+    for row, zone in ready.data.zone_of.items():
+        found.setdefault(zone, set()).add(ready.data.family_of[row])
+    return {zone: len(families) for zone, families in found.items()}
 
 
 # ---------------------------------------------------------------- probes
@@ -500,8 +516,9 @@ def _disk(ready: Ready, cell: Cell, probe: LiveProbe, checkpoints: int) -> tuple
 # ---------------------------------------------------------------- in sum
 
 
-def _total(rows: Sequence[PlannedCell], prices: Prices) -> PlanTotal:
-    seconds, tokens = sum(r.seconds.total for r in rows), sum(r.tokens for r in rows)
+def _total(rows: Sequence[PlannedCell], prices: Prices, beside: Sequence[PlannedProbe] | None) -> PlanTotal:
+    seconds = sum(r.seconds.total for r in rows) + sum(p.seconds for p in beside or ())
+    tokens = sum(r.tokens for r in rows)
     memory = [r.memory_bytes for r in rows if r.memory_bytes is not None]
     usd, scored = None, sum(r.scoring_tokens or 0 for r in rows)
     if prices.per_hour is not None:
@@ -541,7 +558,7 @@ def refuse_plan(ready: Ready, plan: RunPlan) -> None:
     rows = left(ready, plan)
     if not rows:
         return
-    total = _total(rows, plan.total.price)
+    total = _total(rows, plan.total.price, plan.beside)
     ready.store.need_space(total.disk_bytes)
     budget = ready.study.budget
     if budget is None:
@@ -624,7 +641,7 @@ def run_lines(plan: RunPlan, rows: Sequence[PlannedCell]) -> list[str]:
     """The plan of the remaining cells in one line, for a run's progress; nothing if none remain."""
     if not rows:
         return []
-    total = _total(rows, plan.total.price)
+    total = _total(rows, plan.total.price, plan.beside)
     cost = "" if total.usd is None else f", {total.usd:.2f} USD"
     return [
         f"plan     {len(rows)} cells, {total.tokens:,} training tokens, about {clock(total.seconds)}, "
@@ -648,6 +665,8 @@ def plan_text(plan: RunPlan, differences: Mapping[str, Mapping[str, JsonLike]]) 
             f"{name:<40} {row.steps:>5} {row.tokens:>10,} {row.checkpoints:>12} "
             f"{_gb(row.disk_bytes):>8} {_gb(row.memory_bytes):>8} {clock(row.seconds.total):>10}"
         )
+    for probe in plan.beside or ():
+        lines.append(f"{f'probe {probe.probe}, {probe.models} models':<86} {clock(probe.seconds):>10}")
     cost = "" if total.usd is None else f", {total.usd:.2f} USD"
     lines.append(
         f"in all    {total.cells} cells, {total.steps:,} steps, {total.tokens:,} training tokens, about "

@@ -182,6 +182,31 @@ def arm_of(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
+def averaged_zones(name: str) -> tuple[str, ...]:
+    """The zones over whose families the interval of a recorded quantity runs; none for any other quantity.
+
+    >>> averaged_zones("leak.by_leak.all_layer"), averaged_zones("nll.stranger.all_layer"), averaged_zones("rho.a")
+    (('stranger', 'validation'), ('stranger',), ())
+    """
+    head, *middle = name.split(".")[:-1]
+    match head, middle:
+        case "nll", [zone]:
+            return (zone,)
+        case ("nll_below", [_, zone]) | ("gap", ["gain", zone]) | ("recall", [_, zone]):
+            return (zone,)
+        case "gap", ["carried", zone]:
+            return ("seen", zone)
+        case "leak", ["by_leak"]:
+            return ("stranger", "validation")
+        case "leak", ["elsewhere"]:
+            return ("validation",)
+        case ("leak", ["flattered"]) | ("tokens", ["fall", _]):
+            return ("stranger",)
+        case "recall", ["contrast"]:
+            return ("seen", "stranger")
+    return ()
+
+
 def _names(pattern: ProbeNames, study: Study, opened: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     choices, segments = {**_choices(pattern, study), **opened}, _segments(pattern)
     for values in itertools.product(*(choices[segment] for segment in segments)):

@@ -185,9 +185,18 @@ class Prices(RecordPart):
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedProbe(RecordPart):
+    """A probe that `run` makes once the cells are done: how many models or checkpoints it reads, and its seconds."""
+
+    probe: str
+    models: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class PlanTotal(RecordPart):
-    """The sum over cells; `memory_bytes` is the largest of them, `usd` the cost if a price is set. `scoring_tokens` is
-    None in plans of earlier versions.
+    """The sum over cells; `seconds` count the probes beside them. `memory_bytes` is the largest cell's, `usd` the cost
+    if a price is set. `scoring_tokens` is None in plans of earlier versions.
     """
 
     cells: int
@@ -272,7 +281,8 @@ class EarlierPlan(RecordPart):
 class RunPlan(Record):
     """What a study will need and what it can detect. `made` is the time; `cells` are all cells in running order.
 
-    Plans are numbered from 1; `supersedes` is the one before, None for the first.
+    Plans are numbered from 1; `supersedes` is the one before, None for the first. `beside` are the probes that the run
+    makes after the cells; absent where it makes none.
     """
 
     input_hash: str
@@ -284,6 +294,9 @@ class RunPlan(Record):
     cells: tuple[PlannedCell, ...]
     total: PlanTotal
     resolution: tuple[ClaimReach, ...]
+    beside: tuple[PlannedProbe, ...] | None = None
+
+    ABSENT_WHEN_NONE: ClassVar[tuple[str, ...]] = ("beside",)
 
     @property
     def host_memory_bytes(self) -> int | None:
