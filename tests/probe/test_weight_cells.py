@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from veritune.errors import ModelError
 from veritune.probe.norms import beyond
-from veritune.probe.series import Moved, _over_steps
-from veritune.probe.weight_cells import grid_table, judge_weights, study_grid
+from veritune.probe.series import Moved, _over_steps, change_of
+from veritune.probe.weight_cells import grid_table, judge_weights, norms_of, study_grid
 
 MODULES = {f"layers.{i}.q_proj": i for i in range(6)}
 
@@ -62,6 +67,28 @@ def test_modules_that_one_arm_does_not_train_are_no_cells_and_no_shared_seed_is_
         match="a seed in common and a module that both train",
     ):
         judge_weights({("lora", 0): norms(1.0), ("full", 1): norms(1.0)}, "lora")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_a_full_checkpoint_is_compared_with_an_adapter_module_by_module(tmp_path: Path) -> None:
+    """A full checkpoint names matrices (`q_proj.weight`), an adapter modules (`q_proj`): no cell was shared."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
+    base = LlamaForCausalLM(config)
+    base.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for name, tensor in adapted.named_parameters():
+            tensor += 0.1 * ("lora_B" in name)
+        for tensor in base.parameters():
+            tensor += 0.01
+    adapted.save_pretrained(tmp_path / "adapter")
+    base.save_pretrained(tmp_path / "full")
+    moved = {(name, 0): norms_of(change_of(tmp_path / name, tmp_path / "base").modules) for name in ("adapter", "full")}
+    grid = judge_weights(moved, "adapter")
+    assert [c.module for c in grid.cells] == [f"model.layers.{i}.self_attn.{m}_proj" for i in (0, 1) for m in "qv"]
+    assert grid.cells[0].ratio == pytest.approx(0.01 * 32 / moved["adapter", 0][grid.cells[0].module][0], rel=1e-3)
 
 
 def test_the_count_of_a_run_is_of_the_rule_alone() -> None:

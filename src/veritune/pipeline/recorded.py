@@ -39,7 +39,7 @@ from veritune.probe.clusters import codes, ratio
 from veritune.probe.geometry_dose import RECORD as GEOMETRY
 from veritune.probe.geometry_dose import GridCell, run_changes
 from veritune.probe.names import arm_of, pattern_of
-from veritune.probe.norms import beyond
+from veritune.probe.norms import beyond, module_key
 from veritune.records import (
     Estimate,
     JsonLike,
@@ -216,7 +216,7 @@ def _weight_counts(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_Do
         path = store.root / "probes" / run.run_id / "weights.json"
         with contextlib.suppress(KeyError, TypeError, ValueError, VerituneError):  # its own reader names the damage
             modules = read_json(path)["record"]["modules"] if path.exists() else ()
-            found = {m["name"]: (float(m["delta_norm"]), str(m["type"]), m["layer"]) for m in modules}
+            found = {module_key(m["name"]): (float(m["delta_norm"]), str(m["type"]), m["layer"]) for m in modules}
             norms |= {run.run_id: found} if found else {}
     measured = [run for run in runs if run.run_id in norms]
     for run, other in itertools.permutations(measured, 2):
@@ -381,7 +381,8 @@ def _leak(record: Json) -> Named:
 def _weights(record: Json) -> Named:
     parts = {"total": record["total"], **record["by_group"], **record["by_type"]}
     parts |= {f"layer{k}" if k.isdigit() else k: v for k, v in record["by_layer"].items()}
-    parts |= {module["name"]: module for module in record["modules"]}
+    for module in record["modules"]:  # a full checkpoint's matrix is also found by its module's name
+        parts |= {module["name"]: module, module_key(module["name"]): module}
     for part, found in parts.items():
         yield f"weights.delta_norm.{part}", number(part, found["delta_norm"])
         if found["relative"] is not None:
