@@ -187,7 +187,7 @@ class WeightThresholds(Section):
 
 
 class GeometryThresholds(Section):
-    """When hidden states of personas count as having moved together."""
+    """When hidden states of personas count as more alike after training than before."""
 
     # Convention: a jackknife over fewer than four centroids has two degrees of freedom or less.
     min_personas: Annotated[Int, Field(ge=2)] = 4

@@ -140,7 +140,10 @@ class Judge:
                 with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_S) as answer:
                     content = answer.read(MAX_ANSWER_BYTES + 1)
                 if len(content) > MAX_ANSWER_BYTES:
-                    raise ModelError(f"{self.base_url} answered with more than {MAX_ANSWER_BYTES:,} bytes.")
+                    raise ModelError(
+                        f"the judge at {self.base_url} answered with more than {MAX_ANSWER_BYTES:,} bytes.",
+                        fix="Check that the address is a chat completions endpoint.",
+                    )
                 said = parse_json(content.decode("utf-8"))["choices"][0]["message"]["content"]
                 if not isinstance(said, str):
                     raise TypeError(f"content is {type(said).__name__}")

@@ -279,7 +279,7 @@ def _say_cost(case: _Case, checkpoints: int) -> None:
     rate = _seconds_a_token(case)
     took = f", about {tokens * checkpoints * rate:.0f} s at the run's own speed" if rate else ""
     case.ready.progress.say(
-        f"attribution  {case.cell.run_id}: gradients of {len(case.rows)} rows and {len(case.targets)} outputs at "
+        f"attribution  {case.cell.run_id}: will take the gradients of {len(case.rows)} rows and {len(case.targets)} outputs at "
         f"{checkpoints} checkpoints, {tokens * checkpoints:,} tokens{took}"
     )
 
@@ -336,8 +336,8 @@ def _verify(
     cost = _cost(case, CHECK_SEEDS)
     took = "" if cost["seconds"] is None else f", about {cost['seconds'] / 60:.0f} min at the run's own speed"
     case.ready.progress.say(
-        f"verify   {cost['trainings']} trainings: without {most} {', '.join(SETS)} families, seeds "
-        f"{', '.join(map(str, seeds))}{took}"
+        f"verify   trains {cost['trainings']} times: on all rows, and without the {most} {', '.join(SETS)} families, "
+        f"with seeds {', '.join(map(str, seeds))}{took}"
     )
     left_out = choose_sets(*of_chosen, most, seeds)
     whole = np.array([_whole_losses(case, seed) for seed in seeds])

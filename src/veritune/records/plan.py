@@ -150,7 +150,7 @@ class PlannedCell(RecordPart):
 
 @dataclass(frozen=True, slots=True)
 class TokenSpread(RecordPart):
-    """Tokens of `n` rows: mean and percentiles; None without a row."""
+    """Tokens of `n` rows: mean and percentiles, each None if n is 0."""
 
     n: int
     mean: float | None

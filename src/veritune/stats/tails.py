@@ -79,8 +79,8 @@ class QuantileRatio:
 
 
 def requests_needed(q: float, alpha: float = 0.05, burst: int = 1) -> int:
-    """The smallest number of requests per arm for a two-sided interval of a ratio at 1 - alpha:
-    burst·log(alpha/4)/log(q).
+    """Least requests per arm that give the ratio of two latency quantiles (`q` each) a two-sided interval at 1 - alpha:
+    burst·log(alpha/4)/log(q). `burst` requests count as one, since neighbours slow down together.
 
     >>> requests_needed(0.99)
     437

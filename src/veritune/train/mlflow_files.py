@@ -65,7 +65,7 @@ def rate_of(path: Path) -> float | None:
         try:
             rate = float(read_text(file, 1_000))
         except (OSError, ValueError) as exc:
-            raise InputError(f"{file}: expected a learning rate, found {str(exc)[:80]}.") from exc
+            raise InputError(f"{file}: expected a learning rate as one number ({str(exc)[:80]}).") from exc
         if math.isfinite(rate) and rate > 0:
             return rate
     return None

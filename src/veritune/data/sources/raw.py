@@ -52,7 +52,7 @@ def native(value: Cell) -> Cell:
 
 
 def problem(raw: Raw, check: str, message: str, *, expected: str, found: str, field: str | None = None) -> Raw:
-    """`raw` as a finding of severity `error`."""
+    """The record `raw` with an error finding in place of its row."""
     evidence = {"expected": expected, "found": found}
     finding = Finding(f"load.{check}", "error", message, None, raw.source, raw.line, field, evidence)
     return replace(raw, value=None, problem=finding)

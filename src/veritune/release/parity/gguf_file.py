@@ -354,7 +354,10 @@ def _vocabulary(file: GgufFile, merged: Path, config: PretrainedConfig) -> list[
         tokenizer = AutoTokenizer.from_pretrained(merged)
     except Exception as exc:  # transformers raises many kinds
         first = first_line(exc)
-        raise ModelError(f"{merged}: expected a usable tokenizer beside the merged model ({first}).") from None
+        raise ModelError(
+            f"{merged}: the tokenizer beside the merged model cannot be loaded ({first}).",
+            fix="Copy the base model's tokenizer files into the folder.",
+        ) from None
     found = [*_tokens(file, tokenizer), *_merges(file, merged)]
     try:
         stops = GenerationConfig.from_pretrained(merged).eos_token_id
