@@ -279,8 +279,8 @@ def _say_cost(case: _Case, checkpoints: int) -> None:
     rate = _seconds_a_token(case)
     took = f", about {tokens * checkpoints * rate:.0f} s at the run's own speed" if rate else ""
     case.ready.progress.say(
-        f"attribution  {case.cell.run_id}: will take the gradients of {len(case.rows)} rows and {len(case.targets)} outputs at "
-        f"{checkpoints} checkpoints, {tokens * checkpoints:,} tokens{took}"
+        f"attribution  {case.cell.run_id}: will take the gradients of {len(case.rows)} rows and {len(case.targets)} "
+        f"outputs at {checkpoints} checkpoints, {tokens * checkpoints:,} tokens{took}"
     )
 
 

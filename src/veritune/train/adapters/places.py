@@ -284,8 +284,8 @@ def _rows_by_name(settings: LoraSettings, module: str) -> tuple[int, ...]:
         asked = next((v for k, v in asked.items() if module == k or module.endswith("." + k)), None)
     if not isinstance(asked, list):
         raise ModelError(
-            f"{settings.folder}: the adapter holds trained embedding rows of {module}, but adapter_config.json does not "
-            "say of which tokens.",
+            f"{settings.folder}: the adapter holds trained embedding rows of {module}, but adapter_config.json does "
+            "not say of which tokens.",
             fix="Set trainable_token_indices as the training run did.",
         )
     return tuple(int(i) for i in asked)
