@@ -21,8 +21,7 @@ from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.errors import ModelError, did_you_mean
 from veritune.probe.norms import Norms, beyond
 from veritune.probe.series import change_of
-from veritune.probe.weights import ModuleChange
-from veritune.records import FORMAT_VERSION, Json, JsonLike, RunManifest, TrainingRecord
+from veritune.records import FORMAT_VERSION, Json, JsonLike, ModuleChange, RunManifest, TrainingRecord
 from veritune.stats.intervals import Student
 from veritune.stats.multiplicity import benjamini_hochberg
 from veritune.store import Store
