@@ -23,9 +23,9 @@ from veritune.evaluate.confidence import (
 )
 from veritune.evaluate.generate import Decoding, Output, generate, stop_tokens
 from veritune.probe.clusters import codes, ratio
-from veritune.probe.forgetting import Forgetting, forgetting
+from veritune.probe.forgetting import forgetting
 from veritune.probe.study import ProbeSubject, Zoned, read_zones
-from veritune.records import Estimate, JsonLike, Score
+from veritune.records import Estimate, Forgetting, JsonLike, Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,18 +12,21 @@ from veritune.data.families import Edge, find_families
 from veritune.data.load import LoadOptions, TrainOn, load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
-from veritune.probe.geometry import Geometry, Method, Prompts, States
-from veritune.probe.gradients import GradientProbe, Settings, probe_gradients
+from veritune.probe.geometry import Method, Prompts, States
+from veritune.probe.gradients import Settings, probe_gradients
 from veritune.probe.grouping import Grouped, group_by_gradient
 from veritune.probe.memorization import row_losses, three_zone_gap
 from veritune.probe.subject import ProbeSubject, subject
-from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
+from veritune.probe.tokens import token_nlls, where_it_fell
 from veritune.records import (
+    Geometry,
+    GradientProbe,
     Rendered,
     Row,
     RowLoss,
     RowLosses,
     ThreeZoneGap,
+    TokenFall,
     ZoneGapRecord,
 )
 from veritune.store import Store, hash_of, sha256_file

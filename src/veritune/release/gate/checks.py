@@ -436,7 +436,7 @@ def safety(case: Case) -> GateResult:
         return undecided("safety", message, look, thresholds=thresholds, evidence=_files(case, record))
     try:
         found = judge(read_graded(case.store, record), policy)
-    except (VerituneError, KeyError, TypeError) as exc:
+    except VerituneError as exc:
         return undecided("safety", f"the graded answers cannot be read: {exc}", look, thresholds=thresholds)
     evidence = _files(case, record)
     return GateResult("safety", found.status, found.message, found.numbers, evidence, look, thresholds)
