@@ -390,6 +390,26 @@ def test_any_json_is_accounted_for_record_by_record(tmp_path: Path, items: list[
         assert finding.line is not None and 1 <= finding.line <= len(items)
 
 
+# ---------------------------------------------------------------- an eval's items
+
+
+@pytest.mark.parametrize(
+    "answer", [1, 5.5, True, ["a", "b"], {"value": "a", "aliases": ["b"]}, None], ids=lambda x: type(x).__name__
+)
+def test_an_items_key_need_not_be_a_text(tmp_path: Path, answer: Any) -> None:
+    """MMLU, BoolQ, nq_open, TriviaQA: the question is compared; nothing is trained on the key."""
+    path = write(tmp_path / "eval.jsonl", {"question": "which?", "answer": answer})
+    (row,) = require_clean(load_rows(path, require_target=False)).rows
+    assert row.messages == (Message("user", "which?"),)
+    assert load_rows(path).rejects, "no row to train on"
+
+
+def test_an_items_turns_may_be_a_list_of_texts(tmp_path: Path) -> None:
+    path = write(tmp_path / "eval.jsonl", {"prompt": ["write a poem", "now shorter"]})
+    (row,) = require_clean(load_rows(path, require_target=False)).rows
+    assert row.messages == (Message("user", "write a poem\n\nnow shorter"),)
+
+
 # ---------------------------------------------------------------- JSON in other shapes than its name says
 
 RECORDS = [{"prompt": f"ask {i}", "completion": "answer"} for i in range(3)]

@@ -135,7 +135,11 @@ class _TurnReader:
                 reasoning = text_of(content, source, role)
             elif isinstance(content, list) and content and isinstance(content[0], Mapping) and "type" not in content[0]:
                 turns.extend(self.listed(content, source, role))
+            elif not need_target and role == "assistant" and not isinstance(content, str):
+                continue  # an item's key: a choice's number, several right answers; its question is compared
             else:
+                if not need_target and _are_texts(content):
+                    content = "\n\n".join(map(str, native(content)))  # turns of one dialogue (MT-Bench), compared alone
                 text = text_of(content, source, role)
                 if turns and turns[-1].role == role == "user":
                     turns[-1] = Message(role, f"{turns[-1].content}\n\n{text}")
@@ -405,6 +409,11 @@ def text_of(content: Cell, where: str, role: str) -> str:
     if not text.isascii() and has_surrogate(text):
         raise Reject("surrogate", f"{where} contains a lone surrogate", where, "valid Unicode", show(text))
     return text
+
+
+def _are_texts(content: Cell) -> bool:
+    content = native(content)
+    return isinstance(content, list | tuple) and bool(content) and all(isinstance(part, str) for part in content)
 
 
 def _is_object(content: Cell) -> bool:
