@@ -138,8 +138,8 @@ class _TurnReader:
             elif not need_target and role == "assistant" and not isinstance(content, str):
                 continue  # an item's key: a choice's number, several right answers; its question is compared
             else:
-                if not need_target and _are_texts(content):
-                    content = "\n\n".join(map(str, native(content)))  # turns of one dialogue (MT-Bench), compared alone
+                if not need_target and (several := _texts_in(content)):
+                    content = "\n\n".join(several)  # turns of one dialogue (MT-Bench), compared alone
                 text = text_of(content, source, role)
                 if turns and turns[-1].role == role == "user":
                     turns[-1] = Message(role, f"{turns[-1].content}\n\n{text}")
@@ -411,9 +411,11 @@ def text_of(content: Cell, where: str, role: str) -> str:
     return text
 
 
-def _are_texts(content: Cell) -> bool:
-    content = native(content)
-    return isinstance(content, list | tuple) and bool(content) and all(isinstance(part, str) for part in content)
+def _texts_in(content: Cell) -> list[str]:
+    """The texts of a list that holds nothing else, an empty list for anything else."""
+    held = native(content)
+    texts = [part for part in held if isinstance(part, str)] if isinstance(held, list | tuple) else []
+    return texts if isinstance(held, list | tuple) and len(texts) == len(held) else []
 
 
 def _is_object(content: Cell) -> bool:

@@ -69,7 +69,7 @@ def _no_constant(name: str) -> JsonValue:
     raise ValueError(f"{name} is not JSON; write null where a value is missing")
 
 
-_PACKED = {
+PACKED = {
     b"\x1f\x8b": "gzip; end its name in .gz",
     b"\x28\xb5\x2f\xfd": "Zstandard; end its name in .zst",
     b"BZh": "bzip2; unpack it first",
@@ -78,7 +78,7 @@ _PACKED = {
 
 
 def _refuse_other_bytes(head: bytes) -> None:
-    kind = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
+    kind = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), None)
     if kind is not None:
         raise ValueError(f"it is compressed with {kind}")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
