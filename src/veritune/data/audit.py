@@ -371,10 +371,13 @@ def load_evals(
         facts.append(EvalFacts(name, len(loaded.rows), unread, loaded.source_sha256, file))
         if unread:
             first = loaded.rejects[0]
-            what = f"{unread} of {loaded.n_read} items" if loaded.rows else "nothing"
-            says = f"{what} cannot be read" if loaded.rows else "nothing could be read"
+            says = "nothing could be read, so no row was compared with it"
+            if loaded.rows:
+                says = f"{unread} of {loaded.n_read} items cannot be read, so no row was compared with these"
             where = f"{first.source}:{first.line}" if first.line else str(first.source)
-            text = f"eval {name}: {says}, so no row was compared with it; first {where}: {first.message}"
+            # The reader's messages name the option for rows; an eval has its own.
+            why = first.message.replace("--columns", "--eval-columns")
+            text = f"eval {name}: {says}; first {where}: {why}"
             evidence = {"n": unread, "n_read": loaded.n_read, "first": first.message}
             findings.append(Finding("audit.eval_unread", "error", text, source=name, evidence=evidence))
         findings += [
