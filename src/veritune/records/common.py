@@ -241,7 +241,9 @@ class Score(Line):
     family: str | None = None
     zone: str | None = None
     output: str | None = None
-    parts: Annotated[Json, WithKeys({"ended": str | None, "rules": dict[str, bool] | None})] = field(default_factory=dict)
+    parts: Annotated[Json, WithKeys({"ended": str | None, "rules": dict[str, bool] | None})] = field(
+        default_factory=dict
+    )
 
     @property
     def ended(self) -> str | None:
