@@ -4,14 +4,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from veritune.errors import InputError
+from veritune.records import Estimate, to_json
 from veritune.writeup import pagework
 from veritune.writeup.lint import lint_command
+
+_spec = importlib.util.spec_from_file_location("lint_study", Path(__file__).with_name("lint_study.py"))
+assert _spec and _spec.loader
+lint_study = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(lint_study)
 
 RESULTS = {
     "base": {"gsm8k": {"accuracy": 0.352, "n": 1319}},
@@ -143,3 +150,35 @@ def test_a_csv_is_a_table_by_reference_and_in_every_form(tmp_path: Path) -> None
         pagework.export_command("table.scores", None, [table], "html", None)
     with pytest.raises(InputError, match="no scores for a model-index"):
         pagework.export_command("table.scores", None, [table], "model-index", None)
+
+
+def numbers_wrong(page: Path, folder: Path) -> list[str]:
+    return [f.rule for f in lint_command([page], folder)[0].findings if f.rule.startswith("number.")]
+
+
+def test_what_a_probe_recorded_has_its_claim_s_name_without_a_claim(tmp_path: Path) -> None:
+    """Only a claim's own quantity had a name; n_eff of an arm without a claim was copied by hand."""
+    folder = lint_study.build(tmp_path, (0, 1))
+    (folder / "probes").mkdir(exist_ok=True)
+    flattered = Estimate("flattered held-out loss", 0.059, 0.017, 0.107, 0.95, 96, "ratio of sums")
+    unknown = Estimate("by the leak alone", None, None, None, 0.95, 96, "difference", warnings=("too few families",))
+    inner = {
+        "kind": "leak",
+        "condition": "all_layer",
+        "seed": 0,
+        "flattered": flattered,
+        "elsewhere": flattered,
+        "by_leak": unknown,
+    }
+    write(folder, "probes/leak.json", json.dumps(to_json({"record": inner})))
+    page = write(tmp_path, "p.md", "The leak flatters by {{ leak.flattered.all_layer | interval }}.\n")
+    pagework.fill_command([page], folder, [], None, plain=False)
+    mark = "<!--v:leak.flattered.all_layer | interval-->0.059 (95 % interval 0.017 to 0.107)<!--/v-->"
+    assert page.read_text(encoding="utf-8") == f"The leak flatters by {mark}.\n"
+    assert numbers_wrong(page, folder) == []
+    page.write_text(page.read_text(encoding="utf-8").replace("0.059", "0.060"), encoding="utf-8")
+    assert numbers_wrong(page, folder) == ["number.stale"]
+    page.write_text("{{ leak.by_leak.all_layer }}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"leak\.by_leak\.all_layer has no value: .*too few families"):
+        pagework.fill_command([page], folder, [], None, plain=False)
+    assert "leak.flattered.all_layer" in [n.name for n in pagework.names_command(folder, [], "flattered")]

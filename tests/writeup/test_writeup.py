@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from veritune.errors import InputError
+from veritune.probe.clusters import FLAT
 from veritune.store import Store, sha256_file
-from veritune.writeup.draft import FIGURE, writeup
+from veritune.writeup.draft import FIGURE, _next, writeup
 from veritune.writeup.lint import lint, lint_command, render_text
+from veritune.writeup.quantities import read_records
 
 _spec = importlib.util.spec_from_file_location("lint_study", Path(__file__).with_name("lint_study.py"))
 assert _spec and _spec.loader
@@ -64,6 +67,16 @@ def test_the_figure_is_pinned_to_the_run_summaries(tmp_path: Path) -> None:
     record = json.loads((folder / "figures" / f"{FIGURE}.provenance.json").read_text())
     assert len(record["sources"]) == 5
     assert all(sha256_file(folder / name) == digest for name, digest in record["sources"].items())
+
+
+def test_rows_that_all_gave_one_value_are_not_settled_by_more_of_them(tmp_path: Path) -> None:
+    """A choice that the base wins on every row has no spread; the draft asked for more items or seeds."""
+    records = read_records(Store(lint_study.build(tmp_path, (0, 1))))
+    plain = {"claim": "wide", "status": "inconclusive", "warnings": []}
+    flat = {"claim": "flat", "status": "inconclusive", "warnings": [FLAT]}
+    text = _next(replace(records, verdicts=(plain, flat)))
+    assert "- Settle `wide` with more items or more seeds." in text
+    assert "- Settle `flat` with other items: these gave the same value in every row" in text
 
 
 def test_a_study_without_verdicts_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from veritune.drawing import Drawing, look_of, panels, save, shortened, style, svg_text, tidy
 from veritune.errors import InputError
+from veritune.probe.clusters import FLAT
 from veritune.records import JsonLike, RunManifest
 from veritune.seal import resealing
 from veritune.store import Store, write_text
@@ -329,6 +330,11 @@ def _next(records: CheckedRecords) -> str:
         if verdict["status"] == "inconclusive" and verdict.get("needed_n") and verdict.get("margin"):
             needed = _ref(f"claim.{verdict['claim']}.needed_n")
             lines.append(f"- Settle `{verdict['claim']}`: its margin takes about {needed} items.")
+        elif verdict["status"] == "inconclusive" and FLAT in verdict["warnings"]:
+            lines.append(
+                f"- Settle `{verdict['claim']}` with other items: these gave the same value in every row, so more of "
+                "them or more seeds add nothing."
+            )
         elif verdict["status"] in ("inconclusive", "untested"):
             lines.append(f"- Settle `{verdict['claim']}` with more items or more seeds.")
     return "## Next steps\n\n" + "\n".join(lines)

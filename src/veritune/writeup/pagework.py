@@ -169,14 +169,16 @@ def names_command(study: Path | None, records: Sequence[Path], like: str) -> lis
     """Every name with its value."""
     filler = filler_of(study, records)
     found = []
-    for name in dict.fromkeys([*filler.values.names(), *tables.names(filler.values.records), *_items(filler)]):
+    values = filler.values
+    names = [*values.names(), *values.probes, *tables.names(values.records), *_items(filler)]
+    for name in dict.fromkeys(names):
         if like.lower() not in name.lower():
             continue
         if name.startswith(("table.", items.PREFIX)):
             found.append(ReferenceName(name, None, name.partition(".")[0]))
             continue
         try:
-            named = filler.values.get(name)
+            named = values.get(name)
         except InputError:
             continue
         found.append(ReferenceName(name, named.value, named.source))

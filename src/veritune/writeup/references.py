@@ -3,6 +3,7 @@
     claim.<name>.gap|share|low|high|interval|p|level|margin|n|families|seeds|needed_n|detectable   numbers of a verdict
     claim.<name>.status|grade|sentence|decision|weak_evidence                                    its words
     score.<eval>.<zone>.<condition>[.seed<k>|.min|.max|.range], and every other quantity by its name
+    n_eff.<arm>, leak.flattered.<arm>, and every other recorded quantity by the name that a claim on it has
     study.name|question|contract
     all_layer.gsm8k.accuracy                       a number of a record file, by its keys
 
@@ -12,12 +13,17 @@ brackets), `of` (its denominator and how failed items count), `range` (least to 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from veritune.errors import InputError, nearest
+from veritune.config.load import load_study
+from veritune.config.thresholds import DEFAULTS
+from veritune.decide.recorded import Recorded
+from veritune.errors import InputError, ScoreError, nearest
 from veritune.records import JsonValue
+from veritune.store import Store
 from veritune.writeup.facts import Fact
 from veritune.writeup.quantities import CheckedRecords, Quantity
 
@@ -104,7 +110,7 @@ class Values:
 
     def get(self, name: str) -> Named:
         """The meaning of a name. Raises InputError if no record has it."""
-        found = self._of_study(name) or self._of_facts(name)
+        found = self._of_study(name) or self._of_facts(name) or self._of_probes(name)
         if found is None:
             near = nearest(name, self.names())
             raise InputError(
@@ -152,6 +158,36 @@ class Values:
     def _quantity(records: CheckedRecords, name: str) -> Named | None:
         quantity = records.by_name.get(name)
         return _of_quantity(records, quantity) if quantity is not None else None
+
+    # -- probes -----------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def probes(self) -> Mapping[str, Recorded]:
+        """What a study's runs and probes recorded, by the names that claims use. Raises InputError for a damaged
+        record."""
+        if self.records is None:
+            return {}
+        from veritune.pipeline.recorded import recorded_quantities  # numpy and scipy: most pages name no probe
+
+        store = Store(self.records.root)
+        thresholds = load_study(store.study_file).thresholds if store.study_file.is_file() else DEFAULTS
+        try:
+            return recorded_quantities(store, sorted(self.records.runs), thresholds)
+        except ScoreError as exc:
+            raise InputError(exc.message, fix="Make the damaged record again, or remove it.") from exc
+
+    def _of_probes(self, name: str) -> Named | None:
+        """The meaning of a claim's name for a quantity, whether or not a claim is on it."""
+        if self.records is None or name.rpartition(".")[2] not in self.records.conditions:
+            return None
+        found = self.probes.get(name)
+        if found is None:
+            return None
+        e = found.estimate
+        if e.value is None:
+            raise InputError(f"{name} has no value: {'; '.join(e.warnings) or found.lacks}.", fix="Leave it out.")
+        level = e.level if e.low is not None else None
+        return Named(e.value, low=e.low, high=e.high, level=level, kind="share", source="probes/")
 
     # -- record files -----------------------------------------------------------------------------------------
 
