@@ -169,6 +169,11 @@ def test_modules_are_counted_beside_the_other_arm_of_the_same_seed(finished_copy
     assert pattern_of(f"weights.cells.above.attention_only.{ARM}", study) is not None
     assert pattern_of(f"weights.cells.above.{ARM}.{ARM}", study) is None, "an arm beside itself says nothing"
     damaged = finished_copy.root / "probes" / next(r for r in runs if r.startswith(ARM)) / "weights.json"
+    record = read_json(damaged)
+    del record["record"]["modules"][0]["type"]  # only the counts need it: no other quantity of the file reads it
+    damaged.write_text(json.dumps(record), "utf-8")
+    with pytest.raises(ScoreError, match=r"weights\.json: modules\[0\]\.type: expected this key, but it is missing"):
+        recorded_quantities(store, runs)
     damaged.write_text("{", "utf-8")
     with pytest.raises(ScoreError, match=r"weights\.json"):
         recorded_quantities(store, runs)

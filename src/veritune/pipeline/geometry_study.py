@@ -14,6 +14,7 @@ from typing import Any
 
 from veritune.config.fields import BASELINE
 from veritune.config.study import GeometryProbe
+from veritune.pipeline.probes import renderer_of
 from veritune.pipeline.ready import Ready
 from veritune.probe import geometry as g
 from veritune.probe.geometry_cells import cells_of, judge_cells
@@ -96,8 +97,6 @@ class _StateReader:
         return dict(of_plain(StepGeometry, read_json(path), str(path)).methods)
 
     def _measured(self, checkpoint: Path) -> dict[str, Geometry]:
-        from veritune.pipeline.probes import renderer_of
-
         subject = ProbeSubject(self.ready.model, checkpoint, renderer_of(self.ready))
         if self.base is None:
             self.base = self._states(subject.base())

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 
 from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
+from veritune.data.render import Renderer
 from veritune.errors import InputError, VerituneError
 from veritune.extras import lacking_train
 from veritune.pipeline.cell import cells_of, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.probe.curve import Costs, Curve, read_curve
+from veritune.probe.geometry_grid import GridRun, build_grids, run_of
+from veritune.probe.telemetry import summarize
 from veritune.progress import Progress
 from veritune.records import (
     Geometry,
@@ -40,6 +43,7 @@ from veritune.report.page import write_report
 from veritune.report.probes import ProbeBlock, blocks
 from veritune.report.read import read_records
 from veritune.seal import break_seal, refuse_edited, resealing
+from veritune.stats.centroids import icc, m1
 from veritune.store import Store, hash_of, read_json, sha256_file, write_json
 from veritune.train.schedule import Cell, seen_rows
 
@@ -205,7 +209,6 @@ def _measured_curve(ready: Ready, found: ProbeSubject, training: TrainingRecord 
 def _costs_of(ready: Ready, model: PreTrainedModel) -> Costs:
     """Losses by zone on the rows that evals ask, and M1 and ICC as means over all layers but the embeddings."""
     from veritune.probe import geometry as g
-    from veritune.stats.centroids import icc, m1
     from veritune.train.trainer import mean_nll, row_nll
 
     zones = {}
@@ -233,7 +236,6 @@ def _weights(ready: Ready, cell: Cell, checkpoint: Path) -> WeightChange:
 
 
 def _telemetry(path: Path) -> TelemetrySummary:
-    from veritune.probe.telemetry import summarize
     from veritune.train.telemetry import read_telemetry
 
     return summarize(read_telemetry(path))
@@ -280,8 +282,6 @@ def _subject(ready: Ready, training: TrainingRecord | None) -> ProbeSubject:
 
 def renderer_of(ready: Ready) -> Renderer:
     """Rows of the study, rendered as it trains on them."""
-    from veritune.data.render import Renderer
-
     settings = ready.study
     return Renderer(ready.tokenizer, settings.train.max_length, template_kwargs=settings.model.template_kwargs)
 
@@ -357,7 +357,6 @@ def _tokens_of_arm(
 
 def _geometry(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> GeometryGrid:
     from veritune.probe import geometry as g
-    from veritune.probe.geometry_grid import build_grids, run_of
 
     prompts = g.render_personas(ready.tokenizer, g.PERSONAS, g.QUESTIONS)
     methods: tuple[g.Method, ...] = ("last_input_token", "response_mean")
@@ -373,8 +372,6 @@ def _geometry(ready: Ready, found: ProbeSubject, _training: TrainingRecord | Non
 
 def _one_family(ready: Ready, runs: Sequence[Cell]) -> None:
     """Correct the p of all runs' geometry as one family: read alone, each run would have a correction of its own."""
-    from veritune.probe.geometry_grid import GridRun, build_grids
-
     found = []
     for cell in runs:
         path = ready.store.root / "probes" / cell.run_id / "geometry.json"

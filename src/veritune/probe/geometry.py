@@ -28,6 +28,7 @@ import torch
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ModelError, ScoreError, first_line
 from veritune.probe.batches import evaluating, model_device
+from veritune.probe.geometry_grid import read_alone
 from veritune.records import Geometry, JsonValue, LayerGeometry, MeasureChange
 from veritune.stats.centroids import Centroids, changes, m1_parts
 from veritune.untrusted import parse_yaml, read_text
@@ -194,8 +195,6 @@ def geometry(
     Raises ScoreError when the two were not read from the same prompts by the same method, or the models differ in
     shape.
     """
-    from veritune.probe.geometry_grid import read_alone
-
     origins = {(s.prompts_hash, s.method) for s in (base, trained)}
     same = len(origins) == 1 and base.prompts_hash == prompts.hash
     if not same or base.centroid_L_P_H.shape != trained.centroid_L_P_H.shape:

@@ -44,6 +44,7 @@ from veritune.records import (
     RunManifest,
 )
 from veritune.stats.centroids import COSINES, MEASURES, NAMES, adjusted, cells_needed, floor_of
+from veritune.store import read_json
 
 Grid = GeometryGrid
 RATIOS = ("m1", "m1_around_reference", "icc")
@@ -63,7 +64,6 @@ class GridRun:
 def run_of(folder: Path) -> GridRun:
     """The run of an adapter's or checkpoint's folder, with the study's facts if it is inside a study."""
     from veritune.probe.series import step_of
-    from veritune.store import read_json
 
     manifest = next((f / "manifest.json" for f in folder.parents[:3] if (f / "manifest.json").is_file()), None)
     if manifest is None:

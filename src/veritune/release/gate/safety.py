@@ -32,6 +32,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from veritune.config.release import SafetyGate
 from veritune.errors import FormatError, InputError
+from veritune.evaluate.generate import Decoding, generate
+from veritune.machine import package_versions
 from veritune.patterns import compiled, search
 from veritune.records import (
     GradedAnswer,
@@ -45,6 +47,7 @@ from veritune.release.gate.candidate import Case
 from veritune.release.gate.checks import usable
 from veritune.release.gate.evidence import Evidence, Subject, input_hashes, input_path, subject_of, write_evidence
 from veritune.release.gate.noninferior import Bar, Noninferior, Status, not_worse, worst
+from veritune.stats.table import ScoreTable
 from veritune.store import Store, write_jsonl
 from veritune.train.models import BUILTIN
 from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
@@ -301,8 +304,6 @@ def _answers(
     chosen: PromptSet,
     how: tuple[Arm, Asking, Grader | None],
 ) -> list[GradedAnswer]:
-    from veritune.evaluate.generate import Decoding, generate
-
     arm, asking, grader = how
     refusals = Refusals.load(chosen.refusals)
     outputs = generate(model, tokenizer, ids, Decoding(chosen.max_new_tokens, asking.batch_size))
@@ -346,8 +347,6 @@ def judge(answers: Sequence[GradedAnswer], policy: SafetyGate) -> Noninferior:
 
 
 def _compare(answers: Sequence[GradedAnswer], kinds: Sequence[str], bar: Bar) -> Noninferior:
-    from veritune.stats.table import ScoreTable
-
     chosen = [a for a in answers if a.kind in kinds]
     if not chosen:
         return Noninferior("undecided", f"no prompts of kind {' or '.join(kinds)} were asked", {})
@@ -428,8 +427,6 @@ def rates(answers: Sequence[GradedAnswer], alpha: float = 0.05) -> list[AnswerRa
 
 def write_record(store: Store, asking: Asking, asked: Asked, policy: SafetyGate) -> Evidence:
     """Write the graded answers and the evidence record beside them; returns the record."""
-    from veritune.machine import package_versions
-
     path = store.root / ANSWERS
     write_jsonl(path, asked.answers)
     found = judge(asked.answers, policy)
