@@ -252,6 +252,20 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert message in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [{"rank_pattern": None, "alpha_pattern": None}, {"bias": None}, {"r": 4.0}, {"rank_pattern": {"q_proj": 4.0}}],
+    ids=str,
+)
+def test_nulls_and_whole_floats_of_other_writers_are_read(
+    bases: Path, tmp_path: Path, written: dict[str, object]
+) -> None:
+    adapter, merged, _ = train(bases / "tied", tmp_path)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | written), "utf-8")
+    assert errors(bases / "tied", adapter, merged) == {}
+
+
 def test_every_field_of_the_installed_peft_has_a_place_in_the_table() -> None:
     import dataclasses
 
