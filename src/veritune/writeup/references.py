@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from veritune.counting import many
 from veritune.errors import InputError, nearest
 from veritune.records import JsonValue
 from veritune.writeup.facts import Fact
@@ -163,7 +164,8 @@ class Values:
         if len(values) > 1:
             places = ", ".join(f"{f.source}{f.pointer}" for f in found[:3])
             raise InputError(
-                f"{name!r} has {len(values)} values ({places}).", fix="Give only one record file with that name."
+                f"{name!r} has {many(len(values), 'values')} ({places}).",
+                fix="Give only one record file with that name.",
             )
         first = found[0]
         return Named(first.value, kind="percent" if first.percent else "", source=first.source)
