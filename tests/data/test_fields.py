@@ -176,7 +176,7 @@ def test_a_preference_set_names_an_option_only_where_it_works(tmp_path: Path, re
 def test_labels_that_are_numbers_are_a_warning(tmp_path: Path, label: Any) -> None:
     for record in ({"prompt": "q", "completion": "a"}, GOOD):
         loaded = load(tmp_path, {**record, "label": label}, {**record, "label": 1})
-        assert "label is 0 in 1 rows: in a KTO preference set" in notes(loaded)["load.preference_label"]
+        assert "label is 0 in 1 row: in a KTO preference set" in notes(loaded)["load.preference_label"]
         assert "load.preference_label" not in notes(load(tmp_path, {**record, "label": label}, {**record, "label": 2}))
     (finding,) = load(tmp_path, {**GOOD, "kto_tag": label}).rejects
     assert "kto_tag is false" in finding.message
@@ -188,7 +188,7 @@ def test_rejected_answers_of_a_kto_set_are_not_trained_on(tmp_path: Path, false:
     loaded = load(tmp_path, *rows)
     assert len(loaded.rows) == 1 and [f.check for f in loaded.rejects] == ["load.preference"] * 2
     assert "label is false" in loaded.rejects[0].message
-    assert "label is true in 1 rows, which are read as good answers" in notes(loaded)["load.preference_label"]
+    assert "label is true in 1 row, read as good answers" in notes(loaded)["load.preference_label"]
     assert len(load(tmp_path, *rows, columns={"ignore": "label"}).rows) == 3
     assert len(load(tmp_path, {"prompt": "q", "completion": "a", "label": 0}).rows) == 1, "a class label is none"
 
