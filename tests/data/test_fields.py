@@ -70,13 +70,13 @@ def test_every_refused_key_of_a_message_is_refused_by_its_name(tmp_path: Path, n
 def test_every_unused_field_is_counted_and_shown(tmp_path: Path, field: fields.KnownField) -> None:
     record = {**GOOD, field.name: True} if field.level == "row" else chat(**{field.name: "x"})
     shown = notes(load(tmp_path, record))["load.unused"]
-    assert shown == f"not used in training: {field.name} (1 of 1 rows)" or f"messages[].{field.name} (1 turns)" in shown
+    assert shown == f"not used in training: {field.name} (1 of 1 rows)" or f"messages[].{field.name} (1 turn)" in shown
 
 
 def test_fields_that_nobody_knows_are_counted_too(tmp_path: Path) -> None:
     odd = {**chat(mood="calm"), "shard": 3}
     assert notes(load(tmp_path, odd, GOOD))["load.unused"] == (
-        "not used in training: shard (1 of 2 rows), messages[].mood (1 turns)"
+        "not used in training: shard (1 of 2 rows), messages[].mood (1 turn)"
     )
 
 

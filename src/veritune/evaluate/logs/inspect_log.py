@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune import zstd
-from veritune.counting import many
+from veritune.counting import agree, many
 from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
@@ -212,7 +212,8 @@ def _lost_epochs(samples: Sequence[Mapping[str, Any]], epochs: Any) -> list[Mapp
 def _unfinished(header: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], lost: int) -> Iterator[str]:
     """What a log lacks because its run ended early."""
     if lost:
-        yield f"{many(lost, 'epochs')} of samples are missing from the log and count as not scored"
+        counts = agree(lost, "count")
+        yield f"{many(lost, 'epochs')} of samples {agree(lost, 'are')} missing from the log and {counts} as not scored"
     status = header.get("status")
     if status in ("success", None):
         return

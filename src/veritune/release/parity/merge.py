@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
-from veritune.counting import many
+from veritune.counting import agree, many
 from veritune.errors import ModelError, first_line
 from veritune.records import Finding, Json, JsonLike, Rendered
 from veritune.release.parity.merge_others import Stored, Ties, named_ends, other_weights
@@ -168,10 +168,10 @@ def _noted(reading: AdapterReading) -> list[Finding]:
     """What the adapter's files leave open."""
     found = [Finding("merge.adapter", "warning", note) for note in reading.notes]
     if reading.missing:
+        n = len(reading.missing)
         message = (
-            f"{many(len(reading.missing), 'modules')} that adapter_config.json adapts have no tensors in the "
-            "adapter's file, "
-            f"so they are unchanged: {', '.join(reading.missing[:3])}"
+            f"{many(n, 'modules')} that adapter_config.json adapts {agree(n, 'have')} no tensors in the adapter's "
+            f"file and {agree(n, 'are')} unchanged: {', '.join(reading.missing[:3])}"
         )
         found.append(Finding("merge.without_tensors", "warning", message, evidence={"modules": list(reading.missing)}))
     return found
