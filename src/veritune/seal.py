@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.counting import many
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.ledger import Entry, Ledger
 from veritune.records import (
@@ -607,7 +608,8 @@ def verify_text(findings: list[Finding], study: str | Path, signed: bool | None 
     if not findings:
         record = read_json(_seal_file(Store.of(study)))
         files, listed = len(record["files"]), _listed(record)
-        text = f"verified: {files} files, the contract and the timeline are as they were sealed (seal {listed[:16]})"
+        text = f"verified: {many(files, 'files')}, the contract and the timeline are as they were sealed "
+        text += f"(seal {listed[:16]})"
         there = (Store.of(study).root / SIGNATURE).is_file()
         unchecked = "; it is signed: check by whom with --public-key" if there and signed is None else ""
         return text + ("; the signature is valid" if signed else unchecked)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from veritune.config.load import load_study
+from veritune.counting import many
 from veritune.errors import InputError, StaleError, StudyError
 from veritune.records import (
     Finding,
@@ -173,7 +174,7 @@ def outcome_text(outcome: Any) -> str:
         lines.append("No claim was declared, so nothing was decided. Add some under `claims` in study.yaml.")
     from veritune.progress import clock
 
-    done = f"{outcome.trained} cells run, {outcome.skipped} were done before"
+    done = f"{many(outcome.trained, 'cells')} run, {outcome.skipped} were done before"
     lines += ["", f"{done}, in {clock(outcome.wall_s)}.", f"Report: {outcome.report}"]
     if not outcome.all_supported:
         lines.append("Exit status 2: not every declared claim is supported.")
@@ -275,7 +276,11 @@ def status_text(found: StudyStatus) -> str:
     """The result of `status` as text for the screen."""
     cells = [f"{run_id} by {holder}" for run_id, holder in found["held_runs"].items()]
     by = [f"running: {found['held_by']}"] if found["held_by"] else []
-    by += [f"running: {len(cells)} cells, {'; '.join(cells[:3])}{' ...' if len(cells) > 3 else ''}"] if cells else []
+    by += (
+        [f"running: {many(len(cells), 'cells')}, {'; '.join(cells[:3])}{' ...' if len(cells) > 3 else ''}"]
+        if cells
+        else []
+    )
     held = "; ".join(by) or "no process is running it"
     lines = [f"{found['study']} in {found['folder']}: {held}"]
     lines.append("contract frozen" if found["frozen"] else "not frozen yet: nothing has trained")

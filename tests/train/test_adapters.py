@@ -285,7 +285,7 @@ def test_tensors_that_fit_no_weight_are_refused(bases: Path, tmp_path: Path) -> 
         check_weights(bases / "tied", adapter, merged)
     save_file({k: v for k, v in tensors.items() if "layers.1.self_attn.q_proj" not in k}, path)
     found = {f.check: f.message for f in check_weights(bases / "tied", adapter, merged)[1]}
-    assert "1 modules that adapter_config.json adapts have no tensors" in found["merge.without_tensors"]
+    assert "1 module that adapter_config.json adapts has no tensors" in found["merge.without_tensors"]
     assert "layers.1.self_attn.q_proj" in found["merge.others_changed"]
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune.config.release import Release, ServingGate, Suite
+from veritune.counting import many
 from veritune.data.audit import AuditConfig, audit_data
 from veritune.data.datasheet import datasheet
 from veritune.decide.sides import Side, load_side
@@ -227,7 +228,7 @@ def _contamination(case: Case, numbers: dict[str, JsonLike]) -> Part:
         return Part(
             "failed", f"contamination: trained rows that are near-copies of held-out items: {near}, allowed {most}"
         )
-    return Part("passed", f"no overlap with {len(frozen.evals)} evals")
+    return Part("passed", f"no overlap with {many(len(frozen.evals), 'evals')}")
 
 
 # ---------------------------------------------------------------- target

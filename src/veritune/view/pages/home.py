@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from veritune.config.load import load_study
+from veritune.counting import many
 from veritune.errors import FormatError, VerituneError
 from veritune.records import JsonLike, StudyVerdicts
 from veritune.store import Store
@@ -82,10 +83,10 @@ def _state(store: Store) -> str:
     begun = sum(1 for _ in store.runs.glob("*/manifest.json")) if store.runs.exists() else 0
     held = store.holder() is not None or bool(store.held_runs())
     if held:
-        return f"running, {done} cells done"
+        return f"running, {many(done, 'cells')} done"
     if not store.contract_file.exists():
         return "not frozen"
-    return f"{done} of {begun} started cells done" if begun > done else f"{done} cells done"
+    return f"{done} of {begun} started cells done" if begun > done else f"{many(done, 'cells')} done"
 
 
 def file(desk: Desk, request: Request) -> Response:
