@@ -34,7 +34,7 @@ from veritune.decide.recorded import (
     number,
     over_runs,
 )
-from veritune.errors import ScoreError, VerituneError
+from veritune.errors import ScoreError, VerituneError, first_line
 from veritune.probe.clusters import codes, ratio
 from veritune.probe.geometry_dose import RECORD as GEOMETRY
 from veritune.probe.geometry_dose import GridCell, run_changes
@@ -60,6 +60,8 @@ BY_HAND = "nothing in {path} ties it to the run's weights: it was placed by hand
 CHOSEN = "validation rows chose the checkpoint, so their loss reads low"
 APART = "the zones differ too much in difficulty: the gain of one at their common base loss would be extrapolated"
 CELLS = "cells share weights and personas, so only the spread between seeds gives it an interval"
+DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, VerituneError)
+"""What comes of reading and computing with a record of probes/, which are read as they are found."""
 PERSONAS = "it speaks of these personas and questions: no interval over them is recorded"
 
 
@@ -171,14 +173,17 @@ def _every(
     yield from _weight_counts(store, runs)
     try:
         yield from list(_geometry_steps(store, runs))
-    except (KeyError, TypeError, VerituneError) as exc:
-        damaged.append(f"{GEOMETRY} is damaged: {exc.message if isinstance(exc, VerituneError) else exc}")
+    except DAMAGE as exc:
+        damaged.append(f"{GEOMETRY} is damaged: {_why(exc)}")
     for path in sorted([*store.root.glob("probes/*.json"), *store.root.glob("probes/*/*.json")]):
         try:
             yield from list(_of_file(path, store.relative(path), {run.run_id: run for run in runs}))
-        except (KeyError, TypeError, AttributeError, ValueError, VerituneError) as exc:
-            why = exc.message if isinstance(exc, VerituneError) else f"{type(exc).__name__} at {exc}"
-            damaged.append(f"{store.relative(path)} is damaged: {why}")
+        except DAMAGE as exc:
+            damaged.append(f"{store.relative(path)} is damaged: {_why(exc)}")
+
+
+def _why(exc: Exception) -> str:
+    return exc.message if isinstance(exc, VerituneError) else f"{type(exc).__name__} at {first_line(exc)}"
 
 
 def _loss_gaps(runs: Sequence[_DoneRun], thresholds: Thresholds) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
@@ -214,7 +219,7 @@ def _weight_counts(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_Do
     norms: dict[str, dict[str, tuple[float, str, int | None]]] = {}
     for run in runs:
         path = store.root / "probes" / run.run_id / "weights.json"
-        with contextlib.suppress(KeyError, TypeError, ValueError, VerituneError):  # its own reader names the damage
+        with contextlib.suppress(*DAMAGE):  # its own reader names the damage
             modules = read_json(path)["record"]["modules"] if path.exists() else ()
             found = {m["name"]: (float(m["delta_norm"]), str(m["type"]), m["layer"]) for m in modules}
             norms |= {run.run_id: found} if found else {}
