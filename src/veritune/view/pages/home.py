@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, Response
 from veritune.config.load import load_study
 from veritune.errors import VerituneError
 from veritune.records import JsonLike
+from veritune.seal import edited_records
 from veritune.store import Store, read_json
 from veritune.view.pages import results
 from veritune.view.pages.desk import Desk, UnknownAddress, show, to
@@ -60,6 +61,8 @@ def _listed(place: Place) -> Listed:
         event = next(reversed(store.events()), None) if store.events_file.exists() else None
     except VerituneError as exc:
         event, problem = None, exc.message
+    edited = edited_records(store)
+    problem = problem or (edited[0] if edited else "")
     last = f"{event['event']} {event['time']}" if event else ""
     return Listed(place, question, verdicts, _state(store), last, problem)
 
