@@ -25,7 +25,7 @@ from veritune.records import (
 from veritune.release.bundle.parts import SIGNATURE
 from veritune.release.bundle.sign import sign, signature_problem
 from veritune.seal import SIGNATURE as SEAL_SIGNATURE
-from veritune.seal import redrawing, seal_hash, verify
+from veritune.seal import edited_records, redrawing, seal_hash, verify
 from veritune.store import Store, atomic, disk_errors, write_text
 
 if TYPE_CHECKING:
@@ -230,6 +230,7 @@ class StudyStatus(TypedDict):
     frozen_rules: dict[str, str]
     last_event: Entry | None
     report: str | None
+    edited: list[str]
 
 
 def status(study: str | Path) -> StudyStatus:
@@ -250,6 +251,7 @@ def status(study: str | Path) -> StudyStatus:
         "frozen_rules": _frozen_rules(store),
         "last_event": events[-1] if events else None,
         "report": str(store.report_file) if store.report_file.exists() else None,
+        "edited": edited_records(store),
     }
 
 
@@ -292,6 +294,7 @@ def status_text(found: StudyStatus) -> str:
         lines.append(f"  {MARK[state]} {claim}: {state}")
         if claim in found["frozen_rules"]:
             lines.append(f"      frozen rule {found['frozen_rules'][claim]}")
+    lines += [f"x {sentence}; list all findings: veritune verify {found['folder']}" for sentence in found["edited"][:3]]
     if found["last_event"]:
         lines.append(f"last event: {found['last_event']['event']} at {found['last_event']['time']}")
     if found["report"]:

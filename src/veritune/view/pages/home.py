@@ -13,6 +13,7 @@ from veritune.config.load import load_study
 from veritune.counting import many
 from veritune.errors import FormatError, VerituneError
 from veritune.records import JsonLike, StudyVerdicts
+from veritune.seal import edited_records
 from veritune.store import Store
 from veritune.view.pages import results
 from veritune.view.pages.desk import Desk, UnknownAddress, show, to
@@ -61,6 +62,8 @@ def _listed(place: Place) -> Listed:
         event = next(reversed(store.events()), None) if store.events_file.exists() else None
     except VerituneError as exc:
         event, problem = None, exc.message
+    edited = edited_records(store)
+    problem = problem or (edited[0] if edited else "")
     last = f"{event['event']} {event['time']}" if event else ""
     return Listed(place, question, verdicts, _state(store), last, problem)
 
