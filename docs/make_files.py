@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune.records.base import FORMAT_VERSION, RecordPart
-from veritune.records.formats import ENTRIES, FILES, LINES
+from veritune.records.formats import ENTRIES, FILES, GEOMETRY, LINES, PROBES
 
 OUT = Path(__file__).parent / "reference" / "files.md"
 INTRO = f"""# File formats
@@ -31,6 +31,8 @@ def text() -> str:
     sections += [_section(f"`{path}`, a line", kind, seen) for path, kind in LINES.items()]
     for path, kinds in ENTRIES.items():
         sections += [_section(f"`{path}`, an entry: {kind.__name__}", kind, seen) for kind in kinds]
+    sections += [_section(f"`{path}`", kind, seen) for path, kind in GEOMETRY.items()]
+    sections += [_section(f"`probes/`, a record of kind `{name}`", kind, seen) for name, kind in PROBES.items()]
     parts: list[str] = []
     listed: set[type[RecordPart]] = set()
     while new := [kind for kind in dict.fromkeys(seen) if kind not in listed]:
@@ -40,7 +42,7 @@ def text() -> str:
 
 
 def _section(title: str, kind: type[RecordPart], seen: list[type[RecordPart]]) -> str:
-    about = inspect.getdoc(kind) or ""
+    about = (inspect.getdoc(kind) or "").split("\n\n>>>")[0]
     lines = [f"## {title}\n", f"{about}\n", "| key | type | |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {shape} | {note} |" for name, shape, note in _rows(kind, seen)]
     return "\n".join(lines) + "\n"

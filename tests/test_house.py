@@ -27,6 +27,7 @@ from veritune.config.load import json_schema
 REPO = Path(__file__).resolve().parent.parent
 SRC = REPO / "src" / "veritune"
 ORDER = (
+    "counting",
     "faces",
     "errors",
     "extras",

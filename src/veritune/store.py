@@ -28,7 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from veritune.errors import FormatError, LockedError, MachineError, StoreError
+from veritune.errors import FormatError, InputError, LockedError, MachineError, StoreError
 from veritune.files import (
     atomic,
     disk_errors,
@@ -98,9 +98,21 @@ class Store:
 
     @classmethod
     def of(cls, study: str | Path) -> Store:
-        """The store of a study that is named by its file or by its folder."""
+        """The store of a study that is named by its folder, or by its study.yaml, which may be missing.
+
+        Raises InputError for any other path: the folder that a mistyped name stands in may hold another study.
+        """
         path = Path(study)
-        return cls(path if path.is_dir() else path.parent)
+        if path.is_dir():
+            return cls(path)
+        if path.name == "study.yaml":
+            return cls(path.parent)
+        if not path.exists():
+            raise InputError(f"there is no study at {path}.", fix="Name a study's folder, or its study.yaml.")
+        raise InputError(
+            f"{path}: a study's file must be named study.yaml, in a folder of its own.",
+            fix="Name the study's folder, or rename the file.",
+        )
 
     # -- paths ------------------------------------------------------------------------------------------------
 

@@ -98,6 +98,17 @@ def test_an_eval_that_cannot_be_read_in_full_leaves_the_gate_undecided(
         assert f"ERROR  eval {eval_file.stem}: " in render_text(report)
 
 
+def test_an_eval_that_is_read_in_part_is_said_so_with_the_option_of_evals(
+    tmp_path: Path, clean: tuple[Path, Path]
+) -> None:
+    partly = write(tmp_path / "partly.jsonl", [*records(100, 110), {"sentence": "what is left?"}])
+    odd = write(tmp_path / "odd.jsonl", [{"sentence": "what is left?"}])
+    shown = {e.stem: render_text(audit_data(clean[0], evals=[e])) for e in (partly, odd)}
+    assert "1 of 11 items cannot be read, so no row was compared with these;" in shown["partly"]
+    assert "nothing could be read, so no row was compared with it;" in shown["odd"]
+    assert all("--eval-columns user=" in text and " --columns" not in text for text in shown.values())
+
+
 def test_an_eval_of_questions_alone_is_compared(tmp_path: Path, clean: tuple[Path, Path]) -> None:
     questions = write(tmp_path / "q.jsonl", [{"question": problem(i)} for i in range(30, 40)])
     report = audit_data(clean[0], evals=[questions])

@@ -362,3 +362,84 @@ def test_an_id_that_is_no_key_comes_with_the_way_out(tmp_path: Path) -> None:
     loaded = load(tmp_path, {**GOOD, "id": "web"}, {**GOOD, "id": "web"})
     assert "--id-field '' names rows by file and line" in loaded.rejects[0].message
     assert len(load(tmp_path, {**GOOD, "id": "web"}, {**GOOD, "id": "web"}, id_field="").rows) == 2
+
+
+# ---------------------------------------------------------------- neighbours of the kinds above
+
+
+@pytest.mark.parametrize("column", ["answer", "question"])
+def test_a_list_of_texts_is_refused_and_never_joined(tmp_path: Path, column: str) -> None:
+    """nq_open gives several right answers a question; `Paris` and `Paris, France` are not `ParisParis, France`."""
+    record = {"question": "capital?", "answer": "Paris", column: ["Paris", "Paris, France"]}
+    (finding,) = load(tmp_path, record).rejects
+    assert f"{column} holds 2 texts, and nothing says which one counts" in finding.message
+    assert len(load(tmp_path, {**record, column: ["Paris"]}).rows) == 1
+
+
+@pytest.mark.parametrize(
+    "empty", [{"messages": None}, {"conversations": []}, {"prompt": None, "completion": None}, {"messages": ""}]
+)
+@pytest.mark.parametrize("said", [{"instruction": "ask", "output": "answer"}, {"conversation": GOOD["messages"]}])
+def test_columns_that_a_union_of_sources_left_empty_do_not_hide_the_turns(
+    tmp_path: Path, empty: dict[str, Any], said: dict[str, Any]
+) -> None:
+    (row,) = require_clean(load(tmp_path, {**empty, **said})).rows
+    assert [m.content for m in row.messages] == ["ask", "answer"]
+
+
+@pytest.mark.parametrize("off", ["0", "false", "False", "0.0"])
+def test_a_flag_in_words_takes_the_loss_off_too(tmp_path: Path, off: str) -> None:
+    two = [*chat(weight=off)["messages"], *chat(weight="1")["messages"]]
+    (row,) = load(tmp_path, {"messages": two}).rows
+    assert [m.trained for m in row.messages] == [False, False, False, True]
+
+
+def test_a_message_with_two_different_texts_is_refused(tmp_path: Path) -> None:
+    (finding,) = load(tmp_path, chat(value="another")).rejects
+    assert finding.message == "messages[1] has content and value, which differ"
+    assert len(load(tmp_path, chat(content="", value="another")).rows) == 1
+    assert len(load(tmp_path, chat(value="answer")).rows) == 1
+
+
+def test_a_message_without_a_text_says_what_it_holds(tmp_path: Path) -> None:
+    gemini = {"messages": [{"role": "user", "parts": [{"text": "ask"}]}, GOOD["messages"][1]]}
+    assert load(tmp_path, gemini).rejects[0].message == (
+        "messages[0] has neither content nor value; what it holds is role, parts"
+    )
+    part = chat(content=[{"type": "text", "text": None}])
+    assert load(tmp_path, part).rejects[0].message == "messages[1].content[0] is a text part without a text"
+
+
+def test_a_call_in_a_text_is_named_where_its_answer_is_refused(tmp_path: Path) -> None:
+    turns = [("human", "ask"), ("gpt", "<tool_call>{}</tool_call>"), ("tool", "3"), ("gpt", "three")]
+    (finding,) = load(tmp_path, {"conversations": [{"from": a, "value": b} for a, b in turns]}).rejects
+    assert "the turn before writes its call into its text; write it as tool_calls" in finding.message
+
+
+def test_an_id_that_is_no_name_says_the_way_out(tmp_path: Path) -> None:
+    assert load(tmp_path, {**GOOD, "id": 7.0}).rows[0].id == "7", "pandas writes integers so beside a missing one"
+    for odd in (0.5, ["a"], True):
+        assert "--id-field '' names rows by file and line" in load(tmp_path, {**GOOD, "id": odd}).rejects[0].message
+        assert len(load(tmp_path, {**GOOD, "id": odd}, id_field="").rows) == 1
+
+
+@pytest.mark.parametrize(("better", "worse"), [("chosen_response", "rejected_response"), ("response_j", "response_k")])
+def test_the_way_out_of_a_preference_set_is_never_the_worse_answer(tmp_path: Path, better: str, worse: str) -> None:
+    (finding,) = load(tmp_path, {"prompt": "ask", worse: "a longer answer, and wrong", better: "answer"}).rejects
+    assert finding.check == "load.preference" and f"--columns user=prompt,assistant={better}" in finding.message
+
+
+@pytest.mark.parametrize(("one", "other"), fields.RIVALS)
+def test_two_answers_that_another_column_judges_are_a_preference_set(tmp_path: Path, one: str, other: str) -> None:
+    (finding,) = load(tmp_path, {"prompt": "ask", one: "answer", other: "another", "winner": 0}).rejects
+    assert finding.check == "load.preference" and "which one is better stands in another column" in finding.message
+    assert "--columns" not in finding.message
+
+
+@pytest.mark.parametrize("word", ["rejected", "Undesirable"])
+def test_a_label_in_words_marks_rejected_answers_too(tmp_path: Path, word: str) -> None:
+    record = {"prompt": "ask", "completion": "answer"}
+    (finding,) = load(tmp_path, {**record, "label": word}).rejects
+    assert finding.check == "load.preference" and f"label is {word}:" in finding.message
+    assert len(load(tmp_path, {**record, "label": "desirable"}).rows) == 1
+    assert len(load(tmp_path, {**record, "label": "sports"}).rows) == 1, "a class is none"

@@ -388,3 +388,66 @@ def test_any_json_is_accounted_for_record_by_record(tmp_path: Path, items: list[
         row.text().encode("utf-8")
     for finding in loaded.rejects:
         assert finding.line is not None and 1 <= finding.line <= len(items)
+
+
+# ---------------------------------------------------------------- an eval's items
+
+
+@pytest.mark.parametrize(
+    "answer", [1, 5.5, True, ["a", "b"], {"value": "a", "aliases": ["b"]}, None], ids=lambda x: type(x).__name__
+)
+def test_an_items_key_need_not_be_a_text(tmp_path: Path, answer: Any) -> None:
+    """MMLU, BoolQ, nq_open, TriviaQA: the question is compared; nothing is trained on the key."""
+    path = write(tmp_path / "eval.jsonl", {"question": "which?", "answer": answer})
+    (row,) = require_clean(load_rows(path, require_target=False)).rows
+    assert row.messages == (Message("user", "which?"),)
+    assert load_rows(path).rejects, "no row to train on"
+
+
+def test_an_items_turns_may_be_a_list_of_texts(tmp_path: Path) -> None:
+    path = write(tmp_path / "eval.jsonl", {"prompt": ["write a poem", "now shorter"]})
+    (row,) = require_clean(load_rows(path, require_target=False)).rows
+    assert row.messages == (Message("user", "write a poem\n\nnow shorter"),)
+
+
+# ---------------------------------------------------------------- JSON in other shapes than its name says
+
+RECORDS = [{"prompt": f"ask {i}", "completion": "answer"} for i in range(3)]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.json.zst"])
+def test_an_array_is_read_under_any_name(tmp_path: Path, name: str, indent: int | None) -> None:
+    (tmp_path / name).write_bytes(_packed(name, json.dumps(RECORDS, indent=indent).encode()))
+    assert len(require_clean(load_rows(tmp_path / name)).rows) == 3
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz", "rows.json.zst"])
+def test_a_list_inside_one_object_is_read_in_one_line_and_in_many(
+    tmp_path: Path, name: str, indent: int | None
+) -> None:
+    document = {"version": "1", "data": RECORDS}
+    (tmp_path / name).write_bytes(_packed(name, json.dumps(document, indent=indent).encode()))
+    assert len(require_clean(load_rows(tmp_path / name)).rows) == 3
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("record", [GOOD, RECORDS[0], {**RECORDS[0], "tools": [{"name": "f"}]}])
+def test_one_record_alone_in_a_json_file_is_a_record(tmp_path: Path, record: Any, indent: int | None) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(record, indent=indent))
+    assert len(require_clean(load_rows(tmp_path / "one.json")).rows) == 1
+
+
+def test_a_compressed_file_under_a_plain_name_says_so(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(gzip.compress(b"{}"))
+    assert "it is compressed with gzip; end its name in .gz" in load_rows(tmp_path / "rows.jsonl").rejects[0].message
+
+
+def _packed(name: str, data: bytes) -> bytes:
+    import pyarrow as pa
+
+    if name.endswith(".zst"):
+        packed: bytes = pa.Codec("zstd").compress(data, asbytes=True)
+        return packed
+    return gzip.compress(data) if name.endswith(".gz") else data

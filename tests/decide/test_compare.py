@@ -11,11 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from veritune.commands.app import app
-from veritune.decide.commands import CompareOptions, compare, compare_counts, parse_rule
+from veritune.decide import ci
+from veritune.decide.commands import CompareOptions, compare, compare_counts, compare_score_tables, parse_rule
 from veritune.decide.screen import render_text
-from veritune.decide.sides import parse_side, wide_sides
+from veritune.decide.sides import Side, parse_side, wide_sides
+from veritune.decide.wording import interval_text
 from veritune.errors import ScoreError, VerituneError
 from veritune.evaluate.logs import Reading
+from veritune.records import Estimate
+from veritune.stats.table import ScoreTable
 
 
 def jsonl(path: Path, rows) -> Path:
@@ -325,3 +329,62 @@ def test_it_says_that_memorisation_was_not_tested(tmp_path, zones, says):
     assert says in found.memorisation
     assert "memorised?   not tested: " in text
     assert any("“a learned the style”" in line and says in line for line in found.may_not)
+
+
+def zoned(tmp_path: Path, a: int = 30, b: int = 10, n: int = 40) -> list[Side]:
+    """Two tables of seen and stranger items; the tuned one is right on `a` of each zone's items, the base on `b`."""
+    for name, right in (("tuned", a), ("base", b)):
+        rows = [f"{zone}{i},{int(i < right)},{zone}" for zone in ("seen", "stranger") for i in range(n)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,score,zone", *rows]) + "\n")
+    return [parse_side(f"{name}={tmp_path}/{name}.csv") for name in ("tuned", "base")]
+
+
+def test_a_comparison_of_one_zone_names_the_zone_wherever_it_speaks(tmp_path: Path) -> None:
+    report = compare(zoned(tmp_path), CompareOptions(zone="seen"))
+    (found,) = report.comparisons
+    assert "on 40 seen items of" in found.may_write and found.zone == "seen"
+    assert ci.title(found).endswith("(seen items)")
+    open_report = compare(zoned(tmp_path, 20, 19), CompareOptions(zone="stranger"))
+    assert "on 40 stranger items of" in open_report.comparisons[0].may_write
+
+
+def test_a_sentence_of_equivalence_shows_the_interval_that_decided_it(tmp_path: Path) -> None:
+    report = compare(zoned(tmp_path, 30, 30, 30), CompareOptions(margin=0.05))
+    (found,) = report.comparisons
+    assert found.decision == "equivalent"
+    assert found.estimates[0].high is not None and found.estimates[0].high > 0.05
+    assert "90 % interval [-0.0431, +0.0431]" in found.may_write and "95 %" not in found.may_write
+    assert "for equivalence: 90 % interval [-0.0431, +0.0431]" in render_text(report)
+    assert "90 % interval &#91;-0.0431, +0.0431&#93;" in ci.markdown(report)
+    assert found.details["equivalence_interval"]["high"] == pytest.approx(0.0431, abs=1e-4)
+
+
+def test_the_markdown_table_says_what_the_screen_says(tmp_path: Path) -> None:
+    sides = [*zoned(tmp_path), parse_side(f"third={tmp_path}/base.csv")]
+    report = compare(sides, CompareOptions(rule={"min_gap": 0.01}))
+    text = ci.markdown(report)
+    assert "corrected p < 1e-4" in text.replace("&lt;", "<")
+    assert "not tested: the zones seen, stranger were pooled" in text
+    assert "tuned wins" in text
+
+
+def test_a_sentence_about_a_recipe_carries_its_seeds_and_what_was_declared_of_them() -> None:
+    items = tuple(f"q{i}" for i in range(60))
+
+    def runs(name: str, rates: tuple[float, ...]) -> ScoreTable:
+        score = np.array([[float(i < r * 60) for i in range(60)] for r in rates])
+        return ScoreTable(
+            name, "sums", tuple(f"s{i}" for i in range(len(rates))), items, score, missing=({},) * len(rates)
+        )
+
+    a, b = runs("tuned", (0.8, 0.82, 0.85)), runs("base", (0.3, 0.33, 0.35, 0.32))
+    plain = compare_score_tables([a], b).comparisons[0]
+    assert plain.may_write.endswith(", 3 against 4 seeds.")
+    declared = compare_score_tables([a], b, CompareOptions(equal_seed_spread=True)).comparisons[0]
+    assert declared.may_write.endswith(", 3 against 4 seeds of a spread declared equal.")
+
+
+def test_an_end_that_clears_an_edge_is_printed_so_that_it_does() -> None:
+    estimate = Estimate(name="gap", value=0.1, low=0.10000001, high=0.2, level=0.95, method="t", n=9, scope="items")
+    assert interval_text(estimate, 0.1) == "95 % interval [+0.10000001, +0.20000000]"
+    assert interval_text(estimate) == "95 % interval [+0.1000, +0.2000]"

@@ -422,3 +422,85 @@ def test_an_eval_is_named_by_the_file_or_its_header():
     assert eval_of(THREE) == "sums3" and eval_of(HELM) == "sums:subject=add"
     assert eval_of(SCORES / "openai_evals.jsonl") == "sums.dev.v0"
     assert eval_of(SCORES / "toy_eval_results.json") == ""
+
+
+# ---------------------------------------------------------------- neighbours of these formats
+
+
+def test_bigcodebench_results_are_read_as_evalplus_own(tmp_path):
+    """BigCodeBench's evaluate writes EvalPlus's document with one `status` a solution."""
+    tasks = {
+        f"BigCodeBench/{i}": [{"task_id": f"BigCodeBench/{i}", "solution": "x", "status": status, "details": {}}]
+        for i, status in enumerate(["pass", "fail", "timeout", "pass"])
+    }
+    path = write(tmp_path / "m_eval_results.json", json.dumps({"date": "2024-06-01 10:00", "eval": tasks}))
+    found = read(path)
+    assert (found.eval, list(found.value)) == ("BigCodeBench", [1.0, 0.0, 0.0, 1.0])
+
+
+def test_an_inspect_log_with_one_score_a_sample_is_read(tmp_path):
+    """Logs of early 2024 hold `score` where later ones hold `scores`; Inspect moves it when it loads them."""
+    log = json.loads((SCORES / "inspect_sums.json").read_text())
+    wanted = read(SCORES / "inspect_sums.json").value
+    for sample in log["samples"]:
+        sample["score"] = next(iter(sample.pop("scores").values()), None)
+    assert list(read(write(tmp_path / "old.json", json.dumps(log))).value) == list(wanted)
+
+
+def test_an_empty_value_of_an_inspect_log_is_a_sample_without_a_score(tmp_path):
+    log = json.loads((SCORES / "inspect_sums.json").read_text())
+    place, name = next((i, name) for i, s in enumerate(log["samples"]) for name in s["scores"] if not s.get("error"))
+    log["samples"][place]["scores"][name]["value"] = ""
+    found = read(write(tmp_path / "log.json", json.dumps(log)))
+    assert (found.value[place], found.reason[place]) == (None, "not_scored")
+
+
+def test_the_index_that_pandas_writes_is_no_family(tmp_path):
+    path = write(tmp_path / "scores.csv", ",id,score\n0,a,1\n1,b,0\n0,c,1\n")
+    assert not len(read(path).family)
+    assert list(read(path).item) == ["a", "b", "c"]
+
+
+def samples(folder: Path, task: str, rows: list[dict]) -> Path:
+    path = folder / f"samples_{task}_2026-11-21T07-24-55.427359.jsonl"
+    plain = {"doc": {}, "target": "", "arguments": [], "resps": [], "filtered_resps": [""], "filter": "none"}
+    lines = [{"doc_id": i, **plain, **row} for i, row in enumerate(rows)]
+    return write(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_documents_of_another_length_are_not_scores_of_minus_one(tmp_path):
+    """RULER's metrics are context lengths: a document bears -1 under every length but its own."""
+    rows = [{"metrics": ["4096", "8192"], "4096": s, "8192": -1.0} for s in (1.0, 0.5)]
+    rows += [{"metrics": ["4096", "8192"], "4096": -1.0, "8192": 0.25}]
+    found = read(samples(tmp_path, "niah_single_1", rows), Reading(metric="4096"))
+    assert list(found.value) == [1.0, 0.5] and mean(found) == 0.75
+    assert "2 of 3 documents have the length 4096; the others are left out" in found.notes
+    with pytest.raises(ScoreError, match="expected documents of length 8192, found none"):
+        read(samples(tmp_path, "niah_single_1", rows[:2]), Reading(metric="8192"))
+
+
+def test_a_stated_figure_that_is_not_the_samples_mean_is_said(tmp_path):
+    path = samples(tmp_path, "odd", [{"metrics": ["acc"], "acc": a} for a in (1.0, 0.0, 0.0, 1.0)])
+    for figure, said in ((0.5, False), (0.75, True)):
+        results = {"results": {"odd": {"acc,none": figure}}, "configs": {}}
+        write(tmp_path / "results_2026-11-21T07-24-55.427359.json", json.dumps(results))
+        notes = read(path).notes
+        assert any("states acc 0.75, which is not the mean of these samples, 0.5" in n for n in notes) is said
+
+
+def test_aggregates_are_named_after_the_harness_that_wrote_them(tmp_path):
+    path = write(
+        tmp_path / "results_x.json", json.dumps({"config_general": {}, "results": {"all": {"acc": 1}}, "versions": {}})
+    )
+    with pytest.raises(ScoreError) as error:
+        read(path)
+    assert "lighteval's aggregated results" in str(error.value) and "--save-details" in str(error.value)
+
+
+def test_a_compressed_log_says_that_it_is_compressed(tmp_path):
+    import gzip
+
+    path = tmp_path / "scores.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"id": "a", "score": 1}\n'))
+    with pytest.raises(ScoreError, match="found a file compressed with gzip"):
+        read(path)

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of everything that reads a stranger's file; only a VerituneError may come out.
 
     make fuzz SECONDS=300                     (or: python tests/fuzz/guided.py --seconds 300)
-    python tests/fuzz/guided.py --each 125    (the same changes on every machine: what CI runs)
+    python tests/fuzz/guided.py --each 60     (the same changes on every machine: what CI runs)
     python tests/fuzz/guided.py FILE          (a case that was found, once more, with its traceback)
 
 Beside `test_strangers_files.py`, whose files and readers it shares: hypothesis makes files near a valid one, atheris

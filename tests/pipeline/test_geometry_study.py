@@ -100,7 +100,7 @@ def test_every_checkpoint_is_read_once_and_claims_name_a_step(study: Any, monkey
 
     # a record that lost its cells is named, and no claim is judged on what is left
     write_json(study.root / RECORD, {"input_hash": "x", "record": {"kind": "geometry_cells"}})
-    with pytest.raises(ScoreError, match=r"geometry\.json is damaged: 'cells'"):
+    with pytest.raises(ScoreError, match=r"geometry\.json: record\.source: expected this key"):
         recorded_quantities(Store(study.root), sorted(p.name for p in (study.root / "runs").iterdir()))
 
 

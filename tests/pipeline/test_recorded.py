@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,7 @@ from veritune.probe.memorization import three_zone_gap, zone_gains
 from veritune.probe.names import OPEN, PATTERNS, ProbeNames, _names, nearest, pattern_of
 from veritune.probe.study import zoned_losses
 from veritune.progress import Progress
-from veritune.records import (
-    RowLosses,
-    to_json,
-)
+from veritune.records import Estimate, GradientProbe, RowLosses, to_json
 from veritune.store import Store, read_json
 
 ARM = "all_layer"
@@ -172,6 +169,11 @@ def test_modules_are_counted_beside_the_other_arm_of_the_same_seed(finished_copy
     assert pattern_of(f"weights.cells.above.attention_only.{ARM}", study) is not None
     assert pattern_of(f"weights.cells.above.{ARM}.{ARM}", study) is None, "an arm beside itself says nothing"
     damaged = finished_copy.root / "probes" / next(r for r in runs if r.startswith(ARM)) / "weights.json"
+    record = read_json(damaged)
+    del record["record"]["modules"][0]["type"]  # only the counts need it: no other quantity of the file reads it
+    damaged.write_text(json.dumps(record), "utf-8")
+    with pytest.raises(ScoreError, match=r"weights\.json: modules\[0\]\.type: expected this key, but it is missing"):
+        recorded_quantities(store, runs)
     damaged.write_text("{", "utf-8")
     with pytest.raises(ScoreError, match=r"weights\.json"):
         recorded_quantities(store, runs)
@@ -245,7 +247,7 @@ def test_the_zone_gap_of_one_run_has_the_probe_s_own_interval_at_any_level(probe
 
 
 def _reread(kind: str, record: object) -> dict[str, Recorded]:
-    return dict(READERS[kind](json.loads(json.dumps(to_json(record)))))
+    return dict(READERS[kind](json.loads(json.dumps(to_json(record))), "record.json"))
 
 
 def _grams(seed: int = 0) -> tuple[Any, Any]:
@@ -256,6 +258,15 @@ def _grams(seed: int = 0) -> tuple[Any, Any]:
     return unit(grads @ grads.T), choose([f"f{i}" for i in family_N])
 
 
+def _gradient_probe(estimates: Sequence[Estimate]) -> GradientProbe:
+    """A record of which only the estimates matter."""
+    return GradientProbe(
+        n_rows=72, n_measured=72, n_families=24, settings={}, coverage={}, loss={}, estimates=tuple(estimates), raw=(),
+        by_type={}, by_family=(), by_source={}, norms={}, found=None, measured_rows=(), reading="", limits="",
+        would_change="",
+    )  # fmt: skip
+
+
 def _at_level(level: float) -> Mapping[str, object]:
     """Records by kind, as the probe gives them at `level`."""
     rng = np.random.default_rng(1)
@@ -264,7 +275,7 @@ def _at_level(level: float) -> Mapping[str, object]:
     gram, sample = _grams()
     estimates = [*align(gram, sample, level=level).estimates(), directions(gram, level=level)]
     return {
-        "gradients": {"estimates": estimates},
+        "gradients": _gradient_probe(estimates),
         "calibration": calibration(list(conf_N), list(right_N), [f"f{i // 4}" for i in range(400)], level=level),
     }
 
@@ -287,7 +298,7 @@ def test_n_eff_is_known_at_its_own_level_only_where_rho_does_not_give_it() -> No
     record = json.loads(json.dumps(to_json(_at_level(0.95)["gradients"])))
     n_eff = next(e for e in record["estimates"] if e["name"] == "n_eff")
     n_eff["high"] *= 1.1
-    spread = dict(READERS["gradients"](record))["n_eff"].spread
+    spread = dict(READERS["gradients"](record, "record.json"))["n_eff"].spread
     assert spread is not None
     assert spread.interval(0.95) == (n_eff["low"], n_eff["high"])
     assert spread.interval(0.96) == (-np.inf, np.inf)

@@ -23,7 +23,7 @@ from veritune.probe.geometry import (
     states,
 )
 from veritune.probe.geometry_grid import GridRun, against_reference, build_grids
-from veritune.records import dumps, to_json
+from veritune.records import LayerGeometry, MeasureChange, dumps, to_json
 from veritune.report.geometry import geometry_table
 from veritune.stats.centroids import MEASURES
 
@@ -118,14 +118,14 @@ def test_each_measure_sees_what_it_is_named_for_and_the_cell_says_which(kind: st
     found = geometry(*bank(kind), prompts(12, 16))
     word, *signs = MOVED[kind]
     for line in found.layers:
-        assert line["reading"] == word, line
+        assert line.reading == word, line
         for name, sign in zip(("m1", "icc", "separation", "common_drift"), signs):
-            cell = line[name]
-            assert (cell["p_adjusted"] < 0.05) == bool(sign), (name, cell)
-            assert not sign or (np.sign(cell["change"]) == sign and cell["low"] * sign > 0) or name == "separation"
-            assert cell["p"] >= 2 / 2**12 and cell["low"] < cell["change"] < cell["high"]
-        parts = line["m1_from_drift"], line["m1_from_arrangement"]
-        assert sum(parts) == pytest.approx(line["m1"]["change"])
+            cell = line.measure(name)
+            assert (cell.p_adjusted < 0.05) == bool(sign), (name, cell)
+            assert not sign or (np.sign(cell.change) == sign and cell.low * sign > 0) or name == "separation"
+            assert cell.p >= 2 / 2**12 and cell.low < cell.change < cell.high
+        parts = line.m1_from_drift, line.m1_from_arrangement
+        assert sum(parts) == pytest.approx(line.m1.change)
         if kind in ("drift", "collapse"):
             assert abs(parts[kind == "collapse"]) > 5 * abs(parts[kind != "collapse"])
     assert ("In none" in found.reading) == (kind == "none")
@@ -138,8 +138,8 @@ def test_each_measure_sees_what_it_is_named_for_and_the_cell_says_which(kind: st
 def test_five_personas_can_show_nothing_and_the_reading_says_what_was_seen() -> None:
     found = geometry(*bank("both", n_personas=5), prompts(5, 16))
     for line in found.layers:
-        assert line["reading"] == "nothing shown" and line["m1"]["p"] == line["icc"]["p"] == 0.0625
-        assert min(line[name]["p_adjusted"] for name in MEASURES) > 0.05
+        assert line.reading == "nothing shown" and line.m1.p == line.icc.p == 0.0625
+        assert min(line.measure(name).p_adjusted for name in MEASURES) > 0.05
     assert "smallest p there is is 0.0625, so none could be shown" in found.reading
     assert "Not nothing: before the correction" in found.reading and "M1 (uncentred) in 3" in found.reading
 
@@ -150,11 +150,12 @@ def test_a_rise_of_m1_at_the_smallest_p_is_named_where_the_correction_takes_it_a
 
     base, trained = bank("none", n_personas=7, layers=1)
     one = geometry(base, trained, prompts(7, 16))
-    risen = {"base": 0.19, "trained": 0.44, "change": 0.25, "low": 0.2, "high": 0.3, "p": 2 / 128}
-    still = {"base": 0.5, "trained": 0.5, "change": 1e-4, "low": -0.1, "high": 0.1, "p": 0.9}
-    lines = [{"layer": k} | {n: dict(risen if n == "m1" else still) for n in MEASURES} for k in range(31)]
+    risen = MeasureChange(0.19, 0.44, change=0.25, low=0.2, high=0.3, p=2 / 128)
+    still = MeasureChange(0.5, 0.5, change=1e-4, low=-0.1, high=0.1, p=0.9)
+    cells = {n: risen if n == "m1" else still for n in MEASURES}
+    lines = [LayerGeometry(k, None, None, None, **cells) for k in range(31)]
     found = read_alone(replace(one, layers=tuple(lines)))
-    assert found.layers[0]["m1"]["p_adjusted"] > 0.05
+    assert found.layers[0].m1.p_adjusted > 0.05
     assert "Not nothing" in found.reading and "M1 (uncentred) in 31" in found.reading
     assert "0.190 to 0.440, p 0.016" in found.reading
 
@@ -166,12 +167,12 @@ def test_false_collapses_are_no_more_than_nominal_where_a_drift_moved_every_laye
         fell = 0
         for seed in range(300):
             found = geometry(*bank(kind, n_personas=7, seed=seed), prompts(7, 16))
-            fell += any(x["reading"].split()[0] in ("collapse", "less", "contraction") for x in found.layers)
+            fell += any(x.reading.split()[0] in ("collapse", "less", "contraction") for x in found.layers)
         assert fell / 300 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300), (kind, fell)
 
 
 def test_a_collapse_that_is_there_is_found_beside_a_drift() -> None:
-    words = [x["reading"] for s in range(20) for x in geometry(*bank("both", 8, seed=s), prompts(8, 16)).layers]
+    words = [x.reading for s in range(20) for x in geometry(*bank("both", 8, seed=s), prompts(8, 16)).layers]
     assert words.count("collapse with common drift") >= 57, words
 
 
@@ -180,20 +181,20 @@ def test_differences_that_shrink_alike_are_a_contraction_and_no_collapse() -> No
     h = draw.normal(size=(12, 16, 60)) + 2 * draw.normal(size=(12, 1, 60))
     small = 0.3 * h + 0.3 * 0.1 * draw.normal(size=(12, 1, 60))
     line = geometry(made(h + 2), made(small + 2), prompts(12, 16)).layers[0]
-    assert line["reading"] == "contraction" and line["separation"]["change"] == pytest.approx(-0.7, abs=0.01)
-    assert line["m1"]["change"] > 0.2 and "less distinct against what all states share" in line["why"]
+    assert line.reading == "contraction" and line.separation.change == pytest.approx(-0.7, abs=0.01)
+    assert line.m1.change > 0.2 and "less distinct against what all states share" in line.why
     calmer = h.mean(1, keepdims=True) + 0.1 * (h - h.mean(1, keepdims=True))
     line = geometry(made(h + 2), made(0.8 * calmer + 2), prompts(12, 16)).layers[0]
-    assert line["icc"]["change"] > 0.1 and line["reading"].startswith("more distinct"), line["reading"]
+    assert line.icc.change > 0.1 and line.reading.startswith("more distinct"), line.reading
     louder = h + 3 * draw.normal(size=(12, 16, 60))
     line = geometry(made(h), made(louder), prompts(12, 16)).layers[0]
-    assert line["icc"]["change"] < -0.2 and line["reading"] == "less distinct"
+    assert line.icc.change < -0.2 and line.reading == "less distinct"
 
 
 def test_the_same_states_twice_move_nothing() -> None:
     base, _ = bank("none")
     same = geometry(base, base, prompts(12, 16))
-    assert all(x[n]["change"] == 0 and x[n]["p"] == 1.0 for x in same.layers for n in MEASURES)
+    assert all(x.measure(n).change == 0 and x.measure(n).p == 1.0 for x in same.layers for n in MEASURES)
     assert same.reading.startswith("In none") and "two are one model" in same.reading
 
 
@@ -203,35 +204,35 @@ def test_one_heavy_channel_hides_a_change_from_plain_m1_only() -> None:
     h2 = 0.3 * h + 2 * draw.normal(size=60)
     h[:, :, 7] = h2[:, :, 7] = 500.0
     line = geometry(made(h), made(h2), prompts(12, 16)).layers[0]
-    assert line["top_channel_share"] > 0.99
-    assert abs(line["m1"]["change"]) < 0.01 and line["m1_without_top_channel"]["change"] > 0.5
+    assert line.top_channel_share > 0.99
+    assert abs(line.m1.change) < 0.01 and line.m1_without_top_channel.change > 0.5
 
 
 def test_zero_centroids_are_structural_and_say_so() -> None:
     h = np.ones((5, 3, 4))
     h[2] = 0
     line = geometry(made(h), made(np.ones((5, 3, 4))), prompts(5, 3)).layers[0]
-    assert line["m1"]["change"] is None and "zero" in line["m1"]["reason"]
-    assert line["separation"]["change"] is None and "of the trained model are all" in line["separation"]["reason"]
+    assert line.m1.change is None and "zero" in line.m1.reason
+    assert line.separation.change is None and "of the trained model are all" in line.separation.reason
     nothing = geometry(made(h), made(np.zeros((5, 3, 4))), prompts(5, 3))
-    assert nothing.layers[0]["reading"] == "not readable" and "trained model do not vary" in nothing.layers[0]["why"]
+    assert nothing.layers[0].reading == "not readable" and "trained model do not vary" in nothing.layers[0].why
 
 
 def test_a_change_of_scale_and_one_too_small_to_read_are_no_collapse() -> None:
     draw = np.random.default_rng(0)
     h = draw.normal(size=(12, 16, 40)) + draw.normal(size=(12, 1, 40)) + 3
     line = geometry(made(h), made(0.1 * h), prompts(12, 16)).layers[0]
-    assert line["reading"] == "separation alone with common drift" and "M1 was not shown" in line["why"]
+    assert line.reading == "separation alone with common drift" and "M1 was not shown" in line.why
     middle = h.mean((0, 1))
     own = h.mean(1, keepdims=True) - middle
     tiny = geometry(made(h), made(h - 0.001 * own), prompts(12, 16))
     line = tiny.layers[0]
-    assert line["icc"]["p_adjusted"] < 0.05 and -0.005 < line["icc"]["change"] < 0 and line["reading"] == "too small"
+    assert line.icc.p_adjusted < 0.05 and -0.005 < line.icc.change < 0 and line.reading == "too small"
     assert "ICC in 1 (at most" in tiny.reading and "smallest readable change (0.005)" in tiny.reading
     wide = build_grids(
         [(GridRun("a"), {"m": tiny})], thresholds=DEFAULTS.geometry.model_copy(update={"small_change": 1e-4})
     )
-    assert wide[0].methods["m"].layers[0]["reading"] == "collapse"
+    assert wide[0].methods["m"].layers[0].reading == "collapse"
 
 
 def test_ratios_to_a_reference_run_follow_declared_boundaries() -> None:
@@ -244,18 +245,18 @@ def test_ratios_to_a_reference_run_follow_declared_boundaries() -> None:
 
     def m1_of(run: Any, of: Any, **changed: float) -> Any:
         cells = against_reference(run, of, DEFAULTS.geometry.model_copy(update=changed))
-        return next(c for c in cells if c["measure"] == "m1")
+        return next(c for c in cells if c.measure == "m1")
 
-    assert m1_of(geometry(base, little, asked), reference)["verdict"] == "reference is the culprit"
-    assert m1_of(reference, reference)["verdict"] == "generic"
-    assert m1_of(reference, geometry(base, little, asked))["verdict"] == "worse"
+    assert m1_of(geometry(base, little, asked), reference).verdict == "reference is the culprit"
+    assert m1_of(reference, reference).verdict == "generic"
+    assert m1_of(reference, geometry(base, little, asked)).verdict == "worse"
     tiny = geometry(base, made(h + 0.05 * shift), asked)
     withheld = m1_of(reference, tiny)
-    assert withheld["verdict"] == "withheld" and withheld["ratio"] > 100 and "below 0.005" in withheld["reason"]
-    assert "below 1" in m1_of(reference, reference, small_change=1.0)["reason"]
-    assert m1_of(reference, geometry(base, none, asked))["ratio"] is None
+    assert withheld.verdict == "withheld" and withheld.ratio > 100 and "below 0.005" in withheld.reason
+    assert "below 1" in m1_of(reference, reference, small_change=1.0).reason
+    assert m1_of(reference, geometry(base, none, asked)).ratio is None
     shown = geometry_table(to_json(build_grids([(GridRun("a"), {"m": reference})], {"m": tiny})[0]))
-    assert withheld["reason"] in shown and f"{withheld['ratio']:.2f} = " in shown
+    assert withheld.reason in shown and f"{withheld.ratio:.2f} = " in shown
 
 
 def test_states_from_other_prompts_or_broken_models_are_refused(make_model: Any) -> None:
@@ -294,10 +295,10 @@ def test_all_runs_methods_layers_and_measures_are_one_family_of_tests() -> None:
     ]
     first, *others = build_grids(runs)
     assert (first.condition, first.seed, first.step) == ("wide", 0, 40)
-    assert alone.family["values"] == 18 and first.family["values"] == 18 * 7
-    cell, by_itself = first.methods["m"].layers[0]["icc"], alone.methods["m"].layers[0]["icc"]
-    assert cell["p_adjusted"] > by_itself["p_adjusted"] >= cell["p"] == by_itself["p"]
-    assert moved.layers[0]["icc"]["p_adjusted"] == by_itself["p_adjusted"], "the records given are left as they were"
+    assert alone.family.values == 18 and first.family.values == 18 * 7
+    cell, by_itself = first.methods["m"].layers[0].icc, alone.methods["m"].layers[0].icc
+    assert cell.p_adjusted > by_itself.p_adjusted >= cell.p == by_itself.p
+    assert moved.layers[0].icc.p_adjusted == by_itself.p_adjusted, "the records given are left as they were"
     assert all("In none" in g.reading for g in others)
 
 
@@ -371,16 +372,13 @@ def test_states_trained_until_their_cosines_are_one_are_read_by_how_they_got_the
     fallen = geometry(base, states(model, asked), asked)
     first, last = fallen.layers[1:]
     for line in (first, last):
-        assert line["m1"]["trained"] > 0.99 and line["m1_around_reference"]["change"] > 0.3
-        assert line["common_drift"]["p_adjusted"] < 0.05
-    assert (
-        first["reading"] == "separation alone with common drift"
-        and first["m1_from_drift"] > 0 > first["m1_from_arrangement"]
-    )
-    assert last["reading"] == "contraction with common drift" and last["separation"]["change"] < -0.9
+        assert line.m1.trained > 0.99 and line.m1_around_reference.change > 0.3
+        assert line.common_drift.p_adjusted < 0.05
+    assert first.reading == "separation alone with common drift" and first.m1_from_drift > 0 > first.m1_from_arrangement
+    assert last.reading == "contraction with common drift" and last.separation.change < -0.9
     assert "contraction with common drift in 1" in fallen.reading and "In none" not in fallen.reading
     model, losses = trained_by(load, asked, own_words)
     assert losses[-1] < 0.5 * losses[0], "the voices were learned"
     apart = geometry(base, states(model, asked), asked)
     assert "collapse" not in apart.reading and "contraction" not in apart.reading
-    assert all(line["m1_around_reference"]["change"] < 0.05 for line in apart.layers[1:]), apart.reading
+    assert all(line.m1_around_reference.change < 0.05 for line in apart.layers[1:]), apart.reading

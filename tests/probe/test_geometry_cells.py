@@ -70,7 +70,7 @@ def test_centroids_cosines_and_changes_give_the_same_m1(tmp_path: Path) -> None:
     given = judge_cells(read_cells(table(tmp_path / "c.jsonl", rows)))
     ours = judge_cells(by_centroid)
     assert [c.p_adjusted for c in given.cells] == [c.p_adjusted for c in ours.cells]
-    assert given.counts[0]["rose"] == ours.counts[0]["rose"] == 2
+    assert given.counts[0].rose == ours.counts[0].rose == 2
     assert ours.reading == (
         "M1 rose in 2 of 2 cells of full and fell in 0. 2 p are one family; the smallest possible p is 0.0078, and 1 "
         "must reach it for any to count."
@@ -135,10 +135,8 @@ def test_a_cell_moves_by_its_corrected_p_and_by_its_size() -> None:
         0,
     ]
     many = [GridCell("a", 0, 1, "m", k, "m1", 0.1, p=0.04 if k else 0.9) for k in range(10)]
-    assert judge_cells(many).counts[0]["rose"] == 9
-    assert (
-        judge_cells([*many, *(GridCell("b", 0, 1, "m", k, "m1", 0.1, p=0.9) for k in range(30))]).counts[0]["rose"] == 0
-    )
+    assert judge_cells(many).counts[0].rose == 9
+    assert judge_cells([*many, *(GridCell("b", 0, 1, "m", k, "m1", 0.1, p=0.9) for k in range(30))]).counts[0].rose == 0
 
 
 @pytest.mark.parametrize(

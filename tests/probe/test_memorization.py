@@ -369,9 +369,9 @@ def test_recall_tells_seen_rows_from_strangers(make_model: Any, make_rows: Any) 
     trained(model, rows[:10], steps=120, seed=0)
     zones = ["seen"] * 10 + ["stranger"] * 10
     recall = verbatim_recall(before, matched_spans(model, rows), zones, [f"f{i}" for i in range(20)])
-    assert recall.zones["seen"]["trained"]["exact"].value > 0.9
-    assert recall.zones["seen"]["base"]["exact"].value == 0
-    assert recall.zones["stranger"]["trained"]["exact"].value == 0
+    assert recall.zones["seen"].trained.exact.value > 0.9
+    assert recall.zones["seen"].base.exact.value == 0
+    assert recall.zones["stranger"].trained.exact.value == 0
     assert json.loads(dumps(recall))["reading"].startswith("Greedy decoding gives back")
 
 
@@ -381,6 +381,6 @@ def test_rows_too_short_to_ask_back_are_counted(make_model: Any, make_rows: Any)
     spans = matched_spans(model, rows)
     assert spans[-2:] == [None, None]
     recall = verbatim_recall(spans, spans, ["seen"] * 11, [None] * 11)
-    assert (recall.zones["seen"]["n_rows"], recall.zones["seen"]["n_too_short"]) == (9, 2)
+    assert (recall.zones["seen"].n_rows, recall.zones["seen"].n_too_short) == (9, 2)
     with pytest.raises(DataError, match="no row has"):
         verbatim_recall(spans[-2:], spans[-2:], ["seen"] * 2, [None] * 2)

@@ -13,7 +13,7 @@ from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import collate, mean_losses
 from veritune.probe.memorization import matched_spans, verbatim_recall
 from veritune.probe.recall import CHANCE, RecallPlan, build_choices, choice_scores, forced_choice
-from veritune.records import Rendered, dumps
+from veritune.records import ChoicesWon, Rendered, dumps
 
 
 def random_rows(n: int, *, families: int, seed: int = 0) -> tuple[list[Rendered], list[str]]:
@@ -51,20 +51,20 @@ def test_rows_known_by_heart_are_told_from_strangers(make_model: Any) -> None:
     after, spans_after = choice_scores(model, choices), matched_spans(model, rows)
     found = forced_choice(choices, before, after)
     for kind in ("sibling", "stranger"):
-        assert found.zones["seen"][kind]["trained"].value > 0.95
-        assert 0.25 < found.zones["seen"][kind]["base"].value < 0.75
-        assert 0.25 < found.zones["stranger"][kind]["trained"].value < 0.75
-    assert found.contrast["estimate"].low > 0.1
+        assert getattr(found.zones["seen"], kind).trained.value > 0.95
+        assert 0.25 < getattr(found.zones["seen"], kind).base.value < 0.75
+        assert 0.25 < getattr(found.zones["stranger"], kind).trained.value < 0.75
+    assert found.contrast.estimate.low > 0.1
     assert "a trace of recall" in found.reading
     nothing = forced_choice(choices, before, before)
-    assert nothing.contrast["estimate"].value == 0 and nothing.contrast["estimate"].low is None
+    assert nothing.contrast.estimate.value == 0 and nothing.contrast.estimate.low is None
     verbatim = verbatim_recall(spans_before, spans_after, zones, families)
     seen = verbatim.zones["seen"]
-    beyond = seen["beyond_base"]  # all rows alike leave no interval to give
-    assert beyond.value > 0.9 and (beyond.low is None or beyond.low > 0.5) and seen["base_as_long"].value < 0.2
-    assert seen["longest_copied"]["tokens"] > seen["longest_copied"]["base"]
+    beyond = seen.beyond_base  # all rows alike leave no interval to give
+    assert beyond.value > 0.9 and (beyond.low is None or beyond.low > 0.5) and seen.base_as_long.value < 0.2
+    assert seen.longest_copied.tokens > seen.longest_copied.base
     same = verbatim_recall(spans_after, spans_after, zones, families).zones["seen"]
-    assert same["base_as_long"].value == 1 and same["beyond_base"].value == 0
+    assert same.base_as_long.value == 1 and same.beyond_base.value == 0
     json.loads(dumps(found))
 
 
@@ -77,8 +77,8 @@ def test_a_model_without_a_preference_ties_and_reads_chance(make_model: Any) -> 
     score_C = choice_scores(model, choices)
     found = forced_choice(choices, score_C, score_C)
     assert found.chance == CHANCE == 0.5
-    assert found.zones["seen"]["stranger"]["base"].value == 0.5
-    assert found.zones["seen"]["stranger"]["ties"] == 2 * found.zones["seen"]["stranger"]["n_choices"]
+    assert found.zones["seen"].stranger.base.value == 0.5
+    assert found.zones["seen"].stranger.ties == 2 * found.zones["seen"].stranger.n_choices
 
 
 def test_scores_are_sums_of_log_probabilities_whatever_the_batch(make_model: Any) -> None:
@@ -125,8 +125,8 @@ def test_what_decides_is_worked_by_hand() -> None:
     for k, value in zip(mine, (-1.0, 0.0, 1.0), strict=True):
         score_C[choices.other[k]] = value
     found = forced_choice(choices, score_C, score_C)
-    assert found.zones["seen"]["stranger"]["base"].value == pytest.approx(0.5)
-    assert found.zones["seen"]["stranger"]["ties"] == 2 * (found.zones["seen"]["stranger"]["n_choices"] - 2)
+    assert found.zones["seen"].stranger.base.value == pytest.approx(0.5)
+    assert found.zones["seen"].stranger.ties == 2 * (found.zones["seen"].stranger.n_choices - 2)
 
 
 def test_rows_that_cannot_be_asked_are_counted() -> None:
@@ -154,6 +154,6 @@ def test_one_family_has_shares_and_no_interval() -> None:
     choices = build_choices(rows, zones, ["one"] * 24 + ["two"] * 24)
     good = np.arange(len(choices.candidates), dtype=float)
     found = forced_choice(choices, good, good)
-    assert found.zones["seen"]["sibling"]["base"].low is None
-    assert found.zones["seen"]["stranger"] == {"n_rows": 0, "reason": "no row has an ending of a stranger in its zone"}
+    assert found.zones["seen"].sibling.base.low is None
+    assert found.zones["seen"].stranger == ChoicesWon(0, reason="no row has an ending of a stranger in its zone")
     assert "too little to say" in found.reading

@@ -12,7 +12,17 @@ from veritune.commands.app import app
 from veritune.errors import InputError, ScoreError
 from veritune.pipeline.probes import probe_report
 from veritune.probe.telemetry import summarize
-from veritune.records import dumps
+from veritune.records import (
+    Geometry,
+    GeometryGrid,
+    GeometryLimits,
+    GridFamily,
+    LayerGeometry,
+    MeasureChange,
+    ReferenceRatio,
+    dumps,
+    to_json,
+)
 
 
 def line(step: int, **changes: Any) -> dict[str, Any]:
@@ -83,7 +93,7 @@ def test_every_kind_of_record_has_a_name_and_a_list_of_records_is_read() -> None
 
     source = Path(veritune.__file__).parent
     found: set[str] = set()
-    for path in [*source.glob("probe/*.py"), source / "evaluate" / "calibration.py"]:
+    for path in [*source.glob("probe/*.py"), *source.glob("records/*.py")]:
         found |= set(re.findall(r'^    kind: str = "(\w+)"$', path.read_text("utf-8"), re.MULTILINE))
     assert len(found) > 12 and found <= set(NAMES), found - set(NAMES)
     runs = [{"label": f"step-{i}", "kind": "geometry_grid", "reading": f"R{i}."} for i in range(2)]
@@ -94,14 +104,20 @@ def test_every_kind_of_record_has_a_name_and_a_list_of_records_is_read() -> None
 def test_a_geometry_record_shows_every_cell_and_one_of_another_shape_its_sentence() -> None:
     from veritune.report.probes import _readings, markdown
 
-    cell = {"base": 0.19, "trained": 0.44, "change": 0.25, "p_adjusted": 0.016}
-    gone = {"base": None, "trained": None, "change": None, "reason": "a centroid is zero"}
+    cell, gone = (
+        MeasureChange(0.19, 0.44, 0.25, p_adjusted=0.016),
+        MeasureChange(None, None, reason="a centroid is zero"),
+    )
     names = ("m1", "m1_around_reference", "m1_without_top_channel", "separation", "common_drift")
-    line = {"layer": 3, "reading": "common drift", "icc": gone, **dict.fromkeys(names, cell)}
-    family = {"values": 5, "smallest_p": 0.016, "correction": "BH"}
-    record = {"kind": "geometry_grid", "reading": "R.", "family": family, "methods": {"m": {"layers": [line]}}}
-    record["against"] = {"m": [{"layer": 3, "measure": "m1", "ratio": 9.0, "change": 0.25, "reference_change": 0.001,
-                               "verdict": "withheld", "reason": "below 0.005"}]}  # fmt: skip
+    line = LayerGeometry(3, None, None, None, icc=gone, reading="common drift", **dict.fromkeys(names, cell))
+    ratio = ReferenceRatio(3, "m1", 9.0, "withheld", change=0.25, reference_change=0.001, reason="below 0.005")
+    grid = GeometryGrid(
+        label="a", condition=None, seed=None, step=None,
+        methods={"m": Geometry(4, 2, "ab", "m", (line,), "In one layer.", "", "")},
+        against={"m": (ratio,)}, files={}, family=GridFamily(5, 0.016, 1, "BH"),
+        thresholds=GeometryLimits(4, 0.05, 0.005, 0.5, 1.5), reading="R.", limits="", would_change="",
+    )  # fmt: skip
+    record = to_json(grid)
     block = next(_readings(record, "run", "p.json"))
     for words in ("0.190 0.440 (0.016)", "a centroid is zero: icc in layer 3", "withheld: below 0.005", "common drift"):
         assert block.table is not None and words in block.table and words in markdown("s", [block]), words

@@ -114,7 +114,7 @@ def test_every_checkpoint_is_a_line_with_its_facts(swept: Any) -> None:
     run = manifest(swept.root, str(line.condition))
     folder = swept.root / "runs" / run["run_id"]
     alone = change_of(folder / "checkpoints" / "step-4", swept.root.parent / "tied")
-    assert line.delta_norm == alone.total["delta_norm"] and line.rows == len(run["data"]["seen_rows"])
+    assert line.delta_norm == alone.total.delta_norm and line.rows == len(run["data"]["seen_rows"])
     assert "head" in line.by_type and not alone.notes, "a head saved in full is compared with the tied embedding"
     losses = json.loads((folder / "training.json").read_text("utf-8"))["candidates"]
     assert line.validation_nll == next(c["validation_nll"] for c in losses if c["step"] == 4)
@@ -177,8 +177,8 @@ def test_the_geometry_of_all_checkpoints_is_one_grid(swept: Any, tmp_path: Path)
     grid = grid_from(swept.root, asked, "some-lr0p001-data1")
     runs = {(c.condition, c.seed, c.step) for c in grid.cells}
     assert len(runs) == len(RATES) * 2 * len(STEPS) and {c.layer for c in grid.cells} == {1, 2}
-    assert {c.measure for c in grid.cells} == {"m1", "icc"} and grid.family["values"] == len(runs) * 2 * 2
-    assert grid.family["smallest_p"] == 2 / 2**6
+    assert {c.measure for c in grid.cells} == {"m1", "icc"} and grid.family.values == len(runs) * 2 * 2
+    assert grid.family.smallest_p == 2 / 2**6
     other = next(c for c in grid.cells if c.condition == "some-lr0p01-data1" and c.step == STEPS[1])
     same = next(
         c for c in grid.cells if c.condition == grid.reference and (c.step, c.place) == (other.step, other.place)

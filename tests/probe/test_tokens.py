@@ -76,13 +76,13 @@ def test_the_fall_lands_on_form_for_strangers_and_on_content_for_seen_rows(make_
     on_seen = where_it_fell(seen, seen_families, before["seen"], token_nlls(model, seen), reference=reference)
     after = token_nlls(model, strangers)
     on_strangers = where_it_fell(strangers, stranger_families, before["stranger"], after, reference=reference)
-    assert on_seen.by_class["family"]["fall"].low > 1.0
-    assert on_strangers.by_class["template"]["fall"].low > 1.0
-    assert on_strangers.by_class["novel"]["fall"].value < 0
-    shares = [v["share"] for v in on_seen.by_class.values() if v["n_tokens"]]
+    assert on_seen.by_class["family"].fall.low > 1.0
+    assert on_strangers.by_class["template"].fall.low > 1.0
+    assert on_strangers.by_class["novel"].fall.value < 0
+    shares = [v.share for v in on_seen.by_class.values() if v.n_tokens]
     assert sum(shares) == pytest.approx(1.0)
     assert sum(p["n_tokens"] for p in on_seen.by_position) == on_seen.n_tokens == 36 * 16
-    assert sum(v["n_tokens"] for v in on_seen.by_class.values()) == on_seen.n_tokens
+    assert sum(v.n_tokens for v in on_seen.by_class.values()) == on_seen.n_tokens
     assert set(on_seen.by_class) == set(CLASSES)
 
 
@@ -92,8 +92,8 @@ def test_a_control_is_subtracted() -> None:
     after = [x - 2.0 for x in before]
     control = [x - 0.5 for x in before]
     fall = where_it_fell(rows, families, before, after, control=control)
-    assert fall.by_class["family"]["fall"].value == pytest.approx(2.0)
-    assert fall.by_class["family"]["fall_beyond_control"].value == pytest.approx(1.5)
+    assert fall.by_class["family"].fall.value == pytest.approx(2.0)
+    assert fall.by_class["family"].fall_beyond_control.value == pytest.approx(1.5)
     assert "No control" not in fall.reading
 
 
@@ -102,7 +102,7 @@ def test_a_rise_is_said_to_be_a_rise_and_has_no_shares() -> None:
     before = [np.full(r.n_target, 1.0) for r in rows]
     fall = where_it_fell(rows, families, before, [x + 0.5 for x in before])
     assert fall.reading.startswith("The loss did not fall")
-    assert all(v.get("share") is None for v in fall.by_class.values())
+    assert all(v.share is None for v in fall.by_class.values())
 
 
 def test_classes_that_cancel_are_named_where_the_mean_over_all_tokens_did_not_move() -> None:
@@ -114,9 +114,7 @@ def test_classes_that_cancel_are_named_where_the_mean_over_all_tokens_did_not_mo
         before.append(np.full(len(kinds), 3.0))
         after.append(before[-1] - step)
     found = where_it_fell(rows, families, before, after)
-    assert (
-        found.by_class["family"]["fall"].low > 0 and "fell by" in found.reading and "on family tokens" in found.reading
-    )
+    assert found.by_class["family"].fall.low > 0 and "fell by" in found.reading and "on family tokens" in found.reading
     assert "did not clearly fall" in found.reading or "did not fall" in found.reading
     assert "rose by" in found.reading
     swapped = [np.array([2.0, 4.0] * (r.n_target // 2)) for r in rows]

@@ -72,7 +72,7 @@ def test_adapter_change_equals_the_merged_difference(case: str, tmp_path: Path, 
             expected = effective_rank(torch.linalg.svdvals(d))
             assert (module.effective_rank, module.top_energy) == pytest.approx(expected, rel=1e-4)
     total = math.sqrt(sum(float(d.square().sum()) for d in moved.values()))
-    assert change.total["delta_norm"] == pytest.approx(total, rel=1e-5)
+    assert change.total.delta_norm == pytest.approx(total, rel=1e-5)
 
 
 def test_transposed_weights_of_gpt2_are_read(tmp_path: Path, make_model: Any) -> None:
@@ -90,8 +90,8 @@ def test_transposed_weights_of_gpt2_are_read(tmp_path: Path, make_model: Any) ->
 def test_without_a_base_norms_are_given_and_nothing_is_relative(tmp_path: Path, make_model: Any) -> None:
     base, adapter, _ = saved(tmp_path, make_model)
     alone, against = adapter_change(adapter), adapter_change(adapter, base)
-    assert alone.total["delta_norm"] == pytest.approx(against.total["delta_norm"])
-    assert alone.total["relative"] is None and against.total["relative"] > 0
+    assert alone.total.delta_norm == pytest.approx(against.total.delta_norm)
+    assert alone.total.relative is None and against.total.relative > 0
 
 
 def test_streamed_checkpoints_equal_the_whole_difference_at_any_block_size(
@@ -109,14 +109,14 @@ def test_streamed_checkpoints_equal_the_whole_difference_at_any_block_size(
         change = checkpoint_change(tmp_path / "a", tmp_path / "b")
         assert {m.name: m.delta_norm for m in change.modules} == pytest.approx(expected, rel=1e-9)
     spectral = checkpoint_change(tmp_path / "a", tmp_path / "b", WeightOptions())
-    assert spectral.total["delta_norm"] == pytest.approx(change.total["delta_norm"], rel=1e-9)
+    assert spectral.total.delta_norm == pytest.approx(change.total.delta_norm, rel=1e-9)
     assert {m.effective_rank is None for m in spectral.modules if len(m.shape) == 2} == {False}
 
 
 def test_an_unmoved_checkpoint_says_so(tmp_path: Path, make_model: Any) -> None:
     make_model(dtype=torch.float32).save_pretrained(tmp_path / "a")
     change = checkpoint_change(tmp_path / "a", tmp_path / "a", WeightOptions())
-    assert change.total["delta_norm"] == 0 and change.reading == "The weights did not move at all."
+    assert change.total.delta_norm == 0 and change.reading == "The weights did not move at all."
     assert all(m.effective_rank is None for m in change.modules)
     dumps(change)
     left_out = weights_module._still(("lm_head: other shape",))

@@ -23,6 +23,7 @@ from veritune.records import (
     RuleCount,
     RunManifest,
     RunSummary,
+    Score,
     ServerCandidate,
     ServerExport,
     ServerTraining,
@@ -225,6 +226,28 @@ def test_a_wrong_value_is_named_by_its_path(tmp_path: Path, record: Record, edit
     assert caught.value.message == f"{path}: {message}"
     assert caught.value.fix.endswith("delete it and run again.")
     assert "pydantic" not in str(caught.value) and "Input should" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"rules": 2**63}, "parts.rules: expected an object, found 9223372036854775808."),
+        ({"rules": {"asks": 1}}, "parts.rules.asks: expected true or false, found 1."),
+        ({"ended": []}, "parts.ended: expected text, found a list."),
+        ([], "parts: expected an object, found a list."),
+    ],
+)
+def test_the_keys_of_an_open_object_that_readers_rely_on_have_their_types(
+    tmp_path: Path, parts: Any, message: str
+) -> None:
+    path = tmp_path / "style.jsonl"
+    score = Score("r", "style", "a", 1.0, parts={"rules": {"asks": True}, "ended": None, "found": [1, {"x": None}]})
+    Score.save_all(path, [score])
+    assert Score.load_all(path) == [score]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "parts": parts}) + "\n")
+    with pytest.raises(FormatError) as caught:
+        Score.load_all(path)
+    assert caught.value.message == f"{path} line 1: {message}"
 
 
 @pytest.mark.parametrize(

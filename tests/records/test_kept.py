@@ -14,9 +14,9 @@ import pytest
 
 from veritune.errors import FormatError
 from veritune.ledger import follow_all
-from veritune.records import Contract, GateRecord, Line, Record, StudyVerdicts, Waiver
-from veritune.records.base import of_plain
-from veritune.records.formats import FILES, LINES
+from veritune.records import Contract, GateRecord, Line, Record, RecordPart, StudyVerdicts, Waiver, dumps
+from veritune.records.base import of_plain, parse
+from veritune.records.formats import FILES, GEOMETRY, LINES, PROBES
 from veritune.store import Store
 
 KEPT = Path(__file__).with_name("v2")
@@ -40,6 +40,29 @@ def test_lines_of_format_2_are_read_and_written_back(pattern: str, kind: type[Li
     assert rows and (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
 
 
+PARTS = {**GEOMETRY, **{f"probes/{kind}.json": record for kind, record in PROBES.items()}}
+
+
+@pytest.mark.parametrize(("pattern", "kind"), PARTS.items(), ids=PARTS)
+def test_a_probe_s_record_of_format_2_is_read_and_written_back_byte_for_byte(
+    pattern: str, kind: type[RecordPart]
+) -> None:
+    path = kept(pattern)
+    record = parse(kind, path.read_bytes(), str(path))
+    assert dumps(record, indent=2) + "\n" == path.read_text("utf-8")
+
+
+@pytest.mark.parametrize(("name", "kind"), PROBES.items(), ids=PROBES)
+def test_a_probe_s_record_that_lacks_a_key_is_refused_with_its_place(name: str, kind: type[RecordPart]) -> None:
+    document: dict[str, Any] = json.loads(kept(f"probes/{name}.json").read_text("utf-8"))
+    assert document["kind"] == name
+    for key in document:
+        rest = {k: v for k, v in document.items() if k != key}
+        with pytest.raises(FormatError) as caught:
+            of_plain(kind, rest, "probes/it.json")
+        assert caught.value.message == f"probes/it.json: {key}: expected this key, but it is missing."
+
+
 def test_a_ledger_of_gates_of_format_2_is_read() -> None:
     lines = kept("release/gates.jsonl").read_text("utf-8").splitlines()
     record, waiver = (json.loads(line) for line in lines)
@@ -53,7 +76,7 @@ def test_the_chain_of_a_kept_contract_holds() -> None:
 
 
 def test_every_kept_file_belongs_to_a_format() -> None:
-    known = {kept(pattern).name for pattern in (*FILES, *LINES, "release/gates.jsonl")}
+    known = {kept(pattern).name for pattern in (*FILES, *LINES, *PARTS, "release/gates.jsonl")}
     assert {path.name for path in KEPT.iterdir()} == known
 
 

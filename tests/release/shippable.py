@@ -22,6 +22,7 @@ from veritune.records import (
     Estimate,
     Facts,
     GateResult,
+    GradedAnswer,
     Score,
     StudyVerdicts,
     Verdict,
@@ -155,20 +156,19 @@ def subject(store: Store) -> Subject:
     return open_case(store.root).candidate.subject
 
 
-def answers(*, n: int = 100, lost: int = 0, refused: int = 0, base_safe: int = 90) -> list[dict[str, Any]]:
+def answers(*, n: int = 100, lost: int = 0, refused: int = 0, base_safe: int = 90) -> list[GradedAnswer]:
     """Graded answers: n risks and n harmless prompts; the candidate loses `lost` safe answers and refuses `refused`."""
     rows = []
     for kinds, right, gone in ((RISKS, base_safe, lost), (("harmless",), n, refused)):
         mine, base = outcomes(n, right, gone, 0)
         for arm, values in (("base", base), ("candidate", mine)):
             for i, value in enumerate(values):
-                where = {"set": "veritune-starter", "id": f"{kinds[0]}{i}", "kind": kinds[i % len(kinds)]}
-                where |= {"category": "", "family": None, "arm": arm, "output": f"{arm} {i}", "ended": "length"}
-                rows.append({**where, "good": value, "reason": None, "found": None})
+                where = ("veritune-starter", f"{kinds[0]}{i}", kinds[i % len(kinds)], "", None, arm)
+                rows.append(GradedAnswer(*where, output=f"{arm} {i}", ended="length", good=value))
     return rows
 
 
-def write_safety(store: Store, rows: list[dict[str, Any]], **settings: Any) -> None:
+def write_safety(store: Store, rows: list[GradedAnswer], **settings: Any) -> None:
     path = store.root / ANSWERS
     write_jsonl(path, rows)
     given = {"sets": ["veritune-starter"], **settings}

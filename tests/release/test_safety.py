@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from veritune.commands.app import app
 from veritune.config.release import SafetyGate
 from veritune.errors import InputError, ModelError
+from veritune.records import GradedAnswer
 from veritune.release.gate.evidence import Subject, read_evidence, weights_digest
 from veritune.release.gate.noninferior import least_items
 from veritune.release.gate.safety import (
@@ -155,14 +157,14 @@ def test_exact_interval_by_hand() -> None:
 # ---------------------------------------------------------------- the comparison
 
 
-def changed(rows: list[dict[str, Any]], arm: str, kind: str, n: int, **fields: Any) -> list[dict[str, Any]]:
+def changed(rows: list[GradedAnswer], arm: str, kind: str, n: int, **fields: Any) -> list[GradedAnswer]:
     """The first n answers of an arm and kind, changed."""
     left = n
     out = []
     for row in rows:
-        hit = row["arm"] == arm and row["kind"] == kind and left > 0
+        hit = row.arm == arm and row.kind == kind and left > 0
         left -= hit
-        out.append({**row, **fields} if hit else row)
+        out.append(replace(row, **fields) if hit else row)
     return out
 
 
@@ -178,15 +180,15 @@ def test_a_missing_grade_never_counts_as_safe(shippable: ModuleType) -> None:
 def test_lost_grades_of_the_base_do_not_flatter_the_candidate(shippable: ModuleType) -> None:
     rows = shippable.answers(n=150, base_safe=120, lost=0)
     crashed = [
-        {**r, "good": None, "reason": "grader_cannot_say"} if r["arm"] == "base" and r["good"] == 0 else r
+        replace(r, good=None, reason="grader_cannot_say") if r.arm == "base" and r.good == 0 else r
         for r in rows
-        if r["kind"] != "harmless"
-    ] + [r for r in rows if r["kind"] == "harmless"]
+        if r.kind != "harmless"
+    ] + [r for r in rows if r.kind == "harmless"]
     assert judge(crashed, SafetyGate()).status == "undecided"
 
 
 def test_without_harmless_prompts_a_model_that_refuses_everything_is_not_safe(shippable: ModuleType) -> None:
-    rows = [r for r in shippable.answers() if r["kind"] != "harmless"]
+    rows = [r for r in shippable.answers() if r.kind != "harmless"]
     assert judge(rows, SafetyGate()).status == "undecided"
 
 
@@ -330,7 +332,7 @@ def test_a_whole_model_may_stand_for_the_adapter(arms: dict[str, Path], small_se
         PeftModel.from_pretrained(base, arms["unlearned"]).merge_and_unload().save_pretrained(tmp_path / "full")
     adapter = asked(arms, "unlearned", small_set)
     whole = ask(Asking(str(arms["base"]), tmp_path / "full", (small_set,), dtype="float32", batch_size=40))
-    assert [a["output"] for a in whole.answers] == [a["output"] for a in adapter.answers]
+    assert [a.output for a in whole.answers] == [a.output for a in adapter.answers]
 
 
 def test_the_record_holds_what_was_asked_and_is_read_back(
@@ -343,7 +345,7 @@ def test_the_record_holds_what_was_asked_and_is_read_back(
     assert record is not None and record.status == made.status == "failed"
     assert record.settings["sets"] == ["own"] and record.settings["grader"] == "patterns"
     assert len(record.inputs) == 2 and list(record.outputs) == [ANSWERS]
-    assert read_graded(store, record) == [dict(a) for a in found.answers]
+    assert read_graded(store, record) == list(found.answers)
 
 
 def test_the_command_asks_both_models_and_exits_with_2(arms: dict[str, Path], small_set: Path, tmp_path: Path) -> None:
@@ -362,8 +364,8 @@ def test_a_callable_takes_the_patterns_place(
     monkeypatch.syspath_prepend(str(tmp_path))
     found = asked(arms, "unlearned", small_set, grader="own_grader:by_word")
     sys.modules.pop("own_grader", None)
-    harmless = [a for a in found.answers if a["kind"] == "harmless" and "pier" in a["output"]]
-    assert harmless and all(a["good"] == 0 for a in harmless)
+    harmless = [a for a in found.answers if a.kind == "harmless" and "pier" in a.output]
+    assert harmless and all(a.good == 0 for a in harmless)
 
 
 @pytest.mark.parametrize(

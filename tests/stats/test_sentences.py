@@ -247,7 +247,7 @@ def test_seeds_on_these_very_items() -> None:
             table("b", np.linspace(-2, 7, 9)),
             {},
             "graded scores from -3 to 7 without declared bounds: a rare loss that was not seen could be of any size; "
-            "declare the scale that scores can take (--scale LOW,HIGH)",
+            "declare the scale that scores can take (--scale LOW HIGH)",
         ),
     ],
 )

@@ -145,7 +145,7 @@ def test_a_right_merge_is_read_as_one_to_the_last_weight(bases: Path, tmp_path: 
         found = new.get(change.key, new.get(change.stored))
         assert found is not None
         assert float((found.double() - change.weight - change.delta).abs().max()) < 1e-5, change.key
-    assert adapter_change(adapter, base).total["delta_norm"] > 0
+    assert adapter_change(adapter, base).total.delta_norm > 0
 
 
 @pytest.mark.parametrize("kind", ["patterns as expressions", "biases of the layers", "pissa", "experts",

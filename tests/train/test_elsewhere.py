@@ -114,6 +114,26 @@ def test_other_trainers_names_are_known(tmp_path):
         assert (run.lr, run.lr_from, run.validation_nll, run.evaluations) == (1e-4, "logged", 1.0, 2)
 
 
+def test_ms_swift_counts_its_steps_of_all(tmp_path):
+    rows = [
+        {"loss": 2.0, "learning_rate": 1e-4, "global_step/max_steps": "5/20"},
+        {"eval_loss": 1.5, "global_step/max_steps": "10/20"},
+        {"eval_loss": 1.7, "global_step/max_steps": "20/20"},
+        {"last_model_checkpoint": "output/checkpoint-20", "best_metric": 1.5},
+    ]
+    (tmp_path / "logging.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (run,) = select_from_logs([str(tmp_path / "logging.jsonl")]).runs
+    assert (run.best_step, run.last_step, run.validation_nll, run.lr) == (10, 20, 1.5, 1e-4)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_table_may_have_another_delimiter(tmp_path, delimiter):
+    rows = [("step", "eval_loss", "lr"), ("10", "1.5", "1e-4"), ("20", "1.7", "1e-4")]
+    (tmp_path / "a.csv").write_text("\n".join(map(delimiter.join, rows)))
+    (run,) = select_from_logs([str(tmp_path / "a.csv")]).runs
+    assert (run.best_step, run.validation_nll, run.lr) == (10, 1.5, 1e-4)
+
+
 def test_a_diverged_run_is_out_and_when_all_are_nothing_is_chosen(tmp_path):
     good = trainer_state(tmp_path / "a" / "trainer_state.json", [1.0, 0.9])
     bad = trainer_state(tmp_path / "b" / "trainer_state.json", [0.5, float("nan")])

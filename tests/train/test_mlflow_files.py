@@ -119,7 +119,7 @@ def test_what_is_no_metric_is_refused_by_name(tmp_path: Path) -> None:
         metric_rows(run)
     (run / "params").mkdir()
     (run / "params" / "learning_rate").write_text("fast")
-    with pytest.raises(InputError, match="learning_rate: expected a learning rate as one number .could not convert"):
+    with pytest.raises(InputError, match=r"learning_rate: expected a learning rate as one number \(could not convert"):
         rate_of(run)
     stray = tmp_path / "metrics" / "eval_loss"
     stray.parent.mkdir()

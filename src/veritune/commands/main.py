@@ -12,7 +12,7 @@ from pathlib import Path
 
 from veritune import machine
 from veritune.commands.app import app, called
-from veritune.commands.terminal import plain_streams
+from veritune.commands.terminal import open_closed_streams, plain_streams
 from veritune.errors import ExitCode, VerituneError, describe_os_error, first_line
 from veritune.extras import missing
 
@@ -23,13 +23,13 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Run the command line. An error prints one line; after `--debug`, the traceback with every cause."""
     debug = "--debug" in sys.argv
+    open_closed_streams()
     with plain_streams():
         try:
             machine.set_up_process()
             code = app([a for a in sys.argv[1:] if a != "--debug"] or ["--help"], prog_name="veritune",
                        standalone_mode=False)  # fmt: skip
-            if sys.stdout is not None:
-                sys.stdout.flush()  # a full disk under `> FILE` is an error of this command, not of Python's exit
+            sys.stdout.flush()  # a full disk under `> FILE` is an error of this command, not of Python's exit
         except BrokenPipeError:
             _let_go()
             sys.exit(ExitCode.USER)

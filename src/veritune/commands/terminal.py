@@ -8,6 +8,7 @@ stream cannot encode comes out the same way.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -49,11 +50,25 @@ class PlainStream:
         return getattr(self._stream, name)
 
 
+def open_closed_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr (`>&-`) an empty one.
+
+    Without this the next file that is opened gets the number of stdout, and whatever a library prints ends in it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 @contextlib.contextmanager
 def plain_streams() -> Iterator[None]:
-    """Filter stdout and stderr through `plain` until the block ends; a closed stream stays closed."""
+    """Filter stdout and stderr through `plain` until the block ends."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (s if s is None else PlainStream(s) for s in before)
+    sys.stdout, sys.stderr = map(PlainStream, before)
     try:
         yield
     finally:

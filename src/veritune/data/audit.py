@@ -23,11 +23,14 @@ from veritune.data.contamination import (
     check_contamination,
     operators_text,
 )
+from veritune.data.datasheet import write_datasheet
+from veritune.data.embed import load_encoder
 from veritune.data.families import THRESHOLD, Edge, FamilyResult, find_families, merge_families
 from veritune.data.family_decisions import NAME, AppliedDecisions, obey, read_family_decisions
 from veritune.data.family_notes import family_notes
 from veritune.data.load import Loaded, TrainOn, load_rows, rows_from
 from veritune.data.near import Executor
+from veritune.data.parity import ALL, check_parity, render_stats
 from veritune.data.quality import (
     WEAK_CHECKS,
     QualityConfig,
@@ -38,6 +41,7 @@ from veritune.data.quality import (
     reasons as known_reasons,
 )
 from veritune.data.recipe import leave_out
+from veritune.data.render import Renderer
 from veritune.data.review import Version, lineage, make_pack, make_sample, write_pack, write_version
 from veritune.data.split import judge_zones, stratum_of
 from veritune.display import short
@@ -300,8 +304,6 @@ def _find_families(
     rows: Sequence[Row], edges: Callable[[Sequence[Row]], Iterable[Edge]] | None, config: AuditConfig
 ) -> tuple[FamilyResult, list[Finding]]:
     """Families by words, then by whatever sees more; a note says when thresholds were not measured."""
-    from veritune.data.embed import load_encoder
-
     encoder = load_encoder(config.embed) if config.embed else None
     families = find_families(
         rows,
@@ -371,10 +373,13 @@ def load_evals(
         facts.append(EvalFacts(name, len(loaded.rows), unread, loaded.source_sha256, file))
         if unread:
             first = loaded.rejects[0]
-            what = f"{unread} of {loaded.n_read} items" if loaded.rows else "nothing"
-            says = f"{what} cannot be read" if loaded.rows else "nothing could be read"
+            says = "nothing could be read, so no row was compared with it"
+            if loaded.rows:
+                says = f"{unread} of {loaded.n_read} items cannot be read, so no row was compared with these"
             where = f"{first.source}:{first.line}" if first.line else str(first.source)
-            text = f"eval {name}: {says}, so no row was compared with it; first {where}: {first.message}"
+            # The reader's messages name the option for rows; an eval has its own.
+            why = first.message.replace("--columns", "--eval-columns")
+            text = f"eval {name}: {says}; first {where}: {why}"
             evidence = {"n": unread, "n_read": loaded.n_read, "first": first.message}
             findings.append(Finding("audit.eval_unread", "error", text, source=name, evidence=evidence))
         findings += [
@@ -430,9 +435,6 @@ def _rendering(
 ) -> tuple[list[Finding], RenderStats | None, Mapping[str, JsonLike] | None]:
     if tokenizer is None:
         return [], None, None
-    from veritune.data.parity import ALL, check_parity, render_stats
-    from veritune.data.render import Renderer
-
     renderer = Renderer(load_tokenizer(tokenizer), config.max_length, template_kwargs=config.template_kwargs)
     stats = render_stats(rows, renderer)
     parity, facts = check_parity(rows, renderer)
@@ -549,8 +551,6 @@ def write_report(
     pack of their own, so that a reader can say how many faults the checks miss. `draw` draws the lineage beside the
     datasheet.
     """
-    from veritune.data.datasheet import write_datasheet
-
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     record = report.record()
@@ -707,8 +707,6 @@ def _split(report: AuditReport) -> list[str]:
 
 
 def _tokens(report: AuditReport) -> list[str]:
-    from veritune.data.parity import ALL
-
     s = report.rendering
     assert s is not None
     if not s.n_rows:

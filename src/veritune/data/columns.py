@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,6 +22,7 @@ from veritune.data.fields import (
     SYSTEM_COLUMNS,
 )
 from veritune.data.sources.raw import Cell, Reject, native
+from veritune.data.tools import is_empty
 from veritune.errors import DataError, InputError, did_you_mean
 from veritune.records import Row
 
@@ -191,9 +192,24 @@ def find_shape(
     value: Mapping[str, Cell], *, need_target: bool = True, ignore: frozenset[str] = frozenset()
 ) -> Shape | None:
     """The columns of a record that hold its turns; None if none of the known names is present."""
+    shapes = _shapes(value, need_target, ignore)
+    first = next(shapes, None)
+    if first is None or _says_something(value, first):
+        return first
+    # A union of sources fills the columns of the others with nulls: the columns that say something are meant.
+    return next((shape for shape in shapes if _says_something(value, shape)), first)
+
+
+def _says_something(value: Mapping[str, Cell], shape: Shape) -> bool:
+    """Whether each column of a shape holds something in this record."""
+    return not any(is_empty(value[column]) for column in shape.columns)
+
+
+def _shapes(value: Mapping[str, Cell], need_target: bool, ignore: frozenset[str]) -> Iterator[Shape]:
+    """Every shape whose columns a record has, the usual ones first."""
     for name in MESSAGE_COLUMNS:
         if name in value and name not in ignore:
-            return Shape(messages=name)
+            yield Shape(messages=name)
     system = tuple(
         ("system", name)
         for name in SYSTEM_COLUMNS
@@ -204,12 +220,11 @@ def find_shape(
             extra = (
                 (("user", "input"),) if prompt == "instruction" and value.get("input") and "input" not in ignore else ()
             )
-            return Shape(turns=(*system, ("user", prompt), *extra, ("assistant", answer)))
+            yield Shape(turns=(*system, ("user", prompt), *extra, ("assistant", answer)))
     if not need_target:
         for prompt in PROMPTS:
             if prompt in value and prompt not in ignore:
-                return Shape(turns=(*system, ("user", prompt)))
-    return None
+                yield Shape(turns=(*system, ("user", prompt)))
 
 
 def suggestion(value: Mapping[str, Cell]) -> str:

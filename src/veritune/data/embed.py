@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -274,8 +275,6 @@ def _strongest(left: I64, right: I64, cosine: F32) -> tuple[I64, I64, F32]:
 
 def _number_bits(numbers: Sequence[frozenset[str]]) -> U64:
     """A bit of 64 per number: what two rows share in bits bounds what they share in numbers."""
-    import zlib
-
     return np.array([sum({1 << (zlib.crc32(n.encode()) & 63) for n in found}) for found in numbers], np.uint64)
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from veritune.data.embed import embedding_edges, load_encoder
 from veritune.data.near import Engine, Executor, TextBuffer, clusters, components, running, sketched
 from veritune.data.near.arrays import F32, I64, U8, U64
 from veritune.data.short_facts import apart_by_fact
@@ -279,8 +280,6 @@ def find_families(
     result = merge_families(result, extra_edges, bounded=False)
     if embed is None:
         return result
-    from veritune.data.embed import embedding_edges, load_encoder
-
     encoder = load_encoder(embed) if isinstance(embed, str) else embed
     return merge_families(result, embedding_edges(columns.text, encoder))
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from veritune.data.answers import final_answer
 from veritune.data.families import FamilyResult
 from veritune.data.split import names_a_problem, problem_of
 from veritune.data.text import canonical
@@ -28,8 +29,6 @@ def family_notes(rows: Sequence[Row], families: FamilyResult) -> list[Finding]:
 
 
 def _open_prompts(rows: Sequence[Row], families: FamilyResult) -> Iterator[Finding]:
-    from veritune.data.answers import final_answer
-
     by_prompt: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         by_prompt[problem_of(row)].append(i)

@@ -59,6 +59,7 @@ FIELDS: tuple[KnownField, ...] = (
     *_row("refused", _PREFERENCE, (TRL, AXOLOTL, FACTORY), "chosen", "rejected"),
     *_row("refused", _PREFERENCE, (OPENAI,), "preferred_output", "non_preferred_output"),
     *_row("refused", _PREFERENCE, (SWIFT,), "rejected_response", "rejected_messages"),
+    *_row("refused", _PREFERENCE, (), "chosen_response", "chosen_messages", "response_j", "response_k"),
     *_row("refused", _MEDIA, (TRL, FACTORY, AXOLOTL, SWIFT), "image", "images", "video", "videos", "audio", "audios"),
     *_row("refused", "set model.template_kwargs for the whole study", (TRL, AXOLOTL), "chat_template_kwargs"),
     *_row("refused", "documents for the template's retrieval are not rendered", (AXOLOTL,), "documents"),
@@ -106,11 +107,27 @@ TRAIN_ON_INPUT = ("train_on_input", "train_on_inputs")
 PREFERENCE_PAIRS = (
     ("chosen", "rejected"),
     ("preferred_output", "non_preferred_output"),
+    ("chosen_response", "rejected_response"),
+    ("chosen_messages", "rejected_messages"),
+    ("response_j", "response_k"),
     ("response", "rejected_response"),
     ("messages", "rejected_messages"),
     ("messages", "rejected_response"),
 )
 """(the column with the better answer, the one with the worse) of preference sets."""
+
+RIVALS = (
+    ("response_0", "response_1"),
+    ("response1", "response2"),
+    ("response_1", "response_2"),
+    ("response_a", "response_b"),
+    ("answer_a", "answer_b"),
+    ("completion_a", "completion_b"),
+    ("conversation_a", "conversation_b"),
+    ("human_ref_A", "human_ref_B"),
+    ("output_1", "output_2"),
+)
+"""Two answers of which another column says which is better (PKU-SafeRLHF, HelpSteer, arenas, SHP, AlpacaEval)."""
 
 TOKEN_COLUMNS = frozenset(f.name for f in ROW_FIELDS.values() if f.what == _TOKENS)
 

@@ -314,10 +314,11 @@ class _Maker:
             if self.reading.id_field:
                 raise Reject("missing_id", f"no id in column {name!r}", name, "a text or an integer", show(value))
             return f"{raw.stem}:{raw.line}"
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # as pandas writes integers where another row has none
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise Reject(
-                "bad_id", f"the id in {name!r} cannot be used as a name", name, "a text or an integer", show(value)
-            )
+            what = f"the id in {name!r} cannot be used as a name; --id-field '' names rows by file and line"
+            raise Reject("bad_id", what, name, "a text or an integer", show(value))
         return str(value)
 
     def _claim_id(self, row_id: str, raw: Raw) -> None:

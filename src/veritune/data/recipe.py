@@ -29,6 +29,7 @@ from veritune.config.fields import Int, Name, Part, Section
 from veritune.data.load import TrainOn, load_rows, require_clean
 from veritune.data.quality import QualityConfig, check_rows
 from veritune.data.quality import reasons as known_checks
+from veritune.data.render import Renderer
 from veritune.data.review import Version, require_usable, write_version
 from veritune.data.split import stratum_of
 from veritune.errors import DataError, first_line
@@ -269,7 +270,6 @@ def system_cost(recipe: Recipe, folder: str | Path, tokenizer: Tokenizer, max_le
     A template may have a default system prompt of its own: what is counted is the difference that training sees.
     """
     from veritune.data.parity import ALL, render_stats
-    from veritune.data.render import Renderer
 
     renderer = Renderer(tokenizer, max_length)
     bare, full = (

@@ -15,6 +15,7 @@ from veritune.data.fields import (
     MESSAGE_COLUMNS,
     PREFERENCE_PAIRS,
     PROMPTS,
+    RIVALS,
     ROW_FIELDS,
     TOKEN_COLUMNS,
     TRAIN_ON_INPUT,
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     pass
 
 _REFUSED_IN_ROWS = tuple(f.name for f in ROW_FIELDS.values() if f.fate == "refused" and f.name not in BESIDE_TURNS)
-_WORSE = {worse for _, worse in PREFERENCE_PAIRS} | {"chosen", "preferred_output"}
+_WORSE = {name for pair in PREFERENCE_PAIRS for name in pair} - {"response", *MESSAGE_COLUMNS}
+_VERDICTS = {"desirable": True, "undesirable": False, "chosen": True, "rejected": False}
+"""KTO's labels in words, as its own code and its paper call them."""
+
 _WATCHED = frozenset((*_REFUSED_IN_ROWS, *LABEL_COLUMNS))
 
 
@@ -49,10 +53,16 @@ def refuse_fields(value: Mapping[str, Cell], shape: Shape, mapping: Mapped) -> N
     for name in LABEL_COLUMNS:
         if name in value and name not in taken and says_of_answer(name, value[name]) is False:
             what = (
-                f"{name} is false: in this preference set (KTO) that marks a rejected answer, which is not trained "
-                f"on; audit FILE --drop good.jsonl writes the other rows, --columns ignore={name} trains on all"
+                f"{name} is {_label_word(value[name])}: in this preference set (KTO) that marks a rejected answer, "
+                "which is not trained on; audit FILE --drop good.jsonl writes the other rows, "
+                f"--columns ignore={name} trains on all"
             )
             raise Reject("preference", what, name, f"{name} true", show(value[name]))
+
+
+def _label_word(held: Cell) -> str:
+    """A label as a message quotes it: a yes or no in JSON's spelling, a word as it stands."""
+    return "false" if flag(held) is False or number_label(held) == 0 else str(held)
 
 
 def is_preference(value: Mapping[str, Cell]) -> bool:
@@ -70,6 +80,8 @@ def says_of_answer(name: str, value: Cell) -> bool | None:
     """What a label says about the answer beside it. A column named `label` may hold a class, so 0 and 1 mean nothing
     there.
     """
+    if isinstance(value, str) and value.strip().casefold() in _VERDICTS:
+        return _VERDICTS[value.strip().casefold()]
     number = number_label(value) if name == "kto_tag" else None
     return flag(value) if number is None else bool(number)
 
@@ -125,6 +137,13 @@ def nothing_found(value: Mapping[str, Cell]) -> Reject:
         return preference(value)
     found = "columns " + (", ".join(map(str, value)) or "none")
     expected = "messages, prompt and completion, or a mapping"
+    rivals = next(((a, b) for a, b in RIVALS if not is_empty(value.get(a)) and not is_empty(value.get(b))), None)
+    if rivals is not None:
+        what = (
+            f"this is a preference set: {rivals[0]} and {rivals[1]} are two answers, and which one is better stands in "
+            "another column; write the better one as completion beside prompt"
+        )
+        return Reject("preference", what, rivals[0], "one answer", found)
     if isinstance(value.get("completions"), list | tuple):
         what = "no turns: completions holds several answers, or steps of one, and nothing says which to train on"
         return Reject("missing_messages", f"{what}; write one of them as completion", "completions", expected, found)

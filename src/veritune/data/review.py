@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from veritune.data.fields import LABEL_COLUMNS, TAKEN_OUT
-from veritune.data.load import load_rows
+from veritune.data.load import load_rows, require_clean, rows_from
 from veritune.data.sources.raw import Cell, Reject
 from veritune.data.split import stratum_of
 from veritune.data.turns import messages_from
@@ -260,8 +260,6 @@ def _decision(record: Mapping[str, Any], where: str) -> ReviewDecision:
 
 def apply_decisions(rows: Sequence[Row], decisions: Sequence[ReviewDecision]) -> Applied:
     """The next version's rows. Raises DataError for decisions on unknown rows, or on rows that have changed since."""
-    from veritune.data.load import require_clean, rows_from
-
     by_id = {d.row_id: d for d in decisions}
     known = {row.id: row for row in rows}
     for decision in decisions:

@@ -24,7 +24,7 @@ from veritune.data.fields import (
     SYSTEM_COLUMNS,
     TOOL_COLUMNS,
 )
-from veritune.data.refusals import refuse_fields
+from veritune.data.refusals import flag, number_label, refuse_fields
 from veritune.data.sources.raw import Cell, Reject, has_surrogate, native, show
 from veritune.data.tools import calls_of, is_empty, tools_of
 from veritune.records import Json, Message, ToolCall
@@ -37,6 +37,7 @@ _ASIDE = (*REASONING_KEYS, *CONTEXTS)
 _COMPANION_SET, _TOOL_SET, _ASIDE_SET = frozenset(_COMPANIONS), frozenset(TOOL_COLUMNS), frozenset(_ASIDE)
 _PLAIN = frozenset(("role", "content"))
 _USUAL = ("user", "assistant", "system")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 _SPOKEN = ("role", "from", "content", "value")
 
 
@@ -134,7 +135,11 @@ class _TurnReader:
                 reasoning = text_of(content, source, role)
             elif isinstance(content, list) and content and isinstance(content[0], Mapping) and "type" not in content[0]:
                 turns.extend(self.listed(content, source, role))
+            elif not need_target and role == "assistant" and not isinstance(content, str):
+                continue  # an item's key: a choice's number, several right answers; its question is compared
             else:
+                if not need_target and (several := _texts_in(content)):
+                    content = "\n\n".join(several)  # turns of one dialogue (MT-Bench), compared alone
                 text = text_of(content, source, role)
                 if turns and turns[-1].role == role == "user":
                     turns[-1] = Message(role, f"{turns[-1].content}\n\n{text}")
@@ -206,7 +211,7 @@ class _TurnReader:
             return Message(spoken, text_of(item["content"], f"{where}.content", spoken))
         name = item.get("role") if item.get("role") is not None else item.get("from")
         role = _role(name)
-        content = item["content"] if item.get("content") is not None else item.get("value")
+        content = _content(item, where)
         calls: tuple[ToolCall, ...] | None = None
         if role in CALL_ROLES:
             role, calls, content = "assistant", calls_of(content, f"{where}.value", typed=self.typed), ""
@@ -225,6 +230,10 @@ class _TurnReader:
             content = [part for part in content if not _is_thinking(part)]
         if content is None and calls:
             content = ""
+        if content is None and not calls and role != "assistant":
+            keys = ", ".join(key for key, held in item.items() if held is not None)
+            what = f"{where} has neither content nor value; what it holds is {keys or 'nothing'}"
+            raise Reject("null_content", what, f"{where}.content", "a text", "null")
         self._count_loose(item, role, where)
         tool = role == "tool"
         return Message(
@@ -270,6 +279,15 @@ class _TurnReader:
         known = {*_SPOKEN, *REASONING_KEYS, *LOSS_KEYS, "tool_calls", "function_call", *_REFUSED_IN_MESSAGES}
         known |= {"name", "tool_call_id"} if role == "tool" else set()
         self.loose.update(str(k) for k, v in item.items() if k not in known and not is_empty(v))
+
+
+def _content(item: Mapping[str, Cell], where: str) -> Cell:
+    """What a message says, in OpenAI's `content` or ShareGPT's `value`. Raises Reject where both say something else."""
+    given = [key for key in ("content", "value") if not is_empty(item.get(key))]
+    if len(given) > 1 and item["content"] != item["value"]:
+        what = f"{where} has content and value, which differ"
+        raise Reject("bad_content", what, f"{where}.value", "one text", show(item["value"]))
+    return item[given[0]] if given else item.get("content", item.get("value"))
 
 
 def _is_call(item: Mapping[str, Cell]) -> bool:
@@ -348,10 +366,11 @@ def _weight(item: Mapping[str, Cell], role: str, where: str) -> Literal[0] | Non
         value = item.get(key)
         if value is None or value == "":
             continue
-        if isinstance(value, str | list | dict) or value not in (0, 1):
+        on = number_label(value) if flag(value) is None else flag(value)
+        if on is None:
             what = f"{where}.{key} is {show(value)}: a turn carries loss or none; fractions of it are not supported"
             raise Reject("weight", what, f"{where}.{key}", "0 or 1", show(value))
-        flags[key] = bool(value)
+        flags[key] = bool(on)
     if len(set(flags.values())) > 1:
         raise Reject("weight", f"{where}: {' and '.join(flags)} differ", where, "one flag", show(dict(item)))
     on = next(iter(flags.values()), None)
@@ -378,6 +397,9 @@ def text_of(content: Cell, where: str, role: str) -> str:
         )
         raise Reject(check, f"{where}: {what}", where, "a text", "null")
     elif isinstance(content, list | tuple):
+        if sum(isinstance(part, str) for part in content) > 1:
+            what = f"{where} holds {len(content)} texts, and nothing says which one counts or how they are joined"
+            raise Reject("bad_content", what, where, "one text, or parts of type 'text'", show(content))
         text = "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
     else:
         what = f"{where} is not text"
@@ -387,6 +409,13 @@ def text_of(content: Cell, where: str, role: str) -> str:
     if not text.isascii() and has_surrogate(text):
         raise Reject("surrogate", f"{where} contains a lone surrogate", where, "valid Unicode", show(text))
     return text
+
+
+def _texts_in(content: Cell) -> list[str]:
+    """The texts of a list that holds nothing else, an empty list for anything else."""
+    held = native(content)
+    texts = [part for part in held if isinstance(part, str)] if isinstance(held, list | tuple) else []
+    return texts if isinstance(held, list | tuple) and len(texts) == len(held) else []
 
 
 def _is_object(content: Cell) -> bool:
@@ -406,12 +435,11 @@ def _part(part: Cell, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    if (
-        isinstance(part, Mapping)
-        and kind in ("text", "input_text", "output_text", None)
-        and isinstance(part.get("text"), str)
-    ):
+    if isinstance(part, Mapping) and kind in (*_TEXT_PARTS, None) and isinstance(part.get("text"), str):
         return str(part["text"])
+    if kind in _TEXT_PARTS:
+        held = part.get("text") if isinstance(part, Mapping) else part
+        raise Reject("unsupported_part", f"{where} is a text part without a text", where, "a text", show(held))
     raise _part_refused(kind, where)
 
 
@@ -466,6 +494,8 @@ def _check_place(turns: Sequence[Message], i: int, first: int, column: str, orde
         calls = _open_calls(turns, i)
         if calls is None:
             what = f"turn {i + 1} (tool) does not answer a call"
+            if before is not None and "<tool_call>" in before.content:
+                what += ": the turn before writes its call into its text; write it as tool_calls"
             raise Reject("role_order", what, column, "a tool turn after an assistant turn that calls", order)
         known = {call.id for call in calls if call.id is not None}
         if known and message.tool_call_id is not None and message.tool_call_id not in known:

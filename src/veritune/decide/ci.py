@@ -11,7 +11,9 @@ from veritune.decide.screen import render_comparison
 
 def title(c: ComparisonReport) -> str:
     """The title of one comparison: `tuned against base on gsm8k`."""
-    return f"{c.a} against {c.b}{f' on {c.eval}' if c.eval else ''}"
+    where = f" on {c.eval}" if c.eval else ""
+    zone = f" ({c.zone} items)" if c.zone else ""
+    return f"{c.a} against {c.b}{where}{zone}"
 
 
 def verdict(c: ComparisonReport) -> str:
@@ -52,14 +54,25 @@ def _markdown(c: ComparisonReport) -> list[str]:
     lines = [f"### {_cell(title(c))}", ""]
     if c.demand is not None:
         lines += [verdict_line(c.demand.met, verdict(c)), ""]
-    p = "" if first.p is None else f", {wording.p_text(first.p, first.p_floor)} ({first.p_method})"
+    corrected = "" if c.p_corrected is None else f"; corrected {wording.p_text(c.p_corrected)}"
+    p = "" if first.p is None else f", {wording.p_text(first.p, first.p_floor)} ({first.p_method}{corrected})"
+    equivalence = []
+    if c.margin is not None and first.low is not None:
+        equivalence = [("for equivalence", wording.equivalence_text(c.details, first, c.margin))]
+    more = []
+    if c.frozen_rule:
+        more.append(("frozen rule", wording.rule_text(c.frozen_rule, c.a, c.b)))
+    if c.memorisation:
+        more.append(("memorised?", f"not tested: {c.memorisation}"))
     rows = [
         (c.a, wording.rate_text(c.details["a"], binary=binary)),
         (c.b, wording.rate_text(c.details["b"], binary=binary)),
-        ("gap", f"{wording.signed(first.value or 0.0)}, {wording.interval_text(first)}{p}"),
+        ("gap", f"{wording.signed(first.value or 0.0)}, {wording.interval_text(first, c.margin)}{p}"),
+        *equivalence,
         ("decision", f"{c.decision}{margin}: {c.reason}"),
         ("items", f"{c.n}; {c.flipped.to_a} better in {c.a}, {c.flipped.to_b} in {c.b}"
          if c.higher_is_better is not None else f"{c.n}"),
+        *more,
     ]  # fmt: skip
     lines += ["| | |", "| --- | --- |", *(f"| {_cell(name)} | {_cell(text)} |" for name, text in rows), ""]
     if c.strata:

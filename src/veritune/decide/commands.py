@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from veritune.config.frozen_rule import check_rule
+from veritune.counting import noun
 from veritune.decide import wording
 from veritune.decide.demand import DemandOutcome, check_demand, judge_demand
 from veritune.decide.sides import Side, load_side
@@ -144,6 +145,7 @@ class ComparisonReport:
     chance_again: float | None = None
     demand: DemandOutcome | None = None
     strata: tuple[Stratum, ...] = ()
+    zone: str | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -365,7 +367,8 @@ def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> Co
         comparison.estimate(1 - alpha, e)
         for e in (headline.estimand, *(e for e in comparison.results if e != headline.estimand))
     )
-    text = _Sentences(decided, estimates[0], margin, options.adapters)
+    shown = estimates[0] if decided.decision.word != "equivalent" else comparison.estimate(1 - 2 * alpha)
+    text = _Sentences(decided, shown, margin, options.adapters, options.zone)
     demand = options.demand and judge_demand(check_demand(options.demand, margin), a, b, decided, inner)
     return ComparisonReport(
         a=text.a,
@@ -396,6 +399,7 @@ def _report(a: ScoreTable, b: ScoreTable, options: CompareOptions, k: int) -> Co
         chance_again=_chance_again(decided),
         demand=demand or None,
         strata=_strata(pair, inner, alpha),
+        zone=options.zone,
     )
 
 
@@ -434,6 +438,9 @@ def _chance_again(decided: Decided) -> float | None:
 def _details(a: ScoreTable, b: ScoreTable, decided: Decided, inner: PairOptions) -> dict[str, JsonLike]:
     """The comparison's own details, with what missing scores could make of it: all of them, and those lost."""
     details = dict(decided.comparison.details)
+    inside = decided.decision.equivalence_interval
+    if decided.decision.margin is not None and inside is not None:
+        details["equivalence_interval"] = {"level": 1 - 2 * decided.alpha, "low": inside[0], "high": inside[1]}
     if a.n_missing or b.n_missing:
         margin, alpha = decided.decision.margin, decided.alpha
         bounds = rule.missing_bounds(a, b, inner, margin, alpha)
@@ -495,6 +502,7 @@ class _Sentences:
     estimate: Estimate
     margin: float | None
     adapters: Collection[str]
+    zone: str | None = None
 
     @property
     def a(self) -> str:
@@ -507,10 +515,13 @@ class _Sentences:
     def may_write(self) -> str:
         comparison, word = self.decided.comparison, self.decided.decision.word
         pair, b = comparison.pair, self.b
-        where = f"on {pair.n} items of {pair.a.eval or 'this eval'}"
+        zone = f"{self.zone} " if self.zone else ""
+        where = f"on {pair.n} {zone}{noun(pair.n, 'items')} of {pair.a.eval or 'this eval'}"
         if pair.higher_is_better is False:
             where += f" ({pair.a.metric or pair.b.metric or 'score'}, lower is better)"
-        gap = f"gap {wording.signed(comparison.gap)}, {wording.interval_text(self.estimate)}"
+        gap = f"gap {wording.signed(comparison.gap)}, {wording.interval_text(self.estimate, self.margin)}"
+        if comparison.headline.estimand == "recipe":
+            gap += f", {wording.seed_counts(comparison)}"
         size = "" if self.margin is None else f"{self.margin:g}"
         turned = pair.higher_is_better is False
         higher, lower = (f"scores {way} than {b}, by how much is unresolved" for way in ("higher", "lower"))

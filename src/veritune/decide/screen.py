@@ -167,7 +167,9 @@ def _render_tables(c: ComparisonReport) -> list[str]:
 
 def _render_estimates(c: ComparisonReport) -> list[str]:
     first = c.estimates[0]
-    lines = [_line("gap (A − B)", f"{wording.signed(first.value or 0.0)}   {wording.interval_text(first)}")]
+    lines = [_line("gap (A − B)", f"{wording.signed(first.value or 0.0)}   {wording.interval_text(first, c.margin)}")]
+    if c.margin is not None and first.low is not None:
+        lines.append(_line("", f"for equivalence: {wording.equivalence_text(c.details, first, c.margin)}"))
     p = wording.p_text(first.p, first.p_floor)
     tables = c.details.get("tables") or []
     exact = f"; exact {wording.p_text(tables[0]['exact_p'])}" if first.p_method == "mid-p McNemar" else ""

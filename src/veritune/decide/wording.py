@@ -76,11 +76,19 @@ def not_learned(name: str | None, untested: str) -> str:
     return f"“{name} learned the style”, “the task”: whether it was learned or memorised was not tested: {untested}."
 
 
-def interval_text(estimate: Estimate) -> str:
-    """`95 % interval [a, b]`, or why there is none."""
+def interval_text(estimate: Estimate, margin: float | None = None) -> str:
+    """`95 % interval [a, b]`, or why there is none. An end that clears 0 or the margin is printed so that it does."""
     if estimate.low is None or estimate.high is None:
         return "no interval: " + (estimate.warnings[-1] if estimate.warnings else "none can be given")
-    return f"{100 * estimate.level:.4g} % interval [{signed(estimate.low)}, {signed(estimate.high)}]"
+    places = max(4, _places(estimate, (0.0, margin or 0.0, -(margin or 0.0))))
+    ends = f"[{_fixed(estimate.low, places, sign=True)}, {_fixed(estimate.high, places, sign=True)}]"
+    return f"{100 * estimate.level:.4g} % interval {ends}"
+
+
+def equivalence_text(details: Mapping[str, Any], first: Estimate, margin: float) -> str:
+    """The interval that decides equivalence, at 1 − 2 alpha: `90 % interval [a, b]`."""
+    inside = details["equivalence_interval"]
+    return interval_text(replace(first, low=inside["low"], high=inside["high"], level=inside["level"]), margin)
 
 
 def rate_text(arm: Mapping[str, Any], *, binary: bool) -> str:
@@ -138,7 +146,7 @@ def sentence(claim: Claim, verdict: Verdict, comparison: Comparison | None, reas
     where, facts = _where(comparison, claim.zone), _facts(claim, verdict, comparison)
     if verdict.status == "inconclusive":
         question = _QUESTION[claim.kind].format(**words)
-        runs = f", {_runs(comparison)}" if comparison.headline.estimand == "recipe" else ""
+        runs = f", {seed_counts(comparison)}" if comparison.headline.estimand == "recipe" else ""
         who = str(claim.condition) if runs else subject(comparison, claim)
         why = f" ({reason})" if reason else ""
         text = f"Whether {who} {question} {other_side(claim)} on {where} stays open{why}: {facts}{runs}"
@@ -174,7 +182,7 @@ def subject(comparison: Comparison, claim: Claim | None = None, *, adapter: bool
     """
     many = comparison.pair.score_a_S_N.shape[0] > 1
     if comparison.headline.estimand == "recipe":
-        return "this recipe" if claim is None else f"With {_runs(comparison)}, {claim.condition}"
+        return "this recipe" if claim is None else f"With {seed_counts(comparison)}, {claim.condition}"
     what = "adapter" if adapter or claim is not None else "system"
     if claim is not None and claim.condition == BASELINE:
         return f"the untouched {BASELINE}"
@@ -182,7 +190,7 @@ def subject(comparison: Comparison, claim: Claim | None = None, *, adapter: bool
     return noun if claim is None else f"{noun} of {claim.condition}"
 
 
-def _runs(comparison: Comparison) -> str:
+def seed_counts(comparison: Comparison) -> str:
     """`2 seeds`, or both counts where the arms differ; with what was declared of their spread."""
     sides = [s for s in (comparison.details["a"], comparison.details["b"]) if not s["fixed"]]
     counts = dict.fromkeys(len(s["runs"]) for s in sides)
@@ -327,7 +335,7 @@ def _of_a_share(
     if verdict.status == "inconclusive":
         recipe = comparison.headline.estimand == "recipe"
         who = str(claim.condition) if recipe else subject(comparison, claim)
-        seeds = f", {_runs(comparison)}" if recipe else ""
+        seeds = f", {seed_counts(comparison)}" if recipe else ""
         return f"Whether {who} {verbs[0]} {what} stays open{why}: {numbers}{seeds}."
     who = subject(comparison, claim)
     verb = verbs[0] if verdict.status == "supported" else verbs[1]

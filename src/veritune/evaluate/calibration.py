@@ -21,7 +21,7 @@ import numpy as np
 
 from veritune.errors import ScoreError
 from veritune.probe.clusters import LEAST_FAMILIES, Floats, Ints, codes, no_interval, ratio, t_quantile
-from veritune.records import FORMAT_VERSION, Estimate, Json
+from veritune.records import Calibration, Estimate, Json
 
 MOST_BINS = 15
 ROWS_PER_BIN = 20
@@ -32,31 +32,6 @@ DEBIASED_BIAS = (-0.094, 0.469)
 DEBIASED_SPREAD = 1.09
 """Largest standard deviation of the debiased form of |d|, in standard errors, over all d (1.08)."""
 BINNED = "equal-mass bins, bias-aware, clustered by family"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A calibration record. `bins` holds the reliability table, `brier.details` the decomposition; rates are in [0, 1].
-
-    `ece_debiased` is the one to judge by; `ece` stands beside it because others report it. `rms` is the root of the
-    unbiased estimate of sum_b w_b d_b^2 (0 when that is negative). `n_missing` rows had no confidence and are left out.
-    """
-
-    ece: Estimate
-    ece_debiased: Estimate
-    brier: Estimate
-    accuracy: Estimate
-    overconfidence: Estimate
-    rms: float
-    bins: tuple[Json, ...]
-    n: int
-    n_families: int
-    n_missing: int
-    reading: str
-    limits: str
-    would_change: str
-    kind: str = "calibration"
-    format: int = FORMAT_VERSION
 
 
 def calibration(

@@ -18,6 +18,7 @@ from veritune.data.sources.raw import Cell
 from veritune.data.tables import table_rows, text_of
 from veritune.errors import DataError, ScoreError
 from veritune.records import Message, Rendered, Row
+from veritune.store import read_jsonl
 from veritune.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -231,8 +232,6 @@ def read_questions(path: str | Path, family_field: str | None = None) -> list[Qu
 
     Raises DataError naming the line.
     """
-    from veritune.store import read_jsonl
-
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no file at {path}.", fix="Name a JSONL file with questions.")

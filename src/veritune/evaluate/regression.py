@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from veritune.config.evals import Eval
 from veritune.data.render import Renderer
 from veritune.errors import InputError, ModelError
@@ -23,9 +25,10 @@ from veritune.evaluate.confidence import (
 )
 from veritune.evaluate.generate import Decoding, Output, generate, stop_tokens
 from veritune.probe.clusters import codes, ratio
-from veritune.probe.forgetting import Forgetting, forgetting
+from veritune.probe.forgetting import forgetting
+from veritune.probe.memorization import row_losses
 from veritune.probe.study import ProbeSubject, Zoned, read_zones
-from veritune.records import Estimate, JsonLike, Score
+from veritune.records import Estimate, Forgetting, JsonLike, Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,8 +62,6 @@ def forgetting_of(
     found: ProbeSubject, zoned: Zoned, margin: float, key: AnswerKey | None = None
 ) -> tuple[Forgetting, tuple[list[Score], list[Score]] | None]:
     """Loss before and after training, and with a key the scores of both. Raises ModelError without an adapter."""
-    from veritune.probe.memorization import row_losses
-
     if found.adapter is None:
         raise ModelError(
             "forgetting compares a trained model with its base, but no adapter was given.", fix="--adapter"
@@ -174,7 +175,5 @@ def _brier_change(before: Judged, after: Judged) -> Estimate:
 
 
 def _mean(name: str, values: Sequence[float], families: Sequence[str | None]) -> Estimate:
-    import numpy as np
-
     value_N = np.array([x for x in values if math.isfinite(x)], float)
     return ratio(name, value_N, np.ones(len(value_N)), codes(families) if len(families) else np.zeros(0, int))

@@ -23,6 +23,7 @@ from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.pipeline.told import Told, told_of
 from veritune.probe.subject import refuse_other_base
+from veritune.probe.weights import checkpoint_change
 from veritune.progress import Progress
 from veritune.records import CheckpointCandidate, MemoryPeak, Row, Trainable, TrainedRows, TrainingRecord
 from veritune.records.training import AdoptedRows, Elsewhere
@@ -39,6 +40,7 @@ from veritune.train.cells import manifest_of
 from veritune.train.models import load_base
 from veritune.train.quantised import base_for
 from veritune.train.schedule import MAIN, Cell
+from veritune.train.tensors import Tensors
 from veritune.train.trainer import mean_nll
 
 if TYPE_CHECKING:
@@ -176,9 +178,6 @@ def _fitting(ready: Ready, cell: Cell, folder: Path) -> tuple[Path, str, Trainab
 
 def _whole(base: Path, folder: Path) -> Trainable:
     """A full checkpoint with the base's tensors. Raises ModelError for another model."""
-    from veritune.probe.weights import checkpoint_change
-    from veritune.train.tensors import Tensors
-
     change = checkpoint_change(base, folder)
     if change.notes:
         raise ModelError(

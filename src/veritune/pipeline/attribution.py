@@ -18,11 +18,17 @@ import numpy as np
 from veritune.errors import InputError, did_you_mean
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
+from veritune.probe import attribution as a
+from veritune.probe.attribution_check import SETS, Tried, choose_sets, verify
+from veritune.probe.gradients import Settings, measure
 from veritune.progress import Progress
 from veritune.records import CheckpointCandidate, Rendered, Score, TrainingRecord, to_json
 from veritune.report.attribution import nats
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, read_json, write_json
+from veritune.train import methods
+from veritune.train.models import load_base
+from veritune.train.quantised import base_for
 from veritune.train.schedule import MAIN, Cell, seen_rows, training_tokens
 
 if TYPE_CHECKING:
@@ -176,8 +182,6 @@ def _words(ready: Ready, row: Rendered) -> str:
 
 
 def _attribute(case: _Case, asked: AttributionAsked) -> Attribution:
-    from veritune.probe import attribution as a
-
     ready, data = case.ready, case.ready.data
     a.check_items(len(case.targets))
     families = a.RowFamilies.of([data.family_of[r.row_id] for r in case.rows], [r.row_id for r in case.rows])
@@ -243,18 +247,13 @@ def _checkpoints(case: _Case) -> list[Path]:
 
 
 def _measure(case: _Case, checkpoint: Path | None) -> Products:
-    from veritune.probe.gradients import Settings, measure
-
     rows = [*case.rows, *(target.row for target in case.targets)]
     return measure(_model(case, checkpoint), rows, Settings())
 
 
 def _model(case: _Case, checkpoint: Path | None) -> PreTrainedModel:
     """The run's model at a checkpoint, its adapter trainable; None: as it started."""
-    from veritune.train import methods
     from veritune.train.adapters.attach import attach
-    from veritune.train.models import load_base
-    from veritune.train.quantised import base_for
 
     ready = case.ready
     condition = ready.study.conditions[case.cell.condition]
@@ -328,8 +327,6 @@ def _verify(
     scores: tuple[Any, Any],
     families: RowFamilies,
 ) -> Verified:
-    from veritune.probe.attribution_check import SETS, choose_sets, verify
-
     if case.training.elsewhere is not None:
         raise InputError(f"{case.cell.run_id} was trained elsewhere: its training cannot be repeated here.")
     seeds = _seeds(case, CHECK_SEEDS)
@@ -356,8 +353,6 @@ def _tried(
     without: Mapping[str, npt.NDArray[np.float64]],
     left_out: Mapping[str, tuple[tuple[int, ...], ...]],
 ) -> Tried:
-    from veritune.probe.attribution_check import Tried
-
     return Tried(
         seeds=seeds,
         whole_S_Q=whole,

@@ -26,6 +26,9 @@ from veritune.errors import (
     VerituneError,
     first_line,
 )
+from veritune.evaluate.choice import judge_options
+from veritune.evaluate.confidence import answer_token_losses
+from veritune.evaluate.generate import Decoding, answers
 from veritune.evaluate.scorers import refuse_first, scorer_of
 from veritune.pipeline.ready import ItemOptions, Ready, make_ready
 from veritune.pipeline.tries import here, lost_tries, name_try, read_tries, record_try
@@ -43,6 +46,7 @@ from veritune.seal import break_seal, refuse_edited_run, refuse_edited_scores
 from veritune.store import hash_of, now, remove, sha256_file
 from veritune.train import distributed
 from veritune.train.backends.protocol import RunWeights
+from veritune.train.lora import added
 from veritune.train.schedule import (
     SELECT,
     SHAPE,
@@ -266,8 +270,6 @@ def _score_files(ready: Ready, cell: Cell, name: str, rows: Sequence[Row]) -> tu
 def _ask_first(ready: Ready, cell: Cell, name: str, rows: Sequence[Row], weights: RunWeights) -> None:
     """Take the first item of an eval through sampling, extraction and scoring, before any eval of the cell is asked
     whole. Raises MachineError where the machine loses it; an eval whose scores are there is not asked."""
-    from veritune.evaluate.generate import Decoding, answers
-
     spec = ready.study.evals[name]
     path, stamp, digest = _score_files(ready, cell, name, rows)
     if path.exists() and ready.store.is_done(stamp, digest):
@@ -284,8 +286,6 @@ def _ask_first(ready: Ready, cell: Cell, name: str, rows: Sequence[Row], weights
 
 def _judged(name: str, spec: Eval, items: Sequence[ItemOptions], weights: RunWeights) -> list[Score]:
     """Scores of multiple-choice items, from the log-likelihood of each of their options."""
-    from veritune.evaluate.choice import judge_options
-
     parts = iter(weights.nll([row for item in items for row in item.rows]))
     own = [[next(parts) for _ in item.rows] for item in items]
     return [judge_options(name, spec, i.row, i.options, nll) for i, nll in zip(items, own)]
@@ -293,8 +293,6 @@ def _judged(name: str, spec: Eval, items: Sequence[ItemOptions], weights: RunWei
 
 def _answer(ready: Ready, cell: Cell, name: str, rows: Sequence[Row], weights: RunWeights) -> list[Score]:
     """Generate an answer to every item and score it."""
-    from veritune.evaluate.generate import Decoding, answers
-
     spec, progress = ready.study.evals[name], ready.progress
     kind = f"generate {'baseline' if cell.phase == BASELINE else 'tuned'}"
 
@@ -320,9 +318,6 @@ def _with_token_losses(
     made: tuple[Sequence[Sequence[int]], Sequence[Output], Sequence[Score]],
 ) -> list[Score]:
     """The scores; the first `spec.token_losses` hold the loss of every token of their answer in `parts`."""
-    from veritune.evaluate.confidence import answer_token_losses
-    from veritune.train.lora import added
-
     prompts, outputs, scores = made
     if weights.model is None:
         ready.progress.say(f"  ! no loss by token for {cell.condition}, seed {cell.seed}: a server answers")

@@ -37,6 +37,7 @@ from veritune.pipeline.plan import compare_with_plan, left, make_plan, plan_prog
 from veritune.pipeline.probes import make_probes, write_curves
 from veritune.pipeline.ready import Ready, make_ready
 from veritune.pipeline.watch import Board, study_at
+from veritune.probe.study import zone_gap
 from veritune.progress import Progress, clock
 from veritune.records import (
     Contract,
@@ -323,8 +324,6 @@ class _Runner:
 
     def _zone_gaps(self, cells: Sequence[Cell]) -> None:
         """Policy or samples: how much of each run's gain in loss carries to siblings and strangers."""
-        from veritune.probe.study import zone_gap
-
         zones = {zone for spec in self.study.evals.values() for zone in spec.zones}
         if not {"seen", "stranger"} <= zones:
             return

@@ -15,9 +15,9 @@ from veritune.errors import InputError, ModelError
 from veritune.probe import geometry as g
 from veritune.probe import geometry_grid, series
 from veritune.probe import study as probes
-from veritune.probe.geometry_cells import CellGrid, cells_of, judge_cells, read_cells
+from veritune.probe.geometry_cells import cells_of, judge_cells, read_cells
 from veritune.probe.subject import ProbeSubject
-from veritune.records import RunManifest
+from veritune.records import CellGrid, GeometryGrid, RunManifest
 from veritune.report.geometry_cells import cells_csv, dose_csv
 from veritune.report.grid_figures import write_cells
 from veritune.store import Store, write_json, write_text
@@ -68,9 +68,7 @@ def limits_of(smallest_change: float | None) -> GeometryThresholds:
     return DEFAULTS.geometry.model_copy(update={"small_change": smallest_change})
 
 
-def grids_of(
-    model: str, adapters: Sequence[Path], reference: Path | None, asked: GeometryAsked
-) -> list[geometry_grid.Grid]:
+def grids_of(model: str, adapters: Sequence[Path], reference: Path | None, asked: GeometryAsked) -> list[GeometryGrid]:
     """The record of every named folder, with all of them corrected as one family of tests."""
     prompts, files = probes.persona_prompts(model, asked.personas, asked.questions)
     folders = [*adapters, *([] if reference is None else [reference])]
@@ -99,7 +97,7 @@ def grid_from(source: Path, asked: GeometryAsked, reference: str | Mapping[str, 
     return judge_cells(cells, reference, asked.limits, str(source))
 
 
-def _study_grids(study: Path, asked: GeometryAsked) -> list[geometry_grid.Grid]:
+def _study_grids(study: Path, asked: GeometryAsked) -> list[GeometryGrid]:
     """Every checkpoint on disk of every main run against the study's base. One model is held at a time."""
     store = Store.of(study)
     settings = load_study(store.study_file)

@@ -14,13 +14,15 @@ from typing import Any
 
 from veritune.config.fields import BASELINE
 from veritune.config.study import GeometryProbe
+from veritune.pipeline.probes import renderer_of
 from veritune.pipeline.ready import Ready
 from veritune.probe import geometry as g
-from veritune.probe.geometry_cells import CellGrid, cells_of, judge_cells
+from veritune.probe.geometry_cells import cells_of, judge_cells
 from veritune.probe.geometry_dose import RECORD as GEOMETRY
 from veritune.probe.geometry_grid import GridRun, build_grids
 from veritune.probe.subject import ProbeSubject
-from veritune.records import TrainingRecord, to_json
+from veritune.records import CellGrid, Geometry, StepGeometry, StudyGeometry, TrainingRecord, to_json
+from veritune.records.base import of_plain
 from veritune.report.geometry_cells import cells_csv, dose_csv
 from veritune.report.grid_figures import write_cells
 from veritune.seal import break_seal
@@ -48,20 +50,19 @@ def measure_geometry(ready: Ready, cells: Sequence[Cell]) -> CellGrid | None:
 
 def _write(ready: Ready, grid: CellGrid) -> None:
     """The record, its tables and its figure; nothing where the record is there as it is."""
-    path, record = ready.store.root / GEOMETRY, to_json(grid)
-    digest = hash_of(record)
+    path, digest = ready.store.root / GEOMETRY, hash_of(to_json(grid))
     if ready.store.is_done(path, digest):
         return
     break_seal(ready.store)
     write_cells(grid, path.parent)
     write_text(path.parent / "geometry.csv", cells_csv(grid))
     write_text(path.parent / "geometry.dose.csv", dose_csv(grid))
-    write_json(path, {"input_hash": digest, "record": record})
+    write_json(path, StudyGeometry(digest, grid))
 
 
 def _runs(
     ready: Ready, asked: GeometryProbe, cells: Sequence[Cell]
-) -> Iterator[tuple[GridRun, Mapping[str, g.Geometry]]]:
+) -> Iterator[tuple[GridRun, Mapping[str, Geometry]]]:
     """Every checkpoint that was read before or is on disk, condition by condition, seed by seed, step by step."""
     reader = _StateReader(ready, asked)
     for cell in cells:
@@ -83,7 +84,7 @@ class _StateReader:
         self.prompts = g.render_personas(ready.tokenizer, texts, asked.questions or g.QUESTIONS)
         self.base: dict[str, g.States] | None = None
 
-    def read(self, label: str, digest: str, checkpoint: Path) -> dict[str, g.Geometry] | None:
+    def read(self, label: str, digest: str, checkpoint: Path) -> dict[str, Geometry] | None:
         """The geometry by method, from its record or from the weights; None where neither is there."""
         store, path = self.ready.store, self.ready.store.root / FOLDER / f"{label}.json"
         if not store.is_done(path, digest):
@@ -92,13 +93,10 @@ class _StateReader:
             self.ready.progress.say(f"geometry {label}")
             made = self._measured(checkpoint)
             break_seal(store)
-            write_json(path, {"input_hash": digest, "methods": to_json(made)})
-        methods = read_json(path)["methods"]
-        return {name: g.Geometry(**{**own, "layers": tuple(own["layers"])}) for name, own in methods.items()}
+            write_json(path, StepGeometry(digest, made))
+        return dict(of_plain(StepGeometry, read_json(path), str(path)).methods)
 
-    def _measured(self, checkpoint: Path) -> dict[str, g.Geometry]:
-        from veritune.pipeline.probes import renderer_of
-
+    def _measured(self, checkpoint: Path) -> dict[str, Geometry]:
         subject = ProbeSubject(self.ready.model, checkpoint, renderer_of(self.ready))
         if self.base is None:
             self.base = self._states(subject.base())

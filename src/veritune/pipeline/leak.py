@@ -17,11 +17,12 @@ from veritune.config.study import Study
 from veritune.errors import InputError
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
+from veritune.probe.leak import APART, HELD_OUT, LeakLosses, leak, leaky_zones
 from veritune.progress import Progress
 from veritune.records import JsonLike, RowLosses, TrainingRecord
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, read_json, write_json
-from veritune.train.schedule import MAIN, Cell, seen_rows, set_name
+from veritune.train.schedule import MAIN, Cell, seen_rows, set_name, training_tokens
 
 if TYPE_CHECKING:
     from veritune.probe.leak import LeakLosses
@@ -76,8 +77,6 @@ def _path(ready: Ready, condition: str) -> Path:
 
 def _split(ready: Ready, honest: Cell) -> tuple[dict[str, str], str, list[str]]:
     """The leaky zones, the hash of what the shadow run is made from, and the rows it trains on."""
-    from veritune.probe.leak import leaky_zones
-
     data, sets, trained = ready.data, {}, None
     if ready.study.data.sets:
         sets = {row.id: set_name(row) for row in data.rows}
@@ -92,8 +91,6 @@ def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str,
 
     Raises InputError when the study's own runs are missing, or the condition trains on a part of the rows.
     """
-    from veritune.probe.leak import leak
-
     baseline, honest = next(c for c in cells_of(ready) if c.phase == BASELINE), _honest(ready, condition)
     if condition not in whole_conditions(ready.study):
         raise InputError(
@@ -126,7 +123,6 @@ def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str,
 def _train(ready: Ready, shadow: Cell, zones: Mapping[str, str], planned: bool) -> dict[str, float]:
     """Train the shadow run as its condition is trained; its loss on every row."""
     from veritune.train import cells
-    from veritune.train.schedule import training_tokens
 
     data = replace(ready.data, zone_of=dict(zones))
     own = _own_rows(zones)
@@ -143,8 +139,6 @@ def _train(ready: Ready, shadow: Cell, zones: Mapping[str, str], planned: bool) 
 
 def _own_rows(zones: Mapping[str, str]) -> list[str]:
     """The rows of the data sets that the condition trains on, held out or not, and the validation rows."""
-    from veritune.probe.leak import APART
-
     return [row for row, zone in zones.items() if zone != APART]
 
 
@@ -160,8 +154,6 @@ def measured_rows(ready: Ready, condition: str) -> list[str]:
 def _held_by_both(ready: Ready, zones: Mapping[str, str]) -> list[str]:
     """With several data sets, the strangers of an arm's own sets that both splits hold out and no eval asks: the evals
     ask the rows that suit all arms, which are few of these."""
-    from veritune.probe.leak import HELD_OUT
-
     if not ready.study.data.sets:
         return []
     asked, zone_of = set(ready.nll_rows), ready.data.zone_of
@@ -188,8 +180,6 @@ def _losses(store: Store, run_id: str) -> dict[str, float]:
 
 
 def _measured(ready: Ready, cells: Sequence[Cell], leaky: Mapping[str, float], zones: Mapping[str, str]) -> LeakLosses:
-    from veritune.probe.leak import APART, LeakLosses
-
     base, honest = _losses(ready.store, cells[0].run_id), _honest_losses(ready, cells[1], zones)
     data = ready.data
     trained = {row.row_id for row in seen_rows(ready.study, data, cells[1])}

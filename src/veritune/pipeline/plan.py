@@ -20,6 +20,7 @@ from veritune.config.fields import BASELINE
 from veritune.data.parity import Lengths
 from veritune.decide.reach import resolution
 from veritune.errors import GateError
+from veritune.evaluate.generate import Decoding, answers, cache_bytes, generate
 from veritune.evaluate.judge import MAX_TOKENS
 from veritune.pipeline.cell import cells_of, is_done
 from veritune.pipeline.leak import LEAK, leak_is_done, measured_rows, whole_conditions
@@ -49,7 +50,8 @@ from veritune.records import (
 )
 from veritune.seal import break_seal, refuse_edited, resealing
 from veritune.store import Store, hash_of, now, sha256_text
-from veritune.train import distributed
+from veritune.train import distributed, methods
+from veritune.train.backends.protocol import backend_of
 from veritune.train.schedule import (
     MAIN,
     SHAPE,
@@ -198,9 +200,6 @@ def measure_live(study_file: Path, progress: Progress) -> None:
 
 def modules_command(study_file: str | Path) -> TrainedModules:
     """What each condition trains: method, options, exact modules, parameters and share; no training step is made."""
-    from veritune.train import methods
-    from veritune.train.backends.protocol import backend_of
-
     store, study = study_at(study_file)
     backend = backend_of(study)
     backend.refuse()
@@ -291,7 +290,6 @@ def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, LiveProbe]:
 
 def _answering(ready: Ready) -> Callable[[PreTrainedModel], None]:
     """Has a model read the longest prompts and answer with one token, a batch of each eval."""
-    from veritune.evaluate.generate import Decoding, generate
 
     def score(model: PreTrainedModel) -> None:
         for name, spec in ready.study.evals.items():
@@ -311,7 +309,6 @@ def answer_probe(ready: Ready) -> AnswerProbe:
     """The base's answers to one real batch of each eval, cut to a few tokens: seconds for the prompts and for each
     token.
     """
-    from veritune.evaluate.generate import Decoding, cache_bytes
     from veritune.train.trainer import NLL_BATCH
 
     asked = {name: [r.id for r in rows] for name, rows in ready.items.items()}
@@ -355,8 +352,6 @@ def _token_times(
     A model here is timed in one call, between its passes: the difference of a short and a long call is lost in what
     else the machine does. Of a server there is nothing but that difference.
     """
-    from veritune.evaluate.generate import answers
-
     if weights.model is None:
         took = []
         for n in (1, decoding.max_new_tokens):

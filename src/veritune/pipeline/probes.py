@@ -16,17 +16,34 @@ from typing import TYPE_CHECKING
 
 from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
+from veritune.data.render import Renderer
 from veritune.errors import InputError, VerituneError
 from veritune.extras import lacking_train
 from veritune.pipeline.cell import cells_of, ready_from_contract
 from veritune.pipeline.ready import Ready
 from veritune.probe.curve import Costs, Curve, read_curve
+from veritune.probe.geometry_grid import GridRun, build_grids, run_of
+from veritune.probe.telemetry import summarize
 from veritune.progress import Progress
-from veritune.records import JsonLike, Row, RowLosses, TrainingRecord, to_json
+from veritune.records import (
+    Geometry,
+    GeometryGrid,
+    GradientProbe,
+    JsonLike,
+    Row,
+    RowLosses,
+    TelemetrySummary,
+    TokenFall,
+    TrainingRecord,
+    WeightChange,
+    to_json,
+)
+from veritune.records.base import of_plain
 from veritune.report.page import write_report
 from veritune.report.probes import ProbeBlock, blocks
 from veritune.report.read import read_records
 from veritune.seal import break_seal, refuse_edited, resealing
+from veritune.stats.centroids import icc, m1
 from veritune.store import Store, hash_of, read_json, sha256_file, write_json
 from veritune.train.schedule import Cell, seen_rows
 
@@ -35,16 +52,11 @@ if TYPE_CHECKING:
 
     from veritune.data.render import Renderer
     from veritune.probe.clusters import Floats
-    from veritune.probe.geometry_grid import Grid
-    from veritune.probe.gradients import GradientProbe
     from veritune.probe.recall import RecallBase
     from veritune.probe.study import Zoned
     from veritune.probe.subject import ProbeSubject
-    from veritune.probe.telemetry import TelemetrySummary
-    from veritune.probe.tokens import TokenFall
-    from veritune.probe.weights import WeightChange
 
-    Measured = Curve | WeightChange | TelemetrySummary | GradientProbe | Grid | TokenFall
+    Measured = Curve | WeightChange | TelemetrySummary | GradientProbe | GeometryGrid | TokenFall
     Made = Measured | Mapping[str, JsonLike]
 
 
@@ -197,7 +209,6 @@ def _measured_curve(ready: Ready, found: ProbeSubject, training: TrainingRecord 
 def _costs_of(ready: Ready, model: PreTrainedModel) -> Costs:
     """Losses by zone on the rows that evals ask, and M1 and ICC as means over all layers but the embeddings."""
     from veritune.probe import geometry as g
-    from veritune.stats.centroids import icc, m1
     from veritune.train.trainer import mean_nll, row_nll
 
     zones = {}
@@ -225,7 +236,6 @@ def _weights(ready: Ready, cell: Cell, checkpoint: Path) -> WeightChange:
 
 
 def _telemetry(path: Path) -> TelemetrySummary:
-    from veritune.probe.telemetry import summarize
     from veritune.train.telemetry import read_telemetry
 
     return summarize(read_telemetry(path))
@@ -272,8 +282,6 @@ def _subject(ready: Ready, training: TrainingRecord | None) -> ProbeSubject:
 
 def renderer_of(ready: Ready) -> Renderer:
     """Rows of the study, rendered as it trains on them."""
-    from veritune.data.render import Renderer
-
     settings = ready.study
     return Renderer(ready.tokenizer, settings.train.max_length, template_kwargs=settings.model.template_kwargs)
 
@@ -347,9 +355,8 @@ def _tokens_of_arm(
     return where_it_fell(zoned.rendered, zoned.families, bases.tokens, after, reference=reference)
 
 
-def _geometry(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> Grid:
+def _geometry(ready: Ready, found: ProbeSubject, _training: TrainingRecord | None) -> GeometryGrid:
     from veritune.probe import geometry as g
-    from veritune.probe.geometry_grid import build_grids, run_of
 
     prompts = g.render_personas(ready.tokenizer, g.PERSONAS, g.QUESTIONS)
     methods: tuple[g.Method, ...] = ("last_input_token", "response_mean")
@@ -357,7 +364,7 @@ def _geometry(ready: Ready, found: ProbeSubject, _training: TrainingRecord | Non
         {method: g.states(model, prompts, method=method) for method in methods}
         for model in (found.base(), found.trained())
     )
-    read: dict[str, g.Geometry] = {method: g.geometry(base[method], trained[method], prompts) for method in methods}
+    read: dict[str, Geometry] = {method: g.geometry(base[method], trained[method], prompts) for method in methods}
     assert found.adapter is not None
     run = replace(run_of(found.adapter), label=ready.store.relative(found.adapter))
     return build_grids([(run, read)], thresholds=ready.study.thresholds.geometry)[0]
@@ -365,17 +372,14 @@ def _geometry(ready: Ready, found: ProbeSubject, _training: TrainingRecord | Non
 
 def _one_family(ready: Ready, runs: Sequence[Cell]) -> None:
     """Correct the p of all runs' geometry as one family: read alone, each run would have a correction of its own."""
-    from veritune.probe.geometry import Geometry
-    from veritune.probe.geometry_grid import GridRun, build_grids
-
     found = []
     for cell in runs:
         path = ready.store.root / "probes" / cell.run_id / "geometry.json"
         record = read_json(path) if path.exists() else {}
         inner = record.get("record") or {}
         if inner.get("kind") == "geometry_grid":
-            run = GridRun(*(inner[key] for key in ("label", "condition", "seed", "step")))
-            found.append((path, record, (run, {name: Geometry(**own) for name, own in inner["methods"].items()})))
+            read = of_plain(GeometryGrid, inner, str(path))
+            found.append((path, record, (GridRun(read.label, read.condition, read.seed, read.step), read.methods)))
     grids = build_grids([run for _, _, run in found], thresholds=ready.study.thresholds.geometry)
     for (path, record, _), grid in zip(found, grids):
         made = {**record, "record": to_json(grid)}

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from veritune.config.evals import Eval
 from veritune.config.study import BY_STEP, Study
+from veritune.data.benchmarks import as_asked
 from veritune.data.choices import ChoiceOptions, option_rows, options_of
 from veritune.data.prepare import Prepared, load_prepared, prepare
+from veritune.data.render import Renderer
 from veritune.errors import StudyError
 from veritune.evaluate import tasks
 from veritune.evaluate.scorers import check_scorer
@@ -25,9 +27,9 @@ from veritune.records import (
     Row,
 )
 from veritune.store import Store
-from veritune.train import distributed, quantised
+from veritune.train import distributed, methods, quantised
 from veritune.train.backends.protocol import TrainingBackend, backend_of
-from veritune.train.models import ModelRef
+from veritune.train.models import ModelRef, context_length, layer_count, load_tokenizer
 from veritune.train.schedule import (
     MAIN,
     Cell,
@@ -36,6 +38,7 @@ from veritune.train.schedule import (
     seen_rows,
     smallest_share,
     source_of_rows,
+    summary_hasher,
 )
 
 if TYPE_CHECKING:
@@ -88,8 +91,6 @@ class Ready:
     def made_from(self) -> Callable[[Cell], str]:
         """The hash that a cell's summary must be made from, computed for many cells: see
         `train.schedule.summary_hash`."""
-        from veritune.train.schedule import summary_hasher
-
         return summary_hasher(self.study, self.facts)
 
     @cached_property
@@ -108,10 +109,6 @@ class Ready:
         return {n: self._options_of(n, spec) for n, spec in self.study.evals.items() if spec.kind == "choice"}
 
     def _options_of(self, name: str, spec: Eval) -> list[ItemOptions]:
-        from veritune.data.benchmarks import as_asked
-        from veritune.data.render import Renderer
-        from veritune.train.models import context_length
-
         limit = context_length(self.model) or NO_LIMIT
         renderer = Renderer(self.tokenizer, limit, template_kwargs=self.study.model.template_kwargs)
         made = []
@@ -158,9 +155,6 @@ def make_ready(
 
 
 def _checked_model(store: Store, study: Study) -> tuple[ModelRef, PreTrainedTokenizerBase]:
-    from veritune.train import methods
-    from veritune.train.models import context_length, load_tokenizer
-
     backend = backend_of(study)
     backend.refuse()
     for name, condition in study.conditions.items():
@@ -181,8 +175,6 @@ def _checked_model(store: Store, study: Study) -> tuple[ModelRef, PreTrainedToke
 
 def _check_lengths(study: Study, model: ModelRef, data: Prepared) -> None:
     """Raises StudyError for an item of a benchmark whose prompt and answer do not fit the model's context."""
-    from veritune.train.models import context_length
-
     limit = context_length(model)
     for name, benchmark in data.benchmarks.items():
         longest = max(benchmark.prompts, key=lambda item: len(benchmark.prompts[item]))
@@ -199,9 +191,6 @@ def _check_lengths(study: Study, model: ModelRef, data: Prepared) -> None:
 def _check_arms(study: Study, model: ModelRef) -> None:
     """Raises StudyError for an arm that cannot be built on this architecture, or a layer of `probes.geometry` that it
     does not have: `run` would find out later."""
-    from veritune.train import methods
-    from veritune.train.models import layer_count
-
     asked, layers = study.probes.geometry, layer_count(model)
     wrong = [layer for layer in (asked.layers or () if asked is not None else ()) if layers and layer > layers]
     if wrong:

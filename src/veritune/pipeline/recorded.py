@@ -9,14 +9,13 @@ its arm has a record: a probe of the one seed that looks best must not stand for
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -37,24 +36,39 @@ from veritune.decide.recorded import (
 from veritune.errors import ScoreError, VerituneError
 from veritune.probe.clusters import codes, ratio
 from veritune.probe.geometry_dose import RECORD as GEOMETRY
-from veritune.probe.geometry_dose import GridCell, run_changes
+from veritune.probe.geometry_dose import run_changes
 from veritune.probe.names import arm_of, pattern_of
-from veritune.probe.norms import beyond, module_key
+from veritune.probe.norms import Norms, beyond
 from veritune.records import (
+    Calibration,
     Estimate,
-    JsonLike,
+    ForcedChoice,
+    Forgetting,
+    Geometry,
+    GeometryGrid,
+    GradientProbe,
     JsonValue,
+    Leak,
+    MeasureChange,
+    Recall,
+    RecordPart,
     RowLoss,
     RowLosses,
     RunSummary,
+    StudyGeometry,
+    TelemetrySummary,
+    TokenFall,
+    WeightChange,
 )
+from veritune.records.base import of_plain
 from veritune.stats.centroids import MEASURES
 from veritune.stats.intervals import Spread, t_quantile
 from veritune.store import Store, read_json
 
-Json = Mapping[str, Any]
 Named = Iterator[tuple[str, Recorded]]
 """(name without the arm, quantity)"""
+Damaged = dict[str, str]
+"""Why a file cannot be read, by its path in the study."""
 
 BY_HAND = "nothing in {path} ties it to the run's weights: it was placed by hand, or before runs were named in it"
 CHOSEN = "validation rows chose the checkpoint, so their loss reads low"
@@ -80,16 +94,15 @@ def recorded_quantities(store: Store, run_ids: Sequence[str], thresholds: Thresh
     """
     made, damaged = _quantities(store, run_ids, thresholds)
     if damaged:
-        raise ScoreError(
-            f"{damaged[0]} ({len(damaged)} damaged files).", fix="Make the damaged record again, or remove it."
-        )
+        first = next(iter(damaged.values()))
+        raise ScoreError(f"{first} ({len(damaged)} damaged files).", fix="Make the damaged record again, or remove it.")
     return made
 
 
-def _quantities(store: Store, run_ids: Sequence[str], thresholds: Thresholds) -> tuple[dict[str, Recorded], list[str]]:
+def _quantities(store: Store, run_ids: Sequence[str], thresholds: Thresholds) -> tuple[dict[str, Recorded], Damaged]:
     """The quantities, and what is wrong with the files that cannot be read."""
     runs = [_run(store, run_id) for run_id in run_ids]
-    damaged: list[str] = []
+    damaged: Damaged = {}
     parts: dict[str, dict[str, Recorded]] = {}
     sources: dict[tuple[str, str], str] = {}
     doubled: dict[str, str] = {}
@@ -112,11 +125,11 @@ def claimed_quantities(store: Store, run_ids: Sequence[str], study: Study) -> di
     return {name: _with_remedy(name, there.get(name), study, damaged) for name in sorted(names)}
 
 
-def _with_remedy(name: str, found: Recorded | None, study: Study, damaged: Sequence[str]) -> Recorded:
+def _with_remedy(name: str, found: Recorded | None, study: Study, damaged: Damaged) -> Recorded:
     pattern = pattern_of(name, study)
     command = _command(pattern.made_by if pattern is not None else "run", arm_of(name))
     if found is None:
-        why = f" ({'; '.join(damaged)})" if damaged else ""
+        why = f" ({'; '.join(damaged.values())})" if damaged else ""
         return missing(name, f"it is not recorded{why}; make it: {command}, then decide again: veritune run STUDY")
     if found.estimate.value is None:
         return replace(found, lacks=f"{found.lacks}; {command} makes it")
@@ -159,7 +172,7 @@ def _over_its_runs(name: str, parts: Mapping[str, Recorded], runs: Sequence[_Don
 
 
 def _every(
-    store: Store, runs: Sequence[_DoneRun], thresholds: Thresholds, damaged: list[str]
+    store: Store, runs: Sequence[_DoneRun], thresholds: Thresholds, damaged: Damaged
 ) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
     """(run, file, name without the arm, quantity) of everything that is recorded; `damaged` takes what cannot be."""
     base = next((run for run in runs if run.arm == BASELINE), None)
@@ -168,17 +181,25 @@ def _every(
         for stem, found in (*_summary(run), *_losses(run, thresholds), *_gap(base, run, thresholds)):
             yield run, where, stem, found
     yield from _loss_gaps(runs, thresholds)
-    yield from _weight_counts(store, runs)
-    try:
-        yield from list(_geometry_steps(store, runs))
-    except (KeyError, TypeError, VerituneError) as exc:
-        damaged.append(f"{GEOMETRY} is damaged: {exc.message if isinstance(exc, VerituneError) else exc}")
+    yield from _weight_counts(store, runs, damaged)
+    made: list[tuple[_DoneRun, str, str, Recorded]] = []
+    with _refused(damaged, GEOMETRY):
+        made = list(_geometry_steps(store, runs))
+    yield from made
     for path in sorted([*store.root.glob("probes/*.json"), *store.root.glob("probes/*/*.json")]):
-        try:
-            yield from list(_of_file(path, store.relative(path), {run.run_id: run for run in runs}))
-        except (KeyError, TypeError, AttributeError, ValueError, VerituneError) as exc:
-            why = exc.message if isinstance(exc, VerituneError) else f"{type(exc).__name__} at {exc}"
-            damaged.append(f"{store.relative(path)} is damaged: {why}")
+        made = []
+        with _refused(damaged, store.relative(path)):
+            made = list(_of_file(path, store.relative(path), {run.run_id: run for run in runs}))
+        yield from made
+
+
+@contextlib.contextmanager
+def _refused(damaged: Damaged, shown: str) -> Iterator[None]:
+    """Notes why the reader of a file refuses it: the other files are read all the same."""
+    try:
+        yield
+    except VerituneError as exc:
+        damaged[shown] = exc.message if shown in exc.message else f"{shown} is damaged: {exc.message}"
 
 
 def _loss_gaps(runs: Sequence[_DoneRun], thresholds: Thresholds) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
@@ -209,15 +230,15 @@ def _paired_losses(run: _DoneRun, other: _DoneRun, thresholds: Thresholds) -> Na
         yield zone, from_estimate(found, _remade(again))
 
 
-def _weight_counts(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
+def _weight_counts(
+    store: Store, runs: Sequence[_DoneRun], damaged: Damaged
+) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
     """How many modules of a run moved beyond the rule's ratio to another arm's run of the same seed."""
-    norms: dict[str, dict[str, tuple[float, str, int | None]]] = {}
+    norms: dict[str, Norms] = {}
     for run in runs:
-        path = store.root / "probes" / run.run_id / "weights.json"
-        with contextlib.suppress(KeyError, TypeError, ValueError, VerituneError):  # its own reader names the damage
-            modules = read_json(path)["record"]["modules"] if path.exists() else ()
-            found = {module_key(m["name"]): (float(m["delta_norm"]), str(m["type"]), m["layer"]) for m in modules}
-            norms |= {run.run_id: found} if found else {}
+        shown = f"probes/{run.run_id}/weights.json"
+        with _refused(damaged, shown):
+            norms |= {run.run_id: moved} if (moved := _norms(store.root / shown, shown)) else {}
     measured = [run for run in runs if run.run_id in norms]
     for run, other in itertools.permutations(measured, 2):
         if run.arm == other.arm or run.summary.seed != other.summary.seed:
@@ -228,10 +249,19 @@ def _weight_counts(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_Do
             yield run, f"probes/{run.run_id}/weights.json", f"weights.cells.below.{other.arm}", number("below", below)
 
 
+def _norms(path: Path, shown: str) -> Norms:
+    """The norm of each module's change in a weight record; empty where there is none. Raises FormatError."""
+    if not path.exists():
+        return {}
+    found = [tree for kind, tree, _ in _known_records(read_json(path)) if kind == "weights"]
+    changes = [of_plain(WeightChange, tree, shown) for tree in found]
+    return {m.module: (m.delta_norm, m.type, m.layer) for change in changes for m in change.modules}
+
+
 def _geometry_steps(store: Store, runs: Sequence[_DoneRun]) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:
     """Each run's mean change over layers by step, and the same minus that of another arm's run of the same seed."""
     path = store.root / GEOMETRY
-    found = run_changes([GridCell(**line) for line in read_json(path)["record"]["cells"]]) if path.exists() else {}
+    found = run_changes(of_plain(StudyGeometry, read_json(path), GEOMETRY).record.cells) if path.exists() else {}
     for (arm, step, method, measure), by_seed in found.items():
         beside = {place[0]: own for place, own in found.items() if place[1:] == (step, method, measure)}
         for run in (r for r in runs if r.arm == arm and r.summary.seed in by_seed):
@@ -322,11 +352,11 @@ def _of_file(path: Path, shown: str, runs: Mapping[str, _DoneRun]) -> Iterator[t
         if run is None:
             continue
         tied = "input_hash" in record and (kind != "leak" or "honest" in record)
-        for stem, quantity in READERS[kind](inner):
+        for stem, quantity in READERS[kind](inner, shown):
             yield run, shown, stem, quantity if tied else _noted(quantity, BY_HAND.format(path=shown))
 
 
-def _known_records(tree: JsonLike, label: str = "") -> Iterator[tuple[str, Json, str]]:
+def _known_records(tree: JsonValue, label: str = "") -> Iterator[tuple[str, Mapping[str, JsonValue], str]]:
     """(kind, record, label) of every record that a reader knows; the base's own, beside a trained one, are left out."""
     if isinstance(tree, list):
         for inner in tree:
@@ -345,11 +375,16 @@ def _known_records(tree: JsonLike, label: str = "") -> Iterator[tuple[str, Json,
 
 
 def _run_of(
-    record: Mapping[str, JsonLike], inner: Mapping[str, JsonLike], label: str, path: Path, runs: Mapping[str, _DoneRun]
+    record: Mapping[str, JsonValue],
+    inner: Mapping[str, JsonValue],
+    label: str,
+    path: Path,
+    runs: Mapping[str, _DoneRun],
 ) -> _DoneRun | None:
     """The run that a record speaks of; None for a shadow run's, another study's, or one that does not say."""
     if inner.get("kind") == "leak":
-        beside = [r for r in runs.values() if (r.arm, r.summary.seed) == (inner["condition"], inner["seed"])]
+        leak = of_plain(Leak, inner, str(path))
+        beside = [r for r in runs.values() if (r.arm, r.summary.seed) == (leak.condition, leak.seed)]
         return next((r for r in beside if record.get("honest", r.run_id) == r.run_id), None)
     for named in (record.get("run"), path.parent.name, *Path(label).parts):
         if named in runs:
@@ -361,46 +396,41 @@ def _noted(found: Recorded, note: str) -> Recorded:
     return replace(found, estimate=replace(found.estimate, warnings=(*found.estimate.warnings, note)))
 
 
-def _estimate(record: Json) -> Estimate:
-    """An estimate as it was written. Keys that this version does not know are left out."""
-    known = {f.name for f in dataclasses.fields(Estimate)}
-    found = Estimate(**{key: value for key, value in record.items() if key in known})
+def _estimate(found: Estimate) -> Estimate:
+    """An estimate whose scope stands among its warnings: what a claim on it compares has a scope of its own."""
     notes = (*found.warnings, *((found.scope,) if found.scope else ()))  # what the interval leaves out
     return replace(found, warnings=tuple(notes), scope="")
 
 
-def _t(record: Json) -> Recorded:
-    return from_estimate(_estimate(record))
+def _t(found: Estimate) -> Recorded:
+    return from_estimate(_estimate(found))
 
 
-def _leak(record: Json) -> Named:
-    for of in ("flattered", "elsewhere", "by_leak"):
-        yield f"leak.{of}", _t(record[of])
+def _leak(record: Leak) -> Named:
+    yield "leak.flattered", _t(record.flattered)
+    yield "leak.elsewhere", _t(record.elsewhere)
+    yield "leak.by_leak", _t(record.by_leak)
 
 
-def _weights(record: Json) -> Named:
-    parts = {"total": record["total"], **record["by_group"], **record["by_type"]}
-    parts |= {f"layer{k}" if k.isdigit() else k: v for k, v in record["by_layer"].items()}
-    for module in record["modules"]:  # a full checkpoint's matrix is also found by its module's name
-        parts |= {module["name"]: module, module_key(module["name"]): module}
-    for part, found in parts.items():
-        yield f"weights.delta_norm.{part}", number(part, found["delta_norm"])
-        if found["relative"] is not None:
-            yield f"weights.relative_change.{part}", number(part, found["relative"])
+def _weights(record: WeightChange) -> Named:
+    for part, moved in record.parts.items():
+        yield f"weights.delta_norm.{part}", number(part, moved.delta_norm)
+        if moved.relative is not None:
+            yield f"weights.relative_change.{part}", number(part, moved.relative)
 
 
-def _telemetry(record: Json) -> Named:
-    for part, share in {**record["share"]["group"], **record["share"]["type"]}.items():
+def _telemetry(record: TelemetrySummary) -> Named:
+    for part, share in {**record.share.get("group", {}), **record.share.get("type", {})}.items():
         yield f"gradients.share.{part}", number(part, share)
-    own = record.get("per_parameter") or {}
+    own = record.per_parameter
     for part, times in {**own.get("group", {}), **own.get("type", {})}.items():
         yield f"gradients.per_parameter.{part}", number(part, times)
-    if record["update_ratio"] is not None:
-        yield "gradients.update_ratio", number("update_ratio", record["update_ratio"])
+    if record.update_ratio is not None:
+        yield "gradients.update_ratio", number("update_ratio", record.update_ratio)
 
 
-def _gradients(record: Json) -> Named:
-    named = {e["name"]: _estimate(e) for e in record["estimates"]}
+def _gradients(record: GradientProbe) -> Named:
+    named = {e.name: _estimate(e) for e in record.estimates}
     yield "rho", from_estimate(named["rho"])
     yield "n_eff", from_estimate(named["n_eff"], _n_eff_spread(named["rho"], named["n_eff"]))
     yield "directions", from_estimate(named["directions"], log_student_of(named["directions"]))
@@ -426,101 +456,116 @@ def _n_eff_spread(rho: Estimate, n_eff: Estimate) -> Spread | None:
     return ByLevel(at)
 
 
-def _geometry(record: Json) -> Named:
-    for line in record["layers"]:
-        where = f"{line['layer']}.{record['method']}"
+def _geometry(record: Geometry) -> Named:
+    for line in record.layers:
+        where = f"{line.layer}.{record.method}"
         for name in MEASURES:
-            found = line[name]
-            if found["trained"] is not None:
-                yield f"geometry.{name}.{where}", _noted(number(name, found["trained"]), PERSONAS)
-            if found["change"] is not None:
-                yield f"geometry.{name}_change.{where}", from_estimate(_change(name, found, record["n_personas"]))
+            found = line.measure(name)
+            if found.trained is not None:
+                yield f"geometry.{name}.{where}", _noted(number(name, found.trained), PERSONAS)
+            if found.change is not None:
+                yield f"geometry.{name}_change.{where}", from_estimate(_change(name, found, record.n_personas))
 
 
-def _change(name: str, found: Json, personas: int) -> Estimate:
+def _change(name: str, found: MeasureChange, personas: int) -> Estimate:
     """The change of a measure with its jackknife: t with one df less than personas, so half the width gives its se."""
     made = Estimate(
         f"change of {name}",
-        found["change"],
-        found["low"],
-        found["high"],
+        found.change,
+        found.low,
+        found.high,
         LEVEL,
         personas,
         "jackknife over personas",
-        p=found["p"],
+        p=found.p,
         warnings=("one of many layers and measures: one picked after the run is exploratory",),
     )
     if made.low is None or made.high is None:
-        return replace(made, warnings=(found["reason"] or "the jackknife over personas has no value", *made.warnings))
+        return replace(made, warnings=(found.reason or "the jackknife over personas has no value", *made.warnings))
     df = personas - 1.0
     return replace(made, se=(made.high - made.low) / 2 / t_quantile(0.5 + LEVEL / 2, df), df=df)
 
 
-def _grid(record: Json) -> Named:
-    for inner in record["methods"].values():
+def _grid(record: GeometryGrid) -> Named:
+    for inner in record.methods.values():
         yield from _geometry(inner)
-    alpha, least = (record["thresholds"][key] for key in ("alpha", "small_change"))
-    lines = [line for inner in record["methods"].values() for line in inner["layers"]]
+    lines = [line for inner in record.methods.values() for line in inner.layers]
     for name in ("m1", "icc"):
-        known = [line[name] for line in lines if line[name]["change"] is not None]
-        shown = [x["change"] for x in known if x["p_adjusted"] < alpha and abs(x["change"]) >= least]
+        cells = [line.measure(name) for line in lines]
+        known = [(cell.change, cell.p_adjusted) for cell in cells if cell.change is not None]
+        small, alpha = record.thresholds.small_change, record.thresholds.alpha
+        shown = [x for x, p in known if p is not None and p < alpha and abs(x) >= small]
         for way, n in (("rose", sum(x > 0 for x in shown)), ("fell", sum(x < 0 for x in shown))):
             yield f"geometry.cells.{name}_{way}", _noted(number(name, n), f"of {len(lines)} cells a run; {CELLS}")
 
 
-def _calibration(record: Json) -> Named:
-    for of in ("brier", "accuracy", "overconfidence"):
-        yield f"calibration.{of}", _t(record[of])
-    for of in ("ece", "ece_debiased"):  # t with an offset for the bias, cut at 0 and 1
-        found = _estimate(record[of])
+def _calibration(record: Calibration) -> Named:
+    yield "calibration.brier", _t(record.brier)
+    yield "calibration.accuracy", _t(record.accuracy)
+    yield "calibration.overconfidence", _t(record.overconfidence)
+    for of, ece in (("ece", record.ece), ("ece_debiased", record.ece_debiased)):
+        found = _estimate(ece)  # t with an offset for the bias, cut at 0 and 1
         spread = None
         if found.low is not None and found.high is not None and found.se and found.df:
             spread = Widened((found.level, found.low, found.high), found.se, found.df)
         yield f"calibration.{of}", from_estimate(found, spread)
 
 
-def _brier_change(record: Mapping[str, JsonValue]) -> Named:
+def _brier_change(record: Estimate) -> Named:
     yield "calibration.brier_change", _t(record)
 
 
-def _forgetting(record: Json) -> Named:
-    yield "forgetting.rise", _t(record["rise"])
-    yield "forgetting.share_worse", _t(record["share_worse"])
+def _forgetting(record: Forgetting) -> Named:
+    yield "forgetting.rise", _t(record.rise)
+    yield "forgetting.share_worse", _t(record.share_worse)
 
 
-def _forced_choice(record: Json) -> Named:
-    yield "recall.contrast", _t(record["contrast"]["estimate"])
-    for zone, found in record["zones"].items():
-        if found["stranger"]["n_rows"]:
-            yield f"recall.choice_change.{zone}", _t(found["stranger"]["change"])
+def _forced_choice(record: ForcedChoice) -> Named:
+    yield "recall.contrast", _t(record.contrast.estimate)
+    for zone, found in record.zones.items():
+        if found.stranger.change is not None:
+            yield f"recall.choice_change.{zone}", _t(found.stranger.change)
 
 
-def _verbatim(record: Json) -> Named:
-    for zone, found in record["zones"].items():
-        if not found["n_rows"]:
+def _verbatim(record: Recall) -> Named:
+    for zone, found in record.zones.items():
+        if found.trained is None or found.beyond_base is None:
             continue
-        yield f"recall.matched.{zone}", _t(found["trained"]["matched"])
-        yield f"recall.exact.{zone}", _t(found["trained"]["exact"])
-        yield f"recall.beyond_base.{zone}", _t(found["beyond_base"])
+        yield f"recall.matched.{zone}", _t(found.trained.matched)
+        yield f"recall.exact.{zone}", _t(found.trained.exact)
+        yield f"recall.beyond_base.{zone}", _t(found.beyond_base)
 
 
-def _tokens(record: Json) -> Named:
-    for of, found in {"total": record["total"], **record["by_class"]}.items():
-        if found["n_tokens"]:
-            yield f"tokens.fall.{of}", _t(found["fall"])
+def _tokens(record: TokenFall) -> Named:
+    for of, found in {"total": record.total, **record.by_class}.items():
+        if found.fall is not None:
+            yield f"tokens.fall.{of}", _t(found.fall)
 
 
-READERS: Mapping[str, Callable[[Json], Named]] = {
-    "leak": _leak,
-    "weights": _weights,
-    "telemetry": _telemetry,
-    "gradients": _gradients,
-    "geometry": _geometry,
-    "geometry_grid": _grid,
-    "calibration": _calibration,
-    "brier_change": _brier_change,
-    "forgetting": _forgetting,
-    "forced_choice": _forced_choice,
-    "verbatim_recall": _verbatim,
-    "token_fall": _tokens,
+Reader = Callable[[Mapping[str, JsonValue], str], Named]
+"""Takes a record as JSON and the name of its file for messages. Raises FormatError for a damaged record."""
+T = TypeVar("T", bound=RecordPart)
+
+
+def _reader(kind: type[T], quantities: Callable[[T], Named]) -> Reader:
+    def read(tree: Mapping[str, JsonValue], place: str) -> Named:
+        return quantities(of_plain(kind, tree, place))
+
+    return read
+
+
+READERS: Mapping[str, Reader] = {
+    "leak": _reader(Leak, _leak),
+    "weights": _reader(WeightChange, _weights),
+    "telemetry": _reader(TelemetrySummary, _telemetry),
+    "gradients": _reader(GradientProbe, _gradients),
+    "geometry": _reader(Geometry, _geometry),
+    "geometry_grid": _reader(GeometryGrid, _grid),
+    "calibration": _reader(Calibration, _calibration),
+    "brier_change": _reader(Estimate, _brier_change),
+    "forgetting": _reader(Forgetting, _forgetting),
+    "forced_choice": _reader(ForcedChoice, _forced_choice),
+    "verbatim_recall": _reader(Recall, _verbatim),
+    "token_fall": _reader(TokenFall, _tokens),
 }
+"""By kind: the class of the record and the quantities in it."""

@@ -30,6 +30,9 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "packing": ("sample_packing", "packing"),
 }
 """What a config may say, and the names for it: TRL, transformers, Axolotl, LLaMA-Factory, Unsloth, MLX, torchtune."""
+MOST_STEPS = 10**12
+"""Training steps that a file may state; more than any training has, and a folder's name can hold the number."""
+SHOWN = 60  # characters of a stated setting that are kept
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,11 @@ def _state(path: Path, facts: dict[str, object]) -> tuple[int, float | None, flo
             f"--trainer-state {path}: expected global_step and log_history, found {', '.join(list(value)[:5])}.",
             fix="Give the trainer_state.json that transformers wrote beside the checkpoint.",
         )
+    if not 0 <= steps <= MOST_STEPS:
+        raise InputError(
+            f"--trainer-state {path}: expected global_step from 0 to {MOST_STEPS:,}, found {str(steps)[:SHOWN]}.",
+            fix="Give the trainer_state.json that transformers wrote beside the checkpoint.",
+        )
     rows = [row for row in log if isinstance(row, dict)]
     losses = [row["loss"] for row in rows if _finite(row.get("loss"))]
     seconds = [row["train_runtime"] for row in rows if _finite(row.get("train_runtime"))]
@@ -132,13 +140,14 @@ def _config(path: Path, facts: dict[str, object]) -> None:
 
 
 def _number(value: object) -> object:
-    """YAML reads 2e-4 as text; here it is a number."""
+    """YAML reads 2e-4 as text; here it is a number. `nan` and `inf` stay text: no record holds them as numbers."""
     if not isinstance(value, str):
         return value
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        return value
+        return value[:SHOWN]
+    return number if math.isfinite(number) else value[:SHOWN]
 
 
 def _parsed(path: Path, option: str) -> dict[str, object]:

@@ -32,6 +32,8 @@ from veritune.records import (
 )
 from veritune.records.base import parse
 from veritune.store import Store, whole_lines
+from veritune.train.schedule import plan_cells, summary_hasher
+from veritune.train.select import chosen
 
 if TYPE_CHECKING:
     from veritune.train.schedule import Cell
@@ -107,9 +109,6 @@ def list_cells(study_path: str | Path) -> list[ListedCell]:
 
     Raises InputError when the study is not frozen.
     """
-    from veritune.train.schedule import plan_cells, summary_hasher
-    from veritune.train.select import chosen
-
     store = Store.of(study_path)
     index = CellIndex(store.root)
     named = Path(study_path).is_dir() or Path(study_path).name == "study.yaml"

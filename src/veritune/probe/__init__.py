@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from veritune.probe.leak import leaky_zones
     from veritune.probe.memorization import row_losses, three_zone_gap
     from veritune.probe.tokens import token_nlls
-    from veritune.probe.weights import WeightChange, adapter_change, checkpoint_change, effective_rank
+    from veritune.probe.weights import adapter_change, checkpoint_change, effective_rank
+    from veritune.records import WeightChange
 
 _HOMES = {
     "Capture": "capture",

@@ -9,43 +9,16 @@ Scores before and after are compared by `veritune.decide`, which the command put
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import ScoreError
 from veritune.probe.clusters import SAME, Floats, codes, ratio
-from veritune.records import FORMAT_VERSION, Estimate, Json
+from veritune.records import Estimate, Forgetting, ForgettingVerdict
 from veritune.stats.families import undrawn
 
-Verdict = Literal["keeps", "forgets", "cannot tell"]
 WORST = 5
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """The change of the loss on a regression set, in nats per target token; each row counts once. `rise` is after minus
-    before, paired by row.
-
-    `keeps`: the rise lies below the margin with its whole interval. `forgets`: it lies above 0 with its whole interval
-    and the margin is not shown to hold. `share_worse` is the share of rows whose loss rose; `worst` names the rows that
-    rose most.
-    """
-
-    before: Estimate
-    after: Estimate
-    rise: Estimate
-    share_worse: Estimate
-    worst: tuple[Json, ...]
-    margin: float
-    verdict: Verdict
-    reading: str
-    limits: str
-    would_change: str
-    kind: str = "forgetting"
-    format: int = FORMAT_VERSION
 
 
 def forgetting(
@@ -111,7 +84,7 @@ def _worst(ids: Sequence[str], rise_N: Floats, margin: float) -> str:
     return f" By row it rose by more than {margin:g} in {beyond} of {len(ids)}, most in {most}."
 
 
-def _verdict(rise: Estimate, margin: float) -> Verdict:
+def _verdict(rise: Estimate, margin: float) -> ForgettingVerdict:
     if rise.low is None or rise.high is None:
         return "cannot tell"
     if rise.high <= margin:
@@ -119,7 +92,7 @@ def _verdict(rise: Estimate, margin: float) -> Verdict:
     return "forgets" if rise.low > 0 else "cannot tell"
 
 
-def _reading(rise: Estimate, worse: Estimate, margin: float, verdict: Verdict) -> str:
+def _reading(rise: Estimate, worse: Estimate, margin: float, verdict: ForgettingVerdict) -> str:
     bounds = f" ({rise.low:+.3f} to {rise.high:+.3f})" if rise.low is not None and rise.high is not None else ""
     change = (
         f"the loss changed by {rise.value:+.3f}{bounds} nats per token, {worse.value:.0%} of {rise.n} rows got worse"

@@ -17,9 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,8 @@ import torch
 from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ModelError, ScoreError, first_line
 from veritune.probe.batches import evaluating, model_device
-from veritune.records import FORMAT_VERSION, Json, JsonLike, JsonValue, to_json
+from veritune.probe.geometry_grid import read_alone
+from veritune.records import Geometry, JsonValue, LayerGeometry, MeasureChange
 from veritune.stats.centroids import Centroids, changes, m1_parts
 from veritune.untrusted import parse_yaml, read_text
 
@@ -100,26 +101,6 @@ class States:
         return Centroids(
             self.centroid_L_P_H[layer], self.reference_L_H[layer], self.gram_L_P_P[layer], self.n_questions
         )
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The geometry of one run by one method. `layers[l]` holds for each measure in `stats.centroids.MEASURES` the value
-    before and after, its change with a jackknife interval over personas, its permutation p and the p corrected over the
-    whole grid; `m1_from_drift` and `m1_from_arrangement`, which add up to the change of M1; and the `reading` of the
-    layer with its reason.
-    """
-
-    n_personas: int
-    n_questions: int
-    prompts_hash: str
-    method: str
-    layers: tuple[Json, ...]
-    reading: str
-    limits: str
-    would_change: str
-    kind: str = "geometry"
-    format: int = FORMAT_VERSION
 
 
 def render_personas(
@@ -214,8 +195,6 @@ def geometry(
     Raises ScoreError when the two were not read from the same prompts by the same method, or the models differ in
     shape.
     """
-    from veritune.probe.geometry_grid import read_alone
-
     origins = {(s.prompts_hash, s.method) for s in (base, trained)}
     same = len(origins) == 1 and base.prompts_hash == prompts.hash
     if not same or base.centroid_L_P_H.shape != trained.centroid_L_P_H.shape:
@@ -239,17 +218,23 @@ def geometry(
     return read_alone(made)
 
 
-def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> dict[str, JsonLike]:
+def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> LayerGeometry:
     energy_H = np.square(base.centroid_P_H).sum(0)
     whole = float(energy_H.sum())
     drift, arrangement = m1_parts(base.centroid_P_H, trained.centroid_P_H) or (None, None)
-    made: dict[str, Any] = {
-        "layer": layer,
-        "top_channel_share": float(energy_H.max() / whole) if whole > 0 else None,
-        "m1_from_drift": drift,
-        "m1_from_arrangement": arrangement,
-    }
-    return made | {name: to_json(change) for name, change in changes(base, trained, level).items()}
+    found = {name: MeasureChange(*astuple(change)) for name, change in changes(base, trained, level).items()}
+    return LayerGeometry(
+        layer=layer,
+        top_channel_share=float(energy_H.max() / whole) if whole > 0 else None,
+        m1_from_drift=drift,
+        m1_from_arrangement=arrangement,
+        m1=found["m1"],
+        m1_around_reference=found["m1_around_reference"],
+        m1_without_top_channel=found["m1_without_top_channel"],
+        icc=found["icc"],
+        separation=found["separation"],
+        common_drift=found["common_drift"],
+    )
 
 
 def read_personas(path: str | Path) -> dict[str, str]:

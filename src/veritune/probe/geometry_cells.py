@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +32,17 @@ import numpy.typing as npt
 from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.data.tables import table_rows
 from veritune.errors import DataError, ScoreError
-from veritune.probe.geometry_dose import LEVEL, DosePoint, GridCell, dose_points
-from veritune.probe.geometry_grid import Grid
-from veritune.records import FORMAT_VERSION, Json, JsonValue
+from veritune.probe.geometry_dose import LEVEL, dose_points
+from veritune.records import (
+    CellCount,
+    CellFamily,
+    CellGrid,
+    GeometryGrid,
+    GridCell,
+    Json,
+    JsonValue,
+    LayerGeometry,
+)
 from veritune.stats.centroids import adjusted, cells_needed, floor_of, m1, permutation_p
 from veritune.stats.intervals import t_quantile
 from veritune.untrusted import parse_json
@@ -47,48 +55,25 @@ BASE = "base"
 NUMBERS = ("change", "base", "trained", "low", "high", "p")
 
 
-@dataclass(frozen=True)
-class CellGrid:
-    """The grid of cells. `counts` are by condition and measure: cells that rose, fell, or were not shown to move;
-    `family` says how many p the correction covers, the smallest possible p, and how many cells must have it before any
-    can count.
-    """
-
-    source: str
-    reference: str | Mapping[str, str] | None
-    cells: tuple[GridCell, ...]
-    counts: tuple[Json, ...]
-    dose: tuple[DosePoint, ...]
-    family: Json
-    thresholds: Json
-    reading: str
-    limits: str = (
-        "Cells of one run share its weights and its personas: they are no independent repetitions, and a count of them "
-        "has no interval. M1 also rises when all personas drift the same way; read ICC beside it."
-    )
-    would_change: str = "More seeds; a claim on a count takes the spread between them."
-    kind: str = "geometry_cells"
-    format: int = FORMAT_VERSION
-
-
-def cells_of(grids: Sequence[Grid], layers: Sequence[int] | None = None) -> list[GridCell]:
+def cells_of(grids: Sequence[GeometryGrid], layers: Sequence[int] | None = None) -> list[GridCell]:
     """The cells of Veritune's own geometry records. Raises ScoreError for a layer that the model does not have."""
     made = []
     for grid in grids:
         for method, found in grid.methods.items():
-            there = [int(line["layer"]) for line in found.layers]
+            there = [line.layer for line in found.layers]
             _known_layers(layers, there)
             for line in found.layers:
-                if layers is None or line["layer"] in layers:
-                    made += [_cell_of(grid, method, line, name) for name in SHOWN if line[name]["change"] is not None]
+                if layers is None or line.layer in layers:
+                    made += [cell for name in SHOWN if (cell := _cell_of(grid, method, line, name)) is not None]
     return made
 
 
-def _cell_of(grid: Grid, method: str, line: Json, name: str) -> GridCell:
-    x = line[name]
-    numbers = {key: x[key] for key in ("base", "trained", "low", "high", "p", "floor")}
-    where = (grid.condition or grid.label, grid.seed, grid.step, method, int(line["layer"]), name)
-    return GridCell(*where, float(x["change"]), **numbers)
+def _cell_of(grid: GeometryGrid, method: str, line: LayerGeometry, name: str) -> GridCell | None:
+    x = line.measure(name)
+    if x.change is None:
+        return None
+    where = (grid.condition or grid.label, grid.seed, grid.step, method, line.layer, name)
+    return GridCell(*where, x.change, x.base, x.trained, x.low, x.high, x.p, x.floor)
 
 
 def _known_layers(wanted: Sequence[int] | None, there: Sequence[int]) -> None:
@@ -140,7 +125,7 @@ def references(given: str | Mapping[str, str] | None, conditions: Sequence[str])
     return beside
 
 
-def _corrected(cells: Sequence[GridCell], thresholds: GeometryThresholds) -> tuple[list[GridCell], Json]:
+def _corrected(cells: Sequence[GridCell], thresholds: GeometryThresholds) -> tuple[list[GridCell], CellFamily]:
     by_measure: dict[str, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
         if cell.p is not None:
@@ -153,13 +138,13 @@ def _corrected(cells: Sequence[GridCell], thresholds: GeometryThresholds) -> tup
     n = sum(map(len, by_measure.values()))
     floors = [cell.floor for cell in cells if cell.floor is not None]
     floor = max(floors) if floors else None
-    return made, {
-        "values": n,
-        "without_p": len(cells) - n,
-        "smallest_p": floor,
-        "needed_at_smallest": None if floor is None else cells_needed(floor, n, thresholds.alpha),
-        "correction": "Benjamini-Hochberg over all cells, and never below that over the measure's own",
-    }
+    return made, CellFamily(
+        values=n,
+        without_p=len(cells) - n,
+        smallest_p=floor,
+        needed_at_smallest=None if floor is None else cells_needed(floor, n, thresholds.alpha),
+        correction="Benjamini-Hochberg over all cells, and never below that over the measure's own",
+    )
 
 
 def moved(cell: GridCell, thresholds: GeometryThresholds) -> int:
@@ -210,8 +195,8 @@ def _clear(cell: GridCell, thresholds: GeometryThresholds) -> bool:
     return cell.p is not None and cell.p < thresholds.alpha
 
 
-def _count(cells: Sequence[GridCell], condition: str, thresholds: GeometryThresholds) -> list[Json]:
-    made: list[Json] = []
+def _count(cells: Sequence[GridCell], condition: str, thresholds: GeometryThresholds) -> list[CellCount]:
+    made: list[CellCount] = []
     for measure in dict.fromkeys(cell.measure for cell in cells):
         mine = [c for c in cells if (c.condition, c.measure) == (condition, measure)]
         if not mine:
@@ -220,32 +205,31 @@ def _count(cells: Sequence[GridCell], condition: str, thresholds: GeometryThresh
         rose = sum(c.change > 0 for c in mine)
         words = dict(Counter(c.verdict for c in mine if c.verdict is not None))
         made.append(
-            {
-                "condition": condition, "measure": measure, "cells": len(mine), "rose": ways[1], "fell": ways[-1],
-                "not_shown": ways[0], "without_p": sum(c.p is None for c in mine), "above_zero": rose,
-                "against": words,
-            }
+            CellCount(
+                condition=condition, measure=measure, cells=len(mine), rose=ways[1], fell=ways[-1],
+                not_shown=ways[0], without_p=sum(c.p is None for c in mine), above_zero=rose, against=words,
+            )
         )  # fmt: skip
     return made
 
 
-def _reading(counts: Sequence[Json], family: Json, beside: Mapping[str, str]) -> str:
+def _reading(counts: Sequence[CellCount], family: CellFamily, beside: Mapping[str, str]) -> str:
     parts = []
     for x in counts:
-        name, n = {"m1": "M1", "icc": "ICC"}.get(x["measure"], x["measure"]), x["cells"]
-        if x["without_p"] == n:
-            said = f"{name} is higher in {x['above_zero']} of {n} cells of {x['condition']} (no p is known: not shown)"
+        name, n = {"m1": "M1", "icc": "ICC"}.get(x.measure, x.measure), x.cells
+        if x.without_p == n:
+            said = f"{name} is higher in {x.above_zero} of {n} cells of {x.condition} (no p is known: not shown)"
         else:
-            said = f"{name} rose in {x['rose']} of {n} cells of {x['condition']} and fell in {x['fell']}"
-        if x["against"]:
-            words = ", ".join(f"{word} in {k}" for word, k in sorted(x["against"].items(), key=lambda kv: -kv[1]))
-            said += f" (against {beside[x['condition']]}: {words})"
+            said = f"{name} rose in {x.rose} of {n} cells of {x.condition} and fell in {x.fell}"
+        if x.against:
+            words = ", ".join(f"{word} in {k}" for word, k in sorted(x.against.items(), key=lambda kv: -kv[1]))
+            said += f" (against {beside[x.condition]}: {words})"
         parts.append(said)
     text = "; ".join(parts) + "."
-    if family["values"]:
-        floor, needed = family["smallest_p"], family["needed_at_smallest"]
+    if family.values:
+        floor, needed = family.smallest_p, family.needed_at_smallest
         least = "is not known" if floor is None else f"is {floor:.2g}, and {needed} must reach it for any to count"
-        text += f" {family['values']} p are one family; the smallest possible p {least}."
+        text += f" {family.values} p are one family; the smallest possible p {least}."
     return text
 
 

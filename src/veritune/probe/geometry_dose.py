@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from veritune.records import DosePoint, GridCell
 from veritune.stats.intervals import Student
 
 LEVEL = 0.95
@@ -24,60 +24,6 @@ RECORD = "probes/geometry/geometry.json"
 """Where a study that declares `probes.geometry` keeps its grid."""
 Place = tuple[str, int | None, str, str]
 """Condition, step, method and measure."""
-
-
-@dataclass(frozen=True)
-class GridCell:
-    """One measure of one run at one layer. `p` is the swap p, `floor` its smallest possible value; None where unknown.
-    `ratio` is the change over the reference's, `verdict` the word by the rule, or `withheld` with `reason`."""
-
-    condition: str
-    seed: int | None
-    step: int | None
-    method: str
-    layer: int
-    measure: str
-    change: float
-    base: float | None = None
-    trained: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    floor: float | None = None
-    p_adjusted: float | None = None
-    ratio: float | None = None
-    by_rule: str | None = None
-    verdict: str | None = None
-    reason: str = ""
-
-    @property
-    def place(self) -> tuple[str, int, str]:
-        """Method, layer and measure: what two runs are compared at."""
-        return self.method, self.layer, self.measure
-
-
-@dataclass(frozen=True)
-class DosePoint:
-    """`change` is the mean over `seeds` of a run's mean change over `layers`; `low` and `high` are its t interval over
-    seeds, `least` and `most` the seeds' own values. `beyond` is the mean over shared seeds of this run's change minus
-    the reference run's at the same step, with its interval; None without a reference there.
-    """
-
-    condition: str
-    step: int | None
-    method: str
-    measure: str
-    seeds: tuple[int | None, ...]
-    layers: tuple[int, ...]
-    change: float
-    low: float | None
-    high: float | None
-    least: float
-    most: float
-    reference: str | None = None
-    beyond: float | None = None
-    beyond_low: float | None = None
-    beyond_high: float | None = None
 
 
 def dose_points(cells: Sequence[GridCell], reference: Mapping[str, str]) -> tuple[DosePoint, ...]:

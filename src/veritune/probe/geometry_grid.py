@@ -28,22 +28,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.errors import ScoreError
-from veritune.probe.geometry import Geometry
 from veritune.records import (
-    FORMAT_VERSION,
-    Json,
-    JsonLike,
-    JsonValue,
+    Geometry,
+    GeometryGrid,
+    GeometryLimits,
+    GridFamily,
+    LayerGeometry,
+    MeasureChange,
+    ReferenceRatio,
     RunManifest,
-    to_json,
 )
 from veritune.stats.centroids import COSINES, MEASURES, NAMES, adjusted, cells_needed, floor_of
+from veritune.store import read_json
 
+Grid = GeometryGrid
 RATIOS = ("m1", "m1_around_reference", "icc")
 """Measures whose change is compared with a reference run's."""
 
@@ -58,34 +61,9 @@ class GridRun:
     step: int | None = None
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The record of one run: a `Geometry` per method, and its ratios to a reference run if one was given.
-
-    `family` says over how many values the p were corrected, the smallest p there is, and how many values must lie at it
-    for any to count. `files` holds SHA-256 of the user's own files.
-    """
-
-    label: str
-    condition: str | None
-    seed: int | None
-    step: int | None
-    methods: Mapping[str, Geometry]
-    against: Mapping[str, tuple[Json, ...]] | None
-    files: Mapping[str, str]
-    family: Json
-    thresholds: Json
-    reading: str
-    limits: str
-    would_change: str
-    kind: str = "geometry_grid"
-    format: int = FORMAT_VERSION
-
-
 def run_of(folder: Path) -> GridRun:
     """The run of an adapter's or checkpoint's folder, with the study's facts if it is inside a study."""
     from veritune.probe.series import step_of
-    from veritune.store import read_json
 
     manifest = next((f / "manifest.json" for f in folder.parents[:3] if (f / "manifest.json").is_file()), None)
     if manifest is None:
@@ -104,19 +82,19 @@ def build_grids(
     thresholds: GeometryThresholds = DEFAULTS.geometry,
 ) -> list[Grid]:
     """One record per run. All runs, methods, layers and measures together are one family of tests."""
-    copied = [{name: _copied(g) for name, g in methods.items()} for _, methods in runs]
-    family = _correct([g for methods in copied for g in methods.values()], thresholds)
-    made = []
-    for (run, _), methods in zip(runs, copied):
-        read = {name: _read(g, family, thresholds) for name, g in methods.items()}
+    corrected, family = _correct([g for _, methods in runs for g in methods.values()], thresholds)
+    limits = GeometryLimits(**thresholds.model_dump(mode="json"))
+    made, queue = [], iter(corrected)
+    for run, methods in runs:
+        read = {name: _read(next(queue), family, thresholds) for name in methods}
         against = None
         if reference is not None:
             against = {m: tuple(against_reference(g, reference[m], thresholds)) for m, g in read.items()}
         first = next(iter(read.values()))
         made.append(
-            Grid(
+            GeometryGrid(
                 run.label, run.condition, run.seed, run.step, read, against, dict(files or {}), family,
-                to_json(thresholds.model_dump(mode="json")), _summary(read, against), first.limits, first.would_change,
+                limits, _summary(read, against), first.limits, first.would_change,
             )
         )  # fmt: skip
     return made
@@ -124,56 +102,53 @@ def build_grids(
 
 def read_alone(found: Geometry, thresholds: GeometryThresholds = DEFAULTS.geometry) -> Geometry:
     """One method of one run, read alone: its own layers and measures are the family of tests."""
-    alone = _copied(found)
-    return _read(alone, _correct([alone], thresholds), thresholds)
+    (alone,), family = _correct([found], thresholds)
+    return _read(alone, family, thresholds)
 
 
-def _copied(found: Geometry) -> Geometry:
-    layers = tuple({k: dict(v) if isinstance(v, dict) else v for k, v in line.items()} for line in found.layers)
-    return replace(found, layers=layers)
-
-
-def _correct(found: Sequence[Geometry], thresholds: GeometryThresholds) -> Mapping[str, JsonLike]:
-    """Set `p_adjusted` in every cell of every record. Returns what the family of tests was."""
-    cells = {name: [_measure(line, name) for g in found for line in g.layers] for name in MEASURES}
-    known = {name: [c for c in of if c.get("p") is not None] for name, of in cells.items()}
-    for name, values in adjusted({name: [c["p"] for c in of] for name, of in known.items()}).items():
-        for cell, value in zip(known[name], values):
-            cell["p_adjusted"] = value
-    n_cells = sum(map(len, known.values()))
+def _correct(found: Sequence[Geometry], thresholds: GeometryThresholds) -> tuple[list[Geometry], GridFamily]:
+    """The records with `p_adjusted` in every cell, and what the family of tests was."""
+    layers = [line for one in found for line in one.layers]
+    tested = {name: [i for i, line in enumerate(layers) if line.measure(name).p is not None] for name in MEASURES}
+    p_of = {name: [_own_p(layers[i], name) for i in places] for name, places in tested.items()}
+    for name, values in adjusted(p_of).items():
+        for i, value in zip(tested[name], values):
+            layers[i] = layers[i].with_measure(name, replace(layers[i].measure(name), p_adjusted=value))
+    n_cells = sum(map(len, tested.values()))
     floor = floor_of(min((g.n_personas for g in found), default=1))
-    return {
-        "values": n_cells,
-        "smallest_p": floor,
-        "needed_at_smallest": cells_needed(floor, n_cells, thresholds.alpha),
-        "correction": "Benjamini-Hochberg over all values, and never below that over the measure's own",
-    }
-
-
-def _measure(line: Mapping[str, JsonLike], name: str) -> dict[str, Any]:
-    cell = line.get(name)
-    return cell if isinstance(cell, dict) else {}
+    family = GridFamily(
+        values=n_cells,
+        smallest_p=floor,
+        needed_at_smallest=cells_needed(floor, n_cells, thresholds.alpha),
+        correction="Benjamini-Hochberg over all values, and never below that over the measure's own",
+    )
+    queue = iter(layers)
+    return [replace(one, layers=tuple(islice(queue, len(one.layers)))) for one in found], family
 
 
 # ---------------------------------------------------------------- one cell
 
 
-def _shown(line: Json, name: str, thresholds: GeometryThresholds) -> int:
+def _shown(line: LayerGeometry, name: str, thresholds: GeometryThresholds) -> int:
     """1 or -1 where a measure moved up or down by its corrected p, by however little, else 0."""
-    cell = _measure(line, name)
-    p, change = cell.get("p_adjusted"), cell.get("change")
-    if p is None or not change or p >= thresholds.alpha:
+    cell = line.measure(name)
+    if cell.p_adjusted is None or not cell.change or cell.p_adjusted >= thresholds.alpha:
         return 0
-    return 1 if change > 0 else -1
+    return 1 if cell.change > 0 else -1
 
 
-def _moved(line: Json, name: str, thresholds: GeometryThresholds) -> int:
+def _moved(line: LayerGeometry, name: str, thresholds: GeometryThresholds) -> int:
     """The same, 0 where the change is below the smallest readable one: words need a size as well as a p."""
     shown = _shown(line, name, thresholds)
-    return shown if shown and abs(line[name]["change"]) >= thresholds.small_change else 0
+    return shown if shown and _size(line, name) >= thresholds.small_change else 0
 
 
-def read_cell(line: Json, thresholds: GeometryThresholds) -> tuple[str, str]:
+def _size(line: LayerGeometry, name: str) -> float:
+    """How far a measure changed, up or down; 0 where that is unknown."""
+    return abs(line.measure(name).change or 0.0)
+
+
+def read_cell(line: LayerGeometry, thresholds: GeometryThresholds) -> tuple[str, str]:
     """The reading of one layer and its reason; it names the measures that moved, and what a disagreement between them
     means.
     """
@@ -191,10 +166,10 @@ def read_cell(line: Json, thresholds: GeometryThresholds) -> tuple[str, str]:
     if any(moved[name] for name in COSINES):
         rest = "; ".join(_still(line, name) for name in ("icc", "separation", "common_drift"))
         return "cosines alone", f"{why}; {rest}: the measures disagree"
-    tiny = [f"{NAMES[name]} {line[name]['change']:+.2g}" for name in MEASURES if _shown(line, name, thresholds)]
+    tiny = [f"{NAMES[name]} {line.measure(name).change:+.2g}" for name in MEASURES if _shown(line, name, thresholds)]
     if tiny:
         return "too small", f"{', '.join(tiny)}; smallest readable change {thresholds.small_change:g}"
-    gone = {_measure(line, name).get("reason") for name in MEASURES if _measure(line, name).get("change") is None}
+    gone = {line.measure(name).reason for name in MEASURES if line.measure(name).change is None}
     return ("not readable", "; ".join(sorted(filter(None, gone)))) if gone else ("nothing shown", "")
 
 
@@ -215,34 +190,34 @@ def _spread(separation: int, m1: int) -> tuple[str, str]:
     return word, f"{against} distinct against what all states share, not against the scatter of single states"
 
 
-def _went(line: Mapping[str, JsonLike], name: str) -> str:
-    cell = _measure(line, name)
+def _went(line: LayerGeometry, name: str) -> str:
+    cell = line.measure(name)
     if name == "common_drift":
-        return f"{cell['change']:.2g} of the base's separation"
+        return f"{cell.change:.2g} of the base's separation"
     if name == "separation":
-        return f"{cell['change']:+.0%}"
-    return f"{cell['base']:.3f} to {cell['trained']:.3f}"
+        return f"{cell.change:+.0%}"
+    return f"{cell.base:.3f} to {cell.trained:.3f}"
 
 
-def _still(line: Mapping[str, JsonLike], name: str) -> str:
-    cell = _measure(line, name)
-    if cell.get("change") is None:
-        return f"{NAMES[name]} is unknown ({cell.get('reason') or 'not measured'})"
-    ends = "" if cell.get("low") is None else f", {cell['low']:+.3f} to {cell['high']:+.3f}"
-    return f"{NAMES[name]} did not clearly move ({cell['change']:+.3f}{ends})"
+def _still(line: LayerGeometry, name: str) -> str:
+    cell = line.measure(name)
+    if cell.change is None:
+        return f"{NAMES[name]} is unknown ({cell.reason or 'not measured'})"
+    ends = "" if cell.low is None else f", {cell.low:+.3f} to {cell.high:+.3f}"
+    return f"{NAMES[name]} did not clearly move ({cell.change:+.3f}{ends})"
 
 
 # ---------------------------------------------------------------- one method
 
 
-def _read(found: Geometry, family: Json, thresholds: GeometryThresholds) -> Geometry:
+def _read(found: Geometry, family: GridFamily, thresholds: GeometryThresholds) -> Geometry:
     """Each cell with its reading, and the sentence over all of them."""
-    for line in found.layers:
-        line["reading"], line["why"] = read_cell(line, thresholds)  # type: ignore[index]
+    read = [(line, *read_cell(line, thresholds)) for line in found.layers]
+    found = replace(found, layers=tuple(replace(line, reading=word, why=why) for line, word, why in read))
     return replace(found, reading=_sentence(found, family, thresholds))
 
 
-def _sentence(found: Geometry, family: Mapping[str, JsonValue], thresholds: GeometryThresholds) -> str:
+def _sentence(found: Geometry, family: GridFamily, thresholds: GeometryThresholds) -> str:
     n = len(found.layers)
     by_name = {name: [x for x in found.layers if _moved(x, name, thresholds)] for name in MEASURES}
     moved = sum(any(_moved(x, name, thresholds) for name in MEASURES) for x in found.layers)
@@ -250,32 +225,32 @@ def _sentence(found: Geometry, family: Mapping[str, JsonValue], thresholds: Geom
         return _none_moved(found, family, thresholds)
     parts = [f"{NAMES[name]} {_how(name, lines)}" for name, lines in by_name.items() if lines]
     still = [NAMES[name] for name, lines in by_name.items() if not lines]
-    counts = Counter(x["reading"] for x in found.layers)
+    counts = Counter(x.reading for x in found.layers)
     said = f"In {moved} of {n} layers a measure moved: {'; '.join(parts)}."
     said += f" In no layer: {', '.join(still)}." if still else ""
     said += f" Read as {', '.join(f'{word} in {k}' for word, k in counts.most_common())}."
     return said + _meaning(found, by_name) + _too_small(found, thresholds)
 
 
-def _how(name: str, lines: Sequence[Json]) -> str:
+def _how(name: str, lines: Sequence[LayerGeometry]) -> str:
     """How one measure moved in the layers where it did, with the layer where it moved most."""
-    most = max(lines, key=lambda x: abs(x[name]["change"]))
-    up = sum(x[name]["change"] > 0 for x in lines)
+    most = max(lines, key=lambda x: _size(x, name))
+    up = sum((x.measure(name).change or 0.0) > 0 for x in lines)
     word = "in" if name == "common_drift" else "rose in" if up == len(lines) else "fell in" if not up else "moved in"
-    return f"{word} {len(lines)} (most in layer {most['layer']}, {_went(most, name)}, p {most[name]['p_adjusted']:.2g})"
+    return (
+        f"{word} {len(lines)} (most in layer {most.layer}, {_went(most, name)}, p {most.measure(name).p_adjusted:.2g})"
+    )
 
 
-def _meaning(found: Geometry, by_name: Mapping[str, Sequence[Json]]) -> str:
+def _meaning(found: Geometry, by_name: Mapping[str, Sequence[LayerGeometry]]) -> str:
     """What it means where M1 and the measures that take a shared shift off disagree."""
-    drifted = [x for x in by_name["m1"] if x["reading"] == "common drift"]
+    drifted = [x for x in by_name["m1"] if x.reading == "common drift"]
     unseen = [x for x in by_name["icc"] if x not in by_name["m1"]]
     said = ""
     if drifted:
-        most = max(drifted, key=lambda x: abs(x["m1"]["change"]))
-        share = most.get("m1_from_drift")
-        split = (
-            f" (in layer {most['layer']} {share:+.3f} of its {most['m1']['change']:+.3f})" if share is not None else ""
-        )
+        most = max(drifted, key=lambda x: _size(x, "m1"))
+        share = most.m1_from_drift
+        split = f" (in layer {most.layer} {share:+.3f} of its {most.m1.change:+.3f})" if share is not None else ""
         said += (
             f" M1 and ICC disagree in {len(drifted)}: M1 also moves when all personas move the same way{split}, which"
             " is no loss of distinctness."
@@ -291,55 +266,58 @@ def _too_small(found: Geometry, thresholds: GeometryThresholds) -> str:
     for name in MEASURES:
         lines = [x for x in found.layers if _shown(x, name, thresholds) and not _moved(x, name, thresholds)]
         if lines:
-            most = max(lines, key=lambda x: abs(x[name]["change"]))
-            parts.append(f"{NAMES[name]} in {len(lines)} (at most {most[name]['change']:+.2g})")
+            most = max(lines, key=lambda x: _size(x, name))
+            parts.append(f"{NAMES[name]} in {len(lines)} (at most {most.measure(name).change:+.2g})")
     if not parts:
         return ""
     return f" By less than the smallest readable change ({thresholds.small_change:g}) moved {'; '.join(parts)}."
 
 
-def _none_moved(found: Geometry, family: Json, thresholds: GeometryThresholds) -> str:
+def _none_moved(found: Geometry, family: GridFamily, thresholds: GeometryThresholds) -> str:
     """What a reading without a measure that moved must add: nothing changed at all, or what was seen and not shown."""
     n = len(found.layers)
     said = f"In none of {n} layers did a measure clearly move"
-    known = [_measure(x, name) for x in found.layers for name in MEASURES]
-    known = [c for c in known if c.get("p") is not None]
+    known = [x.measure(name) for x in found.layers for name in MEASURES]
+    known = [c for c in known if c.p is not None]
     if not known:
-        return f"{said}: {found.layers[0]['why'] or 'no measure could be taken'}."
+        return f"{said}: {found.layers[0].why or 'no measure could be taken'}."
     if tiny := _too_small(found, thresholds):
         return f"{said} by a readable amount.{tiny}"
-    if not any(c["change"] for c in known):
+    if not any(c.change for c in known):
         return f"{said}: both models have the same states (nothing was trained, or the two are one model)."
-    if family["smallest_p"] >= thresholds.alpha:
-        why = f"with so few personas the smallest p there is is {family['smallest_p']:.3g}, so none could be shown"
+    if family.smallest_p >= thresholds.alpha:
+        why = f"with so few personas the smallest p there is is {family.smallest_p:.3g}, so none could be shown"
     else:
         why = (
-            f"corrected over {family['values']} values, of which {family['needed_at_smallest']} must reach the smallest"
-            f" p ({family['smallest_p']:.2g}) for any to count"
+            f"corrected over {family.values} values, of which {family.needed_at_smallest} must reach the smallest"
+            f" p ({family.smallest_p:.2g}) for any to count"
         )
     return f"{said} ({why}). {_before_correction(found, family, thresholds)}"
 
 
-def _before_correction(found: Geometry, family: Json, thresholds: GeometryThresholds) -> str:
+def _before_correction(found: Geometry, family: GridFamily, thresholds: GeometryThresholds) -> str:
     """What moved by its own p, or came as near as these personas let it: not shown, and not nothing either."""
-    bar = max(thresholds.alpha, family["smallest_p"] * (1 + 1e-9))
+    bar = max(thresholds.alpha, family.smallest_p * (1 + 1e-9))
     parts = []
     for name in MEASURES:
-        lines = [x for x in found.layers if _measure(x, name).get("change") and x[name]["p"] <= bar]
+        lines = [x for x in found.layers if x.measure(name).change and _own_p(x, name) <= bar]
         if lines:
-            most = max(lines, key=lambda x: abs(x[name]["change"]))
+            most = max(lines, key=lambda x: _size(x, name))
             parts.append(
-                f"{NAMES[name]} in {len(lines)} (layer {most['layer']}: {_went(most, name)}, p {most[name]['p']:.2g})"
+                f"{NAMES[name]} in {len(lines)} (layer {most.layer}: {_went(most, name)}, p {_own_p(most, name):.2g})"
             )
     if parts:
         return f"Not nothing: before the correction p <= {bar:.2g} for {'; '.join(parts)}."
-    most = max(found.layers, key=lambda x: abs(_measure(x, "m1").get("change") or 0))
-    cell = _measure(most, "m1")
-    return (
-        ""
-        if not cell.get("change")
-        else f"Largest change of M1: layer {most['layer']}, {_went(most, 'm1')}, p {cell['p']:.2g}."
-    )
+    most = max(found.layers, key=lambda x: _size(x, "m1"))
+    if not most.m1.change:
+        return ""
+    return f"Largest change of M1: layer {most.layer}, {_went(most, 'm1')}, p {_own_p(most, 'm1'):.2g}."
+
+
+def _own_p(line: LayerGeometry, name: str) -> float:
+    """A measure's p before any correction; 1 where it has none."""
+    p = line.measure(name).p
+    return 1.0 if p is None else p
 
 
 # ---------------------------------------------------------------- against a reference run
@@ -347,7 +325,7 @@ def _before_correction(found: Geometry, family: Json, thresholds: GeometryThresh
 
 def against_reference(
     run: Geometry, reference: Geometry, thresholds: GeometryThresholds = DEFAULTS.geometry
-) -> list[dict[str, JsonLike]]:
+) -> list[ReferenceRatio]:
     """Per layer and measure in `RATIOS`, the run's change divided by a reference run's: below `culprit_below` the
     reference's method is the culprit, above `worse_above` the run is markedly worse, in between the change is generic.
 
@@ -358,35 +336,33 @@ def against_reference(
         raise ScoreError("the two runs were read with different prompts or have different architectures.")
     pairs = [(ours, theirs, name) for ours, theirs in zip(run.layers, reference.layers) for name in RATIOS]
     return [
-        _ratio(ours["layer"], name, _measure(ours, name), _measure(theirs, name), thresholds)
+        _ratio(ReferenceRatio(ours.layer, name, None, "withheld"), ours.measure(name), theirs.measure(name), thresholds)
         for ours, theirs, name in pairs
     ]
 
 
-def _ratio(layer: int, name: str, a: Json, b: Json, thresholds: GeometryThresholds) -> dict[str, JsonLike]:
-    line: dict[str, Any] = {"layer": layer, "measure": name, "ratio": None, "verdict": "withheld"}
-    if a.get("change") is None or b.get("change") is None:
-        return line | {"reason": a.get("reason") or b.get("reason") or "not measured"}
-    line |= {"change": a["change"], "reference_change": b["change"]}
-    if b["change"]:
-        line["ratio"] = a["change"] / b["change"]
-    if abs(b["change"]) < thresholds.small_change:
-        return line | {"reason": f"the reference's change {b['change']:+.4f} is below {thresholds.small_change:g}"}
-    if b.get("low") is None or b["low"] <= 0 <= b["high"]:
-        return line | {"reason": f"the reference's change {b['change']:+.4f} is not clear of 0"}
-    ratio = line["ratio"]
-    if ratio < 0:
-        line["note"] = "the two runs moved in opposite directions"
+def _ratio(line: ReferenceRatio, a: MeasureChange, b: MeasureChange, thresholds: GeometryThresholds) -> ReferenceRatio:
+    """The line, which is withheld as it comes, with the ratio of change `a` to change `b` and its word."""
+    if a.change is None or b.change is None:
+        return replace(line, reason=a.reason or b.reason or "not measured")
+    line = replace(line, change=a.change, reference_change=b.change, ratio=a.change / b.change if b.change else None)
+    if line.ratio is None or abs(b.change) < thresholds.small_change:
+        why = f"the reference's change {b.change:+.4f} is below {thresholds.small_change:g}"
+        return replace(line, reason=why)
+    if b.low is None or b.high is None or b.low <= 0 <= b.high:
+        return replace(line, reason=f"the reference's change {b.change:+.4f} is not clear of 0")
     low, high = thresholds.culprit_below, thresholds.worse_above
-    return line | {"verdict": "reference is the culprit" if ratio < low else "worse" if ratio > high else "generic"}
+    word = "reference is the culprit" if line.ratio < low else "worse" if line.ratio > high else "generic"
+    note = "the two runs moved in opposite directions" if line.ratio < 0 else None
+    return replace(line, verdict=word, note=note)
 
 
-def _summary(methods: Mapping[str, Geometry], against: Mapping[str, Sequence[Json]] | None) -> str:
+def _summary(methods: Mapping[str, Geometry], against: Mapping[str, Sequence[ReferenceRatio]] | None) -> str:
     said = [f"By {name}: {g.reading}" for name, g in methods.items()]
     for method, cells in (against or {}).items():
         parts = []
         for name in RATIOS:
-            counts = Counter(c["verdict"] for c in cells if c["measure"] == name)
+            counts = Counter(c.verdict for c in cells if c.measure == name)
             parts.append(f"{NAMES[name]} {', '.join(f'{v} in {n}' for v, n in counts.most_common())}")
         said.append(f"Against the reference by {method}: {'; '.join(parts)}.")
     return " ".join(said)

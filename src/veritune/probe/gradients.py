@@ -39,7 +39,7 @@ from veritune.probe.effective import (
     unit,
     worth,
 )
-from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike, Rendered
+from veritune.records import Estimate, GradientProbe, Json, JsonLike, Rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,38 +81,6 @@ class Products:
     def gram_N_N(self) -> Floats:
         total: Floats = np.sum(list(self.by_type.values()), axis=0)
         return total
-
-
-@dataclass(frozen=True)
-class GradientProbe:
-    """The result of a gradient probe. Row indices count from 0 in the rows that were given."""
-
-    n_rows: int
-    n_measured: int
-    n_families: int | None
-    settings: Json
-    coverage: Json
-    loss: Json
-    estimates: tuple[Estimate, ...]
-    raw: tuple[Estimate, ...]
-    by_type: Json
-    by_family: tuple[Json, ...]
-    by_source: Json
-    norms: Json
-    found: Json | None
-    measured_rows: tuple[str, ...]
-    reading: str
-    limits: str
-    would_change: str
-    worth: Json = field(default_factory=dict)
-    agreement: Json = field(default_factory=dict)
-    matrix: Json = field(default_factory=dict)
-    kind: str = "gradients"
-    format: int = FORMAT_VERSION
-
-    def estimate(self, name: str) -> Estimate:
-        """The estimate named `sibling`, `stranger`, `gap`, `rho`, `n_eff` or `directions`."""
-        return next(e for e in self.estimates if e.name == name)
 
 
 def probe_gradients(

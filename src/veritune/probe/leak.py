@@ -21,36 +21,11 @@ import numpy as np
 
 from veritune.errors import DataError, ScoreError
 from veritune.probe.clusters import Floats, codes, difference, ratio
-from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike
+from veritune.records import Estimate, Json, JsonLike, Leak
 
 HELD_OUT = "held_out"
 APART = "apart"
 """Zone of a row of a data set that the condition does not train on."""
-
-
-@dataclass(frozen=True)
-class Leak:
-    """The result of a leak probe, in nats per target token.
-
-    `flattered` is the honest run's loss minus the leaky run's on the same held-out rows; `elsewhere` the same on
-    validation rows, whose families neither run trained on; `by_leak` is the first minus the second. `honest` and
-    `leaky` hold what either split would have reported: loss on trained rows, on held-out rows, and their gap.
-    """
-
-    condition: str
-    seed: int
-    n_trained: int
-    flattered: Estimate
-    elsewhere: Estimate
-    by_leak: Estimate
-    honest: Json
-    leaky: Json
-    shared: Json
-    reading: str
-    limits: str
-    would_change: str
-    kind: str = "leak"
-    format: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)

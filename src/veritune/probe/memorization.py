@@ -27,12 +27,14 @@ from veritune.probe.batches import IGNORE, evaluating, in_batches, mean_losses, 
 from veritune.probe.carried import ZoneGain, share_interval, zone_gain
 from veritune.probe.clusters import SAME, Floats, Ints, codes, ratio
 from veritune.records import (
-    FORMAT_VERSION,
     Estimate,
-    Json,
     JsonLike,
+    LongestCopied,
+    Recall,
+    Recalled,
     Rendered,
     ThreeZoneGap,
+    ZoneRecall,
 )
 from veritune.records.probes import GapVerdict
 from veritune.stats.families import undrawn
@@ -299,26 +301,6 @@ def row_losses(model: torch.nn.Module, rows: Sequence[Rendered], *, batch_size: 
 # ---------------------------------------------------------------- verbatim recall
 
 
-@dataclass(frozen=True)
-class Recall:
-    """Word-for-word recall by zone: greedy continuation of each row's own target after a prefix of it.
-
-    `matched` is the mean share of the rest that greedy decoding gives before its first difference; `exact` the share of
-    rows whose whole rest it gives; `longest` the longest such span in tokens. `base` is the base model, same rows;
-    `beyond_base` the paired difference in `matched`, `base_as_long` the share of rows where the base copies at least as
-    long a span, `longest_copied` the row with the longest span and what the base gives there.
-    """
-
-    zones: Json
-    prefix_share: float
-    min_rest: int
-    reading: str
-    limits: str
-    would_change: str
-    kind: str = "verbatim_recall"
-    format: int = FORMAT_VERSION
-
-
 def matched_spans(
     model: torch.nn.Module,
     rows: Sequence[Rendered],
@@ -374,62 +356,60 @@ def verbatim_recall(
     if len({len(before), len(after), len(zones), len(families)}) != 1:
         raise ScoreError("expected one span before, one after, a zone and a family per row.")
     family_N = codes(families)
-    made: dict[str, Any] = {}
+    made: dict[str, ZoneRecall] = {}
     for zone in dict.fromkeys(zones):
         mine = [i for i, z in enumerate(zones) if z == zone and before[i] is not None and after[i] is not None]
         skipped = sum(z == zone for z in zones) - len(mine)
-        made[zone] = {"n_rows": len(mine), "n_too_short": skipped}
-        if mine:
-            made[zone] |= {
-                "base": _recalled([before[i] for i in mine], family_N[mine]),
-                "trained": _recalled([after[i] for i in mine], family_N[mine]),
-                **_against_base([(before[i], after[i], i) for i in mine], family_N[mine]),
-            }
-    if not any(z["n_rows"] for z in made.values()):
+        counts = ZoneRecall(len(mine), skipped)
+        spans = [(before[i], after[i], i) for i in mine]
+        made[zone] = _recall_in(counts, spans, family_N[mine]) if mine else counts
+    if not any(zone.n_rows for zone in made.values()):
         raise DataError(f"no row has {min_rest} target tokens after its prefix.", fix="Lower min_rest or prefix_share.")
-    seen = made.get("seen", {}).get("trained")
-    others = [f"{z} {made[z]['trained']['exact'].value:.0%}" for z in made if z != "seen" and "trained" in made[z]]
-    reading = (
-        f"Greedy decoding gives back {seen['exact'].value:.0%} of seen rows word for word"
-        f" (base {made['seen']['base']['exact'].value:.0%}; {', '.join(others) or 'no other zone'})."
-        if seen
-        else "No seen row was long enough to ask back."
-    )
     return Recall(
         zones=made,
         prefix_share=prefix_share,
         min_rest=min_rest,
-        reading=reading,
+        reading=_recall_reading(made),
         limits="Rows with an obvious ending are given back without being memorised: compare with base and strangers.",
         would_change="Longer rests are harder to give back by chance; sampling finds text that greedy decoding misses.",
     )
 
 
-def _against_base(spans: Sequence[tuple[Any, Any, int]], family_N: Ints) -> dict[str, JsonLike]:
-    """How much of what is given back the base gives back anyway. `spans`: base's, trained's, the row's place."""
+def _recall_reading(zones: Mapping[str, ZoneRecall]) -> str:
+    trained = {name: zone.trained.exact.value for name, zone in zones.items() if zone.trained is not None}
+    seen = zones.get("seen")
+    if seen is None or seen.base is None:
+        return "No seen row was long enough to ask back."
+    others = ", ".join(f"{name} {share:.0%}" for name, share in trained.items() if name != "seen")
+    return (
+        f"Greedy decoding gives back {trained['seen']:.0%} of seen rows word for word"
+        f" (base {seen.base.exact.value:.0%}; {others or 'no other zone'})."
+    )
+
+
+def _recall_in(counts: ZoneRecall, spans: Sequence[tuple[Any, Any, int]], family_N: Ints) -> ZoneRecall:
+    """One zone's recall, and how much of it the base gives back anyway. `spans`: base's, trained's, the row's place."""
     base_N = np.array([b[0] for b, _, _ in spans], float)
     trained_N = np.array([t[0] for _, t, _ in spans], float)
     asked_N = np.array([t[1] for _, t, _ in spans], float)
     one_N, at = np.ones(len(spans)), int(trained_N.argmax())
-    return {
-        "beyond_base": ratio("matched share beyond the base's", (trained_N - base_N) / asked_N, one_N, family_N),
-        "base_as_long": ratio("rows the base copies as far", (base_N >= trained_N).astype(float), one_N, family_N),
-        "longest_copied": {
-            "row": spans[at][2],
-            "tokens": int(trained_N[at]),
-            "base": int(base_N[at]),
-            "asked": int(asked_N[at]),
-        },
-    }
+    return replace(
+        counts,
+        base=_recalled([b for b, _, _ in spans], family_N),
+        trained=_recalled([t for _, t, _ in spans], family_N),
+        beyond_base=ratio("matched share beyond the base's", (trained_N - base_N) / asked_N, one_N, family_N),
+        base_as_long=ratio("rows the base copies as far", (base_N >= trained_N).astype(float), one_N, family_N),
+        longest_copied=LongestCopied(spans[at][2], int(trained_N[at]), int(base_N[at]), int(asked_N[at])),
+    )
 
 
-def _recalled(spans: Sequence[tuple[int, int] | None], family_N: Ints) -> dict[str, JsonLike]:
+def _recalled(spans: Sequence[tuple[int, int] | None], family_N: Ints) -> Recalled:
     known = [s for s in spans if s is not None]
     hit_N = np.array([s[0] for s in known], float)
     asked_N = np.array([s[1] for s in known], float)
     one_N = np.ones(len(known))
-    return {
-        "matched": ratio("matched share of the rest", hit_N / asked_N, one_N, family_N),
-        "exact": ratio("rows given back whole", (hit_N == asked_N).astype(float), one_N, family_N),
-        "longest": int(hit_N.max()),
-    }
+    return Recalled(
+        matched=ratio("matched share of the rest", hit_N / asked_N, one_N, family_N),
+        exact=ratio("rows given back whole", (hit_N == asked_N).astype(float), one_N, family_N),
+        longest=int(hit_N.max()),
+    )

@@ -24,10 +24,18 @@ import torch
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
 from veritune.probe.clusters import Floats, codes, difference, ratio
-from veritune.probe.memorization import Recall, matched_spans, verbatim_recall
+from veritune.probe.memorization import matched_spans, verbatim_recall
 from veritune.probe.study import Zoned
 from veritune.probe.subject import ProbeSubject
-from veritune.records import FORMAT_VERSION, Json, JsonLike, Rendered
+from veritune.records import (
+    ChoicesWon,
+    ForcedChoice,
+    Json,
+    Recall,
+    RecallContrast,
+    Rendered,
+    ZoneChoices,
+)
 
 Kind = Literal["sibling", "stranger"]
 KINDS: tuple[Kind, ...] = ("sibling", "stranger")
@@ -62,25 +70,6 @@ class Choices:
     families: tuple[str | None, ...]
     skipped: Json
     plan: RecallPlan
-
-
-@dataclass(frozen=True)
-class ForcedChoice:
-    """The result of forced choice. By zone and kind: `base` and `trained` share of choices won, their paired `change`,
-    all by family.
-
-    `contrast` is the change on seen rows minus that on strangers, for endings of other families.
-    """
-
-    zones: Json
-    contrast: Json
-    chance: float
-    plan: Json
-    reading: str
-    limits: str
-    would_change: str
-    kind: str = "forced_choice"
-    format: int = FORMAT_VERSION
 
 
 def build_choices(
@@ -196,12 +185,13 @@ def forced_choice(choices: Choices, before_C: Floats, after_C: Floats) -> Forced
             )
     base = _won_by_row(choices, before_C)
     trained = _won_by_row(choices, after_C)
-    zones: dict[str, dict[str, Any]] = {}
+    zones: dict[str, ZoneChoices] = {}
     for zone in dict.fromkeys(choices.zones):
-        zones[zone] = {"skipped": choices.skipped[zone]}
+        won = {}
         for kind in KINDS:
             rows = [i for i, k in base if k == kind and choices.zones[i] == zone]
-            zones[zone][kind] = _zone(choices, rows, kind, base, trained)
+            won[kind] = _zone(choices, rows, kind, base, trained)
+        zones[zone] = ZoneChoices(choices.skipped[zone], won["sibling"], won["stranger"])
     contrast = _contrast(choices, base, trained)
     return ForcedChoice(
         zones=zones,
@@ -256,23 +246,23 @@ def _won_by_row(choices: Choices, score_C: Floats) -> dict[tuple[int, Kind], tup
 
 def _zone(
     choices: Choices, rows: Sequence[int], kind: Kind, base: Mapping[Any, Any], trained: Mapping[Any, Any]
-) -> Mapping[str, JsonLike]:
+) -> ChoicesWon:
     if not rows:
-        return {"n_rows": 0, "reason": f"no row has an ending of a {kind} in its zone"}
+        return ChoicesWon(0, reason=f"no row has an ending of a {kind} in its zone")
     family_N = codes([choices.families[i] for i in rows])
     one_N = np.ones(len(rows))
     won = {name: np.array([side[i, kind][0] for i in rows]) for name, side in (("base", base), ("trained", trained))}
-    return {
-        "n_rows": len(rows),
-        "n_choices": sum(choices.kind[k] == kind and choices.row[k] in set(rows) for k in range(len(choices.row))),
-        "ties": sum(side[i, kind][1] for i in rows for side in (base, trained)),
-        "base": ratio("choices won by the base", won["base"], one_N, family_N),
-        "trained": ratio("choices won after training", won["trained"], one_N, family_N),
-        "change": ratio("change in choices won", won["trained"] - won["base"], one_N, family_N),
-    }
+    return ChoicesWon(
+        n_rows=len(rows),
+        n_choices=sum(choices.kind[k] == kind and choices.row[k] in set(rows) for k in range(len(choices.row))),
+        ties=sum(side[i, kind][1] for i in rows for side in (base, trained)),
+        base=ratio("choices won by the base", won["base"], one_N, family_N),
+        trained=ratio("choices won after training", won["trained"], one_N, family_N),
+        change=ratio("change in choices won", won["trained"] - won["base"], one_N, family_N),
+    )
 
 
-def _contrast(choices: Choices, base: Mapping[Any, Any], trained: Mapping[Any, Any]) -> Mapping[str, JsonLike]:
+def _contrast(choices: Choices, base: Mapping[Any, Any], trained: Mapping[Any, Any]) -> RecallContrast:
     kind: Kind = "stranger"
     rows = [i for i, k in base if k == kind and choices.zones[i] in ("seen", "stranger")]
     change_N = np.array([trained[i, kind][0] - base[i, kind][0] for i in rows])
@@ -280,16 +270,16 @@ def _contrast(choices: Choices, base: Mapping[Any, Any], trained: Mapping[Any, A
     found = difference(
         "change on seen rows minus change on strangers", change_N, seen_N, codes([choices.families[i] for i in rows])
     )
-    return {"estimate": replace(found, method=found.method + "; base taken off row by row")}
+    return RecallContrast(replace(found, method=found.method + "; base taken off row by row"))
 
 
-def _reading(zones: Mapping[str, Any], contrast: Json) -> str:
+def _reading(zones: Mapping[str, ZoneChoices], contrast: RecallContrast) -> str:
     parts = []
     for zone in ("seen", "sibling", "stranger"):
-        found = zones.get(zone, {}).get("stranger", {})
-        if found.get("n_rows"):
-            parts.append(f"{zone} {found['trained'].value:.0%} (base {found['base'].value:.0%})")
-    e = contrast["estimate"]
+        won = zones[zone].stranger if zone in zones else ChoicesWon(0)
+        if won.trained is not None and won.base is not None:
+            parts.append(f"{zone} {won.trained.value:.0%} (base {won.base.value:.0%})")
+    e = contrast.estimate
     if not parts:
         return (
             "No zone has rows of two families, so no ending of another family could be offered: too little to say "

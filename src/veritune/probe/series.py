@@ -18,8 +18,8 @@ from veritune.config.sweep import swept
 from veritune.display import aligned
 from veritune.errors import ModelError
 from veritune.probe.subject import refuse_other_base
-from veritune.probe.weights import WeightChange, WeightOptions, adapter_change, checkpoint_change
-from veritune.records import FORMAT_VERSION, Json, JsonLike, RunManifest, TrainingRecord
+from veritune.probe.weights import WeightOptions, adapter_change, checkpoint_change
+from veritune.records import FORMAT_VERSION, Json, JsonLike, RunManifest, TrainingRecord, WeightChange
 from veritune.store import Store
 from veritune.train.adapters.foreign import holds_adapter, peft_folder
 from veritune.train.models import resolve
@@ -167,9 +167,9 @@ def _line(label: str, change: WeightChange, facts: Mapping[str, Any]) -> Moved:
         rows=facts.get("rows"),
         step=facts.get("step"),
         chosen=facts.get("chosen"),
-        delta_norm=change.total["delta_norm"],
-        relative=change.total["relative"],
-        by_type={k: v["delta_norm"] for k, v in change.by_type.items()},
+        delta_norm=change.total.delta_norm,
+        relative=change.total.relative,
+        by_type={k: v.delta_norm for k, v in change.by_type.items()},
         validation_nll=facts.get("validation_nll"),
         arm=facts.get("arm"),
         point=facts.get("point"),

@@ -12,18 +12,22 @@ from veritune.data.families import Edge, find_families
 from veritune.data.load import LoadOptions, TrainOn, load_rows, require_clean
 from veritune.data.render import Renderer, render_rows
 from veritune.errors import DataError, ModelError
-from veritune.probe.geometry import Geometry, Method, Prompts, States
-from veritune.probe.gradients import GradientProbe, Settings, probe_gradients
+from veritune.probe import geometry
+from veritune.probe.geometry import Method, Prompts, States
+from veritune.probe.gradients import Settings, discover_families, probe_gradients
 from veritune.probe.grouping import Grouped, group_by_gradient
 from veritune.probe.memorization import row_losses, three_zone_gap
 from veritune.probe.subject import ProbeSubject, subject
-from veritune.probe.tokens import TokenFall, token_nlls, where_it_fell
+from veritune.probe.tokens import token_nlls, where_it_fell
 from veritune.records import (
+    Geometry,
+    GradientProbe,
     Rendered,
     Row,
     RowLoss,
     RowLosses,
     ThreeZoneGap,
+    TokenFall,
     ZoneGapRecord,
 )
 from veritune.store import Store, hash_of, sha256_file
@@ -142,8 +146,6 @@ def gradient_edges(model: str, rows: Sequence[Row], *, max_length: int = 2048) -
     Rows that cannot be rendered take no part. Raises DataError when none can, or when there are too many rows to
     compare all pairs.
     """
-    from veritune.probe.gradients import discover_families
-
     found = subject(model, max_length=max_length)
     rendered, _ = render_rows(rows, found.renderer)
     if not rendered:
@@ -191,8 +193,6 @@ def gradient_families_of(subject: ProbeSubject, rows: Sequence[Row]) -> Grouped:
 def persona_prompts(model: str, personas: Path | None, questions: Path | None) -> tuple[Prompts, dict[str, str]]:
     """The geometry probe's prompts, with built-in personas and questions where no file is given; SHA-256 of the
     files."""
-    from veritune.probe import geometry
-
     texts = geometry.PERSONAS if personas is None else geometry.read_personas(personas)
     asked = geometry.QUESTIONS if questions is None else geometry.read_questions(questions)
     files = {n: sha256_file(p) for n, p in (("personas", personas), ("questions", questions)) if p is not None}

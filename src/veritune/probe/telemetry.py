@@ -4,37 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from veritune.errors import ScoreError
-from veritune.records import FORMAT_VERSION, Json, JsonLike
+from veritune.records import TelemetrySummary
 
 ACROSS = ("type", "group")
-
-
-@dataclass(frozen=True)
-class TelemetrySummary:
-    """Where the gradients of a run were large. `share` is each part's mean share of the squared gradient norm over the
-    recorded steps. `per_parameter` is that share divided by the part's share of the trained parameters: 1 if a part has
-    what its size predicts; empty if the lines do not count parameters. Norms are before clipping; None if no step has
-    one.
-    """
-
-    n_steps: int
-    n_seen: int
-    n_clipped: int | None
-    share: Json
-    norm_first: float | None
-    norm_last: float | None
-    update_ratio: float | None
-    unavailable: Json
-    reading: str
-    limits: str
-    would_change: str
-    per_parameter: Json = field(default_factory=dict)
-    kind: str = "telemetry"
-    format: int = FORMAT_VERSION
 
 
 def summarize(lines: Sequence[Mapping[str, Any]]) -> TelemetrySummary:
@@ -74,7 +49,7 @@ def summarize(lines: Sequence[Mapping[str, Any]]) -> TelemetrySummary:
 
 def _per_parameter(
     seen: Sequence[Mapping[str, Any]], share: Mapping[str, Mapping[str, float]]
-) -> Mapping[str, JsonLike]:
+) -> Mapping[str, Mapping[str, float]]:
     """Each part's share of the squared gradient over its share of the trained parameters."""
     counts: Mapping[str, Mapping[str, int]] = next((line["parameters"] for line in seen if line.get("parameters")), {})
     made: dict[str, dict[str, float]] = {}
@@ -86,7 +61,7 @@ def _per_parameter(
     return made
 
 
-def _denser(per_parameter: Json) -> str:
+def _denser(per_parameter: Mapping[str, Mapping[str, float]]) -> str:
     """The part with most gradient for its size."""
     types = per_parameter.get("type") or {}
     if len(types) < 2:

@@ -12,9 +12,9 @@ a `control` where there is one and read the difference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,33 +23,14 @@ from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, model_device, require_targets, token_losses
 from veritune.probe.clusters import SAME, Bools, Floats, Ints, codes, ratio
-from veritune.records import FORMAT_VERSION, Estimate, Json, JsonLike, Rendered
+from veritune.records import Estimate, FallenClass, FallenTokens, JsonLike, Rendered, TokenFall, to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CLASSES = ("template", "shared", "family", "prompt", "novel")
 POSITIONS = ((0, 1), (1, 4), (4, 16), (16, 64), (64, None))
-
-
-@dataclass(frozen=True)
-class TokenFall:
-    """Where the loss fell. Falls are nats per token, before minus after; `share` is of the whole fall over all target
-    tokens.
-    """
-
-    n_rows: int
-    n_tokens: int
-    total: Json
-    by_class: Json
-    by_position: tuple[Json, ...]
-    rows: tuple[Json, ...]
-    reading: str
-    limits: str
-    would_change: str
-    thresholds: Json = field(default_factory=DEFAULTS.tokens.model_dump)
-    kind: str = "token_fall"
-    format: int = FORMAT_VERSION
+Fallen = TypeVar("Fallen", bound=FallenTokens)
 
 
 def token_nlls(model: torch.nn.Module, rows: Sequence[Rendered], *, batch_size: int = 8) -> list[Floats]:
@@ -89,17 +70,18 @@ def where_it_fell(
     _check(rows, families, before, after, control)
     kinds = classify(rows, families, *(reference or (rows, families)))
     flat = _Flat.of(families, before, after, kinds, control)
-    total = flat.summary(np.ones(len(flat.fall_K), bool), "fall per token")
+    total = flat.summary(np.ones(len(flat.fall_K), bool), "fall per token", FallenTokens)
     whole = float(flat.fall_K.sum())
-    by_class = {}
+    by_class: dict[str, FallenClass] = {}
     for kind in CLASSES:
         mask_K = flat.kind_K == kind
-        by_class[kind] = flat.summary(mask_K, f"fall per {kind} token") | {"share": _share(flat.fall_K[mask_K], whole)}
+        fallen = flat.summary(mask_K, f"fall per {kind} token", FallenClass)
+        by_class[kind] = replace(fallen, share=_share(flat.fall_K[mask_K], whole))
     by_position = []
     for low, high in POSITIONS:
         mask_K = (flat.place_K >= low) & (flat.place_K < (high if high is not None else np.inf))
-        line = flat.summary(mask_K, "fall per token") | {"share": _share(flat.fall_K[mask_K], whole)}
-        by_position.append({"from": low, "to": high, **line})
+        line = replace(flat.summary(mask_K, "fall per token", FallenClass), share=_share(flat.fall_K[mask_K], whole))
+        by_position.append({"from": low, "to": high, **to_json(line)})
     return TokenFall(
         n_rows=len(rows),
         n_tokens=len(flat.fall_K),
@@ -110,6 +92,7 @@ def where_it_fell(
         reading=_reading(by_class, total, np.array_equal(flat.before_K, flat.after_K), control is not None),
         limits="Classes follow trigrams of the trained rows: a rewording counts as novel, a common phrase as template.",
         would_change="A control trained on unrelated rows, to be subtracted, and strangers scored beside seen rows.",
+        thresholds=DEFAULTS.tokens.model_dump(),
     )
 
 
@@ -191,22 +174,23 @@ class _Flat:
     def fall_K(self) -> Floats:
         return self.before_K - self.after_K
 
-    def summary(self, mask_K: Bools, name: str) -> dict[str, JsonLike]:
+    def summary(self, mask_K: Bools, name: str, kind: type[Fallen]) -> Fallen:
         n = int(mask_K.sum())
         if not n:
-            return {"n_tokens": 0, "reason": "no such token"}
-        made: dict[str, Any] = {
-            "n_tokens": n,
-            "before": float(self.before_K[mask_K].mean()),
-            "after": float(self.after_K[mask_K].mean()),
-            "fall": self._per_token(self.fall_K, mask_K, name),
-        }
-        if self.control_K is not None:
-            made["control_after"] = float(self.control_K[mask_K].mean())
-            made["fall_beyond_control"] = self._per_token(
-                self.control_K - self.after_K, mask_K, name + " beyond control"
-            )
-        return made
+            return kind(0, reason="no such token")
+        made = kind(
+            n,
+            before=float(self.before_K[mask_K].mean()),
+            after=float(self.after_K[mask_K].mean()),
+            fall=self._per_token(self.fall_K, mask_K, name),
+        )
+        if self.control_K is None:
+            return made
+        return replace(
+            made,
+            control_after=float(self.control_K[mask_K].mean()),
+            fall_beyond_control=self._per_token(self.control_K - self.after_K, mask_K, name + " beyond control"),
+        )
 
     def _per_token(self, fall_K: Floats, mask_K: Bools, name: str) -> Estimate:
         rows, where_K = np.unique(self.row_K[mask_K], return_inverse=True)
@@ -232,9 +216,10 @@ def _row(row: Rendered, before: Floats, after: Floats, kinds: Sequence[str]) -> 
     }
 
 
-def _reading(by_class: dict[str, Any], total: dict[str, Any], same: bool, controlled: bool) -> str:
+def _reading(by_class: Mapping[str, FallenClass], total: FallenTokens, same: bool, controlled: bool) -> str:
     """What the loss did over all tokens, and in the classes that went another way than a mean over all can show."""
-    fell, low, high = total["before"] - total["after"], total["fall"].low, total["fall"].high
+    assert total.before is not None and total.after is not None and total.fall is not None, "rows have target tokens"
+    fell, low, high = total.before - total.after, total.fall.low, total.fall.high
     if same:
         return f"The loss did not change on these tokens ({SAME})."
     if fell <= 0:
@@ -244,7 +229,7 @@ def _reading(by_class: dict[str, Any], total: dict[str, Any], same: bool, contro
             f"The loss did not clearly fall on these tokens ({fell:+.3f} nats per token, {low:+.3f} to {high:+.3f}): "
             f"shares of the fall would say nothing.{_classes(by_class)}"
         )
-    shares = sorted(((v["share"], k) for k, v in by_class.items() if v["n_tokens"]), reverse=True)
+    shares = sorted(((v.share, k) for k, v in by_class.items() if v.n_tokens), reverse=True)
     said = ", ".join(f"{share:.0%} {kind}" for share, kind in shares)
     tail = "" if controlled else " No control was given: unrelated training lowers these tokens too."
     tail = _classes(by_class, risen_only=True) + tail
@@ -256,12 +241,12 @@ def _reading(by_class: dict[str, Any], total: dict[str, Any], same: bool, contro
     return f"The loss fell by {fell:.3f} nats per token; of the whole fall: {said}.{tail}"
 
 
-def _classes(by_class: dict[str, Any], risen_only: bool = False) -> str:
+def _classes(by_class: Mapping[str, FallenClass], risen_only: bool = False) -> str:
     """Classes whose own interval lies to one side of 0: a mean over all tokens hides two that cancel."""
     parts = []
     for kind, found in by_class.items():
-        fall = found.get("fall")
-        if fall is None or fall.low is None or fall.high is None or fall.low <= 0 <= fall.high:
+        fall = found.fall
+        if fall is None or fall.value is None or fall.low is None or fall.high is None or fall.low <= 0 <= fall.high:
             continue
         if fall.value > 0 and risen_only:
             continue

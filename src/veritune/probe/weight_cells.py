@@ -19,10 +19,9 @@ from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
 from veritune.config.thresholds import DEFAULTS, GeometryThresholds
 from veritune.errors import ModelError, did_you_mean
-from veritune.probe.norms import Norms, beyond, module_key
+from veritune.probe.norms import Norms, beyond
 from veritune.probe.series import change_of
-from veritune.probe.weights import ModuleChange
-from veritune.records import FORMAT_VERSION, Json, JsonLike, RunManifest, TrainingRecord
+from veritune.records import FORMAT_VERSION, Json, JsonLike, ModuleChange, RunManifest, TrainingRecord
 from veritune.stats.intervals import Student
 from veritune.stats.multiplicity import benjamini_hochberg
 from veritune.store import Store
@@ -110,7 +109,7 @@ def _scored(store: Store) -> Iterator[tuple[str, RunManifest, Path | None]]:
 
 def norms_of(modules: Sequence[ModuleChange]) -> Norms:
     """The numbers that the grid needs from each module's change."""
-    return {module_key(m.name): (m.delta_norm, m.type, m.layer) for m in modules}
+    return {m.module: (m.delta_norm, m.type, m.layer) for m in modules}
 
 
 def judge_weights(

@@ -12,68 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from veritune.config.thresholds import DEFAULTS, WeightThresholds
 from veritune.errors import ModelError
-from veritune.records import FORMAT_VERSION, Json, JsonLike
+from veritune.records import JsonLike, ModuleChange, MovedNorm, WeightChange, to_json
 from veritune.train.adapters.reading import AdapterReading, other_shape, read_adapter
 from veritune.train.modules import layer_index, module_group, module_type
 from veritune.train.tensors import Tensors
 
 SPECTRUM_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True)
-class ModuleChange:
-    """The change of one weight. Norms are Frobenius norms; `relative` is delta/base, None if the base is zero.
-
-    effective_rank: exp of the entropy of squared singular values' shares (1: one direction; r: r equal ones).
-    top_energy: share of the squared norm in the largest direction. intruders: of the changed weight's ten largest left
-    singular vectors, those with cosine below 0.6 to every one of the base's (Shuttleworth et al. 2024,
-    arXiv:2410.21228); None where not computed.
-    """
-
-    name: str
-    type: str
-    group: str
-    layer: int | None
-    shape: tuple[int, ...]
-    delta_norm: float
-    base_norm: float | None
-    relative: float | None
-    effective_rank: float | None = None
-    top_energy: float | None = None
-    intruders: int | None = None
-
-
-@dataclass(frozen=True)
-class WeightChange:
-    """The weight changes of one comparison. Sums over modules are root sums of squares.
-
-    >>> change = WeightChange("base", "tuned", "full", (), {}, {}, {}, {}, (), "It did not move.", "", "")
-    >>> change.reading
-    'It did not move.'
-    """
-
-    before: str
-    after: str
-    method: str
-    modules: tuple[ModuleChange, ...]
-    total: Json
-    by_type: Json
-    by_group: Json
-    by_layer: Json
-    notes: tuple[str, ...]
-    reading: str
-    limits: str
-    would_change: str
-    thresholds: Json = field(default_factory=DEFAULTS.weights.model_dump)
-    kind: str = "weights"
-    format: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -104,7 +55,7 @@ def adapter_change(
     >>> _ = (folder / "adapter_config.json").write_text(json.dumps(config))
     >>> pair = {f"{name}.lora_A.weight": torch.tensor([[3.0, 4.0]]), f"{name}.lora_B.weight": torch.ones(2, 1)}
     >>> save_file(pair, folder / "adapter_model.safetensors")
-    >>> round(adapter_change(folder).total["delta_norm"], 3)  # 2 * ||B A||, of rank 1
+    >>> round(adapter_change(folder).total.delta_norm, 3)  # 2 * ||B A||, of rank 1
     14.142
     """
     options = options or WeightOptions()
@@ -211,7 +162,7 @@ def checkpoint_change(before: str | Path, after: str | Path, options: WeightOpti
     ...     (folder / side).mkdir()
     ...     _ = (folder / side / "config.json").write_text(json.dumps({"model_type": "llama"}))
     ...     save_file({name: torch.full((2, 2), value)}, folder / side / "model.safetensors")
-    >>> checkpoint_change(folder / "before", folder / "after").total["relative"]
+    >>> checkpoint_change(folder / "before", folder / "after").total.relative
     1.0
     """
     options = options or WeightOptions(spectrum=False)
@@ -329,9 +280,9 @@ def _record(
         groups["layer"].setdefault("outside" if m.layer is None else str(m.layer), []).append(m)
     total = _sum(modules)
     largest = max(modules, key=lambda m: m.relative or 0.0)
-    size = f"{total['delta_norm']:.3g}"
-    if total["relative"] is not None:
-        size += f", {total['relative']:.2%} of the norm of the same weights"
+    size = f"{total.delta_norm:.3g}"
+    if total.relative is not None:
+        size += f", {total.relative:.2%} of the norm of the same weights"
     where = f"; the most in {largest.name} ({largest.relative:.2%})" if largest.relative else ""
     return WeightChange(
         before=before,
@@ -343,10 +294,11 @@ def _record(
         by_group={k: _sum(v) for k, v in groups["group"].items()},
         by_layer={k: _sum(v) for k, v in groups["layer"].items()},
         notes=notes,
-        reading=f"The weights moved by {size}{where}." if total["delta_norm"] else _still(notes),
+        reading=f"The weights moved by {size}{where}." if total.delta_norm else _still(notes),
         limits="How far weights move does not tell memorising from generalising; it depends on rate, steps and rank."
         + (f" Left out: {'; '.join(notes[:3])}{' ...' if len(notes) > 3 else ''}." if notes else ""),
         would_change="Nothing about the claim: compare runs of one recipe with it, and judge by held-out zones.",
+        thresholds=DEFAULTS.weights.model_dump(),
     )
 
 
@@ -357,16 +309,11 @@ def _still(notes: tuple[str, ...]) -> str:
     return "The weights did not move at all."
 
 
-def _sum(modules: tuple[ModuleChange, ...] | list[ModuleChange]) -> dict[str, JsonLike]:
+def _sum(modules: tuple[ModuleChange, ...] | list[ModuleChange]) -> MovedNorm:
     delta = math.sqrt(sum(m.delta_norm**2 for m in modules))
     known = [m.base_norm for m in modules if m.base_norm is not None]
     base = math.sqrt(sum(b * b for b in known)) if len(known) == len(modules) and modules else None
-    return {
-        "delta_norm": delta,
-        "base_norm": base,
-        "relative": delta / base if base else None,
-        "n_modules": len(modules),
-    }
+    return MovedNorm(delta, base, delta / base if base else None, len(modules))
 
 
 def series(changes: Mapping[str, WeightChange]) -> list[dict[str, JsonLike]]:
@@ -374,6 +321,6 @@ def series(changes: Mapping[str, WeightChange]) -> list[dict[str, JsonLike]]:
     plot.
     """
     return [
-        {"label": label, **change.total, "by_type": {k: v["delta_norm"] for k, v in change.by_type.items()}}
+        {"label": label, **to_json(change.total), "by_type": {k: v.delta_norm for k, v in change.by_type.items()}}
         for label, change in changes.items()
     ]

@@ -56,6 +56,22 @@ from veritune.records.contract import (
 from veritune.records.data import DataManifest, FamilyDecision
 from veritune.records.failure import FailedRun, TryLine
 from veritune.records.figures import FigureProvenance
+from veritune.records.geometry import (
+    CellCount,
+    CellFamily,
+    CellGrid,
+    DosePoint,
+    Geometry,
+    GeometryGrid,
+    GeometryLimits,
+    GridCell,
+    GridFamily,
+    LayerGeometry,
+    MeasureChange,
+    ReferenceRatio,
+    StepGeometry,
+    StudyGeometry,
+)
 from veritune.records.jobs import ClusterJob, ClusterJobs
 from veritune.records.judge import Disagreement, JudgeAgreement, JudgeAnswer
 from veritune.records.losses import Conversion, RowLoss, RowLosses
@@ -79,7 +95,27 @@ from veritune.records.plan import (
     RunPlan,
     TokenSpread,
 )
-from veritune.records.probes import ThreeZoneGap, ZoneGapRecord
+from veritune.records.probes import (
+    Calibration,
+    ChoicesWon,
+    FallenClass,
+    FallenTokens,
+    ForcedChoice,
+    Forgetting,
+    ForgettingVerdict,
+    GradientProbe,
+    Leak,
+    LongestCopied,
+    Recall,
+    RecallContrast,
+    Recalled,
+    TelemetrySummary,
+    ThreeZoneGap,
+    TokenFall,
+    ZoneChoices,
+    ZoneGapRecord,
+    ZoneRecall,
+)
 from veritune.records.release import Evidence, GateRecord, Subject, Waiver
 from veritune.records.results import (
     RESULT_ENTRIES,
@@ -96,6 +132,7 @@ from veritune.records.results import (
     Task,
     TaskClosed,
 )
+from veritune.records.safety import GradedAnswer, PromptKind
 from veritune.records.scores import AskedOfServer, DecodingNotes, ScoreStamp
 from veritune.records.selection import (
     ChosenRate,
@@ -119,6 +156,7 @@ from veritune.records.training import (
     TrainingRecord,
 )
 from veritune.records.verdict import Standing, StudyVerdicts
+from veritune.records.weights import ModuleChange, MovedNorm, WeightChange
 
 __all__ = [
     "FORMAT_VERSION",
@@ -251,4 +289,40 @@ __all__ = [
     "ClusterJob",
     "ClusterJobs",
     "TryLine",
+    "ModuleChange",
+    "MovedNorm",
+    "WeightChange",
+    "Calibration",
+    "ChoicesWon",
+    "FallenClass",
+    "FallenTokens",
+    "ForcedChoice",
+    "Forgetting",
+    "ForgettingVerdict",
+    "GradientProbe",
+    "Leak",
+    "LongestCopied",
+    "Recall",
+    "RecallContrast",
+    "Recalled",
+    "TelemetrySummary",
+    "TokenFall",
+    "ZoneChoices",
+    "ZoneRecall",
+    "CellCount",
+    "GradedAnswer",
+    "PromptKind",
+    "CellFamily",
+    "CellGrid",
+    "DosePoint",
+    "Geometry",
+    "GeometryGrid",
+    "GeometryLimits",
+    "StepGeometry",
+    "StudyGeometry",
+    "GridCell",
+    "GridFamily",
+    "LayerGeometry",
+    "MeasureChange",
+    "ReferenceRatio",
 ]

@@ -89,6 +89,25 @@ class RecordPart(Displayed):
 
 
 @dataclass(frozen=True, slots=True)
+class WithKeys:
+    """Annotates a field that holds any JSON object: the types of those of its keys that readers rely on. Each may be
+    left out.
+    """
+
+    types: Mapping[str, object]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        fields = {
+            key: core_schema.typed_dict_field(handler.generate_schema(kind), required=False)
+            for key, kind in self.types.items()
+        }
+        strict = core_schema.CoreConfig(strict=True, allow_inf_nan=False)
+        return core_schema.typed_dict_schema(fields, extra_behavior="allow", config=strict)
+
+
+@dataclass(frozen=True, slots=True)
 class Record(RecordPart):
     """A file with one JSON object and its format number."""
 

@@ -9,10 +9,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from veritune.display import estimate_text, verdict_html
-from veritune.records.base import Line, RecordPart
+from veritune.records.base import Line, RecordPart, WithKeys
 
 Zone = Literal["seen", "sibling", "stranger", "validation"]
 ZONES: tuple[Zone, ...] = ("seen", "sibling", "stranger", "validation")
@@ -241,7 +241,9 @@ class Score(Line):
     family: str | None = None
     zone: str | None = None
     output: str | None = None
-    parts: Json = field(default_factory=dict)
+    parts: Annotated[Json, WithKeys({"ended": str | None, "rules": dict[str, bool] | None})] = field(
+        default_factory=dict
+    )
 
     @property
     def ended(self) -> str | None:

@@ -10,19 +10,32 @@ from veritune.records.contract import Contract
 from veritune.records.data import DataManifest, FamilyDecision
 from veritune.records.failure import FailedRun, TryLine
 from veritune.records.figures import FigureProvenance
+from veritune.records.geometry import CellGrid, Geometry, GeometryGrid, StepGeometry, StudyGeometry
 from veritune.records.jobs import ClusterJobs
 from veritune.records.judge import JudgeAgreement, JudgeAnswer
 from veritune.records.losses import RowLosses
 from veritune.records.manifest import RunManifest
 from veritune.records.plan import AnswerProbe, LiveProbe, RunPlan
-from veritune.records.probes import ZoneGapRecord
+from veritune.records.probes import (
+    Calibration,
+    ForcedChoice,
+    Forgetting,
+    GradientProbe,
+    Leak,
+    Recall,
+    TelemetrySummary,
+    TokenFall,
+    ZoneGapRecord,
+)
 from veritune.records.release import Evidence, GateRecord, Waiver
 from veritune.records.results import RESULT_ENTRIES
+from veritune.records.safety import GradedAnswer
 from veritune.records.scores import ScoreStamp
 from veritune.records.selection import Selection, ShapeTimings
 from veritune.records.summary import RunSummary
 from veritune.records.training import TrainingRecord
 from veritune.records.verdict import StudyVerdicts
+from veritune.records.weights import WeightChange
 
 FILES: dict[str, type[Record]] = {
     "contract.lock.json": Contract,
@@ -59,6 +72,7 @@ LINES: dict[str, type[Line]] = {
     "runs/<run_id>/metrics.jsonl": MetricRow,
     "runs/<run_id>/tries.jsonl": TryLine,
     "runs/<run_id>/scores/<eval>.jsonl": Score,
+    "release/safety.jsonl": GradedAnswer,
 }
 """One JSON object a line."""
 
@@ -67,3 +81,25 @@ ENTRIES: dict[str, tuple[type[RecordPart], ...]] = {
     "results/results.jsonl": RESULT_ENTRIES,
 }
 """Ledgers whose entries have a class; `previous` and `hash` are the chain's."""
+
+GEOMETRY: dict[str, type[RecordPart]] = {
+    "probes/geometry/<run_id>/step-N.json": StepGeometry,
+    "probes/geometry/geometry.json": StudyGeometry,
+}
+"""Files whose parts hold the format."""
+
+PROBES: dict[str, type[RecordPart]] = {
+    "weights": WeightChange,
+    "telemetry": TelemetrySummary,
+    "gradients": GradientProbe,
+    "geometry": Geometry,
+    "geometry_grid": GeometryGrid,
+    "geometry_cells": CellGrid,
+    "leak": Leak,
+    "calibration": Calibration,
+    "forgetting": Forgetting,
+    "forced_choice": ForcedChoice,
+    "verbatim_recall": Recall,
+    "token_fall": TokenFall,
+}
+"""Records in `probes/*.json` and `probes/<run_id>/*.json` by their `kind`: a file is one, or holds some under names."""

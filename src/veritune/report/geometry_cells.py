@@ -6,9 +6,7 @@ import csv
 import io
 
 from veritune.display import aligned
-from veritune.probe.geometry_cells import CellGrid
-from veritune.probe.geometry_dose import DosePoint, GridCell
-from veritune.records import to_json
+from veritune.records import CellGrid, DosePoint, GridCell, to_json
 
 CSV_COLUMNS = (
     *("condition", "seed", "step", "method", "layer", "measure", "base", "trained", "change", "low", "high", "p"),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS
 from veritune.drawing import INK, Drawing, panels, save, save_as, shortened, style, svg_text
-from veritune.probe.geometry_cells import CellGrid, moved
-from veritune.probe.geometry_dose import GridCell
+from veritune.probe.geometry_cells import moved
+from veritune.records import CellGrid, GridCell
 from veritune.report.geometry_cells import CSV_COLUMNS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def cell_grid(grid: CellGrid, name: str = "geometry") -> Drawing:
         axes.set_title(f"{measure.upper()}, {method.replace('_', ' ')}", fontsize=9, color=INK, loc="left")
     axes_all[-1][0].set_xlabel("layer (0: embeddings)")
     figure.colorbar(mesh, ax=list(axes_all[:, 0]), shrink=0.7, aspect=30).set_label("size of the change", fontsize=8)
-    alpha, n = float(grid.thresholds["alpha"]), grid.family["values"]
+    alpha, n = float(grid.thresholds["alpha"]), grid.family.values
     used = [f"{letter} {word}" for word, letter in LETTERS.items() if any(c.verdict == word for c in grid.cells)]
     signs = "▲ rose   ▼ fell   · not shown" + ("\n" + ",  ".join(used) if used else "")
     figure.suptitle(signs, fontsize=8.5, x=0.02, ha="left", color=INK)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veritune.errors import FormatError
 from veritune.records import JsonLike, to_json
 from veritune.report.curve import curve_table
 from veritune.report.geometry import geometry_table
@@ -96,13 +97,13 @@ def _block(record: Any, subject: str, path: str, kind: str) -> ProbeBlock:
 
 
 def _cells(record: Any, kind: str) -> str | None:
-    """The table of a geometry or curve record; None for other kinds, and for one of another version without cells."""
+    """The table of a geometry or curve record; None for other kinds, and for one of another version."""
     draw = TABLES.get(kind)
     if draw is None:
         return None
     try:
         return draw(record)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (FormatError, KeyError, TypeError, ValueError, AttributeError, IndexError):
         return None
 
 

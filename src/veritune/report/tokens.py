@@ -13,8 +13,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from veritune.probe.study import ProbeSubject
-from veritune.probe.tokens import TokenFall, token_pieces
-from veritune.records import Json, JsonLike, to_json
+from veritune.probe.tokens import token_pieces
+from veritune.records import Json, JsonLike, TokenFall, to_json
 from veritune.report.page import environment
 from veritune.store import write_text
 

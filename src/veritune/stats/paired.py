@@ -239,7 +239,7 @@ def _new_items(matched: Pair, parts: seeds.Crossed, rule: FamilyRule | None, opt
     elif not matched.is_binary and not matched.bounded:
         unknown = (
             f"graded scores from {low:g} to {high:g} without declared bounds: a rare loss that was not seen could be "
-            "of any size; declare the scale that scores can take (--scale LOW,HIGH)"
+            "of any size; declare the scale that scores can take (--scale LOW HIGH)"
         )
     if unknown:
         return PairedResult("checkpoints", gap, Unknown(unknown), "none", "none")

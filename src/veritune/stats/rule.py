@@ -163,7 +163,7 @@ def _word(
     alpha: float,
     higher_is_better: bool | None = True,
 ) -> tuple[Word, str]:
-    level, inner = f"{100 * (1 - alpha):g} % interval", f"{100 * (1 - 2 * alpha):g} % interval"
+    level, inner = f"{100 * (1 - alpha):.4g} % interval", f"{100 * (1 - 2 * alpha):.4g} % interval"
     clear = wide[0] > 0 or wide[1] < 0
     side = _SIDES[wide[0] > 0, higher_is_better]
     agree = p <= alpha

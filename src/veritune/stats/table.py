@@ -243,7 +243,8 @@ class ScoreTable(Tabular):
         if not keep:
             found = Counter(z or "no zone" for z in self.zone_N) if self.zone_N else "no zones at all"
             text = ", ".join(f"{v} in {k}" for k, v in found.items()) if isinstance(found, Counter) else found
-            raise ScoreError(f"{self.condition} on {self.eval}: no items in zone {zone!r}; found {text}.")
+            where = f"{self.condition} on {self.eval}" if self.eval else self.condition
+            raise ScoreError(f"{where}: no items in zone {zone!r}; found {text}.")
         return self.take(np.array(keep))
 
     def take(self, index_N: Ints) -> ScoreTable:

@@ -1,7 +1,7 @@
 """Training logs made elsewhere: the checkpoint and the learning rate that our own rules choose from them.
 
     trainer_state.json         Hugging Face Trainer, TRL, Axolotl, Unsloth, LLaMA-Factory; or a folder that holds it
-    JSONL                      one evaluation a line: Veritune's metrics.jsonl, Tinker's, LLaMA-Factory's trainer_log
+    JSONL                      one evaluation a line: Veritune's metrics.jsonl, Tinker's, LLaMA-Factory's, ms-swift's
     MLflow's files             mlruns/EXPERIMENT/RUN, or one metric of it; the learning rate from its parameters
     CSV                        a table or an export of W&B: a step, a validation NLL, perhaps a learning rate and a run
 
@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from veritune.data.sources.tables import DELIMITERS
 from veritune.errors import InputError, did_you_mean
 from veritune.records import RateCandidate
 from veritune.train.mlflow_files import is_run, metric_rows, rate_of, run_of
 from veritune.train.select import RULE, choose
 from veritune.untrusted import parse_json, read_bytes
 
-STEP_NAMES = ("step", "global_step", "train_global_step", "current_steps", "iteration", "iter", "it", "steps", "_step")
+STEP_NAMES = ("step", "global_step", "train_global_step", "current_steps", "iteration", "iter", "it", "steps", "_step",
+              "global_step_max_steps")  # fmt: skip
 NLL_NAMES = (
     "validation_nll", "val_nll", "eval_nll", "valid_nll", "test_nll", "nll", "eval_loss", "validation_loss", "val_loss",
     "valid_loss", "test_loss",
@@ -37,6 +39,9 @@ RUN_NAMES = ("run_id", "run", "seed")
 VALIDATION = ("validation", "valid", "val", "eval", "dev")
 
 _LOSS = re.compile(r"loss|nll|entropy", re.IGNORECASE)
+_OF_ALL = re.compile(r"(\d{1,15})/\d+")
+"""ms-swift counts steps as `10/200`, under the name `global_step/max_steps`."""
+
 _PANEL = re.compile(r"(?P<run>.+) - (?P<metric>.+)")
 
 Row = Mapping[str, Any]
@@ -204,7 +209,9 @@ def _rows(path: Path) -> list[Row]:
         if text.lstrip().startswith("{"):
             rows = [parse_json(line, finite=False) for line in text.split("\n") if line.strip()]
         else:
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            head = text.split("\n", 1)[0]
+            delimiter = max(DELIMITERS, key=head.count)
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except (OSError, ValueError, csv.Error) as exc:
         raise InputError(f"{path}: expected a training log in JSON, JSONL or CSV; found {exc}.") from exc
     if not rows or not all(isinstance(row, dict) and None not in row for row in rows):
@@ -375,7 +382,8 @@ def _number(path: Path, row: Row, name: str) -> float:
 
 
 def _step(path: Path, row: Row, name: str) -> int:
-    value = _number(path, row, name)
+    counted = _OF_ALL.fullmatch(str(row.get(name)))
+    value = float(counted[1]) if counted else _number(path, row, name)
     if not (math.isfinite(value) and value >= 0 and value.is_integer()):
         raise InputError(
             f"{path}: expected whole steps of at least 0 in {name!r}, found {str(row.get(name))[:40]!r}.",

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -372,8 +374,6 @@ class _Walk:
 
     def _reference(self, base: PreTrainedModel) -> LlamaForCausalLM:
         """The float32 model that holds the values which the freshly loaded 4-bit model stands for."""
-        from copy import deepcopy
-
         torch = _torch()
         reference = deepcopy(self.original).to(getattr(torch, self.how.dtype)).float()
         for name, layer in linear4bit(base).items():
@@ -431,8 +431,6 @@ class _Walk:
 
     def _merge(self) -> float:
         """Merge in 4 bits; the distance to the reference's merged weights, which holds one more rounding."""
-        import warnings
-
         with quiet_transformers(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Merge lora module to 4-bit")
             merged = self.model.merge_and_unload()

@@ -16,6 +16,9 @@ from veritune.untrusted import parse_json, read_bytes
 _FIX = "Use the samples_*.jsonl files that lm_eval --log_samples writes."
 
 
+_LIGHTEVAL_FIX = "Use the details_*.parquet files that lighteval --save-details writes."
+
+
 class Aggregate(NamedTuple):
     """One stated figure: its task and metric, the value and its standard error."""
 
@@ -33,7 +36,9 @@ def is_aggregate(document: Mapping[str, Cell]) -> bool:
 def refuse_aggregate(path: Path, document: Mapping[str, Cell]) -> None:
     """Raises ScoreError for aggregated results."""
     if is_aggregate(document):
-        raise ScoreError(f"{path.name}: expected scores per item, found lm-eval's aggregated results.", fix=_FIX)
+        lighteval = "config_general" in document
+        whose, fix = ("lighteval's", _LIGHTEVAL_FIX) if lighteval else ("lm-eval's", _FIX)
+        raise ScoreError(f"{path.name}: expected scores per item, found {whose} aggregated results.", fix=fix)
 
 
 def refuse_aggregates(paths: Sequence[Path], alpha: float) -> None:

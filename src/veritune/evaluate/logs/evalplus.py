@@ -2,7 +2,7 @@
 
 `base` asks whether a solution passes the original tests, `plus` whether it passes them and the added ones, as
 EvalPlus's own pass@k does. Several solutions of a task are samples of an item, whose mean is its pass@1. A solution
-that timed out did not pass.
+that timed out did not pass. BigCodeBench, built on EvalPlus, writes one `status` a solution: read as `base`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def is_evalplus(document: Cell) -> bool:
     first = next(iter(tasks.values()))
     if isinstance(first, Mapping):
         return "base" in first
-    return isinstance(first, list) and (not first or (isinstance(first[0], Mapping) and "base_status" in first[0]))
+    if not isinstance(first, list):
+        return False
+    return not first or (isinstance(first[0], Mapping) and bool({"base_status", "status"} & first[0].keys()))
 
 
 def _read(path: Path, reading: Reading) -> Columns:
@@ -44,7 +46,7 @@ def _read(path: Path, reading: Reading) -> Columns:
         found = _old(solutions) if isinstance(solutions, Mapping) else solutions
         if not found:
             rows.append({"task_id": task, "sample": "0"})
-        rows += [{**entry, "task_id": task, "sample": str(i)} for i, entry in enumerate(found)]
+        rows += [{**_base(entry), "task_id": task, "sample": str(i)} for i, entry in enumerate(found)]
     has_plus = any(row.get("plus_status") is not None for row in rows)
     metric = choose("metric", ["base", "plus"] if has_plus else ["base"], reading.metric, path, "--metric")
     values = [_passed(path, row, metric) for row in rows]
@@ -64,6 +66,11 @@ def _read(path: Path, reading: Reading) -> Columns:
         metric=metric,
         higher_is_better=True,
     )
+
+
+def _base(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A solution whose one `status`, as BigCodeBench writes it, stands under EvalPlus's name for it."""
+    return entry if "base_status" in entry or "status" not in entry else {**entry, "base_status": entry["status"]}
 
 
 def _old(task: Mapping[str, Any]) -> list[dict[str, JsonLike]]:

@@ -123,7 +123,7 @@ def _value(
 ) -> tuple[float | None, str | None]:
     """A sample's score, or None and the reason why it has none."""
     value = _raw_value(sample, scorer)
-    gone = value is None or is_nan(value)
+    gone = value is None or value == "" or is_nan(value)
     if sample.get("error") and (gone or not scores_errors):
         return None, "crashed"
     if sample.get("invalidation"):
@@ -178,6 +178,7 @@ def _load(path: Path) -> _Log:
         raise ScoreError(
             f"{path.name}: expected samples in the Inspect log, found none (status {header.get('status')!r})."
         )
+    samples = [_with_scores(sample) for sample in samples]
     spec = header.get("eval") or {}
     config = spec.get("config") or {}
     lost = _lost_epochs(samples, config.get("epochs"))
@@ -189,6 +190,13 @@ def _load(path: Path) -> _Log:
         reductions=reductions if isinstance(reductions, list) else (),
         notes=tuple(_unfinished(header, samples, len(lost))),
     )
+
+
+def _with_scores(sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A sample whose one `score`, as logs of early 2024 hold it, stands under `scores` as Inspect itself moves it."""
+    if sample.get("scores") is not None or not isinstance(sample.get("score"), Mapping):
+        return sample
+    return {**sample, "scores": {"score": sample["score"]}}
 
 
 def _lost_epochs(samples: Sequence[Mapping[str, Any]], epochs: Any) -> list[Mapping[str, JsonLike]]:

@@ -57,7 +57,9 @@ def _read(path: Path, reading: Reading) -> Columns:
             fix="Run lm_eval without --predict_only.",
         )
     metric = choose("metric", metrics, asked_metric, path, "--metric")
+    rows, other_lengths = _of_length(path, rows, metric)
     sampled = sample_values(path, rows, metric)
+    figure = _unlike_stated(path, task, metric, chosen, [row.get(metric) for _, row in rows])
     rows = [rows[i] for i in sampled.row]
     plain = [row for _, row in rows]
     up, note = _direction(path, plain, task, metric)
@@ -77,7 +79,7 @@ def _read(path: Path, reading: Reading) -> Columns:
         sample=labels.get("sample", ()),
         rater=labels.get("rater", ()),
         content=[_content(row) for row in plain],
-        notes=(f"metric {metric}, filter {chosen}", *note, *sampled.notes),
+        notes=(f"metric {metric}, filter {chosen}", *note, *other_lengths, *sampled.notes, *figure),
         metric=metric,
         higher_is_better=up,
     )
@@ -202,6 +204,33 @@ def _metrics(rows: Sequence[Row]) -> list[str]:
     if not named:
         named = {k for row in rows for k in row if k not in _FIXED}
     return sorted(named - {"bypass"}) or sorted(named)
+
+
+def _of_length(path: Path, rows: list[tuple[int, Row]], metric: str) -> tuple[list[tuple[int, Row]], tuple[str, ...]]:
+    """The rows that a context length of RULER speaks of, and a note: its metrics are lengths, and a document of
+    another length bears -1 there, which lm-eval's own mean leaves out."""
+    kept = [(n, row) for n, row in rows if row.get(metric) != -1] if metric.isdigit() else rows
+    if len(kept) == len(rows):
+        return rows, ()
+    if not kept:
+        raise ScoreError(f"{path.name}: expected documents of length {metric}, found none.")
+    return kept, (f"{len(kept)} of {len(rows)} documents have the length {metric}; the others are left out",)
+
+
+def _unlike_stated(path: Path, task: str, metric: str, chosen: str, values: Sequence[Cell]) -> tuple[str, ...]:
+    """A note where the log's own results state another figure than the mean of its samples."""
+    file = path.with_name(f"results_{stamp_of(path)}.json")
+    record = next(results_beside(path), None) if stamp_of(path) and file.is_file() else None
+    tasks = record.get("results") if record is not None else None
+    figures = tasks.get(task) if isinstance(tasks, Mapping) else None
+    figure = figures.get(f"{metric},{chosen}") if isinstance(figures, Mapping) else None
+    numbers = [float(v) for v in values if isinstance(v, int | float)]
+    if not isinstance(figure, int | float) or len(numbers) < len(values):
+        return ()
+    mean = math.fsum(numbers) / len(numbers)
+    if math.isclose(mean, figure, rel_tol=1e-4, abs_tol=1e-4):
+        return ()
+    return (f"{file.name} states {metric} {figure:.4g}, which is not the mean of these samples, {mean:.4g}",)
 
 
 def _content(row: Row) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from veritune.data.sources.json_lines import PACKED
 from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.logs import (
@@ -131,6 +132,10 @@ def sniff(path: Path) -> str:
         head = file.read(_HEAD_BYTES)
     if not head.strip():
         raise ScoreError(f"{path.name}: {EXPECTED}; found an empty file.")
+    packed = next((kind for magic, kind in PACKED.items() if head.startswith(magic)), None)
+    if packed is not None:
+        what = f"{path.name}: {EXPECTED}; found a file compressed with {packed.partition(';')[0]}."
+        raise ScoreError(what, fix="Unpack it first.")
     if head[:2] == b"PK":
         return inspect_log.FORMAT.name
     if head[:4] == b"PAR1":

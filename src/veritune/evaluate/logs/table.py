@@ -59,7 +59,8 @@ def _read_table(path: Path, reading: Reading) -> Columns:
         )
 
     def labels(name: str) -> Sequence[str | None]:
-        return optional([None if x is None or x == "" else str(x) for x in table.values(name)])
+        values = table.values(name) if name else ()  # "" is a name too: pandas gives it to its index
+        return optional([None if x is None or x == "" else str(x) for x in values])
 
     def whole(name: str, what: str) -> Sequence[str]:
         values = table.values(name) if name else ()

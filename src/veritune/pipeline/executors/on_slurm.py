@@ -23,7 +23,8 @@ from veritune.pipeline.executors.jobs import Jobs
 from veritune.pipeline.executors.plan import POLL_S, Ended, ExecutorPlan, Hooks
 from veritune.pipeline.executors.worker import CellOutcome, CellTask, LiveTask, PullTask
 from veritune.pipeline.tries import lost_tries, name_try, read_tries
-from veritune.records import ClusterJob
+from veritune.pipeline.watch import FAILED
+from veritune.records import ClusterJob, FailedRun
 from veritune.store import Store
 
 if TYPE_CHECKING:
@@ -245,9 +246,6 @@ class _Arrays:
 
     def _not_pulled(self, run_id: str, told: CellOutcome | None) -> Ended:
         """A cell that is not done and whose tasks are all over. `told`: what a task returned of it, or ended with."""
-        from veritune.pipeline.watch import FAILED
-        from veritune.records import FailedRun
-
         folder, holder = self.study / "runs" / run_id, Store(self.study).holder(run_id)
         if holder is not None:
             return Ended(run_id, f"it is in use by {holder}", 1, in_use=True)

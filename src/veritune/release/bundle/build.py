@@ -27,6 +27,7 @@ from veritune import contract as contracts
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.config.train import Model
+from veritune.data.datasheet import write_datasheet
 from veritune.errors import GateError, InputError, ModelError, StaleError
 from veritune.records import (
     BaseRecord,
@@ -49,19 +50,22 @@ from veritune.release.bundle.parts import MANIFEST, SIGNATURE, content_problem, 
 from veritune.release.bundle.sbom import bill
 from veritune.release.bundle.sign import sign
 from veritune.release.bundle.verify import EVIDENCE, manifest_hash, verify_bundle
+from veritune.release.gate.candidate import open_case
 from veritune.release.gate.evidence import Subject, files_digest, read_evidence, weight_files, weights_digest
 from veritune.release.parity import golden
+from veritune.report.lineage_figures import write_lineage
 from veritune.seal import DRAWN
 from veritune.seal import verify as verify_study
 from veritune.store import (
     Store,
     read_json,
     sha256_file,
+    sha256_text,
     staged_folder,
     write_json,
     write_text,
 )
-from veritune.train.models import ModelRef
+from veritune.train.models import BUILTIN, HUB_NAME, ModelRef, resolve, weight_hashes
 
 TOKENIZER_FILES: tuple[str, ...] = (
     "tokenizer.json",
@@ -214,8 +218,6 @@ def _run(store: Store, source: BundleSource) -> tuple[RunManifest, Path]:
 
 def _chosen(store: Store) -> str:
     """The run that the release policy names."""
-    from veritune.release.gate.candidate import open_case
-
     try:
         return open_case(store.root).candidate.run_id
     except InputError as exc:
@@ -224,8 +226,6 @@ def _chosen(store: Store) -> str:
 
 def _base(source: BundleSource, store: Store, study: Study, facts: Facts) -> ModelRef:
     """The base model's folder, its files those of the contract."""
-    from veritune.train.models import resolve, weight_hashes
-
     if facts.model.backend is not None:
         raise GateError(
             f"the adapter was trained on a server ({facts.model.backend.base_model}) whose base has no hash, so a "
@@ -270,8 +270,6 @@ def _pack(plan: _Plan, out: Path) -> BundleManifest:
 
 def _identity(plan: _Plan) -> BundleManifest:
     """The manifest without its files."""
-    from veritune.train.models import BUILTIN, HUB_NAME
-
     builtin = plan.study.model.path == BUILTIN
     model = plan.facts.model
     reference = HUB_NAME if builtin else plan.study.model.path
@@ -360,8 +358,6 @@ def _base_record(plan: _Plan, manifest: BundleManifest) -> BaseRecord:
 def _datasheet(plan: _Plan, out: Path) -> dict[str, JsonLike]:
     """Audit the frozen data again and write its datasheet. Raises StaleError when the data is not the contract's."""
     from veritune.data.audit import AuditConfig, audit_data
-    from veritune.data.datasheet import write_datasheet
-    from veritune.report.lineage_figures import write_lineage
 
     data = plan.study.data
     config = AuditConfig(data.columns, data.family_field, data.id_field, near_duplicates=data.near_duplicates)
@@ -413,7 +409,6 @@ def _record_golden(plan: _Plan, manifest: BundleManifest, out: Path) -> None:
 def _prompts(plan: _Plan) -> list[Any]:
     """Rows by the hash of their ids, held-out families first: the same rows every time, and no one chose them."""
     from veritune.data.prepare import load_prepared
-    from veritune.store import sha256_text
 
     data = load_prepared(plan.store, plan.facts)
     scores = sorted((plan.store.run(plan.run.run_id) / "scores").glob("*.jsonl"))

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from veritune import contract as contracts
+from veritune.data.render import Renderer
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.records import (
     BaseRecord,
@@ -47,6 +48,7 @@ from veritune.release.bundle.sign import signature_problem
 from veritune.release.gate.evidence import files_digest, own_hash, weights_digest
 from veritune.release.parity.golden import GOLDEN, golden_problem
 from veritune.store import Store, hash_of, sha256_file
+from veritune.train.models import ModelRef, load_tokenizer
 
 EVIDENCE = "evidence"
 NEEDED: tuple[str, ...] = (
@@ -333,9 +335,6 @@ def _model_fits(folder: Path, base: Mapping[str, tuple[str, tuple[int, ...]]]) -
 
 def _tokenizer(parts: _Parts) -> Found:
     """Tokenizer, template and vocabulary are the contract's and the base's."""
-    from veritune.data.render import Renderer
-    from veritune.train.models import ModelRef, load_tokenizer
-
     tokenizer = load_tokenizer(ModelRef("bundle", parts.folder / "tokenizer", "float32"))
     renderer = Renderer(tokenizer, 1 << 30, check=False, template_kwargs=parts.facts.template_kwargs)
     rows = parts.base.vocabulary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -107,8 +107,6 @@ def open_case(study: str | Path, choice: CandidateChoice | None = None, today: d
 
 
 def _today() -> date:
-    from datetime import UTC, datetime
-
     return datetime.now(UTC).date()
 
 

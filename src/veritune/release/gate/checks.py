@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from veritune.config.release import Release, ServingGate, Suite
+from veritune.data.audit import AuditConfig, audit_data
+from veritune.data.datasheet import datasheet
+from veritune.decide.sides import Side, load_side
 from veritune.errors import InputError, VerituneError
+from veritune.evaluate.logs import Reading
 from veritune.machine import package_versions
 from veritune.records import (
     ContaminationAudit,
@@ -47,6 +51,7 @@ from veritune.release.gate.evidence import (
 )
 from veritune.release.gate.noninferior import Bar, Noninferior, Status, not_worse, worst
 from veritune.release.parity.load import SAMPLES, TailRule, tail_numbers, tails
+from veritune.stats.table import ScoreTable
 from veritune.store import read_json, read_jsonl
 
 LOOK: Mapping[str, str] = {
@@ -179,9 +184,6 @@ def _audit_record(case: Case) -> dict[str, Any] | str:
 
 
 def _audit(case: Case, source: Path) -> tuple[dict[str, Any], str]:
-    from veritune.data.audit import AuditConfig, audit_data
-    from veritune.data.datasheet import datasheet
-
     spec = case.study.data
     config = AuditConfig(columns=spec.columns, family_field=spec.family_field, id_field=spec.id_field)
     report = audit_data(source, config=config)
@@ -334,8 +336,6 @@ def _suite(case: Case, name: str, suite: Suite) -> tuple[Noninferior, tuple[str,
 
 def _own(case: Case, suite: Suite) -> tuple[Noninferior, tuple[str, ...]]:
     """An eval of the study: the candidate's own run against the baseline, from scores as they were sealed."""
-    from veritune.stats.table import ScoreTable
-
     runs = (case.candidate.run_id, case.candidate.baseline)
     paths = [case.store.run(run) / "scores" / f"{suite.eval}.jsonl" for run in runs]
     weights = [p for p in case.candidate.folder.iterdir() if p.suffix == ".safetensors"]
@@ -373,9 +373,6 @@ def compare_files(candidate: list[Path], base: list[Path], suite: Suite) -> Noni
     """The comparison of the candidate's score files with the base's, in any format that `compare` reads. Raises
     ScoreError.
     """
-    from veritune.decide.sides import Side, load_side
-    from veritune.evaluate.logs import Reading
-
     reading = Reading(
         metric=suite.metric, filter=suite.filter, id=suite.id, family=suite.family,
         higher_is_better=suite.higher_is_better,
@@ -436,7 +433,7 @@ def safety(case: Case) -> GateResult:
         return undecided("safety", message, look, thresholds=thresholds, evidence=_files(case, record))
     try:
         found = judge(read_graded(case.store, record), policy)
-    except (VerituneError, KeyError, TypeError) as exc:
+    except VerituneError as exc:
         return undecided("safety", f"the graded answers cannot be read: {exc}", look, thresholds=thresholds)
     evidence = _files(case, record)
     return GateResult("safety", found.status, found.message, found.numbers, evidence, look, thresholds)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from veritune.errors import ScoreError
 from veritune.stats.intervals import Unknown
+from veritune.stats.table import GENERIC_METRICS, direction_of, scale_of
 
 if TYPE_CHECKING:
     from veritune.records import JsonLike, Verdict
@@ -66,7 +67,6 @@ def not_worse(candidate: ScoreTable, base: ScoreTable, bar: Bar) -> Noninferior:
     from veritune.config.claim import Claim
     from veritune.decide.claims import ClaimContext, judge
     from veritune.stats.paired import PairOptions, compare_tables
-    from veritune.stats.table import scale_of
 
     name = candidate.eval or base.eval or "scores"
     try:
@@ -107,8 +107,6 @@ def _direction(candidate: ScoreTable, base: ScoreTable) -> bool:
 
     Raises ScoreError for a metric of unknown direction: a gate that guesses can pass a regression.
     """
-    from veritune.stats.table import GENERIC_METRICS, direction_of
-
     up = direction_of(candidate, base)
     metric = candidate.metric if candidate.metric not in GENERIC_METRICS else base.metric
     if up is None and metric not in GENERIC_METRICS:

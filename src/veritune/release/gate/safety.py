@@ -22,7 +22,7 @@ import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,11 +32,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from veritune.config.release import SafetyGate
 from veritune.errors import FormatError, InputError
+from veritune.evaluate.generate import Decoding, generate
+from veritune.machine import package_versions
 from veritune.patterns import compiled, search
 from veritune.records import (
-    JsonLike,
-    JsonValue,
+    GradedAnswer,
     Message,
+    PromptKind,
     Row,
     Score,
     to_json,
@@ -45,7 +47,8 @@ from veritune.release.gate.candidate import Case
 from veritune.release.gate.checks import usable
 from veritune.release.gate.evidence import Evidence, Subject, input_hashes, input_path, subject_of, write_evidence
 from veritune.release.gate.noninferior import Bar, Noninferior, Status, not_worse, worst
-from veritune.store import Store, read_jsonl, write_jsonl
+from veritune.stats.table import ScoreTable
+from veritune.store import Store, write_jsonl
 from veritune.train.models import BUILTIN
 from veritune.untrusted import MAX_YAML_BYTES, parse_yaml, read_bytes
 
@@ -55,10 +58,10 @@ if TYPE_CHECKING:
 PROMPTS = Path(__file__).with_name("prompts")
 STARTER = PROMPTS / "starter.yaml"
 REFUSALS = PROMPTS / "refusals.yaml"
+Arm = Literal["base", "candidate"]
 RISKS = ("harmful", "privacy", "override")
 ANSWERS = "release/safety.jsonl"
 
-Kind = Literal["harmful", "privacy", "override", "harmless"]
 Grader = Callable[[Mapping[str, Any], str], "bool | None"]
 
 
@@ -68,7 +71,7 @@ class Prompt(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: Annotated[str, Field(min_length=1, max_length=64)]
-    kind: Kind
+    kind: PromptKind
     category: str = ""
     system: str | None = None
     prompt: Annotated[str, Field(min_length=1)]
@@ -249,9 +252,9 @@ def asking_of(
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Graded answers of both arms, one mapping each, and the digests of the models."""
+    """Graded answers of both arms, and the digests of the models."""
 
-    answers: tuple[Mapping[str, Any], ...]
+    answers: tuple[GradedAnswer, ...]
     subject: Subject
     sets: tuple[PromptSet, ...]
 
@@ -269,8 +272,9 @@ def ask(asking: Asking, on_arm: Callable[[str], None] | None = None) -> Asked:
     found = find(asking.model, None if whole else asking.adapter, dtype=asking.dtype)
     measured = subject_of(found.ref.path, asking.adapter)
     ids = {s.name: [found.renderer.prompt_ids(_row(p)) for p in s.prompts] for s in sets}
-    answers: list[Mapping[str, Any]] = []
-    for arm in ("base", "candidate"):
+    answers: list[GradedAnswer] = []
+    arms: tuple[Arm, ...] = ("base", "candidate")
+    for arm in arms:
         if on_arm is not None:
             on_arm(arm)
         model = _load(found, arm, asking, whole)
@@ -298,32 +302,34 @@ def _answers(
     tokenizer: PreTrainedTokenizerBase,
     ids: Sequence[Sequence[int]],
     chosen: PromptSet,
-    how: tuple[str, Asking, Grader | None],
-) -> list[Mapping[str, JsonLike]]:
-    from veritune.evaluate.generate import Decoding, generate
-
+    how: tuple[Arm, Asking, Grader | None],
+) -> list[GradedAnswer]:
     arm, asking, grader = how
     refusals = Refusals.load(chosen.refusals)
     outputs = generate(model, tokenizer, ids, Decoding(chosen.max_new_tokens, asking.batch_size))
-    rows: list[Mapping[str, Any]] = []
+    rows = []
     for prompt, output in zip(chosen.prompts, outputs):
         given = _graded_by(grader, prompt, output.text) if grader else grade(prompt, output.text, refusals)
-        where: dict[str, Any] = {"set": chosen.name, "id": prompt.id, "kind": prompt.kind, "category": prompt.category}
-        where |= {"family": prompt.family, "arm": arm, "output": output.text, "ended": output.ended}
-        rows.append({**where, **asdict(given)})
+        rows.append(
+            GradedAnswer(
+                set=chosen.name, id=prompt.id, kind=prompt.kind, category=prompt.category, family=prompt.family,
+                arm=arm, output=output.text, ended=output.ended, good=given.good,
+                reason=given.reason, found=given.found,
+            )
+        )  # fmt: skip
     return rows
 
 
 # ---------------------------------------------------------------- judging
 
 
-def judge(answers: Sequence[Mapping[str, Any]], policy: SafetyGate) -> Noninferior:
+def judge(answers: Sequence[GradedAnswer], policy: SafetyGate) -> Noninferior:
     """Unsafe answers and refused harmless prompts, candidate against base, each judged by interval on the same prompts.
 
     Scores are 1 where the answer is as it should be, so that a missing grade can never count as safe. Both comparisons
     and a ceiling, where the policy sets one, must pass.
     """
-    said = [{_key(a): a["output"] for a in answers if a["arm"] == arm} for arm in ("candidate", "base")]
+    said = [{a.key: a.output for a in answers if a.arm == arm} for arm in ("candidate", "base")]
     bar = Bar(policy.margin, policy.alpha, outputs_differ=said[0] != said[1], scale=(0.0, 1.0))
     unsafe = _compare(answers, RISKS, bar)
     refused = _compare(answers, ("harmless",), replace(bar, margin=policy.refusal_margin))
@@ -332,17 +338,19 @@ def judge(answers: Sequence[Mapping[str, Any]], policy: SafetyGate) -> Noninferi
         parts.append(("ceiling", _ceiling(answers, policy.max_unsafe, policy.alpha)))
     status = worst([found.status for _, found in parts])
     message = "; ".join(f"{name}: {found.message}" for name, found in parts if found.status == status)
-    numbers = {"safe": unsafe.numbers, "answered": refused.numbers, "rates": rates(answers, policy.alpha)}
+    numbers = {
+        "safe": unsafe.numbers,
+        "answered": refused.numbers,
+        "rates": [to_json(rate) for rate in rates(answers, policy.alpha)],
+    }
     return Noninferior(status, message, {**numbers, "parts": {name: found.status for name, found in parts}})
 
 
-def _compare(answers: Sequence[Mapping[str, JsonValue]], kinds: Sequence[str], bar: Bar) -> Noninferior:
-    from veritune.stats.table import ScoreTable
-
-    chosen = [a for a in answers if a["kind"] in kinds]
+def _compare(answers: Sequence[GradedAnswer], kinds: Sequence[str], bar: Bar) -> Noninferior:
+    chosen = [a for a in answers if a.kind in kinds]
     if not chosen:
         return Noninferior("undecided", f"no prompts of kind {' or '.join(kinds)} were asked", {})
-    arms = {arm: [a for a in chosen if a["arm"] == arm] for arm in ("candidate", "base")}
+    arms = {arm: [a for a in chosen if a.arm == arm] for arm in ("candidate", "base")}
     name = "harmless" if kinds == ("harmless",) else "risks"
     tables = {
         arm: ScoreTable.from_scores([_score(a, name) for a in rows], condition=arm, fixed=arm == "base")
@@ -351,28 +359,17 @@ def _compare(answers: Sequence[Mapping[str, JsonValue]], kinds: Sequence[str], b
     return not_worse(tables["candidate"], tables["base"], bar)
 
 
-def _key(answer: Mapping[str, JsonLike]) -> str:
-    return f"{answer['set']}/{answer['id']}"
-
-
-def _score(answer: Mapping[str, Any], name: str) -> Score:
-    family = answer.get("family")
+def _score(answer: GradedAnswer, name: str) -> Score:
     # The model's own failure would count as unsafe, which flatters the candidate when the base is the empty one.
-    reason = "empty_not_graded" if answer["reason"] == "empty_output" else answer["reason"]
-    return Score(
-        answer["arm"],
-        name,
-        _key(answer),
-        answer["good"],
-        reason,
-        family=family and f"{answer['set']}/{family}",
-    )
+    reason = "empty_not_graded" if answer.reason == "empty_output" else answer.reason
+    family = answer.family and f"{answer.set}/{answer.family}"
+    return Score(answer.arm, name, answer.key, answer.good, reason, family=family)
 
 
-def _ceiling(answers: Sequence[Mapping[str, JsonLike]], most: float, alpha: float) -> Noninferior:
+def _ceiling(answers: Sequence[GradedAnswer], most: float, alpha: float) -> Noninferior:
     """The candidate's own rate of unsafe answers, a missing grade counted as unsafe; exact interval."""
-    mine = [a for a in answers if a["arm"] == "candidate" and a["kind"] in RISKS]
-    k = sum(a["good"] != 1.0 for a in mine)
+    mine = [a for a in answers if a.arm == "candidate" and a.kind in RISKS]
+    k = sum(a.good != 1.0 for a in mine)
     low, high = exact_interval(k, len(mine), 1 - alpha)
     status: Status = "passed" if high <= most else "failed" if low > most else "undecided"
     return Noninferior(
@@ -390,7 +387,23 @@ def exact_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def rates(answers: Sequence[Mapping[str, JsonLike]], alpha: float = 0.05) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class AnswerRate:
+    """Answers of one kind and arm: `bad` are not as they should be, out of the `graded`; `low` and `high` are the
+    exact interval of their share; `missing` counts answers without a grade by reason.
+    """
+
+    kind: str
+    arm: str
+    bad: int
+    graded: int
+    asked: int
+    low: float
+    high: float
+    missing: Mapping[str, int]
+
+
+def rates(answers: Sequence[GradedAnswer], alpha: float = 0.05) -> list[AnswerRate]:
     """Per kind and arm: answers that are not as they should be, out of the graded ones, with the exact interval;
     missing by reason.
 
@@ -399,14 +412,13 @@ def rates(answers: Sequence[Mapping[str, JsonLike]], alpha: float = 0.05) -> lis
     rows = []
     for kind in (*RISKS, "harmless"):
         for arm in ("base", "candidate"):
-            mine = [a for a in answers if a["kind"] == kind and a["arm"] == arm]
-            graded = [a for a in mine if a["good"] is not None]
-            bad = sum(a["good"] == 0 for a in graded)
+            mine = [a for a in answers if a.kind == kind and a.arm == arm]
+            graded = [a for a in mine if a.good is not None]
+            bad = sum(a.good == 0 for a in graded)
             low, high = exact_interval(bad, len(graded), 1 - alpha)
-            missing = dict(Counter(str(a["reason"]) for a in mine if a["good"] is None))
-            row = {"kind": kind, "arm": arm, "bad": bad, "graded": len(graded), "asked": len(mine)}
+            missing = dict(Counter(str(a.reason) for a in mine if a.good is None))
             if mine:
-                rows.append({**row, "low": low, "high": high, "missing": missing})
+                rows.append(AnswerRate(kind, arm, bad, len(graded), len(mine), low, high, missing))
     return rows
 
 
@@ -415,8 +427,6 @@ def rates(answers: Sequence[Mapping[str, JsonLike]], alpha: float = 0.05) -> lis
 
 def write_record(store: Store, asking: Asking, asked: Asked, policy: SafetyGate) -> Evidence:
     """Write the graded answers and the evidence record beside them; returns the record."""
-    from veritune.machine import package_versions
-
     path = store.root / ANSWERS
     write_jsonl(path, asked.answers)
     found = judge(asked.answers, policy)
@@ -453,16 +463,16 @@ def _grader_file(spec: str | None) -> tuple[Path, ...]:
     return (Path(file),) if file else ()
 
 
-def read_graded(store: Store, record: Evidence) -> list[dict[str, JsonLike]]:
-    """The graded answers that a record names. Raises FormatError if it names none."""
+def read_graded(store: Store, record: Evidence) -> list[GradedAnswer]:
+    """The graded answers that a record names. Raises FormatError if it names none, or they are damaged."""
     if ANSWERS not in record.outputs:
         raise FormatError(
             "the safety record names no graded answers.", fix="Run `veritune safety` again to record them."
         )
-    return read_jsonl(input_path(store, ANSWERS))
+    return GradedAnswer.load_all(input_path(store, ANSWERS))
 
 
-def recorded_answers(case: Case) -> list[dict[str, JsonLike]]:
+def recorded_answers(case: Case) -> list[GradedAnswer]:
     """The graded answers of the case's own safety record. Raises InputError if there is none for these weights."""
     record = usable(case, "safety")
     if isinstance(record, str):
@@ -470,27 +480,25 @@ def recorded_answers(case: Case) -> list[dict[str, JsonLike]]:
     return read_graded(case.store, record)
 
 
-def flips(answers: Sequence[Mapping[str, JsonValue]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def flips(answers: Sequence[GradedAnswer]) -> list[tuple[GradedAnswer, GradedAnswer]]:
     """Pairs (base, candidate) of answers that were as they should be for the base but are not for the candidate."""
-    base = {_key(a): a for a in answers if a["arm"] == "base"}
-    mine = [a for a in answers if a["arm"] == "candidate"]
-    return [(base[_key(a)], a) for a in mine if a["good"] == 0 and base[_key(a)]["good"] == 1]
+    base = {a.key: a for a in answers if a.arm == "base"}
+    mine = [a for a in answers if a.arm == "candidate"]
+    return [(base[a.key], a) for a in mine if a.good == 0 and base[a.key].good == 1]
 
 
-def render_text(answers: Sequence[Mapping[str, Any]], found: Noninferior, shown: int = 5) -> str:
+def render_text(answers: Sequence[GradedAnswer], found: Noninferior, shown: int = 5) -> str:
     """The rates, the comparison, and the first answers that got worse, as text."""
     lines = [f"{'kind':<10} {'arm':<10} {'bad':>4} of graded   exact 95 %      missing"]
     for r in rates(answers):
-        missing = ", ".join(f"{n} {reason}" for reason, n in r["missing"].items()) or "none"
-        ends = f"{r['low']:.3f} to {r['high']:.3f}"
-        lines.append(f"{r['kind']:<10} {r['arm']:<10} {r['bad']:>4} of {r['graded']:<6}  {ends}  {missing}")
+        missing = ", ".join(f"{n} {reason}" for reason, n in r.missing.items()) or "none"
+        ends = f"{r.low:.3f} to {r.high:.3f}"
+        lines.append(f"{r.kind:<10} {r.arm:<10} {r.bad:>4} of {r.graded:<6}  {ends}  {missing}")
     lines += ["", f"{found.status}: {found.message}"]
     worse = flips(answers)
     if worse:
         lines += ["", f"{len(worse)} answers got worse" + (f", the first {shown}:" if len(worse) > shown else ":")]
     for before, after in worse[:shown]:
-        lines.append(f"  {_key(after)} ({after['kind']})")
-        lines += [
-            f"    {arm:<9} {' '.join(a['output'].split())[:110]}" for arm, a in (("base", before), ("now", after))
-        ]
+        lines.append(f"  {after.key} ({after.kind})")
+        lines += [f"    {arm:<9} {' '.join(a.output.split())[:110]}" for arm, a in (("base", before), ("now", after))]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from veritune.errors import ModelError
 from veritune.records import Finding
 from veritune.release.parity.merge import MergePart, weights_error
+from veritune.train.tensors import Tensors
 from veritune.untrusted import parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -113,8 +114,6 @@ def _twice_there(held: dict[str, dict[str, int]]) -> list[Finding]:
 
 
 def _same_tensors(folder: Path, merged: Path) -> list[Finding]:
-    from veritune.train.tensors import Tensors
-
     new, old = Tensors(folder), Tensors(merged)
     found = []
     sides = (("missing", old, new, "the export lacks"), ("added", new, old, "the merged model lacks"))

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
+from veritune.data.text import first_difference
 from veritune.errors import InputError, MachineError, ModelError, first_line
 from veritune.records import Finding, JsonValue
 from veritune.release.parity.merge import MergePart, weights_error
 from veritune.store import read_json
+from veritune.train.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -185,8 +187,6 @@ def _tensors(
     file: GgufFile, merged: Path, base: Path | None, config: PretrainedConfig, limits: MergeThresholds
 ) -> tuple[list[TensorRead], list[Finding]]:
     """Every tensor of the merged model in the file, and every tensor of the file in the merged model."""
-    from veritune.train.tensors import Tensors
-
     ours = Tensors(merged)
     before = Tensors(base) if base is not None else None
     blocks = int(getattr(config, "num_hidden_layers", 0))
@@ -386,8 +386,6 @@ def _vocabulary(file: GgufFile, merged: Path, config: PretrainedConfig) -> list[
 
 
 def _template(found: str | None, right: str | None) -> list[Finding]:
-    from veritune.data.text import first_difference
-
     if found == right:
         return []
     if found is None or right is None:
@@ -425,8 +423,6 @@ def _merges(file: GgufFile, merged: Path) -> list[Finding]:
     right = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
     if not right or found == right:
         return []
-    from veritune.data.text import first_difference
-
     at = first_difference(found, right)
     message = f"merge {at} of {len(found)} differs from the tokenizer's ({len(right)} merges)"
     return [weights_error("gguf.merges", message)]

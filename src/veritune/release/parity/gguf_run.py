@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import MergeThresholds
 from veritune.errors import MachineError, ModelError
+from veritune.evaluate.generate import Decoding, Output, generate, stop_tokens
 from veritune.records import Rendered
 from veritune.release.parity.merge import MergePart, Status
 from veritune.release.parity.merge_outputs import (
@@ -42,8 +44,6 @@ FIX = "pip install llama-cpp-python (it compiles llama.cpp), or serve the file a
 
 def missing_runtime() -> str:
     """Why llama.cpp cannot be run here; empty if it can."""
-    from importlib import util
-
     if util.find_spec(RUNTIME) is None:
         return "llama-cpp-python is not installed, so the file was not run"
     return ""
@@ -86,8 +86,6 @@ class LlamaCpp:
         self, prompt: Sequence[int], stops: Sequence[int], max_new_tokens: int, tokenizer: PreTrainedTokenizerBase
     ) -> Output:
         """The greedy answer, as `veritune.evaluate.generate` gives it."""
-        from veritune.evaluate.generate import Output
-
         self.model.reset()
         kept: list[int] = []
         ended = "length"
@@ -156,7 +154,6 @@ def _measure(
     """KL, loss and greedy answers of the file against the merged model in float32, and what the precision makes."""
     import torch
 
-    from veritune.evaluate.generate import Decoding, generate, stop_tokens
     from veritune.train.models import load_base, load_tokenizer
 
     tokenizer = load_tokenizer(merged)
@@ -196,7 +193,6 @@ def _measure(
 
 def answers_of_file(path: Path, merged: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Answer:
     """An answerer for `merge_scores` that uses the file; the merged model determines the stop tokens."""
-    from veritune.evaluate.generate import stop_tokens
 
     def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Output]:
         stops = stop_tokens(merged(), tokenizer)

@@ -35,6 +35,7 @@ from veritune.records import Json, JsonLike, Message
 from veritune.release.parity.serving import Server, chat_template_kwargs, key_header
 from veritune.stats.intervals import t_quantile
 from veritune.stats.tails import QuantileRatio, Waits, quantile_ratio
+from veritune.store import write_jsonl
 
 SAMPLES = "release/serving.jsonl"
 """Where a study keeps every request of the load test."""
@@ -229,8 +230,6 @@ def write_samples(path: Path, speed: Speed) -> None:
     """Write every request as a line of JSON. Times are seconds from the start of its block; `status` is `ok` or the
     error.
     """
-    from veritune.store import write_jsonl
-
     write_jsonl(path, sample_lines(speed))
 
 

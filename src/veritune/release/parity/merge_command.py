@@ -9,13 +9,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.config.train import Model
+from veritune.data.load import load_rows, require_clean
+from veritune.data.render import Renderer, render_rows
 from veritune.errors import GateError, InputError
+from veritune.evaluate import tasks
+from veritune.evaluate.scorers import scorer_of
 from veritune.machine import package_versions
 from veritune.records import Finding, Rendered, to_json
+from veritune.release.gate.evidence import Evidence, weights_digest, write_evidence
+from veritune.release.parity import quantised_merge as bitwise
+from veritune.release.parity.export import INDEX, check_shards
+from veritune.release.parity.gguf_file import check_file, convert
+from veritune.release.parity.gguf_run import answers_of_file, run_file
 from veritune.release.parity.merge import MergeParity, MergePart, joined, judge, merge_adapter, parity
 from veritune.release.parity.merge_outputs import MergeOptions
+from veritune.release.parity.merge_scores import Answer, ScoredTask, answers_of, paired_scores
+from veritune.release.parity.quantised_merge import Bits, check_quantised_merge, dequantise, load, unquantised_merge
+from veritune.store import sha256_file
+from veritune.train import quantised
 from veritune.train.adapters.attach import attach
 from veritune.train.adapters.foreign import PeftForm, peft_folder
+from veritune.train.models import context_length, load_tokenizer, resolve
+from veritune.train.quantised import QLORA, Quantisation, in_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,10 +125,6 @@ def merge_command(asked: MergeRequest, options: MergeOptions) -> MergeParity:
         )
     if asked.study is not None:
         return _in_study(asked, options)
-    from veritune.config.train import Model
-    from veritune.release.parity.quantised_merge import Bits
-    from veritune.train.models import resolve
-
     assert asked.model is not None and asked.adapter is not None
     ref = resolve(Model(path=asked.model, dtype=options.dtype), Path())  # type: ignore[arg-type]
     bits = Bits.named(asked.quantised, options.dtype, asked.double_quant) if asked.quantised else None
@@ -151,8 +163,6 @@ def _told(found: MergeParity, written: PeftForm) -> MergeParity:
 
 def _dequantised(ref: ModelRef, bits: Bits, scratch: Path) -> ModelRef:
     """What the base in bits stands for, written out. Raises GateError where the 4-bit path fails its self-test."""
-    from veritune.release.parity.quantised_merge import dequantise, load
-    from veritune.train.models import load_tokenizer
     from veritune.train.quantised import said, self_test
 
     if bits.kind != "int8":
@@ -171,9 +181,6 @@ def _found(work: Work, base: ModelRef, merged: Path, how: tuple[Path, MergeOptio
     scratch, options = how
     if work.bits is None:
         return parity(base, work.adapter, merged, work.rows, options)
-    from veritune.release.parity.quantised_merge import check_quantised_merge, unquantised_merge
-    from veritune.train.quantised import in_bits
-
     if in_bits(merged):
         served = replace(work.ref, path=merged)
         modules, findings = check_quantised_merge(
@@ -192,9 +199,6 @@ def _found(work: Work, base: ModelRef, merged: Path, how: tuple[Path, MergeOptio
 
 
 def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: MergeOptions) -> list[MergePart]:
-    from veritune.release.parity.export import INDEX, check_shards
-    from veritune.store import sha256_file
-
     work, exports = what
     parts = []
     if exports.shards is not None:
@@ -205,9 +209,6 @@ def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: 
     if exports.converter is not None:
         path = _converted(exports, merged)
     if path is not None:
-        from veritune.release.parity.gguf_file import check_file
-        from veritune.release.parity.gguf_run import run_file
-
         part = check_file(path, merged, base.path, options.thresholds)
         part = run_file(part, path, replace(work.ref, path=merged), work.rows, options)
         parts.append(replace(part, numbers={**part.numbers, "sha256": sha256_file(path)}))
@@ -215,8 +216,6 @@ def _exports(base: ModelRef, merged: Path, what: tuple[Work, Exports], options: 
 
 
 def _converted(exports: Exports, merged: Path) -> Path:
-    from veritune.release.parity.gguf_file import convert
-
     assert exports.converter is not None
     out = merged.with_name(f"{merged.name}-{exports.gguf_type}.gguf")
     if out.exists():
@@ -228,9 +227,6 @@ def _scores(work: Work, merged: Path, parts: list[MergePart], how: tuple[Exports
     """Task scores of the merged model, of its GGUF and of the merge in bits again, each against the adapter."""
     if work.task is None:
         return []
-    from veritune.release.parity import quantised_merge as bitwise
-    from veritune.release.parity.merge_scores import Answer, answers_of, paired_scores
-    from veritune.train import quantised
     from veritune.train.models import load_base, load_tokenizer
 
     exports, options = how
@@ -253,8 +249,6 @@ def _scores(work: Work, merged: Path, parts: list[MergePart], how: tuple[Exports
         others["merged" if not others else bitwise.SERVED[bits.kind]] = answers_of(in_bits, tokenizer)
     file = exports.gguf or merged.with_name(f"{merged.name}-{exports.gguf_type}.gguf")
     if any(p.name == "gguf" and "outputs" in p.numbers for p in parts):
-        from veritune.release.parity.gguf_run import answers_of_file
-
         others["gguf"] = answers_of_file(file, whole, tokenizer)
     found = paired_scores(work.task, adapter, others)
     shown = f"scores of {bitwise.SERVED[bits.kind]}" if bits else ""
@@ -267,8 +261,6 @@ def _passed(scores: list[MergePart], name: str) -> bool:
 
 def _scored(found: MergeParity, scores: list[MergePart], merged: Path) -> MergeParity:
     """A merged model that is in bits itself rounds otherwise than its adapter; only scores can pass it."""
-    from veritune.train.quantised import in_bits
-
     if found.status != "undecided" or found.outputs is not None or not in_bits(merged) or not _passed(scores, "merged"):
         return found
     message = found.message.replace("outputs were not compared", "in bits, it is judged by its scores")
@@ -306,11 +298,7 @@ def _merged(base: ModelRef, work: Work, asked: MergeRequest, options: MergeOptio
 
 def _rows(ref: ModelRef, asked: MergeRequest) -> tuple[list[Rendered], ScoredTask | None]:
     """The first rows of the data file as the contract would render them, and all of them as an eval if asked."""
-    from veritune.data.load import load_rows, require_clean
-    from veritune.data.render import Renderer, render_rows
     from veritune.evaluate.regression import AnswerKey
-    from veritune.release.parity.merge_scores import ScoredTask
-    from veritune.train.models import context_length, load_tokenizer
 
     scored = asked.scored
     if scored.eval is not None:
@@ -348,10 +336,6 @@ def _margin(margin: float | None) -> float:
 
 def _study_task(case: Any, data: Any, asked: MergeRequest) -> ScoredTask | None:
     """The named eval of the study on its own items; the margin of the policy's suite where none is given."""
-    from veritune.evaluate import tasks
-    from veritune.evaluate.scorers import scorer_of
-    from veritune.release.parity.merge_scores import ScoredTask
-
     scored = asked.scored
     if scored.extract is not None or scored.expected is not None:
         raise InputError(
@@ -378,10 +362,6 @@ def _in_study(asked: MergeRequest, options: MergeOptions) -> MergeParity:
     """The candidate of a study on its own held-out rows, recorded as evidence for the gate."""
     from veritune.data.prepare import load_prepared
     from veritune.release.gate.candidate import CandidateChoice, open_case
-    from veritune.release.gate.evidence import Evidence, weights_digest, write_evidence
-    from veritune.release.parity.quantised_merge import Bits
-    from veritune.train.models import resolve
-    from veritune.train.quantised import QLORA, Quantisation
 
     assert asked.study is not None
     case = open_case(asked.study, CandidateChoice(condition=asked.condition, seed=asked.seed))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
 from veritune.errors import InputError, ModelError
+from veritune.evaluate.generate import Decoding, generate
 from veritune.records import Json, JsonLike, Rendered
 
 if TYPE_CHECKING:
@@ -291,8 +292,6 @@ def differing_answers(
     options: MergeOptions,
 ) -> list[AnswerDivergence]:
     """The rows whose greedy answers differ, each with its first difference."""
-    from veritune.evaluate.generate import Decoding, generate
-
     prompts = [prompt_of(row) for row in rows]
     decoding = Decoding(options.max_new_tokens, options.batch_size)
     left, right = (generate(model, tokenizer, prompts, decoding) for model in (adapted, merged))

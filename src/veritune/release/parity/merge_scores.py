@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.evals import Eval
 from veritune.errors import InputError
+from veritune.evaluate import tasks
+from veritune.evaluate.generate import Decoding, generate
 from veritune.records import Row, Score
 from veritune.release.parity.merge import MergePart
 
@@ -41,8 +43,6 @@ class ScoredTask:
     score: Scorer | None = None
 
     def __post_init__(self) -> None:
-        from veritune.evaluate import tasks
-
         if not self.rows:
             raise InputError(f"eval {self.name} has no items.", fix="Name an eval with items, or other rows.")
         if not 0 < self.margin < 1:
@@ -52,7 +52,6 @@ class ScoredTask:
 
 def answers_of(make: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> Answer:
     """An answerer whose model is loaded when it is used and freed afterwards."""
-    from veritune.evaluate.generate import Decoding, generate
 
     def ask(prompts: Sequence[Sequence[int]], most: int, batch: int) -> list[Output]:
         return generate(make(), tokenizer, prompts, Decoding(most, batch))
@@ -80,8 +79,6 @@ def paired_scores(task: ScoredTask, adapter: Answer, others: dict[str, Answer]) 
 
 
 def _scores(task: ScoredTask, name: str, ask: Answer) -> list[Score]:
-    from veritune.evaluate import tasks
-
     outputs = ask(task.prompts, task.spec.max_new_tokens, task.spec.batch_size)
     score = task.score or partial(tasks.score, task.name, task.spec)
     return [

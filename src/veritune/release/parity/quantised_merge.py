@@ -16,6 +16,7 @@ guard there, and after every use the weights must be what they were, bit for bit
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -130,8 +131,6 @@ def unchanged(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _digest(layer: Linear4bit | Linear8bitLt) -> str:
-    import hashlib
-
     return hashlib.sha256(values(layer).float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 

@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from veritune.data.render import Renderer
 from veritune.errors import InputError, MachineError, ModelError
+from veritune.evaluate.generate import Decoding, generate
 from veritune.records import JsonLike, Message, Row
 
 if TYPE_CHECKING:
@@ -356,9 +358,6 @@ def expected_answers(
     template_kwargs: Mapping[str, JsonLike] | None = None,
 ) -> list[Expected]:
     """Greedy answers by Veritune's own generation, one prompt at a time, as a server answers them."""
-    from veritune.data.render import Renderer
-    from veritune.evaluate.generate import Decoding, generate
-
     renderer = Renderer(tokenizer, 1 << 30, template_kwargs=template_kwargs, check=False)
     ids = [renderer.prompt_ids(Row(str(n), tuple(messages))) for n, messages in enumerate(prompts)]
     outputs = generate(model, tokenizer, ids, Decoding(max_tokens, batch_size=1))

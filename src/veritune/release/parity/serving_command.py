@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.data.load import load_rows, require_clean
+from veritune.data.render import Renderer
 from veritune.errors import DataError, InputError, StaleError
 from veritune.machine import package_versions
 from veritune.records import Json, JsonLike, Row, to_json
+from veritune.release.gate.evidence import Evidence, input_hashes, read_evidence, weights_digest, write_evidence
 from veritune.release.parity.load import (
     SAMPLES,
     Load,
@@ -164,7 +167,6 @@ def _reference(asked: ServingRequest) -> ModelRef | None:
         name = asked.reference or asked.base
         kwargs = dict(asked.template_kwargs)
         return resolve(Model(path=name, dtype=asked.dtype, template_kwargs=kwargs), Path()) if name else None  # type: ignore[arg-type]
-    from veritune.data.render import Renderer
     from veritune.release.gate.candidate import CandidateChoice, open_case
 
     case = open_case(asked.study, CandidateChoice(condition=asked.condition))
@@ -247,8 +249,6 @@ def _server(stack: ExitStack, asked: ServingRequest, url: str | None, folder: Pa
 
 def golden_rows(path: Path, most: int) -> list[Row]:
     """The first rows of a file of prompts. Raises DataError for an unreadable file, InputError for an empty one."""
-    from veritune.data.load import load_rows, require_clean
-
     loaded = load_rows(path)
     require_clean(loaded)
     rows = [row for row in loaded.rows if row.prompt][:most]
@@ -260,7 +260,6 @@ def golden_rows(path: Path, most: int) -> list[Row]:
 def _record(asked: ServingRequest, study: Path, found: Served) -> None:
     """Write the evidence. Raises DataError when the model is neither the candidate nor its merge."""
     from veritune.release.gate.candidate import CandidateChoice, open_case
-    from veritune.release.gate.evidence import Evidence, input_hashes, read_evidence, weights_digest, write_evidence
 
     case = open_case(study, CandidateChoice(condition=asked.condition))
     subject, digest = case.candidate.subject, weights_digest(Path(asked.model))

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from veritune.errors import FormatError, InputError
+from veritune.records import BundleManifest
+from veritune.records.base import parse
 from veritune.release.bundle.parts import MANIFEST, SIGNATURE
 from veritune.release.registry.channels import BUNDLE_ID, CHANNELS, existing_shelf, history_on
 from veritune.release.registry.shelf import Shelf
-from veritune.untrusted import parse_json
 
 YOUNG_S = 86_400.0
 """Seconds that a bundle is left alone: a promotion uploads gigabytes before its entry names them."""
@@ -123,11 +124,12 @@ def _shelved(shelf: Shelf, name: str, age: float | None, uses: Iterable[tuple[st
         age_s=age,
     )  # fmt: skip
     try:
-        manifest = parse_json(shelf.read(f"bundles/{name}/{MANIFEST}"))
-        size = sum(int(part["bytes"]) for part in manifest["files"].values())
-        return replace(bundle, name=str(manifest["name"]), run_id=str(manifest["run_id"]), bytes=size)
-    except (FileNotFoundError, FormatError, ValueError, TypeError, KeyError, AttributeError):
-        return bundle
+        place = f"bundles/{name}/{MANIFEST}"
+        manifest = parse(BundleManifest, shelf.read(place), place)
+    except (FileNotFoundError, FormatError):
+        return bundle  # `verify` names what is wrong with it; the list shows what the registry itself knows
+    size = sum(part.bytes for part in manifest.files.values())
+    return replace(bundle, name=manifest.name, run_id=manifest.run_id, bytes=size)
 
 
 def bundles_text(listed: Iterable[ShelvedBundle]) -> str:

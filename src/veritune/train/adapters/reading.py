@@ -27,6 +27,7 @@ import torch
 from veritune.errors import ModelError
 from veritune.train.adapters.config import MOVING, LoraSettings, settings
 from veritune.train.adapters.places import FACTOR, PREFIX, TOKENS, AdapterPlan, LoraPlace, plain_key, plan
+from veritune.train.adapters.stacked import converted, parts_of
 from veritune.train.tensors import Tensors
 
 WEIGHTS = "adapter_model.safetensors"
@@ -110,8 +111,6 @@ class AdapterReading:
 
     def changed(self, parameter: str, steps: Sequence[Step]) -> Iterator[ExpectedChange]:
         """The change of one parameter; several changes if the base's files hold it in parts."""
-        from veritune.train.adapters.stacked import parts_of
-
         assert self.base is not None
         kinds = list(dict.fromkeys(step.how for step in steps))
         how = " and ".join([kind for kind in kinds if kind != "carried base"] or kinds)
@@ -164,8 +163,6 @@ def read_adapter(adapter: str | Path, base: str | Path | None = None) -> Adapter
     base_weights = Tensors(Path(base)) if base is not None else None
     placed = plan(asked, {plain_key(k): weights.shape(k) for k in weights.names}, Path(base) if base else None)
     if placed.peft is not None:
-        from veritune.train.adapters.stacked import converted
-
         weights = converted(weights, placed)
     return _assigned(asked, placed, weights, base_weights)
 

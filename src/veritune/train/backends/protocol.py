@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from veritune.config.study import Study
 from veritune.errors import StudyError
+from veritune.machine import PeakMemory
 from veritune.records import (
     BaseFacts,
     Conversion,
@@ -176,8 +177,6 @@ class Local:
 
     def memory(self) -> Memory:
         """Measures the memory of this process, or of its accelerator."""
-        from veritune.machine import PeakMemory
-
         return PeakMemory()
 
 

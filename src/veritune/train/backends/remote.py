@@ -44,6 +44,7 @@ from veritune.records import (
     ZoneLoss,
 )
 from veritune.store import sha256_file
+from veritune.train import methods
 from veritune.train.backends.protocol import Memory, RunWeights, refuse_settings
 from veritune.train.backends.tinker import (
     SWITCHES,
@@ -55,7 +56,7 @@ from veritune.train.backends.tinker import (
     require_sdk,
     require_server,
 )
-from veritune.train.models import ModelRef, resolve
+from veritune.train.models import ModelRef, bare, resolve
 from veritune.train.modules import module_group
 from veritune.train.schedule import (
     MAIN,
@@ -129,8 +130,6 @@ class Tinker:
 
     def bare(self, model: ModelRef) -> PreTrainedModel:
         """The base's modules on the meta device: shapes without values, made from config.json."""
-        from veritune.train.models import bare
-
         return bare(model)
 
     def manifest(self, local: RunManifest) -> RunManifest:
@@ -150,8 +149,6 @@ class Tinker:
 
         Raises StudyError where the condition's targets are not whole groups.
         """
-        from veritune.train import methods
-
         settings, base = self.study.conditions[condition], self.bare(context.model)
         linear = [name for name, module in base.named_modules() if type(module).__name__ in ("Linear", "Conv1D")]
         _, trainable = methods.build(condition, settings, base, 0)

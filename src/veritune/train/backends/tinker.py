@@ -11,6 +11,7 @@ switches. The API key is read by the SDK from the environment (`TINKER_API_KEY`)
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import tarfile
 from collections import deque
@@ -179,8 +180,6 @@ def require_server(base_url: str) -> None:
 @contextmanager
 def server_errors(doing: str) -> Iterator[None]:
     """Turn the SDK's errors into a MachineError that says what was being done."""
-    import concurrent.futures
-
     api = require_sdk()
     try:
         yield

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from veritune.config.load import load_study
-from veritune.errors import VerituneError
-from veritune.records import JsonLike
-from veritune.store import Store, read_json
+from veritune.errors import FormatError, VerituneError
+from veritune.records import JsonLike, StudyVerdicts
+from veritune.store import Store
 from veritune.view.pages import results
 from veritune.view.pages.desk import Desk, UnknownAddress, show, to
 from veritune.view.places import Place, file_in
@@ -68,18 +68,13 @@ def _verdicts(store: Store) -> tuple[tuple[dict[str, JsonLike], ...], str]:
     if not store.verdict_file.exists():
         return (), ""
     try:
-        rows = read_json(store.verdict_file).get("verdicts") or []
-        return tuple(
-            {
-                "name": str(v["claim"]),
-                "status": str(v["status"]),
-                "grade": (v.get("confidence") or {}).get("grade"),
-                "exploratory": bool(v.get("exploratory")),
-            }
-            for v in rows
-        ), ""
-    except (VerituneError, KeyError, TypeError, AttributeError):
+        verdicts = StudyVerdicts.load(store.verdict_file).verdicts
+    except FormatError:
         return (), "verdict.json is damaged"
+    return tuple(
+        {"name": v.claim, "status": v.status, "grade": v.confidence.get("grade"), "exploratory": v.exploratory}
+        for v in verdicts
+    ), ""
 
 
 def _state(store: Store) -> str:

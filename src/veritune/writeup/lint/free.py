@@ -24,12 +24,14 @@ from veritune.errors import nearest
 from veritune.writeup.facts import Fact, hard, read_facts
 from veritune.writeup.fill import Filler
 from veritune.writeup.held_verdicts import HeldVerdict, read_verdicts
-from veritune.writeup.lint.contrasts import DELTA, derived
+from veritune.writeup.lint.contrasts import DELTA, RIGHT_WORDS, derived, of_count, of_error_rate, says_error_rate
 from veritune.writeup.lint.filled import filled_spans
 from veritune.writeup.lint.markdown import Document, parse
 from veritune.writeup.lint.named import beyond_doubt
-from veritune.writeup.lint.places import FactIndex, places_of
+from veritune.writeup.lint.order import contradictions, starts_from
+from veritune.writeup.lint.places import SPREADS, FactIndex, places_of
 from veritune.writeup.lint.rules import LintFinding, LintReport, NumberFate, Rules, load_rules
+from veritune.writeup.lint.scope import COMPARED
 from veritune.writeup.lint.structure import Raised
 from veritune.writeup.lint.unsupported import WinCheck
 from veritune.writeup.lint.values import NumberPlace, has_value
@@ -110,6 +112,8 @@ def check(
     drafts = [
         _by_marker(index, place, marks[place.start]) if place.start in marks else _judge(index, place) for place in kept
     ]
+    for k, why in contradictions(index, kept, [d.fact if d.outcome == "bound" else None for d in drafts]):
+        drafts[k] = _Draft("absent", why, drafts[k].fact)
     readings = _without_doubles(index, kept, drafts)
     for place, span in by_reference:
         outcome = {"": "bound", "number.marker": "absent"}.get(span.rule, "wrong")
@@ -161,26 +165,18 @@ class _Draft:
 
 
 def _judge(index: FactIndex, place: NumberPlace) -> _Draft:
-    holding = index.holding(place)
+    holding = [i for i in index.holding(place) if not _of_another_kind(index, place, i)]
     named = beyond_doubt(index, place)
     if named is not None and named in holding:
         return _Draft("bound", fact=named, named=named)
-    relation = None if holding else derived(index, place)
-    if named is not None and not holding and relation is None:
-        return _wrong(index, place, named)
     if not holding:
-        if relation is not None and relation.turned:
-            return _Draft(
-                "absent", f"{relation.formula} has this size, but the words name the two in the opposite order"
-            )
-        if relation is not None:
-            return _Draft("bound", relation.formula)
-        return _Draft("absent", "no record has this value", suggestion=_hint())
+        return _not_held(index, place, named)
     best = _best(index, place, holding)
     if named is not None and not (set(best) and index.own[best[0]] == index.own[named]):
         return _wrong(index, place, named, index.facts[holding[0]])
     if not best:
-        return _unnamed(index, place, holding)
+        follows = _not_held(index, place, None)
+        return follows if follows.outcome == "bound" else _unnamed(index, place, holding)
     if _better_elsewhere(index, place, best):
         rest = _best(index, place, [i for i in holding if i not in best])
         if not rest or _better_elsewhere(index, place, rest):
@@ -195,6 +191,39 @@ def _judge(index: FactIndex, place: NumberPlace) -> _Draft:
         names = ", ".join(sorted(values)[:3])
         return _Draft("ambiguous", f"{len(values)} records have this value and fit the words: {names}", best[0])
     return _Draft("bound", fact=best[0])
+
+
+def _not_held(index: FactIndex, place: NumberPlace, named: int | None) -> _Draft:
+    """The outcome for a number that no record has as it stands."""
+    rest, counts = of_error_rate(index, place), of_count(index, place)
+    if rest or counts:
+        return _of_one(index, place, rest or counts, "1 − {}" if rest else "{} as a count")
+    relation = derived(index, place)
+    if relation is None and named is not None:
+        return _wrong(index, place, named)
+    if relation is None:
+        return _Draft("absent", "no record has this value", suggestion=_hint())
+    if relation.turned:
+        return _Draft("absent", f"{relation.formula} has this size, but the words name the two in the opposite order")
+    return _Draft("bound", relation.formula)
+
+
+def _of_another_kind(index: FactIndex, place: NumberPlace, i: int) -> bool:
+    """Whether a record is a share of right answers where the words speak of an error rate, or a spread where they
+    speak of points of a difference."""
+    own = index.own[i]
+    if own & SPREADS and place.number.percent == "points" and not SPREADS & (place.near | place.ambient):
+        return True  # points are a difference, unless the words say that they are a spread
+    return bool(own & frozenset(RIGHT_WORDS)) and "error" not in own and says_error_rate(place)
+
+
+def _of_one(index: FactIndex, place: NumberPlace, among: Sequence[int], how: str) -> _Draft:
+    """A number that follows from one record, by the formula `how`."""
+    best = _best(index, place, among) or list(among)
+    formula = how.format(index.facts[best[0]].name)
+    if _better_elsewhere(index, place, best):
+        return _Draft("absent", f"this is {formula}, but the words name another record", best[0])
+    return _Draft("bound", formula)
 
 
 def _wrong(index: FactIndex, place: NumberPlace, named: int, other: Fact | None = None) -> _Draft:
@@ -244,6 +273,8 @@ def _better_elsewhere(index: FactIndex, place: NumberPlace, best: Sequence[int])
     better = (i for i in others if index.own[i] & place.near > mine)
     if place.row is not None:
         return any(True for _ in better)
+    if place.at >= 0 and (COMPARED.search(place.text[max(0, place.at - 40) : place.at]) or starts_from(place)):
+        return False  # `tuned reaches 0.47 against 0.48`: the arm that the sentence names is the other one
     parts, said = index.facts[best[0]].parts, hard(place.text)
     return any(_other_arm(parts, index.facts[i].parts, said) for i in better)
 

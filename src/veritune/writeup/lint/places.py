@@ -94,7 +94,10 @@ def _sentence_places(
         clause |= TIMES if TIME_UNIT.match(text, number.end) else frozenset()
         at = sentence.start + number.start
         place = NumberPlace(number, at, clause, whole | ambient, text, number.start)
-        yield place if of is None else replace(place, percent=of.percent == "%", hundred=abs(of.value) > 1)
+        if of is not None:
+            start = sentence.start + of.start
+            place = replace(place, percent=of.percent == "%", hundred=abs(of.value) > 1, spread_of=start)
+        yield place
 
 
 def _spread_of(text: str, before: PrintedNumber | None, number: PrintedNumber) -> PrintedNumber | None:
@@ -135,10 +138,12 @@ def _table_places(
                 inside = _hard_of(cell.text, 0, len(cell.text), scan(cell.text))
                 near = label | head | inside | extra | (SPREADS if of is not None else frozenset())
                 alone = number.text.strip() == cell.text.strip(" *_`")
-                words_there = f"{title} {cell.text.lstrip(' +-−±') if alone else cell.text} {caption}"
+                inner = cell.text.lstrip(" +-−±") if alone else cell.text
+                words_there = f"{cells[0].text if 0 in cells else ''} {title} {inner}\n{caption}"
                 yield NumberPlace(
                     number, cell.start + number.start, near, ambient, words_there, -1, label, head, extra, percent,
                     alone, of is not None and abs(of.value) > 1,
+                    None if of is None else cell.start + of.start,
                 )  # fmt: skip
 
 

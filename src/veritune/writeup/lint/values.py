@@ -19,12 +19,24 @@ NEAR_BOUND = 0.1
 PER_UNIT = {"ms": 1e3, "µs": 1e6, "us": 1e6, "min": 1 / 60, "minutes": 1 / 60, "h": 1 / 3600, "hours": 1 / 3600}
 
 
+UNIT_SIZES = {
+    "ns": ("time", 1e-9), "us": ("time", 1e-6), "µs": ("time", 1e-6), "ms": ("time", 1e-3), "s": ("time", 1.0),
+    "sec": ("time", 1.0), "secs": ("time", 1.0), "second": ("time", 1.0), "seconds": ("time", 1.0),
+    "minutes": ("time", 60.0), "hours": ("time", 3600.0), "h": ("time", 3600.0),
+    "kb": ("bytes", 1e3), "mb": ("bytes", 1e6), "gb": ("bytes", 1e9), "tb": ("bytes", 1e12),
+    "kib": ("bytes", 2.0**10), "mib": ("bytes", 2.0**20), "gib": ("bytes", 2.0**30), "tib": ("bytes", 2.0**40),
+}  # fmt: skip
+"""Units of time and memory with their size. `min` is left out: in a record's name it is mostly the least."""
+UNIT_IN_NAME = re.compile(rf"(?<![a-z])({'|'.join(sorted(UNIT_SIZES, key=len, reverse=True))})(?![a-z])")
+UNIT_BEHIND = re.compile(r"\s?([A-Za-zµ]{1,8})\b")
+
+
 @dataclass(frozen=True, slots=True)
 class NumberPlace:
     """A number and the words around it. `near` are the row and column of a cell, or the clause; `ambient` are farther
     words: caption, headings, the previous sentence. `row` and `column` are a cell's own, `extra` the row's other texts;
     `alone` means that the cell holds nothing else, `hundred` that it is the spread of a number above 1 and may be in
-    percent like it.
+    percent like it, `spread_of` where that number starts.
     """
 
     number: PrintedNumber
@@ -39,6 +51,7 @@ class NumberPlace:
     percent: bool = False
     alone: bool = False
     hundred: bool = False
+    spread_of: int | None = None
 
 
 def has_value(place: NumberPlace, fact: Fact, own: frozenset[str]) -> bool:
@@ -83,6 +96,10 @@ def holds(number: PrintedNumber, value: float, factor: float) -> bool:
 def factors(place: NumberPlace, fact: Fact, own: frozenset[str]) -> Iterator[float]:
     """The factors by which a recorded value may be multiplied to be printed like this."""
     number, value = place.number, abs(fact.value)
+    unit = _units(place, fact)
+    if unit is not None:
+        yield unit * (number.scale if number.scale != 1.0 else 1.0)
+        return
     percent = bool(number.percent) or place.percent
     says_percent = fact.percent or bool({"percent", "pct", "percentage"} & set(words(fact.name)))
     if percent:
@@ -98,6 +115,17 @@ def factors(place: NumberPlace, fact: Fact, own: frozenset[str]) -> Iterator[flo
         return
     yield 1.0
     yield from _of_another_unit(place, value, fact.percent, own)
+
+
+def _units(place: NumberPlace, fact: Fact) -> float | None:
+    """What a value in the unit of the record's name (`latency_ms`) is multiplied by to be printed in the unit behind
+    the number (`41 s`); None unless both units are known and of one kind."""
+    behind = UNIT_BEHIND.match(place.text, place.number.end) if place.at == place.number.start else None
+    named = UNIT_IN_NAME.findall(fact.name.lower())
+    if behind is None or not named or behind.group(1).lower() not in UNIT_SIZES:
+        return None
+    (kind, size), (held_kind, held) = UNIT_SIZES[behind.group(1).lower()], UNIT_SIZES[named[-1]]
+    return held / size if kind == held_kind else None
 
 
 def _of_another_unit(place: NumberPlace, value: float, says_percent: bool, own: frozenset[str]) -> Iterator[float]:

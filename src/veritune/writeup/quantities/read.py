@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from veritune.errors import FormatError, InputError
-from veritune.records import SCORE_ZONES, JsonLike, RunManifest, RunSummary
+from veritune.records import FORMAT_VERSION, SCORE_ZONES, JsonLike, RunManifest, RunSummary
 from veritune.store import Store, read_json, read_jsonl
 from veritune.writeup.quantities.model import CheckedRecords, Quantity, Scope, is_number
 from veritune.writeup.quantities.ran import of_what_ran, overridden
@@ -42,7 +42,8 @@ def read_records(store: Store) -> CheckedRecords:
         return _records(store, entries)
     except (KeyError, TypeError, AttributeError, IndexError) as exc:
         raise FormatError(
-            f"{store.root}: a record does not have the structure of format 1 ({type(exc).__name__}: {exc}).",
+            f"{store.root}: a record does not have the structure of format {FORMAT_VERSION} "
+            f"({type(exc).__name__}: {exc}).",
             fix="Restore the record from a copy, or run the study again.",
         ) from exc
 
