@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from veritune.decide.reach import resolution
 from veritune.errors import StudyError
 from veritune.records import Estimate, Verdict, to_json
 from veritune.report import views
+from veritune.stats.intervals import t_quantile
 from veritune.stats.table import ScoreTable
 from veritune.writeup.quantities.verdicts import of_verdict
 
@@ -100,6 +102,27 @@ def test_the_interval_shown_is_the_one_that_decides(seed: int, shared: bool) -> 
     share = found.estimates[0]
     assert share.low is not None and share.high is not None and share.low < (share.value or 0) < share.high
     assert (found.status == "supported") == (share.high < 0.2)
+
+
+def few(name: str, *right: int) -> ScoreTable:
+    """Eight items a run, so many of them right."""
+    score = np.array([[1.0] * n + [0.0] * (8 - n) for n in right])
+    table = arm(name, 0.5, runs=len(right))
+    return replace(table, score_S_N=score, items=table.items[:8])
+
+
+def test_a_gain_that_is_clear_is_not_said_to_be_unclear_where_its_share_has_no_bounds() -> None:
+    """Eight items, all of the gain kept: the gain is clear of 0, and an end of its share lies many gains away."""
+    arms = [few("soft", 7, 8, 8), few("plain", 7, 8, 8), few("baseline", 0)]
+    half = 0.0041 * t_quantile(0.975, 2.0)
+    kept = Estimate("icc", -0.04, -0.04 - half, -0.04 + half, 0.95, 12, "t", se=0.0041, df=2.0)  # p .010
+    name = "geometry.m1_change.2.last.soft"
+    claim = keeps(probe=name, op=">", threshold=0.0, share=0.5, alpha=0.0125)
+    found = judged({(t.condition, t.eval): t for t in arms}, claim, probes={name: kept})
+    assert found.status == "inconclusive"
+    assert "the gain of plain over baseline is clear of 0, but an end lies more than 16 gains away" in found.sentence
+    assert f"it does not keep {name} > 0 at this level, but a part that refutes alone takes a third" in found.sentence
+    assert math.copysign(1.0, found.estimates[0].value or 0.0) == 1.0  # 0, not -0
 
 
 def test_a_recorded_quantity_may_be_what_is_kept() -> None:

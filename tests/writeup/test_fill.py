@@ -152,6 +152,12 @@ def test_a_csv_is_a_table_by_reference_and_in_every_form(tmp_path: Path) -> None
         pagework.export_command("table.scores", None, [table], "model-index", None)
 
 
+def test_a_negative_zero_is_printed_as_zero(tmp_path: Path) -> None:
+    record = write(tmp_path, "r.json", json.dumps({"given_up": {"share": -0.0}}))
+    page = write(tmp_path, "p.md", "It gives up {{ given_up.share | .3f }}.\n")
+    assert filled(page, record) == "It gives up <!--v:given_up.share | .3f-->0.000<!--/v-->.\n"
+
+
 def numbers_wrong(page: Path, folder: Path) -> list[str]:
     return [f.rule for f in lint_command([page], folder)[0].findings if f.rule.startswith("number.")]
 

@@ -79,6 +79,23 @@ def test_rows_that_all_gave_one_value_are_not_settled_by_more_of_them(tmp_path: 
     assert "- Settle `flat` with other items: these gave the same value in every row" in text
 
 
+def test_a_draft_with_short_outputs_passes_lint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eval of eight tokens has outputs under twenty characters: the draft left the arm out, and lint missed it."""
+    plain = lint_study.scores
+
+    def short(run_id: str, condition: str, seed: int | None) -> dict[str, Any]:
+        made = plain(run_id, condition, seed)
+        return {n: [replace(row, output="Aye,\nfriend.") for row in rows] for n, rows in made.items()}
+
+    monkeypatch.setattr(lint_study, "scores", short)
+    folder = lint_study.build(tmp_path, (0, 1))
+    text = folder / "WRITEUP.md"
+    text.write_text(writeup(folder), encoding="utf-8")
+    report, code = lint_command([text], folder)
+    assert "```text\nAye,\nfriend.\n```" in text.read_text(encoding="utf-8")
+    assert report.findings == () and code == 0, render_text(report)
+
+
 def test_a_study_without_verdicts_is_refused(tmp_path: Path) -> None:
     folder = lint_study.build(tmp_path, (0,))
     Store(folder).verdict_file.unlink()

@@ -82,7 +82,7 @@ class GivenUp:
     @property
     def value(self) -> float | None:
         """1 − (C − B)/(R − B); None without a gain."""
-        return -self.contrast(0.0).gap / self.base.gap if self.base.gap else None
+        return 0.0 - self.contrast(0.0).gap / self.base.gap if self.base.gap else None
 
     def interval(self, level: float) -> tuple[float, float]:
         """Ends of the share at `level`; infinite where the gain's own interval is not above 0."""
@@ -180,7 +180,7 @@ def _tested(claim: Claim, given: GivenUp, kept: Tested) -> Tested:
         estimates = (first, *gains, *beside.estimates[:1])
         if level_alpha != claim.alpha:
             estimates += (_share_estimate(given, claim.alpha, claim, None),)
-        reason = "" if way else "; ".join(_open(claim, (gained, ways[0].p, yes), price, beside.reason, alpha))
+        reason = "" if way else "; ".join(_open(claim, (gained, yes, no), price, beside.reason, alpha))
         details = {"share_declared": share, "reference": claim.reference, "kept": kept_text(claim)}
         return Presented(estimates, reason, details, fragile=beside.fragile if way else "")
 
@@ -209,12 +209,14 @@ def _least(tested: Tested, status: str) -> float:
 
 def _open(claim: Claim, least: tuple[float, float, float], price: Spread, why: str, alpha: float) -> Iterator[str]:
     """The parts that keep the claim open."""
-    gained, _, yes = least
+    gained, yes, no = least
     if gained > alpha:
         yield f"the gain of {claim.reference} over {claim.against} itself is not clear of 0"
     elif smallest_alpha(price, 0, side=1) > alpha:
         yield f"the share given up is not clear of {claim.share:g}"
-    if yes > alpha:
+    if no <= alpha:
+        yield f"it does not keep {kept_text(claim)} at this level, but a part that refutes alone takes a third of it"
+    elif yes > alpha:
         yield f"whether it keeps {kept_text(claim)} is open" + (f" ({why})" if why else "")
 
 
@@ -232,7 +234,10 @@ def _share_estimate(given: GivenUp, alpha: float, claim: Claim, way: Way | None)
         high = min(high, math.nextafter(declared, -math.inf))
     bounded = math.isfinite(low) and math.isfinite(high)
     matched = given.contrast(declared).pair
-    unclear = f"unbounded: the gain of {claim.reference} over {claim.against} is not clear of 0"
+    gain = f"the gain of {claim.reference} over {claim.against}"
+    unclear = f"unbounded: {gain} is not clear of 0"
+    if given.base.headline.spread.interval(1 - alpha)[0] > 0:
+        unclear = f"unbounded: {gain} is clear of 0, but an end lies more than {WIDEST_SHARE:g} gains away"
     return Estimate(
         name=f"share of the gain of {claim.reference} over {claim.against} that {claim.condition} gives up",
         value=given.value,

@@ -299,7 +299,8 @@ def _samples(store: Store, records: CheckedRecords) -> str:
         for condition in records.conditions:
             run = next((r for r in sorted(records.runs) if records.runs[r].condition == condition), None)
             rows = [r for r in outputs(store, run, name) if zone is None or r["zone"] == zone] if run else []
-            text = next((str(r["output"]) for r in rows if len(str(r.get("output") or "")) >= 20), None)
+            written = [str(r["output"]) for r in rows if str(r.get("output") or "").strip()]
+            text = next((output for output in written if len(output) >= 20), next(iter(written), ""))
             if text:
                 parts += [f"{condition} on {name}:", _fenced(text)]
     return "\n\n".join(parts)

@@ -307,6 +307,7 @@ def _form(reference: Reference, named: Named) -> Callable[[float], str]:
     sign = "+" if "signed" in reference.options or (named.signed and not percent) else ""
 
     def form(value: float) -> str:
+        value += 0.0  # a recorded -0.0 is printed as 0
         if percent or points:
             scaled = value if named.kind == "percent" else 100 * value
             spec = given or ".1f"

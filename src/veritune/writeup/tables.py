@@ -162,7 +162,7 @@ def _claims(records: CheckedRecords) -> ResultTable:
             (
                 name + (" (exploratory)" if verdict.get("exploratory") else ""),
                 verdict["status"],
-                f"{head.value:{sign}.3f}" if head is not None else None,
+                f"{head.value + 0.0:{sign}.3f}" if head is not None else None,
                 interval,
                 p_shown(p),
                 f"{head.denominator:,}" if head is not None and head.denominator is not None else None,

@@ -244,7 +244,8 @@ def _samples(document: Document, records: CheckedRecords, rules: Rules) -> Itera
     shown: set[tuple[str, str]] = set()
     for block in blocks:
         text = sample_text(block)
-        if len(text) < 20:
+        if len(text) < 20:  # too short to be told from prose, unless it is a whole output
+            shown |= {key for key, texts in known.items() if text in texts}
             continue
         hits = {key for key, texts in known.items() if any(_within(text, t) for t in texts)}
         if not hits:
