@@ -33,7 +33,7 @@ from veritune.decide.recorded import (
     number,
     over_runs,
 )
-from veritune.errors import ScoreError, VerituneError
+from veritune.errors import ScoreError, VerituneError, first_line
 from veritune.probe.clusters import codes, ratio
 from veritune.probe.geometry_dose import RECORD as GEOMETRY
 from veritune.probe.geometry_dose import run_changes
