@@ -494,7 +494,7 @@ def test_aggregates_are_named_after_the_harness_that_wrote_them(tmp_path):
     )
     with pytest.raises(ScoreError) as error:
         read(path)
-    assert "lighteval's aggregated results" in str(error.value) and "--save-details" in str(error.value)
+    assert "lighteval's aggregated results" in str(error.value) and "details_*.parquet" in str(error.value)
 
 
 def test_a_compressed_log_says_that_it_is_compressed(tmp_path):

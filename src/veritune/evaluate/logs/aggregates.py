@@ -16,7 +16,7 @@ from veritune.untrusted import parse_json, read_bytes
 _FIX = "Use the samples_*.jsonl files that lm_eval --log_samples writes."
 
 
-_LIGHTEVAL_FIX = "Use the details_*.parquet files that lighteval --save-details writes."
+_LIGHTEVAL_FIX = "Use the details_*.parquet files that lighteval writes where it is told to save details."
 
 
 class Aggregate(NamedTuple):
