@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 
 from veritune.demo import unpack
-from veritune.errors import StaleError
-from veritune.seal import break_seal, edited_records
+from veritune.errors import FormatError, StaleError
+from veritune.seal import break_seal, edited_records, verify
 from veritune.store import Store
 from veritune.verbs import draw_report, status, status_text
 from veritune.writeup.lint import lint
@@ -79,3 +80,16 @@ def test_a_study_that_is_not_sealed_is_read_as_it_is(root: Path) -> None:
     break_seal(Store(root))
     edit(root)
     assert edited_records(Store(root)) == []
+
+
+@pytest.mark.parametrize("name", ["runs/baseline-*/summary.json", "runs/baseline-*/scores/house_style.jsonl"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_record_that_is_a_pipe_or_a_device_is_named_and_never_read(root: Path, name: str, kind: str) -> None:
+    (path,) = root.glob(name)
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(FormatError, match="expected a plain file, found a pipe or a device"):
+        verify(root)

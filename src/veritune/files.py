@@ -14,6 +14,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -40,7 +41,10 @@ def sha256_text(text: str) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in chunks."""
+    """Hex SHA-256 of a file, read in chunks. Raises FormatError for a pipe or a device, whose content may never end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise FormatError(f"{path}: expected a plain file, found a pipe or a device.", fix="Restore it from a copy.")
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
@@ -277,7 +281,7 @@ Stamps = tuple[tuple[str, int, int], ...]
 def stamps(paths: Iterable[Path]) -> Stamps:
     """A value that changes when one of these files changes (found without reading them); missing files are left out."""
     found = [(str(path), path.stat()) for path in sorted(paths) if path.exists()]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+    return tuple((name, known.st_size, known.st_mtime_ns) for name, known in found)
 
 
 def read_text(path: Path) -> str:
