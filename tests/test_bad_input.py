@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         settings(lambda s: s["train"].update(max_length=4096)),
         ["train.max_length: 4096 exceeds the model's context of 256"],
     ),
-    "one family": (edit_rows(lambda r: [x.update(original="f") for x in r]), ["1 families cannot be split"]),
+    "one family": (edit_rows(lambda r: [x.update(original="f") for x in r]), ["1 family cannot be split"]),
     "no such family column": (settings(lambda s: s["data"].update(family_field="parent")), ["'parent'"]),
     "no such id column": (settings(lambda s: s["data"].update(id_field="key")), ["'key'"]),
     "rule names no column": (

@@ -205,7 +205,7 @@ def test_a_lint_finding_stands_at_its_line(tmp_path: Path) -> None:
     assert len(errors) == 2 and errors[0].startswith(f"::error file={page},line=5,title=number.")
     assert "0 notes; 1 of 2 numbers agree" in errors[1]
     assert (
-        "**FAILED** 1 findings" in (tmp_path / "pr.md").read_text()
+        "**FAILED** 1 finding" in (tmp_path / "pr.md").read_text()
         and "| 5 | number." in (tmp_path / "pr.md").read_text()
     )
     assert ElementTree.parse(tmp_path / "l.xml").getroot().get("failures") == "2"

@@ -143,7 +143,7 @@ def test_status_says_what_children_hold_though_nobody_holds_the_folder(study: An
     run = json.loads(forks("status", study.root, "--cells", "--json").out)[0]["run_id"]
     with Store(study.root).run_lock(run):
         shown = forks("status", study.root)
-    assert f"running: 1 cells, {run} by process {os.getpid()}" in shown.out, shown.out
+    assert f"running: 1 cell, {run} by process {os.getpid()}" in shown.out, shown.out
     assert "no process is running" not in shown.out and "running" in shown.out.split(run)[2].split("\n")[0]
     assert "no process is running it" in forks("status", study.root).out
 

@@ -18,6 +18,7 @@ from typing import Any
 from veritune.config.claim import Claim
 from veritune.config.load import sources
 from veritune.config.study import Study
+from veritune.counting import many
 from veritune.errors import StaleError, StoreError
 from veritune.ledger import Entry, LedgerDocument
 from veritune.records import (
@@ -158,7 +159,7 @@ def agreed(store: Store) -> Contract:
             )
     if len(entries) != len(announced):
         raise StaleError(
-            f"{store.contract_file} holds {len(entries)} entries, the timeline records {len(announced)} "
+            f"{store.contract_file} holds {many(len(entries), 'entries')}, the timeline records {len(announced)} "
             "`frozen` and `amended` events.",
             fix=_RESTORE,
         )

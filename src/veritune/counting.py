@@ -7,16 +7,22 @@ _ONE = {"are": "is", "were": "was", "have": "has", "do": "does", "those": "that"
 _HISSING = ("ches", "shes", "sses", "xes", "zes")
 
 
-def many(n: float, plural: str, verb: str = "", *, comma: bool = False) -> str:
-    """`n` with its noun, given in the plural, and its verb if there is one; `comma` groups the digits.
-
-    The last word of `plural` is the noun: `many(1, "families")` is `1 family`.
+def many(n: float, plural: str, verb: str = "") -> str:
+    """`n` with its noun, given in the plural, and its verb if there is one.
 
     >>> many(1, "items"), many(2, "families"), many(1, "near-copies", "are"), many(1, "rows", "hold")
     ('1 item', '2 families', '1 near-copy is', '1 row holds')
     """
-    digits = f"{n:,}" if comma else f"{n}"
-    return f"{digits} {noun(n, plural)}{' ' + agree(n, verb) if verb else ''}"
+    return f"{n} {noun(n, plural)}{' ' + agree(n, verb) if verb else ''}"
+
+
+def grouped(n: float, plural: str, verb: str = "") -> str:
+    """`many` with the digits in groups.
+
+    >>> grouped(12000, "rows"), grouped(1, "rows")
+    ('12,000 rows', '1 row')
+    """
+    return f"{n:,} {noun(n, plural)}{' ' + agree(n, verb) if verb else ''}"
 
 
 def noun(n: float, plural: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from veritune.canonical import to_json
+from veritune.counting import grouped, many
 from veritune.errors import MachineError
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def estimate_text(estimate: Any) -> str:
     else:
         bounds = f"[{estimate.low:+.4g}, {estimate.high:+.4g}] at {100 * estimate.level:.6g} %"
     counts = [f"n = {estimate.n:,}"]
-    counts += [f"{estimate.n_clusters:,} families"] if estimate.n_clusters is not None else []
-    counts += [f"{estimate.n_seeds} seeds"] if estimate.n_seeds is not None else []
+    counts += [grouped(estimate.n_clusters, "families")] if estimate.n_clusters is not None else []
+    counts += [many(estimate.n_seeds, "seeds")] if estimate.n_seeds is not None else []
     return f"{estimate.name} {value} {bounds}, {', '.join(counts)}"
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune import contract
+from veritune.counting import many
 from veritune.errors import FormatError, InputError, StaleError, VerituneError
 from veritune.ledger import Entry, Ledger
 from veritune.records import (
@@ -408,6 +409,42 @@ def sealed_files(store: Store) -> dict[str, str] | None:
     return _sealed_files(store, record)
 
 
+def edited_records(store: Store) -> list[str]:
+    """Records that screens and texts take verdicts and numbers from, where they differ from the seal: a sentence each.
+
+    Empty for a study that is not sealed at present. Cheaper than `verify`: no data, weights, scores or drawings.
+    """
+    try:
+        if not is_sealed(store):
+            return []
+        sealed = sealed_files(store)
+    except (VerituneError, OSError) as exc:
+        return [exc.message if isinstance(exc, VerituneError) else str(exc)]
+    if sealed is None:
+        return ["seal.json is gone, or is not the seal that the timeline records"]
+    shown = {name: store.root / name for name in sorted(sealed) if _is_shown(name)}
+    return [
+        f"{name} {_WORDS['edited']}"
+        for name, path in shown.items()
+        if path.is_file() and sha256_file(path) != sealed[name]
+    ]
+
+
+def refuse_edited_records(store: Store) -> None:
+    """Raises StaleError where `edited_records` finds one."""
+    edited = edited_records(store)
+    if edited:
+        raise StaleError(
+            f"{store.root}: {edited[0]} ({len(edited)} findings).",
+            fix=f"List all findings: veritune verify {store.root}",
+        )
+
+
+def _is_shown(name: str) -> bool:
+    one = ("verdict.json", "selection.json")
+    return name in one or (name.startswith("runs/") and name.endswith((f"/{SUMMARY}", "/manifest.json")))
+
+
 # ---------------------------------------------------------------- verifying
 
 
@@ -607,7 +644,8 @@ def verify_text(findings: list[Finding], study: str | Path, signed: bool | None 
     if not findings:
         record = read_json(_seal_file(Store.of(study)))
         files, listed = len(record["files"]), _listed(record)
-        text = f"verified: {files} files, the contract and the timeline are as they were sealed (seal {listed[:16]})"
+        text = f"verified: {many(files, 'files')}, the contract and the timeline are as they were sealed "
+        text += f"(seal {listed[:16]})"
         there = (Store.of(study).root / SIGNATURE).is_file()
         unchecked = "; it is signed: check by whom with --public-key" if there and signed is None else ""
         return text + ("; the signature is valid" if signed else unchecked)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from veritune.config.load import load_study
+from veritune.counting import many
 from veritune.errors import InputError, StaleError, StudyError
 from veritune.records import (
     Finding,
@@ -24,7 +25,7 @@ from veritune.records import (
 from veritune.release.bundle.parts import SIGNATURE
 from veritune.release.bundle.sign import sign, signature_problem
 from veritune.seal import SIGNATURE as SEAL_SIGNATURE
-from veritune.seal import redrawing, seal_hash, verify
+from veritune.seal import edited_records, redrawing, seal_hash, verify
 from veritune.store import Store, atomic, disk_errors, write_text
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def outcome_text(outcome: Any) -> str:
         lines.append("No claim was declared, so nothing was decided. Add some under `claims` in study.yaml.")
     from veritune.progress import clock
 
-    done = f"{outcome.trained} cells run, {outcome.skipped} were done before"
+    done = f"{many(outcome.trained, 'cells')} run, {outcome.skipped} were done before"
     lines += ["", f"{done}, in {clock(outcome.wall_s)}.", f"Report: {outcome.report}"]
     if not outcome.all_supported:
         lines.append("Exit status 2: not every declared claim is supported.")
@@ -229,6 +230,7 @@ class StudyStatus(TypedDict):
     frozen_rules: dict[str, str]
     last_event: Entry | None
     report: str | None
+    edited: list[str]
 
 
 def status(study: str | Path) -> StudyStatus:
@@ -249,6 +251,7 @@ def status(study: str | Path) -> StudyStatus:
         "frozen_rules": _frozen_rules(store),
         "last_event": events[-1] if events else None,
         "report": str(store.report_file) if store.report_file.exists() else None,
+        "edited": edited_records(store),
     }
 
 
@@ -275,7 +278,11 @@ def status_text(found: StudyStatus) -> str:
     """The result of `status` as text for the screen."""
     cells = [f"{run_id} by {holder}" for run_id, holder in found["held_runs"].items()]
     by = [f"running: {found['held_by']}"] if found["held_by"] else []
-    by += [f"running: {len(cells)} cells, {'; '.join(cells[:3])}{' ...' if len(cells) > 3 else ''}"] if cells else []
+    by += (
+        [f"running: {many(len(cells), 'cells')}, {'; '.join(cells[:3])}{' ...' if len(cells) > 3 else ''}"]
+        if cells
+        else []
+    )
     held = "; ".join(by) or "no process is running it"
     lines = [f"{found['study']} in {found['folder']}: {held}"]
     lines.append("contract frozen" if found["frozen"] else "not frozen yet: nothing has trained")
@@ -287,6 +294,7 @@ def status_text(found: StudyStatus) -> str:
         lines.append(f"  {MARK[state]} {claim}: {state}")
         if claim in found["frozen_rules"]:
             lines.append(f"      frozen rule {found['frozen_rules'][claim]}")
+    lines += [f"x {sentence}; list all findings: veritune verify {found['folder']}" for sentence in found["edited"][:3]]
     if found["last_event"]:
         lines.append(f"last event: {found['last_event']['event']} at {found['last_event']['time']}")
     if found["report"]:

@@ -70,13 +70,13 @@ def test_every_refused_key_of_a_message_is_refused_by_its_name(tmp_path: Path, n
 def test_every_unused_field_is_counted_and_shown(tmp_path: Path, field: fields.KnownField) -> None:
     record = {**GOOD, field.name: True} if field.level == "row" else chat(**{field.name: "x"})
     shown = notes(load(tmp_path, record))["load.unused"]
-    assert shown == f"not used in training: {field.name} (1 of 1 rows)" or f"messages[].{field.name} (1 turns)" in shown
+    assert shown == f"not used in training: {field.name} (1 of 1 rows)" or f"messages[].{field.name} (1 turn)" in shown
 
 
 def test_fields_that_nobody_knows_are_counted_too(tmp_path: Path) -> None:
     odd = {**chat(mood="calm"), "shard": 3}
     assert notes(load(tmp_path, odd, GOOD))["load.unused"] == (
-        "not used in training: shard (1 of 2 rows), messages[].mood (1 turns)"
+        "not used in training: shard (1 of 2 rows), messages[].mood (1 turn)"
     )
 
 
@@ -176,7 +176,7 @@ def test_a_preference_set_names_an_option_only_where_it_works(tmp_path: Path, re
 def test_labels_that_are_numbers_are_a_warning(tmp_path: Path, label: Any) -> None:
     for record in ({"prompt": "q", "completion": "a"}, GOOD):
         loaded = load(tmp_path, {**record, "label": label}, {**record, "label": 1})
-        assert "label is 0 in 1 rows: in a KTO preference set" in notes(loaded)["load.preference_label"]
+        assert "label is 0 in 1 row: in a KTO preference set" in notes(loaded)["load.preference_label"]
         assert "load.preference_label" not in notes(load(tmp_path, {**record, "label": label}, {**record, "label": 2}))
     (finding,) = load(tmp_path, {**GOOD, "kto_tag": label}).rejects
     assert "kto_tag is false" in finding.message
@@ -188,7 +188,7 @@ def test_rejected_answers_of_a_kto_set_are_not_trained_on(tmp_path: Path, false:
     loaded = load(tmp_path, *rows)
     assert len(loaded.rows) == 1 and [f.check for f in loaded.rejects] == ["load.preference"] * 2
     assert "label is false" in loaded.rejects[0].message
-    assert "label is true in 1 rows, which are read as good answers" in notes(loaded)["load.preference_label"]
+    assert "label is true in 1 row, read as good answers" in notes(loaded)["load.preference_label"]
     assert len(load(tmp_path, *rows, columns={"ignore": "label"}).rows) == 3
     assert len(load(tmp_path, {"prompt": "q", "completion": "a", "label": 0}).rows) == 1, "a class label is none"
 

@@ -141,7 +141,7 @@ def test_a_design_is_planned_with_alike_and_with_independent_families() -> None:
 
 def test_one_item_says_nothing() -> None:
     found = reach._claim(study(claim("improves")), claim("improves"), items(1, 1), Assumed(), 1)
-    assert (found.sentence, found.design) == ("1 items: nothing can be said", None)
+    assert (found.sentence, found.design) == ("1 item: nothing can be said", None)
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def test_an_epoch_that_is_not_in_the_log_counts_as_lost(tmp_path):
     assert sorted(zip(found.item, found.sample, found.reason)) == [
         ("0", "1", None), ("0", "2", "not_scored"), ("1", "1", None), ("1", "2", None)
     ]  # fmt: skip
-    assert "1 epochs of samples are missing from the log and count as not scored" in found.notes
+    assert "1 epoch of samples is missing from the log and counts as not scored" in found.notes
     assert read(cut, Reading(reducer="at_least_2")).value == [None, 1.0]
 
 

@@ -241,9 +241,9 @@ CASES: Table = {
     "families without names": ("base", "adapter", "no_", dict.fromkeys(ON_ROWS, UNNAMED)),
     "one family": (
         "base", "adapter", "one_",
-        {"gradients": "cannot be said: one family only", "gap": "cannot be told: 1 families in 'seen' and 1 families",
+        {"gradients": "cannot be said: one family only", "gap": "cannot be told: 1 family in 'seen' and 1 family",
          "tokens": "too few families|did not fall", "recall": "too little to say",
-         "forgetting": r"cannot be told \(no interval: 1 families", "families": "fall into 1 families",
+         "forgetting": r"cannot be told \(no interval: 1 family", "families": "fall into 1 family",
          "choices": "too few families to say", "answers": "too few families to say"},
     ),
     "NaN in the adapter": (

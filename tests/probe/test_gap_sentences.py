@@ -116,7 +116,7 @@ def test_its_limits_and_what_would_change_it() -> None:
             [1.0, float("nan")],
             [1.0, 1.0],
             ["seen", "stranger"],
-            "row 1: nan before and 1.0 after; 1 rows are not finite.",
+            "row 1: nan before and 1.0 after; 1 row is not finite.",
             "Use another checkpoint: a diverged or damaged run has no finite loss.",
         ),
         (

@@ -44,7 +44,7 @@ def test_telemetry_in_three_sentences() -> None:
     assert (found.n_steps, found.n_seen, found.n_clipped) == (3, 2, 1)
     assert (found.norm_first, found.norm_last) == (2.0, 1.0)
     assert found.update_ratio == pytest.approx(0.015)
-    assert "q 50%" in found.reading and "1 steps unseen" in found.reading
+    assert "q 50%" in found.reading and "1 step unseen" in found.reading
     assert summarize([gone]).reading == "The gradients could not be seen at any step: DeepSpeed."
     assert summarize([gone]).norm_first is None
     with pytest.raises(ScoreError, match="no step"):

@@ -358,9 +358,33 @@ def test_what_is_no_record_of_a_loss_is_refused(store: Store) -> None:
     file = store.root / "other.json"
     command = ["gate", str(store.root), "--attest", "old", "--candidate", str(file), "--by", "Ada"]
     command += ["--policy", str(_choice(store, regression=LOST).policy)]
-    for record in ({"kind": "calibration"}, {"kind": "forgetting", "rise": {"value": "x", "level": 0.95}}):
+    rise = {"value": 0.0, "low": -0.01, "high": 0.01, "level": 0.95}
+    odd: list[Any] = [{"value": "x"}, {"level": 95}, {"level": None}, {"low": 0.5, "high": -0.5}, {"high": True}]
+    records: list[Any] = [{"kind": "calibration"}, {"loss": 3}, {"loss": None}, {"kind": "forgetting", "rise": []}]
+    for record in [*records, *({"kind": "forgetting", "rise": {**rise, **change}} for change in odd)]:
         write_json(file, record)
-        assert runner.invoke(app, command).exit_code == 1
+        done = runner.invoke(app, command)
+        assert done.exit_code == 1 and isinstance(done.exception, InputError), record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"low": 0.2, "high": 0.1}, {"low": -5, "high": -1}, {"low": 2, "high": 3}, {"level": 0}),
+        *({"level": 95}, {"low": "0"}, {"high": True}, {"value": []}),
+    ],
+)
+@pytest.mark.parametrize("name", ["ece", "brier"])
+def test_a_calibration_record_with_numbers_that_cannot_be_is_refused(
+    store: Store, shippable: ModuleType, name: str, change: dict[str, Any]
+) -> None:
+    file = store.root / "calibration.json"
+    command = ["gate", str(store.root), "--attest", str(file), "--by", "Ada"]
+    write_json(file, {**shippable.CALIBRATION, name: {**shippable.CALIBRATION[name], **change}})
+    refused = runner.invoke(app, command)
+    assert refused.exit_code == 1 and f"calibration.json, {name}: expected" in str(refused.exception)
+    write_json(file, {"trained": 3, **shippable.CALIBRATION})
+    assert isinstance(runner.invoke(app, command).exception, InputError)
 
 
 def test_imported_scores_without_any_difference_are_undecided(store: Store, shippable: ModuleType) -> None:
@@ -563,6 +587,15 @@ def test_a_set_that_the_policy_asks_for_must_have_been_asked(store: Store) -> No
 def test_the_worse_end_of_ece_decides(store: Store, shippable: ModuleType, ece: Any, status: str) -> None:
     rewrite(store, "calibration", numbers={**shippable.CALIBRATION, "ece": ece})
     assert gate(store, "calibration").status == status
+
+
+def test_an_interval_whose_ends_are_swapped_passes_no_gate(store: Store, shippable: ModuleType) -> None:
+    swapped = {"value": 0.5, "low": 0.9, "high": 0.01}
+    rewrite(store, "calibration", numbers={**shippable.CALIBRATION, "ece": swapped})
+    found = gate(store, "calibration")
+    assert (
+        found.status == "undecided" and "expected an interval from `low` to `high`, found 0.9 to 0.01" in found.message
+    )
 
 
 def test_a_calibration_record_is_bound_by_name_and_judged_debiased(store: Store, shippable: ModuleType) -> None:

@@ -252,6 +252,20 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert message in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [{"rank_pattern": None, "alpha_pattern": None}, {"bias": None}, {"r": 4.0}, {"rank_pattern": {"q_proj": 4.0}}],
+    ids=str,
+)
+def test_nulls_and_whole_floats_of_other_writers_are_read(
+    bases: Path, tmp_path: Path, written: dict[str, object]
+) -> None:
+    adapter, merged, _ = train(bases / "tied", tmp_path)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | written), "utf-8")
+    assert errors(bases / "tied", adapter, merged) == {}
+
+
 def test_every_field_of_the_installed_peft_has_a_place_in_the_table() -> None:
     import dataclasses
 
@@ -271,7 +285,7 @@ def test_tensors_that_fit_no_weight_are_refused(bases: Path, tmp_path: Path) -> 
         check_weights(bases / "tied", adapter, merged)
     save_file({k: v for k, v in tensors.items() if "layers.1.self_attn.q_proj" not in k}, path)
     found = {f.check: f.message for f in check_weights(bases / "tied", adapter, merged)[1]}
-    assert "1 modules that adapter_config.json adapts have no tensors" in found["merge.without_tensors"]
+    assert "1 module that adapter_config.json adapts has no tensors" in found["merge.without_tensors"]
     assert "layers.1.self_attn.q_proj" in found["merge.others_changed"]
 
 

@@ -35,6 +35,7 @@ from veritune.commands.options import (
 )
 from veritune.commands.output import Shown, json_text
 from veritune.commands.screen import put
+from veritune.counting import grouped
 from veritune.errors import InputError
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def audit(
         audits.write_report(report, out, seed=seed, pack_size=pack_size, sample=sample, draw=draw)
     if drop is not None:
         version = audits.write_clean(report, drop, reasons=drop_reason or (), keep_sources=keep_source or ())
-        print(f"wrote {drop}: {version.rows:,} rows, version {version.short}")
+        print(f"wrote {drop}: {grouped(version.rows or 0, 'rows')}, version {version.short}")
     exit_unless(not code, code)
 
 
@@ -278,7 +279,7 @@ def review(
         print(json_text({**counts, "data": out, "version": version}))
         return
     print(f"kept {applied.kept}, dropped {applied.dropped}, edited {applied.edited} of the reviewed rows")
-    print(f"wrote {out}: {version.rows:,} rows, version {version.short}")
+    print(f"wrote {out}: {grouped(version.rows or 0, 'rows')}, version {version.short}")
 
 
 def recipe(
@@ -305,7 +306,7 @@ def recipe(
     put(recipes.render_mixed(mixed))
     if cost is not None:
         put(recipes.render_cost(cost))
-    print(f"wrote {out}: {version.rows:,} rows, version {version.short}")
+    print(f"wrote {out}: {grouped(version.rows or 0, 'rows')}, version {version.short}")
 
 
 def lineage(

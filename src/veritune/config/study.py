@@ -18,6 +18,7 @@ from veritune.config.release import Release
 from veritune.config.sweep import expand_sweep
 from veritune.config.thresholds import Thresholds
 from veritune.config.train import Backend, Budget, Condition, Model, SelectionPlan, Train
+from veritune.counting import many
 from veritune.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class Study(Section):
         if claim.kind == "probe":
             return
         if claim.eval is None and len(self.evals) > 1:
-            raise ValueError(f"{where}: the study has {len(self.evals)} evals; name one with `eval`")
+            raise ValueError(f"{where}: the study has {many(len(self.evals), 'evals')}; name one with `eval`")
         if claim.kind == "keeps":
             self._check_keeps(claim, where)
         if claim.against_eval is not None:

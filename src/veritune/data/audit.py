@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from veritune.counting import grouped, many
 from veritune.data.contamination import (
     ContaminationConfig,
     ContaminationResult,
@@ -443,7 +444,7 @@ def _rendering(
     if cut is not None and cut.over:
         text = (
             f"{cut.over} of {cut.rows} rows are longer than max_length {cut.limit}: cutting them would cost "
-            f"{cut.lose_answer} rows some of their answer and {cut.lose_all} all of it"
+            f"{many(cut.lose_answer, 'rows')} some of their answer and {cut.lose_all} all of it"
         )
         parity.append(Finding("render.too_long", "warning", text, evidence=to_json(cut)))
     return [*stats.problems, *parity], stats, facts
@@ -610,7 +611,7 @@ def _head(report: AuditReport) -> list[str]:
     unusable = len(report.rejects)
     lines = [
         f"{report.source}  sha256 {report.sha256[:12]}",
-        f"  {report.n_read:,} records read, {len(report.rows):,} usable, {unusable:,} problems",
+        f"  {grouped(report.n_read, 'records')} read, {len(report.rows):,} usable, {grouped(unusable, 'problems')}",
     ]
     noted = [f for f in report.findings if f.check.startswith("load.") and f.severity != "error"]
     lines += [f"  {'' if f.severity == 'note' else f.severity + ' '}{f.message}" for f in noted]
@@ -712,7 +713,8 @@ def _tokens(report: AuditReport) -> list[str]:
     if not s.n_rows:
         return ["Rendering", f"  none of {len(report.rows):,} rows can be rendered", *_unrendered(s.problems)]
     lines = [
-        f"Rendering  {s.n_rows:,} rows, {s.n_tokens:,} tokens, {s.n_target:,} ({s.n_target / s.n_tokens:.0%}) with loss"
+        f"Rendering  {grouped(s.n_rows, 'rows')}, {grouped(s.n_tokens, 'tokens')}, {s.n_target:,} "
+        f"({s.n_target / s.n_tokens:.0%}) with loss"
     ]
     for source, n in s.tokens.items():
         if source == ALL or len(s.tokens) > 2:

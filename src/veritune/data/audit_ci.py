@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from veritune.ci import CheckCase, CheckReport, markdown_cell, verdict_line
+from veritune.counting import grouped
 from veritune.data.audit import AuditConfig, AuditReport, render_text
 from veritune.data.quality import load_patterns
 from veritune.data.quality import reasons as row_reasons
@@ -176,7 +177,7 @@ def _records_case(report: AuditReport) -> CheckCase:
     if not errors:
         return CheckCase("records", "audit", True, says)
     first = errors[0]
-    says += f"; {len(errors):,} problems, first: {first.message}"
+    says += f"; {grouped(len(errors), 'problems')}, first: {first.message}"
     return CheckCase("records", "audit", False, says, kind=first.check, file=first.source, line=first.line)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from veritune.counting import many
 from veritune.data.families import FamilyColumns, said
 from veritune.data.near import Executor, TextBuffer, running
 from veritune.data.near.arrays import I64
@@ -262,12 +263,13 @@ class ContaminationResult:
             message = f"{n_rows} of {len(self.columns.text)} rows hold {n_items} eval texts ({self.config.fail_on})"
             more = numbers["rows_confirmed"] if self.config.fail_on == "exact" else 0
             if more or numbers["rows_review"]:
-                message += f"; further rows: {more} near-copies, {numbers['rows_review']} to review"
+                message += f"; further rows: {many(more, 'near-copies')}, {numbers['rows_review']} to review"
             message += "."
             return GateResult("contamination", "failed", message, numbers, evidence, "drop these rows, or the evals")
         near = numbers["rows_confirmed"]
         message = (
-            f"no {self.config.fail_on} overlap of {len(self.columns.text)} rows with {len(self.entries.texts)} texts"
+            f"no {self.config.fail_on} overlap of {len(self.columns.text)} rows with "
+            f"{many(len(self.entries.texts), 'texts')}"
         )
         message += f"; {near} near-copies, {numbers['rows_review']} to review"
         if numbers["rows_canned"]:

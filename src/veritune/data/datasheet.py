@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.counting import grouped
 from veritune.data.review import Version, draw_lineage
 from veritune.data.split import stratum_of
 from veritune.records import to_json
@@ -147,7 +148,7 @@ def _markdown(
     lines = [
         f"# Datasheet: {_cell(report.source)}",
         "",
-        f"SHA-256 `{report.sha256}`. {report.n_read:,} records read, {len(report.rows):,} usable.",
+        f"SHA-256 `{report.sha256}`. {grouped(report.n_read, 'records')} read, {len(report.rows):,} usable.",
         "",
         "## Numbers",
         "",

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from veritune.counting import many
 from veritune.data.embed import embedding_edges, load_encoder
 from veritune.data.near import Engine, Executor, TextBuffer, clusters, components, running, sketched
 from veritune.data.near.arrays import F32, I64, U8, U64
@@ -371,7 +372,7 @@ def _family_edges(result: FamilyResult, edges: Iterable[Edge]) -> dict[tuple[int
     best: dict[tuple[int, int], Edge] = {}
     for i, j, score, evidence in edges:
         if not (0 <= i < n and 0 <= j < n):
-            raise DataError(f"an extra edge joins rows {i} and {j}, but there are {n} rows (0-based).")
+            raise DataError(f"an extra edge joins rows {i} and {j}, but there are {many(n, 'rows')} (0-based).")
         if evidence not in (*SCORED, "decided"):
             raise DataError(f"unknown evidence {evidence!r} in an extra edge.", fix=f"Known: {', '.join(SCORED)}.")
         a, b = sorted((int(result.code_N[i]), int(result.code_N[j])))

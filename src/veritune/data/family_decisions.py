@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from veritune.counting import grouped
 from veritune.data.families import EVIDENCE, FamilyResult, merge_families, said
 from veritune.data.near import components
 from veritune.data.near.arrays import I64
@@ -74,8 +75,8 @@ class AppliedDecisions:
         return [
             f"decisions of {self.file}: {obeyed} of {self.decisions} applied ({len(self.joined)} joined, "
             f"{len(self.separated)} separated, {len(self.already)} were true already)",
-            f"  {self.families_before:,} families before, {self.families_after:,} after; the family of "
-            f"{self.changed_rows:,} rows changed",
+            f"  {grouped(self.families_before, 'families')} before, {self.families_after:,} after; the family of "
+            f"{grouped(self.changed_rows, 'rows')} changed",
         ]
 
     def findings(self) -> list[Finding]:

@@ -22,6 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
+from veritune.counting import many
 from veritune.data.columns import Shape, family_column, find_shape, mapped, parse_columns
 from veritune.data.fields import REASONING_KEYS, SYSTEM_COLUMNS
 from veritune.data.refusals import labelled, nothing_found, number_label
@@ -212,7 +213,7 @@ def _read_file(file: Path, name: str, stem: str) -> Iterator[Raw]:
             n += raw.is_record
             yield raw
     except (OSError, EOFError, zlib.error) as error:
-        message = f"reading stopped after {n} records: {error}"
+        message = f"reading stopped after {many(n, 'records')}: {error}"
         where = replace(start, line=n + 1)
         yield problem(where, "unreadable", message, expected=f"a whole {kind} file", found=show(error))
     except ValueError as error:
@@ -387,12 +388,13 @@ class _Notes:
         yield from self._unmapped(len(rows))
         yield from self._tools()
         for name, n in self.labels.items():
-            message = f"this is a preference set (KTO): {name} is true in {n} rows, which are read as good answers"
+            message = f"this is a preference set (KTO): {name} is true in {many(n, 'rows')}, read as good answers"
             yield Finding("load.preference_label", "note", message, evidence={"column": name, "n": n})
         if self.numbered[0] and not self.numbered[-1]:
             n = self.numbered[0]
             message = (
-                f"label is 0 in {n} rows: in a KTO preference set these are rejected answers, but here they are "
+                f"label is 0 in {many(n, 'rows')}: in a KTO preference set these are rejected answers, but here they "
+                "are "
                 "trained on"
             )
             yield Finding("load.preference_label", "warning", message, evidence={"column": "label", "n": n})
@@ -431,7 +433,7 @@ class _Notes:
 
     def _unused(self, n_rows: int) -> Iterator[Finding]:
         counted = [(name, f"{n} of {n_rows} rows") for name, n in self.unused.most_common()]
-        counted += [(f"messages[].{name}", f"{n} turns") for name, n in self.loose.most_common()]
+        counted += [(f"messages[].{name}", f"{many(n, 'turns')}") for name, n in self.loose.most_common()]
         if counted:
             names = ", ".join(f"{name} ({n})" for name, n in counted[:_NAMED])
             more = f" and {len(counted) - _NAMED} more" if len(counted) > _NAMED else ""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from veritune.counting import many
 from veritune.data.render import IGNORE, Renderer, Traced
 from veritune.data.split import stratum_of
 from veritune.data.template import Stops, stops_of, twin_templates
@@ -274,7 +275,7 @@ def check_packing(packed: Packed, attention_LL: npt.NDArray[np.bool_] | None = N
         if crossing.any():
             i, j = (int(x[0]) for x in np.nonzero(crossing))
             n = int(crossing.sum())
-            text = f"attention crosses rows in {n} pairs of tokens, first token {i} attends to token {j}"
+            text = f"attention crosses rows in {many(n, 'pairs')} of tokens, first token {i} attends to token {j}"
             found.append(Finding("packing.attention", "error", text, evidence={"n": n, "first": [i, j]}))
     return found
 
@@ -383,7 +384,7 @@ def _turn_notes(traced: Sequence[tuple[Row, Traced]], renderer: Renderer) -> lis
         found.append(Finding("parity.think_stripped", "note", text, stripped[0], evidence={"n": len(stripped)}))
     developers = sum(any(m.role == "developer" for m in row.messages) for row, _ in traced)
     if developers and "developer" not in renderer.template:
-        text = f"the template has no developer role: it is rendered as system in {developers} rows"
+        text = f"the template has no developer role: it is rendered as system in {many(developers, 'rows')}"
         found.append(Finding("parity.developer", "note", text, evidence={"n": developers}))
     return found
 
@@ -492,7 +493,7 @@ _STYLE = (
 def tokens_text(row: Row, renderer: Renderer) -> str:
     """A rendered row as text: its number of tokens, then the part without loss and the part with loss."""
     rendered = renderer.row(row)
-    lines = [f"row {row.id}: {len(rendered.input_ids)} tokens, {rendered.n_target} with loss"]
+    lines = [f"row {row.id}: {many(len(rendered.input_ids), 'tokens')}, {rendered.n_target} with loss"]
     for part, has_loss in (("prompt", False), ("target", True)):
         ids = [i for i, label in zip(rendered.input_ids, rendered.labels) if (label != -100) == has_loss]
         lines.append(f"--- {part}\n{renderer.tokenizer.decode(ids)}")
@@ -517,7 +518,7 @@ def html_view(row: Row, renderer: Renderer) -> str:
         title = html.escape(f"{i}: id {traced.ids[i]} {token}", quote=True)
         parts.append(f'<span class="{_class(traced, i)}" title="{title}">{shown}</span>')
     n, on = traced.stop, sum(traced.labelled)
-    head = f"row {row.id}: {n} tokens, {on} with loss; template {renderer.template_sha256[:12]}"
+    head = f"row {row.id}: {many(n, 'tokens')}, {on} with loss; template {renderer.template_sha256[:12]}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(row.id)}</title>'
         f"<style>{_STYLE}</style><h1>{html.escape(head)}</h1><p>"

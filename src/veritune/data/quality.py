@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from veritune.counting import many
 from veritune.data.answers import boxed, final_answer, last_number, number_of, same_answer
 from veritune.data.sources.raw import Reject
 from veritune.data.split import names_a_problem, problem_of, stratum_of
@@ -525,10 +526,10 @@ def _conflicts(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
             others = [other for other in first if other != row.id][:5]
             evidence: dict[str, JsonLike] = {"others": others, "n": len(same), "answer": answers[row.id]}
             if differ:
-                text = f"the same prompt has {len(same)} rows with different final answers"
+                text = f"the same prompt has {many(len(same), 'rows')} with different final answers"
                 yield _finding(row, "conflict", text, "warning", evidence)
             else:
-                text = f"the same prompt has {len(same)} rows with different answer texts"
+                text = f"the same prompt has {many(len(same), 'rows')} with different answer texts"
                 yield _finding(row, "several_answers", text, "note", evidence)
 
 
@@ -561,7 +562,7 @@ def _outliers(rows: Sequence[Row], config: QualityConfig) -> Iterator[Finding]:
             n = len(group[i].target or "")
             kind = "long" if z_N[i] > 0 else "short"
             median = f"the median of {source or 'this source'} is {math.exp(middle):.0f}"
-            text = f"unusually {kind}: {n} characters where {median}"
+            text = f"unusually {kind}: {many(n, 'characters')} where {median}"
             evidence = {"characters": n, "median": math.exp(middle), "robust_z": round(float(z_N[i]), 2)}
             yield _finding(group[i], "length_outlier", text, "warning", evidence)
 

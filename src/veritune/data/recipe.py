@@ -26,6 +26,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from veritune.config.fields import Int, Name, Part, Section
+from veritune.counting import grouped
 from veritune.data.load import TrainOn, load_rows, require_clean
 from veritune.data.quality import QualityConfig, check_rows
 from veritune.data.quality import reasons as known_checks
@@ -230,7 +231,7 @@ def _sizes(recipe: Recipe, there: Mapping[str, int]) -> dict[str, int]:
     for name, size in sizes.items():
         if size > there[name]:
             raise DataError(
-                f"source {name!r} must give {size:,} rows but has {there[name]:,} after its filters.",
+                f"source {name!r} must give {grouped(size, 'rows')} but has {there[name]:,} after its filters.",
                 fix="Lower `rows` or its share, or filter out fewer rows.",
             )
         if size == 0:
@@ -288,7 +289,7 @@ def render_cost(cost: SystemCost) -> str:
     fit = f"; rows over {cost.max_length:,} tokens {cost.over_without:,} -> {cost.over:,}"
     each = more / cost.rows if cost.rows else 0.0
     change = f"{cost.without:,} -> {cost.tokens:,}"
-    return f"  system prompt costs {more:,} tokens ({each:.1f} a row, {share:+.1%}): {change}{fit}"
+    return f"  system prompt costs {grouped(more, 'tokens')} ({each:.1f} a row, {share:+.1%}): {change}{fit}"
 
 
 def make_recipe(path: str | Path, out: str | Path) -> tuple[Mixed, Version]:

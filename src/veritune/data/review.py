@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from veritune.counting import grouped
 from veritune.data.fields import LABEL_COLUMNS, TAKEN_OUT
 from veritune.data.load import load_rows, require_clean, rows_from
 from veritune.data.sources.raw import Cell, Reject
@@ -497,7 +498,7 @@ def draw_lineage(versions: Sequence[Version]) -> str:
             return
         seen.add(version.sha256)
         stem = "" if top else indent + ("└─ " if last else "├─ ")
-        rows = "rows unknown" if version.rows is None else f"{version.rows:,} rows"
+        rows = "rows unknown" if version.rows is None else f"{grouped(version.rows, 'rows')}"
         rejects = ", ".join(f"{n:,} {why}" for why, n in version.rejects.items())
         gone = f"; without {rejects}" if rejects else ""
         retired = f"  RETIRED: {version.retired}" if version.retired else ""

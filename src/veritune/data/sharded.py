@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from veritune.counting import grouped, many
 from veritune.data import audit as audits
 from veritune.data import contamination, load, quality
 from veritune.data.audit import AuditConfig, EvalFacts, EvalSource
@@ -510,8 +511,8 @@ def sharded_text(report: ShardedAudit) -> str:
     rejects = report.summed("rejects")
     problems = sum(n for n, _ in rejects.values())
     lines = [
-        f"{report.source}  {len(report.shards)} shards, sha256 {report.sha256[:12]}",
-        f"  {report.n_read:,} records read, {report.n_rows:,} usable, {problems:,} problems",
+        f"{report.source}  {many(len(report.shards), 'shards')}, sha256 {report.sha256[:12]}",
+        f"  {grouped(report.n_read, 'records')} read, {report.n_rows:,} usable, {grouped(problems, 'problems')}",
     ]
     lines += [f"  {n:,} x {reason}: first {first}" for reason, (n, first) in rejects.items()]
     words = {"id": "use an id that another row has", "text": "repeat a text", "problem": "repeat a problem"}

@@ -17,6 +17,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from veritune.config.thresholds import DEFAULTS
+from veritune.counting import many
 from veritune.data.sources.raw import Cell
 from veritune.data.text import canonical, tokens
 from veritune.errors import DataError
@@ -117,7 +118,8 @@ def split_zones(rows: Sequence[Row], family_of: Mapping[str, str], config: Split
     n_stranger, n_validation = _held(n, config.stranger), _held(n, config.validation)
     if n - n_stranger - n_validation < MIN_HELD_FAMILIES:
         raise DataError(
-            f"{n} families cannot be split into stranger ({n_stranger}), validation ({n_validation}) and at least "
+            f"{many(n, 'families')} cannot be split into stranger ({n_stranger}), validation ({n_validation}) and at "
+            "least "
             f"{MIN_HELD_FAMILIES} to train on.",
             fix="Add families, lower the shares, or check whether the families were merged too far.",
         )
@@ -201,7 +203,8 @@ def _touched(
     if not both:
         return held, ()
     return held, (
-        f"{len(both)} families are on both sides of {what}: they are held out whole, and {old} of their rows with them",
+        f"{many(len(both), 'families', 'are')} on both sides of {what}: they are held out whole, and {old} of their "
+        "rows with them",
     )
 
 
@@ -364,7 +367,7 @@ def _warnings(
     if k == 0:
         found.append("sibling is empty: no trained family has a row to spare, so its claims stay untested")
     elif k < config.few_families:
-        found.append(f"sibling holds rows of only {k} families: intervals over families will be wide")
+        found.append(f"sibling holds rows of only {many(k, 'families')}: intervals over families will be wide")
     empty = [s for s, families in strata.items() if not any(zone_of_family[f] == "stranger" for f in families)]
     if empty and config.stranger > 0:
         shown = ", ".join(repr(s) for s in empty[:3])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from veritune.config.frozen_rule import check_rule
-from veritune.counting import noun
+from veritune.counting import many, noun
 from veritune.decide import wording
 from veritune.decide.demand import DemandOutcome, check_demand, judge_demand
 from veritune.decide.sides import Side, load_side
@@ -457,7 +457,8 @@ def _own_warnings(pair: Pair, options: CompareOptions) -> list[str]:
     spread = _families_across_tasks(pair)
     if spread:
         warnings.append(
-            f"{spread} families have items in several tasks: a label that only counts within a task is not one"
+            f"{many(spread, 'families', 'have')} items in several tasks: a label that only counts within a task is not "
+            "one"
         )
     if options.counts and len(pair.a.runs) > 1:
         warnings.append(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.counting import grouped, many
 from veritune.decide import wording
 from veritune.decide.commands import CompareOptions
 from veritune.decide.sides import Side, load_side
@@ -113,9 +114,9 @@ def render_power(report: PowerReport) -> str:
 
 
 def _design_line(design: power.Design) -> str:
-    arms = f"{design.seeds_a} seed{'s' if design.seeds_a > 1 else ''} of A, "
+    arms = f"{many(design.seeds_a, 'seeds')} of A, "
     parts = [
-        f"{design.items:,} items",
+        grouped(design.items, "items"),
         arms + (f"{design.seeds_b} of B" if design.seeds_b else "B fixed"),
         f"{'discordance' if design.binary else 'variance of a difference'} {wording.number(design.discordance)}",
         f"seed SD {wording.number(design.seed_sd)}",
@@ -124,7 +125,7 @@ def _design_line(design: power.Design) -> str:
         low, high = design.seed_range
         parts[-1] += f" (80 % range {wording.number(low)} to {wording.number(high)})"
     if design.sizes is not None:
-        parts.append(f"{len(design.sizes)} families, design effect {design.design_effect:.2f}")
+        parts.append(f"{many(len(design.sizes), 'families')}, design effect {design.design_effect:.2f}")
     parts += ["one seed spread for both arms" if design.equal_seed_spread else ""]
     parts += ["seeds shared by the arms" if design.shared_seeds else ""]
     parts.append(f"alpha {design.alpha:g}, power {100 * design.power:g} %")
@@ -173,7 +174,7 @@ def _power_drawing(report: PowerReport, source: str) -> Drawing:
         table=[(r["items"], r["seeds"], r["stable"], r["detectable"]) for r in report.grid],
         sources=(source,),
         made_by=f"{__name__}.plot_power",
-        n=f"{design.items:,} items, {design.seeds_a} and {design.seeds_b or 'no'} seeds",
+        n=f"{grouped(design.items, 'items')}, {design.seeds_a} and {design.seeds_b or 'no'} seeds",
     )
 
 
@@ -186,7 +187,7 @@ def _power_lines(axes: Axes, report: PowerReport) -> list[tuple[str, Look]]:
             rows = [r for r in report.grid if r["seeds"] == s and (r["stable"] == stable or s == 1)]
             look = {**look_of(place), "markersize": 4, "linewidth": 1.2}
             axes.plot([r["items"] for r in rows], [_or_gap(r["detectable"]) for r in rows], linestyle=dash, **look)
-            entries += [(f"{s} seed{'s' if s > 1 else ''}", look)] if dash == "-" else []
+            entries += [(many(s, "seeds"), look)] if dash == "-" else []
     if len(shares) > 1:
         entries += [(f"{100 * v:g} % repeat", {"color": MUTED, "linestyle": d}) for v, d in zip(shares, DASHES)]
     return entries

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from veritune.config.claim import Claim
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
+from veritune.counting import many
 from veritune.probe.names import arm_of, averaged_zones, pattern_of
 from veritune.records import Assumed, ClaimReach
 from veritune.stats.power import Design, Needed, best_half, best_low, least_items_equal, plan
@@ -75,7 +76,7 @@ def _never(claim: Claim, design: Design) -> str:
     if claim.kind == "equivalent" and best_half(design) >= margin > 0:
         table = design.single and design.binary
         needed = least_items_equal(margin, claim.alpha, binary=table, width=design.width)
-        return f"can never be `equivalent`: not even identical outputs on under {needed} items would be enough"
+        return f"can never be `equivalent`: not even identical outputs on under {many(needed, 'items')} would be enough"
     edge = {"improves": 0.0, "keeps": 0.0, "better_by": margin, "not_worse": -margin, "no_regression": -margin}.get(
         claim.kind
     )
@@ -100,7 +101,7 @@ def _claim(
     here = _items_of(study, claim, items)
     alpha = claim.alpha / (confirmatory if claim.correction == "confirmatory" else 1)
     if len(here) < 2:
-        return ClaimReach(claim.name, claim.kind, claim.margin, f"{len(here)} items: nothing can be said")
+        return ClaimReach(claim.name, claim.kind, claim.margin, f"{many(len(here), 'items')}: nothing can be said")
     plans = [p for design in _designs(study, claim, here, assumed, alpha) for p in plan(design)]
     design = plans[0].design
     equal, keeps = claim.kind == "equivalent", claim.kind == "keeps"
@@ -158,11 +159,11 @@ def _probe_sentence(study: Study, claim: Claim, confirmatory: int) -> str:
     one_run = pattern.made_by == "leak" or arm_of(claim.probe or "") == BASELINE
     seeds = 1 if one_run else len(study.seeds)
     if pattern.uncertainty == "items":
-        return f"decided by {over}, over the probe's own items and {seeds} seed{'s' * (seeds != 1)}: no items to plan"
+        return f"decided by {over}, over the probe's own items and {many(seeds, 'seeds')}: no items to plan"
     if seeds < 2:
         return "one number a run and one seed: it has no interval, so this claim can only stay open; declare more seeds"
     few = "; with two its ends lie 13 standard errors away or more" if seeds == 2 else ""
-    return f"one number a run: decided by {over}, a t over {seeds} seeds{few}"
+    return f"one number a run: decided by {over}, a t over {many(seeds, 'seeds')}{few}"
 
 
 def _probe_never(study: Study, claim: Claim, families: Mapping[str, int] | None) -> str:
@@ -218,7 +219,7 @@ def _range(values: Sequence[N | None]) -> tuple[N | None, N | None]:
 def _sentence(reach: ClaimReach) -> str:
     low, high = reach.detectable or (None, None)
     seeds = reach.seeds[0] if reach.seeds else 0
-    where = f"{reach.items} items of {reach.families} families, {seeds} seed{'s' if seeds > 1 else ''}"
+    where = f"{many(reach.items or 0, 'items')} of {many(reach.families or 0, 'families')}, {many(seeds, 'seeds')}"
     if reach.undecidable:
         return f"{where}: {reach.undecidable}"
     if low is None:

@@ -190,6 +190,12 @@ def _ladder(estimate: Estimate) -> AtLevels | None:
     if not more:
         return None
     bounds = {float(level): (float(low), float(high)) for level, (low, high) in more.items()}
+    outside = [level for level in bounds if not 0 < level < 1]
+    if outside:
+        raise ScoreError(
+            f"{estimate.name}: expected intervals at levels between 0 and 1, found one at {outside[0]:g}.",
+            fix="Make the record again with the probe's own command.",
+        )
     bounds[estimate.level] = (float(estimate.low or 0.0), float(estimate.high or 0.0))
     low, high, rungs = math.inf, -math.inf, []
     for level in sorted(bounds):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.fields import BASELINE, BENCHMARK
 from veritune.config.thresholds import DEFAULTS, GradeThresholds
+from veritune.counting import grouped, many, noun
 from veritune.records import Estimate, JsonLike, Verdict
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ def _correction(verdict: Verdict) -> str:
 
 def _units(comparison: Comparison) -> str:
     families = comparison.pair.n_families
-    text = f"{comparison.pair.n:,} items" + (f" in {families} families" if families is not None else "")
+    text = grouped(comparison.pair.n, "items") + (f" in {many(families, 'families')}" if families is not None else "")
     sides = [comparison.details[s] for s in ("a", "b")]
     expected = sum(len(s["runs"]) * s["n"] for s in sides)
     missing = expected - sum(s["scored"] for s in sides)
@@ -289,8 +290,8 @@ def _probe_sentence(claim: Claim, verdict: Verdict, reason: str) -> str:
 def _probe_units(estimate: Estimate) -> str:
     alone = estimate.n == 1 and estimate.n_seeds is not None  # a number a run: its runs are all there is to count
     parts = [] if alone else [f"n = {estimate.n:,}"]
-    parts += [f"{estimate.n_clusters} families"] if estimate.n_clusters is not None else []
-    parts += [f"{estimate.n_seeds} seed{'s' * (estimate.n_seeds != 1)}"] if estimate.n_seeds is not None else []
+    parts += [many(estimate.n_clusters, "families")] if estimate.n_clusters is not None else []
+    parts += [many(estimate.n_seeds, "seeds")] if estimate.n_seeds is not None else []
     return ", ".join(parts)
 
 
@@ -299,8 +300,8 @@ def _share_sentence(claim: Claim, verdict: Verdict, comparison: Comparison, reas
     places = _places(share, (claim.share or 0.0,))
     value = "not defined" if share.value is None else _fixed(share.value, places)
     bounds = _interval(share, verdict, places)
-    gaps = f"gap {_fixed(to.value or 0.0, 3, sign=True)} on {to.n} {claim.to_zone} items, "
-    gaps += f"{_fixed(base.value or 0.0, 3, sign=True)} on {base.n} {claim.from_zone} items"
+    gaps = f"gap {_fixed(to.value or 0.0, 3, sign=True)} on {to.n} {claim.to_zone} {noun(to.n, 'items')}, "
+    gaps += f"{_fixed(base.value or 0.0, 3, sign=True)} on {base.n} {claim.from_zone} {noun(base.n, 'items')}"
     way = f"to {_where(comparison, claim.to_zone)}"
     what = f"at least {claim.share:g} of its {claim.from_zone} gain over {claim.against}"
     numbers = f"share {value}, {bounds}; {gaps}"
@@ -466,14 +467,14 @@ def _seed_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str,
     sides = [comparison.details[s] for s in ("a", "b")]
     least = min((len(s["runs"]) for s in sides if not s["fixed"]), default=1)
     state = _grade(least, limits.seeds_good, limits.seeds_weak)
-    return {"state": state, "why": f"{least} seed{'s' if least > 1 else ''} on the arm with the fewest"}
+    return {"state": state, "why": f"{many(least, 'seeds')} on the arm with the fewest"}
 
 
 def _probe_evidence(estimate: Estimate, limits: GradeThresholds) -> dict[str, dict[str, str]]:
     """Seeds and independent units of a recorded quantity; a quantity without items has its runs alone."""
     seeds = estimate.n_seeds or 1
     state = _grade(seeds, limits.seeds_good, limits.seeds_weak)
-    named = {"seeds": {"state": state, "why": f"{seeds} run{'s' * (seeds != 1)}"}}
+    named = {"seeds": {"state": state, "why": many(seeds, "runs")}}
     units = estimate.n if estimate.n_clusters is None else estimate.n_clusters
     if units > 1:
         named["units"] = {
@@ -487,9 +488,9 @@ def _unit_evidence(comparison: Comparison, limits: GradeThresholds) -> dict[str,
     """Independent units: effective families where items come in families, so that one large family is not many."""
     effective = comparison.details.get("effective_families")
     units = comparison.pair.n if effective is None else effective
-    why = f"{units} independent items"
+    why = many(units, "independent items")
     if effective is not None:
-        why = f"{comparison.pair.n_families} families, worth {effective:.3g}"
+        why = f"{many(comparison.pair.n_families or 0, 'families')}, worth {effective:.3g}"
     return {"state": _grade(units, limits.units_good, limits.units_weak), "why": why}
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from veritune.counting import many
 from veritune.records import ZoneScore
 
 FAILED = 0.0
@@ -34,7 +35,7 @@ class ZoneMean:
     def rule(self) -> str:
         """The rule as text: `mean over 48 items; 5 without a score count as 0`."""
         lost = f"; {self.failed} without a score count as {self.at:g}" if self.failed else ""
-        return f"mean over {self.n} items{lost}"
+        return f"mean over {many(self.n, 'items')}{lost}"
 
 
 def zone_mean(cell: ZoneScore, at: float = FAILED) -> ZoneMean | None:

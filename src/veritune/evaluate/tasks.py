@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from veritune.config.evals import Eval, Rule
+from veritune.counting import many
 from veritune.data.answers import MAX_ANSWER, extract, final_answer, same_answer
 from veritune.data.choices import options_of
 from veritune.errors import StudyError
@@ -68,7 +69,7 @@ def _check_expected(name: str, spec: Eval, row: Row) -> None:
     if text and len(text) <= MAX_ANSWER:
         return
     where = f"column {spec.expected!r}" if spec.expected else "its answer turn"
-    found = f"{len(text)} characters without \\boxed{{}} or ####" if text else "none"
+    found = f"{many(len(text), 'characters')} without \\boxed{{}} or ####" if text else "none"
     raise StudyError(
         f"evals.{name}: item {row.id} (line {row.line}): expected a final answer in {where}, found {found}.",
         fix="Name the column with the answer in `expected`, or map it with `columns: {assistant: ...}`.",

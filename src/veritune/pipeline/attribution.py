@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from veritune.counting import grouped, many
 from veritune.errors import InputError, did_you_mean
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
@@ -121,7 +122,8 @@ def _case(ready: Ready, asked: AttributionAsked) -> _Case:
     rows = seen_rows(ready.study, ready.data, cell)
     if len(rows) > MOST_ROWS:
         raise InputError(
-            f"{cell.run_id} trained on {len(rows):,} rows, more than the {MOST_ROWS:,} whose inner products fit.",
+            f"{cell.run_id} trained on {grouped(len(rows), 'rows')}, more than the {MOST_ROWS:,} whose inner products "
+            "fit.",
             fix="Attribute a study that trains on fewer rows.",
         )
     training = TrainingRecord.load(ready.store.run(cell.run_id) / "training.json")
@@ -188,7 +190,7 @@ def _attribute(case: _Case, asked: AttributionAsked) -> Attribution:
     if asked.verify and 3 * asked.top > len(families.names):
         raise InputError(
             f"--verify leaves out {asked.top} top, similar and random families each, but only "
-            f"{len(families.names)} families were trained on.",
+            f"{many(len(families.names), 'families', 'were')} trained on.",
             fix=f"--top {max(1, len(families.names) // 3)}",
         )
     text_Q_F = a.text_scores([t.text for t in case.targets], [_words(ready, r) for r in case.rows], families)
@@ -278,8 +280,9 @@ def _say_cost(case: _Case, checkpoints: int) -> None:
     rate = _seconds_a_token(case)
     took = f", about {tokens * checkpoints * rate:.0f} s at the run's own speed" if rate else ""
     case.ready.progress.say(
-        f"attribution  {case.cell.run_id}: will take the gradients of {len(case.rows)} rows and {len(case.targets)} "
-        f"outputs at {checkpoints} checkpoints, {tokens * checkpoints:,} tokens{took}"
+        f"attribution  {case.cell.run_id}: will take the gradients of {len(case.rows)} rows and "
+        f"{many(len(case.targets), 'outputs')} at "
+        f"{many(checkpoints, 'checkpoints')}, {tokens * checkpoints:,} tokens{took}"
     )
 
 

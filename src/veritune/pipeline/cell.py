@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from veritune import contract
 from veritune.config.evals import Eval
 from veritune.config.fields import BASELINE
+from veritune.counting import many
 from veritune.errors import (
     DivergedError,
     GateError,
@@ -182,7 +183,7 @@ def _on_several(ready: Ready, cell: Cell, devices: int) -> RunSummary:
     if failed.exists():
         error = FailedRun.load(failed).error
     raise MachineError(
-        f"run {cell.run_id} on {devices} processes failed: {error}",
+        f"run {cell.run_id} on {many(devices, 'processes')} failed: {error}",
         fix="Its finished work is kept; run the same command again after correcting the cause.",
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from veritune.counting import grouped, many
 from veritune.data.audit import AuditConfig, AuditReport, audit_data
 from veritune.decide.commands import CompareOptions, compare
 from veritune.decide.screen import render_text as scores_text
@@ -140,8 +141,9 @@ def _data(asked: CheckRequest, kept: list[AuditReport]) -> Measured:
     errors = sum(f.severity == "error" for f in report.findings)
     flagged = sum(f.severity == "warning" for f in report.findings)
     lines = [
-        f"{record['n_rows']:,} rows of {record['n_read']:,} read, {len(set(report.families.families)):,} families;"
-        f" {errors} errors, {flagged} warnings"
+        f"{record['n_rows']:,} rows of {record['n_read']:,} read, "
+        f"{grouped(len(set(report.families.families)), 'families')};"
+        f" {many(errors, 'errors')}, {many(flagged, 'warnings')}"
     ]
     if report.gate is not None:
         lines.append(f"evals: {report.gate.message}")

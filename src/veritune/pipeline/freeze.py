@@ -8,6 +8,7 @@ from pathlib import Path
 
 from veritune import contract
 from veritune.config.load import frozen_flags
+from veritune.counting import many
 from veritune.decide.reach import limits
 from veritune.errors import InputError
 from veritune.pipeline.plan import families_by_zone, items_by_eval
@@ -137,9 +138,9 @@ def frozen_text(found: Frozen) -> str:
     lines += [f"  set by flag: {name}" for name, source in found.sources.items() if source == "flag"]
     lines += [f"  changed: {change}" for change in found.changes]
     if found.exploratory:
-        lines.append(f"  {len(found.exploratory)} runs were made before the freeze: they stay exploratory")
+        lines.append(f"  {many(len(found.exploratory), 'runs', 'were')} made before the freeze: they stay exploratory")
     if found.marked:
-        lines.append(f"  {len(found.marked)} runs are marked as made before amendment {found.entries - 1}")
+        lines.append(f"  {many(len(found.marked), 'runs', 'are')} marked as made before amendment {found.entries - 1}")
     lines += [f"  cannot decide: {limit}" for limit in found.limits]
     return "\n".join(lines)
 

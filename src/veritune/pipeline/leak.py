@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
+from veritune.counting import many
 from veritune.errors import InputError
 from veritune.pipeline.cell import cells_of, is_done, ready_from_contract
 from veritune.pipeline.ready import Ready
@@ -108,7 +109,7 @@ def leak_of(ready: Ready, condition: str, *, planned: bool = False) -> dict[str,
     if not ready.store.is_done(path, digest):
         shadow = replace(honest, run_id=f"{condition}-leaky-s{honest.seed}-{digest[:8]}", phase=LEAK, input_hash=digest)
         ready.progress.say(
-            f"leak     {condition}, seed {honest.seed}: {len(seen)} rows drawn without regard to families"
+            f"leak     {condition}, seed {honest.seed}: {many(len(seen), 'rows')} drawn without regard to families"
         )
         losses = _train(ready, shadow, zones, planned)
         record = leak(_measured(ready, (baseline, honest), losses, zones))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from veritune import contract
 from veritune.config.fields import BASELINE
+from veritune.counting import many
 from veritune.data.parity import Lengths
 from veritune.decide.reach import resolution
 from veritune.errors import GateError
@@ -128,7 +129,7 @@ def make_plan(
         return there
     before = RunPlan.load(kept[-1]) if kept else None
     tokens = [training_tokens(ready.study, ready.data, c) for c in cells]
-    ready.progress.say(f"plan     {len(cells)} cells, {sum(tokens):,} training tokens in all")
+    ready.progress.say(f"plan     {many(len(cells), 'cells')}, {sum(tokens):,} training tokens in all")
     if elsewhere is not None:
         elsewhere()
     probes = live_probes(ready, cells)
@@ -283,7 +284,7 @@ def live_probes(ready: Ready, cells: Sequence[Cell]) -> dict[str, LiveProbe]:
         probes[name], trainable = probe, probe.trainable
         ready.progress.say(
             f"probe    {name}: live steps, loss {probe.loss:.3f}, {trainable.n_trainable:,} parameters"
-            f" train ({trainable.share:.2%}) in {len(trainable.modules)} modules"
+            f" train ({trainable.share:.2%}) in {many(len(trainable.modules), 'modules')}"
         )
     return probes
 
@@ -639,7 +640,7 @@ def run_lines(plan: RunPlan, rows: Sequence[PlannedCell]) -> list[str]:
     total = _total(rows, plan.total.price, plan.beside)
     cost = "" if total.usd is None else f", {total.usd:.2f} USD"
     return [
-        f"plan     {len(rows)} cells, {total.tokens:,} training tokens, about {clock(total.seconds)}, "
+        f"plan     {many(len(rows), 'cells')}, {total.tokens:,} training tokens, about {clock(total.seconds)}, "
         f"{total.disk_bytes / 1e9:.2f} GB of disk, {_gb(total.memory_bytes)} of memory{cost}"
     ]
 
@@ -715,7 +716,7 @@ def _memory_lines(name: str, probe: LiveProbe) -> list[str]:
     return [
         f"memory    {name}: {held}",
         f"trains    {name}: {trainable.n_trainable:,} of {trainable.n_total:,} parameters "
-        f"({trainable.share:.3%}) in {len(trainable.modules)} modules",
+        f"({trainable.share:.3%}) in {many(len(trainable.modules), 'modules')}",
     ]
 
 

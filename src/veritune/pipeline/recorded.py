@@ -74,6 +74,8 @@ BY_HAND = "nothing in {path} ties it to the run's weights: it was placed by hand
 CHOSEN = "validation rows chose the checkpoint, so their loss reads low"
 APART = "the zones differ too much in difficulty: the gain of one at their common base loss would be extrapolated"
 CELLS = "cells share weights and personas, so only the spread between seeds gives it an interval"
+DAMAGE = (VerituneError, ValueError, LookupError, ArithmeticError)
+"""What comes of a record of probes/ with wrong keys, or with right ones and lists and numbers that do not fit."""
 PERSONAS = "it speaks of these personas and questions: no interval over them is recorded"
 
 
@@ -198,8 +200,9 @@ def _refused(damaged: Damaged, shown: str) -> Iterator[None]:
     """Notes why the reader of a file refuses it: the other files are read all the same."""
     try:
         yield
-    except VerituneError as exc:
-        damaged[shown] = exc.message if shown in exc.message else f"{shown} is damaged: {exc.message}"
+    except DAMAGE as exc:
+        why = exc.message if isinstance(exc, VerituneError) else f"{type(exc).__name__} at {first_line(exc)}"
+        damaged[shown] = why if shown in why else f"{shown} is damaged: {why}"
 
 
 def _loss_gaps(runs: Sequence[_DoneRun], thresholds: Thresholds) -> Iterator[tuple[_DoneRun, str, str, Recorded]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from veritune.counting import many
 from veritune.errors import InputError, LockedError
 from veritune.files import Stamps, stamps
 from veritune.pipeline.cell import cells_of, error_text, is_done, ready_from_contract, run_cell
@@ -150,7 +151,7 @@ def work_command(study_path: str | Path, progress: Progress, most: int | None = 
 
 def worked_text(worked: Worked) -> str:
     """The result of `work_command` as text for the screen."""
-    lines = [f"{len(worked.done)} cells run on {worked.host}, {worked.left} are left"]
+    lines = [f"{many(len(worked.done), 'cells')} run on {worked.host}, {worked.left} are left"]
     lines += [f"  {run_id} failed: {error}" for run_id, error in worked.failed.items()]
     lines += [f"  {run_id} is in use: {holder}" for run_id, holder in worked.in_use.items()]
     return "\n".join(lines)

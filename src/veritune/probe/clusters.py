@@ -16,6 +16,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from veritune.config.thresholds import DEFAULTS
+from veritune.counting import many
 from veritune.records import Estimate, JsonLike
 from veritune.stats.bounded import combination_below
 from veritune.stats.families import FamilyRule, cr1, cr3, family_rule, family_sums, sign_flips
@@ -120,7 +121,7 @@ def _spread(rule: FamilyRule, student: Student, top_G: Floats, size_G: Ints) -> 
 
 def no_interval(families: int, least: int, where: str = "") -> str:
     """Why this number of families is too small for an interval."""
-    return f"no interval: {families} families{where}, fewer than {least} say too little"
+    return f"no interval: {many(families, 'families')}{where}, fewer than {least} say too little"
 
 
 def ratio(

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veritune.config.thresholds import DEFAULTS, GradientThresholds, Thresholds
+from veritune.counting import many
 from veritune.errors import DataError
 from veritune.records import Estimate, JsonLike
 
@@ -461,7 +462,7 @@ def directions(
     n = len(gram_N_N)
     none = Estimate("directions", None, None, None, level, n, "U-statistics, row jackknife on the log")
     if n < 8:
-        return replace(none, warnings=(f"{n} rows are too few: at least 8 are needed",))
+        return replace(none, warnings=(f"{many(n, 'rows', 'are')} too few: at least 8 are needed",))
     mean = float((gram_N_N.sum() - np.trace(gram_N_N)) / (n - 1) / np.trace(gram_N_N))
     if mean >= identical:
         why = f"the rows' gradients are all but equal (mean cosine {mean:.4f}): they act like about one example"

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veritune.config.thresholds import DEFAULTS, GeometryThresholds
+from veritune.counting import many
 from veritune.data.tables import table_rows
 from veritune.errors import DataError, ScoreError
 from veritune.probe.geometry_dose import LEVEL, dose_points
@@ -409,8 +410,9 @@ def _cosine_cell(
     least = DEFAULTS.geometry.min_personas
     if len(names) < least or set(pairs) != set(base) or set(base) != set(own):
         raise DataError(
-            f"{path.name}: {key[0]}, layer {key[4]}: expected every pair of the base's {len(names)} personas (at least "
-            f"{least}), {len(pairs)} pairs, found {len(own)} beside {len(base)} of the base."
+            f"{path.name}: {key[0]}, layer {key[4]}: expected every pair of the base's {many(len(names), 'personas')} "
+            "(at least "
+            f"{least}), {many(len(pairs), 'pairs')}, found {len(own)} beside {len(base)} of the base."
         )
 
     def mean(side: Mapping[frozenset[str], float], without: str | None = None) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from veritune.config.thresholds import DEFAULTS, Thresholds
+from veritune.counting import grouped
 from veritune.errors import DataError, ModelError
 from veritune.probe.batches import evaluating, in_batches, mean_losses, model_device, require_targets
 from veritune.probe.capture import PROBE_RANK, Capture, Coverage, GradientStore, Sketch, trainable_coverage
@@ -169,7 +170,8 @@ def discover_families(
     """
     if len(rows) > max_rows:
         raise DataError(
-            f"families by gradient compare all pairs, but {len(rows):,} rows are more than max_rows={max_rows:,}.",
+            f"families by gradient compare all pairs, but {grouped(len(rows), 'rows', 'are')} more than "
+            f"max_rows={max_rows:,}.",
             fix="Give a sample, or raise max_rows; it needs about 32 bytes of memory per pair of rows.",
         )
     return find_families(unit(measure(model, rows, settings or Settings()).gram_N_N), threshold)
@@ -438,7 +440,7 @@ def _sentences(
             measured + ".",
             "Families with at least two rows each, eight of them or more.",
         )
-    said = f"The {n:,} rows act like {n_eff.value:,.0f} unrelated ones"
+    said = f"The {grouped(n, 'rows')} act like {n_eff.value:,.0f} unrelated ones"
     if n_eff.low is not None and n_eff.high is not None:
         said += f" ({n_eff.low:,.0f} to {n_eff.high:,.0f} at {n_eff.level:.0%} over the families drawn)"
     elif named["rho"].high is not None:
@@ -461,7 +463,9 @@ def _disagreeing(agreement: Mapping[str, JsonLike], found: FamiliesFound | None)
     if not agreement.get("disagree"):
         return ""
     spread = agreement["directions"]
-    groups = "" if found is None else f", and clustering joins the measured rows into {len(found.sizes):,} groups"
+    groups = (
+        "" if found is None else f", and clustering joins the measured rows into {grouped(len(found.sizes), 'groups')}"
+    )
     return (
         f" The two numbers disagree: without the labels the gradients spread over {spread:,.0f} directions{groups}. "
         "The family labels may be wrong or miss relatives, or a few directions dominate: read the smaller number "
@@ -472,7 +476,7 @@ def _disagreeing(agreement: Mapping[str, JsonLike], found: FamiliesFound | None)
 def _one_direction_sentences(stranger: Estimate, n: int, measured: str) -> tuple[str, str, str]:
     cosine = "" if stranger.value is None else f" (strangers' mean cosine {stranger.value:.4f})"
     return (
-        f"The {n:,} rows act like about one example: their gradients all but coincide{cosine}.",
+        f"The {grouped(n, 'rows')} act like about one example: their gradients all but coincide{cosine}.",
         f"{measured}. What is left of the gradients without their common part is of the size of rounding, so that "
         "families cannot be told from strangers by it.",
         "Check that the rows differ (copies, one answer to all prompts, a loss on template tokens only).",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS
+from veritune.counting import grouped
 from veritune.data.families import FamilyResult, find_families
 from veritune.data.fields import TAKEN_OUT
 from veritune.errors import DataError
@@ -106,7 +107,7 @@ def _sentences(
     rows: Sequence[Row], before: FamilyResult, after: FamilyResult, n_measured: int, threshold: float
 ) -> tuple[str, str, str]:
     fewer = len(before.names) - len(after.names)
-    said = f"{len(rows):,} rows fall into {len(after.names):,} families"
+    said = f"{grouped(len(rows), 'rows', 'fall')} into {grouped(len(after.names), 'families')}"
     said += f"; words and columns alone see {len(before.names):,}." if fewer else ", the same that words alone show."
     left_out = f" {len(rows) - n_measured:,} rows could not be rendered and were not compared." * (
         n_measured < len(rows)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from veritune.config.thresholds import DEFAULTS, Thresholds
+from veritune.counting import many
 from veritune.errors import DataError, ScoreError
 from veritune.probe.batches import IGNORE, evaluating, in_batches, mean_losses, model_device, require_targets
 from veritune.probe.carried import ZoneGain, share_interval, zone_gain
@@ -138,7 +139,8 @@ def _arrays(
     bad = np.flatnonzero(~(np.isfinite(base_N) & np.isfinite(after_N)))
     if bad.size:
         raise ScoreError(
-            f"row {int(bad[0])}: {base_N[bad[0]]} before and {after_N[bad[0]]} after; {bad.size} rows are not finite.",
+            f"row {int(bad[0])}: {base_N[bad[0]]} before and {after_N[bad[0]]} after; "
+            f"{many(bad.size, 'rows', 'are')} not finite.",
             fix="Use another checkpoint: a diverged or damaged run has no finite loss.",
         )
     low = np.flatnonzero(np.minimum(base_N, after_N) < best) if best is not None else bad
@@ -187,7 +189,7 @@ def _verdict(
     least, words = thresholds.families.for_interval, thresholds.zone_gap
     few = [z for z in ("seen", "stranger") if parts[z].n_families < least]
     if few:
-        counts = " and ".join(f"{parts[z].n_families} families in '{z}'" for z in few)
+        counts = " and ".join(f"{many(parts[z].n_families or 0, 'families')} in '{z}'" for z in few)
         return "cannot tell", f"{counts}: at least {least} are needed"
     apart = [z for z in ("seen", "stranger") if not parts[z].overlaps]
     if apart:

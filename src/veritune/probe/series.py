@@ -15,6 +15,7 @@ from typing import Any, Literal
 from veritune.config.fields import BASELINE
 from veritune.config.load import load_study
 from veritune.config.sweep import swept
+from veritune.counting import many
 from veritune.display import aligned
 from veritune.errors import ModelError
 from veritune.probe.subject import refuse_other_base
@@ -225,7 +226,7 @@ def _group(group: Sequence[Moved]) -> Mapping[str, JsonLike]:
 def _record(lines: Sequence[Moved], missing: Sequence[str]) -> WeightSeries:
     least, most = min(lines, key=lambda x: x.delta_norm), max(lines, key=lambda x: x.delta_norm)
     said = f"The weights moved by {least.delta_norm:.3g} ({least.label}) to {most.delta_norm:.3g} ({most.label})."
-    gone = f" {len(missing)} runs have no weights to compare: {', '.join(missing[:3])}." if missing else ""
+    gone = f" {many(len(missing), 'runs', 'have')} no weights to compare: {', '.join(missing[:3])}." if missing else ""
     return WeightSeries(
         lines=tuple(lines),
         missing=tuple(missing),

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from veritune.counting import many
 from veritune.errors import ScoreError
 from veritune.records import TelemetrySummary
 
@@ -86,5 +87,5 @@ def _reading(
     parts = sorted(share["type"].items(), key=lambda item: -item[1])[:3]
     said = ", ".join(f"{part} {value:.0%}" for part, value in parts)
     fell = f"; the norm went from {norms[0]:.3g} to {norms[-1]:.3g}" if norms else ""
-    missing = f", {sum(reasons.values())} steps unseen" if reasons else ""
-    return f"Most of the squared gradient fell on {said} (mean over {len(seen)} steps{missing}){fell}."
+    missing = f", {many(sum(reasons.values()), 'steps')} unseen" if reasons else ""
+    return f"Most of the squared gradient fell on {said} (mean over {many(len(seen), 'steps')}{missing}){fell}."

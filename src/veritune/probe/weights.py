@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from veritune.config.thresholds import DEFAULTS, WeightThresholds
+from veritune.counting import many
 from veritune.errors import ModelError
 from veritune.records import JsonLike, ModuleChange, MovedNorm, WeightChange, to_json
 from veritune.train.adapters.reading import AdapterReading, other_shape, read_adapter
@@ -70,7 +71,10 @@ def adapter_change(
         )
     notes = (*reading.notes, *notes)
     if reading.missing:
-        notes = (*notes, f"{len(reading.missing)} adapted modules have no tensors, first {reading.missing[0]}")
+        notes = (
+            *notes,
+            f"{many(len(reading.missing), 'adapted modules', 'have')} no tensors, first {reading.missing[0]}",
+        )
     return _record(str(base) if base else "base not given", str(adapter), "adapter", tuple(modules), notes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from veritune.counting import many
 from veritune.probe.attribution import Attribution, Ranking, Verified
 from veritune.records import Estimate
 
@@ -21,7 +22,7 @@ def attribution_text(record: Attribution) -> str:
 
 def _ranking(ranking: Ranking) -> Iterator[str]:
     """The families of a list beside both nulls, or why there are none."""
-    what = ranking.items[0] if len(ranking.items) == 1 else f"{len(ranking.items)} outputs together"
+    what = ranking.items[0] if len(ranking.items) == 1 else f"{many(len(ranking.items), 'outputs')} together"
     words = f"by words p = {ranking.p_text:.2g}, rank correlation with words {ranking.text_correlation:+.2f}"
     yield f"{what}: p = {ranking.p:.2g} against the null ({ranking.p_corrected:.2g} corrected); {words}"
     if not ranking.shown:
@@ -38,7 +39,7 @@ def _verified(found: Verified) -> Iterator[str]:
     seeds = ", ".join(map(str, found.seeds))
     yield f"Trained again without them, seeds {seeds}: rise of the outputs' loss, nats per token"
     for one in (*(s.effect for s in found.sets), *found.contrasts):
-        yield f"  {one.name}: {nats(one)}, {one.n} outputs, {one.n_seeds} seeds"
+        yield f"  {one.name}: {nats(one)}, {many(one.n, 'outputs')}, {many(one.n_seeds or 0, 'seeds')}"
     if found.rank_correlation is None:
         yield "  rank correlation of predicted and real effect: not given, too few sets"
         return

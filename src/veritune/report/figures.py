@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from markupsafe import Markup
 
+from veritune.counting import many
 from veritune.display import short
 from veritune.drawing import (
     DASHES,
@@ -275,7 +276,7 @@ def train_loss(records: Records) -> Drawing | None:
         table=[(r.run_id, r.condition, r.seed, step, loss) for r, points in curves for step, loss in points],
         sources=tuple(run.path("metrics.jsonl") for run, _ in curves),
         made_by=f"{__name__}.train_loss",
-        n=f"{len(curves)} runs of {counted([(len(points),) for _, points in curves])} steps",
+        n=f"{many(len(curves), 'runs')} of {counted([(len(points),) for _, points in curves])} steps",
     )
 
 
@@ -320,7 +321,8 @@ def validation_nll(records: Records) -> Drawing | None:
             + ([base[0].path("summary.json")] if base else [])
         ),
         made_by=f"{__name__}.validation_nll",
-        n=f"{len(curves)} runs, {counted([(len(points),) for _, points in curves])} checkpoints each{_tokens(curves)}",
+        n=f"{many(len(curves), 'runs')}, {counted([(len(points),) for _, points in curves])} checkpoints each"
+        f"{_tokens(curves)}",
     )
 
 
@@ -377,7 +379,7 @@ def gradient_shares(records: Records, condition: str) -> Drawing | None:
         table=rows,
         sources=tuple(r.path("telemetry.jsonl") for r, _ in runs),
         made_by=f"{__name__}.gradient_shares",
-        n=f"{len(shares)} steps of 1 run; the table has {len(runs)} runs",
+        n=f"{many(len(shares), 'steps')} of 1 run; the table has {many(len(runs), 'runs')}",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS
+from veritune.counting import many
 from veritune.drawing import INK, Drawing, panels, save, save_as, shortened, style, svg_text
 from veritune.probe.geometry_cells import moved
 from veritune.records import CellGrid, GridCell
@@ -61,7 +62,8 @@ def cell_grid(grid: CellGrid, name: str = "geometry") -> Drawing:
         table=[[getattr(c, column) for column in CSV_COLUMNS] for c in grid.cells],
         sources=(f"{name}.json",),
         made_by=f"{__name__}.cell_grid",
-        n=f"{len(grid.cells)} cells, {len(runs)} runs × {len(layers)} layers; {n} p corrected",
+        n=f"{many(len(grid.cells), 'cells')}, {many(len(runs), 'runs')} × {many(len(layers), 'layers')}; "
+        f"{n} p corrected",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from veritune.counting import grouped, many
 from veritune.data.review import Version, shown
 from veritune.drawing import INK, MUTED, Drawing, panels, save_as, shortened, style
 
@@ -48,7 +49,7 @@ def lineage(versions: Sequence[Version], name: str = "lineage") -> Drawing:
         table=[_row(v) for v in versions],
         sources=("_lineage.jsonl",),
         made_by=f"{__name__}.lineage",
-        n=f"{len(versions)} versions, {retired} of them retired",
+        n=f"{many(len(versions), 'versions')}, {retired} of them retired",
     )
 
 
@@ -87,7 +88,7 @@ def _arrow(axes: Axes, parent: tuple[float, float], child: tuple[float, float]) 
 
 def _lines(version: Version) -> list[tuple[str, str]]:
     """What stands in a box: file, hash and rows, what was left out, why it was retired; each with its weight."""
-    rows = "rows unknown" if version.rows is None else f"{version.rows:,} rows"
+    rows = "rows unknown" if version.rows is None else grouped(version.rows, "rows")
     left_out = ", ".join(f"{n:,} {why}" for why, n in version.rejects.items())
     lines = [(version.file, "bold"), (f"{version.short}  {rows}", "normal")]
     lines.append((f"without {left_out}" if left_out else version.how, "normal"))

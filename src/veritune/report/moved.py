@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from veritune.counting import many
 from veritune.drawing import Drawing, from_zero, legend_above, log_axis, look_of, panels, save_as, style
 from veritune.errors import InputError
 from veritune.records import Json
@@ -66,5 +67,5 @@ def _drawing(lines: list[Any], axis: str, source: str) -> Drawing:
         table=[(name, x, y) for name, points in curves.items() for x, y in sorted(points)],
         sources=(source,),
         made_by=f"{__name__}.draw_series",
-        n=f"{len(lines)} checkpoints",
+        n=many(len(lines), "checkpoints"),
     )

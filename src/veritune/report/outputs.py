@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from veritune.config.fields import BASELINE
+from veritune.counting import grouped
 from veritune.evaluate.means import FAILED
 from veritune.records import Json, Score
 from veritune.report.read import Records, Run, ScoreFile
@@ -301,7 +302,7 @@ class Layout:
                 shown = replace(pair, rows=[replace(row, href=place_of[row.item_id]) for row in here])
                 yield OutputPage(page, name, f"{pair.a} against {pair.b}", contents, before, after, pair=shown)
         links = [(page, f"{part[0]} to {part[-1]}") for page, part in zip(names, cut)]
-        yield OutputPage(contents, name, f"All {len(ids):,} items", contents=links)
+        yield OutputPage(contents, name, f"All {grouped(len(ids), 'items')}", contents=links)
         items = _items(self.records, name, runs, ids)
         for (before, page, after), part in zip(_with_neighbours(names), cut):
             shown_items = [replace(next(items), anchor=f"i{k}") for k in range(len(part))]

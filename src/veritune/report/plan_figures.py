@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from veritune.counting import many
 from veritune.drawing import (
     INK,
     MUTED,
@@ -87,7 +88,7 @@ def lr_selection(records: Records) -> Drawing | None:
         table=rows,
         sources=("selection.json",),
         made_by=f"{__name__}.lr_selection",
-        n=f"{len(rows)} runs, 1 a mark; {100 * chosen.data_fraction:g} % of the seen rows",
+        n=f"{many(len(rows), 'runs')}, 1 a mark; {100 * chosen.data_fraction:g} % of the seen rows",
     )
 
 
@@ -130,7 +131,7 @@ def throughput(records: Records) -> Drawing | None:
         table=rows,
         sources=("shapes.json",),
         made_by=f"{__name__}.throughput",
-        n=f"{len(listed)} shapes, 1 run each",
+        n=f"{many(len(listed), 'shapes')}, 1 run each",
     )  # fmt: skip
 
 
@@ -173,7 +174,7 @@ def size_and_tokens(records: Records) -> Drawing | None:
         table=rows,
         sources=tuple(sources),
         made_by=f"{__name__}.size_and_tokens",
-        n=f"{len(sizes)} conditions, 1 run each{longest}",
+        n=f"{many(len(sizes), 'conditions')}, 1 run each{longest}",
     )
 
 

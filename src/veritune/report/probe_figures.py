@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from veritune.counting import many
 from veritune.drawing import (
     MUTED,
     Drawing,
@@ -84,7 +85,7 @@ def alignment_matrix(record: Json, path: str, stem: str) -> Drawing | None:
         table=[(names[i], names[j], rows_of[i], rows_of[j], cosine[i][j]) for i in range(size) for j in range(size)],
         sources=(path,),
         made_by=f"{__name__}.alignment_matrix",
-        n=f"{sum(rows_of)} rows in {size} families",
+        n=f"{many(sum(rows_of), 'rows')} in {many(size, 'families')}",
     )
 
 

@@ -50,6 +50,7 @@ from veritune.records import (
     ZoneScore,
 )
 from veritune.records.base import parse
+from veritune.seal import edited_records
 from veritune.store import Store, read_json, read_jsonl
 
 T = TypeVar("T")
@@ -308,7 +309,7 @@ def read_records(store: Store, study: Study) -> Records:
     benchmarks = (records.facts.benchmarks if records.facts is not None else None) or {}
     asked = {name: store.root / records.items_path(name) for name in benchmarks}
     records = replace(records, benchmarks={n: RowFile(reader.maybe(p, _rows, None)) for n, p in asked.items()})
-    return _with_problems(records, reader.problems, counted)
+    return _with_problems(records, [*edited_records(store), *reader.problems], counted)
 
 
 def _is_scored(run: Run) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from veritune.config.claim import SHARE_KINDS, Claim
 from veritune.config.fields import BASELINE
 from veritune.config.sweep import swept
+from veritune.counting import many
 from veritune.drawing import (
     INK,
     MUTED,
@@ -188,7 +189,7 @@ def disagreement(records: Records, claim: Claim) -> Drawing | None:
         table=rows,
         sources=tuple(dict.fromkeys(run.path(f"scores/{name}.jsonl") for a, b, _ in counted for run in (a, b))),
         made_by=f"{__name__}.disagreement",
-        n=f"{_range([sum(c.values()) for _, _, c in counted])} items; {len(counted)} seeds",
+        n=f"{_range([sum(c.values()) for _, _, c in counted])} items; {many(len(counted), 'seeds')}",
     )
 
 
@@ -285,7 +286,7 @@ def _dose(
         table=rows,
         sources=summary_paths(records),
         made_by=f"{__name__}.dose_response",
-        n=f"{_counts(means)} items; {len(rows)} runs",
+        n=f"{_counts(means)} items; {many(len(rows), 'runs')}",
     )
 
 

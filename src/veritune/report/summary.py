@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from veritune.counting import grouped
 from veritune.report.read import Records
 from veritune.report.views import ClaimCard, text_of
 
@@ -105,7 +106,7 @@ def _settling(records: Records, left: Sequence[ClaimCard]) -> str:
         verdict = next((v for v in records.verdicts if v.claim == card.name), None)
         settle = None if verdict is None else verdict.details.get("to_settle")
         if settle is None and verdict is not None and verdict.needed_n is not None:
-            settle = f"{verdict.needed_n:,} items"
+            settle = grouped(verdict.needed_n, "items")
         if settle is not None:
             planned = f" The plan said: {reach[card.name]}" if card.name in reach else ""
             return f"what settles {card.name}: {settle}.{planned}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veritune.config.load import load_study
+from veritune.counting import many
 from veritune.errors import InputError, MachineError, first_line
 from veritune.records import StudyVerdicts, Verdict
 from veritune.store import Store
@@ -91,7 +92,8 @@ def texts_of(verdicts: StudyVerdicts) -> dict[str, str]:
 def sent_text(sent: VerdictRun, kinds: Sequence[str]) -> str:
     """What was sent, as text for the screen."""
     n = sum(name.endswith("/status") for name in sent.texts)
-    return f"sent {n} verdicts of {sent.study}, {len(sent.numbers)} numbers, to {', '.join(kinds)} as the run {RUN}"
+    counts = f"{many(n, 'verdicts')} of {sent.study}, {many(len(sent.numbers), 'numbers')}"
+    return f"sent {counts}, to {', '.join(kinds)} as the run {RUN}"
 
 
 # ---------------------------------------------------------------- the trackers

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from veritune.config.claim import SHARE_KINDS, Claim
+from veritune.counting import many
 from veritune.decide.wording import kept_text, other_side, p_text, rule_text
 from veritune.evaluate.means import OverSeeds, over_seeds, zone_mean
 from veritune.records import (
@@ -185,7 +186,7 @@ def _facts(verdict: Verdict) -> Iterator[Fact]:
     first = next(iter(verdict.estimates), None)
     if first is not None:
         families = first.n_clusters
-        yield "n", _count(first.n, "items"), f"in {families} families" if families is not None else ""
+        yield "n", _count(first.n, "items"), f"in {many(families, 'families')}" if families is not None else ""
         yield "seeds", _count(first.n_seeds), ""
         yield from _p_facts(first, verdict.details)
     yield "margin", f"{verdict.margin:.4g}" if verdict.margin is not None else "none declared", ""

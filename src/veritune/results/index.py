@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from veritune.counting import grouped, many
 from veritune.errors import InputError
 from veritune.files import now
 from veritune.records import (
@@ -221,7 +222,8 @@ def _add_one(ledger: ResultsLedger, entries: list[ResultEntry], facts: StudyFact
             facts.caveats, facts.events,
         )  # fmt: skip
         _record(ledger, entries, made)
-        return made.id, f"{made.id} added: {facts.source.study}, {len(facts.verdicts)} verdicts{_hint(entries, made)}"
+        verdicts = many(len(facts.verdicts), "verdicts")
+        return made.id, f"{made.id} added: {facts.source.study}, {verdicts}{_hint(entries, made)}"
     if _source_of(entries, there) == facts.source:
         return there.id, f"{there.id} is already in the index: {facts.source.study}"
     _record(ledger, entries, ResultMoved(there.id, now(), by, facts.source))
@@ -349,7 +351,8 @@ def _plain(text: str, what: str, *, empty: bool = False) -> str:
         raise InputError(f"{what} is empty.", fix=f"Write {what} in a sentence.")
     if len(text) > LONGEST:
         raise InputError(
-            f"{what} has {len(text):,} characters, at most {LONGEST:,}.", fix="Shorten it, and link to the long text."
+            f"{what} has {grouped(len(text), 'characters')}, at most {LONGEST:,}.",
+            fix="Shorten it, and link to the long text.",
         )
     return text
 

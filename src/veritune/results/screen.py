@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from veritune.counting import many
 from veritune.records import Comment, ResultVerdict
 from veritune.results.index import IndexChange, OpenTask, Result, ResultsIndex
 
@@ -45,13 +46,13 @@ def index_text(index: ResultsIndex) -> str:
 
 def summary(index: ResultsIndex) -> str:
     """One line with the number of results, and how many of them are no longer valid."""
-    counts = [f"{len(index.results)} result{'s' if len(index.results) != 1 else ''}"]
+    counts = [many(len(index.results), "results")]
     over = sum(result.superseded_by is not None for result in index.results)
     counts += [f"{over} superseded"] if over else []
     for standing in ("stale", "broken", "missing", "resealed"):
         n = sum(result.now.standing == standing for result in index.results)
         counts += [f"{n} {standing}"] if n else []
-    counts.append(f"{len(index.mistakes)} mistake{'s' if len(index.mistakes) != 1 else ''}")
+    counts.append(many(len(index.mistakes), "mistakes"))
     counts.append(f"{len(index.open_tasks)} of {len(index.tasks)} tasks open")
     return f"{index.folder}: " + ", ".join(counts)
 
@@ -59,7 +60,7 @@ def summary(index: ResultsIndex) -> str:
 def _head_lines(index: ResultsIndex) -> list[str]:
     if index.head is None:
         return []
-    n = "1 entry" if index.entries == 1 else f"{index.entries} entries"
+    n = many(index.entries, "entries")
     return [_wrapped(f"{n}, chained and whole; head {index.head[:16]}")]
 
 

@@ -31,6 +31,7 @@ from typing import Literal
 
 import numpy as np
 
+from veritune.counting import many
 from veritune.stats.intervals import Flips
 from veritune.stats.table import Floats, Ints
 
@@ -77,7 +78,7 @@ class FamilyRule:
             "cr3": "cluster-robust t (CR3, Bell–McCaffrey df)",
             "withheld": "none",
         }[self.method]
-        return name if self.method == "withheld" else f"{name}, over {self.families} families"
+        return name if self.method == "withheld" else f"{name}, over {many(self.families, 'families')}"
 
 
 def family_rule(size_G: Ints) -> FamilyRule:
@@ -99,7 +100,8 @@ def family_rule(size_G: Ints) -> FamilyRule:
     least = FEWEST_EFFECTIVE if families >= MANY or equal else FEWEST_EFFECTIVE_CR3
     if effective < least:
         reason = (
-            f"{families} families of unequal size are worth {effective:.1f} (the largest holds {100 * share:.0f} % of "
+            f"{many(families, 'families')} of unequal size are worth {effective:.1f} (the largest holds "
+            f"{100 * share:.0f} % of "
             f"the items): fewer than {least:g} effective families give no interval"
         )
         return FamilyRule("withheld", families, effective, 0.0, reason)

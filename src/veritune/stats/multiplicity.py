@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from veritune.counting import many
 from veritune.errors import ScoreError
 from veritune.stats.table import Floats
 
@@ -29,7 +30,7 @@ def holm(p: Sequence[float], family_size: int | None = None) -> list[float]:
     p_K = _checked(p)
     k = len(p_K) if family_size is None else family_size
     if k < len(p_K):
-        raise ScoreError(f"expected a family of at least {len(p_K)} claims, found {k}.")
+        raise ScoreError(f"expected a family of at least {many(len(p_K), 'claims')}, found {k}.")
     order = np.argsort(p_K, kind="stable")
     adjusted = np.minimum(1.0, np.maximum.accumulate(p_K[order] * (k - np.arange(len(p_K)))))
     out = np.empty(len(p_K))

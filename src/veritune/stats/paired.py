@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from veritune.config.thresholds import DEFAULTS, NoteThresholds
+from veritune.counting import many
 from veritune.errors import ScoreError
 from veritune.records import Estimate, JsonLike
 from veritune.stats import intervals, seeds
@@ -341,16 +342,17 @@ def _assumptions(matched: Pair, rule: FamilyRule | None, options: PairOptions) -
             out.append(f"the differences are skewed (skewness {skew:+.1f}): few items carry much of the gap")
         values = len(np.unique(np.round(diff_N, 12)))
         if values <= options.notes.few_values < matched.n:
-            out.append(f"the differences take {values} value{'' if values == 1 else 's'} on {matched.n} items")
+            out.append(f"the differences take {many(values, 'values')} on {many(matched.n, 'items')}")
     share = 0.0 if rule is None or rule.method == "withheld" else undrawn(rule.families)
     if rule is not None and rule.method in ("cr1", "cr3") and rule.families < options.notes.normal_families:
         out.append(
-            f"with {rule.families} families the interval assumes that family effects are roughly normal; families that "
-            "each go one way as a whole make it err more often (docs/theory.md)"
+            f"with {many(rule.families, 'families')} the interval assumes that family effects are roughly normal; "
+            "families that each go one way as a whole make it err more often (docs/theory.md)"
         )
     if rule is not None and share >= options.notes.undrawn:
         out.append(
-            f"{rule.families} families ({rule.effective:.1f} effective): up to {100 * share:.0f} % of families could "
+            f"{many(rule.families, 'families')} ({rule.effective:.1f} effective): up to {100 * share:.0f} % of "
+            "families could "
             "be of a kind that was not drawn"
         )
     if options.shared_seeds and len(matched.a.runs) > 1 and _in_the_order_given(matched.a, matched.b):
@@ -471,11 +473,11 @@ def _warnings(matched: Pair) -> tuple[str, ...]:
 def _scope(matched: Pair) -> str:
     def arm(table: ScoreTable, score: Floats, side: str) -> str:
         runs = score.shape[0]
-        kind = "fixed arm, no seeds" if table.fixed else f"{runs} seed{'s' if runs > 1 else ''}"
+        kind = "fixed arm, no seeds" if table.fixed else many(runs, "seeds")
         return f"{_name(table, side)} ({kind})"
 
     zones = sorted({z for z in matched.a.zone_N or () if z})
     where = f" of zone {', '.join(zones)}" if zones else ""
     a = arm(matched.a, matched.score_a_S_N, "A")
     b = arm(matched.b, matched.score_b_S_N, "B")
-    return f"{a} against {b}, {matched.n} items of {matched.a.eval or 'the eval'}{where}"
+    return f"{a} against {b}, {many(matched.n, 'items')} of {matched.a.eval or 'the eval'}{where}"

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from veritune.counting import many
 from veritune.display import Tabular, short
 from veritune.errors import ScoreError
 from veritune.records import Score
@@ -289,7 +290,7 @@ def _values(values: Sequence[float | None], items: Sequence[str], name: str) -> 
     bad = [i for i in np.flatnonzero(~np.isfinite(array_R)) if values[int(i)] is not None]
     if bad:
         raise ScoreError(
-            f"{name}: {len(bad)} scores are NaN or infinite, first at item {items[int(bad[0])]!r}.",
+            f"{name}: {many(len(bad), 'scores', 'are')} NaN or infinite, first at item {items[int(bad[0])]!r}.",
             fix="Write null with a reason where there is no score.",
         )
     return array_R
@@ -314,7 +315,7 @@ def _check_cells(count_S_N: Ints, runs: tuple[str, ...], items: tuple[str, ...],
 
 
 def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
+    return many(n, f"{noun}s")
 
 
 def _some(ids: Sequence[str], limit: int = 3) -> str:
@@ -534,7 +535,7 @@ def _check_scored(table: ScoreTable, side: str) -> None:
         if np.isnan(score_N).all() and lost_N.all():
             what = f"{table.condition or side}, run {run!r}"
             raise ScoreError(
-                f"{what}: expected scores, found none in {len(score_N)} items ({_reason_text(table)}).",
+                f"{what}: expected scores, found none in {many(len(score_N), 'items')} ({_reason_text(table)}).",
                 fix="Score the run again, or leave it out.",
             )
 

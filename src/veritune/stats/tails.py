@@ -25,6 +25,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from veritune.counting import many
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -164,16 +166,16 @@ def quantile_ratio(new: Waits, old: Waits, q: float, alpha: float = 0.05, burst:
         return _because(blank, "one block a rate says nothing about how blocks differ; measure two or more")
     after, before = (quantile_bounds(arm, q, alpha / 4, burst) for arm in (new, old))
     if math.isinf(before.value) or math.isinf(before.low):
-        return _because(blank, f"{old.lost} requests of the base had no answer: its own quantile is not known")
+        return _because(blank, f"{many(old.lost, 'requests')} of the base had no answer: its own quantile is not known")
     low = after.low / before.high if before.high > 0 else 0.0
     high = after.high / before.low if before.low > 0 else math.inf
     value = after.value / before.value if before.value > 0 and math.isfinite(after.value) else None
     reason = ""
     if math.isinf(high):
         if n < needed:
-            reason = f"{n} requests an arm bound no such quantile, at least {needed} are needed"
+            reason = f"{many(n, 'requests')} an arm bound no such quantile, at least {needed} are needed"
         elif new.lost:
-            reason = f"{new.lost} requests had no answer and count as slow"
+            reason = f"{many(new.lost, 'requests')} had no answer and count as slow"
         else:
             reason = f"slow requests come together in blocks: {n} requests say less than {needed} single ones would"
     return QuantileRatio(q, value, low, high, n, lost, needed, reason)

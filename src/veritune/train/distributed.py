@@ -20,6 +20,7 @@ from typing import Any
 
 from veritune.config.study import Study
 from veritune.config.train import Train
+from veritune.counting import many
 from veritune.errors import MachineError, StudyError
 from veritune.machine import PARENT
 from veritune.records import JsonValue
@@ -116,13 +117,13 @@ def start_seconds(devices: int) -> float:
         )
     except subprocess.TimeoutExpired as exc:
         raise MachineError(
-            f"{devices} processes did not connect within {START_S:.0f} s.",
+            f"{many(devices, 'processes')} did not connect within {START_S:.0f} s.",
             fix="Read the section on several devices in docs/cells.md.",
         ) from exc
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["no word"]
         raise MachineError(
-            f"{devices} processes could not start for `train.devices`: {lines[0].strip()[:300]}",
+            f"{many(devices, 'processes')} could not start for `train.devices`: {lines[0].strip()[:300]}",
             fix="Set train.devices to the number of devices of this machine. Nothing has trained.",
         )
     return time.perf_counter() - began

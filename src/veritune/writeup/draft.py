@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from veritune.counting import many
 from veritune.drawing import Drawing, look_of, panels, save, shortened, style, svg_text, tidy
 from veritune.errors import InputError
 from veritune.probe.clusters import FLAT
@@ -424,5 +425,5 @@ def _hero(records: CheckedRecords, name: str) -> Drawing:
         table=sorted(rows, key=str),
         sources=tuple(sorted({summary_path(summary) for summary in records.runs.values()})),
         made_by=f"{__name__}.draw_hero",
-        n=f"{items} items a run, {len(records.runs)} runs",
+        n=f"{items} items a run, {many(len(records.runs), 'runs')}",
     )

@@ -26,6 +26,7 @@ import yaml
 
 from veritune.config.load import load_study
 from veritune.config.study import Study
+from veritune.counting import grouped, many
 from veritune.errors import InputError
 from veritune.evaluate.means import ZoneMean, zone_mean
 from veritune.files import atomic, staged_folder, write_parquet, write_text
@@ -98,7 +99,7 @@ def export(study: Path | None, name: str, form: str, out: Path | None, benchmark
         items = replace(items, repo=named["repo"], task=named["task"] or items.eval)
     if form == "parquet":
         write_parquet(out, _columns(items))
-        return f"{sum(len(run.scores) for run in items.runs):,} scores of {len(items.runs)} runs"
+        return f"{grouped(sum(len(run.scores) for run in items.runs), 'scores')} of {len(items.runs)} runs"
     if out.exists():
         raise InputError(f"{out} already exists.", fix="Name a new folder.")
     with staged_folder(out) as folder:
@@ -111,7 +112,7 @@ def export(study: Path | None, name: str, form: str, out: Path | None, benchmark
             elif run.summary.seed is not None:  # the untouched model's results belong into no repo of a tuned one
                 text = yaml.safe_dump(eval_results(items, run), sort_keys=False, allow_unicode=True)
                 write_text(folder / f"{run.manifest.run_id}.yaml", text)
-    return f"{len(items.runs)} runs"
+    return many(len(items.runs), "runs")
 
 
 def read_items(store: Store, name: str) -> ScoredItems:
@@ -339,7 +340,7 @@ def eval_results(items: ScoredItems, run: ScoredRun) -> list[Json]:
     """Entries for a model repo's `.eval_results/*.yaml`, one per zone."""
     found: list[Json] = []
     for zone, mean in _zone_means(items, run):
-        notes = f"run {run.manifest.run_id} of Veritune study {items.study.name}, zone {zone}, {mean.n} items"
+        notes = f"run {run.manifest.run_id} of Veritune study {items.study.name}, zone {zone}, {many(mean.n, 'items')}"
         notes += f", {mean.failed} without a score count as 0" if mean.failed else ""
         notes += "; weights trained elsewhere" if run.manifest.trained_elsewhere else ""
         entry: Json = {"dataset": {"id": items.repo, "task_id": items.task}, "value": mean.value}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from veritune.counting import many
 from veritune.errors import InputError
 from veritune.store import Store, write_text
 from veritune.writeup import items, tables
@@ -84,7 +85,9 @@ def fill_text_report(found: Sequence[FillReport]) -> str:
     lines = []
     for report in found:
         lines += [f"{report.page}:{r.line}: {r.message}" for r in report.references if r.state == "stale"]
-        lines.append(f"wrote {report.written}: {report.filled} references, {report.changed} of them new or changed")
+        lines.append(
+            f"wrote {report.written}: {many(report.filled, 'references')}, {report.changed} of them new or changed"
+        )
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from veritune.config.load import load_study
 from veritune.config.thresholds import DEFAULTS
+from veritune.counting import many
 from veritune.decide.recorded import Recorded
 from veritune.errors import InputError, ScoreError, nearest
 from veritune.records import JsonValue
@@ -199,7 +200,8 @@ class Values:
         if len(values) > 1:
             places = ", ".join(f"{f.source}{f.pointer}" for f in found[:3])
             raise InputError(
-                f"{name!r} has {len(values)} values ({places}).", fix="Give only one record file with that name."
+                f"{name!r} has {many(len(values), 'values')} ({places}).",
+                fix="Give only one record file with that name.",
             )
         first = found[0]
         return Named(first.value, kind="percent" if first.percent else "", source=first.source)

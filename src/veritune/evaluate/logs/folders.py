@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from veritune.counting import many
 from veritune.errors import ScoreError
 from veritune.evaluate.logs import helm, lighteval, lm_eval
 from veritune.evaluate.logs.registry import eval_of
@@ -76,7 +77,7 @@ def _below(folder: Path) -> tuple[list[Path], Path]:
     shown = ", ".join(str(p.relative_to(folder)) for p in list(scored)[:6])
     more = f" and {len(scored) - 6} more" if len(scored) > 6 else ""
     raise ScoreError(
-        f"{folder}: expected the scores of one model, found {len(scored)} folders with some: {shown}{more}.",
+        f"{folder}: expected the scores of one model, found {many(len(scored), 'folders')} with some: {shown}{more}.",
         fix=f"Name one of these folders: {folder / next(iter(scored)).relative_to(folder)}",
     )
 

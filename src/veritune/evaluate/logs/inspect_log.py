@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune import zstd
+from veritune.counting import agree, many
 from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
@@ -58,7 +59,7 @@ def _read(path: Path, reading: Reading) -> Columns:
     labels = row_labels(path, log.samples, reading, ("metadata",))
     epochs = [str(s.get("epoch", 1)) for s in log.samples]
     errors = sum(bool(s.get("error")) and v is not None for s, (v, _) in zip(log.samples, scored))
-    noted = (f"{errors} samples that ended in an error were scored (score_on_error)",) if errors else ()
+    noted = (f"{many(errors, 'samples')} that ended in an error were scored (score_on_error)",) if errors else ()
     columns = Columns(
         eval=named_eval(path, log.task, reading.eval),
         run=labels.get("run") or [path.stem] * len(log.samples),
@@ -219,7 +220,8 @@ def _lost_epochs(samples: Sequence[Mapping[str, Any]], epochs: Any) -> list[Mapp
 def _unfinished(header: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], lost: int) -> Iterator[str]:
     """What a log lacks because its run ended early."""
     if lost:
-        yield f"{lost} epochs of samples are missing from the log and count as not scored"
+        counts = agree(lost, "count")
+        yield f"{many(lost, 'epochs')} of samples {agree(lost, 'are')} missing from the log and {counts} as not scored"
     status = header.get("status")
     if status in ("success", None):
         return

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from veritune.counting import many
 from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError
 from veritune.evaluate.direction import known_direction
@@ -133,7 +134,7 @@ def _of_filter(
     known = "; ".join(f"{i} is {name}" for i, name in zip(numbers, names)) or "this file does not name them"
     raise ScoreError(
         f"{path.name}: expected {'one filter' if asked is None else f'the filter {asked!r}'}, found {len(blocks)} "
-        f"without names: {len(blocks[0])} documents, each {len(blocks)} times ({known}).",
+        f"without names: {many(len(blocks[0]), 'documents')}, each {len(blocks)} times ({known}).",
         fix=f"Choose with --filter {' or --filter '.join(names or numbers)}; lm-eval writes their names since "
         "version 0.4.6.",
     )

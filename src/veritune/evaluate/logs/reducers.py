@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from veritune.counting import many
 from veritune.errors import ScoreError
 from veritune.stats.reasons import is_models
 from veritune.stats.table import Columns
@@ -87,7 +88,7 @@ def reduce_samples(columns: Columns, name: str, stated: Mapping[str, float] | No
         return columns
     few = next(((key, at) for key, at in groups.items() if len(at) < k), None)
     if few is not None:
-        raise ScoreError(f"--reducer {name!r} needs {k} samples of an item; {few[0][1]!r} has {len(few[1])}.")
+        raise ScoreError(f"--reducer {name!r} needs {many(k, 'samples')} of an item; {few[0][1]!r} has {len(few[1])}.")
     present = [v for v in columns.value if v is not None]
     low, high = (0.0, 1.0) if all(0 <= v <= 1 for v in present) else (min(present), max(present))
     ends = (high, low) if columns.higher_is_better is False else (low, high)

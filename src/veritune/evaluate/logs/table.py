@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from veritune.counting import many
 from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError, did_you_mean, first_line
 from veritune.evaluate.direction import known_direction
@@ -255,7 +256,7 @@ def _csv_table(path: Path) -> Table:
         rows = [row for row in reader if row]
     bad = next((i for i, row in enumerate(rows, 1) if len(row) != len(header)), None)
     if bad is not None:
-        raise ScoreError(f"{path.name}, row {bad}: expected {len(header)} cells, found {len(rows[bad - 1])}.")
+        raise ScoreError(f"{path.name}, row {bad}: expected {many(len(header), 'cells')}, found {len(rows[bad - 1])}.")
     cells = [list(column) for column in zip(*rows)] or [[] for _ in header]
     return Table(dict(zip(header, cells)), range(1, len(rows) + 1))
 

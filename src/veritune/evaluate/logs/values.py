@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from veritune.counting import many
 from veritune.data.sources.raw import Cell
 from veritune.errors import ScoreError, did_you_mean
 from veritune.evaluate.logs.options import LABELS, Reading, flag
@@ -154,7 +155,7 @@ def row_labels(
         values = [_label(row, name, places) for row in rows]
         gone = sum(v is None for v in values)
         if gone == len(values) or (gone and option != "family"):
-            what = "no row with one" if gone == len(values) else f"{gone} rows without one"
+            what = "no row with one" if gone == len(values) else f"{many(gone, 'rows')} without one"
             raise ScoreError(
                 f"{path.name}: {flag(option)} {name!r}: expected it in each "
                 f"row{''.join(f' or its {p!r}' for p in places)}, found {what}; {_holds(rows, places)}."

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+from veritune.counting import many
 from veritune.errors import ExitCode
 from veritune.machine import PARENT, usable_cores
 from veritune.pipeline.executors.plan import POLL_S, Ended, ExecutorPlan, Hooks
@@ -70,7 +71,7 @@ def run(plan: ExecutorPlan, study: Path, run_ids: list[str], hooks: Hooks) -> Ge
             child.process.wait()
             child.words.unlink(missing_ok=True)
         if running:
-            hooks.stopped(f"{len(running)} cells on this machine were stopped; their checkpoints are kept.")
+            hooks.stopped(f"{many(len(running), 'cells')} on this machine were stopped; their checkpoints are kept.")
 
 
 def _start(study: Path, run_id: str, tries: int, threads: int, device: str | None) -> _Child:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from veritune.counting import many
 from veritune.errors import MachineError, first_line
 from veritune.machine import Terminated, code_hashes
 from veritune.pipeline.executors.jobs import Jobs
@@ -212,12 +213,13 @@ class _Pool:
             for slot in [s for s in self.pending.values() if not s.run_id]:
                 self._end(slot)
             self.hooks.stopped(
-                f"{len(running)} cells continue on Ray ({_hosts(running)}); {len(self.queued)} are queued. Run the "
+                f"{many(len(running), 'cells')} continue on Ray ({_hosts(running)}); {len(self.queued)} are queued. "
+                "Run the "
                 "same command to attach to them."
             )
             return
         self._end_all()
-        self.hooks.stopped(f"{len(running)} cells on Ray were stopped; their checkpoints are kept.")
+        self.hooks.stopped(f"{many(len(running), 'cells')} on Ray were stopped; their checkpoints are kept.")
 
 
 def _hosts(slots: list[_Slot]) -> str:
@@ -403,7 +405,7 @@ def check_nodes(plan: ExecutorPlan, study: Path, model: str | None) -> None:
         ray.cancel(reference, force=True)
     if problems:
         raise MachineError(
-            f"{len(problems)} problems on the Ray nodes: {'; '.join(problems[:4])}.",
+            f"{many(len(problems), 'problems')} on the Ray nodes: {'; '.join(problems[:4])}.",
             fix="Give every node the study's folder and the model under the same path, and the same version of "
             "the package.",
         )

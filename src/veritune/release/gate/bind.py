@@ -16,7 +16,11 @@ from veritune.records import to_json
 from veritune.release.gate.candidate import Case
 from veritune.release.gate.checks import compare_files, read_forgetting, regression_kind
 from veritune.release.gate.evidence import Evidence, input_hashes, input_name, write_evidence
+from veritune.release.gate.stated import estimate_problem
 from veritune.store import read_json
+
+SCALE = {"ece": (0.0, 1.0), "brier": (0.0, 1.0), "ece_debiased": (-1.0, 1.0)}
+"""The ranges of what a calibration record holds; a debiased ECE may be less than 0."""
 
 
 def bind_scores(case: Case, name: str, files: tuple[Sequence[Path], Sequence[Path]], by: str) -> Evidence:
@@ -70,7 +74,14 @@ def bind_calibration(case: Case, file: Path, by: str) -> Evidence:
     _check_name(by)
     record = read_json(file) if file.is_file() else {}
     found = record.get("trained") or record.get("model") or record
+    found = found if isinstance(found, Mapping) else {}
     kept = {k: found[k] for k in ("ece", "ece_debiased", "brier") if isinstance(found.get(k), Mapping)}
+    for name, estimate in kept.items():
+        problem = estimate_problem(estimate, SCALE[name])
+        if problem:
+            raise InputError(
+                f"{file}, {name}: {problem}.", fix="Make it again with `veritune probe calibration ... --out FILE`."
+            )
     bare = [k for k, e in kept.items() if e.get("low") is None or e.get("high") is None]
     if {"ece", "brier"} <= set(kept) and bare:
         raise InputError(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from veritune.config.release import Release, ServingGate, Suite
+from veritune.counting import many
 from veritune.data.audit import AuditConfig, audit_data
 from veritune.data.datasheet import datasheet
 from veritune.decide.sides import Side, load_side
@@ -50,6 +51,7 @@ from veritune.release.gate.evidence import (
     write_evidence,
 )
 from veritune.release.gate.noninferior import Bar, Noninferior, Status, not_worse, worst
+from veritune.release.gate.stated import estimate_problem
 from veritune.release.parity.load import SAMPLES, TailRule, tail_numbers, tails
 from veritune.stats.table import ScoreTable
 from veritune.store import read_json, read_jsonl
@@ -227,7 +229,7 @@ def _contamination(case: Case, numbers: dict[str, JsonLike]) -> Part:
         return Part(
             "failed", f"contamination: trained rows that are near-copies of held-out items: {near}, allowed {most}"
         )
-    return Part("passed", f"no overlap with {len(frozen.evals)} evals")
+    return Part("passed", f"no overlap with {many(len(frozen.evals), 'evals')}")
 
 
 # ---------------------------------------------------------------- target
@@ -389,16 +391,19 @@ def read_forgetting(files: Sequence[Path], suite: Suite) -> Noninferior:
     """
     record = read_json(files[0]) if len(files) == 1 and files[0].is_file() else {}
     record = record.get("loss", record)
-    rise = record.get("rise")
-    if record.get("kind") != "forgetting" or not isinstance(rise, Mapping):
+    rise = record.get("rise") if isinstance(record, Mapping) else None
+    if not isinstance(rise, Mapping) or record.get("kind") != "forgetting":
         raise InputError(
             "expected one record of a regression set's loss.", fix="Make one: veritune probe forgetting ... --out FILE"
         )
     low, high, level = rise.get("low"), rise.get("high"), rise.get("level")
     value = rise.get("value")
-    for number in (value, level, *(end for end in (low, high) if end is not None)):
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise InputError(f"{files[0].name}: expected numbers in `rise`, found {number!r}.")
+    problem = estimate_problem(rise)
+    if problem or value is None or level is None:
+        raise InputError(
+            f"{files[0].name}, rise: {problem or 'expected `value` and `level`, found null'}.",
+            fix="Make the record again: veritune probe forgetting ... --out FILE",
+        )
     numbers = {k: rise.get(k) for k in ("value", "low", "high", "level", "n", "n_clusters", "method")}
     if low is None or high is None:
         return Noninferior(
@@ -445,6 +450,9 @@ def _limit(name: str, estimate: Any, most: float | None = None, least: float | N
     low, high = (estimate.get(k) if isinstance(estimate, Mapping) else None for k in ("low", "high"))
     if low is None or high is None or limit is None:
         return Part("undecided", f"{name}: no interval was recorded")
+    problem = estimate_problem(estimate)
+    if problem:
+        return Part("undecided", f"{name}: {problem}")
     inside, outside = (high <= limit, low > limit) if most is not None else (low >= limit, high < limit)
     status: Status = "passed" if inside else "failed" if outside else "undecided"
     sign = "at most" if most is not None else "at least"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from veritune.counting import many
 from veritune.errors import ModelError
 from veritune.records import Finding
 from veritune.release.parity.merge import MergePart, weights_error
@@ -33,7 +34,7 @@ def check_shards(folder: Path, merged: Path | None = None) -> MergePart:
     n = len({name for tensors in held.values() for name in tensors})
     bad = [f for f in findings if f.severity == "error"]
     same = " with the merged model's values" if merged is not None else ""
-    message = bad[0].message if bad else f"{n} tensors in {len(held)} files{same}, as the index says"
+    message = bad[0].message if bad else f"{many(n, 'tensors')} in {many(len(held), 'files')}{same}, as the index says"
     numbers = {"files": len(held), "tensors": n, "findings": [f.check for f in findings]}
     return MergePart("shards", "failed" if bad else "passed", message, (), tuple(findings), numbers)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
+from veritune.counting import agree, many
 from veritune.errors import ModelError, first_line
 from veritune.records import Finding, Json, JsonLike, Rendered
 from veritune.release.parity.merge_others import Stored, Ties, named_ends, other_weights
@@ -167,9 +168,10 @@ def _noted(reading: AdapterReading) -> list[Finding]:
     """What the adapter's files leave open."""
     found = [Finding("merge.adapter", "warning", note) for note in reading.notes]
     if reading.missing:
+        n = len(reading.missing)
         message = (
-            f"{len(reading.missing)} modules that adapter_config.json adapts have no tensors in the adapter's file, "
-            f"so they are unchanged: {', '.join(reading.missing[:3])}"
+            f"{many(n, 'modules')} that adapter_config.json adapts {agree(n, 'have')} no tensors in the adapter's "
+            f"file and {agree(n, 'are')} unchanged: {', '.join(reading.missing[:3])}"
         )
         found.append(Finding("merge.without_tensors", "warning", message, evidence={"modules": list(reading.missing)}))
     return found
@@ -271,7 +273,7 @@ def judge(
     else:
         low, high = outputs.floors_low, outputs.floors_high
         low, high = (outputs.floors, outputs.floors) if low is None or high is None else (low, high)
-        span = f" ({low:.1f} to {high:.1f} over {len(outputs.kl_draws)} draws)" if outputs.kl_draws else ""
+        span = f" ({low:.1f} to {high:.1f} over {many(len(outputs.kl_draws), 'draws')})" if outputs.kl_draws else ""
         parts.append(f"KL {outputs.kl_mean:.2g} nats a position, {outputs.floors:.1f} times what rounding makes{span}")
         parts.append(f"{outputs.agree} of {outputs.answers} greedy answers are equal")
         faults = [d for d in outputs.divergences if not d.tie]
@@ -400,7 +402,7 @@ def parity(base: ModelRef, adapter: Path, merged: Path, rows: Sequence[Rendered]
 
 
 def _spread(draws: Sequence[float]) -> str:
-    return f" ({min(draws):.2g} to {max(draws):.2g} in {len(draws)} draws)" if draws else ""
+    return f" ({min(draws):.2g} to {max(draws):.2g} in {many(len(draws), 'draws')})" if draws else ""
 
 
 def render_text(found: MergeParity) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from veritune.counting import many
 from veritune.records import Finding
 from veritune.store import read_json
 from veritune.train.adapters.reading import AdapterReading
@@ -122,11 +123,12 @@ def _listed(changed: Sequence[str], lost: Sequence[str], grown: Sequence[str]) -
     found = []
     if changed:
         message = (
-            f"{len(changed)} weights that the adapter does not touch differ from the base's: {', '.join(changed[:3])}"
+            f"{many(len(changed), 'weights')} that the adapter does not touch differ from the base's: "
+            f"{', '.join(changed[:3])}"
         )
         found.append(Finding("merge.others_changed", "error", message, evidence={"weights": list(changed)}))
     if lost:
-        message = f"{len(lost)} weights of the base are missing in the merged model: {', '.join(lost[:3])}"
+        message = f"{many(len(lost), 'weights')} of the base are missing in the merged model: {', '.join(lost[:3])}"
         found.append(Finding("merge.others_missing", "error", message, evidence={"weights": list(lost)}))
     if grown:
         message = (

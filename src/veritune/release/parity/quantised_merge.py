@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from veritune.config.thresholds import DEFAULTS, MergeThresholds
+from veritune.counting import many
 from veritune.errors import GateError, InputError, ModelError
 from veritune.records import Finding, Rendered
 from veritune.release.parity.merge import MergeParity, MergePart, check_weights
@@ -180,7 +181,7 @@ def dequantise(model: PreTrainedModel, out: Path, tokenizer: PreTrainedTokenizer
     plain.tie_weights()
     empty = [name for name, p in plain.named_parameters() if p.is_meta]
     if empty:
-        raise ModelError(f"{len(empty)} weights of the quantised model were not found, first {empty[0]}.")
+        raise ModelError(f"{many(len(empty), 'weights')} of the quantised model were not found, first {empty[0]}.")
     plain.generation_config = model.generation_config
     with quiet_transformers():
         plain.save_pretrained(out)

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from veritune.counting import grouped
 from veritune.errors import FormatError, GateError, InputError, MovedError, StaleError
 from veritune.ledger import CHAIN, FIX, follow, link
 from veritune.records import (
@@ -117,7 +118,7 @@ def history_text(entries: Sequence[Entry], channel: str) -> str:
 
 def restored_text(restored: Restored, channel: str) -> str:
     """The result of a rollback in one line."""
-    reproduced = f"{restored.prompts} golden prompts, {restored.tokens:,} tokens reproduced exactly"
+    reproduced = f"{restored.prompts} golden prompts, {grouped(restored.tokens, 'tokens')} reproduced exactly"
     return f"{channel} points to {restored.entry.bundle[:12]} again (was {restored.was[:12]}); {reproduced}"
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from veritune.counting import grouped
 from veritune.data.audit import AuditConfig, AuditReport, audit_data
 from veritune.data.datasheet import datasheet
 from veritune.data.review import require_usable, shown
@@ -192,7 +193,7 @@ def croissant(report: AuditReport, name: str, data_name: str, digest: str, licen
         "@type": "sc:Dataset",
         "conformsTo": CROISSANT,
         "name": name,
-        "description": f"{len(report.rows):,} rows, {report.families.summary['originals']:,} originals.",
+        "description": f"{grouped(len(report.rows), 'rows')}, {report.families.summary['originals']:,} originals.",
         "version": report.sha256[:12],
         "distribution": [
             {
@@ -264,7 +265,7 @@ def _send(
             repo_type=kind,
             revision=branch,
             parent_commit=head.sha,
-            commit_message=shown(f"Veritune data version {report.sha256[:12]}, {len(report.rows):,} rows"),
+            commit_message=shown(f"Veritune data version {report.sha256[:12]}, {grouped(len(report.rows), 'rows')}"),
         )
         tree = api.list_repo_tree(repo, recursive=True, revision=commit.oid, repo_type=kind)
         there = {f.path: f for f in tree if hasattr(f, "size")}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from veritune.counting import grouped
 from veritune.errors import GateError, VerituneError
 from veritune.machine import package_versions
 from veritune.release.bundle.parts import MANIFEST
@@ -72,7 +73,7 @@ def _run(bundle: Path, second: Path, registry: str, base: Path | None) -> tuple[
     numbers = {"prompts": back.prompts, "tokens": back.tokens, "wall_s": time.perf_counter() - began}
     if not right:
         return "failed", "the channel does not point to the first bundle again", numbers
-    message = f"rolled back and reproduced {back.prompts} golden prompts, {back.tokens:,} tokens, exactly"
+    message = f"rolled back and reproduced {back.prompts} golden prompts, {grouped(back.tokens, 'tokens')}, exactly"
     return "passed", message, numbers
 
 

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from veritune.counting import many
 from veritune.errors import GateError, InputError, MachineError, first_line
 from veritune.release.bundle.parts import SIGNATURE
 from veritune.release.bundle.verify import Checked, verify_bundle
@@ -68,7 +69,7 @@ def push(bundle: Path, url: str, *, public: bool = False, public_key: Path | Non
 def pushed_text(pushed: Pushed) -> str:
     """Where a bundle was stored, in one line."""
     gate = f"gate {pushed.gate}" if pushed.gate else "no gate record"
-    return f"{pushed.place} is bundle {pushed.bundle[:12]}: {pushed.files} files, {gate}"
+    return f"{pushed.place} is bundle {pushed.bundle[:12]}: {many(pushed.files, 'files')}, {gate}"
 
 
 def pull(url: str, out: Path, *, bundle: str | None = None, public_key: Path | None = None) -> Checked:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from veritune.counting import many
 from veritune.errors import FormatError, InputError
 from veritune.records import BundleManifest
 from veritune.records.base import parse
@@ -135,14 +136,14 @@ def _shelved(shelf: Shelf, name: str, age: float | None, uses: Iterable[tuple[st
 def bundles_text(listed: Iterable[ShelvedBundle]) -> str:
     """The result of `list_bundles` as text for the screen, one line per bundle."""
     lines = [_line(bundle) for bundle in listed]
-    return "\n".join([*lines, f"{len(lines)} bundles"])
+    return "\n".join([*lines, f"{many(len(lines), 'bundles')}"])
 
 
 def pruned_text(pruned: Pruned) -> str:
     """The result of `prune` as text for the screen."""
     lines = [_line(bundle) for bundle in pruned.bundles]
     what = "taken out" if pruned.deleted else "would be removed; add `--delete` to remove them"
-    lines.append(f"{len(lines)} bundles, {pruned.bytes / 1e9:.2f} GB, {what}")
+    lines.append(f"{many(len(lines), 'bundles')}, {pruned.bytes / 1e9:.2f} GB, {what}")
     if pruned.young:
         lines.append(
             f"{len(pruned.young)} more are less than a day old and stay, because a promotion may be about to use them"

@@ -132,11 +132,14 @@ def settings(folder: Path) -> LoraSettings:
     rank = _number(folder, config, "r")
     if rank != int(rank) or rank < 1:
         raise ModelError(f"{folder / CONFIG}: r: expected a whole number of at least 1, found {rank:g}.")
+    ranks = {k: int(v) for k, v in _pattern(folder, config, "rank_pattern").items()}
+    # Other tools write null for PEFT's default, and 8.0 for a rank; PEFT itself takes neither.
+    raw = {name: value for name, value in config.items() if value is not None or name == "init_lora_weights"}
     return LoraSettings(
         folder=folder,
         r=int(rank),
         alpha=_number(folder, config, "lora_alpha"),
-        rank_pattern={k: int(v) for k, v in _pattern(folder, config, "rank_pattern").items()},
+        rank_pattern=ranks,
         alpha_pattern=_pattern(folder, config, "alpha_pattern"),
         rslora=bool(config.get("use_rslora")),
         dora=bool(config.get("use_dora")),
@@ -145,7 +148,7 @@ def settings(folder: Path) -> LoraSettings:
         kasa=config.get("kasa_config") is not None,
         blocks=_object(folder, config, "use_bdlora"),
         experts=bool(config.get("target_parameters")),
-        raw=config,
+        raw={**raw, "r": int(rank), "rank_pattern": dict(ranks)},
     )
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from veritune.counting import many
 from veritune.errors import ModelError, first_line
 from veritune.records import JsonLike
 from veritune.store import disk_errors, sha256_file
@@ -115,7 +116,7 @@ def only_adapter(folder: Path) -> tuple[Path, tuple[str, ...]]:
         return folder, ((note,) if apart else ())
     if len(below) > 1:
         raise ModelError(
-            f"{folder} holds {len(below)} adapters: {names}.", fix=f"Name one of them, such as {below[0]}."
+            f"{folder} holds {many(len(below), 'adapters')}: {names}.", fix=f"Name one of them, such as {below[0]}."
         )
     return (below[0], (f"the adapter is {below[0].name}, the only one in the folder",)) if below else (folder, ())
 

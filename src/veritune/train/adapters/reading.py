@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from veritune.counting import many
 from veritune.errors import ModelError
 from veritune.train.adapters.config import MOVING, LoraSettings, settings
 from veritune.train.adapters.places import FACTOR, PREFIX, TOKENS, AdapterPlan, LoraPlace, plain_key, plan
@@ -291,8 +292,8 @@ def _require_whole(asked: LoraSettings, missing: Sequence[str], weights: Tensors
     if not missing or (asked.init in (True, None, "gaussian", "eva") and not asked.dora and not asked.kasa):
         return
     raise ModelError(
-        f"{asked.folder}: {len(missing)} adapted modules have no tensors in the file, first {missing[0]}, and with "
-        f"init_lora_weights = {asked.init!r} they would not start at zero change.",
+        f"{asked.folder}: {many(len(missing), 'adapted modules', 'have')} no tensors in the file, first {missing[0]}, "
+        f"and with init_lora_weights = {asked.init!r} they would not start at zero change.",
         fix="Copy the adapter's file again.",
     )
 

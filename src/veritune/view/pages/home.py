@@ -10,8 +10,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from veritune.config.load import load_study
+from veritune.counting import many
 from veritune.errors import FormatError, VerituneError
 from veritune.records import JsonLike, StudyVerdicts
+from veritune.seal import edited_records
 from veritune.store import Store
 from veritune.view.pages import results
 from veritune.view.pages.desk import Desk, UnknownAddress, show, to
@@ -60,6 +62,8 @@ def _listed(place: Place) -> Listed:
         event = next(reversed(store.events()), None) if store.events_file.exists() else None
     except VerituneError as exc:
         event, problem = None, exc.message
+    edited = edited_records(store)
+    problem = problem or (edited[0] if edited else "")
     last = f"{event['event']} {event['time']}" if event else ""
     return Listed(place, question, verdicts, _state(store), last, problem)
 
@@ -82,10 +86,10 @@ def _state(store: Store) -> str:
     begun = sum(1 for _ in store.runs.glob("*/manifest.json")) if store.runs.exists() else 0
     held = store.holder() is not None or bool(store.held_runs())
     if held:
-        return f"running, {done} cells done"
+        return f"running, {many(done, 'cells')} done"
     if not store.contract_file.exists():
         return "not frozen"
-    return f"{done} of {begun} started cells done" if begun > done else f"{done} cells done"
+    return f"{done} of {begun} started cells done" if begun > done else f"{many(done, 'cells')} done"
 
 
 def file(desk: Desk, request: Request) -> Response:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from veritune.errors import VerituneError
 from veritune.ledger import Ledger
 from veritune.store import read_json
+from veritune.view.index import dict_at
 from veritune.view.pages.desk import Desk, UnknownAddress, show, shown_command
 from veritune.view.places import Place
 
@@ -65,12 +66,13 @@ def _gates(place: Place) -> tuple[dict[str, JsonLike] | None, list[str], str]:
 
 def _table(entry: Mapping[str, Any], today: str) -> dict[str, JsonLike]:
     """The gates as they were evaluated; one whose waiver has run out since is undecided again."""
-    given = entry.get("waived") or {}
+    given = dict_at(entry, "waived")
     until = {name: str(w.get("until")) for name, w in given.items() if isinstance(w, dict)}
     over = sorted(name for name, day in until.items() if day < today)
     waived = set(given) - set(over)
     rows = []
-    for g in entry.get("gates") or ():
+    gates = entry.get("gates")
+    for g in (g for g in (gates if isinstance(gates, list) else ()) if isinstance(g, dict)):
         name, status = str(g.get("gate")), str(g.get("status"))
         status = "waived" if status == "undecided" and name in waived else status
         said = f"{g.get('message')}{f'; its waiver ran out on {until[name]}' if name in over else ''}"
@@ -89,7 +91,7 @@ def _bundles(place: Place) -> list[dict[str, JsonLike]]:
         except VerituneError:
             continue
         files = manifest.get("files") if isinstance(manifest, dict) else None
-        if not isinstance(files, dict):
+        if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
             continue
         rows = [{"path": k, "bytes": v.get("bytes"), "sha256": str(v.get("sha256"))} for k, v in files.items()]
         found.append({"name": path.parent.relative_to(place.path).as_posix(), "files": rows})

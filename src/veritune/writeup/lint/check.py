@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from veritune.counting import many
 from veritune.errors import ExitCode, InputError
 from veritune.patterns import search
 from veritune.store import Store
@@ -106,7 +107,7 @@ def render_text(report: LintReport | Sequence[LintReport]) -> str:
         if f.suggestion:
             lines.append(f"    → {f.suggestion}")
     n = sum(f.severity == "error" for f in report.findings)
-    count = "clean" if report.clean else f"{n} finding{'s' if n != 1 else ''}"
+    count = "clean" if report.clean else many(n, "findings")
     lines.append(f"{report.path}: {count}; {report.bound} of {report.numbers} numbers agree with {report.study}")
     tally = Counter(r.outcome for r in report.readings)
     if report.readings:

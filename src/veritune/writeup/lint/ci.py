@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from veritune.ci import CheckCase, CheckReport, markdown_cell, verdict_line
+from veritune.counting import agree, many
 from veritune.writeup.lint.check import render_text
 from veritune.writeup.lint.rules import LintFinding, LintReport
 
@@ -32,7 +33,8 @@ def _errors(page: LintReport) -> list[LintFinding]:
 def _count(page: LintReport) -> str:
     errors = len(_errors(page))
     notes = len(page.findings) - errors
-    return f"{errors} findings, {notes} notes; {page.bound} of {page.numbers} numbers agree with {page.study}"
+    counts = f"{many(errors, 'findings')}, {many(notes, 'notes')}"
+    return f"{counts}; {page.bound} of {many(page.numbers, 'numbers')} {agree(page.bound, 'agree')} with {page.study}"
 
 
 def _says(finding: LintFinding) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from veritune.counting import many
 from veritune.writeup.lint.markdown import Block, Document, Image, parse, sentences
 from veritune.writeup.lint.profile import Profile, SectionRule, any_of
 from veritune.writeup.lint.rules import LintFinding, LintReport
@@ -58,7 +59,7 @@ def with_profile(report: LintReport, page: Path, profile: Profile, *, numbers: b
     findings = list(report.findings) if numbers else []
     if not numbers and report.numbers:
         at = report.readings[0].start
-        message = f"{report.numbers} numbers were not checked: no records were given"
+        message = f"{many(report.numbers, 'numbers', 'were')} not checked: no records were given"
         fix = "Add --records FILE or --study STUDY."
         findings += profile_findings(document, profile, [("numbers.records", at, message, fix)])
     findings += profile_findings(document, profile, check_page(document, profile, page.parent, None, ()))

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from veritune.counting import many
 from veritune.errors import nearest
 from veritune.writeup.facts import Fact, hard, read_facts
 from veritune.writeup.fill import Filler
@@ -189,7 +190,9 @@ def _judge(index: FactIndex, place: NumberPlace) -> _Draft:
     values = {index.facts[i].name for i in best}
     if len(values) > 1:
         names = ", ".join(sorted(values)[:3])
-        return _Draft("ambiguous", f"{len(values)} records have this value and fit the words: {names}", best[0])
+        return _Draft(
+            "ambiguous", f"{many(len(values), 'records')} have this value and fit the words: {names}", best[0]
+        )
     return _Draft("bound", fact=best[0])
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from veritune.counting import many
 from veritune.patterns import search
 from veritune.writeup.lint.markdown import Block, Sentence
 from veritune.writeup.lint.number_words import WRITTEN, amount
@@ -160,7 +161,7 @@ class Speech:
         general = GENERAL.search(text)
         if general and not denied(text, general.start(), general.end()):
             n_evals = len(self.records.evals)
-            message = f"{general.group()!r}: one model and {n_evals} eval{'s' * (n_evals > 1)} were measured"
+            message = f"{general.group()!r}: one model and {many(n_evals, 'evals')} were measured"
             yield "speech.general", at + general.start(), message, "name the model, the eval and the zone"
         causal = CAUSAL.search(text)
         if causal and not mechanism and not denied(text, 0, causal.end()) and self._causes(text, causal, mentions):

@@ -9,6 +9,7 @@ from typing import Any
 
 from veritune.errors import FormatError, InputError
 from veritune.records import FORMAT_VERSION, SCORE_ZONES, JsonLike, RunManifest, RunSummary
+from veritune.seal import refuse_edited_records
 from veritune.store import Store, read_json, read_jsonl
 from veritune.writeup.quantities.model import CheckedRecords, Quantity, Scope, is_number
 from veritune.writeup.quantities.ran import of_what_ran, overridden
@@ -38,6 +39,7 @@ def read_records(store: Store) -> CheckedRecords:
     entries = read_json(store.contract_file).get("entries") or []
     if not entries:
         raise FormatError(f"{store.contract_file} holds no entries.", fix="Restore it.")
+    refuse_edited_records(store)
     try:
         return _records(store, entries)
     except (KeyError, TypeError, AttributeError, IndexError) as exc:
