@@ -22,6 +22,7 @@ import numpy as np
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.config.thresholds import DEFAULTS, Thresholds
+from veritune.counting import many
 from veritune.decide.recorded import (
     LEVEL,
     ByLevel,
@@ -97,7 +98,9 @@ def recorded_quantities(store: Store, run_ids: Sequence[str], thresholds: Thresh
     made, damaged = _quantities(store, run_ids, thresholds)
     if damaged:
         first = next(iter(damaged.values()))
-        raise ScoreError(f"{first} ({len(damaged)} damaged files).", fix="Make the damaged record again, or remove it.")
+        raise ScoreError(
+            f"{first} ({many(len(damaged), 'damaged files')}).", fix="Make the damaged record again, or remove it."
+        )
     return made
 
 
