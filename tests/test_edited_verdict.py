@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from veritune.demo import unpack
-from veritune.errors import FormatError, StaleError
+from veritune.errors import FormatError, StaleError, VerituneError
 from veritune.seal import break_seal, edited_records, verify
 from veritune.store import Store
 from veritune.verbs import draw_report, status, status_text
@@ -93,3 +93,23 @@ def test_a_record_that_is_a_pipe_or_a_device_is_named_and_never_read(root: Path,
         path.symlink_to("/dev/zero")
     with pytest.raises(FormatError, match="expected a plain file, found a pipe or a device"):
         verify(root)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "status": lambda root: status_text(status(root)),
+    "report": lambda root: Path(draw_report(root)).read_text("utf-8"),
+    "write-up": lambda root: read_records(Store(root)),
+}
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "verdict.json", "runs/baseline-*/summary.json"])
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_name_a_pipe_in_a_record_s_place_and_do_not_wait(root: Path, name: str, reader: str) -> None:
+    (path,) = root.glob(name)
+    path.unlink()
+    os.mkfifo(path)
+    try:
+        said = str(READERS[reader](root))
+    except VerituneError as exc:
+        said = str(exc)
+    assert "expected a plain file, found a pipe or a device" in said

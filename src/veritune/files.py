@@ -40,13 +40,21 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in chunks. Raises FormatError for a pipe or a device, whose content may never end."""
+def plain(path: Path) -> Path:
+    """The path of a record. Raises FormatError for a pipe or a device, which may never end, and OSError as `stat` does.
+
+    A shell's own pipe, `<(command)`, has a name below /dev and is read.
+    """
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and path.parts[:2] not in (("/", "dev"), ("/", "proc")):
         raise FormatError(f"{path}: expected a plain file, found a pipe or a device.", fix="Restore it from a copy.")
+    return path
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in chunks. Raises FormatError for a pipe or a device."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with plain(path).open("rb") as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -285,9 +293,9 @@ def stamps(paths: Iterable[Path]) -> Stamps:
 
 
 def read_text(path: Path) -> str:
-    """A file's UTF-8 text. Raises FormatError if it is not UTF-8."""
+    """A record's UTF-8 text. Raises FormatError if it is not UTF-8, or no plain file."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return plain(path).read_bytes().decode("utf-8")
     except UnicodeDecodeError as exc:
         raise FormatError(
             f"{path} is damaged: {exc}.", fix="Restore the file from a copy, or delete it and run again."
@@ -300,7 +308,7 @@ def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
     Without `finite` NaN and Infinity are taken, for files that other tools wrote.
     """
     try:
-        value = parse_json(read_bytes(path), finite=finite)
+        value = parse_json(read_bytes(plain(path)), finite=finite)
     except ValueError as exc:
         raise FormatError(
             f"{path} is damaged: {exc}.", fix="Restore the file from a copy, or delete it and run again."

@@ -30,6 +30,7 @@ from veritune.files import (
     disk_errors,
     hash_of,
     make_folder,
+    plain,
     read_json,
     remove,
     remove_left,
@@ -140,7 +141,7 @@ class Ledger:
         """
         if not self.path.exists():
             return None
-        content = self.path.read_bytes()
+        content = plain(self.path).read_bytes()
         end = content.rfind(b"\n") + 1
         marks = [f'"event":"{event}"'.encode() for event in events]
         while (at := max(content.rfind(mark, 0, end) for mark in marks)) >= 0:
@@ -165,7 +166,7 @@ class Ledger:
             lines = self._lines() if self.path.exists() else []
         except (FormatError, StaleError) as exc:
             problem = exc.message
-            lines = self.path.read_bytes().decode("utf-8", "replace").split("\n") if self.path.exists() else []
+            lines = plain(self.path).read_bytes().decode("utf-8", "replace").split("\n") if self.path.exists() else []
         except OSError as exc:
             return [], f"{self.path} cannot be read: {exc.strerror}"
         for number, line in enumerate(lines, start=1):
@@ -245,7 +246,7 @@ class Ledger:
 
     def _whole(self) -> bytes:
         """The file without a torn last line."""
-        content = self.path.read_bytes()
+        content = plain(self.path).read_bytes()
         return content[: content.rfind(b"\n") + 1]
 
     def _lines(self) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVa
 from veritune.canonical import dumps
 from veritune.display import Displayed
 from veritune.errors import FormatError
-from veritune.files import read_text, whole_lines, write_json, write_jsonl
+from veritune.files import plain, read_text, whole_lines, write_json, write_jsonl
 from veritune.untrusted import parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Record(RecordPart):
         no file.
         """
         try:
-            content = read_bytes(path)
+            content = read_bytes(plain(path))
         except ValueError as exc:
             raise FormatError(f"{path} is damaged: {exc}.", fix=DAMAGED) from exc
         return parse(cls, content, str(path))
@@ -150,7 +150,7 @@ class Line(RecordPart):
     @classmethod
     def each(cls, path: Path) -> Iterator[Self]:
         """The records of a file one by one, without holding all in memory. Raises as `load_all` does."""
-        with path.open("rb") as stream:
+        with plain(path).open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 yield parse(cls, line.rstrip(b"\n"), f"{path} line {number}")
 
