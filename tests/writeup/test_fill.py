@@ -12,6 +12,7 @@ import pytest
 
 from veritune.errors import InputError
 from veritune.records import Estimate, to_json
+from veritune.records.probes import Leak
 from veritune.writeup import pagework
 from veritune.writeup.lint import lint_command
 
@@ -168,14 +169,7 @@ def test_what_a_probe_recorded_has_its_claim_s_name_without_a_claim(tmp_path: Pa
     (folder / "probes").mkdir(exist_ok=True)
     flattered = Estimate("flattered held-out loss", 0.059, 0.017, 0.107, 0.95, 96, "ratio of sums")
     unknown = Estimate("by the leak alone", None, None, None, 0.95, 96, "difference", warnings=("too few families",))
-    inner = {
-        "kind": "leak",
-        "condition": "all_layer",
-        "seed": 0,
-        "flattered": flattered,
-        "elsewhere": flattered,
-        "by_leak": unknown,
-    }
+    inner = Leak("all_layer", 0, 8, flattered, flattered, unknown, {}, {}, {}, "", "", "")
     write(folder, "probes/leak.json", json.dumps(to_json({"record": inner})))
     page = write(tmp_path, "p.md", "The leak flatters by {{ leak.flattered.all_layer | interval }}.\n")
     pagework.fill_command([page], folder, [], None, plain=False)
