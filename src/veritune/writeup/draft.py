@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from veritune.counting import many
+from veritune.counting import agree, many, noun
 from veritune.drawing import Drawing, look_of, panels, save, shortened, style, svg_text, tidy
 from veritune.errors import InputError
 from veritune.probe.clusters import FLAT
@@ -197,6 +197,11 @@ def _gap_line(records: CheckedRecords, verdict: Mapping[str, Any], claim: Mappin
     return text + "."
 
 
+def _counted(records: CheckedRecords, name: str, plural: str, *options: str) -> str:
+    """A reference to a count and its noun, which agrees with it."""
+    return f"{_ref(name, *options)} {noun(records.by_name[name].value, plural)}"
+
+
 def _ref(name: str, *options: str) -> str:
     """A reference, to be filled."""
     return "{{ " + " | ".join((name, *options)) + " }}"
@@ -236,12 +241,12 @@ def _scoring(name: str, spec: Mapping[str, JsonLike]) -> str:
     said = f"greedy decoding of at most {_ref(f'max_new_tokens.{name}')} new tokens"
     if not spec.get("rules"):
         return said
-    n = _ref(f"n.rules.{name}")
-    return said + (
-        f"; a score is one where all of its {n} rules hold, else zero"
-        if spec.get("score") == "all"
-        else f"; a score is the share of its {n} rules that hold"
-    )
+    rules = spec["rules"]
+    count = len(rules) if isinstance(rules, list) else 0
+    n, hold = f"{_ref(f'n.rules.{name}')} {noun(count, 'rules')}", agree(count, "hold")
+    if spec.get("score") != "all":
+        return f"{said}; a score is the share of its {n} that {hold}"
+    return f"{said}; a score is one where {'its' if count == 1 else 'all of its'} {n} {hold}, else zero"
 
 
 def _training(records: CheckedRecords, name: str) -> str:
@@ -256,9 +261,9 @@ def _training(records: CheckedRecords, name: str) -> str:
         return f"weights that were trained elsewhere{steps}; rows, batch and learning rate are not known here"
     parts = []
     if f"steps.{name}" in records.by_name:
-        parts.append(f"{_ref(f'steps.{name}')} optimizer steps")
+        parts.append(_counted(records, f"steps.{name}", "optimizer steps"))
     if f"epochs.{name}" in records.by_name:
-        parts.append(f"{_ref(f'epochs.{name}', '.4g')} epochs")
+        parts.append(_counted(records, f"epochs.{name}", "epochs", ".4g"))
     if "train.per_device_train_batch_size" in records.by_name:
         parts.append(f"batch size {_ref('train.per_device_train_batch_size')}")
     if f"lr.{name}" in records.by_name:
