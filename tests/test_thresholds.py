@@ -43,7 +43,7 @@ ELSEWHERE = {
     "writeup/lint/recorded.py": {"ROUNDED_BY"},
     "writeup/lint/markdown.py": {"LONGEST", "NESTED"},
     "writeup/lint/clean.py": {"SHORT"},
-    "writeup/lint/contrasts.py": {"NEAR"},
+    "writeup/lint/contrasts.py": {"NEAR", "NEAR_SHARE"},
     "writeup/lint/number_words.py": {"_RATIOS"},
     "writeup/lint/foreign_words.py": {"OF"},
     "writeup/lint/unsupported.py": {"MOST_ARMS"},
@@ -106,6 +106,7 @@ LITERALS = {
     # digits a number is printed with, and the rounding of a printed number
     "writeup/lint/bind.py": {0.1, 3.01},
     "writeup/lint/recorded.py": {1e-4},
+    "writeup/lint/contrasts.py": {0.5},  # half a count
     "writeup/lint/numbers.py": {0.5},
     "writeup/references.py": {1e-4, 1e-3},
     "writeup/tables.py": {1e-4},

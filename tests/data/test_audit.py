@@ -17,6 +17,7 @@ import pytest
 import zstandard
 
 from veritune.commands.main import main
+from veritune.counting import grouped
 from veritune.data.audit import AuditConfig, audit_data, render_text, write_clean, write_report
 from veritune.data.contamination import ContaminationConfig
 from veritune.data.load import load_rows
@@ -268,7 +269,7 @@ def test_bad_lines_are_named_and_counted_on_the_screen(
     rc, out = by_command(capsys, path, "--eval", path, "--out", tmp_path / "out")
     assert rc == (2 if case != "one-word rows" else 0)  # the rows are the eval; equal single words are no evidence
     total = sum(problems.values())
-    assert f"{len(lines):,} records read, {usable:,} usable, {total:,} problems" in out
+    assert f"{len(lines):,} records read, {usable:,} usable, {grouped(total, 'problems')}" in out
     assert len(lines) == usable + total
     for reason, n in problems.items():
         assert f"{n:,} x {reason}: first d.jsonl:" in out

@@ -509,6 +509,6 @@ def test_an_open_prompt_a_widened_column_and_short_texts_are_said() -> None:
     assert said["families.widened"].startswith(
         "3 of 3 declared families were joined into 1 by equal text or similarity"
     )
-    assert "families of short texts" in said["families.short_texts"]
+    assert "1 family of short texts (3 rows) rests on similarity" in said["families.short_texts"]
     solved = [row(i, "What is 17 * 3, step by step?", f"{i} steps.\n#### 51") for i in range(20)]
     assert family_notes(solved, find_families(solved)) == [], "many solutions of one problem are no open prompt"

@@ -224,7 +224,7 @@ def test_whole_sources_are_held_out_and_a_family_on_both_sides_goes_with_them() 
     strangers = {row.id for row in rows if split.zone_of[row.id] == "stranger"}
     assert strangers == {row.id for row in rows if row.meta["source"] == "forum"} | {"r0"}
     assert (
-        "1 families are on both sides of held-out sources: they are held out whole, and 1 of their rows with them"
+        "1 family is on both sides of held-out sources: it is held out whole, with 1 row from the other side"
         in split.warnings
     )
     drawn = split_zones(rows, family_of, SplitConfig(by="source", stranger=0.3, validation=0.1))

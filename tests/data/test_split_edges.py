@@ -268,7 +268,7 @@ def test_a_family_on_both_sides_goes_with_the_held_out_rows_and_is_counted() -> 
     split = split_zones(rows, family_of, SplitConfig(by="time", field="when", held_from="18"))
     assert [i for i in range(20) if split.zone_of[f"r{i:02d}"] == "stranger"] == [0, 1, 18, 19]
     assert split.warnings[0] == (
-        "1 family is on both sides of the held-out time: they are held out whole, and 2 of their rows with them"
+        "1 family is on both sides of the held-out time: it is held out whole, with 2 rows from the other side"
     )
     assert "both sides" not in " ".join(by_time(held_from="18").warnings)
 

@@ -13,8 +13,9 @@ import pytest
 
 from veritune import contract
 from veritune.config.load import load_study, parse_study
+from veritune.decide.probe_records import recorded_quantities
 from veritune.errors import ScoreError, StudyError
-from veritune.pipeline import recorded_quantities, run
+from veritune.pipeline import run
 from veritune.pipeline.ready import make_ready
 from veritune.probe.geometry_dose import RECORD
 from veritune.progress import Progress

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from veritune.decide.probe_records import recorded_quantities
 from veritune.decide.recorded import from_estimate
 from veritune.demo import unpack
 from veritune.errors import ScoreError
-from veritune.pipeline import recorded_quantities
 from veritune.probe.geometry_dose import RECORD
 from veritune.records import Estimate
 from veritune.store import Store

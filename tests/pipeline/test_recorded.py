@@ -18,16 +18,16 @@ from veritune import contract
 from veritune.commands.app import app
 from veritune.config.load import load_study
 from veritune.config.study import Study
+from veritune.decide.probe_records import READERS, recorded_quantities
 from veritune.decide.reach import resolution
 from veritune.decide.recorded import Recorded
 from veritune.errors import InputError, ScoreError, StudyError
 from veritune.evaluate.calibration import calibration
-from veritune.pipeline import recorded_quantities, run
+from veritune.pipeline import run
 from veritune.pipeline.decide import decide
 from veritune.pipeline.leak import leak_command
 from veritune.pipeline.probes import MODEL_PROBES, probe_report
 from veritune.pipeline.ready import make_ready
-from veritune.pipeline.recorded import READERS
 from veritune.probe.effective import align, choose, directions, unit
 from veritune.probe.memorization import three_zone_gap, zone_gains
 from veritune.probe.names import OPEN, PATTERNS, ProbeNames, _names, nearest, pattern_of

@@ -21,7 +21,7 @@ SERVING = (
 )
 FOUND = {
     "data": "6 rows audited clean, 0 duplicates, licences CC-BY-4.0 (6 rows); no family is on both sides of the split; "
-    "no overlap with 1 evals",
+    "no overlap with 1 eval",
     "target": "claim gains is supported (+0.310, +0.210 to +0.410, n 29)",
     "regression": "golden: 0.770 against 0.750 on 200 items: gap +0.020, 95 % interval +0.001 to +0.050, margin 0.05",
     "safety": f"safe answers: 0.900 against 0.900 on 100 items: gap +0.000, {ITEMS}; "

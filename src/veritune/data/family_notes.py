@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from veritune.counting import grouped
+from veritune.counting import agree, grouped
 from veritune.data.answers import final_answer
 from veritune.data.families import FamilyResult
 from veritune.data.split import names_a_problem, problem_of
@@ -84,9 +84,9 @@ def _short_texts(rows: Sequence[Row], families: FamilyResult) -> Iterator[Findin
     short.sort(key=lambda m: -len(m))
     shown = "; ".join(f"{len(m)}: {_head(rows[m[0]])} = {_head(rows[m[-1]])}" for m in short[:_SHOWN])
     text = (
-        f"{grouped(len(short), 'families')} of short texts ({sum(map(len, short)):,} rows) rest on similarity, where "
-        "one frame "
-        f"with another fact in it looks like a rewrite. Read the largest: {shown}"
+        f"{grouped(len(short), 'families')} of short texts ({grouped(sum(map(len, short)), 'rows')}) "
+        f"{agree(len(short), 'rest')} on similarity, where one frame with another fact in it looks like "
+        f"a rewrite. Read the largest: {shown}"
     )
     evidence = {"families": len(short), "largest": [[rows[i].id for i in m[:5]] for m in short[:20]]}
     yield Finding("families.short_texts", "note", text, evidence=evidence)

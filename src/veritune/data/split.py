@@ -203,8 +203,8 @@ def _touched(
     if not both:
         return held, ()
     return held, (
-        f"{many(len(both), 'families', 'are')} on both sides of {what}: they are held out whole, and {old} of their "
-        "rows with them",
+        f"{many(len(both), 'families', 'are')} on both sides of {what}: "
+        f"{'it is' if len(both) == 1 else 'they are'} held out whole, with {many(old, 'rows')} from the other side",
     )
 
 

@@ -42,12 +42,9 @@ def resolution(
     confirmatory = max(1, sum(c.correction == "confirmatory" and not _is_count(study, c) for c in study.claims))
     found = []
     for claim in study.claims:
-        if claim.kind == "probe":
-            never, sentence = _probe_never(study, claim, families), _probe_sentence(study, claim, confirmatory)
-            reach = ClaimReach(claim.name, claim.kind, claim.margin, never or sentence)
-            found.append(replace(reach, undecidable=never) if never else reach)
-        else:
-            found.append(_claim(study, claim, items, assumed, confirmatory))
+        never = _probe_never(study, claim, families) if claim.kind == "probe" else ""
+        reach = _claim(study, claim, items, assumed, confirmatory)
+        found.append(replace(reach, sentence=never, undecidable=never) if never else reach)
     return found
 
 
@@ -98,6 +95,8 @@ def _claim(
     assumed: Assumed,
     confirmatory: int,
 ) -> ClaimReach:
+    if claim.kind == "probe":
+        return ClaimReach(claim.name, claim.kind, claim.margin, _probe_sentence(study, claim, confirmatory))
     here = _items_of(study, claim, items)
     alpha = claim.alpha / (confirmatory if claim.correction == "confirmatory" else 1)
     if len(here) < 2:

@@ -16,16 +16,14 @@ from veritune.faces import face
 if TYPE_CHECKING:
     from veritune.pipeline.decide import score_tables, scores
     from veritune.pipeline.flow import Outcome, run
-    from veritune.pipeline.recorded import recorded_quantities
 
 _HOMES = {
     "Outcome": "flow",
-    "recorded_quantities": "recorded",
     "run": "flow",
     "score_tables": "decide",
     "scores": "decide",
 }
 
-__all__ = ["Outcome", "recorded_quantities", "run", "score_tables", "scores"]
+__all__ = ["Outcome", "run", "score_tables", "scores"]
 
 __getattr__, __dir__ = face(__name__, _HOMES)

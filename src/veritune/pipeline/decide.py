@@ -13,9 +13,9 @@ from veritune.config.load import load_study
 from veritune.config.study import Study
 from veritune.decide.claims import ClaimContext as ClaimContext
 from veritune.decide.claims import judge
+from veritune.decide.probe_records import claimed_quantities
 from veritune.errors import InputError
 from veritune.evaluate.means import FAILED
-from veritune.pipeline.recorded import claimed_quantities
 from veritune.probe.names import arm_of
 from veritune.records import (
     Contract,

@@ -168,7 +168,7 @@ class Values:
         record."""
         if self.records is None:
             return {}
-        from veritune.pipeline.recorded import recorded_quantities  # numpy and scipy: most pages name no probe
+        from veritune.decide.probe_records import recorded_quantities  # numpy and scipy: most pages name no probe
 
         store = Store(self.records.root)
         thresholds = load_study(store.study_file).thresholds if store.study_file.is_file() else DEFAULTS
