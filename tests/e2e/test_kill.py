@@ -102,7 +102,7 @@ def test_killed_and_started_again_ends_with_the_same_result(moment: str, study: 
 
 
 def test_killed_at_every_moment_in_turn_ends_with_the_same_result(study: Any, forks: Any, finished: Any) -> None:
-    for moment, operation in MOMENTS.items():
+    for moment, operation in list(MOMENTS.items())[:: 1 if ALL else 4]:
         assert forks("run", study.root, kill_at=operation).rc == -signal.SIGKILL, f"never came to: {moment}"
     last = forks("run", study.root)
     assert last.rc == finished.run.returncode, last.err
