@@ -92,7 +92,7 @@ def assert_same_result(root: Path, reference: Path) -> None:
             assert found[name][part] == expected[name][part], f"{name}: {part} differs"
 
 
-@pytest.mark.parametrize("moment", ALONE if ALL else ALONE[::3])
+@pytest.mark.parametrize("moment", ALONE if ALL else ALONE[::6])
 def test_killed_and_started_again_ends_with_the_same_result(moment: str, study: Any, forks: Any, finished: Any) -> None:
     assert forks("run", study.root, kill_at=MOMENTS[moment]).rc == -signal.SIGKILL
     again = forks("run", study.root)

@@ -80,7 +80,7 @@ DAMAGE = (VerituneError, ValueError, LookupError, ArithmeticError)
 PERSONAS = "it speaks of these personas and questions: no interval over them is recorded"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _DoneRun:
     """A finished run: its arm, its summary and, where it was measured, the loss of every row."""
 
