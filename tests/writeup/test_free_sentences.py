@@ -109,3 +109,13 @@ TRUE_AS_WELL = [
 @pytest.mark.parametrize("text", TRUE_AS_WELL)
 def test_the_same_words_in_a_true_sentence(text: str, held: Path) -> None:
     assert [e for e in errors(text, held) if "win" not in e] == []
+
+
+@pytest.mark.parametrize("said", ["Tuning cuts the error rate by half.", "Tuning cut the error rate in half."])
+def test_by_half_is_a_number(said: str, tmp_path: Path) -> None:
+    page, records = tmp_path / "p.md", tmp_path / "r.json"
+    page.write_text(said, "utf-8")
+    for tuned, right in ((0.35, False), (0.2, True)):
+        records.write_text(json.dumps({"base": {"error_rate": 0.4}, "tuned": {"error_rate": tuned}}), "utf-8")
+        found = [f.message for f in lint_records(page, [records]).findings if f.rule == "number.unbound"]
+        assert (found == []) == right

@@ -23,7 +23,9 @@ DELTA = re.compile(
     r"tripl|twice|than\b|mehr|weniger|höher|besser|schneller|plus\b|moins|mejor|menos|más|提升|提高|下降|倍|steig|stieg|gestiegen|sink|fiel|fällt|baiss|cay[óo]|baj[óa]|sub[ió]|gagn|perd|gan[aó]\b|pierd|高|低|增|减",
     re.IGNORECASE,
 )
-TIMES = re.compile(r"times|×|\bx\b|\dx|fold|faster|smaller|slower|倍|doubl|halv|tripl|twice|fois\b|\bmal\b|veces")
+TIMES = re.compile(
+    r"times|×|\bx\b|\dx|fold|faster|smaller|slower|倍|doubl|halv|\b(?:by|in)\shalf\b|tripl|twice|fois\b|\bmal\b|veces"
+)
 ERROR = re.compile(r"\berror|\bfail|\bmiss|wrong|fehler|erreur|incorrect", re.IGNORECASE)
 RIGHT_WORDS = ("accuracy", "correct", "right", "match", "pass")
 """Measures of which an error rate is the rest, whether a sentence names them or not."""

@@ -38,7 +38,7 @@ FRACTION = re.compile(
     re.IGNORECASE,
 )
 RATIO = re.compile(
-    r"\b(?:(doubl(?:es?|ed|ing)|twice)|(tripl(?:es?|ed|ing)|thrice)|(quadrupl(?:es?|ed|ing))|(halv(?:es?|ed|ing))|"
+    r"\b(?:(doubl(?:es?|ed|ing)|twice)|(tripl(?:es?|ed|ing)|thrice)|(quadrupl(?:es?|ed|ing))|(halv(?:es?|ed|ing)|(?:by|in)\shalf(?!\s(?:an?|of|that|the|its|as|point)\b)(?!-))|"
     r"(tenfold)|(two|three|four|five|six|seven|eight|nine|ten)[\s-]?(?:fold|times))\b",
     re.IGNORECASE,
 )

@@ -64,7 +64,7 @@ TREND = re.compile(
     re.IGNORECASE,
 )
 SETTLED_WORD = re.compile(
-    r"outperform|outscor|beats?|doubl|tripl|halv|significant|surpass|superior|übertr|verdoppel|halbier|dépasse|supera|duplica|优|超|胜|翻倍",
+    r"outperform|outscor|beats?|doubl|tripl|halv|\bby\shalf\b|\bcuts?\b.{0,40}\bin\shalf\b|significant|surpass|superior|übertr|verdoppel|halbier|dépasse|supera|duplica|优|超|胜|翻倍",
     re.IGNORECASE,
 )
 """Wins that need a verdict even where one arm or none is named."""
