@@ -64,7 +64,8 @@ test-matrix:
 co-installs:
 	$(PYTHON) docs/make_co_installs.py
 
-# Coverage-guided, over every reader of strangers' files; what it finds lies in .fuzz/. CI runs it briefly.
+# Coverage-guided, over every reader of strangers' files; what it finds lies in .fuzz/. CI takes a sample that is
+# not guided, the same on every machine: guided.py --each.
 SECONDS ?= 300
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/guided.py --seconds $(SECONDS)

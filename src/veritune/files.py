@@ -46,7 +46,8 @@ def plain(path: Path) -> Path:
     A shell's own pipe, `<(command)`, has a name below /dev and is read.
     """
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and path.parts[:2] not in (("/", "dev"), ("/", "proc")):
+    of_shell = stat.S_ISFIFO(mode) and path.parts[:2] in (("/", "dev"), ("/", "proc"))
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or of_shell):
         raise FormatError(f"{path}: expected a plain file, found a pipe or a device.", fix="Restore it from a copy.")
     return path
 

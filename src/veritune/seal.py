@@ -409,8 +409,9 @@ def sealed_files(store: Store) -> dict[str, str] | None:
     return _sealed_files(store, record)
 
 
-def edited_records(store: Store) -> list[str]:
+def edited_records(store: Store, *, verdicts_alone: bool = False) -> list[str]:
     """Records that screens and texts take verdicts and numbers from, where they differ from the seal: a sentence each.
+    With `verdicts_alone` only the file of the verdicts is read, however many runs there are.
 
     Empty for a study that is not sealed at present. Cheaper than `verify`: no data, weights, scores or drawings.
     """
@@ -422,7 +423,7 @@ def edited_records(store: Store) -> list[str]:
         return [exc.message if isinstance(exc, VerituneError) else str(exc)]
     if sealed is None:
         return ["seal.json is gone, or is not the seal that the timeline records"]
-    shown = {name: store.root / name for name in sorted(sealed) if _is_shown(name)}
+    shown = {name: store.root / name for name in sorted(sealed) if _is_shown(name, verdicts_alone)}
     return [
         f"{name} {_WORDS['edited']}"
         for name, path in shown.items()
@@ -435,12 +436,14 @@ def refuse_edited_records(store: Store) -> None:
     edited = edited_records(store)
     if edited:
         raise StaleError(
-            f"{store.root}: {edited[0]} ({len(edited)} findings).",
+            f"{store.root}: {edited[0]} ({many(len(edited), 'findings')}).",
             fix=f"List all findings: veritune verify {store.root}",
         )
 
 
-def _is_shown(name: str) -> bool:
+def _is_shown(name: str, verdicts_alone: bool) -> bool:
+    if verdicts_alone:
+        return name == "verdict.json"
     one = ("verdict.json", "selection.json")
     return name in one or (name.startswith("runs/") and name.endswith((f"/{SUMMARY}", "/manifest.json")))
 

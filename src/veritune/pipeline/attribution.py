@@ -422,7 +422,7 @@ def _target_losses(case: _Case, weights: RunWeights) -> list[float]:
 def _reading(made: Sequence[Ranking], verified: Verified | None, case: _Case) -> str:
     """The first list in a sentence, how many of the others are shown, and what leaving families out was worth."""
     first, shown = made[0], sum(r.shown for r in made)
-    what = f"{case.chosen} output{'s' * (case.chosen != 1)} of {case.cell.run_id} on {case.eval}"
+    what = f"{many(case.chosen, 'outputs')} of {case.cell.run_id} on {case.eval}"
     if first.shown:
         top = first.families[0]
         reading = (

@@ -25,7 +25,7 @@ from veritune.evaluate.generate import Decoding, answers, cache_bytes, generate
 from veritune.evaluate.judge import MAX_TOKENS
 from veritune.pipeline.cell import cells_of, is_done
 from veritune.pipeline.leak import LEAK, leak_is_done, measured_rows, whole_conditions
-from veritune.pipeline.probe_costs import planned_probes
+from veritune.pipeline.probe_costs import answer_seconds, planned_probes
 from veritune.pipeline.ready import Ready, make_ready
 from veritune.pipeline.watch import study_at
 from veritune.progress import Progress, clock
@@ -395,7 +395,7 @@ def _cell_plan(
 ) -> PlannedCell:
     """What one cell will take; `certain` are those whose run id no selection changes any more."""
     scored, base = cell.phase in (BASELINE, MAIN), cell.phase == BASELINE
-    answer_s = sum(_answer_s(ready, name, timing) for name, timing in answers.evals.items()) if scored else 0.0
+    answer_s = sum(answer_seconds(ready, name, timing) for name, timing in answers.evals.items()) if scored else 0.0
     loss_s = _nll_s(ready, probes.get(cell.condition, next(iter(probes.values())))) if scored else 0.0
     if base:
         seconds = CellSeconds.of(answers.load_s, 0.0, 0.0, loss_s, answer_s)
@@ -464,16 +464,6 @@ def _scoring(probe: LiveProbe, answers: AnswerProbe, *, scored: bool) -> list[in
 def _at_full_length(peak: int | None, answers: AnswerProbe) -> int | None:
     """The peak of a probe, which answers with a few tokens, and what the cache takes for answers of full length."""
     return None if peak is None else peak + answers.cache_bytes
-
-
-def _answer_s(ready: Ready, name: str, timing: EvalTiming) -> float:
-    """Seconds to answer one eval when every answer runs to the limit; early ends make it shorter."""
-    spec = ready.study.evals[name]
-    if spec.kind == "choice":  # what was timed is the loss of one batch of options
-        rows = sum(len(item.rows) for item in ready.options[name])
-        return float(math.ceil(rows / max(timing.prompts, 1)) * timing.prompt_s)
-    batches = math.ceil(len(ready.items[name]) / spec.batch_size)
-    return float(batches * (timing.prompt_s + spec.max_new_tokens * timing.token_s))
 
 
 def scoring_tokens(ready: Ready) -> int:

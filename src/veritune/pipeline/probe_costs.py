@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from veritune.config.study import GeometryProbe
 from veritune.pipeline.cell import cells_of
 from veritune.pipeline.ready import Ready
-from veritune.records.plan import AnswerProbe, LiveProbe, PlannedCell, PlannedProbe
+from veritune.records.plan import AnswerProbe, EvalTiming, LiveProbe, PlannedCell, PlannedProbe
 from veritune.train.schedule import MAIN, seen_rows
-
-RECALL_PASSES = 6
-"""Passes over a row that `recall` makes: its own ending, two others of each of two kinds, and the row as it is."""
 
 
 def planned_probes(
@@ -32,6 +29,23 @@ def planned_probes(
     made = [] if asked is None else [costs.geometry("geometry of checkpoints", asked, costs.checkpoints(), bases=1)]
     made += [costs.of(name) for name in dict.fromkeys(names)]
     return tuple(made) or None
+
+
+def answer_seconds(ready: Ready, name: str, timing: EvalTiming) -> float:
+    """Seconds to answer one eval when every answer runs to the limit; early ends make it shorter."""
+    spec = ready.study.evals[name]
+    if spec.kind == "choice":  # what was timed is the loss of one batch of options
+        rows = sum(len(item.rows) for item in ready.options[name])
+        return float(math.ceil(rows / max(timing.prompts, 1)) * timing.prompt_s)
+    batches = math.ceil(len(ready.items[name]) / spec.batch_size)
+    return float(batches * (timing.prompt_s + spec.max_new_tokens * timing.token_s))
+
+
+def _recall_passes() -> int:
+    """Passes over a row: its own ending, others of each kind, and the row as it is."""
+    from veritune.probe.recall import KINDS, RecallPlan
+
+    return 2 + len(KINDS) * RecallPlan().others
 
 
 @dataclass(frozen=True)
@@ -57,9 +71,10 @@ class _Costs:
             seconds = models * self._forward(self.ready.nll_rows)
         elif name == "calibration":
             asked = [r.id for rows in self.ready.items.values() for r in rows]
-            seconds = models * (self._answers() + self._forward(asked))
+            said = sum(answer_seconds(self.ready, *eval_) for eval_ in self.answers.evals.items())
+            seconds = models * (said + self._forward(asked))
         else:
-            passes = RECALL_PASSES if name == "recall" else 1
+            passes = _recall_passes() if name == "recall" else 1
             seconds = models * passes * self._forward(self._rows(zones[name], asked=by_arm))
         return PlannedProbe(name, models, seconds + models * self.answers.load_s)
 
@@ -111,11 +126,3 @@ class _Costs:
         """Seconds for one more token of each of so many prompts, at the slowest eval's speed for a batch."""
         timed = [t for t in self.answers.evals.values() if t.token_s]
         return max((t.token_s * math.ceil(prompts / max(t.prompts, 1)) for t in timed), default=0.0)
-
-    def _answers(self) -> float:
-        """Seconds for one model's answers to all evals."""
-        seconds = 0.0
-        for name, timing in self.answers.evals.items():
-            batches = math.ceil(len(self.ready.items[name]) / max(timing.prompts, 1))
-            seconds += batches * (timing.prompt_s + self.ready.study.evals[name].max_new_tokens * timing.token_s)
-        return seconds

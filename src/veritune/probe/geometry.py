@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,7 @@ from veritune.config.thresholds import DEFAULTS
 from veritune.errors import DataError, ModelError, ScoreError, first_line
 from veritune.probe.batches import evaluating, model_device
 from veritune.probe.geometry_grid import read_alone
-from veritune.records import Geometry, JsonValue, LayerGeometry, MeasureChange
+from veritune.records import Geometry, JsonValue, LayerGeometry
 from veritune.stats.centroids import Centroids, changes, m1_parts
 from veritune.untrusted import parse_yaml, read_text
 
@@ -222,7 +222,7 @@ def _layer(base: Centroids, trained: Centroids, layer: int, level: float) -> Lay
     energy_H = np.square(base.centroid_P_H).sum(0)
     whole = float(energy_H.sum())
     drift, arrangement = m1_parts(base.centroid_P_H, trained.centroid_P_H) or (None, None)
-    found = {name: MeasureChange(*astuple(change)) for name, change in changes(base, trained, level).items()}
+    found = changes(base, trained, level)
     return LayerGeometry(
         layer=layer,
         top_channel_share=float(energy_H.max() / whole) if whole > 0 else None,

@@ -29,6 +29,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from veritune.records import MeasureChange
 from veritune.stats.intervals import t_quantile
 
 Floats = npt.NDArray[np.float64]
@@ -61,24 +62,6 @@ class Centroids:
     reference_H: Floats
     gram_P_P: Floats
     n_questions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A measure before and after. `change` is the difference (for `separation` the ratio minus 1); `low` and `high` its
-    jackknife interval over groups; `p` two-sided, never below `floor`. `reason` says why numbers are missing.
-    """
-
-    base: float | None
-    trained: float | None
-    change: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    floor: float | None = None
-    n_permutations: int | None = None
-    p_adjusted: float | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +131,7 @@ def _without(side: Centroids, group: int) -> Centroids:
 # ---------------------------------------------------------------- changes
 
 
-def changes(base: Centroids, trained: Centroids, level: float = 0.95) -> dict[str, Change]:
+def changes(base: Centroids, trained: Centroids, level: float = 0.95) -> dict[str, MeasureChange]:
     """Every measure in `MEASURES` before and after."""
     channel = int(np.square(base.centroid_P_H).sum(0).argmax())
     made = {}
@@ -174,11 +157,11 @@ def _cosined(side: Centroids, name: str, channel: int) -> Floats:
     return np.delete(side.centroid_P_H, channel, axis=1) if name == "m1_without_top_channel" else side.centroid_P_H
 
 
-def _cosine_change(a_P_H: Floats, b_P_H: Floats, level: float, swapped: Swapped) -> Change:
+def _cosine_change(a_P_H: Floats, b_P_H: Floats, level: float, swapped: Swapped) -> MeasureChange:
     before, after = m1(a_P_H), m1(b_P_H)
     if before is None or after is None:
         where = _sides(before is None, after is None)
-        return Change(before, after, reason=f"a centroid of {where} is zero and has no direction")
+        return MeasureChange(before, after, reason=f"a centroid of {where} is zero and has no direction")
 
     def without(group: int) -> float | None:
         left, right = m1(np.delete(a_P_H, group, 0)), m1(np.delete(b_P_H, group, 0))
@@ -187,10 +170,10 @@ def _cosine_change(a_P_H: Floats, b_P_H: Floats, level: float, swapped: Swapped)
     return _change(before, after, after - before, without, level, swapped)
 
 
-def _icc_change(base: Centroids, trained: Centroids, level: float) -> Change:
+def _icc_change(base: Centroids, trained: Centroids, level: float) -> MeasureChange:
     before, after = icc(base), icc(trained)
     if before is None or after is None:
-        return Change(before, after, reason=f"the states of {_sides(before is None, after is None)} do not vary")
+        return MeasureChange(before, after, reason=f"the states of {_sides(before is None, after is None)} do not vary")
 
     def without(group: int) -> float | None:
         left, right = icc(_without(base, group)), icc(_without(trained, group))
@@ -208,11 +191,11 @@ def _icc_change(base: Centroids, trained: Centroids, level: float) -> Change:
     return _change(before, after, after - before, without, level, swapped)
 
 
-def _separation_change(base: Centroids, trained: Centroids, level: float) -> Change:
+def _separation_change(base: Centroids, trained: Centroids, level: float) -> MeasureChange:
     before, after = separation(base.centroid_P_H), separation(trained.centroid_P_H)
     tiny = _EPS * max(float(np.linalg.norm(side.centroid_P_H)) for side in (base, trained))
     if before <= tiny or after <= tiny:
-        return Change(
+        return MeasureChange(
             before, after, reason=f"the centroids of {_sides(before <= tiny, after <= tiny)} are all the same"
         )
 
@@ -225,10 +208,12 @@ def _separation_change(base: Centroids, trained: Centroids, level: float) -> Cha
     return _change(before, after, after / before - 1, without, level, swapped)
 
 
-def _drift_change(base: Centroids, trained: Centroids, level: float) -> Change:
+def _drift_change(base: Centroids, trained: Centroids, level: float) -> MeasureChange:
     unit = separation(base.centroid_P_H)
     if unit <= _EPS * float(np.linalg.norm(base.centroid_P_H)):
-        return Change(None, None, reason="the base's centroids are all the same: no unit to measure the drift in")
+        return MeasureChange(
+            None, None, reason="the base's centroids are all the same: no unit to measure the drift in"
+        )
     moved_P_H = trained.centroid_P_H - base.centroid_P_H
 
     def drift(rows_P_H: Floats) -> float:
@@ -249,7 +234,7 @@ def _change(
     without: Callable[[int], float | None],
     level: float,
     swapped: Swapped,
-) -> Change:
+) -> MeasureChange:
     n_groups = swapped.n_groups
     left = [without(group) for group in range(n_groups)]
     low = high = None
@@ -258,7 +243,7 @@ def _change(
         se = float(np.sqrt((n_groups - 1) / n_groups * np.square(leave_P - leave_P.mean()).sum()))
         half = t_quantile(0.5 + level / 2, n_groups - 1) * se
         low, high = change - half, change + half
-    return Change(before, after, change, low, high, swapped.p, swapped.floor, swapped.n)
+    return MeasureChange(before, after, change, low, high, swapped.p, swapped.floor, swapped.n)
 
 
 # ---------------------------------------------------------------- swaps

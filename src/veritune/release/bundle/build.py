@@ -27,6 +27,7 @@ from veritune import contract as contracts
 from veritune.config.fields import BASELINE
 from veritune.config.study import Study
 from veritune.config.train import Model
+from veritune.counting import many
 from veritune.data.datasheet import write_datasheet
 from veritune.errors import GateError, InputError, ModelError, StaleError
 from veritune.records import (
@@ -342,7 +343,7 @@ def _refuse_contents(out: Path) -> None:
     problems = [f.message for f in tree.findings]
     problems += [f"{n} {p}" for n, path in sorted(tree.files.items()) if (p := content_problem(n, path))]
     if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        count = many(len(problems), "problems")
         raise ModelError(f"cannot be packed: {problems[0]} ({count}).", fix="Save the model without that file.")
 
 

@@ -62,7 +62,7 @@ def _listed(place: Place) -> Listed:
         event = next(reversed(store.events()), None) if store.events_file.exists() else None
     except VerituneError as exc:
         event, problem = None, exc.message
-    edited = edited_records(store)
+    edited = edited_records(store, verdicts_alone=True)  # of many studies on one page
     problem = problem or (edited[0] if edited else "")
     last = f"{event['event']} {event['time']}" if event else ""
     return Listed(place, question, verdicts, _state(store), last, problem)
